@@ -1,0 +1,126 @@
+"""One pass over batches: any number of students and observers share one reading of text and weights.
+
+The order of layers and batches belongs to the residency of the view; what an observer or a sink sees does not depend on it.
+Shapes: B samples, T positions, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from shoal.decoder.student import TEACHER, Student
+from shoal.decoder.view import DecoderView, Reading
+from shoal.types import Batch
+
+TapKind = Literal["boundary", "attn_in", "attn_map_in", "mlp_map_in", "attn_out", "mlp_out"]
+
+
+@dataclass(frozen=True, order=True)
+class Tap:
+    """One place in the teacher's stream: a boundary 0..L, or a place inside layer ``index``."""
+
+    kind: TapKind
+    index: int
+
+
+class Observer(Protocol):
+    """Collects additive sums from the teacher's stream; so it can be sharded over workers, saved and resumed."""
+
+    def taps(self, view: DecoderView) -> Sequence[Tap]:
+        """What it needs."""
+        ...
+
+    def update(self, batch: Batch, values: Mapping[Tap, Tensor]) -> None:
+        """One batch, in batch order. ``values``: (B, T, ...) in the model's dtype, on the view's device; not to be edited."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums, by name."""
+        ...
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+Sink = Callable[[Reading, list[Tensor]], None]
+"""Receives, per batch, boundary L of every student (in the order given)."""
+
+
+@torch.no_grad()
+def run_pass(
+    view: DecoderView,
+    batches: Iterable[Batch],
+    *,
+    observers: Sequence[Observer] = (),
+    students: Sequence[Student] = (),
+    sink: Sink | None = None,
+    stop: int | None = None,
+    after_batch: Callable[[Batch], None] | None = None,
+) -> None:
+    """Run batches through the teacher (if observers are given) and all students, sharing every common prefix.
+
+    Args:
+        observers: fed from the teacher's stream.
+        students: their boundary L goes to ``sink``; include ``TEACHER`` to get the teacher's.
+        stop: run only layers below it (for observers; students need all layers).
+        after_batch: called when a batch is done, for progress.
+    Raises:
+        ValueError: NaN or infinite states (names the first boundary).
+    """
+    assert stop is None or not students
+    for batch in batches:
+        reading = view.read(batch)
+        taps = {tap for observer in observers for tap in observer.taps(view)}
+        streams = [TEACHER, *students] if observers else list(students)
+        values, finals = _run_batch(view, reading, streams, taps, view.n_layers if stop is None else stop)
+        for observer in observers:
+            observer.update(reading.batch, {tap: values[tap] for tap in observer.taps(view)})
+        if sink is not None:
+            sink(reading, finals[1:] if observers else finals)
+        if after_batch is not None:
+            after_batch(batch)
+
+
+def _run_batch(
+    view: DecoderView, reading: Reading, streams: Sequence[Student], taps: set[Tap], stop: int
+) -> tuple[dict[Tap, Tensor], list[Tensor]]:
+    """Advance all streams layer by layer; streams with equal history are one group and run once."""
+    groups: list[tuple[list[int], Tensor]] = [(list(range(len(streams))), reading.h_BTD)]
+    values: dict[Tap, Tensor] = {}
+    teacher = 0 if taps else -1
+    for layer in range(stop):
+        if Tap("boundary", layer) in taps:
+            values[Tap("boundary", layer)] = _state_of(groups, teacher)
+        inside = [tap for tap in taps if tap.index == layer and tap.kind != "boundary"]
+        advanced: list[tuple[list[int], Tensor]] = []
+        for members, h in groups:
+            by_step: dict[tuple[object, ...], list[int]] = {}
+            for member in members:
+                by_step.setdefault(streams[member].step(layer).key, []).append(member)
+            for alike in by_step.values():
+                wanted = inside if teacher in alike else []
+                with view.tapped(layer, wanted, values):
+                    advanced.append((alike, view.run_step(layer, streams[alike[0]].step(layer), h, reading)))
+        groups = advanced
+    if Tap("boundary", stop) in taps:
+        values[Tap("boundary", stop)] = _state_of(groups, teacher)
+    finals = [_state_of(groups, member) for member in range(len(streams))]
+    for state in finals:
+        _refuse_nonfinite(view, state)
+    return values, finals
+
+
+def _state_of(groups: Sequence[tuple[list[int], Tensor]], member: int) -> Tensor:
+    return next(h for members, h in groups if member in members)
+
+
+def _refuse_nonfinite(view: DecoderView, h_BTD: Tensor) -> None:
+    if not torch.isfinite(h_BTD).all():
+        raise ValueError(
+            f"the hidden states of this {view.family} model are NaN or infinite on this text; "
+            "check the weights, or run with --dtype float32 or bfloat16"
+        )

@@ -1,0 +1,33 @@
+"""Where layers live. The view asks for one layer at a time; no algorithm holds the layer list."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from torch import nn
+
+
+class Residency(Protocol):
+    """Lends layers. ``layer_major`` says that a pass should run all batches through a layer before the next one."""
+
+    layer_major: bool
+
+    @contextmanager
+    def layer(self, index: int) -> Iterator[nn.Module]:
+        """The layer with its weights on the compute device, valid inside the ``with`` block only."""
+        ...
+
+
+class Resident:
+    """All layers in memory."""
+
+    layer_major = False
+
+    def __init__(self, layers: nn.ModuleList) -> None:
+        self._layers = layers
+
+    @contextmanager
+    def layer(self, index: int) -> Iterator[nn.Module]:
+        yield self._layers[index]
