@@ -7,26 +7,14 @@ Shapes: B samples, T positions, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from shoal.decoder.student import TEACHER, Student
-from shoal.decoder.view import DecoderView, Reading
+from shoal.decoder.view import DecoderView, Reading, Tap
 from shoal.types import Batch
-
-TapKind = Literal["boundary", "attn_in", "attn_map_in", "mlp_map_in", "attn_out", "mlp_out"]
-
-
-@dataclass(frozen=True, order=True)
-class Tap:
-    """One place in the teacher's stream: a boundary 0..L, or a place inside layer ``index``."""
-
-    kind: TapKind
-    index: int
-
 
 class Observer(Protocol):
     """Collects additive sums from the teacher's stream; so it can be sharded over workers, saved and resumed."""
@@ -69,9 +57,9 @@ def run_pass(
         stop: run only layers below it (for observers; students need all layers).
         after_batch: called when a batch is done, for progress.
     Raises:
-        ValueError: NaN or infinite states (names the first boundary).
+        ValueError: NaN or infinite states at boundary L.
     """
-    assert stop is None or not students
+    assert stop is None or not students, "students need every layer"
     for batch in batches:
         reading = view.read(batch)
         taps = {tap for observer in observers for tap in observer.taps(view)}

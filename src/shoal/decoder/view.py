@@ -9,10 +9,10 @@ Shapes: B samples, T positions, D hidden size, V vocabulary.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,21 @@ from shoal.decoder.families import contribution, find_layers, output_map, refuse
 from shoal.decoder.residency import Residency, Resident
 from shoal.decoder.student import TEACHER, Step, Student
 from shoal.types import Batch
+
+
+TapKind = Literal["boundary", "attn_in", "attn_map_in", "mlp_map_in", "attn_out", "mlp_out"]
+
+
+@dataclass(frozen=True, order=True)
+class Tap:
+    """One place in the teacher's stream: boundary ``index`` (0..L), or a place inside layer ``index``.
+
+    ``attn_in``: what the attention sublayer reads; ``attn_map_in``, ``mlp_map_in``: what the output map reads;
+    ``attn_out``, ``mlp_out``: what the sublayer (its output map, where it has one) returns.
+    """
+
+    kind: TapKind
+    index: int
 
 
 @dataclass(frozen=True)
@@ -167,6 +182,20 @@ class DecoderView:
             pass
         return self.head(h, reading)
 
+    @contextmanager
+    def tapped(self, layer: int, taps: Sequence[Tap], values: dict[Tap, Tensor]) -> Iterator[None]:
+        """While ``layer`` runs inside the block, put what the taps ask for into ``values``."""
+        if not taps:
+            yield
+            return
+        with self.residency.layer(layer) as module:
+            handles = [_listen(module, tap, values) for tap in taps]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
     # -- internals ---------------------------------------------------------------------------------------------------
 
     def _forward(self, batch: Batch) -> Any:
@@ -260,6 +289,28 @@ class DecoderView:
     def sublayer_names(self, layer: int) -> dict[str, str | None]:
         found = {kind: sublayer(self._stub_layers[layer], kind) for kind in ("attn", "mlp")}
         return {kind: None if one is None else one[0] for kind, one in found.items()}
+
+
+def _listen(layer: nn.Module, tap: Tap, values: dict[Tap, Tensor]) -> Any:
+    kind = "attn" if tap.kind.startswith("attn") else "mlp"
+    inside = sublayer(layer, kind)
+    path = contribution(layer, kind) if tap.kind.endswith("_out") else output_map(layer, kind)
+    if tap.kind == "attn_in":
+        path = None if inside is None else inside[0]
+    if path is None:
+        raise ValueError(f"layer {tap.index} has no place {tap.kind!r}: its {kind} sublayer does not end in one linear map")
+    place = layer.get_submodule(path)
+    if tap.kind.endswith("_in"):
+
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            values[tap] = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+
+        return place.register_forward_pre_hook(before, with_kwargs=True)
+
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        values[tap] = _first(output)
+
+    return place.register_forward_hook(after)
 
 
 def _first(returned: Any) -> Tensor:
