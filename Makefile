@@ -1,0 +1,49 @@
+# The first use of any target makes .venv and installs the package under constraints.txt; later uses find it done.
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+OUT ?= demo-run
+WORKERS ?= 2
+
+# The first interpreter found that is new enough; PYTHON=/path/to/python overrides.
+ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	if $$p -c '$(ENOUGH)' >/dev/null 2>&1; then echo $$p; break; fi; done)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test lint format bench install clean
+
+demo: $(INSTALLED)  ## compress the bundled model by 25 %, offline
+	HF_HUB_OFFLINE=1 $(BIN)/shoal demo --out $(OUT) --overwrite
+
+test: $(INSTALLED)  ## the test suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
+
+lint: $(INSTALLED)  ## format, rules, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(INSTALLED)  ## every benchmark; results in benchmarks/results
+	@set -e; for b in benchmarks/*.py; do echo "== $$b"; $(BIN)/python $$b; done
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" && $(PYTHON) -c '$(ENOUGH)' || { \
+		echo "Shoal needs Python 3.11 or newer, found $$(python3 --version 2>&1 || echo none)."; \
+		echo "Install one, or name it: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet -e '.[dev]'
+	@touch $@
+
+clean:  ## everything these targets made
+	rm -rf $(VENV) $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	find src tests scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
