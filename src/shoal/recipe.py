@@ -1,0 +1,179 @@
+"""A recipe: the choice of text, score, selector, guard, repair and training that makes one method. A paper is a recipe.
+
+Recipes are data: typed, validated (unknown key: an error with the nearest), readable as YAML, and complete enough to redo a
+run. The named ones below are the papers' own choices where they are stated; where a paper leaves a point open the recipe's
+``about`` says what was decided.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import Field, field_validator
+
+from shoal.train.config import TrainConfig
+from shoal.types import Record, nearest
+
+SELECTOR_NAMES = ("span", "lowest", "deepest", "disjoint")
+
+
+class TextChoice(Record):
+    """Which text, how much of it, and how it is cut into samples.
+
+    Attributes:
+        sources: paths, folders, ``hub:NAME`` or mixtures; empty: the bundled sample.
+        samples: calibration samples; None: 128, fewer where the text holds fewer (at least 8).
+        length: tokens per sample; None: the model's window, at most 2048.
+        packing: ``packed`` blocks of one length, or one document per ``padded`` sample.
+        selection, evaluation: samples of those slices; None: as for ``samples``, up to 64.
+    """
+
+    sources: tuple[str, ...] = ()
+    samples: int | None = Field(default=None, ge=1)
+    length: int | None = Field(default=None, ge=2)
+    packing: Literal["packed", "padded"] = "packed"
+    selection: int | None = Field(default=None, ge=1)
+    evaluation: int | None = Field(default=None, ge=1)
+
+
+class Recipe(Record):
+    """Everything ``shoal run`` needs besides the machine.
+
+    Attributes:
+        name, about, papers: for people, the card and the citations (arXiv numbers).
+        model: hub id or folder; may come from the command line instead.
+        drop: the budget, as on the command line (``25%``, ``8``, ``25%layers``).
+        parameters: the budget as a target size (``6B``); replaces ``drop`` when given.
+        select: how layers are chosen; ``by``: the table it reads, as ``criterion/tokens``.
+        max_spans: most spans of the ``disjoint`` selector.
+        rounds: 1 = one-shot; more: cut in that many steps and measure anew after each.
+        protect: layers that stay, negative ones counted from the end.
+        guard: candidates compared by true KL on the selection slice; 1 = the selector's own choice stands.
+        replace: module in place of the removed span.
+        train: how the replacement is trained; unused with ``replace: none``.
+    """
+
+    name: str = "custom"
+    about: str = ""
+    papers: tuple[str, ...] = ()
+    model: str | None = None
+    teacher: str | None = None
+    text: TextChoice = TextChoice()
+    drop: str = "25%"
+    parameters: str | None = None
+    select: Literal["span", "lowest", "deepest", "disjoint"] = "span"
+    by: str = "cosine/rest"
+    max_spans: int = Field(default=3, ge=1)
+    rounds: int = Field(default=1, ge=1)
+    protect: tuple[int, ...] = (0, -1)
+    guard: int = Field(default=4, ge=1)
+    replace: Literal["none", "layer"] = "layer"
+    train: TrainConfig = TrainConfig()
+    seed: int = 0
+
+    @field_validator("drop", mode="before")
+    @classmethod
+    def _drop_as_text(cls, value: object) -> object:
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=120)
+
+    def protected(self, n_layers: int) -> frozenset[int]:
+        """The protected layers as indices 0..L-1."""
+        bad = [layer for layer in self.protect if not -n_layers <= layer < n_layers]
+        if bad:
+            raise ValueError(f"protect={bad[0]} is not a layer of this {n_layers}-layer model (-{n_layers}..{n_layers - 1})")
+        return frozenset(layer % n_layers for layer in self.protect)
+
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            name="default",
+            about="Best contiguous span of every criterion, the guard decides by KL, one trained layer in its place.",
+            papers=("2403.19135", "2403.17887"),
+        ),
+        Recipe(
+            name="llm-streamline",
+            about="Contiguous span by cosine over every token, one inherited layer trained on hidden states (MSE). "
+            "AdamW 2e-4 with the schedule as stated, 62 M tokens; the paper's text is the preset mix:slimpajama.",
+            papers=("2403.19135",),
+            by="cosine/every",
+            protect=(),
+            guard=1,
+            train=TrainConfig(lr=2e-4, min_lr=5e-5, weight_decay=1e-3, warmup=0.01, clip=5.0, tokens=62_000_000),
+        ),
+        Recipe(
+            name="uidl",
+            about="Contiguous span by angular distance of the last token, removed without replacement. Healing is not part of "
+            "this version.",
+            papers=("2403.17887",),
+            by="angular/last",
+            protect=(),
+            guard=1,
+            replace="none",
+        ),
+        Recipe(
+            name="uidl-simple",
+            about="The deepest layers but the last; no text is read to choose them. Healing is not part of this version.",
+            papers=("2403.17887",),
+            select="deepest",
+            protect=(),
+            guard=1,
+            replace="none",
+        ),
+        Recipe(
+            name="shortgpt",
+            about="The layers of lowest block influence, each on its own, removed without replacement.",
+            papers=("2403.03853",),
+            select="lowest",
+            by="block_influence/every",
+            protect=(),
+            guard=1,
+            replace="none",
+        ),
+    )
+}
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """A named recipe, or one read from a YAML file.
+
+    Raises:
+        ValueError: neither; not YAML; an unknown key or a value out of range (says which, and what is allowed).
+    """
+    if name_or_path in RECIPES:
+        return RECIPES[name_or_path]
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise ValueError(f"no recipe {name_or_path!r}: neither a file nor a known name; {nearest(name_or_path, RECIPES)}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {type(content).__name__}, not the fields of a recipe (key: value lines)")
+    base = content.pop("recipe", None)
+    if base is not None and base not in RECIPES:
+        raise ValueError(f"{path}: recipe: {base!r} is unknown; {nearest(str(base), RECIPES)}")
+    merged = merge(RECIPES[base].model_dump(mode="json"), content) if base else content
+    return validated(merged, where=str(path))
+
+
+def validated(content: dict[str, object], *, where: str) -> Recipe:
+    import json
+
+    return Recipe.from_json(json.dumps(content), where=where)
+
+
+def merge(base: dict[str, object], changes: dict[str, object]) -> dict[str, object]:
+    """``base`` with ``changes`` on top, nested mappings merged key by key."""
+    merged = dict(base)
+    for key, value in changes.items():
+        below = merged.get(key)
+        merged[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged

@@ -1,0 +1,1 @@
+"""Stages in order, in one folder that can be resumed."""

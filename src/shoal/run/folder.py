@@ -1,0 +1,107 @@
+"""The run folder: which stages are done, under which inputs, so that a run killed anywhere goes on from its last file.
+
+``run.json`` maps every finished stage to the hash of its inputs. A stage whose hash is unchanged is read back; one whose
+hash differs would overwrite a result and needs the caller's word. Files are written atomically, then the stage is recorded.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from shoal.types import Record
+
+RECORD = "run.json"
+
+
+class StageRecord(Record):
+    """One finished stage: hash of its inputs, wall seconds, and the files it left (relative to the folder)."""
+
+    key: str
+    seconds: float
+    files: tuple[str, ...] = ()
+
+
+class RunRecord(Record):
+    """``run.json``: what was run, with which versions, and which stages are done."""
+
+    program: str = "shoal"
+    version: str
+    command: str = ""
+    versions: dict[str, str] = {}
+    stages: dict[str, StageRecord] = {}
+
+
+class RunFolder:
+    """A folder that belongs to one run.
+
+    Args:
+        path: new, empty, or left by an earlier run.
+        version, command, versions: written into ``run.json``.
+        overwrite: finished stages with other inputs may be replaced.
+    Raises:
+        ValueError: the folder holds files that no run of ours left, or is a file.
+    """
+
+    def __init__(
+        self, path: Path, *, version: str, command: str = "", versions: dict[str, str] | None = None, overwrite: bool = False
+    ) -> None:
+        self.path = Path(path)
+        self.overwrite = overwrite
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"--out {self.path} is a file; give a new or empty folder")
+        if (self.path / RECORD).exists():
+            stages = RunRecord.load(self.path / RECORD).stages
+        elif self.path.exists() and any(p for p in self.path.iterdir() if not p.name.startswith(f".{RECORD}.")):
+            raise ValueError(f"--out {self.path} is not empty and was not written by shoal; give a new or empty folder")
+        else:
+            stages = {}
+        self.record = RunRecord(version=version, command=command, versions=versions or {}, stages=stages)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._save()
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def is_done(self, stage: str, key: str) -> bool:
+        """True when the stage stands with these inputs and all of its files.
+
+        Raises:
+            ValueError: it stands with other inputs and ``overwrite`` was not given.
+        """
+        done = self.record.stages.get(stage)
+        if done is None:
+            return False
+        if done.key == key:
+            return all((self.path / file).exists() for file in done.files)
+        if not self.overwrite:
+            raise ValueError(
+                f"{self.path} holds the stage {stage!r} of a run with other options, model or text; "
+                "add --overwrite to replace it (unchanged stages are kept), or give another --out"
+            )
+        self.forget([stage])
+        return False
+
+    def finish(self, stage: str, key: str, *, seconds: float, files: Iterable[str]) -> None:
+        """Record a stage whose files are all in place."""
+        entry = StageRecord(key=key, seconds=round(seconds, 3), files=tuple(files))
+        self.record = self.record.model_copy(update={"stages": {**self.record.stages, stage: entry}})
+        self._save()
+
+    def forget(self, stages: Iterable[str]) -> None:
+        """Drop stages from the record, then their files: a crash in between leaves files that are simply written again."""
+        gone = {stage: self.record.stages[stage] for stage in stages if stage in self.record.stages}
+        kept = {name: entry for name, entry in self.record.stages.items() if name not in gone}
+        self.record = self.record.model_copy(update={"stages": kept})
+        self._save()
+        for entry in gone.values():
+            for file in entry.files:
+                target = self.path / file
+                if target.is_dir():
+                    shutil.rmtree(target)
+                else:
+                    target.unlink(missing_ok=True)
+
+    def _save(self) -> None:
+        self.record.save(self.path / RECORD)
