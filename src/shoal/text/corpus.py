@@ -1,0 +1,183 @@
+"""A corpus: documents, a tokenizer and a seed; samples of any slice on demand.
+
+Reading. A source is read in windows of 16 million characters. The documents of a window are shuffled (sorted by a hash
+of the seed and their text); windows keep their order. So a text up to that size is shuffled whole, and a larger one, or a
+stream, is read no further than the samples asked for. The first window stays in memory; what lies beyond is read again by
+each call. The same arguments give the same bits, and fewer samples are a prefix of more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+from shoal.text.mixture import Interleave, Mixture, by_domain, parse_mixture
+from shoal.text.samples import PACKINGS, Packer, Packing, Padder, Samples, hash_ids, token_ids, tokenizer_hash
+from shoal.text.slices import SLICE_SHARES, check_slice, order_key, slice_of
+from shoal.text.sources import Chat, Document, Source, groups
+from shoal.types import nearest, stable_hash
+
+WINDOW_CHARACTERS = 2**24
+
+
+def bundled_text() -> Path:
+    """The text sample inside the package."""
+    return Path(str(resources.files("shoal") / "assets" / "sample.txt.gz"))
+
+
+def open_corpus(spec: str | Sequence[str], tokenizer: Any, *, seed: int = 0) -> Corpus:
+    """Open text for slicing and sampling.
+
+    Args:
+        spec: a path (``.txt``, ``.txt.gz``, ``.jsonl``, ``.jsonl.gz``, ``.parquet``, a folder), ``hub:NAME[:CONFIG][:SPLIT]``,
+            a weighted mixture ``0.7*A+0.3*B``, a preset ``mix:slimpajama[=PATH]``, or several sources read as one text.
+        tokenizer: a Hugging Face tokenizer.
+        seed: of the order of the documents. Which slice a document is in does not depend on it.
+
+    Raises:
+        ValueError: one line, for anything the user can mend: a missing path, a format we do not read, no text in it. The
+            first window of every source is read here; what is wrong further on is found when it is reached.
+    """
+    return Corpus(parse_mixture(spec), tokenizer, seed=seed)
+
+
+class Corpus:
+    """Documents with a tokenizer, cut into slices. Made by ``open_corpus``."""
+
+    def __init__(self, mixture: Mixture, tokenizer: Any, *, seed: int = 0, window: int = WINDOW_CHARACTERS) -> None:
+        self.mixture = mixture
+        self.tokenizer = tokenizer
+        self.seed = seed
+        chat = chat_of(tokenizer)
+        self._readers = {part.sources: Reader(part.sources, chat, mixture.domain_key, window) for part in mixture.parts}
+
+    @property
+    def name(self) -> str:
+        """The text for people: how it was named, or that it is the bundled one."""
+        return "the bundled sample" if self.mixture.name == str(bundled_text()) else self.mixture.name
+
+    def documents(self, slice: str) -> Interleave:
+        """The documents of one slice in the order of the seed, no document twice, in the mixture's proportions."""
+        check_slice(slice)
+        whole = {sources: reader.shuffled(slice, seed=self.seed) for sources, reader in self._readers.items()}
+        split = {
+            sources: by_domain(stream, [part.domain for part in self.mixture.parts if part.domain is not None])
+            for sources, stream in whole.items()
+        }
+        return Interleave(
+            self.mixture,
+            [whole[part.sources] if part.domain is None else split[part.sources][part.domain] for part in self.mixture.parts],
+        )
+
+    def samples(self, slice: str, *, n: int, length: int, packing: Packing = "packed") -> Samples:
+        """n samples of ``length`` tokens from one slice.
+
+        Packed: documents joined by EOS (BOS where there is none), cut to ``length``, the tail dropped; a block never mixes
+        slices. Padded: the first ``length`` tokens of one document each, with the special tokens the tokenizer adds.
+
+        Raises:
+            ValueError: unknown slice or packing, n < 1, length < 2, or too little text, saying how much is needed.
+        """
+        check_slice(slice)
+        if packing not in PACKINGS:
+            raise ValueError(f"unknown packing {packing!r}; {nearest(packing, PACKINGS)}")
+        if n < 1 or length < 2:
+            raise ValueError(f"n={n}, length={length} needs at least 1 sample of at least 2 tokens")
+        filler = (Packer if packing == "packed" else Padder)(self.tokenizer, n=n, length=length)
+        documents = self.documents(slice)
+        n_characters = n_documents = 0
+        for document, ids in token_ids(documents, self.tokenizer, special_tokens=packing == "padded"):
+            n_documents += 1
+            n_characters += len(document.text)
+            if len(ids):
+                filler.add(ids)
+            if filler.full:
+                break
+        else:
+            raise ValueError(self._too_little(slice, filler, documents, n_characters, n_documents))
+        ids_NT, lengths_N = filler.tensors()
+        settings = stable_hash(tokenizer_hash(self.tokenizer), length, packing, slice, self.seed)
+        return Samples(ids_NT, lengths_N, slice, self.name, f"{settings}-{hash_ids(ids_NT, lengths_N)}", self.seed)
+
+    def _too_little(
+        self, slice: str, filler: Packer | Padder, documents: Interleave, n_characters: int, n_documents: int
+    ) -> str:
+        """One line: what the slice has, what is needed, how much text that is, what to do."""
+        n, length, share = filler.n, filler.length, SLICE_SHARES[slice]
+        if isinstance(filler, Packer):
+            per_token = n_characters / filler.n_tokens if filler.n_tokens else 4.0
+            has, needs = f"{filler.n_tokens:,} tokens", f"{n:,} x {length:,} = {n * length:,}"
+            total = n * length * per_token / share
+        else:
+            per_document = n_characters / len(filler.rows) if filler.rows else 4.0 * length
+            has, needs = f"{len(filler.rows):,} documents of two tokens or more", f"{n:,}"
+            total = n * per_document / share
+        read = sum(reader.n_characters for reader in self._readers.values())
+        notes = f"; {documents.n_repeated:,} repeated documents were skipped" if documents.n_repeated else ""
+        notes += f"; the part {documents.ended} ran out first" if len(self.mixture.parts) > 1 else ""
+        return (
+            f"too little text in {self.name}: its slice {slice!r} has {has}, but {needs} are needed{notes}; that takes about"
+            f" {amount(total)} characters in all ({share:.0%} go to {slice}), and {amount(read)} were found:"
+            " give more text, or ask for fewer or shorter samples"
+        )
+
+
+class Reader:
+    """Documents of sources that are read one after the other, in windows. ``n_characters``: read by the last call so far."""
+
+    def __init__(self, sources: tuple[str, ...], chat: Chat, domain_key: str | None, window: int) -> None:
+        self.sources = [Source(spec, chat, domain_key) for spec in sources]
+        self.window = window
+        self.n_characters = 0
+        self.first = next(groups(self._documents(), window), [])
+        if not self.first:
+            raise ValueError(f"{' and '.join(sources)} holds no text; give a text with words in it")
+
+    def _documents(self) -> Iterator[Document]:
+        for source in self.sources:
+            yield from source.documents()
+
+    def shuffled(self, slice: str, *, seed: int) -> Iterator[Document]:
+        """The documents of one slice, shuffled within windows; repeated ones included."""
+        for window in self._windows():
+            chosen = [document for document in window if slice_of(document.digest) == slice]
+            yield from sorted(chosen, key=lambda document: order_key(document.digest, seed))
+
+    def _windows(self) -> Iterator[list[Document]]:
+        self.n_characters = characters(self.first)
+        yield self.first
+        if self.n_characters >= self.window:
+            for window in groups(islice(self._documents(), len(self.first), None), self.window):
+                self.n_characters += characters(window)
+                yield window
+
+
+def characters(documents: Sequence[Document]) -> int:
+    return sum(len(document.text) for document in documents)
+
+
+def chat_of(tokenizer: Any) -> Chat:
+    """The tokenizer's chat template as a function from messages to text. Raises ValueError when called without one."""
+
+    def chat(messages: list[dict[str, Any]]) -> str:
+        if not getattr(tokenizer, "chat_template", None):
+            raise ValueError("the tokenizer has no chat template for messages; give rows with text, or a chat model")
+        from jinja2 import TemplateError
+
+        try:
+            return cast(str, tokenizer.apply_chat_template(messages, tokenize=False))
+        except TemplateError as error:
+            raise ValueError(f"the chat template refuses these messages ({error})") from None
+
+    return chat
+
+
+def amount(characters: float) -> str:
+    """``1.3 M``, ``40 k``, ``200``."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if characters >= size:
+            return f"{characters / size:.2g} {letter}" if characters < 10 * size else f"{characters / size:.0f} {letter}"
+    return f"{characters:.0f}"

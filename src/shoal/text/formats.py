@@ -1,0 +1,133 @@
+"""Files and streams of text, one function per format. A ``.txt`` file gives pieces of text, the others give rows.
+
+Everything is an iterator: nothing is read before it is asked for. A row is a dictionary with ``text`` or ``messages``; it
+travels with the place it came from, for error messages.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+# A .txt document closes at the first blank line after this many characters ...
+DOCUMENT_CHARACTERS = 2000
+# ... or, in text without blank lines, at the first line end after this many; longer lines are cut.
+LONGEST_PARAGRAPH = 8000
+
+Row = tuple[str, dict[str, Any]]
+
+
+@contextmanager
+def text_file(path: Path) -> Iterator[TextIO]:
+    """The file as UTF-8 text, unpacked if its name ends in ``.gz``. What cannot be read becomes a one-line ValueError."""
+    try:
+        with (
+            gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix.lower() == ".gz" else open(path, encoding="utf-8-sig")
+        ) as file:
+            yield file
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it to UTF-8") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is not a whole gzip file ({error}); write it again") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror or error}); check the file and its permissions") from None
+
+
+def txt_documents(path: Path) -> Iterator[str]:
+    """Documents of a plain text file: consecutive paragraphs, grouped until about 2000 characters.
+
+    Paragraphs end at blank lines. A document closes at the first blank line after 2000 characters; where there is no blank
+    line, at the first line end after 8000 (lines longer than that are cut). The borders depend on the text alone.
+    """
+    lines: list[str] = []
+    size = 0
+    with text_file(path) as file:
+        while line := file.readline(LONGEST_PARAGRAPH):
+            if "\0" in line:
+                raise ValueError(f"{path} is binary (it holds a zero byte); give a UTF-8 text file")
+            if lines or line.strip():  # no document starts with a blank line
+                lines.append(line)
+                size += len(line)
+            if size >= (LONGEST_PARAGRAPH if line.strip() else DOCUMENT_CHARACTERS):
+                yield "".join(lines).strip()
+                lines, size = [], 0
+    if lines:
+        yield "".join(lines).strip()
+
+
+def jsonl_rows(path: Path) -> Iterator[Row]:
+    """One JSON object per line; blank lines are skipped.
+
+    Raises:
+        ValueError: a line that is not a JSON object, with its number (from 1).
+    """
+    with text_file(path) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}, line {number}"
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{where} is not JSON ({error.msg}); write one JSON object per line") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{where} is a JSON {type(row).__name__}; write one JSON object per line")
+            yield where, row
+
+
+def parquet_rows(path: Path) -> Iterator[Row]:
+    """Rows of a parquet file, read a thousand at a time."""
+    try:
+        import pyarrow.parquet
+        from pyarrow import ArrowException
+    except ImportError:
+        raise ValueError(f"reading {path} needs pyarrow; install it with: pip install 'shoal[data]'") from None
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches(batch_size=1000):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, row {number}", row
+    except (ArrowException, OSError) as error:
+        raise ValueError(f"{path} is not a whole parquet file ({first_line(error)}); write it again") from None
+
+
+def hub_rows(spec: str) -> Iterator[Row]:
+    """Rows of a hub dataset, streamed: ``NAME[:CONFIG][:SPLIT]``, split ``train`` unless given.
+
+    A single part after the name is a split if it is ``train``, ``validation`` or ``test``, else a configuration;
+    ``NAME::SPLIT`` names any split without a configuration.
+    """
+    name, config, split = hub_parts(spec)
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(f"reading hub:{spec} needs datasets; install it with: pip install 'shoal[data]'") from None
+    try:
+        for number, row in enumerate(datasets.load_dataset(name, config, split=split, streaming=True), start=1):
+            yield f"hub:{spec}, row {number}", dict(row)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"hub:{spec} cannot be read ({first_line(error)}); check name, config {config!r}, split {split!r} and the network"
+        ) from None
+
+
+def hub_parts(spec: str) -> tuple[str, str | None, str]:
+    """Name, configuration and split of ``NAME[:CONFIG][:SPLIT]``."""
+    name, *rest = spec.split(":")
+    if not name or len(rest) > 2:
+        raise ValueError(f"hub:{spec} is not a hub dataset; write hub:NAME, hub:NAME:CONFIG:SPLIT or hub:NAME::SPLIT")
+    if len(rest) == 1:
+        rest = ["", rest[0]] if rest[0] in ("train", "validation", "test") else [rest[0], ""]
+    config, split = rest or ("", "")
+    return name, config or None, split or "train"
+
+
+def first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

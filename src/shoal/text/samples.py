@@ -1,0 +1,182 @@
+"""Documents as samples of token ids: packed blocks, or one padded sample per document."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shoal.text.sources import Document, groups
+from shoal.types import Batch, stable_hash
+
+Packing = Literal["packed", "padded"]
+PACKINGS: tuple[Packing, ...] = ("packed", "padded")
+
+# Documents are tokenised in groups of about this many characters: enough for a tokenizer's threads, little to waste.
+GROUP_CHARACTERS = 100_000
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Token ids of one slice. Legend: N samples, T tokens per sample.
+
+    Attributes:
+        ids_NT: int64. Packed: full. Padded: right-padded with the pad id, or 0 where the tokenizer has none.
+        lengths_N: int64, real tokens of each sample; at least 2 (nothing is predicted in fewer), at most T.
+        slice: ``calibration``, ``training``, ``selection`` or ``evaluation``.
+        data: name of the text, for people.
+        data_hash: ``SETTINGS-CONTENT``. The first half is a hash of tokenizer, length, packing, slice and seed, the second
+            of the ids and lengths. It does not depend on names of files.
+        seed: of the order of the documents.
+    """
+
+    ids_NT: Tensor
+    lengths_N: Tensor
+    slice: str
+    data: str
+    data_hash: str
+    seed: int
+
+    @property
+    def n_samples(self) -> int:
+        return int(self.ids_NT.shape[0])
+
+    @property
+    def length(self) -> int:
+        """Tokens per sample, padding included."""
+        return int(self.ids_NT.shape[1])
+
+    @property
+    def n_tokens(self) -> int:
+        """Real tokens, padding excluded."""
+        return int(self.lengths_N.sum())
+
+    def batches(self, batch_size: int) -> list[Batch]:
+        """Batches in the order of the samples, numbered from 0; the last may be smaller.
+
+        A batch is cut to its longest sample; its mask is None where nothing is padded then.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} needs to be 1 or more")
+        batches = []
+        for index, start in enumerate(range(0, self.n_samples, batch_size)):
+            lengths_B = self.lengths_N[start : start + batch_size]
+            longest = int(lengths_B.max())
+            ids_BT = self.ids_NT[start : start + batch_size, :longest]
+            mask_BT = torch.arange(longest)[None] < lengths_B[:, None]
+            batches.append(Batch(ids_BT, None if bool(mask_BT.all()) else mask_BT, index))
+        return batches
+
+    def take(self, n: int) -> Samples:
+        """The first n samples; equal, hash included, to asking the corpus for n.
+
+        Raises:
+            ValueError: n is not in 1..n_samples.
+        """
+        if not 1 <= n <= self.n_samples:
+            raise ValueError(f"n={n} needs 1..{self.n_samples}, the samples there are")
+        ids_NT, lengths_N = self.ids_NT[:n], self.lengths_N[:n]
+        settings = self.data_hash.partition("-")[0]
+        return replace(self, ids_NT=ids_NT, lengths_N=lengths_N, data_hash=f"{settings}-{hash_ids(ids_NT, lengths_N)}")
+
+
+def hash_ids(ids_NT: Tensor, lengths_N: Tensor) -> str:
+    """The content half of ``data_hash``."""
+    return stable_hash(list(ids_NT.shape), ids_NT.contiguous().numpy().tobytes(), lengths_N.contiguous().numpy().tobytes())
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Identity of a tokenizer: its full pipeline where it has one to show, else its vocabulary; and its special tokens."""
+    special = [getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad")]
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        pipeline = json.loads(backend.to_str())
+        # Left behind by whoever called it last, and not used here.
+        identity: Any = {key: value for key, value in pipeline.items() if key not in ("truncation", "padding")}
+    else:
+        identity = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else type(tokenizer).__qualname__
+    return stable_hash(identity, special)
+
+
+def token_ids(documents: Iterable[Document], tokenizer: Any, *, special_tokens: bool) -> Iterator[tuple[Document, np.ndarray]]:
+    """Each document with its ids (int64, any length), tokenised in groups, no further ahead than one group.
+
+    With ``special_tokens`` the tokenizer adds its own (usually BOS); a BOS that the text already spells (chat templates
+    do) is not doubled.
+    """
+    bos = getattr(tokenizer, "bos_token_id", None)
+    for group in groups(documents, GROUP_CHARACTERS):
+        texts = [document.text for document in group]
+        encoded = tokenizer(texts, add_special_tokens=special_tokens, verbose=False)["input_ids"]
+        for document, ids in zip(group, encoded, strict=True):
+            doubled = special_tokens and bos is not None and list(ids[:2]) == [bos, bos]
+            yield document, np.asarray(ids[1:] if doubled else ids, dtype=np.int64)
+
+
+def separator(tokenizer: Any) -> int | None:
+    """The id between packed documents: EOS, else BOS, else none."""
+    eos = getattr(tokenizer, "eos_token_id", None)
+    return eos if eos is not None else getattr(tokenizer, "bos_token_id", None)
+
+
+class Packer:
+    """Fills n blocks of T tokens: documents one after the other, the separator between them, cut every T tokens.
+
+    A document may go on in the next block. What does not fill a block is dropped. Nothing is added at the start of a block.
+    """
+
+    def __init__(self, tokenizer: Any, *, n: int, length: int) -> None:
+        between = separator(tokenizer)
+        self.between = np.asarray([] if between is None else [between], dtype=np.int64)
+        self.n, self.length = n, length
+        self.pieces: list[np.ndarray] = []
+        self.n_tokens = 0
+
+    @property
+    def full(self) -> bool:
+        return self.n_tokens >= self.n * self.length
+
+    def add(self, ids: np.ndarray) -> None:
+        for piece in ([self.between] if self.pieces else []) + [ids]:
+            self.pieces.append(piece)
+            self.n_tokens += len(piece)
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """ids_NT and lengths_N."""
+        stream = np.concatenate(self.pieces)[: self.n * self.length]
+        return torch.from_numpy(stream.reshape(self.n, self.length)), torch.full((self.n,), self.length, dtype=torch.int64)
+
+
+class Padder:
+    """Fills n samples of at most T tokens: the beginning of one document each, padded on the right.
+
+    Documents of fewer than two tokens are left out.
+    """
+
+    def __init__(self, tokenizer: Any, *, n: int, length: int) -> None:
+        pad = getattr(tokenizer, "pad_token_id", None)
+        self.pad = 0 if pad is None else pad
+        self.n, self.length = n, length
+        self.rows: list[np.ndarray] = []
+        self.n_tokens = 0
+
+    @property
+    def full(self) -> bool:
+        return len(self.rows) >= self.n
+
+    def add(self, ids: np.ndarray) -> None:
+        if len(ids) >= 2:
+            self.rows.append(ids[: self.length])
+            self.n_tokens += len(self.rows[-1])
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """ids_NT and lengths_N."""
+        ids_NT = np.full((self.n, self.length), self.pad, dtype=np.int64)
+        for row, ids in zip(ids_NT, self.rows, strict=True):
+            row[: len(ids)] = ids
+        return torch.from_numpy(ids_NT), torch.tensor([len(row) for row in self.rows], dtype=torch.int64)
