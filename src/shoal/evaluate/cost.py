@@ -1,0 +1,247 @@
+"""What a model costs to store and to run, counted from shapes: parameters, MACs, KV cache.
+
+One multiply-accumulate (MAC) is two FLOPs. For a token that sees ``context`` tokens, itself included::
+
+    MACs/token = sum of linear maps (in x out each) + sum over attention layers of heads x (d_qk + d_v) x keys
+
+* linear maps: every matrix of the layers, of the final head (a tied one, too: it runs) and of the maps around the layers;
+  embeddings are look-ups. Of E experts only the k active ones count: their matrices times k/E; the router counts whole.
+* ``keys`` = context; in sliding-window or chunked layers min(context, window). Scores and values need d_qk and d_v products
+  per head and key. This equals the mean per token of a forward over ``context`` tokens that computes the whole T x T
+  matrix; kernels that skip the masked half need half of that term in prefill.
+* norms, activations, biases, rotary embeddings, softmax and the states of linear-attention layers are left out.
+
+KV cache: ``bytes(context) / context`` with, per attention layer, min(context, window) x kv heads x (d_k + d_v) x bytes of the
+model's dtype; with multi-head latent attention the latent and the rotary part, (kv_lora_rank + qk_rope_head_dim), which is
+what is cached. Layers without softmax attention keep a state of constant size and count 0.
+
+Sizes of students: removed layers cost nothing; a removed sublayer costs nothing here, although a stock checkpoint still
+stores it (zeroed); replacement modules are counted in full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from shoal.decoder import TEACHER, DecoderView, Student
+from shoal.decoder.families import output_map, sublayer
+from shoal.types import Record
+
+# Names of one fact in different configs.
+ACTIVE_EXPERTS = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "moe_k", "top_k_experts")
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+KV_HEADS = ("num_key_value_heads", "num_kv_heads")
+STATEFUL = ("linear_attn", "mixer", "temporal_block")  # sublayers in the place of attention that keep no keys
+
+
+class Cost(Record):
+    """Cost of one model (formulas at the top of this file).
+
+    Attributes:
+        layers: blocks that run: kept layers and replacement modules.
+        parameters: numbers stored, tied ones once.
+        weight_bytes: bytes of those numbers in memory and in safetensors.
+        context: tokens that the measured token sees, itself included.
+        macs_per_token: None when the active experts of a mixture cannot be told from the config.
+        kv_bytes_per_token: bytes of the cache after ``context`` tokens, divided by ``context``.
+    """
+
+    layers: int
+    parameters: int
+    weight_bytes: int
+    context: int
+    macs_per_token: float | None
+    kv_bytes_per_token: float
+
+
+@dataclass(frozen=True)
+class Block:
+    """One module of the stream, the layer whose place in the pattern it takes, and its sublayers that are off."""
+
+    layer: int
+    module: nn.Module
+    off: frozenset[str]
+
+
+def cost(view: DecoderView, *, context: int, student: Student = TEACHER) -> Cost:
+    """Cost of a student of a view (of the viewed model itself unless given), for a token that sees ``context`` tokens.
+
+    Raises:
+        ValueError: context below 1.
+    """
+    if context < 1:
+        raise ValueError(f"context={context} needs at least 1 token (the measured token sees itself)")
+    blocks = list(_blocks(view, student))
+    stored = _parameters(view, blocks)
+    maps = [_map_macs(block.module, view.config, skip=_off_paths(block)) for block in blocks]
+    attention = sum(_attention_macs(view, block, context) for block in blocks)
+    around = _map_macs_around(view)
+    known = around + sum(one for one in maps if one is not None) + attention
+    return Cost(
+        layers=len(blocks),
+        parameters=sum(parameter.numel() for parameter in stored),
+        weight_bytes=sum(parameter.numel() * parameter.element_size() for parameter in stored),
+        context=context,
+        macs_per_token=None if None in maps else known,
+        kv_bytes_per_token=sum(_kv_numbers(view, block, context) for block in blocks) * view.dtype.itemsize / context,
+    )
+
+
+def file_bytes(folder: Path) -> int:
+    """Bytes of the weight files (safetensors) of a checkpoint folder.
+
+    Raises:
+        ValueError: the folder holds none.
+    """
+    found = sorted(Path(folder).glob("*.safetensors"))
+    if not found:
+        raise ValueError(f"no *.safetensors in {folder}; give the folder of a saved checkpoint")
+    return sum(path.stat().st_size for path in found)
+
+
+# -- the parts that run and are stored -----------------------------------------------------------------------------------
+
+
+def _layers(view: DecoderView) -> nn.ModuleList:
+    """The layers as structure; their weights may be elsewhere, their shapes are right."""
+    found = view.model.get_submodule(view.layers_path)
+    assert isinstance(found, nn.ModuleList)
+    return found
+
+
+def _blocks(view: DecoderView, student: Student) -> Iterator[Block]:
+    for index, layer in enumerate(_layers(view)):
+        step = student.step(index)
+        if step.action == "module":
+            assert step.module is not None
+            yield Block(step.args_from, step.module, frozenset())
+        elif step.action == "run":
+            yield Block(index, layer, step.zeroed)
+
+
+def _off_paths(block: Block) -> tuple[str, ...]:
+    """Paths inside the block of what removed sublayers no longer need (the output map where a sublayer has no module)."""
+    paths = []
+    for kind in sorted(block.off):
+        inside = sublayer(block.module, kind)
+        path = inside[0] if inside else output_map(block.module, kind)
+        if path is not None:
+            paths.append(path)
+    return tuple(paths)
+
+
+def _under(path: str, roots: tuple[str, ...]) -> bool:
+    return any(path == root or path.startswith(root + ".") for root in roots)
+
+
+def _parameters(view: DecoderView, blocks: list[Block]) -> list[nn.Parameter]:
+    """Every stored parameter once, whoever shares it."""
+    inside_layers = {id(parameter) for parameter in _layers(view).parameters()}
+    found = {id(p): p for p in view.model.parameters() if id(p) not in inside_layers}
+    for block in blocks:
+        off = _off_paths(block)
+        found.update((id(p), p) for path, p in block.module.named_parameters() if not _under(path, off))
+    return list(found.values())
+
+
+# -- linear maps ---------------------------------------------------------------------------------------------------------
+
+
+def _map_macs(module: nn.Module, config: Any, *, skip: tuple[str, ...] = ()) -> float | None:
+    """MACs per token of every linear map inside a module; None if there are experts of unknown activity."""
+    n_experts, n_active = (_first_of(config, names) for names in (EXPERTS, ACTIVE_EXPERTS))
+    total = 0.0
+    for path, part in module.named_modules():
+        if isinstance(part, nn.Embedding) or _under(path, skip):
+            continue
+        for name, weight in part.named_parameters(recurse=False):
+            if weight.ndim < 2 or "bias" in name:
+                continue
+            fused = weight.ndim == 3 and weight.shape[0] == n_experts
+            if not fused and "experts" not in path.split("."):
+                total += weight.numel()
+            elif n_experts is None or n_active is None:
+                return None
+            else:
+                total += weight.numel() * n_active / n_experts
+    return total
+
+
+def _map_macs_around(view: DecoderView) -> float:
+    """Linear maps outside the layers: the head, and projections before or after the layers where a family has them."""
+    decoder, head = view.model.get_decoder(), view.model.get_output_embeddings()
+    total = float(head.weight.numel()) if head is not None else 0.0
+    layers = _layers(view)
+    inside = {id(part) for part in layers.modules()} | {id(head)}
+    for part in decoder.modules():
+        if isinstance(part, nn.Embedding) or id(part) in inside:
+            continue
+        total += sum(
+            weight.numel() for name, weight in part.named_parameters(recurse=False) if weight.ndim == 2 and "bias" not in name
+        )
+    return total
+
+
+def _first_of(config: Any, names: tuple[str, ...]) -> int | None:
+    return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
+
+
+# -- attention -----------------------------------------------------------------------------------------------------------
+
+
+def _attention(block: Block) -> nn.Module | None:
+    """The softmax attention of a block, also where a replacement wraps a stock layer as ``.layer``."""
+    if "attn" in block.off:
+        return None
+    inner = getattr(block.module, "layer", None)
+    for place in (block.module, inner):
+        found = sublayer(place, "attn") if isinstance(place, nn.Module) else None
+        if found is not None:
+            return None if found[0] in STATEFUL else found[1]
+    return None
+
+
+def _n_keys(config: Any, layer: int, context: int) -> int:
+    """Keys that a token of ``layer`` sees."""
+    kinds = getattr(config, "layer_types", None)
+    kind = kinds[layer] if kinds else "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+    if kind == "sliding_attention":
+        return min(context, getattr(config, "sliding_window", None) or context)
+    if kind == "chunked_attention":
+        return min(context, getattr(config, "attention_chunk_size", None) or context)
+    return context if kind in ("full_attention", "attention", "global_attention") else 0
+
+
+def _head_dims(config: Any) -> tuple[int, int]:
+    """Sizes of one head: of queries and keys, and of values."""
+    if getattr(config, "kv_lora_rank", None):
+        return config.qk_nope_head_dim + config.qk_rope_head_dim, config.v_head_dim
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return size, size
+
+
+def _attention_macs(view: DecoderView, block: Block, context: int) -> int:
+    module = _attention(block)
+    if module is None:
+        return 0
+    config = getattr(module, "config", view.config)
+    return config.num_attention_heads * sum(_head_dims(config)) * _n_keys(view.config, block.layer, context)
+
+
+def _kv_numbers(view: DecoderView, block: Block, context: int) -> int:
+    """Numbers that the cache of one block holds after ``context`` tokens."""
+    module = _attention(block)
+    if module is None:
+        return 0
+    config = getattr(module, "config", view.config)
+    keys = _n_keys(view.config, block.layer, context)
+    if getattr(config, "kv_lora_rank", None):
+        return keys * (config.kv_lora_rank + config.qk_rope_head_dim)
+    multi_query = getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False)
+    n_heads = 1 if multi_query else _first_of(config, KV_HEADS) or config.num_attention_heads
+    return keys * n_heads * sum(_head_dims(config))

@@ -1,0 +1,141 @@
+"""Strided perplexity of a long text: exp of the mean negative log-likelihood per token, in a sliding window.
+
+Definition. The text is one stream of T tokens, 0-based. Window k reads the tokens ``[k*S, min(k*S + W, T))`` for window W and
+stride S, up to the first window that reaches the end. A window scores the tokens it reads that no earlier window read, each
+given every token before it in the window. So each token is scored exactly once; tokens after the first window are given at
+least ``W - S`` tokens of context; the first token of the text has none and is not scored. With ``S = W`` the windows are
+disjoint blocks and the first token of every block is not scored (the way of GPTQ and most pruning papers).
+``nll`` is the sum of ``-ln p(token | context)`` over scored tokens divided by their number: nats per token. Perplexity is
+``exp(nll)``. Logarithms in fp32, sums in fp64. Nothing is added to the text: a start token is in the stream or is not used.
+
+Shapes: B windows, T tokens, W window, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from shoal.decoder import TEACHER, DecoderView, Student, run_pass
+from shoal.decoder.view import Reading
+from shoal.types import Batch, Record
+
+CHUNK = 1024  # tokens whose fp32 logits exist at once
+
+
+class Perplexity(Record):
+    """``value`` = exp(``nll``); ``nll`` in nats per token over ``n_tokens`` scored tokens."""
+
+    value: float
+    nll: float
+    n_tokens: int
+    window: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class Window:
+    """Reads tokens ``[start, stop)`` of the text and scores ``[first, stop)``."""
+
+    start: int
+    first: int
+    stop: int
+
+
+def windows(n_tokens: int, *, window: int, stride: int) -> Iterator[Window]:
+    """The windows over a text of ``n_tokens`` tokens (definition at the top of this file).
+
+    Raises:
+        ValueError: stride outside 1..window, window below 2, or fewer than 2 tokens.
+    """
+    if window < 2:
+        raise ValueError(f"window={window} needs at least 2 tokens: one of context and one to score")
+    if not 1 <= stride <= window:
+        raise ValueError(f"stride={stride} needs 1..{window} (the window); the usual choices are the window and half of it")
+    if n_tokens < 2:
+        raise ValueError(f"perplexity needs a text of at least 2 tokens, got {n_tokens}")
+    start = done = 0
+    while done < n_tokens:
+        stop = min(start + window, n_tokens)
+        first = max(done, start + 1)
+        if first < stop:
+            yield Window(start, first, stop)
+        start, done = start + stride, stop
+
+
+def perplexity(
+    view: DecoderView, ids_T: Tensor, *, window: int, stride: int, student: Student = TEACHER, batch_size: int = 8
+) -> Perplexity:
+    """Strided perplexity of a student (the teacher unless given) on one long text.
+
+    Args:
+        ids_T: (T,) token ids, any integer dtype.
+        window, stride: W and S of the definition above, in tokens.
+        batch_size: windows per forward; it does not enter the definition.
+    Raises:
+        ValueError: impossible window or stride, a text that is not one row of at least 2 tokens, NaN or infinite states.
+    """
+    return perplexities(view, ids_T, window=window, stride=stride, students=[student], batch_size=batch_size)[0]
+
+
+@torch.no_grad()
+def perplexities(
+    view: DecoderView, ids_T: Tensor, *, window: int, stride: int, students: Sequence[Student], batch_size: int = 8
+) -> list[Perplexity]:
+    """As :func:`perplexity`, for many students of one view in one pass that shares their common layers."""
+    if ids_T.ndim != 1:
+        raise ValueError(f"perplexity reads one row of token ids, got the shape {tuple(ids_T.shape)}; flatten the text first")
+    ids_T = ids_T.long()
+    groups = list(_batched(windows(len(ids_T), window=window, stride=stride), batch_size))
+    sums = [0.0] * len(students)
+    n_tokens = 0
+
+    def add(reading: Reading, finals: list[Tensor]) -> None:
+        nonlocal n_tokens
+        scored_BT = _scored(groups[reading.batch.index]).to(view.device)
+        n_tokens += int(scored_BT.sum())
+        for member, h_BTD in enumerate(finals):
+            sums[member] += _nll_sum(view.head(h_BTD, reading), reading.batch.ids_BT, scored_BT)
+
+    batches = (Batch(torch.stack([ids_T[w.start : w.stop] for w in group]), index=i) for i, group in enumerate(groups))
+    run_pass(view, batches, students=students, sink=add)
+    means = [total / n_tokens for total in sums]
+    return [Perplexity(value=_exp(nll), nll=nll, n_tokens=n_tokens, window=window, stride=stride) for nll in means]
+
+
+def _batched(every: Iterator[Window], batch_size: int) -> Iterator[list[Window]]:
+    """Runs of at most ``batch_size`` windows of one length; only the last window can be shorter than the others."""
+    group: list[Window] = []
+    for one in every:
+        if group and (len(group) == batch_size or one.stop - one.start != group[0].stop - group[0].start):
+            yield group
+            group = []
+        group.append(one)
+    if group:
+        yield group
+
+
+def _scored(group: Sequence[Window]) -> Tensor:
+    """(B, T-1) bool: True where the *next* token is scored."""
+    offsets = torch.arange(1, group[0].stop - group[0].start)
+    return torch.stack([offsets >= one.first - one.start for one in group])
+
+
+def _nll_sum(logits_BTV: Tensor, ids_BT: Tensor, scored_BT: Tensor) -> float:
+    """Sum over scored tokens of -ln p(token), fp32 logarithms, fp64 sum."""
+    logits_NV, targets_N = logits_BTV[:, :-1][scored_BT], ids_BT[:, 1:][scored_BT]
+    total = 0.0
+    for start in range(0, len(targets_N), CHUNK):
+        part = slice(start, start + CHUNK)
+        total += F.cross_entropy(logits_NV[part].float(), targets_N[part], reduction="none").double().sum().item()
+    return total
+
+
+def _exp(nll: float) -> float:
+    """exp that saturates: a destroyed model has an infinite perplexity, which is a result and not an error."""
+    return math.exp(nll) if nll < 709.0 else math.inf

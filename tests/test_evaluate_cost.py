@@ -1,0 +1,142 @@
+"""Costs equal what a FLOP counter, a real cache and the model itself say, on every family."""
+
+import copy
+
+import pytest
+import torch
+from families import FAMILIES, VOCAB, tiny_model
+from safetensors.torch import save_file
+from torch.utils.flop_counter import FlopCounterMode
+
+from shoal.decoder import Attached, DecoderView, Student
+from shoal.evaluate.cost import cost, file_bytes
+from shoal.types import Span, Unit
+
+T = 5  # within the window of the tiny sliding-window models, so eager T x T products are the formula's
+
+
+@pytest.fixture(params=sorted(FAMILIES), scope="module")
+def model(request):
+    return tiny_model(request.param, n_layers=4)
+
+
+def counted(model):
+    """MACs per token of the model's own forward; eager attention and experts, because fused kernels are not all counted."""
+    model.set_attn_implementation("eager")
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")
+    ids = torch.arange(3, 3 + T)[None]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, use_cache=False)
+    return counter.get_total_flops() / 2 / T
+
+
+def test_macs_equal_the_flop_counter(model):
+    assert cost(DecoderView(model), context=T).macs_per_token == counted(model)
+
+
+def test_parameters_and_bytes_are_the_models_own(model):
+    got = cost(DecoderView(model), context=T)
+    assert got.parameters == sum(p.numel() for p in model.parameters())
+    assert got.weight_bytes == 4 * got.parameters
+    assert got.layers == 4
+
+
+def test_kv_bytes_equal_a_real_cache(model):
+    n = 4  # a sliding-window cache keeps window - 1 tokens between steps
+    with torch.no_grad():
+        cache = model(input_ids=torch.arange(3, 3 + n)[None], use_cache=True).past_key_values
+    real = sum(part.numel() * part.element_size() for layer in cache.layers for part in (layer.keys, layer.values))
+    assert cost(DecoderView(model), context=n).kv_bytes_per_token == real / n
+
+
+def test_costs_are_sums_over_layers(model):
+    view = DecoderView(model)
+
+    def without(*layers):
+        return cost(view, context=T, student=Student(frozenset(Unit("layer", layer) for layer in layers)))
+
+    whole, head = without(), without(0, 1, 2, 3)
+    alone = [without(layer) for layer in range(4)]
+    layers = model.get_submodule(view.layers_path)
+    assert head.layers == 0 and [one.layers for one in alone] == [3] * 4
+    assert [whole.parameters - one.parameters for one in alone] == [
+        sum(p.numel() for p in layer.parameters()) for layer in layers
+    ]
+    assert sum(whole.macs_per_token - one.macs_per_token for one in alone) + head.macs_per_token == whole.macs_per_token
+    assert sum(whole.kv_bytes_per_token - one.kv_bytes_per_token for one in alone) == whole.kv_bytes_per_token
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_tied_embeddings_are_stored_once_and_run_twice(tied):
+    model = tiny_model("llama", n_layers=2)
+    model.config.tie_word_embeddings = tied
+    if tied:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    got = cost(DecoderView(model), context=1)
+    other = cost(DecoderView(tiny_model("llama", n_layers=2)), context=1)
+    assert got.macs_per_token == other.macs_per_token
+    assert other.parameters - got.parameters == (VOCAB * 32 if tied else 0)
+
+
+def test_closed_form_of_a_llama():
+    hidden, ffn, q, kv, layers, context = 32, 48, 32, 16, 3, 11
+    per_layer = hidden * (q + kv + kv) + q * hidden + 3 * hidden * ffn + 2 * q * context
+    got = cost(DecoderView(tiny_model("llama", n_layers=layers)), context=context)
+    assert got.macs_per_token == layers * per_layer + hidden * VOCAB
+    assert got.kv_bytes_per_token == layers * 2 * kv * 4
+
+
+def test_removed_sublayers_cost_nothing_and_keep_the_rest():
+    view = DecoderView(tiny_model("llama", n_layers=3))
+    whole = cost(view, context=7)
+    no_attention = cost(view, context=7, student=Student(frozenset({Unit("attn", 1)})))
+    no_mlp = cost(view, context=7, student=Student(frozenset({Unit("mlp", 1)})))
+    assert whole.macs_per_token - no_attention.macs_per_token == 32 * 64 + 32 * 32 + 2 * 32 * 7
+    assert whole.macs_per_token - no_mlp.macs_per_token == whole.parameters - no_mlp.parameters == 3 * 32 * 48
+    assert no_attention.kv_bytes_per_token == whole.kv_bytes_per_token * 2 / 3
+    assert no_mlp.kv_bytes_per_token == whole.kv_bytes_per_token
+
+
+def test_windows_bound_the_keys_of_their_layers_only():
+    view = DecoderView(tiny_model("gemma3_text", n_layers=4))  # layers 0 and 2 see 5 tokens, 1 and 3 all
+    short, long = cost(view, context=5), cost(view, context=50)
+    assert long.macs_per_token - short.macs_per_token == 2 * 2 * 32 * 45
+    assert long.kv_bytes_per_token == 2 * 2 * 16 * 4 * (50 + 5) / 50
+
+
+class Wrapped(torch.nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, h, *args, **kwargs):
+        return self.layer(h, *args, **kwargs)
+
+
+@pytest.mark.parametrize("wrap", [Wrapped, lambda layer: layer])
+def test_a_layer_replacement_costs_a_layer(wrap):
+    model = tiny_model("qwen3", n_layers=4)
+    view = DecoderView(model)
+    student = Student(attached=(Attached(Span(1, 3), wrap(copy.deepcopy(model.model.layers[1])), 1),))
+    assert cost(view, context=T, student=student) == cost(view, context=T, student=Student(frozenset({Unit("layer", 1)})))
+
+
+def test_unknown_expert_routing_is_unknown_not_guessed():
+    model = tiny_model("mixtral", n_layers=2)
+    view = DecoderView(model)
+    model.config.__dict__["num_experts_per_tok"] = None
+    assert cost(view, context=T).macs_per_token is None
+
+
+def test_file_bytes(tmp_path):
+    for name in ("a", "b"):
+        save_file({"w": torch.zeros(10, 10)}, tmp_path / f"{name}.safetensors")
+    assert file_bytes(tmp_path) == sum(path.stat().st_size for path in tmp_path.iterdir()) > 800
+    with pytest.raises(ValueError, match="no \\*.safetensors"):
+        file_bytes(tmp_path / "nothing")
+
+
+def test_context_below_one_is_refused():
+    with pytest.raises(ValueError, match="context=0 needs at least 1"):
+        cost(DecoderView(tiny_model("llama", n_layers=2)), context=0)
