@@ -1,0 +1,113 @@
+"""How far a student's next-token distribution is from the teacher's: KL both ways, Jensen-Shannon, top-1 agreement, NLL.
+
+Everything is per token and chunked over tokens, so that fp32 temporaries of the size of the vocabulary stay small whatever
+the batch. With d = log p - log q, KL(p || q) is summed as p d - p + q: the same sum, because p and q each sum to one, but no
+term is negative, equal logits give exactly 0, and a rounding error of a log-normaliser enters only in second order.
+Shapes: ... any leading dimensions (batch, position), N all of them flattened, V vocabulary, B samples, T positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+CHUNK_ELEMENTS = 1 << 20  # of one fp32 temporary (4 MB): a handful of them stay in cache
+
+
+def forward_kl(teacher_V: Tensor, student_V: Tensor) -> Tensor:
+    """KL(teacher || student) per token, in nats.
+
+    Args: teacher_V, student_V: logits (..., V) of one shape, any float dtype; computed in fp32.
+    Returns: (...) fp32, >= 0; exactly 0 where the logits are equal. Infinite only where the student gives probability 0
+        (a logit of -inf) to a token the teacher allows.
+    Raises: ValueError: shapes differ.
+    """
+    return _per_token(_kl, teacher_V, student_V)
+
+
+def reverse_kl(teacher_V: Tensor, student_V: Tensor) -> Tensor:
+    """KL(student || teacher) per token, in nats; otherwise as :func:`forward_kl`."""
+    return _per_token(_kl, student_V, teacher_V)
+
+
+def jensen_shannon(teacher_V: Tensor, student_V: Tensor) -> Tensor:
+    """Jensen-Shannon divergence per token, in nats: the mean KL of both to their average. Symmetric, in [0, log 2]."""
+    return _per_token(_js, teacher_V, student_V)
+
+
+def top1_agreement(teacher_V: Tensor, student_V: Tensor) -> Tensor:
+    """Bool (...): teacher and student give the same most likely token (the first of equals)."""
+    _check_shapes(teacher_V, student_V)
+    return teacher_V.argmax(-1) == student_V.argmax(-1)
+
+
+def token_nll(logits_V: Tensor, target: Tensor) -> Tensor:
+    """Negative log-likelihood of the target tokens, in nats.
+
+    Args: logits_V: (..., V); target: (...) int64, the token that comes next at each position.
+    Returns: (...) fp32.
+    Raises: ValueError: leading shapes differ.
+    """
+    if logits_V.shape[:-1] != target.shape:
+        raise ValueError(
+            f"logits {tuple(logits_V.shape)} need targets of shape {tuple(logits_V.shape[:-1])}, got {tuple(target.shape)}"
+        )
+
+    def nll(logits_NV: Tensor, target_N: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(logits_NV.float(), target_N, reduction="none")
+
+    return _chunked(nll, logits_V, target.reshape(-1), logits_V.shape[-1]).reshape(target.shape)
+
+
+def predicts(ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
+    """Positions that are measured: real tokens followed by a real token.
+
+    Returns: bool (B, T-1); entry t is True where tokens t and t+1 are both real. Padding never counts.
+    """
+    if mask_BT is None:
+        return torch.ones_like(ids_BT[:, 1:], dtype=torch.bool)
+    return mask_BT[:, :-1].bool() & mask_BT[:, 1:].bool()
+
+
+def _kl(p_logits_NV: Tensor, q_logits_NV: Tensor) -> Tensor:
+    return _bregman(p_logits_NV.float().log_softmax(-1), q_logits_NV.float().log_softmax(-1))
+
+
+def _js(p_logits_NV: Tensor, q_logits_NV: Tensor) -> Tensor:
+    log_p, log_q = p_logits_NV.float().log_softmax(-1), q_logits_NV.float().log_softmax(-1)
+    # equal entries keep their value: logaddexp(x, x) - log 2 may differ from x in the last bit
+    log_m = torch.where(log_p == log_q, log_p, torch.logaddexp(log_p, log_q) - math.log(2))
+    return (_bregman(log_p, log_m) + _bregman(log_q, log_m)) / 2
+
+
+def _bregman(log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:
+    """Sum over V of p d - p + q with d = log p - log q; every term is >= 0."""
+    d = log_p_NV - log_q_NV
+    p, q = log_p_NV.exp(), log_q_NV.exp()
+    # near d = 0 the term is p d^2 / 2: expm1 keeps it accurate (and exactly 0 at 0) where q - p would cancel
+    term = torch.where(d.abs() < 1, p * (torch.expm1(-d) + d), p * (d - 1) + q)
+    return torch.where(p > 0, term, q).sum(-1).clamp_(min=0)
+
+
+def _check_shapes(teacher_V: Tensor, student_V: Tensor) -> None:
+    if teacher_V.shape != student_V.shape:
+        raise ValueError(
+            f"teacher logits {tuple(teacher_V.shape)} and student logits {tuple(student_V.shape)} differ in shape; "
+            "both must come from the same text and one vocabulary"
+        )
+
+
+def _per_token(divergence: Callable[[Tensor, Tensor], Tensor], p_V: Tensor, q_V: Tensor) -> Tensor:
+    _check_shapes(p_V, q_V)
+    n_vocab = p_V.shape[-1]
+    return _chunked(divergence, p_V, q_V.reshape(-1, n_vocab), n_vocab).reshape(p_V.shape[:-1])
+
+
+def _chunked(function: Callable[[Tensor, Tensor], Tensor], first_V: Tensor, second_N: Tensor, n_vocab: int) -> Tensor:
+    first_NV = first_V.reshape(-1, n_vocab)
+    size = max(1, CHUNK_ELEMENTS // n_vocab)
+    pieces = zip(first_NV.split(size), second_N.split(size), strict=True)
+    return torch.cat([function(first, second) for first, second in pieces])
