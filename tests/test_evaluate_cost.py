@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 from families import FAMILIES, VOCAB, tiny_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from shoal.decoder import Attached, DecoderView, Student
-from shoal.evaluate.cost import cost, file_bytes
+from shoal.evaluate.cost import cost
 from shoal.types import Span, Unit
 
 T = 5  # within the window of the tiny sliding-window models, so eager T x T products are the formula's
@@ -129,12 +129,15 @@ def test_unknown_expert_routing_is_unknown_not_guessed():
     assert cost(view, context=T).macs_per_token is None
 
 
-def test_file_bytes(tmp_path):
-    for name in ("a", "b"):
-        save_file({"w": torch.zeros(10, 10)}, tmp_path / f"{name}.safetensors")
-    assert file_bytes(tmp_path) == sum(path.stat().st_size for path in tmp_path.iterdir()) > 800
-    with pytest.raises(ValueError, match="no \\*.safetensors"):
-        file_bytes(tmp_path / "nothing")
+@pytest.mark.parametrize("tied", [False, True])
+def test_weight_bytes_are_those_of_the_saved_tensors(tmp_path, tied):
+    model = tiny_model("llama", n_layers=2).bfloat16()
+    if tied:
+        model.config.tie_word_embeddings = True
+        model.lm_head.weight = model.model.embed_tokens.weight
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert cost(DecoderView(model), context=1).weight_bytes == sum(t.numel() * t.element_size() for t in saved.values())
 
 
 def test_context_below_one_is_refused():

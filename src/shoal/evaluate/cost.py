@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -45,7 +44,7 @@ class Cost(Record):
     Attributes:
         layers: blocks that run: kept layers and replacement modules.
         parameters: numbers stored, tied ones once.
-        weight_bytes: bytes of those numbers in memory and in safetensors.
+        weight_bytes: bytes of those numbers, in memory and in the checkpoint's safetensors (headers and buffers aside).
         context: tokens that the measured token sees, itself included.
         macs_per_token: None when the active experts of a mixture cannot be told from the config.
         kv_bytes_per_token: bytes of the cache after ``context`` tokens, divided by ``context``.
@@ -90,18 +89,6 @@ def cost(view: DecoderView, *, context: int, student: Student = TEACHER) -> Cost
         macs_per_token=None if None in maps else known,
         kv_bytes_per_token=sum(_kv_numbers(view, block, context) for block in blocks) * view.dtype.itemsize / context,
     )
-
-
-def file_bytes(folder: Path) -> int:
-    """Bytes of the weight files (safetensors) of a checkpoint folder.
-
-    Raises:
-        ValueError: the folder holds none.
-    """
-    found = sorted(Path(folder).glob("*.safetensors"))
-    if not found:
-        raise ValueError(f"no *.safetensors in {folder}; give the folder of a saved checkpoint")
-    return sum(path.stat().st_size for path in found)
 
 
 # -- the parts that run and are stored -----------------------------------------------------------------------------------

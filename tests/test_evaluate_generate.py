@@ -1,0 +1,72 @@
+"""Generations are plain greedy decoding, and differences are counted where they begin."""
+
+import pytest
+import torch
+from families import FAMILIES, VOCAB, tiny_model
+
+from shoal.evaluate.generate import generations, greedy_tokens, n_equal_at_start
+
+PROMPT_T = torch.randint(3, VOCAB, (6,), generator=torch.Generator().manual_seed(2))
+
+
+class Letters:
+    """A tokenizer of one token per number."""
+
+    def __call__(self, text):
+        return {"input_ids": [int(word) for word in text.split()]}
+
+    def decode(self, ids, *, skip_special_tokens):
+        return " ".join(str(i) for i in ids)
+
+
+def argmax_without_cache(model, prompt_T, n):
+    ids = prompt_T[None]
+    for _ in range(n):
+        with torch.no_grad():
+            following = model(input_ids=ids, use_cache=False).logits[0, -1].argmax()
+        ids = torch.cat([ids, following[None, None]], 1)
+        if following == model.generation_config.eos_token_id:
+            break
+    return ids[0, len(prompt_T) :].tolist()
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_greedy_tokens_equal_argmax_without_a_cache(family):
+    model = tiny_model(family, n_layers=3)
+    assert greedy_tokens(model, PROMPT_T, max_new_tokens=8) == argmax_without_cache(model, PROMPT_T, 8)
+
+
+def test_what_the_checkpoint_asks_of_sampling_is_off():
+    model = tiny_model("llama", n_layers=3)
+    plain = greedy_tokens(model, PROMPT_T, max_new_tokens=12)
+    own = model.generation_config
+    own.do_sample, own.temperature, own.repetition_penalty, own.no_repeat_ngram_size, own.num_beams = True, 3.0, 5.0, 2, 3
+    torch.manual_seed(0)
+    assert greedy_tokens(model, PROMPT_T, max_new_tokens=12) == plain
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "n"), [([], [], 0), ([1], [], 0), ([1, 2], [1, 2], 2), ([1, 2, 3], [1, 9, 3], 1), ([1], [1, 2], 1)]
+)
+def test_equal_start(a, b, n):
+    assert n_equal_at_start(a, b) == n_equal_at_start(b, a) == n
+
+
+def test_teacher_against_itself_is_identical_and_another_model_differs():
+    teacher, other = tiny_model("llama", n_layers=3), tiny_model("llama", n_layers=3, seed=1)
+    prompts = ["5 6 7", "9"]
+    same = generations(teacher, teacher, tokenizer=Letters(), prompts=prompts, max_new_tokens=7)
+    assert [one.prompt for one in same] == prompts
+    assert all(one.is_identical and one.teacher == one.student and one.n_tokens == 7 for one in same)
+    for one in generations(teacher, other, tokenizer=Letters(), prompts=prompts, max_new_tokens=7):
+        ours, theirs = one.teacher.split(), one.student.split()
+        assert not one.is_identical and one.n_tokens == 7
+        assert ours[: one.n_agreed] == theirs[: one.n_agreed] and ours[one.n_agreed] != theirs[one.n_agreed]
+
+
+def test_impossible_requests_are_refused():
+    model = tiny_model("llama", n_layers=2)
+    with pytest.raises(ValueError, match="has no token"):
+        generations(model, model, tokenizer=Letters(), prompts=[""])
+    with pytest.raises(ValueError, match="max_new_tokens=0 needs at least 1"):
+        generations(model, model, tokenizer=Letters(), prompts=["1"], max_new_tokens=0)
