@@ -28,7 +28,7 @@ def bundled_text() -> Path:
     return Path(str(resources.files("shoal") / "assets" / "sample.txt.gz"))
 
 
-def open_corpus(spec: str | Sequence[str], tokenizer: Any, *, seed: int = 0) -> Corpus:
+def open_corpus(spec: str | Path | Sequence[str | Path], tokenizer: Any, *, seed: int = 0) -> Corpus:
     """Open text for slicing and sampling.
 
     Args:

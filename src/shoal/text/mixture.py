@@ -10,6 +10,7 @@ import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from shoal.text.formats import DOCUMENT_CHARACTERS
@@ -73,13 +74,13 @@ PRESETS: Mapping[str, Preset] = {
 }
 
 
-def parse_mixture(spec: str | Sequence[str]) -> Mixture:
+def parse_mixture(spec: str | Path | Sequence[str | Path]) -> Mixture:
     """A spec as a mixture: one source, several sources read as one text, a weighted sum, or a preset.
 
     Raises:
         ValueError: an empty spec, a malformed weight, a source named twice, an unknown preset, a mixture inside a list.
     """
-    specs = (spec,) if isinstance(spec, str) else tuple(spec)
+    specs = (str(spec),) if isinstance(spec, (str, Path)) else tuple(str(one) for one in spec)
     if not specs or not all(one.strip() for one in specs):
         raise ValueError("the text is empty; give a path, hub:NAME, mix:NAME or 0.7*A+0.3*B")
     if len(specs) == 1 and specs[0].startswith("mix:"):

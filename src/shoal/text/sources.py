@@ -70,11 +70,13 @@ class Source:
     def _of_rows(self, rows: Iterator[Row]) -> Iterator[Document]:
         for where, row in rows:
             text = text_of(row, where, self.chat)
-            if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-                raise ValueError(f"{where} holds half a character (a lone surrogate); write the text as valid UTF-8")
-            if text.strip():
-                domain = None if self.domain_key is None else domain_of(row, where, self.domain_key)
+            if not text.strip():
+                continue
+            domain = None if self.domain_key is None else domain_of(row, where, self.domain_key)
+            try:
                 yield Document(text, domain, content_digest(text))
+            except UnicodeEncodeError:
+                raise ValueError(f"{where} holds half a character (a lone surrogate); write the text as valid UTF-8") from None
 
 
 def suffix_of(path: Path) -> str:
