@@ -35,12 +35,7 @@ def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     if n_layers is None:
         raise ValueError(f"model type {config.model_type!r} states no num_hidden_layers; it has no decoder that can be cut")
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    prefix = next((name for name, module in model.named_modules() if module is decoder), "")
-    found = [
-        (f"{prefix}.{name}".strip("."), module)
-        for name, module in decoder.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == n_layers
-    ]
+    found = _lists_of(n_layers, decoder, model) or _lists_of(n_layers, model, model)
     if not found:
         raise ValueError(
             f"no list of {n_layers} layers inside {type(decoder).__name__} (model type {config.model_type!r}); "
@@ -52,6 +47,15 @@ def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
         names = ", ".join(path for path, _ in shallowest)
         raise ValueError(f"several lists of {n_layers} layers ({names}) in model type {config.model_type!r}; cannot tell which to cut")
     return shallowest[0]
+
+
+def _lists_of(n: int, inside: nn.Module, model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
+    prefix = next((name for name, module in model.named_modules() if module is inside), "")
+    return [
+        (f"{prefix}.{name}".strip("."), module)
+        for name, module in inside.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == n
+    ]
 
 
 def refuse_coupled_layers(config: Any) -> None:

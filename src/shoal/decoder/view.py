@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,10 @@ class Reading:
     calls: tuple[LayerCall, ...]
 
 
+class _Beside:
+    """Marks what a stub returns beside the hidden states, to see whether the model hands it to the next layer."""
+
+
 class _Stop(Exception):
     """Ends the model's own forward once the dry pass has what it needs."""
 
@@ -93,6 +97,7 @@ class DecoderView:
         self._calls: OrderedDict[tuple[Any, ...], tuple[LayerCall, ...]] = OrderedDict()
         self._checked_sublayers: set[tuple[int, str]] = set()
         self._n_returned = 0
+        self._beside: Any = None  # what stubs return beside the hidden states
         self._probe()
 
     @property
@@ -224,7 +229,7 @@ class DecoderView:
         return recorded
 
     def _as_returned(self, h_BTD: Tensor) -> Any:
-        return (h_BTD, *([None] * (self._n_returned - 1))) if self._n_returned else h_BTD
+        return (h_BTD, *([self._beside] * (self._n_returned - 1))) if self._n_returned else h_BTD
 
     def _pass_through(self, *args: Any, **kwargs: Any) -> Any:
         return self._as_returned(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
@@ -247,8 +252,30 @@ class DecoderView:
     @torch.no_grad()
     def _probe(self) -> None:
         """Learn what layers return, and refuse models whose layers read more than the stream and the positions."""
+        self._learn_what_layers_return()
         first, second = (Batch(torch.full((1, 3), token, dtype=torch.long, device=self.device)) for token in (0, 1))
-        h, call = self._dry_pass(first, n_stubs=1)[0]
+        ours, other = (self._dry_pass(batch, n_stubs=self.n_layers) for batch in (first, second))
+        for index, ((_, a), (_, b)) in enumerate(zip(ours, other, strict=True)):
+            name = _differing_argument(a, b)
+            if name is not None:
+                self._refuse(f"layer {index} receives {name!r}, which depends on more than the positions")
+        self._beside = _Beside()
+        try:
+            for index, (_, call) in enumerate(self._dry_pass(first, n_stubs=self.n_layers)):
+                for name, value in _arguments(call):
+                    if value is self._beside:
+                        self._refuse(f"layer {index} receives {name!r} from the layer before it")
+        finally:
+            self._beside = None
+
+    def _refuse(self, reason: str) -> NoReturn:
+        raise ValueError(
+            f"model type {self.family!r}: {reason}; its layers feed each other outside the residual stream and cannot be replayed"
+        )
+
+    def _learn_what_layers_return(self) -> None:
+        batch = Batch(torch.zeros(1, 3, dtype=torch.long, device=self.device))
+        h, call = self._dry_pass(batch, n_stubs=1)[0]
         with self.residency.layer(0) as layer:
             returned = call(layer, h)
         if isinstance(returned, tuple):
@@ -257,14 +284,6 @@ class DecoderView:
             raise ValueError(f"model type {self.family!r}: layers return {type(returned).__name__}; a tensor or a tuple is needed")
         if _first(returned).shape != h.shape:
             raise ValueError(f"model type {self.family!r}: layer 0 maps {tuple(h.shape)} to {tuple(_first(returned).shape)}")
-        ours, other = (self._dry_pass(batch, n_stubs=self.n_layers) for batch in (first, second))
-        for index, ((_, a), (_, b)) in enumerate(zip(ours, other, strict=True)):
-            name = _differing_argument(a, b)
-            if name is not None:
-                raise ValueError(
-                    f"model type {self.family!r}: layer {index} receives {name!r}, which depends on more than the positions; "
-                    "its layers feed each other outside the residual stream and cannot be replayed"
-                )
 
     def _check_sublayer(self, layer: int, kind: str, module: nn.Module, call: LayerCall, h_BTD: Tensor) -> None:
         """Once per sublayer: with attention and MLP zeroed the layer must be the identity, else refuse by name."""
@@ -334,11 +353,15 @@ def _zeroed(layer: nn.Module, kinds: frozenset[str]) -> Iterator[None]:
             handle.remove()
 
 
+def _arguments(call: LayerCall) -> list[tuple[str, Any]]:
+    return [(f"argument {i + 1}", value) for i, value in enumerate(call.args)] + list(call.kwargs.items())
+
+
 def _differing_argument(a: LayerCall, b: LayerCall) -> str | None:
     """Name of an argument that carries layer-to-layer state or differs between two texts of one shape."""
-    names = [f"argument {i + 1}" for i in range(len(a.args))] + list(a.kwargs)
-    for name, x, y in zip(names, [*a.args, *a.kwargs.values()], [*b.args, *b.kwargs.values()], strict=True):
-        if isinstance(x, (dict, list)) or not _same(x, y):
+    for (name, x), (_, y) in zip(_arguments(a), _arguments(b), strict=True):
+        shared_state = isinstance(x, (dict, list)) and not x  # an empty container is there to be filled by the layers
+        if shared_state or not _same(x, y):
             return name
     return None
 
@@ -346,6 +369,8 @@ def _differing_argument(a: LayerCall, b: LayerCall) -> str | None:
 def _same(x: Any, y: Any) -> bool:
     if isinstance(x, Tensor):
         return isinstance(y, Tensor) and x.shape == y.shape and torch.equal(x, y)
+    if isinstance(x, dict):
+        return x.keys() == y.keys() and all(_same(x[key], y[key]) for key in x)
     if isinstance(x, (tuple, list)):
         return len(x) == len(y) and all(_same(p, q) for p, q in zip(x, y, strict=True))
     if hasattr(x, "shape") or type(x).__module__.startswith("torch"):
