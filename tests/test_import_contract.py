@@ -1,0 +1,167 @@
+"""The import contract: rooms depend one way, heavy packages stay where they belong, the command starts without torch.
+
+Read from the source with ``ast``; lightness is asked of a fresh interpreter.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import shoal
+
+SRC = Path(shoal.__file__).parent
+
+# A room (a file or a folder of src/shoal) imports only rooms above it in this table, and itself.
+ROOMS = """
+types       the words as values
+plan        what to do to a model
+decoder     runs any layer on any states; opens models
+text        documents to samples
+replace     modules in place of spans
+score       numbers per span or unit
+scan        one pass over calibration text
+select      scores and a budget to a plan
+surgery     cutting and saving checkpoints
+fit         closed forms
+train       gradient training
+evaluate    what was lost
+export      cards and formats
+report      pictures and pages
+recipe      a choice of all these
+run         stages in order
+cli         verbs
+""".strip().splitlines()
+ORDER = [line.split()[0] for line in ROOMS]
+
+# Where transformers may be imported at all: where a model is opened, cut or saved, tokenised or generated from.
+TRANSFORMERS = ("decoder/open.py", "decoder/source.py", "surgery/", "text/", "replace/", "evaluate/generate", "export/")
+
+# Only inside the function that needs them: extras, and what makes the command slow to start.
+LAZY = {"datasets", "matplotlib", "peft", "lm_eval", "gguf", "torchao", "bitsandbytes", "pyarrow", "accelerate"}
+
+# These reach the command's help, so they may not need torch.
+LIGHT = ("shoal", "shoal.types", "shoal.plan", "shoal.cli")
+HEAVY = ("torch", "transformers", "datasets", "matplotlib", "accelerate")
+
+# Tables of interchangeable entries; the file of one entry never imports the file of another.
+TABLES = (("score", "CRITERIA"), ("replace", "REPLACEMENTS"), ("select", "SELECTORS"), ("train", "OBJECTIVES"))
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import statement of ``file`` (relative to src/shoal): the dotted module, and where in the file it stands."""
+
+    file: str
+    line: int
+    module: str
+    in_function: bool
+    for_types_only: bool
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} imports {self.module}"
+
+
+def imports_of(path: Path) -> Iterator[Import]:
+    def walk(node: ast.AST, in_function: bool, for_types: bool) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            names: list[str] = []
+            if isinstance(child, ast.Import):
+                names = [alias.name for alias in child.names]
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"{path}:{child.lineno}: write shoal.… imports in full"
+                module = child.module or ""
+                names = [f"{module}.{alias.name}" for alias in child.names] if module == "shoal" else [module]
+            for name in names:
+                yield Import(path.relative_to(SRC).as_posix(), child.lineno, name, in_function, for_types)
+            function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            typed = isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING")
+            yield from walk(child, in_function or function, for_types or typed)
+
+    return walk(ast.parse(path.read_text(), str(path)), False, False)
+
+
+IMPORTS = [one for path in sorted(SRC.rglob("*.py")) for one in imports_of(path)]
+
+
+def room_of(file: str) -> str:
+    return file.split("/")[0].removesuffix(".py")
+
+
+def roots(one: Import) -> str:
+    return one.module.split(".")[0]
+
+
+def test_every_file_lives_in_a_room_of_the_table():
+    rooms = {room_of(path.relative_to(SRC).as_posix()) for path in SRC.rglob("*.py")} - {"__init__", "__main__"}
+    assert rooms <= set(ORDER), f"add {rooms - set(ORDER)} to the table"
+    assert {"types", "plan", "decoder"} <= rooms, "the source was not found"
+
+
+@pytest.mark.parametrize("room", ORDER)
+def test_a_room_imports_only_rooms_before_it(room):
+    allowed = set(ORDER[: ORDER.index(room) + 1]) | {"__version__"}
+    wrong = [
+        str(one)
+        for one in IMPORTS
+        if room_of(one.file) == room and roots(one) == "shoal" and one.module.split(".")[1] not in allowed
+    ]
+    assert not wrong, f"{room} may import {sorted(allowed)}"
+
+
+def test_transformers_is_imported_only_where_a_model_is_opened_cut_or_saved():
+    wrong = [
+        str(one)
+        for one in IMPORTS
+        if roots(one) == "transformers" and not one.for_types_only and not one.file.startswith(TRANSFORMERS)
+    ]
+    assert not wrong
+
+
+def test_extras_are_imported_only_inside_functions():
+    wrong = [str(one) for one in IMPORTS if roots(one) in LAZY and not one.in_function and not one.for_types_only]
+    assert not wrong
+
+
+def entry_files(room: str, table: str) -> set[str]:
+    """Files of the entries of a table: what the file that assigns ``table`` uses in it and imports from its own room."""
+    for path in (SRC / room).glob("*.py"):
+        tree = ast.parse(path.read_text())
+        home = {
+            alias.asname or alias.name: f"{node.module.removeprefix('shoal.').replace('.', '/')}.py"
+            for node in tree.body
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"shoal.{room}.")
+            for alias in node.names
+        }
+        for node in tree.body:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+            if [t.id for t in targets if isinstance(t, ast.Name)] == [table]:
+                own = path.relative_to(SRC).as_posix()
+                return {home.get(name.id, own) for name in ast.walk(node.value) if isinstance(name, ast.Name)} - {own}
+    raise AssertionError(f"no file of {room}/ assigns {table}")
+
+
+@pytest.mark.parametrize("room, table", TABLES)
+def test_table_entries_never_import_each_other(room, table):
+    if not (SRC / room).is_dir():
+        pytest.skip(f"no room {room} yet")
+    files = entry_files(room, table)
+    wrong = [
+        str(one)
+        for one in IMPORTS
+        if one.file in files and f"{one.module.removeprefix('shoal.').replace('.', '/')}.py" in files
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_importing_stays_light(module):
+    if not (SRC / f"{module.partition('.')[2] or '__init__'}.py").exists():
+        pytest.skip(f"no {module} yet")
+    code = f"import sys, {module}; print(*sorted(set(sys.modules) & {set(HEAVY)}))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.split() == []
