@@ -1,5 +1,6 @@
 """Speed: the arithmetic of medians and ratios is exact; the models run as asked; no assertion on the clock."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,6 @@ import torch
 from families import FAMILIES, tiny_model
 
 from shoal.decoder import DecoderView
-from shoal.evaluate import speed as module
 from shoal.evaluate.speed import Rates, Speed, median_iqr, speed
 
 
@@ -52,7 +52,7 @@ def test_rounds_take_turns_swap_order_and_count_what_they_ran(monkeypatch):
 
         monkeypatch.setattr(view.model, "forward", spy)
     clock = iter(range(1000))
-    monkeypatch.setattr(module, "_now", lambda device: float(next(clock)))
+    monkeypatch.setattr(sys.modules["shoal.evaluate.speed"], "_now", lambda device: float(next(clock)))
     got = speed(teacher, student, batch_size=2, prompt_length=5, new_tokens=3, rounds=2, warmup=1)
     per_round = ["teacher"] * 4 + ["student"] * 4 + ["student"] * 4 + ["teacher"] * 4
     assert order == per_round + per_round[:8], "three rounds, the first a warm-up"

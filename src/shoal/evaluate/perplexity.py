@@ -18,14 +18,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from shoal.decoder import TEACHER, DecoderView, Student, run_pass
 from shoal.decoder.view import Reading
+from shoal.score.divergence import token_nll
 from shoal.types import Batch, Record
-
-CHUNK = 1024  # tokens whose fp32 logits exist at once
 
 
 class Perplexity(Record):
@@ -128,12 +126,7 @@ def _scored(group: Sequence[Window]) -> Tensor:
 
 def _nll_sum(logits_BTV: Tensor, ids_BT: Tensor, scored_BT: Tensor) -> float:
     """Sum over scored tokens of -ln p(token), fp32 logarithms, fp64 sum."""
-    logits_NV, targets_N = logits_BTV[:, :-1][scored_BT], ids_BT[:, 1:][scored_BT]
-    total = 0.0
-    for start in range(0, len(targets_N), CHUNK):
-        part = slice(start, start + CHUNK)
-        total += F.cross_entropy(logits_NV[part].float(), targets_N[part], reduction="none").double().sum().item()
-    return total
+    return token_nll(logits_BTV[:, :-1][scored_BT], ids_BT[:, 1:][scored_BT]).double().sum().item()
 
 
 def _exp(nll: float) -> float:

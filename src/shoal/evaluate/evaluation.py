@@ -1,0 +1,116 @@
+"""An evaluation: what teacher and student cost and say on held-out text, as one record that is a file.
+
+The figures disagree about quality by nature (a model may keep its perplexity and lose its answers), so all stand side by
+side: perplexity of both, KL and agreement between them, greedy generations, cost, speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shoal.decoder import TEACHER, DecoderView, Student
+from shoal.evaluate.cost import Cost, cost
+from shoal.evaluate.generate import Generation
+from shoal.evaluate.perplexity import Perplexity, perplexities, perplexity
+from shoal.evaluate.speed import Speed
+from shoal.score.oracle import Oracle, Quality, compare_views
+from shoal.types import Batch, Provenance, Record
+
+
+class Figures(Record):
+    """One model on its own."""
+
+    name: str
+    cost: Cost
+    perplexity: Perplexity
+
+
+class Evaluation(Record):
+    """Teacher and student compared; ``evaluation.json`` of a run folder.
+
+    Attributes:
+        quality: the student against the teacher, per token of the batches as they are (no stride).
+        generations, speed: present when they were measured; they need both as models of their own.
+    """
+
+    teacher: Figures
+    student: Figures
+    quality: Quality
+    generations: tuple[Generation, ...] = ()
+    speed: Speed | None = None
+    provenance: Provenance
+
+
+def compare(
+    teacher: DecoderView,
+    student: Student | DecoderView,
+    batches: Sequence[Batch],
+    *,
+    provenance: Provenance,
+    ids_T: Tensor | None = None,
+    window: int | None = None,
+    stride: int | None = None,
+    batch_size: int = 8,
+    generated: Sequence[Generation] = (),
+    timed: Speed | None = None,
+) -> Evaluation:
+    """Measure a student against its teacher on held-out text.
+
+    Args:
+        teacher: the reference.
+        student: an overlay on the teacher's view, or the view of a saved student.
+        batches: text for KL and agreement; also its tokens in order, padding left out, are the perplexity's stream unless
+            ``ids_T`` gives another one, (T,) token ids.
+        window, stride: of the perplexity, in tokens; the longest batch and half of the window unless given. The window is
+            also the context that cost is counted at.
+        batch_size: perplexity windows per forward.
+        generated, timed: results of :func:`~shoal.evaluate.generate.generations` and :func:`~shoal.evaluate.speed.speed`,
+            kept with the rest.
+    Raises:
+        ValueError: no text, different vocabularies, impossible window or stride, NaN or infinite states.
+    """
+    if not batches:
+        raise ValueError("evaluation got no text; give at least one batch of the evaluation slice")
+    stream_T = token_stream(batches) if ids_T is None else ids_T
+    window = max(batch.ids_BT.shape[1] for batch in batches) if window is None else window
+    reading: dict[str, Any] = {
+        "window": window,
+        "stride": max(1, window // 2) if stride is None else stride,
+        "batch_size": batch_size,
+    }
+    if isinstance(student, Student):
+        quality = Oracle(teacher, batches).measure([student])[0]
+        texts = perplexities(teacher, stream_T, students=[TEACHER, student], **reading)
+        costs = [cost(teacher, context=window, student=one) for one in (TEACHER, student)]
+        name = student.name
+    else:
+        _refuse_other_vocabulary(teacher, student)
+        quality = compare_views(teacher, student, batches=batches)
+        texts = [perplexity(view, stream_T, **reading) for view in (teacher, student)]
+        costs = [cost(view, context=window) for view in (teacher, student)]
+        name = "student"
+    both = [Figures(name=n, cost=c, perplexity=p) for n, c, p in zip(("teacher", name), costs, texts, strict=True)]
+    return Evaluation(
+        teacher=both[0], student=both[1], quality=quality, generations=tuple(generated), speed=timed, provenance=provenance
+    )
+
+
+def token_stream(batches: Sequence[Batch]) -> Tensor:
+    """(T,) the real tokens of all samples, in order."""
+    rows = []
+    for batch in batches:
+        rows.append(batch.ids_BT.flatten() if batch.mask_BT is None else batch.ids_BT[batch.mask_BT.bool()])
+    return torch.cat([row.cpu() for row in rows])
+
+
+def _refuse_other_vocabulary(teacher: DecoderView, student: DecoderView) -> None:
+    ours, theirs = (view.model.get_output_embeddings().weight.shape[0] for view in (teacher, student))
+    if ours != theirs:
+        raise ValueError(
+            f"the teacher has {ours} tokens, the student {theirs}; they can be compared only with one vocabulary, "
+            "so give the teacher the student was made from"
+        )

@@ -1,0 +1,118 @@
+"""An evaluation for people: every figure as a line of text, for the terminal and for the model card."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shoal.evaluate.evaluation import Evaluation
+from shoal.evaluate.generate import Generation
+from shoal.evaluate.speed import Speed, median_iqr
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line, ready to print; ``change`` is student against teacher."""
+
+    label: str
+    teacher: str
+    student: str
+    change: str = ""
+
+
+def rows(evaluation: Evaluation) -> list[Row]:
+    """Every figure as a line of text."""
+    ours, theirs, quality = evaluation.teacher, evaluation.student, evaluation.quality
+    a, b = ours.cost, theirs.cost
+    lines = [
+        Row("layers", str(a.layers), str(b.layers), _share(b.layers, a.layers)),
+        Row("parameters", _count(a.parameters), _count(b.parameters), _share(b.parameters, a.parameters)),
+        Row("weights", _bytes(a.weight_bytes), _bytes(b.weight_bytes), _share(b.weight_bytes, a.weight_bytes)),
+    ]
+    if a.macs_per_token is not None and b.macs_per_token is not None:
+        change = _share(b.macs_per_token, a.macs_per_token)
+        lines.append(Row(f"MACs per token at {a.context} tokens", _count(a.macs_per_token), _count(b.macs_per_token), change))
+    kv = (a.kv_bytes_per_token, b.kv_bytes_per_token)
+    ppl = (ours.perplexity.value, theirs.perplexity.value)
+    stderr = "" if math.isnan(quality.kl_stderr) else f" ± {quality.kl_stderr:.2g}"
+    lines += [
+        Row("KV cache per token", _bytes(kv[0]), _bytes(kv[1]), _share(kv[1], kv[0])),
+        Row("perplexity", _number(ppl[0]), _number(ppl[1]), f"x {_number(ppl[1] / ppl[0])}"),
+        Row("KL to the teacher, nats per token", "0", f"{_number(quality.kl)}{stderr}"),
+        Row("top-1 agreement with the teacher", "100 %", f"{100 * quality.agreement:.1f} %"),
+    ]
+    return lines + (_speed_rows(evaluation.speed) if evaluation.speed else [])
+
+
+def _speed_rows(speed: Speed) -> list[Row]:
+    work = f"batch {speed.batch_size}, {speed.dtype}, {speed.device}"
+    lines = []
+    for verb, n, ratio in (
+        ("prefill", speed.prompt_length, speed.prefill_ratio),
+        ("decode", speed.new_tokens, speed.decode_ratio),
+    ):
+        ours, theirs = (_spread(getattr(one, verb)) for one in (speed.teacher, speed.student))
+        change = f"x {ratio:.2f}, L/L' = {speed.bound:.2f}"
+        lines.append(Row(f"{verb} tokens/s, median ± IQR ({n} tokens, {work})", ours, theirs, change))
+    if speed.teacher.peak_bytes and speed.student.peak_bytes:
+        a, b = speed.teacher.peak_bytes, speed.student.peak_bytes
+        lines.append(Row("peak memory", _bytes(a), _bytes(b), _share(b, a)))
+    return lines
+
+
+def table(evaluation: Evaluation) -> Table:
+    """The figures as a table for the terminal."""
+    from rich.table import Table
+
+    title = f"on {evaluation.provenance.data}, {evaluation.quality.n_tokens:,} tokens"
+    found = Table("", "teacher", "student", "change", title=title)
+    for column in found.columns[1:]:
+        column.justify = "right"
+    for row in rows(evaluation):
+        found.add_row(row.label, row.teacher, row.student, row.change)
+    return found
+
+
+def generation_table(generated: Sequence[Generation]) -> Table:
+    """Prompts and both continuations, side by side."""
+    from rich.table import Table
+    from rich.text import Text
+
+    found = Table("prompt", "teacher", "student", "equal tokens", title="greedy generations", show_lines=True)
+    for one in generated:  # Text: what a model writes is not markup
+        found.add_row(Text(one.prompt), Text(one.teacher), Text(one.student), f"{one.n_agreed} of {one.n_tokens}")
+    return found
+
+
+def _number(value: float) -> str:
+    """Four digits that read well from 1e-6 to 1e6."""
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e7 else f"{value:.4g}"
+
+
+def _share(student: float, teacher: float) -> str:
+    return "" if not teacher else f"{100 * (student / teacher - 1):+.1f} %"
+
+
+def _count(value: float) -> str:
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.4g} {unit}"
+    return f"{value:g}"
+
+
+def _bytes(value: float) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= size:
+            return f"{value / size:.4g} {unit}"
+    return f"{value:g} B"
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Median and interquartile range."""
+    median, iqr = median_iqr(values)
+    return f"{_number(median)} ± {_number(iqr)}"
