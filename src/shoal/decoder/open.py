@@ -53,8 +53,8 @@ def open_model(source: str | Path, *, dtype: str | None = None, device: str = "c
         device: a torch device.
         trust_remote_code: allow code that comes with the model.
     Raises:
-        ValueError: one line for everything :func:`shoal.decoder.source.check_source` finds, for quantised checkpoints, for missing,
-            unexpected or mismatched tensors, NaN or infinite weights, unknown dtype or device.
+        ValueError: one line for everything :func:`shoal.decoder.source.check_source` finds, for quantised checkpoints, for
+            missing, unexpected or mismatched tensors, NaN or infinite weights, unknown dtype or device.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; {nearest(dtype, DTYPES)}")
@@ -64,8 +64,8 @@ def open_model(source: str | Path, *, dtype: str | None = None, device: str = "c
     method = quantisation(read_json(path / "config.json"))
     if method is not None:
         raise ValueError(
-            f"{path} is quantised ({method}); it cannot be measured or refitted. Use the unquantised checkpoint, or remove whole layers "
-            "file to file with a plan"
+            f"{path} is quantised ({method}); it cannot be measured or refitted. Use the unquantised "
+            "checkpoint, or remove whole layers file to file with a plan"
         )
     model = load_strictly(path, dtype=dtype, trust_remote_code=trust_remote_code)
     refuse_nonfinite(model, str(path))

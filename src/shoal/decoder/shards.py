@@ -1,7 +1,7 @@
 """Safetensors files as byte ranges: which tensor lies where, without loading any.
 
-Format: 8 bytes little-endian header length, a JSON header ``{name: {dtype, shape, data_offsets}}``, then the data; offsets count
-from the end of the header. A truncated or corrupt file is found here by its sizes, before any weight is read.
+Format: 8 bytes little-endian header length, a JSON header ``{name: {dtype, shape, data_offsets}}``, then the data; offsets
+count from the end of the header. A truncated or corrupt file is found here by its sizes, before any weight is read.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ def refuse_absent_weights(folder: Path) -> None:
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
     if pickled:
         raise ValueError(
-            f"{folder} has only pickled weights ({pickled[0]}), which can run code when opened; convert them where you trust them: "
-            "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder) writes safetensors"
+            f"{folder} has only pickled weights ({pickled[0]}), which can run code when opened; convert them where you "
+            "trust them: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder) writes safetensors"
         )
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     found = f" (found {others[0]}, but neither {SINGLE} nor {INDEX})" if others else ""
