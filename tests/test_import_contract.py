@@ -127,6 +127,10 @@ def test_extras_are_imported_only_inside_functions():
     assert not wrong
 
 
+def names_in(tree: ast.AST) -> set[str]:
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+
+
 def entry_files(room: str, table: str) -> set[str]:
     """Files of the entries of a table: what the file that assigns ``table`` uses in it and imports from its own room."""
     for path in (SRC / room).glob("*.py"):
@@ -140,8 +144,8 @@ def entry_files(room: str, table: str) -> set[str]:
         for node in tree.body:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
             if [t.id for t in targets if isinstance(t, ast.Name)] == [table]:
-                own = path.relative_to(SRC).as_posix()
-                return {home.get(name.id, own) for name in ast.walk(node.value) if isinstance(name, ast.Name)} - {own}
+                shared = names_in(node.annotation) if isinstance(node, ast.AnnAssign) else set()  # the type of an entry
+                return {home[name] for name in names_in(node.value) - shared if name in home}
     raise AssertionError(f"no file of {room}/ assigns {table}")
 
 
