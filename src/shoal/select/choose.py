@@ -1,0 +1,130 @@
+"""Selection from end to end: budget -> number of layers -> proposals -> guard. Orchestration only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from shoal.plan import Candidate
+from shoal.score.oracle import Oracle
+from shoal.select.budget import Budget, Cut, realised, resolve
+from shoal.select.guard import guard, verdict
+from shoal.select.proposals import Proposer, other_proposers, propose
+from shoal.select.rounds import Rescan, in_rounds
+from shoal.select.size import PUT_BACK, ModelSize, PutBack
+from shoal.select.table import selector_named
+from shoal.select.wanted import Refuse, Selector, Tables, Wanted, most_layers, nothing_refused
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """How to choose; the part of a recipe that selection reads.
+
+    Attributes:
+        selector, by, max_spans: the selector, the table it reads, and the most spans of ``disjoint``.
+        protected: layers that stay.
+        n_rounds: 1 is one-shot.
+        n_candidates: how many the guard compares; 1: the selector's own choice stands.
+        put_back: what will take the removed layers' place.
+    """
+
+    selector: str = "span"
+    by: str = "cosine/rest"
+    max_spans: int = 3
+    protected: frozenset[int] = frozenset()
+    n_rounds: int = 1
+    n_candidates: int = 4
+    put_back: PutBack = PUT_BACK["none"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen.
+
+    Attributes:
+        layers: absent from the student before any replacement is trained.
+        cut: the budget on this model.
+        candidates: what was compared, best first; the first one holds ``layers``.
+        method: how it was chosen, for people.
+    """
+
+    layers: tuple[int, ...]
+    cut: Cut
+    candidates: tuple[Candidate, ...]
+    method: str
+
+
+def choose(
+    budget: Budget,
+    size: ModelSize,
+    *,
+    tables: Tables,
+    how: Choosing,
+    oracle: Oracle | None = None,
+    rescan: Rescan | None = None,
+    refuse: Refuse = nothing_refused,
+) -> Choice:
+    """Choose the layers that go.
+
+    Args:
+        tables: scores of the model by name; may be empty for a selector that reads none.
+        oracle: measures on the ``selection`` text; needed where more than one candidate is compared.
+        rescan: scores of a student; needed for more than one round.
+        refuse: what the model's family cannot lose.
+    Raises:
+        ValueError: an impossible budget, an unknown name, nothing that can go, or a missing oracle or rescan.
+    """
+    selector = selector_named(how.selector)
+    if how.n_candidates > 1 and oracle is None:
+        raise ValueError(f"comparing {how.n_candidates} candidates needs text to measure on; give some, or set guard: 1")
+    wanted = Wanted(
+        n_layers=size.n_layers,
+        n=0,
+        protected=how.protected,
+        by=how.by,
+        max_spans=how.max_spans,
+        put_back=how.put_back,
+        refuse=refuse,
+    )
+    cut = cut_for(budget, size, tables=tables, selector=selector, wanted=wanted)
+    wanted = replace(wanted, n=cut.n)
+    name = how.selector if how.selector == "deepest" else f"{how.selector} {how.by}"
+    if how.n_rounds > 1:
+        if rescan is None:
+            raise ValueError(f"rounds={how.n_rounds} measures the student anew after each cut; this needs the model and text")
+        name = f"{name} in {how.n_rounds} rounds"
+        first = Proposer(name, iter([in_rounds(selector, tables, wanted, n_rounds=how.n_rounds, rescan=rescan)]))
+    else:
+        first = Proposer(name, selector.pick(tables, wanted))
+    others: Iterable[Proposer] = other_proposers(tables, wanted) if how.n_candidates > 1 else ()
+    proposers = [first, *(one for one in others if one.name != name)]
+    candidates = propose(proposers, how.n_candidates)
+    if oracle is not None and len(candidates) > 1:
+        candidates = guard(candidates, oracle)
+    layers = candidates[0].layers
+    decided = f"guard of {len(candidates)} by KL; " if len(candidates) > 1 else ""
+    method = (
+        f"{decided}{verdict(candidates, n_layers=size.n_layers)}; {realised(size, layers, how.put_back)}; asked {cut.asked}"
+    )
+    return Choice(layers=layers, cut=cut, candidates=candidates, method=method)
+
+
+def cut_for(budget: Budget, size: ModelSize, *, tables: Tables, selector: Selector, wanted: Wanted) -> Cut:
+    """The number of layers a budget means for this selector. Where layers differ in size, by the layers it would pick."""
+    removable = wanted.removable
+    n_most = most_layers(selector, wanted)
+    same_size = len({size.layers[layer] for layer in removable}) < 2
+
+    def layers_of(n: int) -> tuple[int, ...]:
+        picked = next(selector.pick(tables, replace(wanted, n=n)), None)
+        # a number of layers that the family refuses is no reason to refuse the budget: count the deepest free ones
+        return picked.layers if picked is not None else removable[len(removable) - n :]
+
+    return resolve(
+        budget,
+        size,
+        put_back=wanted.put_back,
+        removable=removable,
+        n_most=n_most,
+        layers_of=None if same_size else layers_of,
+    )

@@ -1,0 +1,24 @@
+"""The table of selectors. A new one is a file and a line here."""
+
+from __future__ import annotations
+
+from shoal.select.deepest import deepest_layers
+from shoal.select.disjoint import disjoint_spans
+from shoal.select.lowest import lowest_layers
+from shoal.select.spans import span_by
+from shoal.select.wanted import Selector
+from shoal.types import nearest
+
+SELECTORS: dict[str, Selector] = {
+    "span": Selector(span_by, True, "best contiguous span by one score (LLM-Streamline, UIDL)"),
+    "lowest": Selector(lowest_layers, False, "the layers of lowest score, each on its own (ShortGPT)"),
+    "deepest": Selector(deepest_layers, True, "the deepest layers but the last, nothing is measured (UIDL's simple rule)"),
+    "disjoint": Selector(disjoint_spans, False, "best set of up to k separate spans, by the sum of their scores"),
+}
+
+
+def selector_named(name: str) -> Selector:
+    """Raises ValueError: no such selector."""
+    if name not in SELECTORS:
+        raise ValueError(f"no selector {name!r}; {nearest(name, SELECTORS)}")
+    return SELECTORS[name]
