@@ -116,7 +116,8 @@ def fingerprint(path: Path) -> str:
     """Identity of a checkpoint folder: 16 hex digits of config, tensor names, dtypes, shapes and weight bytes.
 
     The config counts as parsed JSON without the version of the library that wrote it. Weight bytes: all of them up to
-    256 MiB in total, else 4 KiB at the start, middle and end of every tensor. How tensors are spread over shards does not count.
+    256 MiB in total, else 4 KiB at the start, middle and end of every tensor. How tensors are spread over shards does not
+    count.
     Raises:
         ValueError: as :func:`shoal.decoder.shards.read_shards`.
     """

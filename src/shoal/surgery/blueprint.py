@@ -1,8 +1,9 @@
 """A config as a model without weights: what a checkpoint must contain, and whether an edited config still means its layers.
 
-The source's and the student's configs are both built on the ``meta`` device. Student layer ``j`` must then be, module by module,
-what source layer ``order[j]`` is: same classes, same parameter names and shapes, same settings (window, rotary choice, residual
-scale, ...). This catches every per-layer rule of an architecture that is decided when its layers are built, known to us or not.
+The source's and the student's configs are both built on the ``meta`` device. Student layer ``j`` must then be, module by
+module, what source layer ``order[j]`` is: same classes, same parameter names and shapes, same settings (window, rotary choice,
+residual scale, ...). This catches every per-layer rule of an architecture that is decided when its layers are built, known to
+us or not.
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ def check_layers(config: Any, order: Sequence[int], *, model_class: Any | None =
         difference = first_difference(theirs[layer], ours[j])
         if difference is not None:
             raise ValueError(
-                f"model type {config.model_type!r}: as layer {j} of {len(order)}, layer {layer} would have another {difference}; "
-                "a stock checkpoint cannot describe this cut"
+                f"model type {config.model_type!r}: as layer {j} of {len(order)}, layer {layer} would have another "
+                f"{difference}; a stock checkpoint cannot describe this cut"
             )
     return student
 

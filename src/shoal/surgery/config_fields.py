@@ -70,7 +70,7 @@ HARMLESS = (
     "time_step_limit",
 )
 # Any value but these makes layers depend on each other, or on where they stand.
-NEEDED = {
+NEEDED: dict[str, tuple[Any, ...]] = {
     "num_kv_shared_layers": (0, None),
     "hidden_size_per_layer_input": (0, None),
     "scale_attn_by_inverse_layer_idx": (False, None),
@@ -85,8 +85,8 @@ LOOKS_PER_LAYER = re.compile(r"layers?(_|$)|_idxs?$|indices|per_layer|period|int
 class Pattern:
     """Scalars that say what layer ``i`` of ``n`` is.
 
-    ``kind(values, i, n)`` is what the model makes of them; ``propose(kinds)`` gives values that should describe a list of kinds.
-    The proposal is checked against ``kind``, so it may be wrong where no values exist.
+    ``kind(values, i, n)`` is what the model makes of them; ``propose(kinds)`` gives values that should describe a list of
+    kinds. The proposal is checked against ``kind``, so it may be wrong where no values exist.
     """
 
     fields: tuple[str, ...]
@@ -166,8 +166,8 @@ def edited_config_dict(config: dict[str, Any], order: Sequence[int]) -> dict[str
     """Config of the model whose layer ``j`` is layer ``order[j]`` of the model ``config`` describes.
 
     Raises:
-        ValueError: an index out of range, a coupling between layers, an unknown field that looks per-layer, a pattern that cannot
-            describe the kept layers, a hybrid that would lose its last attention layer.
+        ValueError: an index out of range, a coupling between layers, an unknown field that looks per-layer, a pattern that
+            cannot describe the kept layers, a hybrid that would lose its last attention layer.
     """
     edited = copy.deepcopy(config)
     decoder = decoder_dict(edited)
@@ -220,7 +220,8 @@ def _refuse_coupled(decoder: dict[str, Any], where: str) -> None:
     for field, allowed in NEEDED.items():
         if field in decoder and decoder[field] not in allowed:
             raise ValueError(
-                f"{where}: {field}={decoder[field]!r} ties layers to each other or to their position; it cannot be cut layer by layer"
+                f"{where}: {field}={decoder[field]!r} ties layers to each other or to their position; "
+                "it cannot be cut layer by layer"
             )
     if "shared" in (decoder.get("indexer_types") or ()):
         raise ValueError(f"{where}: indexer_types has 'shared' layers, which reuse another layer's choice; it cannot be cut")

@@ -48,7 +48,7 @@ def cut(view: DecoderView, student: Student) -> Any:
             new = copy.deepcopy(layers[layer], memo)
             _put(new, student.overrides.get(layer, {}), layer)
         for kind in ("attn", "mlp"):
-            if Unit(kind, layer) in student.removed:  # type: ignore[arg-type]
+            if Unit(kind, layer) in student.removed:
                 _zero_output_map(new, kind, layer, family)
         rebuilt.append(new)
     renumber(rebuilt)
@@ -63,7 +63,7 @@ def renumber(layers: nn.ModuleList) -> None:
     for j, layer in enumerate(layers):
         for module in layer.modules():
             if isinstance(vars(module).get("layer_idx"), int):
-                module.layer_idx = j
+                vars(module)["layer_idx"] = j
 
 
 def _order(view: DecoderView, student: Student) -> list[int]:
@@ -150,8 +150,8 @@ def _zero_output_map(layer: nn.Module, kind: str, index: int, family: str) -> No
     path = output_map(layer, kind)
     if path is None:
         raise ValueError(
-            f"model type {family!r}: the {kind} sublayer of layer {index} does not end in one linear map, so a stock checkpoint "
-            "cannot hold the layer without it; remove whole layers"
+            f"model type {family!r}: the {kind} sublayer of layer {index} does not end in one linear map, so a stock "
+            "checkpoint cannot hold the layer without it; remove whole layers"
         )
     module = layer.get_submodule(path)
     for name, parameter in list(module.named_parameters(recurse=False)):

@@ -1,7 +1,7 @@
 """Remove layers file to file: shards are copied tensor by tensor under renumbered names; the model is never opened.
 
-Works for any size in a few megabytes of memory, keeps every byte of the kept tensors (quantised ones too), and uses the names on
-disk, so split experts need no conversion. Copies, never links: editing the output cannot touch the source.
+Works for any size in a few megabytes of memory, keeps every byte of the kept tensors (quantised ones too), and uses the names
+on disk, so split experts need no conversion. Copies, never links: editing the output cannot touch the source.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from shoal.surgery.config_fields import NESTED, count_layers
 from shoal.surgery.folder import copy_side_files, new_folder, side_files
 
 CHUNK = 8 * 2**20  # bytes held in memory while copying
-LAYER_NAME = re.compile(r"^((?:[^.]*\D[^.]*\.)*)(\d+)\.(.+)$")  # prefix up to the first all-digit part, index, rest
+LAYER_NAME = re.compile(r"^((?:[^.]*[^.\d][^.]*\.)*)(\d+)\.(.+)$")  # prefix up to the first all-digit part, index, rest
 
 
 def rewrite(source: Path, plan: Plan, out: Path) -> Path:

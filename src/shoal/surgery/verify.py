@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from shoal.decoder.open import load_strictly, refuse_nonfinite
+from shoal.plan import Size
 from shoal.surgery.blueprint import blueprint, refuse_other_tensors
-from shoal.types import Record, Size
+from shoal.types import Record
 
 # Largest difference allowed, relative to the largest logit. The same operations on the same bits give 0.0 (the tests ask for
 # that); other devices and memory layouts reorder sums, and a cached step is a product of another shape.
