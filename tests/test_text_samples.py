@@ -11,6 +11,7 @@ from text_world import BOS, EOS, N_SPECIAL, PAD, own_words, word_tokenizer, word
 from shoal.text import Samples, open_corpus
 from shoal.text.corpus import Corpus
 from shoal.text.mixture import parse_mixture
+from shoal.text.samples import tokenizer_hash
 
 SIZES = [3, 11, 1, 25, 7, 40, 2, 18, 9, 30] * 12
 
@@ -24,12 +25,19 @@ def naive_ids(text):
     return [N_SPECIAL + int(word[1:]) for word in text.split()]
 
 
-@pytest.mark.parametrize(
-    ("special", "between"), [(("bos", "eos", "pad"), [EOS]), (("eos",), [EOS]), (("bos",), [BOS]), ((), [])]
-)
+SEPARATORS = [
+    (word_tokenizer(), [EOS]),
+    (word_tokenizer(special=("eos",)), [EOS]),
+    (word_tokenizer(special=("bos",)), [BOS]),
+    (word_tokenizer(special=(), eos_token="<bos>"), [0]),  # id 0 is an id
+    (word_tokenizer(special=()), []),
+]
+
+
+@pytest.mark.parametrize(("tokenizer", "between"), SEPARATORS)
 @pytest.mark.parametrize("length", [2, 7, 64])
-def test_packing_equals_a_naive_reference(path, special, between, length):
-    corpus = open_corpus(path, word_tokenizer(special=special))
+def test_packing_equals_a_naive_reference(path, tokenizer, between, length):
+    corpus = open_corpus(path, tokenizer)
     stream = []
     for document in corpus.documents("training"):
         stream += (between if stream else []) + naive_ids(document.text)
@@ -124,14 +132,15 @@ def test_the_hash_names_everything_that_made_the_samples(path, tmp_path):
         hashed(packing="padded"),
     ]
     assert len({hashed(), *others}) == len(others) + 1
+    # The settings have a half of their own: only other documents and another n leave it as it is.
+    assert len({one.partition("-")[0] for one in (hashed(), *others)}) == len(others) - 1
 
 
-def test_a_call_leaves_no_trace_in_the_hash(path):
+def test_a_call_leaves_no_trace_in_the_hash():
     tokenizer = word_tokenizer()
-    before = open_corpus(path, tokenizer).samples("training", n=4, length=8)
+    before = tokenizer_hash(tokenizer)
     tokenizer(["w1 w2 w3", "w4"], truncation=True, max_length=2, padding=True)
-    after = open_corpus(path, tokenizer).samples("training", n=4, length=8)
-    assert before.data_hash == after.data_hash and torch.equal(before.ids_NT, after.ids_NT)
+    assert tokenizer_hash(tokenizer) == before != tokenizer_hash(word_tokenizer(99))
 
 
 def test_too_little_text_says_how_much_is_needed_and_that_is_enough(tmp_path):

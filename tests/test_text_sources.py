@@ -80,6 +80,12 @@ def test_text_without_blank_lines_still_falls_into_documents(tmp_path):
     assert "".join(txt_documents(path)) == "z" * 50_000 and max(map(len, txt_documents(path))) <= 8000
 
 
+def test_line_ends_and_a_byte_order_mark_change_nothing(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n\r\n".join(LONG).encode())
+    assert texts_of(str(path)) == LONG
+
+
 def test_messages_go_through_the_chat_template(tmp_path):
     path = tmp_path / "chat.jsonl"
     messages = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]
