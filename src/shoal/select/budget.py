@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from typing import Literal
 
 from shoal.select.size import ModelSize, PutBack
@@ -105,6 +106,7 @@ def resolve(
     if n_net_most < 1:
         raise ValueError(f"nothing can be removed: {n_most} of {size.n_layers} layers are free to go; protect fewer layers")
 
+    @cache
     def gone(n_net: int) -> Fraction:
         if n_net <= 0:
             return Fraction(0)
@@ -145,7 +147,8 @@ def realised(size: ModelSize, layers: Sequence[int], put_back: PutBack) -> str:
     """What a cut really removes: ``8 of 32 layers, 24.0% of all parameters (6,738,415,616 -> 5,119,356,928)``."""
     after = size.after(layers, put_back)
     share = _percent(Fraction(size.total - after.parameters), size)
-    return f"{size.n_layers - after.layers} of {size.n_layers} layers, {share} of all parameters ({size.total:,} -> {after.parameters:,})"
+    removed = f"{size.n_layers - after.layers} of {size.n_layers} layers"
+    return f"{removed}, {share} of all parameters ({size.total:,} -> {after.parameters:,})"
 
 
 def _percent(parameters: Fraction, size: ModelSize) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from shoal.decoder import Student
 from shoal.plan import Candidate, describe_removal
 from shoal.score.oracle import Oracle
-from shoal.types import Unit
+from shoal.types import Unit, spans_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,8 +49,11 @@ def guard(candidates: Sequence[Candidate], oracle: Oracle) -> tuple[Candidate, .
 def verdict(candidates: Sequence[Candidate], *, n_layers: int) -> str:
     """One sentence for people: who won, by how much, and against whom."""
     winner = candidates[0]
-    said = f"{describe_removal(winner.layers, n_layers)}: KL {_kl(winner)}, proposed by {', '.join(winner.proposed_by)}"
-    if len(candidates) == 1 or winner.kl is None:
+    said = f"{describe_removal(winner.layers, n_layers)}, proposed by {', '.join(winner.proposed_by)}"
+    if winner.kl is None:
+        return said
+    said += f", KL {_kl(winner)}"
+    if len(candidates) == 1:
         return said
     second = candidates[1]
     noise = math.hypot(winner.kl_stderr or 0.0, second.kl_stderr or 0.0)
@@ -83,8 +86,6 @@ def guard_table(candidates: Sequence[Candidate], *, n_layers: int) -> Table:
 
 def describe_short(layers: Sequence[int]) -> str:
     """``8..11, 14``."""
-    from shoal.types import spans_of
-
     return ", ".join(str(run.start) if run.n == 1 else f"{run.start}..{run.stop - 1}" for run in spans_of(layers))
 
 
