@@ -1,0 +1,152 @@
+"""The card says what the plan did and what was measured, in the form the hub reads."""
+
+import re
+
+import pytest
+import torch
+import yaml
+from families import VOCAB, tiny_model
+from huggingface_hub import ModelCard
+
+from shoal.decoder import DecoderView, Student
+from shoal.evaluate import Generation, compare, rows, speed
+from shoal.export import card, inherited_metadata
+from shoal.export.card import source_name
+from shoal.export.citations import BIBTEX, bibtex
+from shoal.plan import Candidate, Drop, Plan, Refit, Replace, Size
+from shoal.types import Batch, Provenance, Unit
+
+
+def made_plan(*edits, **rest):
+    sizes = dict(before=Size(layers=4, parameters=1000), after=Size(layers=3, parameters=800))
+    return Plan(source="org/model", source_hash="abc", teacher="org/model", n_layers=4, edits=edits, **sizes, **rest)
+
+
+PLAN = made_plan(
+    Drop(indices=(2,)),
+    method="best span by cosine",
+    candidates=(
+        Candidate(layers=(2,), proposed_by=("cosine/rest", "a|b"), kl=0.125, perplexity=7.5),
+        Candidate(layers=(1,), proposed_by=("angular/last",), kl=0.25),
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def evaluation():
+    ids_BT = torch.randint(3, VOCAB, (3, 9), generator=torch.Generator().manual_seed(5))
+    view = DecoderView(tiny_model("llama", n_layers=4))
+    source = Provenance(
+        model="org/model", model_hash="m0", data="books", data_hash="d0", n_samples=3, n_tokens=27, length=9, seed=7,
+        dtype="float32", versions={"torch": "2.13.0"},
+    )  # fmt: skip
+    said = (Generation(prompt="Once", teacher="upon ```a``` time", student="more | less", n_agreed=2, n_tokens=9),)
+    student = Student(frozenset({Unit("layer", 2)}))
+    timed = speed(view, view, prompt_length=4, new_tokens=2, rounds=1, warmup=0)
+    return compare(view, student, [Batch(ids_BT)], provenance=source, generated=said, timed=timed)
+
+
+def text_of(evaluation, plan=PLAN, **rest):
+    return card(plan, evaluation, recipe_name="uidl", command="shoal compress org/model --drop 25%", **rest)
+
+
+def test_front_matter_is_what_the_hub_reads(evaluation):
+    data = ModelCard(text_of(evaluation, inherited={"license": "apache-2.0", "language": ["en"], "other": 1})).data.to_dict()
+    assert data["base_model"] == "org/model" and data["library_name"] == "transformers"
+    assert data["license"] == "apache-2.0" and data["language"] == ["en"] and "shoal" in data["tags"] and "other" not in data
+
+
+def test_no_licence_is_claimed_that_the_source_does_not_state(evaluation):
+    assert "license" not in yaml.safe_load(text_of(evaluation).split("---")[1])
+
+
+def test_every_figure_is_on_the_card(evaluation):
+    text = text_of(evaluation)
+    for row in rows(evaluation):
+        assert f"| {row.label} | {row.teacher} | {row.student} | {row.change} |" in text
+    for figure in ("20.0 % fewer parameters", "1,000 → 800", "0.125", "7.5", "seed: 7", "hash `d0`", "torch 2.13.0", "L/L'"):
+        assert figure in text
+
+
+def test_tables_have_one_width(evaluation):
+    text = text_of(evaluation)
+    tables = re.findall(r"(?:^\|.*\|\n?)+", text, re.MULTILINE)
+    assert len(tables) == 2
+    for table in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.strip().splitlines()}) == 1
+
+
+def test_code_blocks_hold_whatever_a_model_wrote(evaluation):
+    text = text_of(evaluation)
+    assert "````\nupon ```a``` time\n````" in text and "```\nmore | less\n```" in text
+
+
+def test_how_to_load_is_python(evaluation):
+    code = re.search(r"```python\n(.*?)```", text_of(evaluation), re.DOTALL)[1]
+    compile(code, "card", "exec")
+    assert "AutoModelForCausalLM.from_pretrained" in code and "trust_remote_code" not in code
+
+
+@pytest.mark.parametrize(
+    ("edits", "said"),
+    [
+        ((Drop(indices=(1, 2)),), "layers 1..2: removed"),
+        ((Drop(kind="attn", indices=(0, 2)),), "attention of layers 0, 2: removed"),
+        ((Replace(start=1, stop=3, replacement="layer"),), "layers 1..2: replaced by one `layer`"),
+        ((Drop(indices=(3,)), Refit(layer=2, parameters=("mlp.down_proj.weight",))), "new values for `mlp.down_proj.weight`"),
+    ],
+)
+def test_every_edit_is_named(evaluation, edits, said):
+    assert said in text_of(evaluation, made_plan(*edits))
+
+
+def test_pure_removal_comes_with_the_same_cut_for_mergekit(evaluation):
+    recipe = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text_of(evaluation), re.DOTALL)[1])
+    ranges = [source["layer_range"] for part in recipe["slices"] for source in part["sources"]]
+    assert [layer for start, stop in ranges for layer in range(start, stop)] == [0, 1, 3]
+    assert "mergekit" not in text_of(evaluation, made_plan(Replace(start=1, stop=3, replacement="layer")))
+
+
+def test_citations_are_those_of_the_method(evaluation):
+    text = text_of(evaluation, papers=["2403.17887", "2403.03853"])
+    assert "Gromov" in text and "ShortGPT" in text and "Streamlining" not in text
+    assert "bibtex" not in text_of(evaluation)
+
+
+@pytest.mark.parametrize("arxiv", [*BIBTEX, "1234.56789"])
+def test_bibtex_is_balanced_and_names_its_paper(arxiv):
+    entry = bibtex(arxiv)
+    assert entry.count("{") == entry.count("}") and f"arXiv:{arxiv}" in entry and entry.startswith("@")
+
+
+def test_sections_without_content_are_left_out(evaluation):
+    bare = evaluation.model_copy(update={"generations": (), "speed": None})
+    text = text_of(bare, made_plan(Drop(indices=(2,))))
+    assert "generations" not in text and "Candidates" not in text and "Speed" not in text and "How it was chosen" not in text
+
+
+@pytest.mark.parametrize(
+    ("readme", "found"),
+    [
+        ("---\nlicense: other\nlicense_name: house\ntags: [x]\n---\n# hi", {"license": "other", "license_name": "house"}),
+        ("---\nlicense: mit\n---", {"license": "mit"}),
+        ("# no metadata\n---\nlicense: mit\n---\n", {}),
+        ("---\nlicense: [unclosed\n---\n", {}),
+        ("---\njust text\n---\n", {}),
+        (None, {}),
+    ],
+)
+def test_licence_comes_from_the_card_of_the_source(tmp_path, readme, found):
+    if readme is not None:
+        (tmp_path / "README.md").write_text(readme)
+    assert inherited_metadata(tmp_path) == found
+
+
+def test_source_names_do_not_show_where_things_lie_on_a_machine(tmp_path, monkeypatch):
+    local = tmp_path / "my-model"
+    local.mkdir()
+    assert source_name(str(local)) == "my-model"
+    assert source_name("org/model-1.5") == "org/model-1.5" and source_name("gpt2") == "gpt2"
+    assert source_name("/cache/models--org--name/snapshots/0a1b") == "org/name"
+    monkeypatch.chdir(local)
+    assert source_name(".") == "my-model"
