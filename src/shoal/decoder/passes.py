@@ -46,13 +46,15 @@ def run_pass(
     observers: Sequence[Observer] = (),
     students: Sequence[Student] = (),
     sink: Sink | None = None,
+    observed: Student = TEACHER,
     stop: int | None = None,
     after_batch: Callable[[Batch], None] | None = None,
 ) -> None:
-    """Run batches through the teacher (if observers are given) and all students, sharing every common prefix.
+    """Run batches through the observed stream (if observers are given) and all students, sharing every common prefix.
 
     Args:
-        observers: fed from the teacher's stream.
+        observers: fed from the stream of ``observed``; with another student than the teacher, from its boundaries only (where a
+            layer is removed the two boundaries are equal).
         students: their boundary L goes to ``sink``; include ``TEACHER`` to get the teacher's.
         stop: run only layers below it (for observers; students need all layers).
         after_batch: called when a batch is done, for progress.
@@ -63,7 +65,7 @@ def run_pass(
     for batch in batches:
         reading = view.read(batch)
         taps = {tap for observer in observers for tap in observer.taps(view)}
-        streams = [TEACHER, *students] if observers else list(students)
+        streams = [observed, *students] if observers else list(students)
         values, finals = _run_batch(view, reading, streams, taps, view.n_layers if stop is None else stop)
         for observer in observers:
             observer.update(reading.batch, {tap: values[tap] for tap in observer.taps(view)})

@@ -49,7 +49,9 @@ def guard(candidates: Sequence[Candidate], oracle: Oracle) -> tuple[Candidate, .
 def verdict(candidates: Sequence[Candidate], *, n_layers: int) -> str:
     """One sentence for people: who won, by how much, and against whom."""
     winner = candidates[0]
-    said = f"{describe_removal(winner.layers, n_layers)}, proposed by {', '.join(winner.proposed_by)}"
+    first, *more = winner.proposed_by
+    by = first + (f" and {len(more)} more" if more else "")
+    said = f"{describe_removal(winner.layers, n_layers)}, proposed by {by}"
     if winner.kl is None:
         return said
     said += f", KL {_kl(winner)}"

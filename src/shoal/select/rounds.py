@@ -11,9 +11,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from shoal.decoder import Student
+from shoal.decoder import DecoderView, Student, run_pass
+from shoal.scan.gram import GramObserver
 from shoal.select.wanted import Picked, Selector, Tables, Wanted
-from shoal.types import SpanTable, Unit
+from shoal.types import Batch, SpanTable, Unit
 
 Rescan = Callable[[Student], Tables]
 
@@ -41,6 +42,17 @@ def in_rounds(selector: Selector, tables: Tables, wanted: Wanted, *, n_rounds: i
         out = {remaining[layer] for layer in picked.layers}
         remaining = [layer for layer in remaining if layer not in out]
     return Picked(tuple(sorted(set(range(wanted.n_layers)) - set(remaining))))
+
+
+def rescanner(view: DecoderView, batches: Sequence[Batch]) -> Rescan:
+    """Scans students of a view on fixed batches, with every pairwise criterion."""
+
+    def rescan(student: Student) -> Tables:
+        gram = GramObserver(view.n_layers)
+        run_pass(view, batches, observers=[gram], observed=student)
+        return {table.name: table for table in gram.tables()}
+
+    return rescan
 
 
 def shares(n: int, n_rounds: int) -> list[int]:
