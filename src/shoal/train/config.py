@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from shoal.types import Record
 
@@ -38,3 +38,9 @@ class TrainConfig(Record):
     dtype: Literal["float32", "bfloat16"] = "float32"
     eval_every: int | None = Field(default=None, ge=1)
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _floor_below_peak(self) -> TrainConfig:
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr={self.min_lr:g} needs to be at most lr={self.lr:g}")
+        return self

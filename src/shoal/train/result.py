@@ -1,0 +1,85 @@
+"""What a training run leaves: the learning curve, the best step and what it rests on. Plain data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from shoal.train.config import TrainConfig
+from shoal.types import Record, Span, write_atomically
+
+
+class CurvePoint(Record):
+    """One validation.
+
+    Attributes:
+        step: optimiser steps done; 0 is the untrained replacement. ``tokens``: training tokens read so far.
+        lr: learning rate of the last step done; of the first one at step 0.
+        loss, grad_norm: training loss and gradient norm before clipping, means over the steps since the last point; None at 0.
+        validation: objective on ``selection``, of the module as it would be saved (in the model's dtype).
+        quality: the caller's measure of the whole student, if any (true KL); lower is better.
+        seconds: of training so far, validation included, interruptions not.
+    """
+
+    step: int
+    tokens: int
+    lr: float
+    loss: float | None
+    grad_norm: float | None
+    validation: float
+    quality: float | None
+    seconds: float
+
+
+class TrainResult(Record):
+    """One trained replacement.
+
+    Attributes:
+        start, stop: its span; ``replacement``: its name in the table.
+        decided_by: what chose the best step: ``quality`` where the caller measured it, else ``validation``.
+        best_step: optimiser steps of the kept values; 0: training did not help and the start was kept.
+        n_steps, n_tokens, n_parameters, seconds: of the whole run.
+        data, data_hash: the training text.
+    """
+
+    start: int
+    stop: int
+    replacement: str
+    decided_by: Literal["quality", "validation"]
+    best_step: int
+    n_steps: int
+    n_tokens: int
+    n_parameters: int
+    seconds: float
+    data: str
+    data_hash: str
+    config: TrainConfig
+    curve: tuple[CurvePoint, ...]
+
+    @property
+    def span(self) -> Span:
+        return Span(self.start, self.stop)
+
+    @property
+    def first(self) -> CurvePoint:
+        """The untrained replacement."""
+        return self.curve[0]
+
+    @property
+    def best(self) -> CurvePoint:
+        """The point whose values were kept."""
+        return next(point for point in self.curve if point.step == self.best_step)
+
+    def __str__(self) -> str:
+        first, best = self.first, self.best
+        parts = [f"{self.replacement} over {self.span}: validation {first.validation:.4g} -> {best.validation:.4g}"]
+        if first.quality is not None and best.quality is not None:
+            parts.append(f"quality {first.quality:.4g} -> {best.quality:.4g}")
+        return ", ".join(
+            [*parts, f"best step {self.best_step} of {self.n_steps}, {self.n_tokens} tokens, {self.seconds:.0f} s"]
+        )
+
+
+def save_curve(path: Path, curve: tuple[CurvePoint, ...]) -> None:
+    """The curve as JSON lines, one validation each, for plots and for watching a run."""
+    write_atomically(path, "".join(point.model_dump_json() + "\n" for point in curve).encode())

@@ -1,0 +1,71 @@
+"""The course of a run: one seeded pass over the text, cut into optimiser steps by samples, sized in real tokens."""
+
+import pytest
+import torch
+
+from shoal.text.samples import Samples
+from shoal.train.config import TrainConfig
+from shoal.train.data import DEFAULT_TOKENS, eval_interval, plan_course
+
+LENGTHS_N = torch.tensor([4, 2, 3, 4, 1 + 1, 4, 3])  # 22 tokens
+IDS_NT = torch.arange(7 * 4).reshape(7, 4)
+TEXT = Samples(IDS_NT, LENGTHS_N, "training", "seven documents", "h", 0)
+
+
+def test_a_pass_reads_every_sample_once_in_an_order_of_the_seed():
+    orders = [plan_course(TEXT, TrainConfig(seed=seed, batch=3)).samples.ids_NT[:, 0].tolist() for seed in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(orders[0]) == sorted(orders[2]) == IDS_NT[:, 0].tolist()
+
+
+def test_steps_are_ceil_of_samples_by_batch_and_pieces_hold_all_of_them():
+    course = plan_course(TEXT, TrainConfig(batch=3, micro_batch=2))
+    assert course.n_steps == 3
+    sizes = [[len(piece.ids_BT) for piece in course.step(index)] for index in range(3)]
+    assert sizes == [[2, 1], [2, 1], [1]]
+    read = torch.cat([piece.ids_BT[:, 0] for index in range(3) for piece in course.step(index)])
+    assert torch.equal(read, course.samples.ids_NT[:, 0])
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 9, 21, 22])
+def test_it_stops_with_the_sample_that_reaches_the_tokens(tokens):
+    samples = plan_course(TEXT, TrainConfig(tokens=tokens)).samples
+    assert samples.n_tokens >= tokens > samples.n_tokens - int(samples.lengths_N[-1])
+
+
+def test_fewer_tokens_are_a_prefix_of_more():
+    few, many = (plan_course(TEXT, TrainConfig(tokens=n)).samples for n in (8, 20))
+    assert torch.equal(few.ids_NT, many.ids_NT[: few.n_samples])
+
+
+def test_more_tokens_than_the_text_holds_are_refused():
+    with pytest.raises(ValueError, match=r"tokens=23 .*hold 22 tokens of seven documents; give more text"):
+        plan_course(TEXT, TrainConfig(tokens=23))
+
+
+def test_unstated_tokens_are_the_default_or_all_there_are():
+    assert plan_course(TEXT, TrainConfig()).samples.n_tokens == 22
+    n = DEFAULT_TOKENS // 100 + 50
+    long = Samples(torch.zeros(n, 100, dtype=torch.long), torch.full((n,), 100), "training", "long", "h", 0)
+    assert plan_course(long, TrainConfig()).samples.n_tokens == DEFAULT_TOKENS
+
+
+@pytest.mark.parametrize(
+    "n_steps,n_tokens,selection,expected",
+    [
+        (1000, 1_000_000, 10_000, 50),
+        (100, 1_000_000, 10_000, 5),
+        (100, 1_000_000, 100_000, 20),
+        (100, 1000, 9999, 50),
+        (1, 9, 9, 1),
+    ],
+)
+def test_validations_are_about_twenty_and_fewer_where_they_cost(n_steps, n_tokens, selection, expected):
+    got = eval_interval(TrainConfig(), n_steps=n_steps, n_tokens=n_tokens, selection_tokens=selection)
+    assert got == expected
+    assert eval_interval(TrainConfig(eval_every=7), n_steps=n_steps, n_tokens=n_tokens, selection_tokens=selection) == 7
+
+
+def test_a_floor_above_the_peak_is_refused():
+    with pytest.raises(ValueError, match="min_lr=0.002 needs to be at most lr=0.001"):
+        TrainConfig(lr=1e-3, min_lr=2e-3)
