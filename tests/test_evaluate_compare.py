@@ -69,6 +69,16 @@ def test_defaults_of_the_perplexity_and_of_the_cost():
     assert (other.student.perplexity.window, other.student.perplexity.n_tokens, other.student.cost.context) == (4, 8, 4)
 
 
+@pytest.mark.parametrize("own_model", [False, True])
+def test_progress_is_told_after_every_batch_of_every_pass(own_model):
+    view = DecoderView(tiny_model("llama", n_layers=2))
+    seen = []
+    compare(view, view if own_model else TEACHER, BATCHES, provenance=FROM, batch_size=2, after_batch=seen.append)
+    n_windows = 6  # 26 tokens, window 9, stride 4: the last one is shorter and runs on its own
+    per_pass = (n_windows - 1 + 1) // 2 + 1
+    assert len(seen) == len(BATCHES) + per_pass * (2 if own_model else 1)
+
+
 def test_the_stream_is_the_real_tokens_in_order():
     expected = [*IDS_BT[0].tolist(), *IDS_BT[1].tolist(), *IDS_BT[2, :6].tolist(), *IDS_BT[3, :2].tolist()]
     assert token_stream(BATCHES).tolist() == expected

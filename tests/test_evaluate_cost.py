@@ -1,6 +1,7 @@
 """Costs equal what a FLOP counter, a real cache and the model itself say, on every family."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from shoal.decoder import Attached, DecoderView, Student
-from shoal.evaluate.cost import cost
+from shoal.evaluate.cost import cost, n_keys
 from shoal.types import Span, Unit
 
 T = 5  # within the window of the tiny sliding-window models, so eager T x T products are the formula's
@@ -103,6 +104,26 @@ def test_windows_bound_the_keys_of_their_layers_only():
     short, long = cost(view, context=5), cost(view, context=50)
     assert long.macs_per_token - short.macs_per_token == 2 * 2 * 32 * 45
     assert long.kv_bytes_per_token == 2 * 2 * 16 * 4 * (50 + 5) / 50
+
+
+@pytest.mark.parametrize(
+    ("config", "short", "long"),
+    [
+        (dict(), 5, 50),
+        (dict(sliding_window=8), 5, 8),
+        (dict(sliding_window=None), 5, 50),
+        (dict(layer_types=["sliding_attention"], sliding_window=8), 5, 8),
+        (dict(layer_types=["full_attention"], sliding_window=8), 5, 50),
+        (dict(layer_types=["chunked_attention"], attention_chunk_size=16), 5, 16),
+        (dict(layer_types=["hybrid"]), 5, 50),
+        (dict(layer_types=["linear_attention"]), 0, 0),
+        (dict(layer_types=["mamba"]), 0, 0),
+        (dict(layer_types=["conv"]), 0, 0),
+    ],
+)
+def test_keys_by_kind_of_layer(config, short, long):
+    config = SimpleNamespace(**config)
+    assert (n_keys(config, 0, context=5), n_keys(config, 0, context=50)) == (short, long)
 
 
 class Wrapped(torch.nn.Module):

@@ -193,15 +193,15 @@ def _attention(block: Block) -> nn.Module | None:
     return None
 
 
-def _n_keys(config: Any, layer: int, context: int) -> int:
-    """Keys that a token of ``layer`` sees."""
+def n_keys(config: Any, layer: int, *, context: int) -> int:
+    """Keys that a token of ``layer`` sees when ``context`` tokens, itself included, are there; 0 without softmax attention."""
     kinds = getattr(config, "layer_types", None)
     kind = kinds[layer] if kinds else "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
     if kind == "sliding_attention":
         return min(context, getattr(config, "sliding_window", None) or context)
     if kind == "chunked_attention":
         return min(context, getattr(config, "attention_chunk_size", None) or context)
-    return context if kind in ("full_attention", "attention", "global_attention") else 0
+    return 0 if any(word in kind for word in ("linear", "mamba", "conv", "recurrent")) else context
 
 
 def _head_dims(config: Any) -> tuple[int, int]:
@@ -217,7 +217,7 @@ def _attention_macs(view: DecoderView, block: Block, context: int) -> int:
     if module is None:
         return 0
     config = getattr(module, "config", view.config)
-    return config.num_attention_heads * sum(_head_dims(config)) * _n_keys(view.config, block.layer, context)
+    return config.num_attention_heads * sum(_head_dims(config)) * n_keys(view.config, block.layer, context=context)
 
 
 def _kv_numbers(view: DecoderView, block: Block, context: int) -> int:
@@ -226,7 +226,7 @@ def _kv_numbers(view: DecoderView, block: Block, context: int) -> int:
     if module is None:
         return 0
     config = getattr(module, "config", view.config)
-    keys = _n_keys(view.config, block.layer, context)
+    keys = n_keys(view.config, block.layer, context=context)
     if getattr(config, "kv_lora_rank", None):
         return keys * (config.kv_lora_rank + config.qk_rope_head_dim)
     multi_query = getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False)

@@ -6,7 +6,7 @@ side: perplexity of both, KL and agreement between them, greedy generations, cos
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -57,6 +57,7 @@ def compare(
     batch_size: int = 8,
     generated: Sequence[Generation] = (),
     timed: Speed | None = None,
+    after_batch: Callable[[Batch], None] | None = None,
 ) -> Evaluation:
     """Measure a student against its teacher on held-out text.
 
@@ -70,6 +71,7 @@ def compare(
         batch_size: perplexity windows per forward.
         generated, timed: results of :func:`~shoal.evaluate.generate.generations` and :func:`~shoal.evaluate.speed.speed`,
             kept with the rest.
+        after_batch: called when a batch of any pass is done, for progress.
     Raises:
         ValueError: no text, different vocabularies, impossible window or stride, NaN or infinite states.
     """
@@ -81,15 +83,16 @@ def compare(
         "window": window,
         "stride": max(1, window // 2) if stride is None else stride,
         "batch_size": batch_size,
+        "after_batch": after_batch,
     }
     if isinstance(student, Student):
-        quality = Oracle(teacher, batches).measure([student])[0]
+        quality = Oracle(teacher, batches, after_batch=after_batch).measure([student])[0]
         texts = perplexities(teacher, stream_T, students=[TEACHER, student], **reading)
         costs = [cost(teacher, context=window, student=one) for one in (TEACHER, student)]
         name = student.name
     else:
         _refuse_other_vocabulary(teacher, student)
-        quality = compare_views(teacher, student, batches=batches)
+        quality = compare_views(teacher, student, batches=batches, after_batch=after_batch)
         texts = [perplexity(view, stream_T, **reading) for view in (teacher, student)]
         costs = [cost(view, context=window) for view in (teacher, student)]
         name = "student"

@@ -14,7 +14,7 @@ Shapes: B windows, T tokens, W window, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,7 +67,14 @@ def windows(n_tokens: int, *, window: int, stride: int) -> Iterator[Window]:
 
 
 def perplexity(
-    view: DecoderView, ids_T: Tensor, *, window: int, stride: int, student: Student = TEACHER, batch_size: int = 8
+    view: DecoderView,
+    ids_T: Tensor,
+    *,
+    window: int,
+    stride: int,
+    student: Student = TEACHER,
+    batch_size: int = 8,
+    after_batch: Callable[[Batch], None] | None = None,
 ) -> Perplexity:
     """Strided perplexity of a student (the teacher unless given) on one long text.
 
@@ -75,15 +82,26 @@ def perplexity(
         ids_T: (T,) token ids, any integer dtype.
         window, stride: W and S of the definition above, in tokens.
         batch_size: windows per forward; it does not enter the definition.
+        after_batch: called when a batch is done, for progress.
     Raises:
         ValueError: impossible window or stride, a text that is not one row of at least 2 tokens, NaN or infinite states.
     """
-    return perplexities(view, ids_T, window=window, stride=stride, students=[student], batch_size=batch_size)[0]
+    students = [student]
+    return perplexities(
+        view, ids_T, window=window, stride=stride, students=students, batch_size=batch_size, after_batch=after_batch
+    )[0]
 
 
 @torch.no_grad()
 def perplexities(
-    view: DecoderView, ids_T: Tensor, *, window: int, stride: int, students: Sequence[Student], batch_size: int = 8
+    view: DecoderView,
+    ids_T: Tensor,
+    *,
+    window: int,
+    stride: int,
+    students: Sequence[Student],
+    batch_size: int = 8,
+    after_batch: Callable[[Batch], None] | None = None,
 ) -> list[Perplexity]:
     """As :func:`perplexity`, for many students of one view in one pass that shares their common layers."""
     if ids_T.ndim != 1:
@@ -101,7 +119,7 @@ def perplexities(
             sums[member] += _nll_sum(view.head(h_BTD, reading), reading.batch.ids_BT, scored_BT)
 
     batches = (Batch(torch.stack([ids_T[w.start : w.stop] for w in group]), index=i) for i, group in enumerate(groups))
-    run_pass(view, batches, students=students, sink=add)
+    run_pass(view, batches, students=students, sink=add, after_batch=after_batch)
     means = [total / n_tokens for total in sums]
     return [Perplexity(value=_exp(nll), nll=nll, n_tokens=n_tokens, window=window, stride=stride) for nll in means]
 

@@ -3,8 +3,9 @@
 Prefill: tokens per second of one forward over the prompts, until the next token is known. Decode: tokens per second of
 ``new_tokens`` greedy steps that follow, one token per sample and step. A round measures both models, and the order swaps
 from round to round, so that a machine that slows down slows both. Figures are medians over rounds with the interquartile
-range; ratios are medians of the rounds' own ratios, student over teacher (above 1: the student is faster). Rounds of
-warm-up are not counted. The share of layers bounds what removal can give: L / L' where only layers cost time.
+range; so are the ratios, taken within rounds, student over teacher (above 1: the student is faster). Rounds of warm-up are
+not counted. The share of layers bounds what removal can give: L / L' where only layers cost time. A ratio above that bound,
+or a wide range, says that other work ran on the machine.
 
 Prompts are random tokens: speed does not depend on the text (mixtures of experts: nearly).
 """
@@ -51,14 +52,14 @@ class Speed(Record):
     n_threads: int
 
     @property
-    def prefill_ratio(self) -> float:
-        """Student over teacher, median of the rounds' ratios."""
-        return _ratio(self.student.prefill, self.teacher.prefill)
+    def prefill_ratios(self) -> tuple[float, ...]:
+        """Student over teacher, per round."""
+        return _ratios(self.student.prefill, self.teacher.prefill)
 
     @property
-    def decode_ratio(self) -> float:
-        """Student over teacher, median of the rounds' ratios."""
-        return _ratio(self.student.decode, self.teacher.decode)
+    def decode_ratios(self) -> tuple[float, ...]:
+        """Student over teacher, per round."""
+        return _ratios(self.student.decode, self.teacher.decode)
 
     @property
     def bound(self) -> float:
@@ -81,7 +82,7 @@ def speed(
     batch_size: int = 1,
     prompt_length: int = 128,
     new_tokens: int = 32,
-    rounds: int = 5,
+    rounds: int = 9,
     warmup: int = 1,
     seed: int = 0,
 ) -> Speed:
@@ -175,5 +176,5 @@ def _rates(measured: Sequence[tuple[float, float, int | None]]) -> Rates:
     return Rates(prefill=prefill, decode=decode, peak_bytes=None if peaks[0] is None else max(peaks))
 
 
-def _ratio(student: Sequence[float], teacher: Sequence[float]) -> float:
-    return statistics.median(s / t for s, t in zip(student, teacher, strict=True))
+def _ratios(student: Sequence[float], teacher: Sequence[float]) -> tuple[float, ...]:
+    return tuple(s / t for s, t in zip(student, teacher, strict=True))

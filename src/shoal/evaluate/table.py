@@ -52,13 +52,11 @@ def rows(evaluation: Evaluation) -> list[Row]:
 def _speed_rows(speed: Speed) -> list[Row]:
     work = f"batch {speed.batch_size}, {speed.dtype}, {speed.device}"
     lines = []
-    for verb, n, ratio in (
-        ("prefill", speed.prompt_length, speed.prefill_ratio),
-        ("decode", speed.new_tokens, speed.decode_ratio),
-    ):
+    for verb, n in (("prefill", speed.prompt_length), ("decode", speed.new_tokens)):
         ours, theirs = (_spread(getattr(one, verb)) for one in (speed.teacher, speed.student))
-        change = f"x {ratio:.2f}, L/L' = {speed.bound:.2f}"
-        lines.append(Row(f"{verb} tokens/s, median ± IQR ({n} tokens, {work})", ours, theirs, change))
+        median, iqr = median_iqr(getattr(speed, f"{verb}_ratios"))
+        label = f"{verb} tokens/s, median ± IQR ({n} tokens, {work})"
+        lines.append(Row(label, ours, theirs, f"x {median:.2f} ± {iqr:.2f}, L/L' = {speed.bound:.2f}"))
     if speed.teacher.peak_bytes and speed.student.peak_bytes:
         a, b = speed.teacher.peak_bytes, speed.student.peak_bytes
         lines.append(Row("peak memory", _bytes(a), _bytes(b), _share(b, a)))
@@ -90,7 +88,7 @@ def generation_table(generated: Sequence[Generation]) -> Table:
 
 
 def _number(value: float) -> str:
-    """Four digits that read well from 1e-6 to 1e6."""
+    """Four digits, thousands in full."""
     return f"{value:,.0f}" if 1e4 <= abs(value) < 1e7 else f"{value:.4g}"
 
 
@@ -101,14 +99,14 @@ def _share(student: float, teacher: float) -> str:
 def _count(value: float) -> str:
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
-            return f"{value / size:.4g} {unit}"
+            return f"{value / size:#.4g} {unit}".replace(". ", " ")
     return f"{value:g}"
 
 
 def _bytes(value: float) -> str:
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if value >= size:
-            return f"{value / size:.4g} {unit}"
+            return f"{value / size:#.4g} {unit}".replace(". ", " ")
     return f"{value:g} B"
 
 

@@ -124,7 +124,7 @@ def _figures(evaluation: Evaluation) -> str:
     if evaluation.speed:
         speed = evaluation.speed
         note += (
-            f" Speed: {len(speed.teacher.decode)} rounds in turns, {speed.n_threads} CPU threads; "
+            f" Speed: {len(speed.teacher.decode)} rounds in turns, CPU threads: {speed.n_threads}; "
             "L/L' is the ratio if only layers cost time."
         )
     return "## Figures\n\n" + "\n".join(lines) + f"\n\n{note}"
