@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from shoal.decoder import Attached, DecoderView, Student
 from shoal.decoder.families import find_layers, output_map
-from shoal.surgery.blueprint import check_layers, refuse_other_tensors
+from shoal.surgery.blueprint import check_layers, edited_config, refuse_other_tensors
 from shoal.types import Batch, Unit
 
 
@@ -35,9 +35,7 @@ def cut(view: DecoderView, student: Student) -> Any:
     plan = check_layers(model.config, order, model_class=type(model))
 
     memo: dict[int, Any] = {id(t): t for t in [*model.parameters(), *model.buffers()]}
-    new_config = copy.deepcopy(plan.config)
-    new_config.dtype = model.config.dtype
-    memo.update(_config_pairs(model.config, new_config))
+    memo.update(_config_pairs(model.config, edited_config(model.config, order)))
     rebuilt = nn.ModuleList()
     memo[id(layers)] = rebuilt
     result = copy.deepcopy(model, memo)

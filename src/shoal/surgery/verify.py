@@ -80,7 +80,11 @@ def verify(path: Path, *, ids_BT: Tensor, reference: Reference | None = None, de
                 f"{path}: reloaded logits differ from the student's by {difference:.3g}, allowed {logit_limit:.3g}"
             )
     last_BV = logits_BTV[:, -1]
-    cached_BV = _cached_last(model, ids_BT)
+    try:
+        cached_BV = _cached_last(model, ids_BT)
+    except (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: running with a cache fails: {type(error).__name__}: {reason}") from None
     cache_difference = _largest_difference(last_BV, cached_BV)
     if not cache_difference <= cache_limit:
         raise ValueError(f"{path}: with and without cache logits differ by {cache_difference:.3g}, allowed {cache_limit:.3g}")

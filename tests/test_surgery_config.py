@@ -1,0 +1,232 @@
+"""An edited config describes exactly the kept layers, field by field, pattern by pattern, family by family, or it is refused."""
+
+import json
+from itertools import combinations
+
+import pytest
+from families import FAMILIES, tiny_config
+from transformers import AutoConfig
+
+from shoal.decoder.families import find_layers
+from shoal.surgery.blueprint import blueprint, check_layers, edited_config, first_difference
+from shoal.surgery.config_fields import PER_LAYER, check_removal, count_layers, edited_config_dict
+
+N = 6
+SUBSETS = [kept for size in range(1, N + 1) for kept in combinations(range(N), size)]
+
+
+def llama_like(**fields):
+    return {"model_type": "thing", "num_hidden_layers": N, "hidden_size": 8, **fields}
+
+
+@pytest.mark.parametrize("field", PER_LAYER)
+def test_lists_with_one_entry_per_layer_are_filtered(field):
+    edited = edited_config_dict(llama_like(**{field: [f"kind{i}" for i in range(N)]}), (0, 3, 5))
+    assert edited[field] == ["kind0", "kind3", "kind5"] and edited["num_hidden_layers"] == 3
+
+
+@pytest.mark.parametrize("field", PER_LAYER)
+def test_lists_of_another_length_are_refused(field):
+    with pytest.raises(ValueError, match=f"{field} has 4 entries for 6 layers"):
+        edited_config_dict(llama_like(**{field: ["a"] * 4}), (0, 1))
+
+
+@pytest.mark.parametrize("field", ["intermediate_size", "num_experts", "moe_topk"])
+def test_scalars_of_fields_that_may_be_lists_stay(field):
+    assert edited_config_dict(llama_like(**{field: 16}), (0, 1))[field] == 16
+
+
+@pytest.mark.parametrize("field", ["moe_layers", "full_attn_idxs", "attn_layer_indices", "ple_layer_ids", "local_layer_ids"])
+def test_index_lists_are_renumbered(field):
+    assert edited_config_dict(llama_like(**{field: [1, 3, 4]}), (0, 3, 4, 5))[field] == [1, 2]
+
+
+# name -> (fields of the source, what layer i of n is according to a dict of fields): written independently of the code
+PATTERNS = {
+    "dense prefix": (dict(first_k_dense_replace=3), lambda c, i, n: i >= c["first_k_dense_replace"]),
+    "dense prefix beyond the model": (dict(first_k_dense_replace=9), lambda c, i, n: i >= c["first_k_dense_replace"]),
+    "dense layers": (dict(num_dense_layers=2), lambda c, i, n: i >= c["num_dense_layers"]),
+    "window layers": (dict(max_window_layers=4), lambda c, i, n: i >= c["max_window_layers"]),
+    "sparse step": (
+        dict(decoder_sparse_step=2, mlp_only_layers=[3]),
+        lambda c, i, n: i not in c["mlp_only_layers"] and (i + 1) % c["decoder_sparse_step"] == 0,
+    ),
+    "ernie": (
+        dict(moe_layer_interval=2, moe_layer_start_index=1, moe_layer_end_index=-1),
+        lambda c, i, n: (
+            (i + 1) % c["moe_layer_interval"] == 0
+            and c["moe_layer_start_index"] <= i <= (n - 1 if c["moe_layer_end_index"] == -1 else c["moe_layer_end_index"])
+        ),
+    ),
+    "jamba": (
+        dict(attn_layer_period=3, attn_layer_offset=1),
+        lambda c, i, n: i % c["attn_layer_period"] == c["attn_layer_offset"],
+    ),
+    "experts of jamba": (
+        dict(expert_layer_period=2, expert_layer_offset=1),
+        lambda c, i, n: i % c["expert_layer_period"] == c["expert_layer_offset"],
+    ),
+    "gpt_neo": (
+        dict(attention_types=[[["global", "local"], 3]]),
+        lambda c, i, n: [kind for kinds, times in c["attention_types"] for _ in range(times) for kind in kinds][i],
+    ),
+    "recurrent_gemma": (
+        dict(block_types=["recurrent", "recurrent", "attention"]),
+        lambda c, i, n: (c["block_types"] * n)[i],
+    ),
+    "per layer config": (
+        dict(per_layer_config={"1": {"head_dim": 4}, "4": {"head_dim": 2}}),
+        lambda c, i, n: c["per_layer_config"].get(str(i)),
+    ),
+    "minicpm3": (dict(scale_depth=1.4), lambda c, i, n: c["scale_depth"] / n**0.5),
+}
+MAY_REFUSE = {"ernie", "jamba", "experts of jamba"}
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_a_pattern_describes_the_kept_layers_or_is_refused(name):
+    fields, kind = PATTERNS[name]
+    config, refused = llama_like(**fields), 0
+    for kept in SUBSETS:
+        try:
+            edited = edited_config_dict(config, kept)
+        except ValueError as error:
+            assert name in MAY_REFUSE and next(iter(fields)) in str(error)
+            refused += 1
+            continue
+        for j, layer in enumerate(kept):
+            assert kind(edited, j, len(kept)) == kind(config, layer, N), (kept, edited)
+    assert refused < len(SUBSETS) / 2 and (refused > 0) == (name in MAY_REFUSE)
+
+
+def test_whole_periods_can_be_removed():
+    config = llama_like(attn_layer_period=3, attn_layer_offset=1, expert_layer_period=3, expert_layer_offset=2)
+    edited = edited_config_dict(dict(config, num_hidden_layers=12), (0, 1, 2, 6, 7, 8, 9, 10, 11))
+    assert edited == dict(config, num_hidden_layers=9)
+
+
+@pytest.mark.parametrize("field", ["num_hidden_layers", "n_layer", "n_layers", "num_layers"])
+@pytest.mark.parametrize("nested", [None, "text_config", "llm_config"])
+def test_the_count_goes_by_any_name_at_any_place(field, nested):
+    inner = {"model_type": "thing", field: N, "layer_types": list("abcdef")}
+    config = inner if nested is None else {"model_type": "outer", nested: inner, "vision_config": {"num_hidden_layers": N}}
+    edited = edited_config_dict(config, (1, 2))
+    decoder = edited if nested is None else edited[nested]
+    assert decoder == {"model_type": "thing", field: 2, "layer_types": ["b", "c"]} and count_layers(edited) == 2
+    if nested:
+        assert edited["vision_config"] == {"num_hidden_layers": N}
+    assert inner[field] == N, "the source's dict is not edited"
+
+
+def test_keeping_everything_changes_nothing():
+    config = llama_like(strange_layers=[1] * N, num_kv_shared_layers=2)
+    assert edited_config_dict(config, range(N)) == config
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        (dict(strange=[0.1] * N), "strange"),
+        (dict(sparse_layer_ids=[1, 2]), "sparse_layer_ids"),
+        (dict(overrides={"0": 1, "3": 2}), "overrides"),
+        (dict(linear_attn_config={"kda_layers": [1, 2]}), "linear_attn_config.kda_layers"),
+        (dict(num_kv_shared_layers=2), "num_kv_shared_layers"),
+        (dict(hidden_size_per_layer_input=4), "hidden_size_per_layer_input"),
+        (dict(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx"),
+        (dict(cross_attention_layers=[3]), "cross_attention_layers"),
+        (dict(indexer_types=["full", "shared"] * 3), "indexer_types"),
+        (dict(kv_source_layers=[0, 0, 1, 2, 3, 4]), "kv_source_layers"),
+        (dict(sliding_window_pattern=4), "sliding_window_pattern"),
+        (dict(first_k_dense_replace=[0, 1]), "first_k_dense_replace"),
+    ],
+)
+def test_what_cannot_be_described_is_refused_by_name(fields, named):
+    with pytest.raises(ValueError, match=f"'thing'.*{named}"):
+        check_removal(llama_like(**fields), (0, 1, 2))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict(eos_token_id=list(range(N)), architectures=["X"] * N),
+        dict(id2label={str(i): "label" for i in range(N)}),
+        dict(rope_parameters={"long_factor": [1.0] * N}),
+        dict(num_kv_shared_layers=0, hidden_size_per_layer_input=0, scale_attn_by_inverse_layer_idx=False),
+        dict(sliding_window_pattern=4, layer_types=["a"] * N),
+    ],
+)
+def test_harmless_fields_of_length_n_stay(fields):
+    edited = edited_config_dict(llama_like(**fields), (0, 1))
+    assert {key: edited[key] for key in fields if key != "layer_types"} == {
+        k: v for k, v in fields.items() if k != "layer_types"
+    }
+
+
+@pytest.mark.parametrize(("kept", "message"), [((), "at least one"), ((0, 6), "layer 6 is not in 0..5"), ((-1,), "layer -1")])
+def test_impossible_layers_are_refused(kept, message):
+    with pytest.raises(ValueError, match=message):
+        check_removal(llama_like(), kept)
+
+
+HYBRIDS = {
+    "layer_types": ["linear_attention"] * 3 + ["full_attention"],
+    "layers_block_type": ["mamba", "attention", "mamba", "moe"],
+}
+
+
+@pytest.mark.parametrize("field", HYBRIDS)
+def test_a_hybrid_keeps_an_attention_layer(field):
+    config = {"model_type": "mixed", "num_hidden_layers": 4, field: HYBRIDS[field]}
+    attention = [i for i, kind in enumerate(HYBRIDS[field]) if kind in ("attention", "full_attention")]
+    check_removal(config, [0, *attention])
+    with pytest.raises(ValueError, match="'mixed'.*last attention layer"):
+        check_removal(config, [i for i in range(4) if i not in attention])
+
+
+def test_window_and_full_attention_is_no_hybrid():
+    config = llama_like(layer_types=["sliding_attention"] * 5 + ["full_attention"])
+    assert edited_config_dict(config, (0, 1))["layer_types"] == ["sliding_attention"] * 2
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+@pytest.mark.parametrize("kept", [(0, 1, 4, 5), (1, 3, 4), (5,)], ids=str)
+def test_the_edited_config_builds_the_kept_layers(name, kept):
+    config = tiny_config(name)
+    plan = check_layers(config, kept)
+    ours, theirs = find_layers(plan)[1], find_layers(blueprint(config))[1]
+    assert len(ours) == len(kept) and config.to_dict() == tiny_config(name).to_dict(), "the source's config is not edited"
+    for j, layer in enumerate(kept):
+        assert first_difference(ours[j], theirs[layer]) is None
+    edited = edited_config(config, kept)
+    again = AutoConfig.for_model(name).from_dict(json.loads(edited.to_json_string(use_diff=False)))
+    assert again.to_dict() == edited.to_dict(), "what is saved is what is read"
+    if getattr(config, "layer_types", None):
+        assert edited.layer_types == [config.layer_types[layer] for layer in kept], "masks are chosen by this list"
+
+
+OUT_OF_STEP = {
+    "gemma3_text": "layer_types",
+    "smollm3": "no_rope_layers",
+    "deepseek_v3": "first_k_dense_replace",
+    "qwen3_moe": "mlp_only_layers",
+}
+
+
+@pytest.mark.parametrize("name", OUT_OF_STEP)
+def test_layers_out_of_step_with_their_config_are_seen(name):
+    config, kept = tiny_config(name), (1, 2, 4, 5)
+    stale = edited_config(config, kept)
+    value = getattr(config, OUT_OF_STEP[name])  # what counting alone leaves
+    setattr(stale, OUT_OF_STEP[name], value[:4] if isinstance(value, list) and len(value) == N else value)
+    built, source = find_layers(blueprint(stale))[1], find_layers(blueprint(config))[1]
+    assert any(first_difference(built[j], source[layer]) for j, layer in enumerate(kept))
+
+
+def test_a_setting_that_depends_on_the_position_is_refused_by_name():
+    config = AutoConfig.for_model(
+        "diffllama", hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, vocab_size=61,
+        num_hidden_layers=4,
+    )  # fmt: skip
+    check_layers(config, (0, 1, 2))
+    with pytest.raises(ValueError, match="'diffllama'.*layer 2.*lambda_init"):
+        check_layers(config, (0, 2, 3))
