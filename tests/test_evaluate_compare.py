@@ -9,6 +9,7 @@ from families import FAMILIES, VOCAB, tiny_model
 from shoal.decoder import TEACHER, DecoderView, Student
 from shoal.evaluate import Evaluation, Generation, compare, generation_table, rows, speed, table
 from shoal.evaluate.evaluation import token_stream
+from shoal.score.oracle import Oracle
 from shoal.types import Batch, Provenance, Unit
 
 IDS_BT = torch.randint(3, VOCAB, (4, 9), generator=torch.Generator().manual_seed(3))
@@ -70,13 +71,15 @@ def test_defaults_of_the_perplexity_and_of_the_cost():
 
 
 @pytest.mark.parametrize("own_model", [False, True])
-def test_progress_is_told_after_every_batch_of_every_pass(own_model):
+@pytest.mark.parametrize("batch_size", [None, 1])
+def test_progress_counts_every_batch_of_every_pass(own_model, batch_size):
     view = DecoderView(tiny_model("llama", n_layers=2))
     seen = []
-    compare(view, view if own_model else TEACHER, BATCHES, provenance=FROM, batch_size=2, after_batch=seen.append)
-    n_windows = 6  # 26 tokens, window 9, stride 4: the last one is shorter and runs on its own
-    per_pass = (n_windows - 1 + 1) // 2 + 1
-    assert len(seen) == len(BATCHES) + per_pass * (2 if own_model else 1)
+    student = view if own_model else TEACHER
+    compare(view, student, BATCHES, provenance=FROM, batch_size=batch_size, progress=lambda *step: seen.append(step))
+    n = 6 if batch_size == 1 else 4  # 6 windows of 9 tokens by 4, the last shorter and alone; two at once as in the batches
+    total = len(BATCHES) + n * (2 if own_model else 1)
+    assert seen == [(done, total) for done in range(1, total + 1)]
 
 
 def test_the_stream_is_the_real_tokens_in_order():
@@ -88,10 +91,13 @@ def test_survives_json_with_everything_in_it(tmp_path):
     view, other = (DecoderView(tiny_model("llama", n_layers=n)) for n in (3, 2))
     timed = speed(view, other, prompt_length=4, new_tokens=2, rounds=2, warmup=0)
     said = (Generation(prompt="a", teacher="b [bold]", student="c", n_agreed=1, n_tokens=3),)
-    got = compare(view, other, BATCHES, provenance=FROM, generated=said, timed=timed)
+    plain = Oracle(view, BATCHES).value({Unit("layer", 1)})
+    got = compare(view, other, BATCHES, provenance=FROM, plain=plain, generated=said, timed=timed)
     got.save(tmp_path / "evaluation.json")
     assert Evaluation.load(tmp_path / "evaluation.json") == got
-    assert got.speed == timed and got.generations == said
+    assert got.speed == timed and got.generations == said and got.plain == plain
+    assert {"the same without repair: KL", "the same without repair: agreement"} <= {row.label for row in rows(got)}
+    assert f"{plain.kl:.4g}" in shown(table(got))
 
 
 def test_an_unknown_key_in_the_file_is_named():

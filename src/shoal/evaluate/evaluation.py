@@ -15,7 +15,7 @@ from torch import Tensor
 from shoal.decoder import TEACHER, DecoderView, Student
 from shoal.evaluate.cost import Cost, cost
 from shoal.evaluate.generate import Generation
-from shoal.evaluate.perplexity import Perplexity, perplexities, perplexity
+from shoal.evaluate.perplexity import Perplexity, n_batches, perplexities, perplexity
 from shoal.evaluate.speed import Speed
 from shoal.score.oracle import Oracle, Quality, compare_views
 from shoal.types import Batch, Provenance, Record
@@ -34,12 +34,14 @@ class Evaluation(Record):
 
     Attributes:
         quality: the student against the teacher, per token of the batches as they are (no stride).
+        plain: the same cut without repair, on the same text; present when something was repaired.
         generations, speed: present when they were measured; they need both as models of their own.
     """
 
     teacher: Figures
     student: Figures
     quality: Quality
+    plain: Quality | None = None
     generations: tuple[Generation, ...] = ()
     speed: Speed | None = None
     provenance: Provenance
@@ -54,10 +56,11 @@ def compare(
     ids_T: Tensor | None = None,
     window: int | None = None,
     stride: int | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     generated: Sequence[Generation] = (),
     timed: Speed | None = None,
-    after_batch: Callable[[Batch], None] | None = None,
+    plain: Quality | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Measure a student against its teacher on held-out text.
 
@@ -68,10 +71,10 @@ def compare(
             ``ids_T`` gives another one, (T,) token ids.
         window, stride: of the perplexity, in tokens; the longest batch and half of the window unless given. The window is
             also the context that cost is counted at.
-        batch_size: perplexity windows per forward.
-        generated, timed: results of :func:`~shoal.evaluate.generate.generations` and :func:`~shoal.evaluate.speed.speed`,
-            kept with the rest.
-        after_batch: called when a batch of any pass is done, for progress.
+        batch_size: perplexity windows per forward; as many tokens as the largest batch has unless given.
+        generated, timed, plain: what was measured already (by :func:`~shoal.evaluate.generate.generations`,
+            :func:`~shoal.evaluate.speed.speed`, an :class:`~shoal.score.oracle.Oracle`), kept with the rest.
+        progress: called with (batches done, batches in all), over all passes.
     Raises:
         ValueError: no text, different vocabularies, impossible window or stride, NaN or infinite states.
     """
@@ -79,26 +82,39 @@ def compare(
         raise ValueError("evaluation got no text; give at least one batch of the evaluation slice")
     stream_T = token_stream(batches) if ids_T is None else ids_T
     window = max(batch.ids_BT.shape[1] for batch in batches) if window is None else window
-    reading: dict[str, Any] = {
-        "window": window,
-        "stride": max(1, window // 2) if stride is None else stride,
-        "batch_size": batch_size,
-        "after_batch": after_batch,
-    }
+    stride = max(1, window // 2) if stride is None else stride
+    batch_size = max(1, max(batch.ids_BT.numel() for batch in batches) // max(1, window)) if batch_size is None else batch_size
+    n_passes = 1 if isinstance(student, Student) else 2
+    n_steps = len(batches) + n_passes * n_batches(len(stream_T), window=window, stride=stride, batch_size=batch_size)
+    done = 0
+
+    def step(batch: Batch) -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, n_steps)
+
+    reading: dict[str, Any] = {"window": window, "stride": stride, "batch_size": batch_size, "after_batch": step}
     if isinstance(student, Student):
-        quality = Oracle(teacher, batches, after_batch=after_batch).measure([student])[0]
+        quality = Oracle(teacher, batches, after_batch=step).measure([student])[0]
         texts = perplexities(teacher, stream_T, students=[TEACHER, student], **reading)
         costs = [cost(teacher, context=window, student=one) for one in (TEACHER, student)]
         name = student.name
     else:
         _refuse_other_vocabulary(teacher, student)
-        quality = compare_views(teacher, student, batches=batches, after_batch=after_batch)
+        quality = compare_views(teacher, student, batches=batches, after_batch=step)
         texts = [perplexity(view, stream_T, **reading) for view in (teacher, student)]
         costs = [cost(view, context=window) for view in (teacher, student)]
         name = "student"
     both = [Figures(name=n, cost=c, perplexity=p) for n, c, p in zip(("teacher", name), costs, texts, strict=True)]
     return Evaluation(
-        teacher=both[0], student=both[1], quality=quality, generations=tuple(generated), speed=timed, provenance=provenance
+        teacher=both[0],
+        student=both[1],
+        quality=quality,
+        plain=plain,
+        generations=tuple(generated),
+        speed=timed,
+        provenance=provenance,
     )
 
 

@@ -124,6 +124,11 @@ def perplexities(
     return [Perplexity(value=_exp(nll), nll=nll, n_tokens=n_tokens, window=window, stride=stride) for nll in means]
 
 
+def n_batches(n_tokens: int, *, window: int, stride: int, batch_size: int) -> int:
+    """Forwards that :func:`perplexities` needs for a text of ``n_tokens`` tokens."""
+    return sum(1 for _ in _batched(windows(n_tokens, window=window, stride=stride), batch_size))
+
+
 def _batched(every: Iterator[Window], batch_size: int) -> Iterator[list[Window]]:
     """Runs of at most ``batch_size`` windows of one length; only the last window can be shorter than the others."""
     group: list[Window] = []
@@ -144,7 +149,9 @@ def _scored(group: Sequence[Window]) -> Tensor:
 
 def _nll_sum(logits_BTV: Tensor, ids_BT: Tensor, scored_BT: Tensor) -> float:
     """Sum over scored tokens of -ln p(token), fp32 logarithms, fp64 sum."""
-    return token_nll(logits_BTV[:, :-1][scored_BT], ids_BT[:, 1:][scored_BT]).double().sum().item()
+    # every position, the last one's meaningless figure cut off after: slicing the logits would copy them
+    nll_BT = token_nll(logits_BTV, ids_BT.roll(-1, dims=1))[:, :-1]
+    return nll_BT[scored_BT].double().sum().item()
 
 
 def _exp(nll: float) -> float:

@@ -46,6 +46,9 @@ def rows(evaluation: Evaluation) -> list[Row]:
         Row("KL to the teacher, nats per token", "0", f"{_number(quality.kl)}{stderr}"),
         Row("top-1 agreement with the teacher", "100 %", f"{100 * quality.agreement:.1f} %"),
     ]
+    if evaluation.plain is not None:
+        lines.append(Row("the same without repair: KL", "0", _number(evaluation.plain.kl)))
+        lines.append(Row("the same without repair: agreement", "100 %", f"{100 * evaluation.plain.agreement:.1f} %"))
     return lines + (_speed_rows(evaluation.speed) if evaluation.speed else [])
 
 
