@@ -1,0 +1,234 @@
+"""The guard decides by the true loss: it refuses what every cheap score recommends when that is a catastrophe."""
+
+import io
+from dataclasses import replace
+
+import pytest
+import torch
+from families import VOCAB, tiny_config
+from transformers import AutoModelForCausalLM
+
+from shoal.decoder import DecoderView, run_pass
+from shoal.plan import Candidate
+from shoal.scan.gram import GramObserver
+from shoal.score.oracle import Oracle
+from shoal.select.budget import parse_budget
+from shoal.select.choose import Choosing, choose
+from shoal.select.guard import guard, guard_table, student_without, verdict
+from shoal.select.plan_of import plan_of
+from shoal.select.proposals import Proposer, other_proposers, propose
+from shoal.select.rounds import rescanner
+from shoal.select.size import PUT_BACK, model_size
+from shoal.select.table import SELECTORS
+from shoal.select.wanted import Picked, Wanted
+from shoal.types import Batch
+
+L, X = 10, 5
+
+
+def batches(seed, n=2):
+    generator = torch.Generator().manual_seed(seed)
+    return [Batch(torch.randint(3, VOCAB, (3, 12), generator=generator), index=i) for i in range(n)]
+
+
+CALIBRATION, SELECTION = batches(1), batches(2)
+
+
+@torch.no_grad()
+def planted():
+    """Layer ``X`` changes the stream least of all: it only adds a tiny constant, which the head reads with a huge gain."""
+    config = tiny_config("llama", n_layers=L)
+    config.mlp_bias = True
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            parameter.normal_(0.0, 0.1)
+    model.model.embed_tokens.weight[:, 0] = 0
+    for index, layer in enumerate(model.model.layers):
+        for weight in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight):
+            # the neighbours change little, so that spans that hold X are the cheapest
+            weight.mul_({X: 0.0, X - 1: 0.3, X + 1: 0.6}.get(index, 1.0))
+            weight[0] = 0
+    model.model.layers[X].mlp.down_proj.bias[0] = 1e-3
+    model.lm_head.weight[:, 0] = torch.randn(VOCAB, generator=torch.Generator().manual_seed(3)) * 3e3
+    return model
+
+
+@pytest.fixture(scope="module")
+def view():
+    return DecoderView(planted())
+
+
+@pytest.fixture(scope="module")
+def tables(view):
+    observer = GramObserver(L)
+    run_pass(view, CALIBRATION, observers=[observer])
+    return {table.name: table for table in observer.tables()}
+
+
+HOW = Choosing(protected=frozenset({0, L - 1}))
+
+
+def ask(view, tables, *, drop="3", oracle=None, how=HOW, **more):
+    return choose(parse_budget(drop), model_size(view), tables=tables, how=how, oracle=oracle, **more)
+
+
+@pytest.mark.parametrize("put_back", ["none", "layer"])
+@pytest.mark.parametrize("drop", ["1", "2", "3"])
+def test_the_guard_picks_another_than_the_catastrophic_cosine_winner(view, tables, drop, put_back):
+    how = replace(HOW, put_back=PUT_BACK[put_back])
+    alone = ask(view, tables, drop=drop, how=replace(how, n_candidates=1))
+    guarded = ask(view, tables, drop=drop, how=how, oracle=Oracle(view, SELECTION))
+    assert X in alone.layers, "cosine recommends it"
+    assert X not in guarded.layers
+    by_layers = {candidate.layers: candidate.kl for candidate in guarded.candidates}
+    assert by_layers[alone.layers] > 20 * by_layers[guarded.layers]
+    assert "guard of" in guarded.method and "guard" not in alone.method
+
+
+def test_all_other_scores_agree_on_the_catastrophe(view, tables):
+    """The premise of the diverse place among the candidates."""
+    want = Wanted(n_layers=L, n=1, protected=HOW.protected)
+    for proposer in other_proposers(tables, want):
+        if proposer.name != "deepest":
+            assert next(proposer.picks).layers == (X,), proposer.name
+
+
+def test_candidates_are_ordered_by_their_own_measurement(view, tables):
+    oracle = Oracle(view, SELECTION)
+    choice = ask(view, tables, oracle=oracle)
+    assert oracle.n_passes == 1, "one reading of the text for all"
+    assert len(choice.candidates) == 4 == oracle.n_evaluations
+    assert len({candidate.layers for candidate in choice.candidates}) == 4
+    assert [c.kl for c in choice.candidates] == sorted(c.kl for c in choice.candidates)
+    for candidate in choice.candidates:
+        alone = Oracle(view, SELECTION).measure([student_without(candidate.layers)])[0]
+        assert (candidate.kl, candidate.kl_stderr, candidate.perplexity) == (alone.kl, alone.kl_stderr, alone.perplexity)
+    assert choice.layers == choice.candidates[0].layers
+
+
+def test_the_score_shown_is_that_of_the_proposer(view, tables):
+    for candidate in ask(view, tables, oracle=Oracle(view, SELECTION)).candidates:
+        assert candidate.proposed_by
+        for name, score in candidate.scores.items():
+            selector, by = name.removeprefix("runner-up ").split()
+            ranked = SELECTORS[selector].pick(tables, Wanted(L, 3, HOW.protected, by=by))
+            assert Picked(candidate.layers, score) in list(ranked)
+
+
+def test_choosing_twice_gives_the_same(view, tables):
+    assert ask(view, tables, oracle=Oracle(view, SELECTION)) == ask(view, tables, oracle=Oracle(view, SELECTION))
+
+
+def test_a_choice_becomes_a_plan(view, tables):
+    size = model_size(view)
+    for name, n_edits in (("none", 3), ("layer", 4)):
+        choice = ask(view, tables, how=replace(HOW, put_back=PUT_BACK[name]), oracle=Oracle(view, SELECTION))
+        plan = plan_of(
+            choice.layers,
+            size,
+            put_back=PUT_BACK[name],
+            source="m",
+            source_hash="0",
+            method=choice.method,
+            candidates=choice.candidates,
+        )
+        assert len(plan.removed_layers) == n_edits and plan.after.layers == L - 3
+        assert plan.candidates == choice.candidates
+
+
+@pytest.mark.parametrize("selector", SELECTORS)
+def test_with_one_candidate_the_selector_has_the_word(view, tables, selector):
+    how = replace(HOW, selector=selector, by="angular/last", n_candidates=1)
+    expected = next(SELECTORS[selector].pick(tables, Wanted(L, 3, HOW.protected, by="angular/last")))
+    assert ask(view, tables, how=how).layers == expected.layers
+
+
+def test_the_deepest_rule_reads_no_table(view):
+    how = replace(HOW, selector="deepest", n_candidates=1)
+    assert ask(view, {}, how=how).layers == (6, 7, 8)
+
+
+def test_rounds_are_one_of_the_candidates(view, tables):
+    how = replace(HOW, n_rounds=3)
+    choice = ask(view, tables, how=how, oracle=Oracle(view, SELECTION), rescan=rescanner(view, CALIBRATION))
+    assert any("span cosine/rest in 3 rounds" in candidate.proposed_by for candidate in choice.candidates)
+    with pytest.raises(ValueError, match="rounds=3"):
+        ask(view, tables, how=how, oracle=Oracle(view, SELECTION))
+
+
+def test_what_the_family_refuses_is_never_measured(view, tables):
+    def refuse(kept):
+        return None if {3, 6} <= set(kept) else "layers 3 and 6 are full attention"
+
+    choice = ask(view, tables, drop="2", oracle=Oracle(view, SELECTION), refuse=refuse)
+    assert all(not {3, 6} & set(candidate.layers) for candidate in choice.candidates)
+    with pytest.raises(ValueError, match="finds no layers that can go"):
+        ask(view, tables, oracle=Oracle(view, SELECTION), refuse=lambda kept: "nothing can go")
+
+
+def test_many_candidates_need_text(view, tables):
+    with pytest.raises(ValueError, match="guard: 1"):
+        ask(view, tables)
+    with pytest.raises(ValueError, match="at least one"):
+        guard((), Oracle(view, SELECTION))
+
+
+# -- proposals -------------------------------------------------------------------------------------------------------------
+
+
+def proposer(name, *layers):
+    return Proposer(name, iter([Picked(one, float(i)) for i, one in enumerate(layers)]))
+
+
+def test_equal_proposals_are_one_candidate_with_all_its_proposers():
+    (only,) = propose([proposer("a", (1, 2)), proposer("b", (1, 2))], 4)
+    assert only == Candidate(layers=(1, 2), proposed_by=("a", "b"), scores={"a": 0.0, "b": 0.0})
+
+
+def test_the_last_place_is_for_one_that_shares_at_most_half():
+    proposers = [proposer("a", (1, 2), (2, 3), (5, 6)), proposer("b", (1, 3)), proposer("c", (1, 4), (2, 4))]
+    got = propose(proposers, 3)
+    # (1, 2) and (1, 3) share one of two layers: different enough; all of c share at most half with both
+    assert [one.layers for one in got] == [(1, 2), (1, 3), (1, 4)]
+    alike = [proposer("a", (1, 2, 3), (2, 3, 4), (6, 7, 8)), proposer("b", (1, 2, 4)), proposer("c", (1, 2, 5))]
+    got = propose(alike, 3)
+    assert [one.layers for one in got] == [(1, 2, 3), (1, 2, 4), (6, 7, 8)]
+    assert got[-1].proposed_by == ("runner-up a",)
+
+
+def test_runners_up_fill_the_places_and_may_run_out():
+    got = propose([proposer("a", (1, 2), (2, 3)), proposer("b", (1, 2), (6, 7))], 8)
+    assert [one.layers for one in got] == [(1, 2), (2, 3), (6, 7)]
+    assert len({one.layers for one in got}) == len(got)
+    assert [one.layers for one in propose([proposer("a", (1, 2)), proposer("b", (3, 4))], 1)] == [(1, 2)]
+
+
+def test_a_criterion_that_finds_nothing_is_no_obstacle_unless_it_was_asked_for():
+    assert propose([proposer("a", (1,)), proposer("b")], 2)[0].layers == (1,)
+    with pytest.raises(ValueError, match="'b' finds no layers"):
+        propose([proposer("b"), proposer("a", (1,))], 2)
+
+
+# -- for people ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_says_why_the_winner_won(view, tables):
+    from rich.console import Console
+
+    candidates = ask(view, tables, oracle=Oracle(view, SELECTION)).candidates
+    console = Console(file=io.StringIO(), width=150)
+    console.print(guard_table(candidates, n_layers=L))
+    text = console.file.getvalue()
+    assert f"{candidates[0].kl:.4g}" in text and "span cosine/rest (" in text
+    assert f"keeps {L - 3}" in text and "worst" in text
+
+
+def test_verdict_names_a_difference_within_the_noise():
+    def one(layer, kl, stderr):
+        return Candidate(layers=(layer,), proposed_by=("x",), kl=kl, kl_stderr=stderr)
+
+    assert "within the noise" in verdict([one(1, 0.5, 0.1), one(2, 0.6, 0.1)], n_layers=4)
+    assert "within the noise" not in verdict([one(1, 0.5, 0.01), one(2, 0.6, 0.01)], n_layers=4)
+    assert "KL" not in verdict([Candidate(layers=(1,), proposed_by=("x",))], n_layers=4)
