@@ -1,0 +1,173 @@
+"""One pass over text, and the tables that come out of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from shoal.decoder.passes import Observer, run_pass
+from shoal.decoder.student import TEACHER, Student
+from shoal.scan.anatomy import Anatomy
+from shoal.scan.gram import GramObserver
+from shoal.types import Batch, Provenance, Record, SpanTable, nearest, stable_hash, write_atomically
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from shoal.decoder import DecoderView
+
+FILE, VALUES = "scan.json", "scan.safetensors"
+
+
+class TableObserver(Observer, Protocol):
+    """An observer whose sums become tables of spans."""
+
+    def tables(self) -> Sequence[SpanTable]: ...
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one pass measured.
+
+    Attributes:
+        tables: by name, ``criterion/tokens``.
+        anatomy: norms and sinks per boundary.
+        provenance: model, text and seed it rests on; ``n_samples`` and ``n_tokens`` are what was really read.
+    """
+
+    tables: Mapping[str, SpanTable]
+    anatomy: Anatomy
+    provenance: Provenance
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.anatomy.norm_rest) - 1
+
+    def __getitem__(self, name: str) -> SpanTable:
+        """Raises ValueError: no such table (says which there are)."""
+        if name not in self.tables:
+            raise ValueError(f"the scan has no table {name!r}; {nearest(name, self.tables)}")
+        return self.tables[name]
+
+    def save(self, folder: Path) -> None:
+        """Write ``scan.safetensors`` (values), then ``scan.json`` (the rest, with the hash of the values)."""
+        from safetensors.numpy import save
+
+        named = [(f"{name}.{part}", getattr(table, part)) for name, table in self.tables.items() for part in PARTS]
+        arrays = {key: np.ascontiguousarray(array) for key, array in named}
+        content = save(arrays)
+        write_atomically(Path(folder) / VALUES, content)
+        heads = tuple(
+            TableHead(
+                criterion=table.criterion,
+                tokens=table.tokens,
+                unit=table.unit,
+                higher_is_more_redundant=table.higher_is_more_redundant,
+                n_samples=table.n_samples,
+            )
+            for table in self.tables.values()
+        )
+        file = ScanFile(values_hash=stable_hash(content), provenance=self.provenance, anatomy=self.anatomy, tables=heads)
+        file.save(Path(folder) / FILE)
+
+    @classmethod
+    def load(cls, folder: Path) -> Scan:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ValueError: a file is damaged, or the two files are not of one scan.
+        """
+        from safetensors.numpy import load
+
+        file = ScanFile.load(Path(folder) / FILE)
+        content = (Path(folder) / VALUES).read_bytes()
+        if stable_hash(content) != file.values_hash:
+            raise ValueError(f"{Path(folder) / VALUES} does not belong to {FILE} beside it (or is damaged); scan again")
+        arrays = load(content)
+        tables: dict[str, SpanTable] = {}
+        for head in file.tables:
+            name = f"{head.criterion}/{head.tokens}"
+            values, stderr = (arrays[f"{name}.{part}"] for part in PARTS)
+            tables[name] = SpanTable(
+                criterion=head.criterion,
+                tokens=head.tokens,
+                values=values,
+                stderr=stderr,
+                unit=head.unit,
+                higher_is_more_redundant=head.higher_is_more_redundant,
+                n_samples=head.n_samples,
+            )
+        return cls(tables, file.anatomy, file.provenance)
+
+
+PARTS = ("values", "stderr")
+
+
+class TableHead(Record):
+    """A :class:`SpanTable` without its values."""
+
+    criterion: str
+    tokens: str
+    unit: str
+    higher_is_more_redundant: bool
+    n_samples: int
+
+
+class ScanFile(Record):
+    """``scan.json``."""
+
+    values_hash: str
+    provenance: Provenance
+    anatomy: Anatomy
+    tables: tuple[TableHead, ...]
+
+
+def scan(
+    view: DecoderView,
+    batches: Iterable[Batch],
+    *,
+    provenance: Provenance,
+    observers: Sequence[TableObserver] = (),
+    observed: Student = TEACHER,
+    after_batch: Callable[[Batch], None] | None = None,
+) -> Scan:
+    """Measure every span with every pairwise criterion in one pass.
+
+    Args:
+        batches: calibration text; every batch is read once.
+        provenance: of model and text; its counts are replaced by what was read.
+        observers: further observers fed by the same pass, e.g. :class:`~shoal.scan.cka.CkaObserver`.
+        observed: the student whose stream is measured; its removed layers change nothing, so they score 0.
+        after_batch: called when a batch is done, for progress.
+    Raises:
+        ValueError: no batches, or NaN or infinite states.
+    """
+    gram = GramObserver(view.n_layers)
+    run_pass(view, batches, observers=[gram, *observers], observed=observed, after_batch=after_batch)
+    return finish(gram, observers, provenance=provenance)
+
+
+def finish(gram: GramObserver, observers: Sequence[TableObserver] = (), *, provenance: Provenance) -> Scan:
+    """The scan of observers that have seen everything; shards are joined before, by :func:`add_states`."""
+    anatomy = gram.anatomy()
+    if anatomy.n_samples == 0:
+        raise ValueError("the scan got no samples; give it text for at least one")
+    if not math.isfinite(sum(anatomy.norm_sink)):
+        raise ValueError("the hidden states are NaN or infinite on this text; check the weights, or use float32 or bfloat16")
+    tables = [table for observer in (gram, *observers) for table in observer.tables()]
+    counted = provenance.model_copy(update={"n_samples": anatomy.n_samples, "n_tokens": anatomy.n_tokens})
+    return Scan({table.name: table for table in tables}, anatomy, counted)
+
+
+def add_states(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The state of an observer that saw all shards, in the order given: sums add."""
+    total = {name: value.clone() for name, value in states[0].items()}
+    for state in states[1:]:
+        for name, value in state.items():
+            total[name] += value
+    return total

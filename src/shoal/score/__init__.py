@@ -1,0 +1,1 @@
+"""Scores: what a span or a unit is worth."""
