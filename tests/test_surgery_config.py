@@ -1,4 +1,4 @@
-"""An edited config describes exactly the kept layers, field by field, pattern by pattern, family by family, or it is refused."""
+"""An edited config describes exactly the kept layers: every field, every pattern, every family; or it is refused by name."""
 
 import json
 from itertools import combinations
