@@ -84,12 +84,12 @@ def _js(p_logits_NV: Tensor, q_logits_NV: Tensor) -> Tensor:
 
 
 def _bregman(log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:
-    """Sum over V of p d - p + q with d = log p - log q; every term is >= 0."""
+    """Sum over V of p d - p + q, written as p (exp(-d) - 1 + d); every term is >= 0, and exactly 0 at d = 0."""
     d = log_p_NV - log_q_NV
-    p, q = log_p_NV.exp(), log_q_NV.exp()
-    # near d = 0 the term is p d^2 / 2: expm1 keeps it accurate (and exactly 0 at 0) where q - p would cancel
-    term = torch.where(d.abs() < 1, p * (torch.expm1(-d) + d), p * (d - 1) + q)
-    return torch.where(p > 0, term, q).sum(-1).clamp_(min=0)
+    p = log_p_NV.exp()
+    term = torch.neg(d).expm1_().add_(d).mul_(p)
+    # where p vanishes against q (or both vanish, and d is not a number) the term is q itself; exp(-d) would overflow
+    return torch.where((d > -80) & (p > 0), term, log_q_NV.exp()).sum(-1).clamp_(min=0)
 
 
 def _check_shapes(teacher_V: Tensor, student_V: Tensor) -> None:
