@@ -164,8 +164,13 @@ def test_what_the_family_refuses_is_never_measured(view, tables):
 
     choice = ask(view, tables, drop="2", oracle=Oracle(view, SELECTION), refuse=refuse)
     assert all(not {3, 6} & set(candidate.layers) for candidate in choice.candidates)
-    with pytest.raises(ValueError, match="finds no layers that can go"):
+    with pytest.raises(ValueError, match="finds no 3 layers that can go .*: nothing can go"):
         ask(view, tables, oracle=Oracle(view, SELECTION), refuse=lambda kept: "nothing can go")
+
+
+def test_how_a_choice_is_made_prints_alike_in_every_process():
+    """Run folders hash it."""
+    assert repr(HOW) == repr(replace(HOW)) and " at 0x" not in repr(HOW)
 
 
 def test_many_candidates_need_text(view, tables):

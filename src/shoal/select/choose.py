@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from shoal.plan import Candidate
 from shoal.score.oracle import Oracle
 from shoal.select.budget import Budget, Cut, realised, resolve
-from shoal.select.guard import guard, verdict
+from shoal.select.guard import describe_short, guard, verdict
 from shoal.select.proposals import Proposer, other_proposers, propose
 from shoal.select.rounds import Rescan, in_rounds
 from shoal.select.size import PUT_BACK, ModelSize, PutBack
 from shoal.select.table import selector_named
-from shoal.select.wanted import Refuse, Selector, Tables, Wanted, most_layers, nothing_refused
+from shoal.select.wanted import Picked, Refuse, Selector, Tables, Wanted, most_layers, nothing_refused
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def choose(
         name = f"{name} in {how.n_rounds} rounds"
         first = Proposer(name, iter([in_rounds(selector, tables, wanted, n_rounds=how.n_rounds, rescan=rescan)]))
     else:
-        first = Proposer(name, selector.pick(tables, wanted))
+        first = Proposer(name, picks_or_reason(selector, name, tables=tables, wanted=wanted))
     others: Iterable[Proposer] = other_proposers(tables, wanted) if how.n_candidates > 1 else ()
     proposers = [first, *(one for one in others if one.name != name)]
     candidates = propose(proposers, how.n_candidates)
@@ -107,6 +108,24 @@ def choose(
         f"{decided}{verdict(candidates, n_layers=size.n_layers)}; {realised(size, layers, how.put_back)}; asked {cut.asked}"
     )
     return Choice(layers=layers, cut=cut, candidates=candidates, method=method)
+
+
+def picks_or_reason(selector: Selector, name: str, *, tables: Tables, wanted: Wanted) -> Iterator[Picked]:
+    """What the selector picks.
+
+    Raises:
+        ValueError: nothing; says why its own first choice was refused.
+    """
+    picks = selector.pick(tables, wanted)
+    best = next(picks, None)
+    if best is not None:
+        return chain([best], picks)
+    unrefused = next(selector.pick(tables, replace(wanted, refuse=nothing_refused)), None)
+    reason = None if unrefused is None else wanted.reason_against(unrefused.layers)
+    why = (
+        f"its first choice, {describe_short(unrefused.layers)}: {reason}" if unrefused and reason else "too many are protected"
+    )
+    raise ValueError(f"{name!r} finds no {wanted.n} layers that can go ({why}); remove fewer or protect fewer")
 
 
 def cut_for(budget: Budget, size: ModelSize, *, tables: Tables, selector: Selector, wanted: Wanted) -> Cut:

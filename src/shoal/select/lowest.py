@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from shoal.select.wanted import Picked, Tables, Wanted, layer_costs
 from shoal.types import Span
 
-MOST_SETS = 100_000  # a constraint that refuses nearly every set would otherwise have all of them tried
+MOST_SETS = 20_000  # a constraint that refuses nearly every set would otherwise have all of them tried
 
 
 def lowest_layers(tables: Tables, wanted: Wanted) -> Iterator[Picked]:

@@ -77,10 +77,7 @@ def propose(proposers: Sequence[Proposer], n_candidates: int) -> tuple[Candidate
         picked = next(proposer.picks, None)
         if picked is None:
             if rank == 0:
-                raise ValueError(
-                    f"{proposer.name!r} finds no layers that can go: protected layers, missing scores or constraints of "
-                    "this model's family refuse every choice; protect fewer layers or remove fewer"
-                )
+                raise ValueError(f"{proposer.name!r} finds no layers that can go; protect fewer layers or remove fewer")
             continue
         bests.setdefault(picked.layers, _Proposal(picked.layers)).add(proposer.name, picked)
     chosen = list(bests.values())[: max(1, n_candidates - 1)]

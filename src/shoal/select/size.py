@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from shoal.plan import Size
@@ -57,7 +57,7 @@ class PutBack:
     name: str
     layers: int
     inherits: bool
-    parameters: Callable[[ModelSize, Span], int]
+    parameters: Callable[[ModelSize, Span], int] = field(repr=False)  # a function's address would make no two runs print alike
 
     def replaced(self, removed: Iterable[int]) -> tuple[Span, ...]:
         """The spans a replacement takes over so that its step 0 lacks exactly the ``removed`` layers.
