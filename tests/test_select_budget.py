@@ -9,6 +9,7 @@ from families import FAMILIES, tiny_model
 
 from shoal.decoder import DecoderView
 from shoal.plan import Plan
+from shoal.replace.table import REPLACEMENTS, replacement_named
 from shoal.select.budget import parse_budget, parse_parameters, realised, resolve
 from shoal.select.plan_of import plan_of
 from shoal.select.size import PUT_BACK, ModelSize, PutBack, model_size
@@ -203,3 +204,18 @@ def test_plans_that_cannot_be_are_refused():
         plan((0, 1), LAYER)
     with pytest.raises(ValueError, match="keep at least one"):
         plan(range(16), NONE)
+
+
+@pytest.mark.parametrize("name", REPLACEMENTS)
+def test_every_replacement_costs_what_its_module_holds(name):
+    """The budget's bookkeeping needs no model; it must agree with the modules that are built."""
+    view = DecoderView(tiny_model("deepseek_v3", n_layers=5))
+    replacement, put_back, size = replacement_named(name), PUT_BACK[name], model_size(view)
+    for span in put_back.replaced((2, 3)) + put_back.replaced((1,)):
+        held = sum(parameter.numel() for parameter in replacement.build(view, span).parameters())
+        assert put_back.parameters(size, span) == held == replacement.size(view, span).parameters
+        assert put_back.layers == replacement.size(view, span).layers
+
+
+def test_every_replacement_has_a_cost():
+    assert set(PUT_BACK) == {"none", *REPLACEMENTS}
