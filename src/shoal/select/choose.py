@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -90,15 +90,14 @@ def choose(
     cut = cut_for(budget, size, tables=tables, selector=selector, wanted=wanted)
     wanted = replace(wanted, n=cut.n)
     name = how.selector if how.selector == "deepest" else f"{how.selector} {how.by}"
+    proposers = [Proposer(name, picks_or_reason(selector, name, tables=tables, wanted=wanted))]
     if how.n_rounds > 1:
         if rescan is None:
             raise ValueError(f"rounds={how.n_rounds} measures the student anew after each cut; this needs the model and text")
-        name = f"{name} in {how.n_rounds} rounds"
-        first = Proposer(name, iter([in_rounds(selector, tables, wanted, n_rounds=how.n_rounds, rescan=rescan)]))
-    else:
-        first = Proposer(name, picks_or_reason(selector, name, tables=tables, wanted=wanted))
-    others: Iterable[Proposer] = other_proposers(tables, wanted) if how.n_candidates > 1 else ()
-    proposers = [first, *(one for one in others if one.name != name)]
+        picked = in_rounds(selector, tables, wanted, n_rounds=how.n_rounds, rescan=rescan)
+        proposers.insert(0, Proposer(f"{name} in {how.n_rounds} rounds", iter([picked])))  # the one-shot choice competes too
+    if how.n_candidates > 1:
+        proposers += [one for one in other_proposers(tables, wanted) if one.name != name]
     candidates = propose(proposers, how.n_candidates)
     if oracle is not None and len(candidates) > 1:
         candidates = guard(candidates, oracle)

@@ -18,8 +18,8 @@ from shoal.select.wanted import Picked, Tables, Wanted
 # In this order; entries whose table was not scanned are left out.
 OTHERS = (
     ("span", "cosine/rest"),
-    ("span", "angular/last"),
     ("lowest", "block_influence/rest"),
+    ("span", "angular/last"),
     ("disjoint", "angular/rest"),
     ("span", "cosine/every"),
     ("span", "angular/rest"),
