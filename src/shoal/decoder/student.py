@@ -53,7 +53,7 @@ class Student:
                 return SKIP
         if Unit("layer", layer) in self.removed:
             return SKIP
-        zeroed = frozenset(kind for kind in ("attn", "mlp") if Unit(kind, layer) in self.removed)  # type: ignore[arg-type]
+        zeroed = frozenset(kind for kind in ("attn", "mlp") if Unit(kind, layer) in self.removed)
         return Step("run", zeroed=zeroed, overrides=self.overrides.get(layer))
 
 
