@@ -80,6 +80,12 @@ class TrainResult(Record):
         )
 
 
+class TrainResults(Record):
+    """``fit.json``: how every replacement of a plan was trained, front to back."""
+
+    results: tuple[TrainResult, ...]
+
+
 def save_curve(path: Path, curve: tuple[CurvePoint, ...]) -> None:
     """The curve as JSON lines, one validation each, for plots and for watching a run."""
     write_atomically(path, "".join(point.model_dump_json() + "\n" for point in curve).encode())

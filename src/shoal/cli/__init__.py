@@ -1,0 +1,78 @@
+"""The command ``shoal``: verbs that call the library, progress on stderr, one clear line for what the user can mend.
+
+Exit codes: 0 done; 2 something the user can mend; 130 interrupted, can be resumed; 1 a fault of ours (with a traceback).
+"""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+HERE = Path(__file__).parent.parent
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with its code."""
+    from shoal.cli.verbs import app
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except Exception as error:  # the last line of defence: everything is named and given its exit code here
+        sys.exit(_report(error))
+    except KeyboardInterrupt:
+        _say("interrupted; run the same command again to go on from the last finished step")
+        sys.exit(130)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _report(error: Exception) -> int:
+    import click
+
+    if isinstance(error, click.exceptions.Abort):
+        _say("interrupted; run the same command again to go on from the last finished step")
+        return 130
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, click.ClickException) or hasattr(error, "format_message"):
+        message = error.format_message()  # type: ignore[attr-defined]
+        context = getattr(error, "ctx", None)
+        hint = f" (see '{context.command_path} --help')" if context else ""
+        _say(f"error: {' '.join(message.split())}{hint}")
+        return 2
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        _say(f"error: the disk is full ({error.filename or 'while writing'}); free some space and run the same command again")
+        return 2
+    if isinstance(error, PermissionError):
+        _say(f"error: no permission for {error.filename}; choose another folder or change its rights")
+        return 2
+    if isinstance(error, ImportError) and "shoal[" in str(error):
+        _say(f"error: {error}")
+        return 2
+    if isinstance(error, ValueError) and _raised_by_us(error):
+        _say(f"error: {' '.join(str(error).split())}")
+        return 2
+    if type(error).__name__ == "OutOfMemoryError" or "not enough memory" in str(error):
+        _say("error: out of memory; use a smaller --length, --batch-size or --dtype bfloat16")
+        return 2
+    traceback.print_exception(error, file=sys.stderr)
+    _say("this is a fault of shoal, not of your input: please report it with the lines above")
+    return 1
+
+
+def _raised_by_us(error: Exception) -> bool:
+    """True for an error that shoal raised on purpose; one from deep inside a library is a fault to be reported."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and HERE in Path(frames[-1].filename).parents
+
+
+def _say(text: str) -> None:
+    print(f"shoal: {text}", file=sys.stderr)

@@ -1,0 +1,71 @@
+"""What people see: progress bars with rate and time left, and tables. JSON goes to stdout; when it does, people read stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+
+class Rate(ProgressColumn):
+    """Steps per second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if not speed else f"{speed:,.1f}/s" if speed >= 1 else f"{1 / speed:,.1f} s each", style="dim")
+
+
+class Screen:
+    """Where a verb talks to people.
+
+    Args:
+        as_json: the result goes to stdout as JSON; tables and lines for people go to stderr.
+    """
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+        self.console = Console(stderr=as_json)
+        self._errors = Console(stderr=True)
+        self._bars: Progress | None = None
+        self._tasks: dict[str, Any] = {}
+        self._last_line = 0.0
+
+    @contextmanager
+    def progress(self) -> Iterator[None]:
+        """Bars while the block runs; on a stream that is not a terminal, one line every ten seconds instead."""
+        if not self._errors.is_terminal:
+            yield
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+        with Progress(*columns, console=self._errors, transient=True) as self._bars:
+            yield
+        self._bars = None
+        self._tasks.clear()
+
+    def step(self, what: str, done: int, total: int) -> None:
+        """Progress of one stage: ``done`` of ``total`` steps."""
+        if self._bars is not None:
+            if what not in self._tasks:
+                self._tasks[what] = self._bars.add_task(what, total=total)
+            self._bars.update(self._tasks[what], completed=done, total=total)
+        elif time.monotonic() - self._last_line > 10:
+            self._last_line = time.monotonic()
+            print(f"{what}: {done} of {total}", file=sys.stderr)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def show(self, table: Any) -> None:
+        self.console.print(table)
+
+    def result(self, content: Any) -> None:
+        """The verb's result as JSON on stdout, when asked for."""
+        if self.as_json:
+            print(json.dumps(content, indent=2))

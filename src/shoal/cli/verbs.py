@@ -1,0 +1,411 @@
+"""The verbs. Each reads its options, calls one function of the library, and prints what came out.
+
+torch and transformers are imported inside the verbs, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from shoal import __version__
+
+if TYPE_CHECKING:
+    from shoal.cli.console import Screen
+    from shoal.recipe import Recipe
+    from shoal.run.compress import Outcome
+
+app = typer.Typer(
+    name="shoal",
+    help="Make deep language models shallower: measure layers, remove the idle ones, repair the cut, measure the loss.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# Options that several verbs share. (Optional[...]: typer reads these at run time.)
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or local folder of a causal language model.")]
+Out = Annotated[Path, typer.Option("--out", help="Run folder: new, empty, or of an earlier run, which is continued.")]
+TextOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--text",
+        help="Text: .txt, .txt.gz, .jsonl, .parquet, a folder, hub:NAME, or a mixture such as 0.7*a.txt+0.3*b.jsonl; "
+        "may be repeated. Without it: the bundled sample.",
+    ),
+]
+Samples = Annotated[Optional[int], typer.Option("--samples", help="Calibration samples.  [default: up to 128]")]  # noqa: UP045
+Length = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--length", help="Tokens per sample.  [default: the model's window, at most 2048]"),
+]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps.")]
+Dtype = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--dtype", help="float32, bfloat16 or float16.  [default: the checkpoint's]"),
+]
+Seed = Annotated[Optional[int], typer.Option("--seed", help="Order of the text.  [default: 0]")]  # noqa: UP045
+Remote = Annotated[bool, typer.Option("--trust-remote-code", help="Allow code that comes with the model.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace finished steps that were run with other options.")]
+Json = Annotated[bool, typer.Option("--json", help="Result as JSON on stdout; tables and progress on stderr.")]
+RecipeName = Annotated[
+    str,
+    typer.Option("--recipe", help="default, llm-streamline, uidl, uidl-simple, shortgpt, or a YAML file; options override it."),
+]
+Drop = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--drop", help="25% of all parameters, 8 layers, or 25%layers; net of replacements.  [default: 25%]"),
+]
+Parameters = Annotated[Optional[str], typer.Option("--params", help="Target size instead, such as 6B.")]  # noqa: UP045
+Select = Annotated[Optional[str], typer.Option("--select", help="span, lowest, deepest or disjoint.")]  # noqa: UP045
+By = Annotated[Optional[str], typer.Option("--by", help="Score to select by, such as cosine/rest or angular/last.")]  # noqa: UP045
+Guard = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--guard", help="Candidates compared by true KL; 1 trusts the score.  [default: 4]"),
+]
+Rounds = Annotated[Optional[int], typer.Option("--rounds", help="Cut in that many steps, measuring anew.  [default: 1]")]  # noqa: UP045
+Protect = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--protect", help="Layers that stay, such as 0,1,-1, or none.  [default: 0,-1]"),
+]
+ReplaceBy = Annotated[Optional[str], typer.Option("--replace", help="none or layer.  [default: layer]")]  # noqa: UP045
+TrainTokens = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--train-tokens", help="Tokens the replacement is trained on.  [default: up to 1 M]"),
+]
+LearningRate = Annotated[Optional[float], typer.Option("--lr", help="Peak learning rate.  [default: 1e-3]")]  # noqa: UP045
+
+
+def version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def shoal(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Make deep language models shallower."""
+
+
+@app.command()
+def compress(
+    model: Model,
+    out: Out,
+    recipe: RecipeName = "default",
+    drop: Drop = None,
+    params: Parameters = None,
+    text: TextOption = None,
+    samples: Samples = None,
+    length: Length = None,
+    select: Select = None,
+    by: By = None,
+    guard: Guard = None,
+    rounds: Rounds = None,
+    protect: Protect = None,
+    replace: ReplaceBy = None,
+    train_tokens: TrainTokens = None,
+    lr: LearningRate = None,
+    seed: Seed = None,
+    device: Device = "cpu",
+    dtype: Dtype = None,
+    trust_remote_code: Remote = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Remove layers, repair the cut, measure what was lost, save a checkpoint for plain transformers."""
+    chosen = with_options(
+        recipe, model=model, drop=drop, params=params, text=text, samples=samples, length=length, select=select, by=by,
+        guard=guard, rounds=rounds, protect=protect, replace=replace, train_tokens=train_tokens, lr=lr, seed=seed,
+    )  # fmt: skip
+    _compress(chosen, out, device, dtype, trust_remote_code, overwrite, json)
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="YAML file or the name of a recipe.")],
+    out: Out,
+    model: Annotated[Optional[str], typer.Option("--model", help="Hub id or folder, when the recipe names none.")] = None,  # noqa: UP045
+    drop: Drop = None,
+    text: TextOption = None,
+    seed: Seed = None,
+    device: Device = "cpu",
+    dtype: Dtype = None,
+    trust_remote_code: Remote = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Run a recipe from end to end."""
+    chosen = with_options(recipe, model=model, drop=drop, text=text, seed=seed)
+    _compress(chosen, out, device, dtype, trust_remote_code, overwrite, json)
+
+
+@app.command()
+def demo(out: Out = Path("demo-run"), overwrite: Overwrite = False, json: Json = False) -> None:
+    """Compress the bundled model by 25 % on the bundled text, offline."""
+    from shoal.run.inputs import bundled_model
+
+    chosen = with_options("default", model=str(bundled_model()))
+    _compress(chosen, out, "cpu", None, False, overwrite, json)
+
+
+@app.command()
+def scan(
+    model: Model,
+    out: Out,
+    text: TextOption = None,
+    samples: Samples = None,
+    length: Length = None,
+    by: By = None,
+    seed: Seed = None,
+    device: Device = "cpu",
+    dtype: Dtype = None,
+    trust_remote_code: Remote = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Measure every span of layers in one pass: scan.json, scan.safetensors, heat map."""
+    from shoal.run.compress import open_folder
+    from shoal.run.inputs import open_inputs
+    from shoal.run.stages import scan_stage
+    from shoal.scan import best_spans_table
+
+    screen = _screen(json)
+    chosen = with_options("default", model=model, text=text, samples=samples, length=length, by=by, seed=seed)
+    folder = open_folder(out, command=_command(), overwrite=overwrite)
+    inputs = open_inputs(chosen, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    _say_text(screen, chosen)
+    with screen.progress():
+        found = scan_stage(inputs, folder, progress=screen.step)
+    screen.show(best_spans_table(found))
+    _say_files(screen, out, ("scan", "scan.json"), ("heat map", "heatmap.png"))
+    screen.result({"scan": str(out / "scan.json"), "provenance": found.provenance.model_dump(mode="json")})
+
+
+@app.command()
+def plan(
+    target: Annotated[str, typer.Argument(metavar="DIR|MODEL", help="A run folder with a scan, or a model to scan first.")],
+    out: Annotated[Optional[Path], typer.Option("--out", help="Run folder; the given DIR unless told.")] = None,  # noqa: UP045
+    recipe: RecipeName = "default",
+    drop: Drop = None,
+    params: Parameters = None,
+    text: TextOption = None,
+    samples: Samples = None,
+    length: Length = None,
+    select: Select = None,
+    by: By = None,
+    guard: Guard = None,
+    rounds: Rounds = None,
+    protect: Protect = None,
+    replace: ReplaceBy = None,
+    seed: Seed = None,
+    device: Device = "cpu",
+    dtype: Dtype = None,
+    trust_remote_code: Remote = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Choose what to remove: plan.json, readable and editable by hand."""
+    from shoal.run.compress import open_folder
+    from shoal.run.inputs import open_inputs
+    from shoal.run.stages import needs_scan, plan_stage, scan_stage
+    from shoal.scan import Scan
+    from shoal.select.guard import guard_table
+
+    screen = _screen(json)
+    model = target
+    if (Path(target) / "scan.json").exists():
+        model, out = Scan.load(Path(target)).provenance.model, out or Path(target)
+    if out is None:
+        raise ValueError(f"{target} is not a run folder with a scan; for a model give --out DIR as well")
+    chosen = with_options(
+        recipe, model=model, drop=drop, params=params, text=text, samples=samples, length=length, select=select, by=by,
+        guard=guard, rounds=rounds, protect=protect, replace=replace, seed=seed,
+    )  # fmt: skip
+    folder = open_folder(out, command=_command(), overwrite=overwrite)
+    inputs = open_inputs(chosen, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    _say_text(screen, chosen)
+    with screen.progress():
+        found = scan_stage(inputs, folder, progress=screen.step) if needs_scan(inputs) else None
+        made = plan_stage(inputs, folder, found, progress=screen.step)
+    if len(made.candidates) > 1:
+        screen.show(guard_table(made.candidates, n_layers=made.n_layers))
+    screen.say(f"Plan: {made} ({made.before.parameters:,} -> {made.after.parameters:,} parameters)")
+    _say_files(screen, out, ("plan", "plan.json"))
+    screen.result(made.model_dump(mode="json"))
+
+
+@app.command()
+def apply(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="plan.json; the values of replacements lie beside it.")],
+    out: Annotated[Path, typer.Option("--out", help="New folder for the checkpoint.")],
+    model: Annotated[Optional[str], typer.Option("--model", help="Where the source model is now, when it has moved.")] = None,  # noqa: UP045
+    device: Device = "cpu",
+    trust_remote_code: Remote = False,
+    json: Json = False,
+) -> None:
+    """Apply a plan to its source. Plain removal goes file to file: any size, quantised too, the model is not opened."""
+    from shoal.run.apply import apply_plan
+
+    screen = _screen(json)
+    made = apply_plan(plan, out, model=model, device=device, trust_remote_code=trust_remote_code)
+    screen.say(f"{made.plan}\ncheckpoint: {out}")
+    screen.result({"model": str(out), "layers": made.plan.after.layers, "verification": made.verification})
+
+
+@app.command("eval")
+def evaluate(
+    model: Model,
+    teacher: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--teacher", help="Reference model for KL and agreement; without it: perplexity and cost alone."),
+    ] = None,
+    text: TextOption = None,
+    samples: Annotated[Optional[int], typer.Option("--samples", help="Evaluation samples.  [default: up to 64]")] = None,  # noqa: UP045
+    length: Length = None,
+    seed: Seed = None,
+    device: Device = "cpu",
+    dtype: Dtype = None,
+    trust_remote_code: Remote = False,
+    json: Json = False,
+) -> None:
+    """Measure a model: perplexity and cost, and against a teacher KL, agreement, generations, speed."""
+    from shoal.evaluate import generation_table, table
+    from shoal.run.evaluate import evaluate_alone, evaluate_pair
+
+    screen = _screen(json)
+    chosen = with_options("default", model=teacher or model, text=text, evaluation=samples, length=length, seed=seed)
+    _say_text(screen, chosen)
+    with screen.progress():
+        if teacher is None:
+            alone = evaluate_alone(chosen, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+            screen.say(alone.to_json())
+            screen.result(alone.model_dump(mode="json"))
+            return
+        found = evaluate_pair(
+            chosen, model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, progress=screen.step
+        )
+    screen.show(table(found))
+    screen.show(generation_table(found.generations))
+    screen.result(found.model_dump(mode="json"))
+
+
+# -- what the verbs share ------------------------------------------------------------------------------------------------
+
+
+def with_options(recipe: str, **options: Any) -> Recipe:
+    """The named recipe with the options that were given on top; validated like a recipe file.
+
+    Raises:
+        ValueError: an unknown recipe, or a value that is not allowed.
+    """
+    from shoal.recipe import load_recipe, merge, validated
+
+    given = {name: value for name, value in options.items() if value is not None}
+    text = {name: given.pop(name) for name in ("samples", "length", "evaluation") if name in given}
+    if "text" in given:
+        text["sources"] = given.pop("text")
+    train = {field: given.pop(name) for name, field in (("train_tokens", "tokens"), ("lr", "lr")) if name in given}
+    if "params" in given:
+        given["parameters"] = given.pop("params")
+    elif "drop" in given:
+        given["parameters"] = None
+    if "protect" in given:
+        given["protect"] = _layers(given["protect"])
+    if train and "lr" in train:
+        train["min_lr"] = train["lr"] / 10
+    changes: dict[str, Any] = {**given, **({"text": text} if text else {}), **({"train": train} if train else {})}
+    return validated(merge(load_recipe(recipe).model_dump(mode="json"), changes), where="options")
+
+
+def _layers(text: str) -> list[int]:
+    try:
+        return [] if text == "none" else [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--protect {text!r} needs layer numbers with commas, such as 0,1,-1, or none") from None
+
+
+def _compress(
+    chosen: Recipe, out: Path, device: str, dtype: str | None, trust_remote_code: bool, overwrite: bool, json: bool
+) -> None:
+    from shoal.run.compress import compress as compress_model
+
+    screen = _screen(json)
+    _say_text(screen, chosen)
+    with screen.progress():
+        outcome = compress_model(
+            chosen,
+            out,
+            device=device,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            overwrite=overwrite,
+            command=_command(),
+            progress=screen.step,
+        )
+    _show(screen, outcome)
+
+
+def _show(screen: Screen, outcome: Outcome) -> None:
+    from shoal.evaluate import generation_table, table
+    from shoal.scan import best_spans_table
+    from shoal.select.guard import guard_table
+
+    plan, evaluation = outcome.plan, outcome.evaluation
+    if outcome.scan is not None:
+        screen.show(best_spans_table(outcome.scan, longest=max(1, len(plan.removed_layers))))
+    if len(plan.candidates) > 1:
+        screen.show(guard_table(plan.candidates, n_layers=plan.n_layers))
+    for result in outcome.trained:
+        screen.say(f"Trained: {result}")
+    screen.show(table(evaluation))
+    screen.show(generation_table(evaluation.generations))
+    screen.say(f"Plan: {plan}; {plan.before.parameters:,} -> {plan.after.parameters:,} parameters")
+    _say_files(
+        screen,
+        outcome.folder,
+        ("checkpoint", "model"),
+        ("card", "model/README.md"),
+        ("heat map", "heatmap.png"),
+        ("figures", "evaluation.json"),
+    )
+    screen.result(
+        {
+            "model": str(outcome.model),
+            "plan": plan.model_dump(mode="json"),
+            "evaluation": evaluation.model_dump(mode="json"),
+        }
+    )
+
+
+def _say_text(screen: Screen, chosen: Recipe) -> None:
+    if not chosen.text.sources:
+        screen.say("Text: the bundled sample of public-domain books (give your own with --text)")
+
+
+def _say_files(screen: Screen, folder: Path, *files: tuple[str, str]) -> None:
+    for what, name in files:
+        if (folder / name).exists():
+            screen.say(f"{what + ':':<12}{folder / name}")
+        elif what == "heat map":
+            screen.say("heat map:   not drawn; pip install 'shoal[plot]'")
+
+
+def _screen(as_json: bool) -> Screen:
+    from shoal.cli.console import Screen
+
+    return Screen(as_json=as_json)
+
+
+def _command() -> str:
+    """The command line as it was typed."""
+    return shlex.join(["shoal", *sys.argv[1:]])

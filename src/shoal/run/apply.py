@@ -1,0 +1,103 @@
+"""Apply a plan to its source: file to file where whole layers go, in memory where there are values to put in."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shoal.plan import Plan
+from shoal.run.stages import VALUES
+from shoal.types import Batch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Applied:
+    """The plan, its checkpoint, and what was checked."""
+
+    plan: Plan
+    path: Path
+    verification: dict[str, Any]
+
+
+def apply_plan(
+    plan_file: Path, out: Path, *, model: str | None = None, device: str = "cpu", trust_remote_code: bool = False
+) -> Applied:
+    """Write the checkpoint that a plan describes.
+
+    Args:
+        plan_file: ``plan.json``, perhaps edited by hand; ``fit.safetensors`` beside it holds the values of replacements.
+        out: new or empty folder.
+        model: the source, when it is not where the plan says.
+    Raises:
+        ValueError: no such plan, a plan that cannot be, another source than the plan's, missing values, a failed check.
+    """
+    from shoal.decoder.source import fingerprint, resolve_source
+
+    plan_file = Path(plan_file)
+    if not plan_file.is_file():
+        raise ValueError(f"no plan at {plan_file}; shoal plan writes one")
+    plan = Plan.load(plan_file)
+    source = resolve_source(model or plan.source, trust_remote_code=trust_remote_code)
+    found = fingerprint(source)
+    if found != plan.source_hash:
+        raise ValueError(
+            f"{source} is not the model this plan was made for (weights or config differ: {found}, the plan has "
+            f"{plan.source_hash}); give the right one with --model, or make a plan for this one"
+        )
+    if plan.is_pure_removal:
+        from shoal.surgery.rewrite import rewrite
+
+        rewrite(source, plan, out)
+        return Applied(plan, out, _check_rewritten(out))
+    return _apply_in_memory(plan, plan_file.parent, source, out, device=device, trust_remote_code=trust_remote_code)
+
+
+def _apply_in_memory(plan: Plan, folder: Path, source: Path, out: Path, *, device: str, trust_remote_code: bool) -> Applied:
+    from safetensors.torch import load_file
+
+    from shoal.decoder import DecoderView
+    from shoal.decoder.open import open_model
+    from shoal.replace import student_of
+    from shoal.surgery.cut import cut
+    from shoal.surgery.save import save
+    from shoal.surgery.verify import verify
+
+    values = load_file(str(folder / VALUES)) if (folder / VALUES).exists() else {}
+    opened = open_model(source, device=device, trust_remote_code=trust_remote_code)
+    view = DecoderView(opened.model)
+    student = student_of(view, plan, values)
+    save(cut(view, student), opened.tokenizer, out, source=opened.path)
+    checked = verify(
+        out,
+        ids_BT=_some_ids(view.config.vocab_size),
+        reference=lambda ids: view.logits(Batch(ids), student=student),
+        device=device,
+    )
+    return Applied(plan, out, checked.model_dump(mode="json"))
+
+
+def _check_rewritten(out: Path) -> dict[str, Any]:
+    """Reload and run a checkpoint that was cut file to file, where it can be: not a quantised one, nor one beyond memory."""
+    from shoal.decoder.shards import read_json
+    from shoal.decoder.source import quantisation
+    from shoal.surgery.verify import verify
+
+    config = read_json(out / "config.json")
+    n_bytes = sum(file.stat().st_size for file in out.glob("*.safetensors"))
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if quantisation(config) is not None or n_bytes > 0.7 * free:
+        why = "it is quantised" if quantisation(config) is not None else f"{n_bytes:,} bytes do not fit in {free:,} of memory"
+        return {"names_and_shapes": "as the config asks", "reload": f"not tried: {why}"}
+    vocab = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size", 2)
+    return verify(out, ids_BT=_some_ids(vocab)).model_dump(mode="json")
+
+
+def _some_ids(vocab: int, n_tokens: int = 16) -> Tensor:
+    import torch
+
+    return torch.arange(2 * n_tokens).remainder(vocab).view(2, n_tokens)

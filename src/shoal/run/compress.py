@@ -1,0 +1,77 @@
+"""The main job: a recipe and a folder in, a verified checkpoint with its figures out. Stages in order; all can be resumed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shoal.recipe import Recipe
+from shoal.run.folder import RunFolder
+from shoal.run.inputs import Inputs, Progress, open_inputs, silent, versions
+from shoal.run.stages import evaluate_stage, needs_scan, plan_stage, save_stage, scan_stage, train_stage
+from shoal.types import write_atomically
+
+if TYPE_CHECKING:
+    from shoal.evaluate import Evaluation
+    from shoal.plan import Plan
+    from shoal.scan import Scan
+    from shoal.train.result import TrainResult
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a run left: every value is also a file of ``folder``; ``model`` loads with plain transformers."""
+
+    folder: Path
+    model: Path
+    scan: Scan | None
+    plan: Plan
+    trained: tuple[TrainResult, ...]
+    evaluation: Evaluation
+
+
+def open_folder(out: Path, *, command: str = "", overwrite: bool = False) -> RunFolder:
+    """The run folder, checked before anything is loaded."""
+    from shoal import __version__
+
+    return RunFolder(out, version=__version__, command=command, versions=versions(), overwrite=overwrite)
+
+
+def compress(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    device: str = "cpu",
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
+    overwrite: bool = False,
+    command: str = "",
+    progress: Progress = silent,
+) -> Outcome:
+    """Measure, choose, cut, repair, save, verify, evaluate.
+
+    Args:
+        recipe: what to do; ``recipe.model`` names the model.
+        out: run folder: new, empty, or left by an earlier run, which is continued from its last finished stage.
+        device, dtype: where and in which precision the model runs; the checkpoint's own dtype unless given.
+        overwrite: stages that stand with other inputs may be replaced.
+        command: recorded in ``run.json`` and on the card.
+        progress: called with (what, done, total).
+    Raises:
+        ValueError: one line for anything the user can mend.
+    """
+    folder = open_folder(Path(out), command=command, overwrite=overwrite)
+    inputs = open_inputs(recipe, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    return run_stages(inputs, folder, command=command, progress=progress)
+
+
+def run_stages(inputs: Inputs, folder: RunFolder, *, command: str = "", progress: Progress = silent) -> Outcome:
+    """All stages on inputs that are open."""
+    write_atomically(folder / "recipe.yaml", inputs.recipe.to_yaml().encode())
+    found = scan_stage(inputs, folder, progress=progress) if needs_scan(inputs) else None
+    plan = plan_stage(inputs, folder, found, progress=progress)
+    fitted = train_stage(inputs, folder, plan, progress=progress)
+    model = save_stage(inputs, folder, plan, fitted)
+    evaluation = evaluate_stage(inputs, folder, plan, fitted, command=command, progress=progress)
+    return Outcome(folder.path, model, found, plan, fitted.results, evaluation)

@@ -1,0 +1,101 @@
+"""Measuring on the evaluation slice: a model on its own, or against a teacher."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from shoal.recipe import Recipe
+from shoal.run.inputs import Inputs, Progress, open_inputs, silent
+
+if TYPE_CHECKING:
+    from shoal.decoder import DecoderView
+    from shoal.evaluate import Evaluation, Figures
+    from shoal.score.oracle import Quality
+
+N_PROMPTS = 3
+MOST_NEW_TOKENS = 32
+LONGEST_TIMED_PROMPT = 512
+
+
+def evaluate_alone(
+    recipe: Recipe, *, device: str = "cpu", dtype: str | None = None, trust_remote_code: bool = False
+) -> Figures:
+    """Perplexity and cost of ``recipe.model``."""
+    from shoal.evaluate import Figures, cost, perplexity
+    from shoal.evaluate.evaluation import token_stream
+
+    inputs = open_inputs(recipe, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    stream_T = token_stream(inputs.batches(inputs.evaluation))
+    found = perplexity(
+        inputs.view, stream_T, window=inputs.length, stride=max(1, inputs.length // 2), batch_size=inputs.batch_size
+    )
+    return Figures(name=inputs.opened.name, cost=cost(inputs.view, context=inputs.length), perplexity=found)
+
+
+def evaluate_pair(
+    recipe: Recipe,
+    student: str,
+    *,
+    device: str = "cpu",
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress = silent,
+) -> Evaluation:
+    """A saved student against the teacher ``recipe.model``.
+
+    Raises:
+        ValueError: different vocabularies, and everything that opening models and text can meet.
+    """
+    from shoal.decoder import DecoderView
+    from shoal.decoder.open import open_model
+
+    inputs = open_inputs(recipe, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    other = open_model(student, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    return against_teacher(inputs, DecoderView(other.model), progress=progress)
+
+
+def against_teacher(
+    inputs: Inputs, student: DecoderView, *, plain: Quality | None = None, progress: Progress = silent
+) -> Evaluation:
+    """Everything that is measured on a student of its own: quality, cost, generations, speed.
+
+    Args:
+        plain: quality of the same cut without repair, for the table.
+    """
+    from shoal.evaluate import compare, generations, speed
+
+    batches = inputs.batches(inputs.evaluation)
+    n_new = max(1, min(MOST_NEW_TOKENS, inputs.length // 4))
+    progress("generate", 0, 1)
+    written = generations(
+        inputs.view.model,
+        student.model,
+        tokenizer=inputs.opened.need_tokenizer(),
+        prompts=prompts(inputs),
+        max_new_tokens=n_new,
+    )
+    progress("generate", 1, 1)
+    progress("measure speed", 0, 1)
+    timed = speed(
+        inputs.view, student, prompt_length=max(1, min(LONGEST_TIMED_PROMPT, inputs.length - n_new)), new_tokens=n_new
+    )
+    progress("measure speed", 1, 1)
+    return compare(
+        inputs.view,
+        student,
+        batches,
+        provenance=inputs.provenance(inputs.evaluation),
+        generated=written,
+        timed=timed,
+        plain=plain,
+        progress=lambda done, total: progress("evaluate", done, total),
+    )
+
+
+def prompts(inputs: Inputs) -> list[str]:
+    """Openings of evaluation samples, as text."""
+    n_tokens = max(1, min(24, inputs.length // 4))
+    rows = inputs.evaluation.ids_NT[:N_PROMPTS, :n_tokens]
+    tokenizer: Any = inputs.opened.need_tokenizer()
+    texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
+    return [text for text in texts if text]

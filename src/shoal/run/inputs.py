@@ -1,0 +1,167 @@
+"""What every stage starts from: the opened model, its view, and the four slices of text, cut as the recipe asks."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shoal.recipe import Recipe
+from shoal.types import Provenance, stable_hash
+
+if TYPE_CHECKING:
+    from shoal.decoder import DecoderView
+    from shoal.decoder.open import Opened
+    from shoal.text import Corpus, Samples
+    from shoal.types import Batch
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what, steps done, steps in all)."""
+
+TOKENS_PER_BATCH = 4096
+LONGEST_DEFAULT = 2048
+DEFAULT_SAMPLES = {"calibration": 128, "selection": 64, "evaluation": 64}
+FEWEST_DEFAULT = 8
+DEFAULT_TRAINING_TOKENS = 1_000_000
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+def bundled_model() -> Path:
+    """The model inside the package."""
+    return Path(str(resources.files("shoal") / "assets" / "books-16l"))
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """A model and text, opened once for all stages of a run."""
+
+    recipe: Recipe
+    opened: Opened
+    view: DecoderView
+    corpus: Corpus
+
+    @cached_property
+    def length(self) -> int:
+        """Tokens per sample.
+
+        Raises:
+            ValueError: longer than the model's window.
+        """
+        window = window_of(self.view.config)
+        asked = self.recipe.text.length
+        if asked is not None and window is not None and asked > window:
+            raise ValueError(f"--length {asked} is longer than this model's window of {window} tokens; give at most {window}")
+        return asked or min(window or LONGEST_DEFAULT, LONGEST_DEFAULT)
+
+    @cached_property
+    def calibration(self) -> Samples:
+        return self._samples("calibration", self.recipe.text.samples)
+
+    @cached_property
+    def selection(self) -> Samples:
+        return self._samples("selection", self.recipe.text.selection)
+
+    @cached_property
+    def evaluation(self) -> Samples:
+        return self._samples("evaluation", self.recipe.text.evaluation)
+
+    @cached_property
+    def training(self) -> Samples:
+        """As many samples as the recipe's tokens need; without a number, 1 M tokens or what the text holds."""
+        tokens = self.recipe.train.tokens
+        if tokens is not None:
+            return self.corpus.samples(
+                "training", n=-(-tokens // self.length), length=self.length, packing=self.recipe.text.packing
+            )
+        most = max(FEWEST_DEFAULT, DEFAULT_TRAINING_TOKENS // self.length)
+        return self._most("training", most)
+
+    def batches(self, samples: Samples) -> list[Batch]:
+        return samples.batches(self.batch_size)
+
+    @property
+    def batch_size(self) -> int:
+        return max(1, TOKENS_PER_BATCH // self.length)
+
+    @property
+    def model_key(self) -> str:
+        """Identity of the model as it runs: weights, dtype, kind of device, batch size, library versions."""
+        kind = self.view.device.type
+        return stable_hash(self.opened.fingerprint, str(self.view.dtype), kind, self.batch_size, versions())
+
+    def provenance(self, samples: Samples) -> Provenance:
+        return Provenance(
+            model=self.opened.name,
+            model_hash=self.opened.fingerprint,
+            data=samples.data,
+            data_hash=samples.data_hash,
+            n_samples=samples.n_samples,
+            n_tokens=samples.n_tokens,
+            length=samples.length,
+            seed=samples.seed,
+            dtype=str(self.view.dtype).removeprefix("torch."),
+            versions=versions(),
+        )
+
+    def _samples(self, slice: str, asked: int | None) -> Samples:
+        if asked is not None:
+            return self.corpus.samples(slice, n=asked, length=self.length, packing=self.recipe.text.packing)
+        return self._most(slice, DEFAULT_SAMPLES[slice])
+
+    def _most(self, slice: str, most: int) -> Samples:
+        """``most`` samples, or the largest of 3/4, 1/2, 3/8, 1/4, ... of it that the text holds (at least 8)."""
+        tries = sorted({max(FEWEST_DEFAULT, most * part >> power) for power in range(20) for part in (1, 3)}, reverse=True)
+        for n in [n for n in tries if n <= most][:-1]:
+            try:
+                return self.corpus.samples(slice, n=n, length=self.length, packing=self.recipe.text.packing)
+            except ValueError:  # too little text for that many; the last, smallest request says what is missing
+                continue
+        return self.corpus.samples(slice, n=FEWEST_DEFAULT, length=self.length, packing=self.recipe.text.packing)
+
+
+def open_inputs(recipe: Recipe, *, device: str = "cpu", dtype: str | None = None, trust_remote_code: bool = False) -> Inputs:
+    """Open model and text.
+
+    Raises:
+        ValueError: one line for anything the user can mend.
+    """
+    if recipe.model is None:
+        raise ValueError("no model given; name a hub id or a folder (model: in the recipe, or on the command line)")
+    from shoal.decoder import DecoderView
+    from shoal.decoder.open import open_model
+    from shoal.text import bundled_text, open_corpus
+
+    opened = open_model(recipe.model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    sources: Sequence[Any] = recipe.text.sources or (bundled_text(),)
+    corpus = open_corpus(sources if len(sources) > 1 else sources[0], opened.need_tokenizer(), seed=recipe.seed)
+    return Inputs(recipe, opened, DecoderView(opened.model), corpus)
+
+
+def window_of(config: Any) -> int | None:
+    """The longest sequence a model was made for, or None where its config states none."""
+    for field in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        value = getattr(config, field, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    from importlib.metadata import version
+
+    from shoal import __version__
+
+    return {
+        "shoal": __version__,
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+        "python": platform.python_version(),
+    }

@@ -1,0 +1,255 @@
+"""The stages of a run: scan, plan, train, save, evaluate. Each reads its inputs, writes its files, and can be read back.
+
+A stage is keyed by a hash of everything it depends on; see :mod:`shoal.run.folder`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shoal.run.evaluate import against_teacher
+from shoal.run.folder import RunFolder
+from shoal.run.inputs import Inputs, Progress, silent
+from shoal.types import Batch, stable_hash, write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from shoal.decoder import Student
+    from shoal.evaluate import Evaluation
+    from shoal.plan import Plan
+    from shoal.scan import Scan
+    from shoal.score.oracle import Oracle
+    from shoal.text import Samples
+    from shoal.train.result import TrainResult
+
+VALUES = "fit.safetensors"
+
+
+def needs_scan(inputs: Inputs) -> bool:
+    """False where nothing reads the scores: a rule without measurements, and no other candidates to propose."""
+    return inputs.recipe.select != "deepest" or inputs.recipe.guard > 1
+
+
+def scan_key(inputs: Inputs) -> str:
+    return stable_hash("scan", inputs.model_key, inputs.calibration.data_hash)
+
+
+def scan_stage(inputs: Inputs, folder: RunFolder, *, progress: Progress = silent) -> Scan:
+    """``scan.json``, ``scan.safetensors`` and the heat map."""
+    from shoal.scan import Scan, scan
+
+    key = scan_key(inputs)
+    if folder.is_done("scan", key):
+        return Scan.load(folder.path)
+    started = time.monotonic()
+    batches = inputs.batches(inputs.calibration)
+    found = scan(
+        inputs.view,
+        batches,
+        provenance=inputs.provenance(inputs.calibration),
+        after_batch=lambda batch: progress("scan", batch.index + 1, len(batches)),
+    )
+    found.save(folder.path)
+    pictures = draw(found, folder.path, by=inputs.recipe.by)
+    folder.finish("scan", key, seconds=time.monotonic() - started, files=["scan.json", "scan.safetensors", *pictures])
+    return found
+
+
+def draw(found: Scan, folder: Path, *, by: str) -> list[str]:
+    """The heat map of UIDL's figure for the table in use (angular distance of the last token where it has none)."""
+    from shoal.report.heatmap import save_heatmap
+
+    try:
+        import matplotlib  # noqa: F401  (an extra: without it a run has no picture, and says so on the command line)
+    except ImportError:
+        return []
+    table = found.tables.get(by) or found["angular/last"]
+    return [save_heatmap(table, folder / f"heatmap.{kind}").name for kind in ("png", "svg")]
+
+
+def plan_stage(inputs: Inputs, folder: RunFolder, found: Scan | None, *, progress: Progress = silent) -> Plan:
+    """``plan.json``: budget, selector and guard."""
+    from shoal.plan import Plan
+    from shoal.select.budget import parse_budget, parse_parameters
+    from shoal.select.choose import Choosing, choose
+    from shoal.select.plan_of import plan_of
+    from shoal.select.rounds import rescanner
+    from shoal.select.size import PUT_BACK, model_size
+
+    recipe, view = inputs.recipe, inputs.view
+    budget = parse_parameters(recipe.parameters) if recipe.parameters else parse_budget(recipe.drop)
+    how = Choosing(
+        selector=recipe.select,
+        by=recipe.by,
+        max_spans=recipe.max_spans,
+        protected=recipe.protected(view.n_layers),
+        n_rounds=recipe.rounds,
+        n_candidates=recipe.guard,
+        put_back=PUT_BACK[recipe.replace],
+    )
+    used = dict(budget=budget.text, kind=budget.kind, how=repr(how), scan=scan_key(inputs) if found else None)
+    key = stable_hash("plan", inputs.model_key, used, inputs.selection.data_hash if recipe.guard > 1 else None)
+    if folder.is_done("plan", key):
+        return Plan.load(folder / "plan.json")
+    started = time.monotonic()
+    size = model_size(view)
+    choice = choose(
+        budget,
+        size,
+        tables=found.tables if found else {},
+        how=how,
+        oracle=oracle(inputs, inputs.selection, what="guard", progress=progress) if recipe.guard > 1 else None,
+        rescan=rescanner(view, inputs.batches(inputs.calibration)),
+        refuse=lambda kept: why_not(inputs, kept),
+    )
+    plan = plan_of(
+        choice.layers,
+        size,
+        put_back=how.put_back,
+        source=inputs.opened.name,
+        source_hash=inputs.opened.fingerprint,
+        method=choice.method,
+        candidates=choice.candidates,
+    )
+    plan.save(folder / "plan.json")
+    folder.finish("plan", key, seconds=time.monotonic() - started, files=["plan.json"])
+    return plan
+
+
+def why_not(inputs: Inputs, kept: Sequence[int]) -> str | None:
+    """Why this family cannot be left with these layers, or None."""
+    from shoal.surgery.config_fields import check_removal
+
+    try:
+        check_removal(inputs.opened.model.config, kept)
+    except ValueError as refusal:
+        return str(refusal)
+    return None
+
+
+def oracle(inputs: Inputs, samples: Samples, *, what: str, progress: Progress) -> Oracle:
+    from shoal.score.oracle import Oracle
+
+    batches = inputs.batches(samples)
+    return Oracle(inputs.view, batches, after_batch=lambda batch: progress(what, batch.index + 1, len(batches)))
+
+
+def plan_key(plan: Plan) -> str:
+    """Identity of what the plan does (not of how it was chosen)."""
+    return stable_hash(plan.source_hash, [edit.model_dump(mode="json") for edit in plan.edits])
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A student with its values, and how they were trained (empty: nothing was)."""
+
+    student: Student
+    values: dict[str, Tensor]
+    results: tuple[TrainResult, ...]
+
+
+def train_stage(inputs: Inputs, folder: RunFolder, plan: Plan, *, progress: Progress = silent) -> Fitted:
+    """``fit.safetensors`` and ``train/``: values of the plan's replacements. Nothing to do for plain removal."""
+    from safetensors.torch import load_file, save
+
+    from shoal.replace import student_of
+    from shoal.train.plan import train_plan
+    from shoal.train.result import TrainResults
+
+    if not plan.replacements:
+        return Fitted(student_of(inputs.view, plan), {}, ())
+    config = inputs.recipe.train
+    texts = (inputs.training.data_hash, inputs.selection.data_hash)
+    key = stable_hash("train", inputs.model_key, plan_key(plan), texts, config.model_dump(mode="json"))
+    if folder.is_done("train", key):
+        values = load_file(str(folder / VALUES))
+        return Fitted(student_of(inputs.view, plan, values), values, TrainResults.load(folder / "fit.json").results)
+    started = time.monotonic()
+    judge = oracle(inputs, inputs.selection, what="validate", progress=silent)
+    trained = train_plan(
+        inputs.view,
+        plan,
+        training=inputs.training,
+        selection=inputs.selection,
+        config=config,
+        folder=folder / "train",
+        quality=lambda student: judge.measure([student])[0].kl,
+        progress=lambda step, n_steps, loss: progress("train", step, n_steps),
+    )
+    write_atomically(folder / VALUES, save({name: value.contiguous().cpu() for name, value in trained.values.items()}))
+    TrainResults(results=trained.results).save(folder / "fit.json")
+    folder.finish("train", key, seconds=time.monotonic() - started, files=[VALUES, "fit.json", "train"])
+    return Fitted(trained.student, trained.values, trained.results)
+
+
+def save_key(inputs: Inputs, plan: Plan, fitted: Fitted) -> str:
+    values = sorted((name, stable_hash(value.float().cpu().numpy().tobytes())) for name, value in fitted.values.items())
+    return stable_hash("model", inputs.model_key, plan_key(plan), values)
+
+
+def save_stage(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted) -> Path:
+    """``model/``: the student as a stock checkpoint, written whole and verified by reloading it."""
+    from shoal.surgery.cut import cut
+    from shoal.surgery.save import save
+    from shoal.surgery.verify import verify
+
+    key = save_key(inputs, plan, fitted)
+    target = folder / "model"
+    if folder.is_done("model", key):
+        return target
+    started = time.monotonic()
+    if target.exists():  # left by a run that died before it recorded the stage
+        shutil.rmtree(target)
+    view = inputs.view
+    save(cut(view, fitted.student), inputs.opened.tokenizer, target, source=inputs.opened.path)
+    checked = verify(
+        target,
+        ids_BT=inputs.evaluation.ids_NT[:2],
+        reference=lambda ids_BT: view.logits(Batch(ids_BT), student=fitted.student),
+        device=str(view.device),
+    )
+    checked.model_copy(update={"path": "model"}).save(folder / "verification.json")
+    folder.finish("model", key, seconds=time.monotonic() - started, files=["model", "verification.json"])
+    return target
+
+
+def evaluate_stage(
+    inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted, *, command: str, progress: Progress = silent
+) -> Evaluation:
+    """``evaluation.json`` and the card: the checkpoint in ``model/`` against the teacher, on text nothing was chosen on."""
+    from shoal.decoder import DecoderView
+    from shoal.decoder.open import load_strictly
+    from shoal.evaluate import Evaluation
+    from shoal.export.card import card, inherited_metadata
+    from shoal.select.guard import student_without
+
+    key = stable_hash("evaluation", save_key(inputs, plan, fitted), inputs.evaluation.data_hash)
+    if folder.is_done("evaluation", key):
+        return Evaluation.load(folder / "evaluation.json")
+    started = time.monotonic()
+    student = DecoderView(load_strictly(folder / "model").to(inputs.view.device))
+    plain = None
+    if plan.replacements:  # the same number of layers without repair, on the same text
+        absent = sorted({*plan.removed_layers} - {edit.start for edit in plan.replacements})
+        judge = oracle(inputs, inputs.evaluation, what="evaluate the plain cut", progress=progress)
+        plain = judge.measure([student_without(absent)])[0]
+    evaluation = against_teacher(inputs, student, plain=plain, progress=progress)
+    evaluation.save(folder / "evaluation.json")
+    text = card(
+        plan,
+        evaluation,
+        recipe_name=inputs.recipe.name,
+        command=command,
+        papers=inputs.recipe.papers,
+        inherited=inherited_metadata(inputs.opened.path),
+    )
+    write_atomically(folder / "model" / "README.md", text.encode())
+    folder.finish("evaluation", key, seconds=time.monotonic() - started, files=["evaluation.json", "model/README.md"])
+    return evaluation
