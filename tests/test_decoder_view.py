@@ -193,8 +193,6 @@ def test_nan_states_are_refused():
         run_pass(view, [PLAIN], students=[TEACHER], sink=lambda *_: None)
 
 
-
-
 def test_a_family_whose_layers_read_the_text_is_refused_by_name():
     model = tiny_model("llama", n_layers=2)
     trunk = model.model

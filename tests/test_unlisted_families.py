@@ -41,7 +41,10 @@ def shrunken(model_type):
         if alias in sizes and name in sizes:
             del sizes[alias]
     with torch.device("meta"):
-        if sum(p.numel() for p in AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes)).parameters()) > 2e6:
+        if (
+            sum(p.numel() for p in AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes)).parameters())
+            > 2e6
+        ):
             return None
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes)).eval()

@@ -34,7 +34,8 @@ def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     n_layers = getattr(text_config(config), "num_hidden_layers", None)
     if n_layers is None:
         raise ValueError(f"model type {config.model_type!r} states no num_hidden_layers; it has no decoder that can be cut")
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    get_decoder = getattr(model, "get_decoder", None)
+    decoder = get_decoder() if get_decoder else model
     found = _lists_of(n_layers, decoder, model) or _lists_of(n_layers, model, model)
     if not found:
         raise ValueError(
@@ -45,7 +46,9 @@ def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     shallowest = [(path, module) for path, module in found if path.count(".") == depth]
     if len(shallowest) > 1:
         names = ", ".join(path for path, _ in shallowest)
-        raise ValueError(f"several lists of {n_layers} layers ({names}) in model type {config.model_type!r}; cannot tell which to cut")
+        raise ValueError(
+            f"several lists of {n_layers} layers ({names}) in model type {config.model_type!r}; cannot tell which to cut"
+        )
     return shallowest[0]
 
 
@@ -66,7 +69,9 @@ def refuse_coupled_layers(config: Any) -> None:
     """
     decoder = text_config(config)
     if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(f"model type {config.model_type!r} is an encoder-decoder; Shoal cuts decoder-only causal language models")
+        raise ValueError(
+            f"model type {config.model_type!r} is an encoder-decoder; Shoal cuts decoder-only causal language models"
+        )
     if getattr(decoder, "num_kv_shared_layers", 0):
         raise ValueError(
             f"model type {decoder.model_type!r} shares keys and values between layers (num_kv_shared_layers="

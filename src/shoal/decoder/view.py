@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +86,7 @@ class DecoderView:
 
     def __init__(self, model: nn.Module, *, residency: Residency | None = None) -> None:
         refuse_coupled_layers(getattr(model, "config", None))
-        self.model: Any = model.eval()
+        self.model = cast(Any, model.eval())
         self.layers_path, layers = find_layers(model)
         self._stub_layers = layers
         self.residency: Residency = residency or Resident(layers)
@@ -169,7 +169,13 @@ class DecoderView:
             return _first(call(module, h_BTD))
 
     def stream(
-        self, reading: Reading, *, start: int = 0, stop: int | None = None, h_BTD: Tensor | None = None, student: Student = TEACHER
+        self,
+        reading: Reading,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        h_BTD: Tensor | None = None,
+        student: Student = TEACHER,
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield (boundary, state) for boundaries ``start .. stop``, the first being the given state (boundary 0 by default)."""
         h = reading.h_BTD if h_BTD is None else h_BTD
@@ -225,7 +231,9 @@ class DecoderView:
         except _Stop:
             pass
         if len(recorded) != n_stubs:
-            raise ValueError(f"model type {self.family!r}: its forward ran {len(recorded)} of {n_stubs} layers; it cannot be replayed")
+            raise ValueError(
+                f"model type {self.family!r}: its forward ran {len(recorded)} of {n_stubs} layers; it cannot be replayed"
+            )
         return recorded
 
     def _as_returned(self, h_BTD: Tensor) -> Any:
@@ -239,7 +247,7 @@ class DecoderView:
         """Set ``forward`` on the layer instances; classes, attributes and the layer list stay as the model knows them."""
         before = [layer.__dict__.get("forward") for layer in self._stub_layers]
         for layer, stub in zip(self._stub_layers, stubs, strict=True):
-            layer.forward = stub  # type: ignore[assignment]
+            layer.forward = stub
         try:
             yield
         finally:
@@ -281,7 +289,9 @@ class DecoderView:
         if isinstance(returned, tuple):
             self._n_returned = len(returned)
         elif not isinstance(returned, Tensor):
-            raise ValueError(f"model type {self.family!r}: layers return {type(returned).__name__}; a tensor or a tuple is needed")
+            raise ValueError(
+                f"model type {self.family!r}: layers return {type(returned).__name__}; a tensor or a tuple is needed"
+            )
         if _first(returned).shape != h.shape:
             raise ValueError(f"model type {self.family!r}: layer 0 maps {tuple(h.shape)} to {tuple(_first(returned).shape)}")
 
