@@ -1,3 +1,28 @@
-"""Shoal makes deep language models shallower: measure layers, remove the idle ones, repair the cut, measure the loss."""
+"""Shoal makes deep language models shallower: measure layers, remove the idle ones, repair the cut, measure the loss.
+
+    from shoal import compress, load_recipe
+
+    outcome = compress(load_recipe("default", {"model": "org/name", "drop": "25%"}), "out")
+"""
+
+from typing import Any
 
 __version__ = "0.1.0"
+__all__ = ["compress", "load_recipe", "open_model"]
+
+
+def __getattr__(name: str) -> Any:
+    """The library's front doors, imported on first use so that the command line starts without torch."""
+    if name == "compress":
+        from shoal.run.compress import compress
+
+        return compress
+    if name == "load_recipe":
+        from shoal.recipe import load_recipe
+
+        return load_recipe
+    if name == "open_model":
+        from shoal.decoder.open import open_model
+
+        return open_model
+    raise AttributeError(f"module 'shoal' has no attribute {name!r}")

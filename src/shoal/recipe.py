@@ -7,8 +7,10 @@ run. The named ones below are the papers' own choices where they are stated; whe
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, field_validator
@@ -59,7 +61,6 @@ class Recipe(Record):
     about: str = ""
     papers: tuple[str, ...] = ()
     model: str | None = None
-    teacher: str | None = None
     text: TextChoice = TextChoice()
     drop: str = "25%"
     parameters: str | None = None
@@ -140,14 +141,22 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def load_recipe(name_or_path: str) -> Recipe:
-    """A named recipe, or one read from a YAML file.
+def load_recipe(name_or_path: str = "default", changes: Mapping[str, Any] | None = None) -> Recipe:
+    """A named recipe, or one read from a YAML file, with changes on top.
 
+    A file may start from a named recipe (``recipe: NAME``) and state only what differs.
+
+    Args:
+        changes: fields that differ, nested as in the file: ``{"model": "org/name", "train": {"tokens": 500_000}}``.
     Raises:
-        ValueError: neither; not YAML; an unknown key or a value out of range (says which, and what is allowed).
+        ValueError: no such recipe; not YAML; an unknown key or a value out of range (says which, and what is allowed).
     """
-    if name_or_path in RECIPES:
-        return RECIPES[name_or_path]
+    content = RECIPES[name_or_path].model_dump(mode="json") if name_or_path in RECIPES else _read(name_or_path)
+    where = "options" if changes else name_or_path
+    return Recipe.from_json(json.dumps(merge(content, changes or {})), where=where)
+
+
+def _read(name_or_path: str) -> dict[str, Any]:
     path = Path(name_or_path)
     if not path.is_file():
         raise ValueError(f"no recipe {name_or_path!r}: neither a file nor a known name; {nearest(name_or_path, RECIPES)}")
@@ -158,19 +167,17 @@ def load_recipe(name_or_path: str) -> Recipe:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__}, not the fields of a recipe (key: value lines)")
     base = content.pop("recipe", None)
-    if base is not None and base not in RECIPES:
+    if base is None:
+        merged = content
+    elif base in RECIPES:
+        merged = merge(RECIPES[base].model_dump(mode="json"), content)
+    else:
         raise ValueError(f"{path}: recipe: {base!r} is unknown; {nearest(str(base), RECIPES)}")
-    merged = merge(RECIPES[base].model_dump(mode="json"), content) if base else content
-    return validated(merged, where=str(path))
+    # checked here as well, so that a fault of the file is not reported as one of the options
+    return Recipe.from_json(json.dumps(merged, default=str), where=str(path)).model_dump(mode="json")
 
 
-def validated(content: dict[str, object], *, where: str) -> Recipe:
-    import json
-
-    return Recipe.from_json(json.dumps(content), where=where)
-
-
-def merge(base: dict[str, object], changes: dict[str, object]) -> dict[str, object]:
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """``base`` with ``changes`` on top, nested mappings merged key by key."""
     merged = dict(base)
     for key, value in changes.items():

@@ -308,7 +308,7 @@ def with_options(recipe: str, **options: Any) -> Recipe:
     Raises:
         ValueError: an unknown recipe, or a value that is not allowed.
     """
-    from shoal.recipe import load_recipe, merge, validated
+    from shoal.recipe import load_recipe
 
     given = {name: value for name, value in options.items() if value is not None}
     text = {name: given.pop(name) for name in ("samples", "length", "evaluation") if name in given}
@@ -324,7 +324,7 @@ def with_options(recipe: str, **options: Any) -> Recipe:
     if train and "lr" in train:
         train["min_lr"] = train["lr"] / 10
     changes: dict[str, Any] = {**given, **({"text": text} if text else {}), **({"train": train} if train else {})}
-    return validated(merge(load_recipe(recipe).model_dump(mode="json"), changes), where="options")
+    return load_recipe(recipe, changes)
 
 
 def _layers(text: str) -> list[int]:

@@ -1,0 +1,71 @@
+"""Recipes are validated data: what is wrong is named, with the nearest that would be right."""
+
+import pytest
+
+from shoal.recipe import RECIPES, Recipe, load_recipe, merge
+from shoal.select.table import SELECTORS
+from shoal.text.samples import PACKINGS
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_every_named_recipe_survives_its_own_file(name, tmp_path):
+    recipe = load_recipe(name)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe.to_yaml())
+    assert load_recipe(str(path)) == recipe
+    assert recipe.about and all(paper.count(".") == 1 for paper in recipe.papers)
+
+
+@pytest.mark.parametrize("name", sorted(SELECTORS))
+def test_every_selector_can_be_named(name):
+    assert load_recipe("default", {"select": name}).select == name
+
+
+@pytest.mark.parametrize("packing", sorted(PACKINGS))
+def test_every_packing_can_be_named(packing):
+    assert load_recipe("default", {"text": {"packing": packing}}).text.packing == packing
+
+
+def test_a_file_may_start_from_a_named_recipe(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("recipe: shortgpt\ndrop: 3\ntrain: {lr: 0.01}\n")
+    mine = load_recipe(str(path))
+    assert (mine.select, mine.drop, mine.train.lr) == ("lowest", "3", 0.01)
+    assert mine.train.weight_decay == RECIPES["shortgpt"].train.weight_decay
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("sellect: span", "'select'"),
+        ("train: {lrr: 1}", "train.lrr"),
+        ("text: {lenght: 1}", "did you mean 'length'"),
+        ("select: spam", "'span'"),
+        ("guard: 0", "greater than or equal to 1"),
+        ("recipe: shortgtp", "did you mean 'shortgpt'"),
+        ("- a\n- b", "not the fields of a recipe"),
+        ("a: [", "not YAML"),
+        ("drop: [1]", "drop"),
+    ],
+)
+def test_a_wrong_file_is_one_clear_line(content, said, tmp_path):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="wrong.yaml") as error:
+        load_recipe(str(path))
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(ValueError, match="did you mean 'uidl'.*llm-streamline"):
+        load_recipe("uidll")
+
+
+def test_merge_keeps_what_is_not_changed():
+    assert merge({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 5}}) == {"a": {"b": 5, "c": 2}, "d": 3}
+
+
+def test_protected_layers_count_from_both_ends():
+    assert Recipe(protect=(0, -1, 3)).protected(8) == {0, 7, 3}
+    with pytest.raises(ValueError, match="protect=8"):
+        Recipe(protect=(8,)).protected(8)
