@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from shoal.text.samples import Samples
-from shoal.train.config import TrainConfig
+from shoal.train.config import MOST_LR, TrainConfig
 from shoal.train.data import DEFAULT_TOKENS, eval_interval, plan_course
 
 LENGTHS_N = torch.tensor([4, 2, 3, 4, 1 + 1, 4, 3])  # 22 tokens
@@ -69,3 +69,13 @@ def test_validations_are_about_twenty_and_fewer_where_they_cost(n_steps, n_token
 def test_a_floor_above_the_peak_is_refused():
     with pytest.raises(ValueError, match="min_lr=0.002 needs to be at most lr=0.001"):
         TrainConfig(lr=1e-3, min_lr=2e-3)
+
+
+def test_the_learning_rate_follows_the_width_from_the_papers_anchor():
+    assert TrainConfig().rates(4096) == (2e-4, pytest.approx(2e-5))
+    assert TrainConfig().rates(1024)[0] == pytest.approx(8e-4)
+    assert TrainConfig().rates(8)[0] == MOST_LR
+    assert TrainConfig(lr=3e-4).rates(8) == (3e-4, pytest.approx(3e-5))
+    assert TrainConfig(lr=3e-4, min_lr=0.0).rates(8) == (3e-4, 0.0)
+    with pytest.raises(ValueError, match="min_lr=0.001 needs to be at most lr=0.0002 .*4096"):
+        TrainConfig(min_lr=1e-3).rates(4096)

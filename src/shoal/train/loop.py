@@ -94,7 +94,10 @@ class _Run:
         config: TrainConfig,
         quality: Quality | None,
     ) -> None:
+        lr, min_lr = config.rates(view.hidden_size)
+        config = config.model_copy(update={"lr": lr, "min_lr": min_lr})
         self.config, self.course, self.selection, self.quality = config, course, selection, quality
+        self.peak, self.floor = lr, min_lr
         self.trainees = Trainees(view, starts, objective_named(config.objective), bfloat16=config.dtype == "bfloat16")
         self.members = self.trainees.members
         self.optimizers = [_optimizer(member, config) for member in self.members]
@@ -190,8 +193,8 @@ class _Run:
         )
 
     def _rate(self, step: int) -> float:
-        c = self.config
-        return learning_rate(step, n_steps=self.course.n_steps, lr=c.lr, min_lr=c.min_lr, warmup=c.warmup)
+        n_steps = self.course.n_steps
+        return learning_rate(step, n_steps=n_steps, lr=self.peak, min_lr=self.floor, warmup=self.config.warmup)
 
     def checkpoint_if_whole(self) -> None:
         if self.folder is None or not self.whole or not self.progress.members[0].curve:
@@ -237,7 +240,7 @@ class _Run:
             advice = "lower train.lr" if self.config.dtype == "float32" else "lower train.lr, or set train.dtype to float32"
             if not step:
                 advice = "training has not begun: check the weights, or open the model in float32 or bfloat16"
-            raise ValueError(f"{what} is {value} at step {step} of {self.course.n_steps} (lr {self.config.lr:g}); {advice}")
+            raise ValueError(f"{what} is {value} at step {step} of {self.course.n_steps} (lr {self.peak:g}); {advice}")
 
 
 def _optimizer(member: Trainee, config: TrainConfig) -> torch.optim.Optimizer:
@@ -247,7 +250,7 @@ def _optimizer(member: Trainee, config: TrainConfig) -> torch.optim.Optimizer:
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr, betas=config.betas)
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=config.betas)
 
 
 def _content(samples: Samples) -> list[object]:

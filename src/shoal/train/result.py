@@ -39,7 +39,7 @@ class TrainResult(Record):
         decided_by: what chose the best step: ``quality`` where the caller measured it, else ``validation``.
         best_step: optimiser steps of the kept values; 0: training did not help and the start was kept.
         n_steps, n_tokens, n_parameters, seconds: of the whole run.
-        data, data_hash: the training text.
+        data, data_hash: the training text; ``config``: as used, with the learning rates that follow from the width.
     """
 
     start: int
