@@ -7,6 +7,7 @@ import pytest
 import torch
 from families import tiny_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from shoal.decoder.open import open_model
 from shoal.decoder.shards import read_shard
@@ -120,6 +121,19 @@ def test_a_config_that_is_not_json(folder, text):
 def test_not_a_causal_language_model(folder, fields, expected):
     edit_config(folder, **fields)
     assert expected in refusal(folder)
+
+
+def test_a_two_way_model_is_refused_although_it_has_a_language_model_class(tmp_path):
+    sizes = dict(hidden_size=32, intermediate_size=48, num_attention_heads=4, num_hidden_layers=2, vocab_size=61)
+    for is_decoder in (True, False):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("bert", is_decoder=is_decoder, **sizes))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(0, 0.1)
+        model.save_pretrained(tmp_path / str(is_decoder))
+    assert open_model(tmp_path / "True").model.config.is_decoder
+    assert "'bert' model tokens see the tokens after them" in refusal(tmp_path / "False")
 
 
 def test_no_weights(folder):

@@ -8,7 +8,7 @@ from families import FAMILIES, tiny_config
 from transformers import AutoConfig
 
 from shoal.decoder.families import find_layers
-from shoal.surgery.blueprint import blueprint, check_layers, edited_config, first_difference
+from shoal.surgery.blueprint import blueprint, check_can_be_cut, check_layers, edited_config, first_difference
 from shoal.surgery.config_fields import PER_LAYER, check_removal, count_layers, edited_config_dict
 
 N = 6
@@ -183,6 +183,13 @@ def test_a_hybrid_keeps_an_attention_layer(field):
         check_removal(config, [i for i in range(4) if i not in attention])
 
 
+def test_a_family_that_reads_its_length_from_the_first_layer_keeps_attention_there():
+    config = {"model_type": "minimax", "num_hidden_layers": 4, "layer_types": ["full_attention", "linear_attention"] * 2}
+    check_removal(config, (0, 1, 3))
+    with pytest.raises(ValueError, match="'minimax'.*first layer"):
+        check_removal(config, (1, 2, 3))
+
+
 def test_window_and_full_attention_is_no_hybrid():
     config = llama_like(layer_types=["sliding_attention"] * 5 + ["full_attention"])
     assert edited_config_dict(config, (0, 1))["layer_types"] == ["sliding_attention"] * 2
@@ -228,5 +235,8 @@ def test_a_setting_that_depends_on_the_position_is_refused_by_name():
         num_hidden_layers=4,
     )  # fmt: skip
     check_layers(config, (0, 1, 2))
+    with pytest.raises(ValueError, match="'diffllama'"):
+        check_can_be_cut(config)
+    check_can_be_cut(tiny_config("llama"))
     with pytest.raises(ValueError, match="'diffllama'.*layer 2.*lambda_init"):
         check_layers(config, (0, 2, 3))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import FAMILIES, tiny_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from shoal.decoder import DecoderView, Student
@@ -283,6 +284,20 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(source, tmp_path, monkeypatc
     with pytest.raises(ValueError, match="no space left") as caught:
         rewrite(source, removal(1), tmp_path / "out")
     assert "\n" not in str(caught.value) and leftovers(tmp_path) == {"source"}
+
+
+def test_a_disk_that_fills_up_while_saving_leaves_nothing_behind(tmp_path):
+    class Model:
+        def parameters(self):
+            return []
+
+        def save_pretrained(self, folder):
+            (Path(folder) / "half").write_text("half")
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(ValueError, match="no space left .*filled up"):
+        save(Model(), None, tmp_path / "out")
+    assert leftovers(tmp_path) == set()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, OSError(errno.EIO, "broken")])

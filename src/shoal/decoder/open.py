@@ -70,7 +70,9 @@ def open_model(source: str | Path, *, dtype: str | None = None, device: str = "c
     model = load_strictly(path, dtype=dtype, trust_remote_code=trust_remote_code)
     refuse_nonfinite(model, str(path))
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
-    return Opened(model.to(place).eval(), tokenizer, str(source), fingerprint(path), path)
+    model = model.to(place).eval()
+    refuse_two_way(model, str(path))
+    return Opened(model, tokenizer, str(source), fingerprint(path), path)
 
 
 def usable_device(device: str) -> torch.device:
@@ -139,6 +141,22 @@ def refuse_nonfinite(model: nn.Module, where: str) -> None:
                 raise ValueError(
                     f"{where}: weight {name!r} holds NaN or infinite values; the checkpoint is damaged, use another"
                 )
+
+
+@torch.no_grad()
+def refuse_two_way(model: Any, where: str) -> None:
+    """Raises ValueError when a token sees the tokens after it (BERT-like models have a language model class, too)."""
+    first, second = (
+        model(input_ids=torch.tensor([[0, *rest]], device=model.device), use_cache=False).logits[0, 0].float()
+        for rest in ((0, 0), (1, 1))
+    )
+    # a causal model gives equal logits up to the order of sums (experts are batched by choice); a two-way one is far off
+    limit = (1e-3 if model.dtype == torch.float32 else 5e-2) * float(first.abs().max())
+    if float((first - second).abs().max()) > limit:
+        raise ValueError(
+            f"{where}: in this {model.config.model_type!r} model tokens see the tokens after them; "
+            "it is not a causal language model"
+        )
 
 
 @contextmanager

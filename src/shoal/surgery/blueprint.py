@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from shoal.decoder.families import find_layers, refuse_coupled_layers
+from shoal.decoder.families import find_layers, refuse_coupled_layers, text_config
 from shoal.surgery.config_fields import edited_config_dict
 
 IGNORED = ("layer_idx", "training", "gradient_checkpointing")  # layer_idx is renumbered; the others are state, not structure
@@ -73,7 +73,7 @@ def check_layers(config: Any, order: Sequence[int], *, model_class: Any | None =
             f"model type {config.model_type!r}: the edited config builds {len(ours)} layers, {len(order)} are kept"
         )
     for j, layer in enumerate(order):
-        difference = first_difference(theirs[layer], ours[j])
+        difference = first_difference(theirs[layer], ours[j], counts=(len(theirs), len(ours)))
         if difference is not None:
             raise ValueError(
                 f"model type {config.model_type!r}: as layer {j} of {len(order)}, layer {layer} would have another "
@@ -82,8 +82,19 @@ def check_layers(config: Any, order: Sequence[int], *, model_class: Any | None =
     return student
 
 
-def first_difference(a: nn.Module, b: nn.Module) -> str | None:
-    """Where two layers differ in structure or settings: ``path: this != that``, or None."""
+def check_can_be_cut(config: Any) -> None:
+    """Refuse, before anything is measured, a family that cannot lose its middle layer: raises as :func:`check_layers`."""
+    n = text_config(config).num_hidden_layers
+    if n > 1:
+        check_layers(config, [layer for layer in range(n) if layer != n // 2])
+
+
+def first_difference(a: nn.Module, b: nn.Module, *, counts: tuple[int, int] = (0, 0)) -> str | None:
+    """Where two layers differ in structure or settings: ``path: this != that``, or None.
+
+    Args:
+        counts: layers of the two models; settings named after layers may say these.
+    """
     ours, theirs = dict(a.named_modules()), dict(b.named_modules())
     for path in sorted({*ours, *theirs}):
         x, y = ours.get(path), theirs.get(path)
@@ -98,7 +109,7 @@ def first_difference(a: nn.Module, b: nn.Module) -> str | None:
             if name.startswith("_") or name in IGNORED:
                 continue
             v, w = vars(x).get(name), vars(y).get(name)
-            if isinstance(v, SETTINGS) and isinstance(w, SETTINGS) and v != w:
+            if isinstance(v, SETTINGS) and isinstance(w, SETTINGS) and v != w and not ("layers" in name and (v, w) == counts):
                 return f"{path}.{name}".strip(".") + f": {v!r} != {w!r}"
     return None
 

@@ -78,6 +78,7 @@ NEEDED: dict[str, tuple[Any, ...]] = {
     "hybrid_layer_ids": ((), [], None),
 }
 RECURRENT = ("linear_attention", "conv", "mamba", "mamba2", "recurrent", "short_conv", "moe", "mlp")
+LENGTH_FROM_FIRST = ("minimax",)  # cached generation is wrong, without an error, when the first layer has no key-value cache
 LOOKS_PER_LAYER = re.compile(r"layers?(_|$)|_idxs?$|indices|per_layer|period|interval")
 
 
@@ -237,6 +238,8 @@ def _refuse_last_attention(decoder: dict[str, Any], order: Sequence[int], where:
         if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
             continue
         attention = [i for i, kind in enumerate(kinds) if kind.endswith("attention") and not kind.startswith("linear")]
+        if decoder.get("model_type") in LENGTH_FROM_FIRST and order[0] not in attention:
+            raise ValueError(f"{where} reads the sequence length from its first layer, which must be one of {attention}")
         if 0 < len(attention) < len(kinds) and not set(attention) & set(order) and any(kinds[i] in RECURRENT for i in order):
             raise ValueError(
                 f"{where} mixes attention and recurrent layers and would lose its last attention layer; keep one of {attention}"

@@ -50,7 +50,7 @@ def cut(view: DecoderView, student: Student) -> Any:
                 _zero_output_map(new, kind, layer, family)
         rebuilt.append(new)
     renumber(rebuilt)
-    _adopt_counts(result, plan, find_layers(result)[0])
+    _adopt_counts(result, plan, (len(layers), len(order)))
     result.train(False)
     refuse_other_tensors(result, plan, f"the cut {family} model")
     return result
@@ -156,12 +156,10 @@ def _zero_output_map(layer: nn.Module, kind: str, index: int, family: str) -> No
         setattr(module, name, nn.Parameter(torch.zeros_like(parameter), requires_grad=parameter.requires_grad))
 
 
-def _adopt_counts(result: nn.Module, plan: nn.Module, layers_path: str) -> None:
-    """Outside the layers, numbers named after layers that were computed from the config take their new value."""
+def _adopt_counts(result: nn.Module, plan: nn.Module, counts: tuple[int, int]) -> None:
+    """Settings that say how many layers there are, taken from the config when the model was built, say the new number."""
     fresh = dict(plan.named_modules())
     for path, module in result.named_modules():
-        if path == layers_path or path.startswith(layers_path + ".") or path not in fresh:
-            continue
-        for name, value in vars(fresh[path]).items():
-            if type(value) is int and "layer" in name and type(vars(module).get(name)) is int:
-                setattr(module, name, value)
+        for name, value in vars(module).items():
+            if "layers" in name and type(value) is int and path in fresh and (value, vars(fresh[path]).get(name)) == counts:
+                setattr(module, name, counts[1])

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
 NOT_COPIED = ("config.json", "README.md")  # both are written anew for a student
 
@@ -33,13 +35,19 @@ def new_folder(out: Path, *, n_bytes: int = 0) -> Iterator[Path]:
         yield temporary
         os.chmod(temporary, 0o755)
         os.replace(temporary, out)  # onto an empty folder or nothing
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, SafetensorError) as error:
+        if not is_full_disk(error):
             raise
         shutil.rmtree(temporary, ignore_errors=True)  # first, so that the free space is what the next try will find
         raise ValueError(no_space(out.parent, n_bytes)) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def is_full_disk(error: Exception) -> bool:
+    """Whether an error says that the disk or the quota is full; the safetensors library says it in words only."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in full or any(f"(os error {number})" in str(error) for number in full)
 
 
 def refuse_full_disk(folder: Path, n_bytes: int) -> None:

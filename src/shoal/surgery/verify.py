@@ -114,8 +114,9 @@ def _logits(reference: Reference, ids_BT: Tensor) -> Tensor:
 def _cached_last(model: Any, ids_BT: Tensor) -> Tensor:
     """(B, V) logits of the last token, all others coming from the cache."""
     first = model(input_ids=ids_BT[:, :-1], use_cache=True)
-    mask_BT = torch.ones_like(ids_BT)
-    step = model(input_ids=ids_BT[:, -1:], attention_mask=mask_BT, past_key_values=first.past_key_values, use_cache=True)
+    name = "cache_params" if "cache_params" in first else "past_key_values"  # mamba's word for it
+    past = {name: first[name], "attention_mask": torch.ones_like(ids_BT)}
+    step = model(input_ids=ids_BT[:, -1:], use_cache=True, **past)
     return step.logits[:, -1].float()
 
 
