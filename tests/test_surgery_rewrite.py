@@ -200,6 +200,11 @@ def test_prediction_layers_beyond_the_decoder_are_left_out(tmp_path):
         (["model.layers.0.w", "model.layers.1.w", "model.layers.2.w"], "model.layers", "model.layers."),
         (["vision.layers.0.w", "vision.layers.1.w", "text.layers.0.w", "text.layers.1.w"], "text.layers", "text.layers."),
         (["0.w", "1.w"], "layers", ""),
+        (
+            ["language_model.model.layers.0.w", "language_model.model.layers.1.w", "tower.layers.0.w", "tower.layers.1.w"],
+            "model.language_model.layers",
+            "language_model.model.layers.",
+        ),
     ],
 )
 def test_the_layer_prefix_is_found_from_the_names(names, path, expected):

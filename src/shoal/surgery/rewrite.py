@@ -137,7 +137,8 @@ def layer_prefix(names: Sequence[str], n_layers: int, path_in_memory: str) -> st
     if not whole:
         raise ValueError(f"no tensor names numbered 0..{n_layers - 1} in the weights; they are not those of this config")
     if len(whole) > 1:
-        same = [prefix for prefix in whole if prefix == path_in_memory + "."]
+        # transformers renames on loading, e.g. language_model.model.layers to model.language_model.layers: same words
+        same = [prefix for prefix in whole if sorted(prefix.split(".")) == sorted(f"{path_in_memory}.".split("."))]
         if len(same) != 1:
             raise ValueError(
                 f"several lists of {n_layers} layers in the weights ({', '.join(whole)}); cannot tell which to cut"
