@@ -1,0 +1,152 @@
+"""The main job on a tiny model: it ends in a stock checkpoint, and a run that died anywhere ends in the same bits."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+from world import write_model, write_text
+
+from shoal import compress, load_recipe
+from shoal.plan import Plan
+from shoal.recipe import RECIPES
+from shoal.run.apply import apply_plan
+from shoal.scan import Scan
+
+LENGTH = 16
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    return {"model": str(write_model(folder / "model")), "text": str(write_text(folder / "text.jsonl"))}
+
+
+def recipe(world, name="default", **changes):
+    text = {"sources": [world["text"]], "samples": 12, "length": LENGTH, "selection": 8, "evaluation": 8}
+    train = {"tokens": 40 * LENGTH, "batch": 8, "micro_batch": 4, "eval_every": 2}
+    return load_recipe(name, {"model": world["model"], "drop": "2", "text": text, "train": train, **changes})
+
+
+def reloaded(path):
+    model, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
+    assert not any(info.values()), info
+    return model
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_every_recipe_ends_in_a_stock_checkpoint_of_the_planned_size(name, world, tmp_path):
+    outcome = compress(recipe(world, name), tmp_path / "run")
+    model = reloaded(outcome.model)
+    assert model.config.num_hidden_layers == outcome.plan.after.layers == 4
+    assert sum(p.numel() for p in model.parameters()) == outcome.plan.after.parameters
+    assert outcome.evaluation.student.cost.parameters == outcome.plan.after.parameters
+    for file in ("recipe.yaml", "plan.json", "evaluation.json", "run.json", "verification.json", "model/README.md"):
+        assert (outcome.folder / file).stat().st_size, file
+    assert load_recipe(str(outcome.folder / "recipe.yaml")) == recipe(world, name)
+    assert (outcome.scan is None) == (name == "uidl-simple")
+    assert (outcome.evaluation.plain is not None) == (load_recipe(name).replace == "layer")
+
+
+def test_the_trained_layer_is_never_worse_than_its_start_on_selection(world, tmp_path):
+    outcome = compress(recipe(world), tmp_path / "run")
+    (result,) = outcome.trained
+    assert result.best.quality <= result.first.quality
+    assert result.first.quality == pytest.approx(outcome.plan.candidates[0].kl, rel=1e-6)
+
+
+def artefacts(folder):
+    """Everything a run leaves but clocks: tensors bit for bit, decisions as JSON."""
+    tensors = {
+        str(path.relative_to(folder)): {name: value.contiguous().view(torch.uint8) for name, value in load_file(path).items()}
+        for path in sorted(folder.rglob("*.safetensors"))
+        if "train" not in path.parts
+    }
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    evaluation.pop("speed")
+    return tensors, (folder / "plan.json").read_text(), (folder / "scan.json").read_text(), evaluation
+
+
+class Killed(BaseException):
+    """As sudden as a signal: nothing catches it."""
+
+
+@pytest.mark.parametrize("die_at", [1, 2, 3, 4, 6, 7, 9])
+def test_a_killed_run_goes_on_to_the_same_bits(die_at, world, tmp_path):
+    whole = compress(recipe(world), tmp_path / "whole").folder
+    calls = 0
+
+    def die(what, done, total):
+        nonlocal calls
+        calls += 1
+        if calls == die_at:
+            raise Killed(what)
+
+    with pytest.raises(Killed):
+        compress(recipe(world), tmp_path / "broken", progress=die)
+    resumed = compress(recipe(world), tmp_path / "broken").folder
+    (tensors, *decisions), (expected, *decided) = artefacts(resumed), artefacts(whole)
+    assert decisions == decided
+    assert tensors.keys() == expected.keys()
+    for file, values in expected.items():
+        assert values.keys() == tensors[file].keys()
+        assert all(torch.equal(value, tensors[file][name]) for name, value in values.items()), file
+
+
+def test_a_finished_run_is_not_run_again(world, tmp_path):
+    first = compress(recipe(world), tmp_path / "run")
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*.safetensors")}
+    second = compress(recipe(world), tmp_path / "run")
+    assert second.evaluation == first.evaluation
+    assert stamps == {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*.safetensors")}
+
+
+def test_another_budget_reuses_the_scan_and_needs_a_word(world, tmp_path):
+    compress(recipe(world), tmp_path / "run")
+    stamp = (tmp_path / "run" / "scan.safetensors").stat().st_mtime_ns
+    with pytest.raises(ValueError, match="--overwrite"):
+        compress(recipe(world, drop="1"), tmp_path / "run")
+    assert compress(recipe(world, drop="1"), tmp_path / "run", overwrite=True).plan.after.layers == 5
+    assert (tmp_path / "run" / "scan.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_rounds_remove_as_many_layers(world, tmp_path):
+    outcome = compress(recipe(world, "shortgpt", rounds=2), tmp_path / "run")
+    assert outcome.plan.after.layers == 4
+
+
+def test_a_plan_is_applied_to_the_same_bits_as_the_run(world, tmp_path):
+    for replace in ("none", "layer"):
+        outcome = compress(recipe(world, replace=replace), tmp_path / replace)
+        applied = apply_plan(tmp_path / replace / "plan.json", tmp_path / f"{replace}-applied")
+        ours, theirs = (load_file(folder / "model.safetensors") for folder in (outcome.model, applied.path))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def test_a_plan_edited_by_hand_does_what_it_says(world, tmp_path):
+    outcome = compress(recipe(world, replace="none"), tmp_path / "run")
+    content = json.loads((outcome.folder / "plan.json").read_text())
+    content["edits"] = [{"edit": "drop", "kind": "layer", "indices": [1, 4]}]
+    (tmp_path / "mine.json").write_text(json.dumps(content))
+    applied = apply_plan(tmp_path / "mine.json", tmp_path / "mine")
+    teacher = AutoModelForCausalLM.from_pretrained(world["model"])
+    student = reloaded(applied.path)
+    for new, old in enumerate((0, 2, 3, 5)):
+        ours, theirs = student.model.layers[new].state_dict(), teacher.model.layers[old].state_dict()
+        assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert Plan.load(tmp_path / "mine.json").removed_layers == (1, 4)
+
+
+def test_a_plan_of_another_model_is_refused(world, tmp_path):
+    outcome = compress(recipe(world, replace="none"), tmp_path / "run")
+    other = write_model(tmp_path / "other", seed=1)
+    with pytest.raises(ValueError, match="not the model this plan was made for"):
+        apply_plan(outcome.folder / "plan.json", tmp_path / "out", model=str(other))
+
+
+def test_a_saved_scan_is_the_scan(world, tmp_path):
+    outcome = compress(recipe(world), tmp_path / "run")
+    loaded = Scan.load(outcome.folder)
+    assert loaded.provenance == outcome.scan.provenance and loaded.tables.keys() == outcome.scan.tables.keys()
