@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+INTERRUPTED = 130
 HERE = Path(__file__).parent.parent
 
 
@@ -22,12 +23,16 @@ def main() -> NoReturn:
 
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or 0
     except Exception as error:  # the last line of defence: everything is named and given its exit code here
-        sys.exit(_report(error))
+        code = _report(error)
+    except SystemExit as exit:  # how the parser ends an interrupted verb
+        code = int(exit.code or 0)
     except KeyboardInterrupt:
+        code = INTERRUPTED
+    if code == INTERRUPTED:
         _say("interrupted; run the same command again to go on from the last finished step")
-        sys.exit(130)
+    sys.exit(code)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -38,8 +43,7 @@ def _report(error: Exception) -> int:
     import click
 
     if isinstance(error, click.exceptions.Abort):
-        _say("interrupted; run the same command again to go on from the last finished step")
-        return 130
+        return INTERRUPTED
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
     if isinstance(error, click.ClickException) or hasattr(error, "format_message"):

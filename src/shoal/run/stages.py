@@ -44,7 +44,9 @@ def scan_key(inputs: Inputs) -> str:
 def scan_stage(inputs: Inputs, folder: RunFolder, *, progress: Progress = silent) -> Scan:
     """``scan.json``, ``scan.safetensors`` and the heat map."""
     from shoal.scan import Scan, scan
+    from shoal.surgery.blueprint import check_can_be_cut
 
+    check_can_be_cut(inputs.opened.model.config)
     key = scan_key(inputs)
     if folder.is_done("scan", key):
         return Scan.load(folder.path)
@@ -125,10 +127,10 @@ def plan_stage(inputs: Inputs, folder: RunFolder, found: Scan | None, *, progres
 
 def why_not(inputs: Inputs, kept: Sequence[int]) -> str | None:
     """Why this family cannot be left with these layers, or None."""
-    from shoal.surgery.config_fields import check_removal
+    from shoal.surgery.blueprint import check_layers
 
     try:
-        check_removal(inputs.opened.model.config, kept)
+        check_layers(inputs.opened.model.config, kept, model_class=type(inputs.opened.model))
     except ValueError as refusal:
         return str(refusal)
     return None
@@ -209,12 +211,16 @@ def save_stage(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted) ->
         shutil.rmtree(target)
     view = inputs.view
     save(cut(view, fitted.student), inputs.opened.tokenizer, target, source=inputs.opened.path)
-    checked = verify(
-        target,
-        ids_BT=inputs.evaluation.ids_NT[:2],
-        reference=lambda ids_BT: view.logits(Batch(ids_BT), student=fitted.student),
-        device=str(view.device),
-    )
+    try:
+        checked = verify(
+            target,
+            ids_BT=inputs.evaluation.ids_NT[:2],
+            reference=lambda ids_BT: view.logits(Batch(ids_BT), student=fitted.student),
+            device=str(view.device),
+        )
+    except ValueError:  # a checkpoint that is not the student must not be found under the final name
+        shutil.rmtree(target)
+        raise
     checked.model_copy(update={"path": "model"}).save(folder / "verification.json")
     folder.finish("model", key, seconds=time.monotonic() - started, files=["model", "verification.json"])
     return target

@@ -1,0 +1,318 @@
+"""The command: one clear line and exit 2 for what the user can mend, JSON on stdout, tables for people elsewhere."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
+from world import write_model, write_text
+
+from shoal.cli import main
+from shoal.plan import Plan
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    write_model(folder / "model")
+    write_text(folder / "text.jsonl")
+    return folder
+
+
+@pytest.fixture
+def shoal(world, tmp_path, monkeypatch, capfd):
+    """Run the command in this process; returns (exit code, stdout, stderr)."""
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["shoal", *map(str, args)])
+        with pytest.raises(SystemExit) as exit:
+            main()
+        out, err = capfd.readouterr()
+        return exit.value.code or 0, out, err
+
+    monkeypatch.chdir(tmp_path)
+    return run
+
+
+def options(world, *more):
+    return ("--text", world / "text.jsonl", "--samples", 8, "--length", 16, *more)
+
+
+def copied(world, tmp_path, **config):
+    folder = tmp_path / "copy"
+    shutil.copytree(world / "model", folder)
+    if config:
+        content = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**content, **config}))
+    return folder
+
+
+def edit_weights(folder, edit):
+    values = load_file(folder / "model.safetensors")
+    edit(values)
+    save_file(values, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def absent(world, tmp_path):
+    return tmp_path / "nowhere"
+
+
+def empty_folder(world, tmp_path):
+    (tmp_path / "empty").mkdir()
+    return tmp_path / "empty"
+
+
+def no_weights(world, tmp_path):
+    folder = copied(world, tmp_path)
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def pickled(world, tmp_path):
+    folder = no_weights(world, tmp_path)
+    torch.save({}, folder / "pytorch_model.bin")
+    return folder
+
+
+def truncated(world, tmp_path):
+    folder = copied(world, tmp_path)
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    return folder
+
+
+def rubbish(world, tmp_path):
+    folder = copied(world, tmp_path)
+    (folder / "model.safetensors").write_bytes(b"\xff" * 4096)
+    return folder
+
+
+def nan_weights(world, tmp_path):
+    folder = copied(world, tmp_path)
+    edit_weights(folder, lambda values: values["model.layers.2.mlp.up_proj.weight"].fill_(float("nan")))
+    return folder
+
+
+def huge_weights(world, tmp_path):
+    """Finite weights, infinite states."""
+    folder = copied(world, tmp_path)
+    edit_weights(folder, lambda values: values["model.layers.2.mlp.down_proj.weight"].fill_(3e38))
+    return folder
+
+
+def missing_tensor(world, tmp_path):
+    folder = copied(world, tmp_path)
+    edit_weights(folder, lambda values: values.pop("model.layers.2.mlp.up_proj.weight"))
+    return folder
+
+
+def masked_model(world, tmp_path):
+    config = BertConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, vocab_size=50)
+    BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
+    return tmp_path / "bert"
+
+
+def encoder_decoder(world, tmp_path):
+    config = T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=2, num_heads=2, vocab_size=50)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+    return tmp_path / "t5"
+
+
+def unknown_type(world, tmp_path):
+    return copied(world, tmp_path, model_type="quuxformer", architectures=["QuuxForCausalLM"])
+
+
+def broken_config(world, tmp_path):
+    folder = copied(world, tmp_path)
+    (folder / "config.json").write_text("{")
+    return folder
+
+
+def no_tokenizer(world, tmp_path):
+    folder = copied(world, tmp_path)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / file).unlink()
+    return folder
+
+
+MODELS = {
+    absent: "nowhere", empty_folder: "config.json", no_weights: "weights", pickled: "safetensors", truncated: "model.safetensors",
+    rubbish: "model.safetensors", nan_weights: "model.layers.2.mlp.up_proj", huge_weights: "NaN or infinite",
+    missing_tensor: "up_proj", masked_model: "bert", encoder_decoder: "t5", unknown_type: "quuxformer",
+    broken_config: "config.json", no_tokenizer: "tokenizer",
+}  # fmt: skip
+
+
+def one_line(code, err, said):
+    lines = [line for line in err.splitlines() if line.startswith("shoal: ")]
+    assert code == 2, err
+    assert len(lines) == 1 and lines[0].startswith("shoal: error: ") and "Traceback" not in err, err
+    assert said in lines[0], lines[0]
+
+
+@pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("verb", ["compress", "scan", "eval"])
+def test_a_wrong_model_is_one_clear_line(verb, make, world, shoal, tmp_path):
+    out = () if verb == "eval" else ("--out", tmp_path / "out")
+    code, _, err = shoal(verb, make(world, tmp_path), *out, *options(world))
+    one_line(code, err, MODELS[make])
+
+
+def file(name, content):
+    def make(tmp_path):
+        (tmp_path / name).write_bytes(content)
+        return tmp_path / name
+
+    make.__name__ = name
+    return make
+
+
+TEXTS = {
+    file("empty.txt", b""): "empty.txt",
+    file("blank.txt", b" \n\n \n"): "blank.txt",
+    file("binary.txt", bytes(range(256)) * 64): "binary.txt",
+    file("short.txt", b"w1 w2 w3"): "needed",
+    file("text.docx", b"w1 w2 w3"): ".jsonl",
+    file("broken.jsonl", b'{"text": "w1"}\n{"text": \n'): "line 2",
+    file("other.jsonl", b'{"txt": "w1"}\n'): "text",
+}
+
+
+@pytest.mark.parametrize("make", TEXTS, ids=lambda make: make.__name__)
+def test_wrong_text_is_one_clear_line(make, world, shoal, tmp_path):
+    (tmp_path / "in").mkdir()
+    text = make(tmp_path / "in")
+    code, _, err = shoal("scan", world / "model", "--out", "out", "--text", text, "--length", 16)
+    one_line(code, err, TEXTS[make])
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--drop", "0%"], "--drop"),
+        (["--drop", "100%"], "--drop"),
+        (["--drop", "99%"], "allows"),
+        (["--drop", "6"], "allows 1..4"),
+        (["--drop", "many"], "25%layers"),
+        (["--drop", "5%layers"], "allows"),
+        (["--params", "9B"], "--params"),
+        (["--params", "big"], "--params"),
+        (["--recipe", "uidll"], "did you mean 'uidl'"),
+        (["--replace", "lyer"], "'layer'"),
+        (["--select", "spam"], "'span'"),
+        (["--by", "cosin/rest"], "cosine/rest"),
+        (["--guard", "0"], "guard"),
+        (["--protect", "x"], "--protect"),
+        (["--protect", "17"], "protect=17"),
+        (["--protect", "0,1,2,3,4,5"], "protect fewer"),
+        (["--length", "100000"], "window"),
+        (["--samples", "100000"], "needed"),
+        (["--train-tokens", "1000000000"], "needed"),
+        (["--device", "gpu"], "gpu"),
+        (["--dtype", "int3"], "int3"),
+        (["--text", "nowhere.txt"], "nowhere.txt"),
+        (["--frobnicate"], "--frobnicate"),
+        (["--lr", "-1"], "lr"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_wrong_option_is_one_clear_line(args, said, world, shoal):
+    given = [arg for arg in options(world) if arg is not None]
+    for name in args[::2]:  # an option may stand once
+        if name in given:
+            place = given.index(name)
+            del given[place : place + 2]
+    code, _, err = shoal("compress", world / "model", "--out", "out", *given, *args)
+    one_line(code, err, said)
+
+
+def test_foreign_and_unusable_folders_are_refused(world, shoal, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("x")
+    code, _, err = shoal("compress", world / "model", "--out", "thesis", *options(world), "--overwrite")
+    one_line(code, err, "not written by shoal")
+    code, _, err = shoal("apply", "nowhere.json", "--out", "out")
+    one_line(code, err, "nowhere.json")
+    code, _, err = shoal("compres", world / "model")
+    one_line(code, err, "compres")
+    code, _, err = shoal("compress")
+    one_line(code, err, "MODEL")
+
+
+def test_a_full_disk_is_one_clear_line(world, shoal, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    code, _, err = shoal("scan", world / "model", "--out", "out", *options(world))
+    one_line(code, err, "disk is full")
+
+
+def test_a_fault_of_ours_is_not_blamed_on_the_user(world, shoal, monkeypatch):
+    monkeypatch.setattr("shoal.scan.Scan.save", lambda self, folder: 1 / 0)
+    code, _, err = shoal("scan", world / "model", "--out", "out", *options(world))
+    assert code == 1 and "Traceback" in err and "fault of shoal" in err
+
+
+def test_the_verbs_in_a_row(world, shoal, tmp_path):
+    """scan, plan, apply, eval: the long way round, JSON all along."""
+    code, out, err = shoal("scan", world / "model", "--out", "run", *options(world, "--json"))
+    assert code == 0 and json.loads(out)["provenance"]["n_samples"] == 8 and "Most redundant" in err
+    code, out, err = shoal("plan", "run", "--drop", "2", "--replace", "none", *options(world, "--json"))
+    assert code == 0 and "Guard" in err
+    assert Plan.from_json(out) == Plan.load(tmp_path / "run" / "plan.json")
+    code, out, _ = shoal("apply", "run/plan.json", "--out", "cut", "--json")
+    assert code == 0 and json.loads(out)["layers"] == 4
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "cut").config.num_hidden_layers == 4
+    code, out, _ = shoal("eval", "cut", "--teacher", world / "model", *options(world, "--json"))
+    quality = json.loads(out)["quality"]
+    assert code == 0 and quality["kl"] > 0
+    code, out, _ = shoal("eval", world / "model", "--teacher", world / "model", *options(world, "--json"))
+    quality = json.loads(out)["quality"]
+    assert code == 0 and quality["kl"] == 0 and quality["agreement"] == 1
+    code, out, _ = shoal("eval", "cut", *options(world, "--json"))
+    assert code == 0 and json.loads(out)["perplexity"]["value"] > 1
+
+
+def test_run_takes_a_recipe_file(world, shoal, tmp_path):
+    text = {"sources": [str(world / "text.jsonl")], "samples": 8, "length": 16}
+    (tmp_path / "mine.yaml").write_text(json.dumps({"recipe": "uidl", "model": str(world / "model"), "drop": 1, "text": text}))
+    code, out, err = shoal("run", "mine.yaml", "--out", "run", "--json")
+    assert code == 0, err
+    assert json.loads(out)["plan"]["after"]["layers"] == 5
+
+
+def test_help_and_version_work(shoal):
+    for args in (["--help"], ["compress", "--help"], ["--version"], ["scan", "-h"]):
+        code, out, _ = shoal(*args)
+        assert code == 0 and out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_says_how_to_go_on(number, world, tmp_path):
+    command = [sys.executable, "-c", "from shoal.cli import main; main()", "compress", str(world / "model")]
+    command += [
+        str(arg) for arg in ("--out", tmp_path / "run", "--text", world / "text.jsonl", "--length", 16, "--train-tokens", 7000)
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "scan.json").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "run the same command again" in err and "Traceback" not in err
+
+
+def test_the_model_is_left_as_it_was(world, shoal):
+    before = {path.name: path.read_bytes() for path in (world / "model").iterdir()}
+    code, _, err = shoal("compress", world / "model", "--out", "run", "--drop", "2", *options(world), "--train-tokens", 600)
+    assert code == 0, err
+    assert before == {path.name: path.read_bytes() for path in (world / "model").iterdir()}
