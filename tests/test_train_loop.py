@@ -291,6 +291,12 @@ def test_a_checkpoint_of_other_inputs_is_refused(view, tmp_path, change):
         train(view, folder=tmp_path, **CHANGES[change])
 
 
+def test_a_checkpoint_of_another_dtype_is_refused(view, tmp_path):
+    train(view, folder=tmp_path)
+    with pytest.raises(ValueError, match="other options, model or text"):
+        train(DecoderView(view.model.bfloat16()), folder=tmp_path)
+
+
 def test_a_damaged_checkpoint_is_refused(view, tmp_path):
     train(view, folder=tmp_path)
     path = tmp_path / CHECKPOINT

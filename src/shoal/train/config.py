@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from shoal.types import Record
 
 # A bound for very narrow models, where the rule below would leave the range that was tried.
-MOST_LR = 5e-3
+MOST_LR = 8e-3
 
 
 class TrainConfig(Record):
@@ -36,8 +36,8 @@ class TrainConfig(Record):
     weight_decay: float = Field(default=1e-3, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = Field(default=1.0, gt=0)
-    batch: int = Field(default=16, ge=1)
-    micro_batch: int = Field(default=8, ge=1)
+    batch: int = Field(default=4, ge=1)
+    micro_batch: int = Field(default=4, ge=1)
     objective: str = "hidden_mse"
     dtype: Literal["float32", "bfloat16"] = "float32"
     eval_every: int | None = Field(default=None, ge=1)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -98,6 +99,8 @@ class _Run:
         config = config.model_copy(update={"lr": lr, "min_lr": min_lr})
         self.config, self.course, self.selection, self.quality = config, course, selection, quality
         self.peak, self.floor = lr, min_lr
+        self.dtype = str(view.dtype)
+        self.decided_by: Literal["quality", "validation"] = "validation" if quality is None else "quality"
         self.trainees = Trainees(view, starts, objective_named(config.objective), bfloat16=config.dtype == "bfloat16")
         self.members = self.trainees.members
         self.optimizers = [_optimizer(member, config) for member in self.members]
@@ -109,10 +112,10 @@ class _Run:
         self.whole = True  # False while parameters are being updated: such a state is not a step of the run
 
     def identify(self, key: str, folder: Path | None) -> None:
+        """Hash what decides every bit of the run."""
         spans = [(m.start.span.start, m.start.span.stop, m.start.replacement.name) for m in self.members]
-        texts = [self.course.samples.data_hash, _content(self.course.samples), _content(self.selection)]
-        measured_by = "validation" if self.quality is None else "quality"
-        full = stable_hash(key, spans, texts, self.config.model_dump(mode="json"), measured_by)
+        texts = [[s.data_hash, s.n_samples, s.length, s.n_tokens] for s in (self.course.samples, self.selection)]
+        full = stable_hash(key, self.dtype, spans, texts, self.config.model_dump(mode="json"), self.decided_by)
         self.progress = Progress(key=full, members=tuple(MemberProgress() for _ in self.members))
         self.folder = folder
 
@@ -223,7 +226,7 @@ class _Run:
             start=member.start.span.start,
             stop=member.start.span.stop,
             replacement=member.start.replacement.name,
-            decided_by="validation" if self.quality is None else "quality",
+            decided_by=self.decided_by,
             best_step=progress.best_step,
             n_steps=self.course.n_steps,
             n_tokens=self.progress.tokens,
@@ -251,7 +254,3 @@ def _optimizer(member: Trainee, config: TrainConfig) -> torch.optim.Optimizer:
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=config.betas)
-
-
-def _content(samples: Samples) -> list[object]:
-    return [samples.data_hash, samples.n_samples, samples.length, samples.n_tokens]
