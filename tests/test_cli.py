@@ -143,8 +143,9 @@ def no_tokenizer(world, tmp_path):
 
 
 MODELS = {
-    absent: "nowhere", empty_folder: "config.json", no_weights: "weights", pickled: "safetensors", truncated: "model.safetensors",
-    rubbish: "model.safetensors", nan_weights: "model.layers.2.mlp.up_proj", huge_weights: "NaN or infinite",
+    absent: "nowhere", empty_folder: "config.json", no_weights: "weights", pickled: "safetensors",
+    truncated: "model.safetensors", rubbish: "model.safetensors", nan_weights: "model.layers.2.mlp.up_proj",
+    huge_weights: "NaN or infinite",
     missing_tensor: "up_proj", masked_model: "bert", encoder_decoder: "t5", unknown_type: "quuxformer",
     broken_config: "config.json", no_tokenizer: "tokenizer",
 }  # fmt: skip

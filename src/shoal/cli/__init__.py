@@ -47,7 +47,7 @@ def _report(error: Exception) -> int:
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
     if isinstance(error, click.ClickException) or hasattr(error, "format_message"):
-        message = error.format_message()  # type: ignore[attr-defined]
+        message = error.format_message()
         context = getattr(error, "ctx", None)
         hint = f" (see '{context.command_path} --help')" if context else ""
         _say(f"error: {' '.join(message.split())}{hint}")

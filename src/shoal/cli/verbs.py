@@ -311,7 +311,7 @@ def with_options(recipe: str, **options: Any) -> Recipe:
     from shoal.recipe import load_recipe
 
     given = {name: value for name, value in options.items() if value is not None}
-    text = {name: given.pop(name) for name in ("samples", "length", "evaluation") if name in given}
+    text: dict[str, Any] = {name: given.pop(name) for name in ("samples", "length", "evaluation") if name in given}
     if "text" in given:
         text["sources"] = given.pop("text")
     train = {field: given.pop(name) for name, field in (("train_tokens", "tokens"), ("lr", "lr")) if name in given}
