@@ -31,7 +31,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-N_LAYERS, HIDDEN, LENGTH, BATCH, N_BATCHES, REFERENCE_N = 24, 512, 256, 4, 1, 6
+N_LAYERS, HIDDEN, LENGTH, BATCH, N_BATCHES, REFERENCE_N = 24, 512, 256, 2, 3, 6
 REFERENCE_EVERY = 5  # rounds
 CASES = ("plain", "scan", "reference")
 SHAPE = dict(hidden_size=HIDDEN, intermediate_size=1376, num_hidden_layers=N_LAYERS, num_attention_heads=8, vocab_size=512)

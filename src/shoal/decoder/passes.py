@@ -18,7 +18,7 @@ from shoal.types import Batch
 
 
 class Observer(Protocol):
-    """Collects additive sums from one stream (the teacher's by default); so it can be sharded over workers, saved and resumed."""
+    """Collects additive sums from one stream, by default the teacher's; so it can be sharded over workers, saved, resumed."""
 
     def taps(self, view: DecoderView) -> Sequence[Tap]:
         """What it needs."""
@@ -71,6 +71,7 @@ def run_pass(
     for batch in batches:
         reading = view.read(batch)
         taps = {tap for observer in observers for tap in observer.taps(view)}
+        shelf = _fitting(shelf, taps, reading.h_BTD)
         streams = [observed, *students] if observers else list(students)
         values, finals = _run_batch(view, reading, streams, taps, view.n_layers if stop is None else stop, shelf)
         for observer in observers:
@@ -110,18 +111,27 @@ def _run_batch(
     return values, finals
 
 
-def _shelved(shelf: dict[Tap, Tensor], tap: Tap, h_BTD: Tensor) -> Tensor:
-    """The state, on a CPU as a copy in memory that is used again for the next batch.
+def _fitting(shelf: dict[Tap, Tensor], taps: set[Tap], h_BTD: Tensor) -> dict[Tap, Tensor]:
+    """Memory for the tapped boundaries of a batch, one block, kept from batch to batch while it is large enough.
 
     Keeping what layers return instead makes the allocator give back and fetch pages all along the pass: 10 % of the forward
-    (24 layers, d = 512, glibc). Devices have an allocator of their own that keeps its blocks.
+    (24 layers, d = 512, glibc). Only on a CPU: devices have an allocator of their own that keeps its blocks.
     """
-    if h_BTD.device.type != "cpu":
+    boundaries = {tap for tap in taps if tap.kind == "boundary"}
+    if h_BTD.device.type != "cpu" or not boundaries:
+        return {}
+    n, dtype = h_BTD.numel(), h_BTD.dtype
+    if shelf.keys() == boundaries and all(len(place) >= n and place.dtype == dtype for place in shelf.values()):
+        return shelf
+    block = torch.empty(len(boundaries), n, dtype=dtype)
+    return dict(zip(sorted(boundaries), block, strict=True))
+
+
+def _shelved(shelf: dict[Tap, Tensor], tap: Tap, h_BTD: Tensor) -> Tensor:
+    """A copy of the state in its place on the shelf; the state itself where there is none."""
+    if tap not in shelf or shelf[tap].dtype != h_BTD.dtype or len(shelf[tap]) < h_BTD.numel():
         return h_BTD
-    n = h_BTD.numel()
-    if tap not in shelf or shelf[tap].numel() < n or shelf[tap].dtype != h_BTD.dtype:
-        shelf[tap] = torch.empty(n, dtype=h_BTD.dtype)
-    return shelf[tap][:n].view(h_BTD.shape).copy_(h_BTD)
+    return shelf[tap][: h_BTD.numel()].view(h_BTD.shape).copy_(h_BTD)
 
 
 def _state_of(groups: Sequence[tuple[list[int], Tensor]], member: int) -> Tensor:

@@ -14,8 +14,10 @@ import numpy as np
 from shoal.types import SpanTable, write_atomically
 
 FORMATS = ("png", "svg")
-COLOURS = "cividis_r"
-"""Made to look the same to colour-blind readers; yellow marks what may go, as in the paper."""
+COLOURS = "viridis_r"
+"""Even in lightness and safe for colour-blind readers; yellow marks what may go, as in the paper."""
+GAMMA = 0.5
+"""Exponent of the colours only: a span from layer 0 is so far from all others that it would wash out the rest of its row."""
 
 
 def rescaled_rows(table: SpanTable) -> np.ndarray:
@@ -42,16 +44,17 @@ def heatmap(table: SpanTable) -> Any:
     Raises:
         ValueError: matplotlib is not installed, or the table holds no value.
     """
-    figure_class, ticker = _matplotlib()
+    figure_class, power_norm, ticker = _matplotlib()
     rows = rescaled_rows(table)
     if np.isnan(rows).all():
         raise ValueError(f"table {table.name!r} holds no value: no sample had such tokens")
     n_layers = table.n_layers
     size = min(11.0, max(4.6, 2.6 + 0.17 * n_layers))
-    figure = figure_class(figsize=(size + 1.1, size), layout="constrained")
+    figure = figure_class(figsize=(size + 1.0, size), layout="constrained")
     axes = figure.add_subplot()
     edges = np.arange(n_layers + 1)
-    colours = axes.pcolormesh(edges - 0.5, edges + 0.5, rows, cmap=COLOURS, vmin=0.0, vmax=1.0, edgecolor="face", linewidth=0.1)
+    shade = power_norm(GAMMA, vmin=0.0, vmax=1.0)
+    colours = axes.pcolormesh(edges - 0.5, edges + 0.5, rows, cmap=COLOURS, norm=shade, rasterized=True)
     _mark_best(axes, rows)
     axes.set_xlim(-0.5, n_layers - 0.5)
     axes.set_ylim(0.5, n_layers + 0.5)
@@ -67,9 +70,9 @@ def heatmap(table: SpanTable) -> Any:
     note = f"{table.n_samples} samples; {direction} value of a row is most redundant"
     axes.text(0, 1.012, note, transform=axes.transAxes, fontsize=8.5, color="0.35")
     axes.legend(loc="upper right", frameon=False, fontsize=8.5, handletextpad=0.3)
-    bar = figure.colorbar(colours, ax=axes, shrink=0.6, pad=0.02, ticks=[0, 1])
-    bar.ax.set_yticklabels(["redundant", "needed"], fontsize=8.5)
-    bar.set_label("rescaled within each row", fontsize=8.5, labelpad=-22)
+    bar = figure.colorbar(colours, ax=axes, shrink=0.6, pad=0.02, ticks=[0, 0.1, 0.3, 0.6, 1])
+    bar.ax.set_yticklabels(["0  redundant", "0.1", "0.3", "0.6", "1  needed"], fontsize=8.5)
+    bar.set_label("rescaled within each row", fontsize=8.5, labelpad=-20)
     bar.outline.set_visible(False)
     return figure
 
@@ -100,20 +103,23 @@ def save_heatmap(table: SpanTable, path: Path) -> Path:
     kind = path.suffix.lower().lstrip(".")
     if kind not in FORMATS:
         raise ValueError(f"cannot draw {path.name!r}; use a name that ends in .{' or .'.join(FORMATS)}")
-    content = io.BytesIO()
-    # no date and fixed ids: the same scan gives the same file
+    _matplotlib()
     import matplotlib
 
+    content = io.BytesIO()
+    # no date and fixed ids: the same scan gives the same file
+    metadata = {"Date": None} if kind == "svg" else None
     with matplotlib.rc_context({"svg.hashsalt": "shoal"}):
-        heatmap(table).savefig(content, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else None)
+        heatmap(table).savefig(content, format=kind, dpi=160, bbox_inches="tight", metadata=metadata)
     write_atomically(path, content.getvalue())
     return path
 
 
-def _matplotlib() -> tuple[Any, Any]:
+def _matplotlib() -> tuple[Any, Any, Any]:
     try:
         from matplotlib import ticker
         from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.colors import PowerNorm
         from matplotlib.figure import Figure
     except ImportError:
         raise ValueError("pictures need matplotlib; install it with: pip install 'shoal[plot]'") from None
@@ -123,4 +129,4 @@ def _matplotlib() -> tuple[Any, Any]:
         FigureCanvasAgg(made)  # no window system, no global state
         return made
 
-    return figure, ticker
+    return figure, PowerNorm, ticker
