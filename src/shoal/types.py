@@ -108,7 +108,8 @@ class SpanTable:
 
     Attributes:
         criterion: name of the score, e.g. ``angular``.
-        tokens: which tokens were averaged: ``last``, ``rest`` (all but padding and sinks), ``every`` (all but padding), ``sink``.
+        tokens: which tokens were averaged: ``last``, ``rest`` (all but padding and sinks), ``every`` (all but padding),
+            ``sink``.
         values, stderr: (L+1, L+1) float64; stderr is the standard error of the mean over samples.
         unit: unit of the values, for people.
         higher_is_more_redundant: direction; the best span is the arg-max if True, the arg-min if False.

@@ -22,7 +22,6 @@ from shoal.decoder.residency import Residency, Resident
 from shoal.decoder.student import TEACHER, Step, Student
 from shoal.types import Batch
 
-
 TapKind = Literal["boundary", "attn_in", "attn_map_in", "mlp_map_in", "attn_out", "mlp_out"]
 
 
@@ -188,10 +187,8 @@ class DecoderView:
     def logits(self, batch: Batch, *, student: Student = TEACHER) -> Tensor:
         """Logits (B, T, V) of a student on one batch."""
         reading = self.read(batch)
-        h = reading.h_BTD
-        for _, h in self.stream(reading, student=student):
-            pass
-        return self.head(h, reading)
+        *_, (_, h_BTD) = self.stream(reading, student=student)
+        return self.head(h_BTD, reading)
 
     @contextmanager
     def tapped(self, layer: int, taps: Sequence[Tap], values: dict[Tap, Tensor]) -> Iterator[None]:
@@ -278,7 +275,8 @@ class DecoderView:
 
     def _refuse(self, reason: str) -> NoReturn:
         raise ValueError(
-            f"model type {self.family!r}: {reason}; its layers feed each other outside the residual stream and cannot be replayed"
+            f"model type {self.family!r}: {reason}; its layers feed each other outside the residual stream "
+            "and cannot be replayed"
         )
 
     def _learn_what_layers_return(self) -> None:
