@@ -69,7 +69,7 @@ class CkaObserver:
     @torch.no_grad()
     def update(self, batch: Batch, values: Mapping[Tap, Tensor]) -> None:
         states = [values[Tap("boundary", index)] for index in range(self.n_layers + 1)]
-        norms_BET = torch.stack([torch.linalg.vector_norm(h, dim=-1, dtype=torch.float32) for h in states], dim=1)
+        norms_BET = torch.stack([torch.linalg.vector_norm(h, dim=-1, dtype=torch.float64) for h in states], dim=1)
         for sample, length in enumerate(real_lengths(batch)):
             sinks_T = sink_tokens(massive_tokens(norms_BET[sample, :, :length])).cpu()
             order = self._order[self._order < length]

@@ -1,0 +1,113 @@
+"""Laws of the scan's files, printed table and picture."""
+
+import io
+import sys
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from shoal.report.heatmap import heatmap, rescaled_rows, save_heatmap
+from shoal.scan import Anatomy, Scan, best_span, best_spans_table
+from shoal.types import Provenance, Span, SpanTable
+
+SOURCE = Provenance(
+    model="m", model_hash="1", data="d", data_hash="2", n_samples=7, n_tokens=70, length=10, seed=3, dtype="float32"
+)
+
+
+def table(criterion="angular", tokens="last", *, n_layers=5, seed=0, higher=False):
+    values = np.random.default_rng(seed).random((n_layers + 1, n_layers + 1))
+    values[np.tril_indices(n_layers + 1)] = np.nan
+    return SpanTable(criterion, tokens, values, values / 10, "pi rad", higher, 7)
+
+
+def a_scan(*tables, n_layers=5):
+    ends = tuple(float(one) for one in range(n_layers + 1))
+    anatomy = Anatomy(
+        norm_rest=ends, norm_rest_stderr=ends, norm_sink=ends, norm_sink_stderr=(float("nan"),) * len(ends),
+        n_massive=(0,) * len(ends), n_sinks=7, n_tokens=70, n_zero=0, n_samples=7,
+    )  # fmt: skip
+    return Scan({one.name: one for one in tables}, anatomy, SOURCE)
+
+
+def test_a_saved_scan_loads_bit_for_bit(tmp_path):
+    before = a_scan(table(), table("cosine", "rest", seed=1, higher=True))
+    before.save(tmp_path)
+    after = Scan.load(tmp_path)
+    assert list(after.tables) == list(before.tables) and after.provenance == SOURCE and after.n_layers == 5
+    assert repr(after.anatomy) == repr(before.anatomy)  # NaN is not equal to itself
+    for name, one in before.tables.items():
+        read = after[name]
+        assert np.array_equal(read.values, one.values, equal_nan=True)
+        assert np.array_equal(read.stderr, one.stderr, equal_nan=True)
+        assert (read.unit, read.higher_is_more_redundant, read.n_samples) == (one.unit, one.higher_is_more_redundant, 7)
+
+
+def test_values_of_another_scan_are_refused(tmp_path):
+    a_scan(table()).save(tmp_path / "a")
+    a_scan(table(seed=5)).save(tmp_path / "b")
+    (tmp_path / "a" / "scan.safetensors").write_bytes((tmp_path / "b" / "scan.safetensors").read_bytes())
+    with pytest.raises(ValueError, match="scan again"):
+        Scan.load(tmp_path / "a")
+
+
+def test_an_unknown_table_names_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'angular/last'"):
+        a_scan(table())["angle/last"]
+
+
+@pytest.mark.parametrize("higher", [False, True])
+def test_best_span_is_the_extreme_in_the_direction_of_the_score(higher):
+    one = table(higher=higher)
+    for n in range(1, 6):
+        spans = [Span(start, start + n) for start in range(6 - n)]
+        assert best_span(one, n) == (max if higher else min)(spans, key=lambda span: one[span])
+    with pytest.raises(ValueError, match="1..5"):
+        best_span(one, 6)
+
+
+def test_equal_values_go_to_the_first_span():
+    values = np.zeros((4, 4))
+    assert best_span(SpanTable("euclidean", "rest", values, values, "norm", False, 2), 1) == Span(0, 1)
+
+
+def test_the_printed_table_shows_value_and_error_of_the_best_span():
+    one = table()
+    console = Console(width=140, file=io.StringIO())
+    console.print(best_spans_table(a_scan(one), names=["angular/last"]))
+    text = console.file.getvalue()
+    for n in range(1, 5):
+        span = best_span(one, n)
+        layers = str(span.start) if n == 1 else f"{span.start}..{span.stop - 1}"
+        assert f"{layers}  {one[span]:.4g} ±{one.stderr[span.start, span.stop]:.1g}" in text
+
+
+@pytest.mark.parametrize("higher", [False, True])
+def test_rows_of_the_heat_map_run_from_the_best_span_at_0_to_the_worst_at_1(higher):
+    one = table(higher=higher)
+    rows = rescaled_rows(one)
+    for n in range(1, 5):
+        row = rows[n - 1, : 6 - n]
+        assert row.min() == 0.0 and row.max() == 1.0 and row.argmin() == best_span(one, n).start
+        assert np.isnan(rows[n - 1, 6 - n :]).all()
+    assert rows[4, 0] == 0.0
+
+
+def test_the_picture_marks_every_row_and_is_the_same_file_twice(tmp_path):
+    pytest.importorskip("matplotlib")
+    one = table()
+    (marks,) = [c for c in heatmap(one).axes[0].collections if c.get_label() == "most redundant of its row"]
+    assert marks.get_offsets().tolist() == [[best_span(one, n).start, n] for n in range(1, 6)]
+    assert save_heatmap(one, tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+    first, second = (save_heatmap(one, tmp_path / name).read_bytes() for name in ("a.svg", "b.svg"))
+    assert first == second and b"<svg" in first
+    assert heatmap(one).axes[0].get_title(loc="left").strip() == "angular (pi rad), last token"
+    with pytest.raises(ValueError, match=".png or .svg"):
+        save_heatmap(one, tmp_path / "a.pdf")
+
+
+def test_without_matplotlib_the_message_names_the_extra(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ValueError, match=r"shoal\[plot\]"):
+        save_heatmap(table(), tmp_path / "a.png")
