@@ -8,7 +8,7 @@ Shapes: B samples, T positions, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -187,7 +187,7 @@ class DecoderView:
     def logits(self, batch: Batch, *, student: Student = TEACHER) -> Tensor:
         """Logits (B, T, V) of a student on one batch."""
         reading = self.read(batch)
-        *_, (_, h_BTD) = self.stream(reading, student=student)
+        ((_, h_BTD),) = deque(self.stream(reading, student=student), maxlen=1)  # keeps one boundary at a time
         return self.head(h_BTD, reading)
 
     @contextmanager
