@@ -1,4 +1,4 @@
-"""Families nobody wrote a line for: drawn by a printed seed from what transformers offers, they run exactly or are refused by name.
+"""Families nobody wrote a line for, drawn by a printed seed from what transformers offers: exact, or refused by name.
 
 ``SHOAL_FAMILY_SEED=7 pytest tests/test_unlisted_families.py`` draws others; ``SHOAL_FAMILY_COUNT`` draws more.
 """
@@ -18,14 +18,15 @@ from shoal.types import Batch, Unit
 SEED = int(os.environ.get("SHOAL_FAMILY_SEED", "20261122"))
 COUNT = int(os.environ.get("SHOAL_FAMILY_COUNT", "3"))
 SMALL = dict(
-    hidden_size=32, n_embd=32, d_model=32, dim=32, intermediate_size=48, ffn_dim=48, n_inner=48, moe_intermediate_size=16,
-    num_attention_heads=4, n_head=4, n_heads=4, num_key_value_heads=2, num_hidden_layers=4, n_layer=4, n_layers=4, num_layers=4,
-    decoder_layers=4, vocab_size=VOCAB, max_position_embeddings=64, n_positions=64, head_dim=8, num_experts=4, num_local_experts=4,
-    n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1, decoder_ffn_dim=48, decoder_attention_heads=4,
-    word_embed_proj_dim=32, kv_lora_rank=16, q_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8, sliding_window=5,
-    pad_token_id=0, bos_token_id=1, eos_token_id=2, attention_hidden_size=32, num_heads=4, ffn_hidden_size=48,
-    shared_expert_intermediate_size=16, rotary_dim=4, layer_types=None, first_k_dense_replace=1, moe_shared_expert_intermediate_size=16,
-    mamba_n_heads=4, mamba_d_head=16, mamba_d_ssm=64, mamba_num_heads=4, mamba_head_dim=16, n_groups=1, mamba_n_groups=1, state_size=8,
+    hidden_size=32, n_embd=32, d_model=32, dim=32, intermediate_size=48, ffn_dim=48, n_inner=48,
+    moe_intermediate_size=16, num_attention_heads=4, n_head=4, n_heads=4, num_key_value_heads=2, num_hidden_layers=4,
+    n_layer=4, n_layers=4, num_layers=4, decoder_layers=4, vocab_size=VOCAB, max_position_embeddings=64, n_positions=64,
+    head_dim=8, num_experts=4, num_local_experts=4, n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1,
+    decoder_ffn_dim=48, decoder_attention_heads=4, word_embed_proj_dim=32, kv_lora_rank=16, q_lora_rank=16,
+    qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8, sliding_window=5, pad_token_id=0, bos_token_id=1,
+    eos_token_id=2, attention_hidden_size=32, num_heads=4, ffn_hidden_size=48, shared_expert_intermediate_size=16,
+    rotary_dim=4, layer_types=None, first_k_dense_replace=1, moe_shared_expert_intermediate_size=16, mamba_n_heads=4,
+    mamba_d_head=16, mamba_d_ssm=64, mamba_num_heads=4, mamba_head_dim=16, n_groups=1, mamba_n_groups=1, state_size=8,
     linear_num_key_heads=2, linear_num_value_heads=2, linear_key_head_dim=8, linear_value_head_dim=8, lru_width=32,
 )  # fmt: skip
 
