@@ -21,7 +21,7 @@ from shoal.score.geometry import span_ends, span_geometry
 from shoal.score.pairwise import CRITERIA
 from shoal.types import Batch, SpanTable
 
-CHUNK_BYTES = {"cpu": 4 << 20}
+CHUNK_BYTES = {"cpu": 8 << 20}
 """Updates held at once: on a CPU they should stay in cache, elsewhere fewer and larger products win."""
 OTHER_CHUNK_BYTES = 256 << 20
 MIN_CHUNK = 16

@@ -39,6 +39,11 @@ class SpanGeometry:
         return (self.dist2 - radial).div_(self.norm_start * self.norm_stop).clamp_(0.0, 4.0)
 
     @cached_property
+    def dist(self) -> Tensor:
+        """‖x_m - x_l‖."""
+        return self.dist2.sqrt()
+
+    @cached_property
     def dot(self) -> Tensor:
         """<x_l, x_m>."""
         return (self.norm_start.square() + self.norm_stop.square() - self.dist2).mul_(0.5)

@@ -50,12 +50,12 @@ def block_influence(geometry: SpanGeometry) -> Tensor:
 
 def relative_magnitude(geometry: SpanGeometry) -> Tensor:
     """‖x_m - x_l‖ / ‖x_m‖. For one layer the paper's ‖f(x)‖ / ‖x + f(x)‖; for a span f is its whole change."""
-    return geometry.dist2.sqrt().div_(geometry.norm_stop)
+    return geometry.dist / geometry.norm_stop
 
 
 def euclidean(geometry: SpanGeometry) -> Tensor:
     """‖x_m - x_l‖. Streams grow with depth, so it favours early spans."""
-    return geometry.dist2.sqrt()
+    return geometry.dist
 
 
 def dot(geometry: SpanGeometry) -> Tensor:
