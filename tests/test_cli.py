@@ -317,3 +317,27 @@ def test_the_model_is_left_as_it_was(world, shoal):
     code, _, err = shoal("compress", world / "model", "--out", "run", "--drop", "2", *options(world), "--train-tokens", 600)
     assert code == 0, err
     assert before == {path.name: path.read_bytes() for path in (world / "model").iterdir()}
+
+
+def test_a_rule_without_measurements_cuts_a_quantised_checkpoint_file_to_file(world, shoal, tmp_path):
+    folder = copied(world, tmp_path, quantization_config={"quant_method": "gptq", "bits": 4, "modules_to_not_convert": []})
+    edit_weights(folder, lambda values: values.update({n: v.to(torch.int8) for n, v in values.items() if "mlp" in n}))
+    code, _, err = shoal("compress", folder, "--out", "run", *options(world))
+    one_line(code, err, "quantised")
+    code, _, err = shoal("plan", folder, "--recipe", "uidl-simple", "--drop", "2", "--out", "plan")
+    assert code == 0, err
+    code, out, err = shoal("apply", "plan/plan.json", "--out", "cut", "--json")
+    assert code == 0, err
+    assert "quantised" in json.loads(out)["verification"]["reload"]
+    before, after = load_file(folder / "model.safetensors"), load_file(tmp_path / "cut" / "model.safetensors")
+    assert Plan.load(tmp_path / "plan" / "plan.json").removed_layers == (3, 4)
+    for name, value in after.items():
+        source = name.replace("layers.3.", "layers.5.")
+        assert value.dtype == before[source].dtype and torch.equal(value, before[source]), name
+
+
+def test_cka_is_measured_when_asked_for(world, shoal, tmp_path):
+    code, _, err = shoal("scan", world / "model", "--out", "run", "--cka", *options(world))
+    assert code == 0, err
+    tables = json.loads((tmp_path / "run" / "scan.json").read_text())["tables"]
+    assert any("cka" in table["criterion"] for table in tables)

@@ -46,6 +46,7 @@ class Recipe(Record):
     Attributes:
         name, about, papers: for people, the card and the citations (arXiv numbers).
         model: hub id or folder; may come from the command line instead.
+        observers: further measures of the scan; ``cka`` adds the tables ``linear_cka/...``.
         drop: the budget, as on the command line (``25%``, ``8``, ``25%layers``).
         parameters: the budget as a target size (``6B``); replaces ``drop`` when given.
         select: how layers are chosen; ``by``: the table it reads, as ``criterion/tokens``.
@@ -62,6 +63,7 @@ class Recipe(Record):
     papers: tuple[str, ...] = ()
     model: str | None = None
     text: TextChoice = TextChoice()
+    observers: tuple[Literal["cka"], ...] = ()
     drop: str = "25%"
     parameters: str | None = None
     select: Literal["span", "lowest", "deepest", "disjoint"] = "span"

@@ -166,6 +166,7 @@ def scan(
     samples: Samples = None,
     length: Length = None,
     by: By = None,
+    cka: Annotated[bool, typer.Option("--cka", help="Measure linear CKA of every span, too.")] = False,
     seed: Seed = None,
     device: Device = "cpu",
     dtype: Dtype = None,
@@ -180,7 +181,10 @@ def scan(
     from shoal.scan import best_spans_table
 
     screen = _screen(json)
-    chosen = with_options("default", model=model, text=text, samples=samples, length=length, by=by, seed=seed)
+    observers = ["cka"] if cka else None
+    chosen = with_options(
+        "default", model=model, text=text, samples=samples, length=length, by=by, observers=observers, seed=seed
+    )
     folder = open_folder(out, command=_command(), overwrite=overwrite)
     inputs = open_inputs(chosen, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     _say_text(screen, chosen)
@@ -217,7 +221,7 @@ def plan(
     """Choose what to remove: plan.json, readable and editable by hand."""
     from shoal.run.compress import open_folder
     from shoal.run.inputs import open_inputs
-    from shoal.run.stages import needs_scan, plan_stage, scan_stage
+    from shoal.run.stages import needs_scan, plan_stage, plan_unopened, scan_stage
     from shoal.scan import Scan
     from shoal.select.guard import guard_table
 
@@ -232,11 +236,14 @@ def plan(
         guard=guard, rounds=rounds, protect=protect, replace=replace, seed=seed,
     )  # fmt: skip
     folder = open_folder(out, command=_command(), overwrite=overwrite)
-    inputs = open_inputs(chosen, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-    _say_text(screen, chosen)
-    with screen.progress():
-        found = scan_stage(inputs, folder, progress=screen.step) if needs_scan(inputs) else None
-        made = plan_stage(inputs, folder, found, progress=screen.step)
+    if not needs_scan(chosen) and chosen.replace == "none":
+        made = plan_unopened(chosen, folder, trust_remote_code=trust_remote_code)
+    else:
+        inputs = open_inputs(chosen, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        _say_text(screen, chosen)
+        with screen.progress():
+            found = scan_stage(inputs, folder, progress=screen.step) if needs_scan(chosen) else None
+            made = plan_stage(inputs, folder, found, progress=screen.step)
     if len(made.candidates) > 1:
         screen.show(guard_table(made.candidates, n_layers=made.n_layers))
     screen.say(f"Plan: {made} ({made.before.parameters:,} -> {made.after.parameters:,} parameters)")

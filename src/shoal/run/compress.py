@@ -69,7 +69,7 @@ def compress(
 def run_stages(inputs: Inputs, folder: RunFolder, *, command: str = "", progress: Progress = silent) -> Outcome:
     """All stages on inputs that are open."""
     write_atomically(folder / "recipe.yaml", inputs.recipe.to_yaml().encode())
-    found = scan_stage(inputs, folder, progress=progress) if needs_scan(inputs) else None
+    found = scan_stage(inputs, folder, progress=progress) if needs_scan(inputs.recipe) else None
     plan = plan_stage(inputs, folder, found, progress=progress)
     fitted = train_stage(inputs, folder, plan, progress=progress)
     model = save_stage(inputs, folder, plan, fitted)

@@ -17,33 +17,36 @@ from shoal.run.inputs import Inputs, Progress, silent
 from shoal.types import Batch, stable_hash, write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
     from shoal.decoder import Student
     from shoal.evaluate import Evaluation
     from shoal.plan import Plan
+    from shoal.recipe import Recipe
     from shoal.scan import Scan
     from shoal.score.oracle import Oracle
+    from shoal.select.budget import Budget
+    from shoal.select.choose import Choosing
     from shoal.text import Samples
     from shoal.train.result import TrainResult
 
 VALUES = "fit.safetensors"
 
 
-def needs_scan(inputs: Inputs) -> bool:
+def needs_scan(recipe: Recipe) -> bool:
     """False where nothing reads the scores: a rule without measurements, and no other candidates to propose."""
-    return inputs.recipe.select != "deepest" or inputs.recipe.guard > 1
+    return recipe.select != "deepest" or recipe.guard > 1
 
 
 def scan_key(inputs: Inputs) -> str:
-    return stable_hash("scan", inputs.model_key, inputs.calibration.data_hash)
+    return stable_hash("scan", inputs.model_key, inputs.calibration.data_hash, inputs.recipe.observers)
 
 
 def scan_stage(inputs: Inputs, folder: RunFolder, *, progress: Progress = silent) -> Scan:
     """``scan.json``, ``scan.safetensors`` and the heat map."""
-    from shoal.scan import Scan, scan
+    from shoal.scan import CkaObserver, Scan, scan
     from shoal.surgery.blueprint import check_can_be_cut
 
     check_can_be_cut(inputs.opened.model.config)
@@ -52,10 +55,12 @@ def scan_stage(inputs: Inputs, folder: RunFolder, *, progress: Progress = silent
         return Scan.load(folder.path)
     started = time.monotonic()
     batches = inputs.batches(inputs.calibration)
+    n_layers, length, seed = inputs.view.n_layers, inputs.length, inputs.recipe.seed
     found = scan(
         inputs.view,
         batches,
         provenance=inputs.provenance(inputs.calibration),
+        observers=[CkaObserver(n_layers, length=length, seed=seed) for name in inputs.recipe.observers if name == "cka"],
         after_batch=lambda batch: progress("scan", batch.index + 1, len(batches)),
     )
     found.save(folder.path)
@@ -79,23 +84,13 @@ def draw(found: Scan, folder: Path, *, by: str) -> list[str]:
 def plan_stage(inputs: Inputs, folder: RunFolder, found: Scan | None, *, progress: Progress = silent) -> Plan:
     """``plan.json``: budget, selector and guard."""
     from shoal.plan import Plan
-    from shoal.select.budget import parse_budget, parse_parameters
-    from shoal.select.choose import Choosing, choose
+    from shoal.select.choose import choose
     from shoal.select.plan_of import plan_of
     from shoal.select.rounds import rescanner
-    from shoal.select.size import PUT_BACK, model_size
+    from shoal.select.size import model_size
 
     recipe, view = inputs.recipe, inputs.view
-    budget = parse_parameters(recipe.parameters) if recipe.parameters else parse_budget(recipe.drop)
-    how = Choosing(
-        selector=recipe.select,
-        by=recipe.by,
-        max_spans=recipe.max_spans,
-        protected=recipe.protected(view.n_layers),
-        n_rounds=recipe.rounds,
-        n_candidates=recipe.guard,
-        put_back=PUT_BACK[recipe.replace],
-    )
+    budget, how = budget_of(recipe), choosing(recipe, view.n_layers)
     used = dict(budget=budget.text, kind=budget.kind, how=repr(how), scan=scan_key(inputs) if found else None)
     key = stable_hash("plan", inputs.model_key, used, inputs.selection.data_hash if recipe.guard > 1 else None)
     if folder.is_done("plan", key):
@@ -125,12 +120,86 @@ def plan_stage(inputs: Inputs, folder: RunFolder, found: Scan | None, *, progres
     return plan
 
 
+def plan_unopened(recipe: Recipe, folder: RunFolder, *, trust_remote_code: bool = False) -> Plan:
+    """``plan.json`` by a rule that measures nothing: from config and names alone, so quantised checkpoints of any size will do.
+
+    Raises:
+        ValueError: the recipe needs scores or puts something back; and as for :func:`plan_stage`.
+    """
+    from shoal.decoder.families import find_layers
+    from shoal.decoder.source import check_source, fingerprint, resolve_source
+    from shoal.plan import Plan
+    from shoal.select.choose import choose
+    from shoal.select.plan_of import plan_of
+    from shoal.select.size import size_of
+    from shoal.surgery.blueprint import blueprint, check_can_be_cut, check_layers
+    from shoal.surgery.rewrite import read_config
+
+    if recipe.model is None or needs_scan(recipe) or recipe.replace != "none":
+        raise ValueError("a plan without opening the model needs a model, --select deepest, --guard 1 and --replace none")
+    path = resolve_source(recipe.model, trust_remote_code=trust_remote_code)
+    check_source(path, trust_remote_code=trust_remote_code)
+    config = read_config(path)
+    check_can_be_cut(config)
+    skeleton = blueprint(config)
+    size = size_of(skeleton, find_layers(skeleton)[0])
+    how = choosing(recipe, size.n_layers)
+    key = stable_hash("plan", fingerprint(path), budget_of(recipe).text, repr(how))
+    if folder.is_done("plan", key):
+        return Plan.load(folder / "plan.json")
+
+    def refuse(kept: Sequence[int]) -> str | None:
+        return reason_of(lambda: check_layers(config, kept))
+
+    choice = choose(budget_of(recipe), size, tables={}, how=how, refuse=refuse)
+    plan = plan_of(
+        choice.layers,
+        size,
+        put_back=how.put_back,
+        source=recipe.model,
+        source_hash=fingerprint(path),
+        method=choice.method,
+        candidates=choice.candidates,
+    )
+    plan.save(folder / "plan.json")
+    folder.finish("plan", key, seconds=0.0, files=["plan.json"])
+    return plan
+
+
+def budget_of(recipe: Recipe) -> Budget:
+    from shoal.select.budget import parse_budget, parse_parameters
+
+    return parse_parameters(recipe.parameters) if recipe.parameters else parse_budget(recipe.drop)
+
+
+def choosing(recipe: Recipe, n_layers: int) -> Choosing:
+    """What the recipe says of selection."""
+    from shoal.select.choose import Choosing
+    from shoal.select.size import PUT_BACK
+
+    return Choosing(
+        selector=recipe.select,
+        by=recipe.by,
+        max_spans=recipe.max_spans,
+        protected=recipe.protected(n_layers),
+        n_rounds=recipe.rounds,
+        n_candidates=recipe.guard,
+        put_back=PUT_BACK[recipe.replace],
+    )
+
+
 def why_not(inputs: Inputs, kept: Sequence[int]) -> str | None:
     """Why this family cannot be left with these layers, or None."""
     from shoal.surgery.blueprint import check_layers
 
+    model = inputs.opened.model
+    return reason_of(lambda: check_layers(model.config, kept, model_class=type(model)))
+
+
+def reason_of(check: Callable[[], object]) -> str | None:
+    """The message of a refusal, or None where there is none."""
     try:
-        check_layers(inputs.opened.model.config, kept, model_class=type(inputs.opened.model))
+        check()
     except ValueError as refusal:
         return str(refusal)
     return None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from shoal.plan import Size
 from shoal.types import Span, spans_of
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from shoal.decoder import DecoderView
 
 
@@ -80,15 +82,20 @@ PUT_BACK: dict[str, PutBack] = {
 
 
 def model_size(view: DecoderView) -> ModelSize:
-    """Count the parameters of a view's model. One that a layer shares with anything else leaves with no single layer."""
+    """The parameters of a view's model."""
+    return size_of(view.model, view.layers_path)
+
+
+def size_of(model: nn.Module, layers_path: str) -> ModelSize:
+    """Count parameters, also on the ``meta`` device. One that a layer shares with anything else leaves with no single layer."""
     owners: dict[int, set[str]] = {}
-    prefix = view.layers_path + "."
-    for name, parameter in view.model.named_parameters(remove_duplicate=False):
+    prefix = layers_path + "."
+    for name, parameter in model.named_parameters(remove_duplicate=False):
         owner = name.removeprefix(prefix).split(".")[0] if name.startswith(prefix) else "outside"
         owners.setdefault(id(parameter), set()).add(owner)
-    own = [0] * view.n_layers
-    for parameter in view.model.parameters():
+    own = [0] * len(cast("nn.ModuleList", model.get_submodule(layers_path)))
+    for parameter in model.parameters():
         (owner, *others) = owners[id(parameter)]
         if not others and owner != "outside":
             own[int(owner)] += parameter.numel()
-    return ModelSize(total=sum(p.numel() for p in view.model.parameters()), layers=tuple(own))
+    return ModelSize(total=sum(p.numel() for p in model.parameters()), layers=tuple(own))
