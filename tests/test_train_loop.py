@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from families import FAMILIES, VOCAB, tiny_model
+from safetensors import SafetensorError
 
 from shoal.decoder import TEACHER, Attached, DecoderView, Student
 from shoal.replace.layer import LayerReplacement
@@ -305,6 +306,22 @@ def test_a_damaged_checkpoint_is_refused(view, tmp_path):
         train(view, folder=tmp_path)
     with pytest.raises(ValueError, match="damaged"):
         load_checkpoint(path, "", members=[], optimizers=[])
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(view, tmp_path, monkeypatch):
+    def stop(step, n_steps, loss):
+        if step == 3:
+            monkeypatch.setattr("shoal.train.checkpoint.save_file", full)
+
+    def full(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(ValueError, match="no space left in .* free some"):
+        train(view, folder=tmp_path, progress=stop)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.safetensors", "curve.jsonl"]
+    monkeypatch.undo()
+    assert same(state_of(train(view, folder=tmp_path)[0]), state_of(train(view)[0]))
 
 
 # -- refusals ------------------------------------------------------------------------------------------------------------

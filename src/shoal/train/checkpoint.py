@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from shoal.surgery.folder import is_full_disk, no_space
 from shoal.train.result import CurvePoint
 from shoal.train.students import Trainee
 from shoal.types import Record
@@ -93,7 +94,11 @@ def load_checkpoint(
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """A safetensors file under its final name, or nothing. Written tensor by tensor, never held as bytes."""
+    """A safetensors file under its final name, or nothing. Written tensor by tensor, never held as bytes.
+
+    Raises:
+        ValueError: the disk is full.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -101,6 +106,11 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        if not is_full_disk(error):
+            raise
+        temporary.unlink(missing_ok=True)  # first, so that the message says what the next try will find
+        raise ValueError(no_space(path.parent, 0)) from None
     finally:
         temporary.unlink(missing_ok=True)
 
