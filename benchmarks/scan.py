@@ -150,7 +150,7 @@ def resident_mb(field: str) -> float:
 
 
 def measure_memory() -> dict[str, Any]:
-    few, many = 2, 10
+    few, many = 4, 24
     extra = {f"{case}_{n}_batches": extra_mb(case, n) for case in CASES for n in (few, many)}
     growth = {case: (extra[f"{case}_{many}_batches"] - extra[f"{case}_{few}_batches"]) / (many - few) for case in CASES}
     return {
