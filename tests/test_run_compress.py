@@ -111,6 +111,19 @@ def test_another_budget_reuses_the_scan_and_needs_a_word(world, tmp_path):
     assert (tmp_path / "run" / "scan.safetensors").stat().st_mtime_ns == stamp
 
 
+def test_unfinished_training_of_other_options_needs_a_word(world, tmp_path):
+    def die(what, done, total):
+        if what == "train" and done == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        compress(recipe(world), tmp_path / "run", progress=die)
+    other = recipe(world, train={"tokens": 24 * LENGTH, "batch": 8, "micro_batch": 4, "eval_every": 2})
+    with pytest.raises(ValueError, match="--overwrite"):
+        compress(other, tmp_path / "run")
+    assert compress(other, tmp_path / "run", overwrite=True).trained[0].n_tokens == 24 * LENGTH
+
+
 def test_rounds_remove_as_many_layers(world, tmp_path):
     outcome = compress(recipe(world, "shortgpt", rounds=2), tmp_path / "run")
     assert outcome.plan.after.layers == 4

@@ -179,3 +179,16 @@ def test_impossible_requests(path, how, message):
         open_corpus(path, word_tokenizer()).samples("training", **{"n": 2, "length": 8, **how})
     with pytest.raises(ValueError, match="batch_size=0"):
         open_corpus(path, word_tokenizer()).samples("training", n=2, length=8).batches(0)
+
+
+@pytest.mark.parametrize("packing", ["packed", "padded"])
+def test_fewer_samples_are_taken_where_the_text_ends_if_that_is_allowed(packing, tmp_path):
+    path = write_jsonl(tmp_path / "text.jsonl", own_words([12] * 120))
+    corpus = open_corpus(path, word_tokenizer())
+    some = corpus.samples("training", n=10_000, length=8, packing=packing, fewest=4)
+    assert 4 <= some.n_samples < 10_000
+    assert torch.equal(some.ids_NT, corpus.samples("training", n=some.n_samples, length=8, packing=packing).ids_NT)
+    with pytest.raises(ValueError, match="too little text"):
+        corpus.samples("training", n=10_000, length=8, packing=packing, fewest=some.n_samples + 1)
+    with pytest.raises(ValueError, match="too little text"):
+        corpus.samples("training", n=some.n_samples + 1, length=8, packing=packing)

@@ -1,8 +1,8 @@
 """Shoal makes deep language models shallower: measure layers, remove the idle ones, repair the cut, measure the loss.
 
-    from shoal import compress, load_recipe
+from shoal import compress, load_recipe
 
-    outcome = compress(load_recipe("default", {"model": "org/name", "drop": "25%"}), "out")
+outcome = compress(load_recipe("default", {"model": "org/name", "drop": "25%"}), "out")
 """
 
 from typing import Any

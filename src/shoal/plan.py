@@ -135,7 +135,10 @@ class Plan(Record):
         return all(isinstance(edit, Drop) and edit.kind == "layer" for edit in self.edits)
 
     def __str__(self) -> str:
-        return describe_removal(self.removed_layers, self.n_layers)
+        said = describe_removal(self.removed_layers, self.n_layers)
+        for edit in self.replacements:
+            said += f"; one {edit.replacement!r} in place of {edit.start}..{edit.stop - 1}"
+        return f"{said}; {self.before.layers} -> {self.after.layers} layers"
 
 
 def describe_removal(layers: Sequence[int], n_layers: int) -> str:

@@ -108,7 +108,9 @@ RECIPES: dict[str, Recipe] = {
             by="cosine/every",
             protect=(),
             guard=1,
-            train=TrainConfig(lr=2e-4, min_lr=5e-5, weight_decay=1e-3, warmup=0.01, clip=5.0, tokens=62_000_000),
+            train=TrainConfig(
+                lr=2e-4, min_lr=5e-5, weight_decay=1e-3, warmup=0.01, clip=5.0, tokens=62_000_000, batch=128, micro_batch=8
+            ),
         ),
         Recipe(
             name="uidl",

@@ -20,7 +20,9 @@ HERE = Path(__file__).parent.parent
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
     from shoal.cli.verbs import app
+    from shoal.run.memory import keep_freed_memory
 
+    keep_freed_memory()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = app(standalone_mode=False) or 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+PLAIN_WIDTH = 120  # columns of tables in a file or a pipe
 
 
 class Rate(ProgressColumn):
@@ -32,6 +35,8 @@ class Screen:
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
         self.console = Console(stderr=as_json)
+        if not self.console.is_terminal and "COLUMNS" not in os.environ:
+            self.console = Console(stderr=as_json, width=PLAIN_WIDTH)
         self._errors = Console(stderr=True)
         self._bars: Progress | None = None
         self._tasks: dict[str, Any] = {}
@@ -58,6 +63,11 @@ class Screen:
         elif time.monotonic() - self._last_line > 10:
             self._last_line = time.monotonic()
             print(f"{what}: {done} of {total}", file=sys.stderr)
+
+    @property
+    def n_tables(self) -> int:
+        """Columns of a table of spans that fit side by side."""
+        return max(2, (self.console.width - 6) // 25)
 
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -178,7 +178,7 @@ def scan(
     from shoal.run.compress import open_folder
     from shoal.run.inputs import open_inputs
     from shoal.run.stages import scan_stage
-    from shoal.scan import best_spans_table
+    from shoal.scan.show import PAPERS, best_spans_table
 
     screen = _screen(json)
     observers = ["cka"] if cka else None
@@ -190,7 +190,7 @@ def scan(
     _say_text(screen, chosen)
     with screen.progress():
         found = scan_stage(inputs, folder, progress=screen.step)
-    screen.show(best_spans_table(found))
+    screen.show(best_spans_table(found, names=PAPERS[: screen.n_tables]))
     _say_files(screen, out, ("scan", "scan.json"), ("heat map", "heatmap.png"))
     screen.result({"scan": str(out / "scan.json"), "provenance": found.provenance.model_dump(mode="json")})
 
@@ -364,12 +364,13 @@ def _compress(
 
 def _show(screen: Screen, outcome: Outcome) -> None:
     from shoal.evaluate import generation_table, table
-    from shoal.scan import best_spans_table
+    from shoal.scan.show import PAPERS, best_spans_table
     from shoal.select.guard import guard_table
 
     plan, evaluation = outcome.plan, outcome.evaluation
     if outcome.scan is not None:
-        screen.show(best_spans_table(outcome.scan, longest=max(1, len(plan.removed_layers))))
+        longest = max(1, len(plan.removed_layers))
+        screen.show(best_spans_table(outcome.scan, names=PAPERS[: screen.n_tables], longest=longest))
     if len(plan.candidates) > 1:
         screen.show(guard_table(plan.candidates, n_layers=plan.n_layers))
     for result in outcome.trained:

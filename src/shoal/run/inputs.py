@@ -77,11 +77,9 @@ class Inputs:
         """As many samples as the recipe's tokens need; without a number, 1 M tokens or what the text holds."""
         tokens = self.recipe.train.tokens
         if tokens is not None:
-            return self.corpus.samples(
-                "training", n=-(-tokens // self.length), length=self.length, packing=self.recipe.text.packing
-            )
+            return self._samples("training", -(-tokens // self.length))
         most = max(FEWEST_DEFAULT, DEFAULT_TRAINING_TOKENS // self.length)
-        return self._most("training", most)
+        return self._samples("training", None, most=most)
 
     def batches(self, samples: Samples) -> list[Batch]:
         return samples.batches(self.batch_size)
@@ -110,20 +108,11 @@ class Inputs:
             versions=versions(),
         )
 
-    def _samples(self, slice: str, asked: int | None) -> Samples:
-        if asked is not None:
-            return self.corpus.samples(slice, n=asked, length=self.length, packing=self.recipe.text.packing)
-        return self._most(slice, DEFAULT_SAMPLES[slice])
-
-    def _most(self, slice: str, most: int) -> Samples:
-        """``most`` samples, or the largest of 3/4, 1/2, 3/8, 1/4, ... of it that the text holds (at least 8)."""
-        tries = sorted({max(FEWEST_DEFAULT, most * part >> power) for power in range(20) for part in (1, 3)}, reverse=True)
-        for n in [n for n in tries if n <= most][:-1]:
-            try:
-                return self.corpus.samples(slice, n=n, length=self.length, packing=self.recipe.text.packing)
-            except ValueError:  # too little text for that many; the last, smallest request says what is missing
-                continue
-        return self.corpus.samples(slice, n=FEWEST_DEFAULT, length=self.length, packing=self.recipe.text.packing)
+    def _samples(self, slice: str, asked: int | None, *, most: int | None = None) -> Samples:
+        """The number asked for, or else the default where the text holds it and at least 8."""
+        n = asked or most or DEFAULT_SAMPLES[slice]
+        fewest = None if asked else FEWEST_DEFAULT
+        return self.corpus.samples(slice, n=n, length=self.length, packing=self.recipe.text.packing, fewest=fewest)
 
 
 def open_inputs(recipe: Recipe, *, device: str = "cpu", dtype: str | None = None, trust_remote_code: bool = False) -> Inputs:

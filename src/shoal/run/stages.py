@@ -243,6 +243,7 @@ def train_stage(inputs: Inputs, folder: RunFolder, plan: Plan, *, progress: Prog
         values = load_file(str(folder / VALUES))
         return Fitted(student_of(inputs.view, plan, values), values, TrainResults.load(folder / "fit.json").results)
     started = time.monotonic()
+    claim(folder, "train", key)
     judge = oracle(inputs, inputs.selection, what="validate", progress=silent)
     trained = train_plan(
         inputs.view,
@@ -258,6 +259,23 @@ def train_stage(inputs: Inputs, folder: RunFolder, plan: Plan, *, progress: Prog
     TrainResults(results=trained.results).save(folder / "fit.json")
     folder.finish("train", key, seconds=time.monotonic() - started, files=[VALUES, "fit.json", "train"])
     return Fitted(trained.student, trained.values, trained.results)
+
+
+def claim(folder: RunFolder, name: str, key: str) -> None:
+    """Make ``name/`` the work folder of a stage with these inputs: an unfinished one of the same inputs is continued.
+
+    Raises:
+        ValueError: it holds unfinished work of other inputs, and ``overwrite`` was not given.
+    """
+    mark = folder / name / "key"
+    if mark.exists() and mark.read_text() != key:
+        if not folder.overwrite:
+            raise ValueError(
+                f"{folder / name} holds an unfinished run with other options, model or text; add --overwrite to drop it, "
+                "or give another --out"
+            )
+        shutil.rmtree(folder / name)
+    write_atomically(mark, key.encode())
 
 
 def save_key(inputs: Inputs, plan: Plan, fitted: Fitted) -> str:

@@ -72,8 +72,8 @@ class Corpus:
             [whole[part.sources] if part.domain is None else split[part.sources][part.domain] for part in self.mixture.parts],
         )
 
-    def samples(self, slice: str, *, n: int, length: int, packing: Packing = "packed") -> Samples:
-        """n samples of ``length`` tokens from one slice.
+    def samples(self, slice: str, *, n: int, length: int, packing: Packing = "packed", fewest: int | None = None) -> Samples:
+        """n samples of ``length`` tokens from one slice; where the text ends before, those it holds (at least ``fewest``).
 
         Packed: documents joined by EOS (BOS where there is none), cut to ``length``, the tail dropped; a block never mixes
         slices. Padded: the first ``length`` tokens of one document each, with the special tokens the tokenizer adds.
@@ -86,27 +86,26 @@ class Corpus:
             raise ValueError(f"unknown packing {packing!r}; {nearest(packing, PACKINGS)}")
         if n < 1 or length < 2:
             raise ValueError(f"n={n}, length={length} needs at least 1 sample of at least 2 tokens")
+        least = n if fewest is None else min(fewest, n)
         filler = (Packer if packing == "packed" else Padder)(self.tokenizer, n=n, length=length)
         documents = self.documents(slice)
-        n_characters = n_documents = 0
+        n_characters = 0
         for document, ids in token_ids(documents, self.tokenizer, special_tokens=packing == "padded"):
-            n_documents += 1
             n_characters += len(document.text)
             if len(ids):
                 filler.add(ids)
             if filler.full:
                 break
         else:
-            raise ValueError(self._too_little(slice, filler, documents, n_characters, n_documents))
+            if filler.n_samples < least:
+                raise ValueError(self._too_little(slice, filler, documents, n_characters, least))
         ids_NT, lengths_N = filler.tensors()
         settings = stable_hash(tokenizer_hash(self.tokenizer), length, packing, slice, self.seed)
         return Samples(ids_NT, lengths_N, slice, self.name, f"{settings}-{hash_ids(ids_NT, lengths_N)}", self.seed)
 
-    def _too_little(
-        self, slice: str, filler: Packer | Padder, documents: Interleave, n_characters: int, n_documents: int
-    ) -> str:
+    def _too_little(self, slice: str, filler: Packer | Padder, documents: Interleave, n_characters: int, n: int) -> str:
         """One line: what the slice has, what is needed, how much text that is, what to do."""
-        n, length, share = filler.n, filler.length, SLICE_SHARES[slice]
+        length, share = filler.length, SLICE_SHARES[slice]
         if isinstance(filler, Packer):
             per_token = n_characters / filler.n_tokens if filler.n_tokens else 4.0
             has, needs = f"{filler.n_tokens:,} tokens", f"{n:,} x {length:,} = {n * length:,}"

@@ -138,8 +138,13 @@ class Packer:
         self.n_tokens = 0
 
     @property
+    def n_samples(self) -> int:
+        """Whole blocks so far, ``n`` at most."""
+        return min(self.n, self.n_tokens // self.length)
+
+    @property
     def full(self) -> bool:
-        return self.n_tokens >= self.n * self.length
+        return self.n_samples == self.n
 
     def add(self, ids: np.ndarray) -> None:
         for piece in ([self.between] if self.pieces else []) + [ids]:
@@ -148,8 +153,9 @@ class Packer:
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """ids_NT and lengths_N."""
-        stream = np.concatenate(self.pieces)[: self.n * self.length]
-        return torch.from_numpy(stream.reshape(self.n, self.length)), torch.full((self.n,), self.length, dtype=torch.int64)
+        n = self.n_samples
+        stream = np.concatenate(self.pieces)[: n * self.length]
+        return torch.from_numpy(stream.reshape(n, self.length)), torch.full((n,), self.length, dtype=torch.int64)
 
 
 class Padder:
@@ -166,8 +172,12 @@ class Padder:
         self.n_tokens = 0
 
     @property
+    def n_samples(self) -> int:
+        return len(self.rows)
+
+    @property
     def full(self) -> bool:
-        return len(self.rows) >= self.n
+        return self.n_samples >= self.n
 
     def add(self, ids: np.ndarray) -> None:
         if len(ids) >= 2:
@@ -176,7 +186,7 @@ class Padder:
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """ids_NT and lengths_N."""
-        ids_NT = np.full((self.n, self.length), self.pad, dtype=np.int64)
+        ids_NT = np.full((self.n_samples, self.length), self.pad, dtype=np.int64)
         for row, ids in zip(ids_NT, self.rows, strict=True):
             row[: len(ids)] = ids
         return torch.from_numpy(ids_NT), torch.tensor([len(row) for row in self.rows], dtype=torch.int64)
