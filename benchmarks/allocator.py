@@ -44,9 +44,8 @@ def main() -> None:
     args = parser.parse_args()
     rounds = [{case: tokens_per_second(case) for case in ("plain", "keep")} for _ in range(args.rounds)]
     ratios = [one["keep"] / one["plain"] for one in rounds]
-    print(
-        f"kept over plain: x {statistics.median(ratios):.2f} (from {min(ratios):.2f} to {max(ratios):.2f}, {args.rounds} rounds)"
-    )
+    spread = f"from {min(ratios):.2f} to {max(ratios):.2f}, {args.rounds} rounds"
+    print(f"kept over plain: x {statistics.median(ratios):.2f} ({spread})")
     args.out.parent.mkdir(exist_ok=True)
     args.out.write_text(json.dumps({"tokens_per_second": rounds, "median_ratio": statistics.median(ratios)}, indent=2) + "\n")
 
