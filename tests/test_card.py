@@ -47,7 +47,8 @@ def evaluation():
 
 
 def text_of(evaluation, plan=PLAN, **rest):
-    return card(plan, evaluation, recipe_name="uidl", command="shoal compress org/model --drop 25%", **rest)
+    rest.setdefault("command", "shoal compress org/model --drop 25%")
+    return card(plan, evaluation, recipe_name="uidl", **rest)
 
 
 def test_front_matter_is_what_the_hub_reads(evaluation):
@@ -123,6 +124,11 @@ def test_sections_without_content_are_left_out(evaluation):
     bare = evaluation.model_copy(update={"generations": (), "speed": None})
     text = text_of(bare, made_plan(Drop(indices=(2,))))
     assert "generations" not in text and "Candidates" not in text and "Speed" not in text and "How it was chosen" not in text
+
+
+def test_a_run_without_a_command_line_points_to_its_recipe(evaluation):
+    section = text_of(evaluation, command="").split("## How to make it again")[1].split("##")[0]
+    assert "recipe.yaml" in section and "```bash" not in section
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,12 @@ from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, T5Co
 from world import write_model, write_text
 
 from shoal.cli import main
+from shoal.decoder.open import DTYPES
 from shoal.plan import Plan
+from shoal.recipe import RECIPES
+from shoal.replace.table import REPLACEMENTS
+from shoal.select.table import SELECTORS
+from shoal.text import PRESETS
 
 
 @pytest.fixture(scope="module")
@@ -288,6 +293,14 @@ def test_run_takes_a_recipe_file(world, shoal, tmp_path):
     code, out, err = shoal("run", "mine.yaml", "--out", "run", "--json")
     assert code == 0, err
     assert json.loads(out)["plan"]["after"]["layers"] == 5
+
+
+def test_help_names_every_entry_of_the_tables(shoal):
+    _, out, _ = shoal("compress", "--help")
+    said = " ".join(out.split())
+    missing = [name for name in (*RECIPES, *SELECTORS, *REPLACEMENTS, *DTYPES) if name not in said]
+    missing += [f"mix:{name}" for name in PRESETS if f"mix:{name}" not in said]
+    assert not missing
 
 
 def test_help_and_version_work(shoal):

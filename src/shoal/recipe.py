@@ -46,7 +46,7 @@ class Recipe(Record):
     Attributes:
         name, about, papers: for people, the card and the citations (arXiv numbers).
         model: hub id or folder; may come from the command line instead.
-        observers: further measures of the scan; ``cka`` adds the tables ``linear_cka/...``.
+        observers: further measures of the scan; ``cka`` adds the table ``cka/rest`` (linear CKA).
         drop: the budget, as on the command line (``25%``, ``8``, ``25%layers``).
         parameters: the budget as a target size (``6B``); replaces ``drop`` when given.
         select: how layers are chosen; ``by``: the table it reads, as ``criterion/tokens``.

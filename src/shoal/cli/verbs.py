@@ -8,16 +8,41 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from shoal import __version__
+from shoal.cli.options import (
+    By,
+    Device,
+    Drop,
+    Dtype,
+    Guard,
+    Json,
+    LearningRate,
+    Length,
+    Model,
+    Out,
+    Overwrite,
+    Parameters,
+    Protect,
+    RecipeName,
+    Remote,
+    ReplaceBy,
+    Rounds,
+    Samples,
+    Seed,
+    Select,
+    TextOption,
+    TrainTokens,
+    with_options,
+)
+from shoal.cli.show import HEAT_MAP, say_files, say_text, show_outcome
 
 if TYPE_CHECKING:
     from shoal.cli.console import Screen
     from shoal.recipe import Recipe
-    from shoal.run.compress import Outcome
 
 app = typer.Typer(
     name="shoal",
@@ -29,60 +54,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-# Options that several verbs share. (Optional[...]: typer reads these at run time.)
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or local folder of a causal language model.")]
-Out = Annotated[Path, typer.Option("--out", help="Run folder: new, empty, or of an earlier run, which is continued.")]
-TextOption = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option(
-        "--text",
-        help="Text: .txt, .txt.gz, .jsonl, .parquet, a folder, hub:NAME, or a mixture such as 0.7*a.txt+0.3*b.jsonl; "
-        "may be repeated. Without it: the bundled sample.",
-    ),
-]
-Samples = Annotated[Optional[int], typer.Option("--samples", help="Calibration samples.  [default: up to 128]")]  # noqa: UP045
-Length = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option("--length", help="Tokens per sample.  [default: the model's window, at most 2048]"),
-]
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps.")]
-Dtype = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--dtype", help="float32, bfloat16 or float16.  [default: the checkpoint's]"),
-]
-Seed = Annotated[Optional[int], typer.Option("--seed", help="Order of the text.  [default: 0]")]  # noqa: UP045
-Remote = Annotated[bool, typer.Option("--trust-remote-code", help="Allow code that comes with the model.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace finished steps that were run with other options.")]
-Json = Annotated[bool, typer.Option("--json", help="Result as JSON on stdout; tables and progress on stderr.")]
-RecipeName = Annotated[
-    str,
-    typer.Option("--recipe", help="default, llm-streamline, uidl, uidl-simple, shortgpt, or a YAML file; options override it."),
-]
-Drop = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--drop", help="25% of all parameters, 8 layers, or 25%layers; net of replacements.  [default: 25%]"),
-]
-Parameters = Annotated[Optional[str], typer.Option("--params", help="Target size instead, such as 6B.")]  # noqa: UP045
-Select = Annotated[Optional[str], typer.Option("--select", help="span, lowest, deepest or disjoint.")]  # noqa: UP045
-By = Annotated[Optional[str], typer.Option("--by", help="Score to select by, such as cosine/rest or angular/last.")]  # noqa: UP045
-Guard = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option("--guard", help="Candidates compared by true KL; 1 trusts the score.  [default: 4]"),
-]
-Rounds = Annotated[Optional[int], typer.Option("--rounds", help="Cut in that many steps, measuring anew.  [default: 1]")]  # noqa: UP045
-Protect = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--protect", help="Layers that stay, such as 0,1,-1, or none.  [default: 0,-1]"),
-]
-ReplaceBy = Annotated[Optional[str], typer.Option("--replace", help="none or layer.  [default: layer]")]  # noqa: UP045
-TrainTokens = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option("--train-tokens", help="Tokens the replacement is trained on.  [default: up to 1 M]"),
-]
-LearningRate = Annotated[Optional[float], typer.Option("--lr", help="Peak learning rate.  [default: 1e-3]")]  # noqa: UP045
-
 
 def version(wanted: bool) -> None:
+    """Print the version and stop, when asked to."""
     if wanted:
         print(__version__)
         raise typer.Exit
@@ -187,11 +161,11 @@ def scan(
     )
     folder = open_folder(out, command=_command(), overwrite=overwrite)
     inputs = open_inputs(chosen, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-    _say_text(screen, chosen)
+    say_text(screen, chosen)
     with screen.progress():
         found = scan_stage(inputs, folder, progress=screen.step)
     screen.show(best_spans_table(found, names=PAPERS[: screen.n_tables]))
-    _say_files(screen, out, ("scan", "scan.json"), ("heat map", "heatmap.png"))
+    say_files(screen, out, ("scan", "scan.json"), HEAT_MAP)
     screen.result({"scan": str(out / "scan.json"), "provenance": found.provenance.model_dump(mode="json")})
 
 
@@ -240,14 +214,14 @@ def plan(
         made = plan_unopened(chosen, folder, trust_remote_code=trust_remote_code)
     else:
         inputs = open_inputs(chosen, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-        _say_text(screen, chosen)
+        say_text(screen, chosen)
         with screen.progress():
             found = scan_stage(inputs, folder, progress=screen.step) if needs_scan(chosen) else None
             made = plan_stage(inputs, folder, found, progress=screen.step)
     if len(made.candidates) > 1:
         screen.show(guard_table(made.candidates, n_layers=made.n_layers))
     screen.say(f"Plan: {made} ({made.before.parameters:,} -> {made.after.parameters:,} parameters)")
-    _say_files(screen, out, ("plan", "plan.json"))
+    say_files(screen, out, ("plan", "plan.json"))
     screen.result(made.model_dump(mode="json"))
 
 
@@ -291,7 +265,7 @@ def evaluate(
 
     screen = _screen(json)
     chosen = with_options("default", model=teacher or model, text=text, evaluation=samples, length=length, seed=seed)
-    _say_text(screen, chosen)
+    say_text(screen, chosen)
     with screen.progress():
         if teacher is None:
             alone = evaluate_alone(chosen, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
@@ -309,45 +283,13 @@ def evaluate(
 # -- what the verbs share ------------------------------------------------------------------------------------------------
 
 
-def with_options(recipe: str, **options: Any) -> Recipe:
-    """The named recipe with the options that were given on top; validated like a recipe file.
-
-    Raises:
-        ValueError: an unknown recipe, or a value that is not allowed.
-    """
-    from shoal.recipe import load_recipe
-
-    given = {name: value for name, value in options.items() if value is not None}
-    text: dict[str, Any] = {name: given.pop(name) for name in ("samples", "length", "evaluation") if name in given}
-    if "text" in given:
-        text["sources"] = given.pop("text")
-    train = {field: given.pop(name) for name, field in (("train_tokens", "tokens"), ("lr", "lr")) if name in given}
-    if "params" in given:
-        given["parameters"] = given.pop("params")
-    elif "drop" in given:
-        given["parameters"] = None
-    if "protect" in given:
-        given["protect"] = _layers(given["protect"])
-    if train and "lr" in train:
-        train["min_lr"] = train["lr"] / 10
-    changes: dict[str, Any] = {**given, **({"text": text} if text else {}), **({"train": train} if train else {})}
-    return load_recipe(recipe, changes)
-
-
-def _layers(text: str) -> list[int]:
-    try:
-        return [] if text == "none" else [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"--protect {text!r} needs layer numbers with commas, such as 0,1,-1, or none") from None
-
-
 def _compress(
     chosen: Recipe, out: Path, device: str, dtype: str | None, trust_remote_code: bool, overwrite: bool, json: bool
 ) -> None:
     from shoal.run.compress import compress as compress_model
 
     screen = _screen(json)
-    _say_text(screen, chosen)
+    say_text(screen, chosen)
     with screen.progress():
         outcome = compress_model(
             chosen,
@@ -359,53 +301,7 @@ def _compress(
             command=_command(),
             progress=screen.step,
         )
-    _show(screen, outcome)
-
-
-def _show(screen: Screen, outcome: Outcome) -> None:
-    from shoal.evaluate import generation_table, table
-    from shoal.scan.show import PAPERS, best_spans_table
-    from shoal.select.guard import guard_table
-
-    plan, evaluation = outcome.plan, outcome.evaluation
-    if outcome.scan is not None:
-        longest = max(1, len(plan.removed_layers))
-        screen.show(best_spans_table(outcome.scan, names=PAPERS[: screen.n_tables], longest=longest))
-    if len(plan.candidates) > 1:
-        screen.show(guard_table(plan.candidates, n_layers=plan.n_layers))
-    for result in outcome.trained:
-        screen.say(f"Trained: {result}")
-    screen.show(table(evaluation))
-    screen.show(generation_table(evaluation.generations))
-    screen.say(f"Plan: {plan}; {plan.before.parameters:,} -> {plan.after.parameters:,} parameters")
-    _say_files(
-        screen,
-        outcome.folder,
-        ("checkpoint", "model"),
-        ("card", "model/README.md"),
-        ("heat map", "heatmap.png"),
-        ("figures", "evaluation.json"),
-    )
-    screen.result(
-        {
-            "model": str(outcome.model),
-            "plan": plan.model_dump(mode="json"),
-            "evaluation": evaluation.model_dump(mode="json"),
-        }
-    )
-
-
-def _say_text(screen: Screen, chosen: Recipe) -> None:
-    if not chosen.text.sources:
-        screen.say("Text: the bundled sample of public-domain books (give your own with --text)")
-
-
-def _say_files(screen: Screen, folder: Path, *files: tuple[str, str]) -> None:
-    for what, name in files:
-        if (folder / name).exists():
-            screen.say(f"{what + ':':<12}{folder / name}")
-        elif what == "heat map":
-            screen.say("heat map:   not drawn; pip install 'shoal[plot]'")
+    show_outcome(screen, outcome)
 
 
 def _screen(as_json: bool) -> Screen:

@@ -36,7 +36,7 @@ def card(
         plan: what was done.
         evaluation: what was measured.
         recipe_name: name of the recipe that was run.
-        command: the command line that makes this checkpoint again.
+        command: the command line that makes this checkpoint again; empty when there was none.
         papers: arXiv numbers of the method, cited in this order.
         inherited: metadata of the source's card (:func:`inherited_metadata`); without a licence there the card names none.
     """
@@ -175,7 +175,8 @@ def _generations(generated: Sequence[Generation]) -> str:
 
 
 def _reproduce(plan: Plan, name: str, recipe_name: str, command: str) -> str:
-    text = f"## How to make it again\n\nRecipe `{recipe_name}`:\n\n{_fenced(command, 'bash')}"
+    text = f"## How to make it again\n\nRecipe `{recipe_name}`"
+    text += f":\n\n{_fenced(command, 'bash')}" if command else "; `recipe.yaml` of the run folder has every option."
     if plan.is_pure_removal and plan.removed_layers:
         slices = [{"sources": [{"model": name, "layer_range": [span.start, span.stop]}]} for span in spans_of(plan.kept_layers)]
         content = {"merge_method": "passthrough", "slices": slices}

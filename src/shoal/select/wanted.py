@@ -19,7 +19,7 @@ Refuse = Callable[[Sequence[int]], str | None]
 """Given the layers that would be kept: why this family cannot lose the others, or None when it can."""
 
 # Scores that are highest where a span changes nothing, with that value; what is missing from it can be summed over spans.
-NO_CHANGE = {"cosine": 1.0, "cka": 1.0, "linear_cka": 1.0}
+NO_CHANGE = {"cosine": 1.0, "cka": 1.0}
 
 
 def nothing_refused(kept: Sequence[int]) -> str | None:

@@ -1,0 +1,102 @@
+"""The options of the command, each defined once, and how they turn into a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+if TYPE_CHECKING:
+    from shoal.recipe import Recipe
+
+# Optional[...], not X | None: typer reads these at run time.
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or local folder of a causal language model.")]
+Out = Annotated[Path, typer.Option("--out", help="Run folder: new, empty, or of an earlier run, which is continued.")]
+TextOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--text",
+        help="Text: .txt, .txt.gz, .jsonl, .parquet, a folder, hub:NAME, mix:slimpajama, or a mixture such as "
+        "0.7*a.txt+0.3*b.jsonl; may be repeated.  [default: the bundled sample]",
+    ),
+]
+Samples = Annotated[Optional[int], typer.Option("--samples", help="Calibration samples.  [default: up to 128]")]  # noqa: UP045
+Length = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--length", help="Tokens per sample.  [default: the model's window, at most 2048]"),
+]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps.")]
+Dtype = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--dtype", help="float32, bfloat16 or float16.  [default: the checkpoint's]"),
+]
+Seed = Annotated[Optional[int], typer.Option("--seed", help="Order of the text.  [default: 0]")]  # noqa: UP045
+Remote = Annotated[bool, typer.Option("--trust-remote-code", help="Allow code that comes with the model.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace finished steps that were run with other options.")]
+Json = Annotated[bool, typer.Option("--json", help="Result as JSON on stdout; tables and progress on stderr.")]
+RecipeName = Annotated[
+    str,
+    typer.Option(
+        "--recipe",
+        help="default, llm-streamline, uidl, uidl-simple, shortgpt, or a YAML file. Options override it; the defaults shown "
+        "are those of the recipe default.",
+    ),
+]
+Drop = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--drop", help="25% of all parameters, 8 layers, or 25%layers; net of replacements.  [default: 25%]"),
+]
+Parameters = Annotated[Optional[str], typer.Option("--params", help="Target size instead of --drop, such as 6B.")]  # noqa: UP045
+Select = Annotated[Optional[str], typer.Option("--select", help="span, lowest, deepest or disjoint.  [default: span]")]  # noqa: UP045
+By = Annotated[Optional[str], typer.Option("--by", help="Score to select by, such as angular/last.  [default: cosine/rest]")]  # noqa: UP045
+Guard = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--guard", help="Candidates compared by their KL to the teacher; 1 trusts the score.  [default: 4]"),
+]
+Rounds = Annotated[Optional[int], typer.Option("--rounds", help="Cut in that many steps, measuring anew.  [default: 1]")]  # noqa: UP045
+Protect = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--protect", help="Layers that stay, such as 0,1,-1, or none.  [default: 0,-1]"),
+]
+ReplaceBy = Annotated[Optional[str], typer.Option("--replace", help="none or layer.  [default: layer]")]  # noqa: UP045
+TrainTokens = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--train-tokens", help="Tokens the replacement is trained on.  [default: up to 1 M]"),
+]
+LearningRate = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option("--lr", help="Peak learning rate.  [default: 0.8 / hidden size, at most 8e-3]"),
+]
+
+
+def with_options(recipe: str, **options: Any) -> Recipe:
+    """The named recipe with the options that were given on top; validated like a recipe file.
+
+    Raises:
+        ValueError: an unknown recipe, or a value that is not allowed.
+    """
+    from shoal.recipe import load_recipe
+
+    given = {name: value for name, value in options.items() if value is not None}
+    text: dict[str, Any] = {name: given.pop(name) for name in ("samples", "length", "evaluation") if name in given}
+    if "text" in given:
+        text["sources"] = given.pop("text")
+    train = {field: given.pop(name) for name, field in (("train_tokens", "tokens"), ("lr", "lr")) if name in given}
+    if "params" in given:
+        given["parameters"] = given.pop("params")
+    elif "drop" in given:
+        given["parameters"] = None
+    if "protect" in given:
+        given["protect"] = _layers(given["protect"])
+    if train and "lr" in train:
+        train["min_lr"] = train["lr"] / 10
+    changes: dict[str, Any] = {**given, **({"text": text} if text else {}), **({"train": train} if train else {})}
+    return load_recipe(recipe, changes)
+
+
+def _layers(text: str) -> list[int]:
+    try:
+        return [] if text == "none" else [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--protect {text!r} needs layer numbers with commas, such as 0,1,-1, or none") from None

@@ -1,0 +1,58 @@
+"""What a verb prints when it is done: tables, the plan, and where the files are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shoal.cli.console import Screen
+    from shoal.recipe import Recipe
+    from shoal.run.compress import Outcome
+
+HEAT_MAP = ("heat map", "heatmap.png")
+
+
+def show_outcome(screen: Screen, outcome: Outcome) -> None:
+    """A whole run: scores, guard, training, figures, generations, plan, files; the plan and figures as JSON when asked for."""
+    from shoal.evaluate import generation_table, table
+    from shoal.scan.show import PAPERS, best_spans_table
+    from shoal.select.guard import guard_table
+
+    plan, evaluation = outcome.plan, outcome.evaluation
+    if outcome.scan is not None:
+        longest = max(1, len(plan.removed_layers))
+        screen.show(best_spans_table(outcome.scan, names=PAPERS[: screen.n_tables], longest=longest))
+    if len(plan.candidates) > 1:
+        screen.show(guard_table(plan.candidates, n_layers=plan.n_layers))
+    for result in outcome.trained:
+        screen.say(f"Trained: {result}")
+    screen.show(table(evaluation))
+    screen.show(generation_table(evaluation.generations))
+    screen.say(f"Plan: {plan}; {plan.before.parameters:,} -> {plan.after.parameters:,} parameters")
+    files = [("checkpoint", "model"), ("card", "model/README.md"), ("figures", "evaluation.json")]
+    if outcome.scan is not None:
+        files.insert(2, HEAT_MAP)
+    say_files(screen, outcome.folder, *files)
+    screen.result(
+        {
+            "model": str(outcome.model),
+            "plan": plan.model_dump(mode="json"),
+            "evaluation": evaluation.model_dump(mode="json"),
+        }
+    )
+
+
+def say_text(screen: Screen, chosen: Recipe) -> None:
+    """Say aloud that the text is not the user's own."""
+    if not chosen.text.sources:
+        screen.say("Text: the bundled sample of public-domain books (give your own with --text)")
+
+
+def say_files(screen: Screen, folder: Path, *files: tuple[str, str]) -> None:
+    """Where each file of a finished run is; a picture that was not drawn says how to get it."""
+    for what, name in files:
+        if (folder / name).exists():
+            screen.say(f"{what + ':':<12}{folder / name}")
+        elif (what, name) == HEAT_MAP:
+            screen.say("heat map:   not drawn; pip install 'shoal[plot]'")
