@@ -1,6 +1,6 @@
 """The main job on real models: ``layer`` against the same cut without repair, at equal net layers, on held-out text.
 
-    python benchmarks/compress.py --model A=text.txt --model B=text.txt [--drop 25%] [--out results.json]
+    python benchmarks/compress.py --model A=text.txt --model B=text.txt [--drop 25%] [--train-tokens N] [--out results.json]
 
 Every model is compressed by the ``default`` recipe; its checkpoint is reloaded by plain transformers. Without arguments the
 bundled model and text are used.
@@ -23,8 +23,8 @@ from shoal.run.inputs import bundled_model, versions
 HERE = Path(__file__).parent
 
 
-def measure(model: str, text: str, *, drop: str, folder: Path) -> dict[str, object]:
-    changes: dict[str, object] = {"model": model, "drop": drop}
+def measure(model: str, text: str, *, drop: str, tokens: int | None, folder: Path) -> dict[str, object]:
+    changes: dict[str, object] = {"model": model, "drop": drop, "train": {"tokens": tokens}}
     if text:
         changes["text"] = {"sources": [text]}
     started = time.monotonic()
@@ -57,13 +57,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", default=[], metavar="PATH=TEXT")
     parser.add_argument("--drop", default="25%")
+    parser.add_argument("--train-tokens", type=int, default=None)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "compress.json")
     args = parser.parse_args()
     rows = []
     for one in args.model or [f"{bundled_model()}="]:
         model, _, text = one.partition("=")
         with tempfile.TemporaryDirectory() as folder:
-            rows.append(measure(model, text, drop=args.drop, folder=Path(folder) / "run"))
+            rows.append(measure(model, text, drop=args.drop, tokens=args.train_tokens, folder=Path(folder) / "run"))
         row = rows[-1]
         figures = f"KL none {row['kl_none']:.4f}  layer {row['kl_layer']:.4f}"
         print(f"{row['model']:16} {row['layers']}  {figures}  {row['seconds']:.0f} s")

@@ -67,9 +67,9 @@ def test_best_span_is_the_extreme_in_the_direction_of_the_score(higher):
         best_span(one, 6)
 
 
-def test_equal_values_go_to_the_first_span():
+def test_equal_values_go_to_the_deepest_span_as_the_selectors_have_it():
     values = np.zeros((4, 4))
-    assert best_span(SpanTable("euclidean", "rest", values, values, "norm", False, 2), 1) == Span(0, 1)
+    assert best_span(SpanTable("euclidean", "rest", values, values, "norm", False, 2), 1) == Span(2, 3)
 
 
 def test_the_printed_table_shows_value_and_error_of_the_best_span():

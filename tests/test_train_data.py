@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from shoal.text.samples import Samples
-from shoal.train.config import MOST_LR, TrainConfig
-from shoal.train.data import DEFAULT_TOKENS, eval_interval, plan_course
+from shoal.train.config import DEFAULT_TOKENS, MOST_LR, TrainConfig
+from shoal.train.data import eval_interval, plan_course
 
 LENGTHS_N = torch.tensor([4, 2, 3, 4, 1 + 1, 4, 3])  # 22 tokens
 IDS_NT = torch.arange(7 * 4).reshape(7, 4)

@@ -70,7 +70,7 @@ def table(evaluation: Evaluation) -> Table:
     """The figures as a table for the terminal."""
     from rich.table import Table
 
-    title = f"on {evaluation.provenance.data}, {evaluation.quality.n_tokens:,} tokens"
+    title = f"Teacher and student on {evaluation.provenance.data}, {evaluation.quality.n_tokens:,} tokens"
     found = Table("", "teacher", "student", "change", title=title)
     for column in found.columns[1:]:
         column.justify = "right"
@@ -84,7 +84,7 @@ def generation_table(generated: Sequence[Generation]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    found = Table("prompt", "teacher", "student", "equal tokens", title="greedy generations", show_lines=True)
+    found = Table("prompt", "teacher", "student", "equal tokens", title="Greedy generations", show_lines=True)
     for one in generated:  # Text: what a model writes is not markup
         found.add_row(Text(one.prompt), Text(one.teacher), Text(one.student), f"{one.n_agreed} of {one.n_tokens}")
     return found

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from shoal.scan.show import best_span
 from shoal.types import SpanTable, write_atomically
 
 FORMATS = ("png", "svg")
@@ -55,7 +56,7 @@ def heatmap(table: SpanTable) -> Any:
     edges = np.arange(n_layers + 1)
     shade = power_norm(GAMMA, vmin=0.0, vmax=1.0)
     colours = axes.pcolormesh(edges - 0.5, edges + 0.5, rows, cmap=COLOURS, norm=shade, rasterized=True)
-    _mark_best(axes, rows)
+    _mark_best(axes, table, rows)
     axes.set_xlim(-0.5, n_layers - 0.5)
     axes.set_ylim(0.5, n_layers + 0.5)
     axes.set_aspect("equal")
@@ -77,9 +78,9 @@ def heatmap(table: SpanTable) -> Any:
     return figure
 
 
-def _mark_best(axes: Any, rows: np.ndarray) -> None:
+def _mark_best(axes: Any, table: SpanTable, rows: np.ndarray) -> None:
     """A dot on the most redundant span of each row, joined by a line."""
-    best = [(int(np.nanargmin(row)), n) for n, row in enumerate(rows, start=1) if not np.isnan(row).all()]
+    best = [(best_span(table, n).start, n) for n, row in enumerate(rows, start=1) if not np.isnan(row).all()]
     starts, lengths = zip(*best, strict=True)
     axes.plot(starts, lengths, color="black", linewidth=0.8, alpha=0.6, zorder=2)
     dot = max(8.0, 46.0 - 0.6 * len(rows))

@@ -68,10 +68,13 @@ def compress(
 
 def run_stages(inputs: Inputs, folder: RunFolder, *, command: str = "", progress: Progress = silent) -> Outcome:
     """All stages on inputs that are open."""
-    write_atomically(folder / "recipe.yaml", inputs.recipe.to_yaml().encode())
+    recipe_file, recipe = folder / "recipe.yaml", inputs.recipe.to_yaml().encode()
+    if folder.overwrite or not recipe_file.exists():  # else at the end: a refused run leaves the recipe of what stands
+        write_atomically(recipe_file, recipe)
     found = scan_stage(inputs, folder, progress=progress) if needs_scan(inputs.recipe) else None
     plan = plan_stage(inputs, folder, found, progress=progress)
     fitted = train_stage(inputs, folder, plan, progress=progress)
     model = save_stage(inputs, folder, plan, fitted)
     evaluation = evaluate_stage(inputs, folder, plan, fitted, command=command, progress=progress)
+    write_atomically(recipe_file, recipe)
     return Outcome(folder.path, model, found, plan, fitted.results, evaluation)

@@ -59,7 +59,8 @@ class RunFolder:
             stages = {}
         self.record = RunRecord(version=version, command=command, versions=versions or {}, stages=stages)
         self.path.mkdir(parents=True, exist_ok=True)
-        self._save()
+        if not (self.path / RECORD).exists():  # else when a stage is done: a refused run leaves the record as it was
+            self._save()
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shoal.recipe import Recipe
+from shoal.train.config import DEFAULT_TOKENS
 from shoal.types import Provenance, stable_hash
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ TOKENS_PER_BATCH = 4096
 LONGEST_DEFAULT = 2048
 DEFAULT_SAMPLES = {"calibration": 128, "selection": 64, "evaluation": 64}
 FEWEST_DEFAULT = 8
-DEFAULT_TRAINING_TOKENS = 1_000_000
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -75,11 +75,16 @@ class Inputs:
     @cached_property
     def training(self) -> Samples:
         """As many samples as the recipe's tokens need; without a number, 1 M tokens or what the text holds."""
-        tokens = self.recipe.train.tokens
-        if tokens is not None:
+        tokens, is_padded = self.recipe.train.tokens, self.recipe.text.packing == "padded"
+        if tokens is not None and not is_padded:
             return self._samples("training", -(-tokens // self.length))
-        most = max(FEWEST_DEFAULT, DEFAULT_TRAINING_TOKENS // self.length)
-        return self._samples("training", None, most=most)
+        wanted = DEFAULT_TOKENS if tokens is None else tokens
+        most = max(FEWEST_DEFAULT, wanted // self.length)
+        found = self._samples("training", None, most=most)
+        while is_padded and found.n_tokens < wanted and found.n_samples == most:  # padded samples are rarely full
+            most *= 2
+            found = self._samples("training", None, most=most)
+        return found
 
     def batches(self, samples: Samples) -> list[Batch]:
         return samples.batches(self.batch_size)

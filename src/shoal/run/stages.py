@@ -144,14 +144,15 @@ def plan_unopened(recipe: Recipe, folder: RunFolder, *, trust_remote_code: bool 
     skeleton = blueprint(config)
     size = size_of(skeleton, find_layers(skeleton)[0])
     how = choosing(recipe, size.n_layers)
-    key = stable_hash("plan", fingerprint(path), budget_of(recipe).text, repr(how))
+    budget = budget_of(recipe)
+    key = stable_hash("plan", fingerprint(path), budget.text, budget.kind, repr(how))
     if folder.is_done("plan", key):
         return Plan.load(folder / "plan.json")
 
     def refuse(kept: Sequence[int]) -> str | None:
         return reason_of(lambda: check_layers(config, kept))
 
-    choice = choose(budget_of(recipe), size, tables={}, how=how, refuse=refuse)
+    choice = choose(budget, size, tables={}, how=how, refuse=refuse)
     plan = plan_of(
         choice.layers,
         size,

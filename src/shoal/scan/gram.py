@@ -197,10 +197,16 @@ def _chunks(n: int, chunk: int) -> Iterator[slice]:
 
 
 def exact_bmm(a: Tensor, b: Tensor) -> Tensor:
-    """``torch.bmm`` without TF32, whose 10 bits would show in every small angle, whatever the process has set."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    """``torch.bmm`` in full fp32, whatever the process has set: the 10 bits of TF32 would show in every small angle.
+
+    Set backend by backend: the one switch for all of them raises once a program has used these.
+    """
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    before = [backend.fp32_precision for backend in backends]
     try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
         return torch.bmm(a, b)
     finally:
-        torch.set_float32_matmul_precision(before)
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision

@@ -18,17 +18,18 @@ PAPERS = ("cosine/every", "angular/last", "cosine/rest", "angular/rest", "relati
 
 
 def best_span(table: SpanTable, n: int) -> Span:
-    """The most redundant span of ``n`` layers; the first of equals.
+    """The most redundant span of ``n`` layers; the deepest of equals, as the selectors have it.
 
     Raises:
         ValueError: no span of that length, or no value for any.
     """
     if not 1 <= n <= table.n_layers:
         raise ValueError(f"n={n} needs 1..{table.n_layers} for this {table.n_layers}-layer model")
-    values = np.diagonal(table.values, offset=n)
+    values = np.diagonal(table.values, offset=n)[::-1]  # deepest first: arg-max and arg-min take the first of equals
     if np.isnan(values).all():
         raise ValueError(f"table {table.name!r} has no value for spans of {n} layers: no sample had such tokens")
-    start = int(np.nanargmax(values) if table.higher_is_more_redundant else np.nanargmin(values))
+    place = int(np.nanargmax(values) if table.higher_is_more_redundant else np.nanargmin(values))
+    start = len(values) - 1 - place
     return Span(start, start + n)
 
 

@@ -70,15 +70,14 @@ def guard_table(candidates: Sequence[Candidate], *, n_layers: int) -> Table:
     from rich.table import Table
 
     table = Table(
-        title=f"Guard: {len(candidates)} candidates by KL to the teacher", caption=verdict(candidates, n_layers=n_layers)
+        title=f"Guard: {len(candidates)} candidates by KL to the teacher",
+        caption=verdict(candidates, n_layers=n_layers),
+        caption_justify="left",
     )
-    for name, justify in (
-        ("layers out", "left"),
-        ("KL (nats/token)", "right"),
-        ("perplexity", "right"),
-        ("proposed by", "left"),
-    ):
-        table.add_column(name, justify="right" if justify == "right" else "left")
+    table.add_column("layers out")
+    table.add_column("KL (nats/token)", justify="right")
+    table.add_column("perplexity", justify="right")
+    table.add_column("proposed by")
     for rank, one in enumerate(candidates):
         proposed = "\n".join(f"{name} ({one.scores[name]:.4g})" if name in one.scores else name for name in one.proposed_by)
         perplexity = "" if one.perplexity is None else f"{one.perplexity:.4g}"

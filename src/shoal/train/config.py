@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from shoal.types import Record
 
+# Training tokens where none are asked for, and the text holds as many.
+DEFAULT_TOKENS = 1_000_000
+
 # A bound for very narrow models, where the rule below would leave the range that was tried.
 MOST_LR = 8e-3
 

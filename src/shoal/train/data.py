@@ -8,10 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from shoal.text.samples import Samples
-from shoal.train.config import TrainConfig
+from shoal.train.config import DEFAULT_TOKENS, TrainConfig
 from shoal.types import Batch
-
-DEFAULT_TOKENS = 1_000_000
 
 
 @dataclass(frozen=True)

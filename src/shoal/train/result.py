@@ -72,11 +72,11 @@ class TrainResult(Record):
 
     def __str__(self) -> str:
         first, best = self.first, self.best
-        parts = [f"{self.replacement} over {self.span}: validation {first.validation:.4g} -> {best.validation:.4g}"]
+        parts = [f"{self.replacement!r} over {self.span}: loss on selection {first.validation:.4g} -> {best.validation:.4g}"]
         if first.quality is not None and best.quality is not None:
-            parts.append(f"quality {first.quality:.4g} -> {best.quality:.4g}")
+            parts.append(f"KL to the teacher {first.quality:.4g} -> {best.quality:.4g}")
         return ", ".join(
-            [*parts, f"best step {self.best_step} of {self.n_steps}, {self.n_tokens} tokens, {self.seconds:.0f} s"]
+            [*parts, f"best step {self.best_step} of {self.n_steps}, {self.n_tokens:,} tokens, {self.seconds:.0f} s"]
         )
 
 
