@@ -1,7 +1,8 @@
 """Answers from other evaluators' files: OpenCompass prediction folders and lm-eval sample logs.
 
-OpenCompass (PPL mode): a folder with one JSON file per task, an object with one entry per item,
-``{"0": {"label: A": {"PPL": ..}, .., "prediction": .., "gold": ..}, ..}``. PPL there is the mean negative log-likelihood per token: variant ``mean_nll``.
+OpenCompass (PPL mode): a folder with one JSON file per task, which is an object with one entry per item,
+``{"0": {"label: A": {"PPL": ..}, .., "prediction": .., "gold": ..}, ..}``. PPL there is the mean negative log-likelihood per
+token: variant ``mean_nll``.
 lm-eval (``--log_samples``): ``samples_<task>_<date>.jsonl`` with ``target``, ``doc_hash`` and ``filtered_resps``, which is one
 (log-likelihood, is greedy) per option. No likelihood of the context is there: variant ``option_nll``.
 """

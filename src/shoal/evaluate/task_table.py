@@ -21,7 +21,7 @@ def task_table(found: Benchmark) -> Table:
 
     level = f"{100 * found.tasks[0].teacher.level:g} %" if found.tasks else ""
     shown = Table(
-        "task", "teacher", "student", "retained", "stability", "KL over options", "right to wrong / wrong to right", "p",
+        "task", "teacher", "student", "retained", "stability", "KL", "lost / won", "p",
         title=f"Tasks, accuracy in % ({level} intervals)",
     )  # fmt: skip
     for column in shown.columns[1:]:
@@ -59,7 +59,14 @@ def flip_table(results: Sequence[Stability], *, n: int = N_SHOWN) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table("task", "item", "flip", "teacher's scores", "student's scores", title="Flips (nats, lower is better, [gold])")
+    shown = Table(
+        "task",
+        "item",
+        "flip",
+        "teacher's scores",
+        "student's scores",
+        title="Flips (scores in nats, lower is better; the right option in brackets)",
+    )
     for one in results:
         for flips, way in ((one.right_to_wrong, "right to wrong"), (one.wrong_to_right, "wrong to right")):
             for flip in flips[:n]:
@@ -74,7 +81,7 @@ def stability_table(results: Sequence[Stability], official: Mapping[str, float])
 
     shown = Table(
         "task", "scores", "items", "stability", "same correctness", "same answer", "KL", "teacher", "student",
-        "right to wrong / wrong to right", title="Stability, %",
+        "lost / won", title="Stability, %",
     )  # fmt: skip
     if official:
         shown.add_column("official script")
