@@ -243,7 +243,10 @@ WRONG = {
     "a gold that is NaN": ({**GOOD, "gold": math.nan}, "line 2: gold=NaN needs a whole number 0..1"),
     "a gold outside": ({**GOOD, "gold": 2}, "line 2: gold=2 needs a whole number 0..1"),
     "a gold that is true": ({**GOOD, "gold": True}, "line 2: gold=true needs"),
-    "a wrong field": ({"ctx": "a", "choises": ["b", "c"], "gold": 0}, "line 2: unknown field 'choises'; did you mean 'choices'"),
+    "a wrong field": (
+        {"ctx": "a", "choises": ["b", "c"], "gold": 0},
+        "line 2: unknown field 'choises'; did you mean 'choices'",
+    ),
     "a field of the other form": ({**GOOD, "target": "x"}, "line 2: unknown field 'target'"),
     "one choice": ({**GOOD, "choices": ["b"]}, "line 2: choices=.* needs a list of at least 2 texts"),
     "an empty choice": ({**GOOD, "choices": ["b", ""]}, "line 2: a choice is empty"),
