@@ -80,17 +80,18 @@ def stability_table(results: Sequence[Stability], official: Mapping[str, float])
     from rich.table import Table
 
     shown = Table(
-        "task", "scores", "items", "stability", "same correctness", "same answer", "KL", "teacher", "student",
-        "lost / won", title="Stability, %",
+        "task", "scores", "items", "stability", "correctness", "answers", "KL", "teacher", "student",
+        "lost / won", title="Stability, agreement and accuracy, %",
     )  # fmt: skip
     if official:
-        shown.add_column("official script")
+        shown.add_column("official")
     for column in shown.columns[2:]:
         column.justify = "right"
     for one in results:
         cells = [
-            one.task, one.variant, str(one.n_items), _share(one.stability), _share(one.correctness), _share(one.answers),
-            _number(one.kl), _share(one.teacher_accuracy), _share(one.student_accuracy), _flips(one),
+            one.task, one.variant, str(one.n_items), _share(one.stability), _per_cent(one.correctness.value),
+            _per_cent(one.answers and one.answers.value), _number(one.kl), _per_cent(one.teacher_accuracy.value),
+            _per_cent(one.student_accuracy.value), _flips(one),
         ]  # fmt: skip
         shown.add_row(*cells, *([_per_cent(official.get(one.task))] if official else []))
     return shown
