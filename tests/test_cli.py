@@ -283,8 +283,10 @@ def test_the_verbs_in_a_row(world, shoal, tmp_path):
     code, out, _ = shoal("eval", world / "model", "--teacher", world / "model", *options(world, "--json"))
     quality = json.loads(out)["quality"]
     assert code == 0 and quality["kl"] == 0 and quality["agreement"] == 1
-    code, out, _ = shoal("eval", "cut", *options(world, "--json"))
-    assert code == 0 and json.loads(out)["perplexity"]["value"] > 1
+    code, out, err = shoal("eval", "cut", *options(world, "--json"))
+    alone = json.loads(out)
+    assert code == 0 and alone["provenance"]["data_hash"] and "perplexity" in err
+    assert alone["model"]["perplexity"]["value"] > 1 and alone["model"]["cost"]["layers"] == 4
 
 
 def test_run_takes_a_recipe_file(world, shoal, tmp_path):
