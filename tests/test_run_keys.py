@@ -5,9 +5,10 @@ from world import write_model, write_text
 
 from shoal.plan import Drop, Plan, Replace, Size
 from shoal.recipe import TextChoice, load_recipe, merge
+from shoal.run.compress import open_folder
 from shoal.run.inputs import open_inputs
 from shoal.run.keys import choice_key, edits_key, evaluation_key, fit_key, save_key, scan_key
-from shoal.run.stages import budget_of, choosing, needs_scan
+from shoal.run.stages import budget_of, choosing, needs_scan, plan_stage
 from shoal.train.config import TrainConfig
 
 STAGES = {"scan", "plan", "train", "model", "evaluation"}
@@ -113,3 +114,12 @@ def test_a_plan_is_what_it_does_not_how_it_was_found():
     assert edits_key(PLAN) == edits_key(PLAN.model_copy(update={"method": "by hand", "source": "elsewhere"}))
     assert edits_key(PLAN) != edits_key(PLAN.model_copy(update={"edits": (Drop(indices=(3,)),)}))
     assert edits_key(PLAN) != edits_key(PLAN.model_copy(update={"source_hash": "other"}))
+
+
+def test_a_rule_without_measurements_needs_no_calibration_text(base, tmp_path):
+    """There is far less text than this number of samples takes."""
+    recipe = load_recipe("uidl-simple", merge(base, {"text": {"samples": 10**6}}))
+    plan = plan_stage(open_inputs(recipe), open_folder(tmp_path), None)
+    assert plan.removed_layers == (3, 4)
+    with pytest.raises(ValueError, match="too little text"):
+        plan_stage(open_inputs(recipe.model_copy(update={"rounds": 2})), open_folder(tmp_path / "rounds"), None)

@@ -99,7 +99,7 @@ def plan_stage(inputs: Inputs, folder: RunFolder, found: Scan | None, *, progres
         tables=found.tables if found else {},
         how=how,
         oracle=oracle(inputs, inputs.selection, what="guard", progress=progress) if recipe.guard > 1 else None,
-        rescan=rescanner(view, inputs.batches(inputs.calibration)),
+        rescan=rescanner(view, inputs.batches(inputs.calibration)) if recipe.rounds > 1 else None,
         refuse=lambda kept: why_not(inputs, kept),
     )
     plan = plan_of(
@@ -326,6 +326,7 @@ def evaluate_stage(
         recipe_name=inputs.recipe.name,
         command=command,
         papers=inputs.recipe.papers,
+        trained=fitted.results,
         inherited=inherited_metadata(inputs.opened.path),
     )
     write_atomically(folder / "model" / "README.md", text.encode())
