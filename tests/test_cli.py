@@ -289,6 +289,15 @@ def test_the_verbs_in_a_row(world, shoal, tmp_path):
     assert alone["model"]["perplexity"]["value"] > 1 and alone["model"]["cost"]["layers"] == 4
 
 
+def test_apply_reloads_where_the_system_does_not_say_how_much_memory_is_free(world, shoal, monkeypatch):
+    code, _, err = shoal("plan", world / "model", "--out", "plan", "--recipe", "uidl-simple", "--drop", "1")
+    assert code == 0, err
+    monkeypatch.setattr(os, "sysconf_names", {})
+    code, out, err = shoal("apply", "plan/plan.json", "--out", "cut", "--json")
+    assert code == 0, err
+    assert json.loads(out)["verification"]["n_tokens"] == 16
+
+
 def test_run_takes_a_recipe_file(world, shoal, tmp_path):
     text = {"sources": [str(world / "text.jsonl")], "samples": 8, "length": 16}
     (tmp_path / "mine.yaml").write_text(json.dumps({"recipe": "uidl", "model": str(world / "model"), "drop": 1, "text": text}))
