@@ -1,5 +1,6 @@
 """The main job on a tiny model: it ends in a stock checkpoint, and a run that died anywhere ends in the same bits."""
 
+import functools
 import json
 
 import pytest
@@ -11,8 +12,13 @@ from world import write_model, write_text
 from shoal import compress, load_recipe
 from shoal.plan import Plan
 from shoal.recipe import RECIPES
+from shoal.replace import student_of
 from shoal.run.apply import apply_plan
+from shoal.run.inputs import open_inputs
 from shoal.scan import Scan
+from shoal.score.oracle import Oracle
+from shoal.select.guard import student_without
+from shoal.train.data import plan_course
 
 LENGTH = 16
 
@@ -54,6 +60,25 @@ def test_the_trained_layer_is_never_worse_than_its_start_on_selection(world, tmp
     (result,) = outcome.trained
     assert result.best.quality <= result.first.quality
     assert result.first.quality == pytest.approx(outcome.plan.candidates[0].kl, rel=1e-6)
+
+
+def test_selection_decides_and_evaluation_is_reported(world, tmp_path):
+    outcome = compress(recipe(world), tmp_path / "run")
+    inputs, plan = open_inputs(recipe(world)), outcome.plan
+    plain = student_without(plan.candidates[0].layers)
+    student = student_of(inputs.view, plan, load_file(outcome.folder / "fit.safetensors"))
+    decided, reported = (
+        Oracle(inputs.view, inputs.batches(samples)).measure([plain, student])
+        for samples in (inputs.selection, inputs.evaluation)
+    )
+    close = functools.partial(pytest.approx, rel=1e-5)  # the saved student is a model of its own
+    assert plan.candidates[0].kl == close(decided[0].kl) != close(reported[0].kl)
+    assert outcome.trained[0].best.quality == close(decided[1].kl) != close(reported[1].kl)
+    assert outcome.evaluation.plain.kl == close(reported[0].kl)
+    assert outcome.evaluation.quality.kl == close(reported[1].kl)
+    assert outcome.evaluation.provenance.data_hash == inputs.evaluation.data_hash
+    assert outcome.scan.provenance.data_hash == inputs.calibration.data_hash
+    assert outcome.trained[0].data_hash == inputs.training.data_hash
 
 
 def artefacts(folder):
@@ -107,7 +132,9 @@ def test_another_budget_reuses_the_scan_and_needs_a_word(world, tmp_path):
     stamp = (tmp_path / "run" / "scan.safetensors").stat().st_mtime_ns
     with pytest.raises(ValueError, match="--overwrite"):
         compress(recipe(world, drop="1"), tmp_path / "run")
+    assert load_recipe(str(tmp_path / "run" / "recipe.yaml")) == recipe(world), "the recipe of what stands"
     assert compress(recipe(world, drop="1"), tmp_path / "run", overwrite=True).plan.after.layers == 5
+    assert load_recipe(str(tmp_path / "run" / "recipe.yaml")) == recipe(world, drop="1")
     assert (tmp_path / "run" / "scan.safetensors").stat().st_mtime_ns == stamp
 
 
@@ -163,3 +190,15 @@ def test_a_saved_scan_is_the_scan(world, tmp_path):
     outcome = compress(recipe(world), tmp_path / "run")
     loaded = Scan.load(outcome.folder)
     assert loaded.provenance == outcome.scan.provenance and loaded.tables.keys() == outcome.scan.tables.keys()
+
+
+@pytest.mark.parametrize(("packing", "length"), [("packed", 16), ("padded", 64)])
+def test_the_training_samples_hold_the_tokens_asked_for(packing, length, world):
+    """Padded samples are documents of 20 to 60 words here, so none of them is full."""
+    text = {"sources": [world["text"]], "length": length, "packing": packing}
+    inputs = open_inputs(load_recipe("default", {"model": world["model"], "text": text, "train": {"tokens": 4000}}))
+    assert (inputs.training.lengths_N < length).all() == (packing == "padded")
+    assert 4000 <= plan_course(inputs.training, inputs.recipe.train).samples.n_tokens < 4000 + length
+    more = open_inputs(load_recipe("default", {"model": world["model"], "text": text, "train": {"tokens": 10**6}}))
+    with pytest.raises(ValueError, match="more text"):
+        plan_course(more.training, more.recipe.train)

@@ -1,5 +1,8 @@
 """The run folder: finished stages are found again, other inputs need a word, foreign folders are left alone."""
 
+import subprocess
+import sys
+
 import pytest
 
 from shoal.run.folder import RunFolder
@@ -59,3 +62,29 @@ def test_a_damaged_record_is_one_clear_line(tmp_path):
     with pytest.raises(ValueError, match="run.json") as error:
         folder(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_run_that_is_refused_leaves_the_record_of_the_one_that_stands(tmp_path):
+    finish(folder(tmp_path, command="the first"), "scan", "k1", "scan.json")
+    before = (tmp_path / "run.json").read_text()
+    with pytest.raises(ValueError, match="--overwrite"):
+        folder(tmp_path, command="another").is_done("scan", "other")
+    assert (tmp_path / "run.json").read_text() == before
+    finish(folder(tmp_path, command="another"), "plan", "k2", "plan.json")
+    assert folder(tmp_path).record.stages.keys() == {"scan", "plan"}
+    assert '"another"' in (tmp_path / "run.json").read_text()
+
+
+def test_a_folder_serves_one_process_at_a_time_and_is_free_when_that_ends(tmp_path):
+    program = (
+        "import sys; from pathlib import Path; from shoal.run.folder import RunFolder; "
+        "RunFolder(Path(sys.argv[1]), version='0'); print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match="in use by another run"):
+            folder(tmp_path / "run")
+        other.kill()
+    folder(tmp_path / "run")
+    folder(tmp_path / "run")  # the same process may open it again

@@ -26,7 +26,7 @@ Length = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option("--length", help="Tokens per sample.  [default: the model's window, at most 2048]"),
 ]
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1.")]
 Dtype = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--dtype", help="float32, bfloat16 or float16.  [default: the checkpoint's]"),
@@ -83,6 +83,8 @@ def with_options(recipe: str, **options: Any) -> Recipe:
     if "text" in given:
         text["sources"] = given.pop("text")
     train = {field: given.pop(name) for name, field in (("train_tokens", "tokens"), ("lr", "lr")) if name in given}
+    if "params" in given and "drop" in given:
+        raise ValueError("--drop and --params are two budgets; give one of them")
     if "params" in given:
         given["parameters"] = given.pop("params")
     elif "drop" in given:

@@ -5,13 +5,13 @@ from shoal.evaluate.benchmark import Benchmark, TaskResult, compare_tasks
 from shoal.evaluate.bootstrap import Interval
 from shoal.evaluate.choice import ItemScores, TaskScores, choice_answers, score_task
 from shoal.evaluate.cost import Cost, cost
-from shoal.evaluate.evaluation import Evaluation, Figures, compare
+from shoal.evaluate.evaluation import Evaluation, Figures, Measured, compare
 from shoal.evaluate.generate import Generation, generations
 from shoal.evaluate.last_word import last_word_answers
 from shoal.evaluate.perplexity import Perplexity, perplexities, perplexity
 from shoal.evaluate.speed import Speed, speed
 from shoal.evaluate.stability import Answer, Answers, Flip, Stability, official_stability, stability
-from shoal.evaluate.table import Row, generation_table, rows, table
+from shoal.evaluate.table import Row, figures_table, generation_table, rows, table
 from shoal.evaluate.task_table import flip_table, stability_table, task_notes, task_table
 from shoal.evaluate.tasks import Task, TaskItem, load_task
 
@@ -26,6 +26,7 @@ __all__ = [
     "Generation",
     "Interval",
     "ItemScores",
+    "Measured",
     "Perplexity",
     "Row",
     "Speed",
@@ -38,6 +39,7 @@ __all__ = [
     "compare",
     "compare_tasks",
     "cost",
+    "figures_table",
     "flip_table",
     "generation_table",
     "generations",

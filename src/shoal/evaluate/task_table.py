@@ -90,7 +90,7 @@ def stability_table(results: Sequence[Stability], official: Mapping[str, float])
     for one in results:
         cells = [
             one.task, one.variant, str(one.n_items), _share(one.stability), _per_cent(one.correctness.value),
-            _per_cent(one.answers and one.answers.value), _number(one.kl), _per_cent(one.teacher_accuracy.value),
+            _per_cent(one.answers.value if one.answers else None), _number(one.kl), _per_cent(one.teacher_accuracy.value),
             _per_cent(one.student_accuracy.value), _flips(one),
         ]  # fmt: skip
         shown.add_row(*cells, *([_per_cent(official.get(one.task))] if official else []))

@@ -117,7 +117,9 @@ class Inputs:
         """The number asked for, or else the default where the text holds it and at least 8."""
         n = asked or most or DEFAULT_SAMPLES[slice]
         fewest = None if asked else FEWEST_DEFAULT
-        return self.corpus.samples(slice, n=n, length=self.length, packing=self.recipe.text.packing, fewest=fewest)
+        found = self.corpus.samples(slice, n=n, length=self.length, packing=self.recipe.text.packing, fewest=fewest)
+        refuse_unknown_tokens(found, self.opened)
+        return found
 
 
 def open_inputs(recipe: Recipe, *, device: str = "cpu", dtype: str | None = None, trust_remote_code: bool = False) -> Inputs:
@@ -136,6 +138,15 @@ def open_inputs(recipe: Recipe, *, device: str = "cpu", dtype: str | None = None
     sources: Sequence[Any] = recipe.text.sources or (bundled_text(),)
     corpus = open_corpus(sources if len(sources) > 1 else sources[0], opened.need_tokenizer(), seed=recipe.seed)
     return Inputs(recipe, opened, DecoderView(opened.model), corpus)
+
+
+def refuse_unknown_tokens(samples: Samples, opened: Opened) -> None:
+    """Raises ValueError when the tokenizer writes tokens that the model has no embedding for."""
+    highest, n_known = int(samples.ids_NT.max()), opened.model.get_input_embeddings().num_embeddings
+    if highest >= n_known:
+        raise ValueError(
+            f"the tokenizer of {opened.path} writes token {highest}, the model knows 0..{n_known - 1}; they do not match"
+        )
 
 
 def window_of(config: Any) -> int | None:
