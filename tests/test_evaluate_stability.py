@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from shoal.evaluate import Answer, Answers, Stability, load_answers, official_stability, stability
+from shoal.evaluate import Answer, Answers, Stability, load_answers, official_stability, stability, stability_notes
 from shoal.evaluate.bootstrap import Interval, bootstrap, mean, resampled_sums, sign_test
 from shoal.evaluate.stability import option_kl
 
@@ -80,6 +80,13 @@ def test_correctness_agrees_where_two_wrong_answers_differ():
 def test_perplexities_by_mistake_do_not_overflow():
     got = stability(answers_of((0, [1, 1e5]), (0, [1, 2])), answers_of((0, [1, 1e5]), (0, [2, 1])), **FEW)
     assert got.stability.value == 1.0 and got.correctness.value == 0.5 and got.effective_items == pytest.approx(1.0)
+
+
+def test_weights_that_rest_on_one_item_are_said_aloud():
+    wide = [(0, [1.0, 40.0 + 10 * n]) for n in range(20)]
+    (note,) = stability_notes([stability(answers_of(*wide), answers_of(*wide), **FEW)])
+    assert "the weights are those of" in note and "of 20 items" in note
+    assert stability_notes([stability(*random_pair(20), **FEW)]) == []
 
 
 def test_the_order_of_the_items_changes_no_bit():

@@ -309,12 +309,14 @@ def stability(
     json: Json = False,
 ) -> None:
     """Compare answers that another evaluator wrote: stability, agreement, flips."""
-    from shoal.evaluate import flip_table, stability_table
+    from shoal.evaluate import flip_table, stability_notes, stability_table
     from shoal.run.tasks import stability_of_files
 
     screen = _screen(json)
     found = stability_of_files(teacher, student, seed=seed or 0)
     screen.show(stability_table(found.tasks, found.official))
+    for note in stability_notes(found.tasks):
+        screen.say(note)
     screen.show(flip_table(found.tasks))
     screen.result({"tasks": [one.model_dump(mode="json") for one in found.tasks], "official_script": found.official})
 

@@ -12,7 +12,7 @@ from shoal.evaluate.perplexity import Perplexity, perplexities, perplexity
 from shoal.evaluate.speed import Speed, speed
 from shoal.evaluate.stability import Answer, Answers, Flip, Stability, official_stability, stability
 from shoal.evaluate.table import Row, figures_table, generation_table, rows, table
-from shoal.evaluate.task_table import flip_table, stability_table, task_notes, task_table
+from shoal.evaluate.task_table import flip_table, stability_notes, stability_table, task_notes, task_table
 from shoal.evaluate.tasks import Task, TaskItem, load_task
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "score_task",
     "speed",
     "stability",
+    "stability_notes",
     "stability_table",
     "table",
     "task_notes",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 N_SHOWN = 3
+FEW_ITEMS = 0.1  # share of the items below which the weights of stability rest on too few
 
 
 def task_table(found: Benchmark) -> Table:
@@ -80,7 +81,7 @@ def stability_table(results: Sequence[Stability], official: Mapping[str, float])
     from rich.table import Table
 
     shown = Table(
-        "task", "scores", "items", "stability", "correctness", "answers", "KL", "teacher", "student",
+        "task", "scores", "items (effective)", "stability", "correctness", "answers", "KL", "teacher", "student",
         "lost / won", title="Stability, agreement and accuracy, %",
     )  # fmt: skip
     if official:
@@ -89,12 +90,22 @@ def stability_table(results: Sequence[Stability], official: Mapping[str, float])
         column.justify = "right"
     for one in results:
         cells = [
-            one.task, one.variant, str(one.n_items), _share(one.stability), _per_cent(one.correctness.value),
-            _per_cent(one.answers.value if one.answers else None), _number(one.kl), _per_cent(one.teacher_accuracy.value),
-            _per_cent(one.student_accuracy.value), _flips(one),
+            one.task, one.variant, f"{one.n_items} ({one.effective_items:.3g})", _share(one.stability),
+            _per_cent(one.correctness.value), _per_cent(one.answers.value if one.answers else None), _number(one.kl),
+            _per_cent(one.teacher_accuracy.value), _per_cent(one.student_accuracy.value), _flips(one),
         ]  # fmt: skip
         shown.add_row(*cells, *([_per_cent(official.get(one.task))] if official else []))
     return shown
+
+
+def stability_notes(results: Sequence[Stability]) -> list[str]:
+    """Tasks whose stability rests on a few items."""
+    return [
+        f"{one.task}: the weights are those of {one.effective_items:.3g} of {one.n_items} items, so stability says little here "
+        f"({one.variant} scores spread widely); read the agreement of correctness instead"
+        for one in results
+        if one.effective_items < FEW_ITEMS * one.n_items
+    ]
 
 
 def _cells(one: TaskResult) -> list[str]:
