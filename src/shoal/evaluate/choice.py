@@ -152,7 +152,7 @@ class _Places:
         missed_P = (best_N[at_P] != self.token_P).long()
         device = logits_BTV.device
         total_S = torch.zeros(self.n_segments, dtype=torch.float64, device="cpu")
-        total_S.index_add_(0, self.segment_P.cpu(), logp_P.double().cpu())
+        total_S.index_add_(0, self.segment_P.cpu(), logp_P.cpu().double())
         missed_S = torch.zeros(self.n_segments, dtype=torch.long, device=device).index_add_(0, self.segment_P, missed_P)
         return total_S.tolist(), (missed_S == 0).tolist()
 
