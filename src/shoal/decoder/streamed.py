@@ -20,8 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shoal.decoder.families import find_layers, refuse_coupled_layers
+from shoal.decoder.families import find_layers, refuse_coupled_layers, text_config
+from shoal.decoder.open import DTYPES, Opened, load_tokenizer, quiet_loading, refuse_nonfinite, refuse_quantised
 from shoal.decoder.shards import Shard, Slot, read_shards
+from shoal.decoder.source import check_source, fingerprint, resolve_source
 
 LAYER_NAME = re.compile(r"^(?:[^.]*[^.\d][^.]*\.)*(\d+)\.")  # the first all-digit part of a tensor's name is its layer
 TORCH_DTYPES = {
@@ -47,14 +49,14 @@ class Streamed:
     def __init__(self, model: nn.Module, folder: Path, *, n_resident: int = 1) -> None:
         if n_resident < 1:
             raise ValueError(f"n_resident={n_resident} needs at least 1")
-        self.model, self.n_resident = model, n_resident
+        self.model, self.folder, self.n_resident = model, folder, n_resident
+        self._checked: set[int] = set()
         self.bytes_read = 0
         self.path, layers = find_layers(model)
         self._layers = layers
         self._places = tensors_by_layer(read_shards(folder), len(layers))
         self._loaded: OrderedDict[int, None] = OrderedDict()
         self._ahead: dict[int, Future[dict[str, Tensor]]] = {}
-        self._in_use = 0
         self._lock = threading.Lock()
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shoal-reader")
         load_tensors(model, self._read(None))
@@ -71,6 +73,9 @@ class Streamed:
             waiting = self._ahead.pop(index, None)
             load_tensors(self.model, waiting.result() if waiting else self._read(index))
             refuse_unfilled(self._layers[index], index)
+            if index not in self._checked:
+                refuse_nonfinite(self._layers[index], f"layer {index} of {self.folder}")
+                self._checked.add(index)
             self._loaded[index] = None
             self._read_ahead(index + 1)
         self._loaded.move_to_end(index)
@@ -104,6 +109,29 @@ def skeleton(config: Any, *, dtype: torch.dtype, trust_remote_code: bool = False
     refuse_coupled_layers(config)
     with init_empty_weights(include_buffers=False):
         return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code).eval()
+
+
+def open_streamed(
+    source: str | Path, *, n_resident: int = 1, dtype: str | None = None, trust_remote_code: bool = False
+) -> tuple[Opened, Streamed]:
+    """Open a model without loading its layers.
+
+    Args: as :func:`shoal.decoder.open.open_model`; ``n_resident``: layers kept in memory.
+    Returns: the opened skeleton, and the residency that fills its layers: ``DecoderView(opened.model, residency=streamed)``.
+    Raises:
+        ValueError: as ``open_model``.
+    """
+    from transformers import AutoConfig
+
+    path = resolve_source(source, trust_remote_code=trust_remote_code)
+    check_source(path, trust_remote_code=trust_remote_code)
+    refuse_quantised(path)
+    config = AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=trust_remote_code)
+    stored = text_config(config).dtype or torch.float32
+    model = skeleton(config, dtype=stored if dtype is None else DTYPES[dtype], trust_remote_code=trust_remote_code)
+    streamed = Streamed(model, path, n_resident=n_resident)
+    tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
+    return Opened(model, tokenizer, str(source), fingerprint(path), path), streamed
 
 
 def tensors_by_layer(shards: list[Shard], n_layers: int) -> dict[int | None, dict[str, tuple[Shard, Slot]]]:
@@ -140,8 +168,6 @@ def load_tensors(model: Any, tensors: Mapping[str, Tensor]) -> None:
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import convert_and_load_state_dict_in_model
     from transformers.modeling_utils import LoadStateDictConfig
-
-    from shoal.decoder.open import quiet_loading
 
     settings = LoadStateDictConfig(dtype=model.dtype, weight_mapping=get_model_conversion_mapping(model))
     with quiet_loading(), torch.no_grad():
