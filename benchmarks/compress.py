@@ -2,8 +2,8 @@
 
     python benchmarks/compress.py --model A=text.txt --model B=text.txt [--drop 25%] [--train-tokens N] [--out results.json]
 
-Every model is compressed by the ``default`` recipe; its checkpoint is reloaded by plain transformers. Without arguments the
-bundled model and text are used.
+Every model is compressed by the ``default`` recipe; its checkpoint is reloaded by plain transformers. Without ``--model`` the
+bundled model and text are used, and the results go to a file of their own.
 """
 
 from __future__ import annotations
@@ -58,8 +58,9 @@ def main() -> None:
     parser.add_argument("--model", action="append", default=[], metavar="PATH=TEXT")
     parser.add_argument("--drop", default="25%")
     parser.add_argument("--train-tokens", type=int, default=None)
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "compress.json")
+    parser.add_argument("--out", type=Path, help="default: results/compress.json, or compress-bundled.json")
     args = parser.parse_args()
+    out = args.out or HERE / "results" / ("compress.json" if args.model else "compress-bundled.json")
     rows = []
     for one in args.model or [f"{bundled_model()}="]:
         model, _, text = one.partition("=")
@@ -68,9 +69,9 @@ def main() -> None:
         row = rows[-1]
         figures = f"KL none {row['kl_none']:.4f}  layer {row['kl_layer']:.4f}"
         print(f"{row['model']:16} {row['layers']}  {figures}  {row['seconds']:.0f} s")
-    args.out.parent.mkdir(exist_ok=True)
+    out.parent.mkdir(exist_ok=True)
     content = {"versions": versions(), "threads": torch.get_num_threads(), "drop": args.drop, "rows": rows}
-    args.out.write_text(json.dumps(content, indent=2) + "\n")
+    out.write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

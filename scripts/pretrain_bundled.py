@@ -1,4 +1,4 @@
-"""Pretrain a small Llama from a text file, as the bundled model was made. Runs on CPU and GPU, resumes where it stopped.
+"""Pretrain a small Llama like the bundled one from a text file. Runs on CPU and GPU, resumes where it stopped.
 
     python scripts/pretrain_bundled.py --text books.txt.gz --out small-llama
     python scripts/pretrain_bundled.py --text books.txt.gz --out deeper --layers 24 --hidden 160 --device cuda --tokens 200e6

@@ -82,6 +82,17 @@ def test_unknown_dtype_and_device(saved, options, expected):
     assert expected in refusal(saved, **options)
 
 
+def test_a_device_without_fp64_is_refused(saved, monkeypatch):
+    """As mps does: everything works there until the first fp64 sum."""
+
+    def empty(*size, device=None, dtype=None):
+        if dtype is torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
+
+    monkeypatch.setattr(torch, "empty", empty)
+    assert "float64" in refusal(saved, device="mps")
+
+
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "a/b/c", "~/not-there-at-all"])
 def test_a_path_that_is_not_there(name):
     assert "no such model folder" in refusal(name)

@@ -7,11 +7,12 @@ import pytest
 import torch
 from families import FAMILIES, VOCAB, tiny_model
 
-from shoal.decoder import TEACHER, DecoderView, Student
+from shoal.decoder import TEACHER, Attached, DecoderView, Student
+from shoal.replace.layer import LayerReplacement
 from shoal.score import divergence
 from shoal.score.divergence import forward_kl, jensen_shannon, predicts, reverse_kl, token_nll, top1_agreement
 from shoal.score.oracle import Oracle, Quality, QualitySums, compare_views
-from shoal.types import Batch, Unit
+from shoal.types import Batch, Span, Unit
 
 GENERATOR = torch.Generator().manual_seed(0)
 IDS_BT = torch.randint(3, VOCAB, (4, 11), generator=GENERATOR)
@@ -221,6 +222,19 @@ def test_changed_values_are_never_remembered():
     assert kept.kl == 0.0 < less.kl < none.kl
     assert none.kl == pytest.approx(oracle.value({Unit("mlp", 2)}).kl, rel=1e-5)
     assert oracle.measure([half])[0] == less and oracle.n_passes == 3
+
+
+def test_a_module_in_training_is_measured_anew():
+    """Its values change between calls; the student that lacks the same units without it is another one."""
+    view = DecoderView(tiny_model("llama"))
+    oracle, module = Oracle(view, BATCHES), LayerReplacement().build(view, Span(2, 4))
+    student = Student(attached=(Attached(Span(2, 4), module, 2),))
+    start = oracle.measure([student])[0]
+    assert start.kl == pytest.approx(oracle.value({Unit("layer", 3)}).kl, rel=1e-6) and start.kl > 0
+    with torch.no_grad():
+        module.layer.mlp.down_proj.weight.zero_()
+    assert oracle.measure([student])[0].kl != start.kl
+    assert oracle.measure([TEACHER])[0].kl == 0.0
 
 
 def test_a_model_of_its_own_is_measured_like_the_overlay():

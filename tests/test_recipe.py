@@ -1,8 +1,11 @@
 """Recipes are validated data: what is wrong is named, with the nearest that would be right."""
 
+from typing import get_args
+
 import pytest
 
 from shoal.recipe import RECIPES, Recipe, load_recipe, merge
+from shoal.replace.table import REPLACEMENTS
 from shoal.select.table import SELECTORS
 from shoal.text.samples import PACKINGS
 
@@ -19,6 +22,11 @@ def test_every_named_recipe_survives_its_own_file(name, tmp_path):
 @pytest.mark.parametrize("name", sorted(SELECTORS))
 def test_every_selector_can_be_named(name):
     assert load_recipe("default", {"select": name}).select == name
+
+
+def test_a_recipe_may_name_what_the_tables_hold_and_nothing_else():
+    allowed = {field: set(get_args(Recipe.model_fields[field].annotation)) for field in ("select", "replace")}
+    assert allowed == {"select": set(SELECTORS), "replace": {"none", *REPLACEMENTS}}
 
 
 @pytest.mark.parametrize("packing", sorted(PACKINGS))

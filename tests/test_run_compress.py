@@ -12,7 +12,9 @@ from shoal import compress, load_recipe
 from shoal.plan import Plan
 from shoal.recipe import RECIPES
 from shoal.run.apply import apply_plan
+from shoal.run.inputs import open_inputs
 from shoal.scan import Scan
+from shoal.train.data import plan_course
 
 LENGTH = 16
 
@@ -107,7 +109,9 @@ def test_another_budget_reuses_the_scan_and_needs_a_word(world, tmp_path):
     stamp = (tmp_path / "run" / "scan.safetensors").stat().st_mtime_ns
     with pytest.raises(ValueError, match="--overwrite"):
         compress(recipe(world, drop="1"), tmp_path / "run")
+    assert load_recipe(str(tmp_path / "run" / "recipe.yaml")) == recipe(world), "the recipe of what stands"
     assert compress(recipe(world, drop="1"), tmp_path / "run", overwrite=True).plan.after.layers == 5
+    assert load_recipe(str(tmp_path / "run" / "recipe.yaml")) == recipe(world, drop="1")
     assert (tmp_path / "run" / "scan.safetensors").stat().st_mtime_ns == stamp
 
 
@@ -163,3 +167,15 @@ def test_a_saved_scan_is_the_scan(world, tmp_path):
     outcome = compress(recipe(world), tmp_path / "run")
     loaded = Scan.load(outcome.folder)
     assert loaded.provenance == outcome.scan.provenance and loaded.tables.keys() == outcome.scan.tables.keys()
+
+
+@pytest.mark.parametrize(("packing", "length"), [("packed", 16), ("padded", 64)])
+def test_the_training_samples_hold_the_tokens_asked_for(packing, length, world):
+    """Padded samples are documents of 20 to 60 words here, so none of them is full."""
+    text = {"sources": [world["text"]], "length": length, "packing": packing}
+    inputs = open_inputs(load_recipe("default", {"model": world["model"], "text": text, "train": {"tokens": 4000}}))
+    assert (inputs.training.lengths_N < length).all() == (packing == "padded")
+    assert 4000 <= plan_course(inputs.training, inputs.recipe.train).samples.n_tokens < 4000 + length
+    more = open_inputs(load_recipe("default", {"model": world["model"], "text": text, "train": {"tokens": 10**6}}))
+    with pytest.raises(ValueError, match="more text"):
+        plan_course(more.training, more.recipe.train)

@@ -59,3 +59,14 @@ def test_a_damaged_record_is_one_clear_line(tmp_path):
     with pytest.raises(ValueError, match="run.json") as error:
         folder(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_run_that_is_refused_leaves_the_record_of_the_one_that_stands(tmp_path):
+    finish(folder(tmp_path, command="the first"), "scan", "k1", "scan.json")
+    before = (tmp_path / "run.json").read_text()
+    with pytest.raises(ValueError, match="--overwrite"):
+        folder(tmp_path, command="another").is_done("scan", "other")
+    assert (tmp_path / "run.json").read_text() == before
+    finish(folder(tmp_path, command="another"), "plan", "k2", "plan.json")
+    assert folder(tmp_path).record.stages.keys() == {"scan", "plan"}
+    assert '"another"' in (tmp_path / "run.json").read_text()

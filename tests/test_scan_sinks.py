@@ -8,7 +8,8 @@ import torch
 
 from shoal.decoder import Tap
 from shoal.scan import GramObserver
-from shoal.scan.gram import mean_and_stderr
+from shoal.scan import gram as gram_file
+from shoal.scan.gram import exact_bmm, mean_and_stderr
 from shoal.scan.tokens import TOKENS, massive_tokens, sink_tokens
 from shoal.types import Batch, Span
 
@@ -118,3 +119,38 @@ def test_small_angles_of_bf16_states_survive(exact):
 
 def table_of(gram):
     return next(one for one in gram.tables() if one.name == "angular/every")
+
+
+def test_a_sample_longer_than_a_chunk_is_measured_whole(monkeypatch):
+    states = planted(n_tokens=40)
+    states[1, 0, 33] *= 30.0
+    whole = observe(states)
+    monkeypatch.setattr(gram_file, "CHUNK_BYTES", {"cpu": 1})  # chunks of the least size, 16 tokens
+    pieces = observe(states)
+    for one, other in zip(whole.tables(), pieces.tables(), strict=True):
+        np.testing.assert_allclose(other.values, one.values, rtol=1e-12, err_msg=one.name)
+
+
+@pytest.mark.parametrize("asked", ["by backend", "at once"])
+def test_products_are_in_full_fp32_whatever_the_process_has_set(asked, monkeypatch):
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    start, seen, bmm = [one.fp32_precision for one in backends], [], torch.bmm
+
+    def spied(a, b):
+        seen.append([one.fp32_precision for one in backends])
+        return bmm(a, b)
+
+    monkeypatch.setattr(torch, "bmm", spied)
+    try:
+        if asked == "at once":
+            torch.set_float32_matmul_precision("medium")
+        else:
+            backends[0].fp32_precision = "tf32"
+        before = [one.fp32_precision for one in backends]
+        exact_bmm(torch.ones(1, 2, 2), torch.ones(1, 2, 2))
+        assert seen == [["ieee", "ieee"]]
+        assert [one.fp32_precision for one in backends] == before != seen[0]
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        for one, precision in zip(backends, start, strict=True):
+            one.fp32_precision = precision

@@ -8,7 +8,6 @@ import torch
 from families import VOCAB, tiny_model
 
 from shoal.decoder import DecoderView, Student, run_pass
-from shoal.recipe import SELECTOR_NAMES
 from shoal.scan.gram import GramObserver
 from shoal.select.rounds import compact, in_rounds, rescanner, shares
 from shoal.select.size import PUT_BACK
@@ -182,7 +181,6 @@ def test_unknown_names_list_the_known_ones():
         picks("span", table(), wanted(2, by="angular/lst"))
     with pytest.raises(ValueError, match="scan this model"):
         picks("span", table(n_layers=5), wanted(2))
-    assert set(SELECTORS) == set(SELECTOR_NAMES)
 
 
 # -- rounds ----------------------------------------------------------------------------------------------------------------

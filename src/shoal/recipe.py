@@ -18,8 +18,6 @@ from pydantic import Field, field_validator
 from shoal.train.config import TrainConfig
 from shoal.types import Record, nearest
 
-SELECTOR_NAMES = ("span", "lowest", "deepest", "disjoint")
-
 
 class TextChoice(Record):
     """Which text, how much of it, and how it is cut into samples.

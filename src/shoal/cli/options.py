@@ -26,7 +26,7 @@ Length = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option("--length", help="Tokens per sample.  [default: the model's window, at most 2048]"),
 ]
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1.")]
 Dtype = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--dtype", help="float32, bfloat16 or float16.  [default: the checkpoint's]"),

@@ -84,10 +84,10 @@ def usable_device(device: str) -> torch.device:
     """A torch device that works here. Raises ValueError when it does not."""
     try:
         place = torch.device(device)
-        torch.empty(1, device=place)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.empty(1, device=place, dtype=torch.float64)  # sums are fp64, which not every kind of device has (mps)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")[:80]
-        raise ValueError(f"device {device!r} cannot be used here ({reason}); try cpu, cuda or mps") from None
+        raise ValueError(f"device {device!r} cannot be used here ({reason}); try cpu or cuda") from None
     return place
 
 

@@ -1,8 +1,8 @@
 """Keep freed memory in the process. glibc returns every large block to the kernel and fetches it again for the next tensor.
 
-Activations are such blocks, so on a CPU each operation pays for fresh pages; on a virtual machine that can be most of the time
-(docs/log.md has figures). With these two settings freed blocks stay in the heap and are used again. The process keeps its peak
-size until it ends, which is why the command does this and the library leaves it to its user.
+Activations are such blocks, so on a CPU each operation pays for fresh pages: a tenth of the forward and more, above all on
+virtual machines (docs/log.md has figures). With these two settings freed blocks stay in the heap and are used again. The
+process keeps its peak size until it ends, which is why the command does this and the library leaves it to its user.
 """
 
 from __future__ import annotations

@@ -201,7 +201,7 @@ def exact_bmm(a: Tensor, b: Tensor) -> Tensor:
 
     Set backend by backend: the one switch for all of them raises once a program has used these.
     """
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]  # not in the stubs
     before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:

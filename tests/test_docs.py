@@ -1,0 +1,44 @@
+"""The documents are true: their Python runs, their lists of rooms, recipes and links are those of the source."""
+
+import re
+from pathlib import Path
+
+import pytest
+from test_import_contract import ORDER, SRC, room_of
+
+from shoal.recipe import RECIPES
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def test_the_python_of_the_concepts_page_runs(capsys):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/concepts.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(block, {})
+    assert len(re.findall(r"without layer \d+ +KL \d\.\d+", capsys.readouterr().out)) == 16
+
+
+def test_the_table_of_rooms_is_the_source_in_the_order_of_the_contract():
+    section = (ROOT / "docs/concepts.md").read_text().split("## Where things live")[1]
+    listed = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    there = {room_of(path.relative_to(SRC).as_posix()) for path in SRC.rglob("*.py")} - {"__init__"}
+    assert listed == [room for room in ORDER if room in there]
+
+
+def test_the_table_of_recipes_is_complete():
+    rows = re.findall(r"^\| `([\w-]+)` \|", (ROOT / "docs/recipes.md").read_text(), re.MULTILINE)
+    assert rows == list(RECIPES)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_between_files_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text())
+    for link in links:
+        file, _, anchor = link.partition("#")
+        target = page.parent / file if file else page
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}, link
