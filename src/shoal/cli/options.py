@@ -27,6 +27,10 @@ Length = Annotated[
     typer.Option("--length", help="Tokens per sample.  [default: the model's window, at most 2048]"),
 ]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1.")]
+Resident = Annotated[
+    str,
+    typer.Option("--resident", help="Layers in memory: all, a number (the rest is read from disk as needed), or auto."),
+]
 Dtype = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--dtype", help="float32, bfloat16 or float16.  [default: the checkpoint's]"),

@@ -30,6 +30,7 @@ from shoal.cli.options import (
     RecipeName,
     Remote,
     ReplaceBy,
+    Resident,
     Rounds,
     Samples,
     Seed,
@@ -92,6 +93,7 @@ def compress(
     seed: Seed = None,
     device: Device = "cpu",
     dtype: Dtype = None,
+    resident: Resident = "auto",
     trust_remote_code: Remote = False,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -101,7 +103,7 @@ def compress(
         recipe, model=model, drop=drop, params=params, text=text, samples=samples, length=length, select=select, by=by,
         guard=guard, rounds=rounds, protect=protect, replace=replace, train_tokens=train_tokens, lr=lr, seed=seed,
     )  # fmt: skip
-    _compress(chosen, out, device, dtype, trust_remote_code, overwrite, json)
+    _compress(chosen, out, device, dtype, resident, trust_remote_code, overwrite, json)
 
 
 @app.command()
@@ -114,13 +116,14 @@ def run(
     seed: Seed = None,
     device: Device = "cpu",
     dtype: Dtype = None,
+    resident: Resident = "auto",
     trust_remote_code: Remote = False,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Run a recipe from end to end."""
     chosen = with_options(recipe, model=model, drop=drop, text=text, seed=seed)
-    _compress(chosen, out, device, dtype, trust_remote_code, overwrite, json)
+    _compress(chosen, out, device, dtype, resident, trust_remote_code, overwrite, json)
 
 
 @app.command()
@@ -129,7 +132,7 @@ def demo(out: Out = Path("demo-run"), overwrite: Overwrite = False, json: Json =
     from shoal.run.inputs import bundled_model
 
     chosen = with_options("default", model=str(bundled_model()))
-    _compress(chosen, out, "cpu", None, False, overwrite, json)
+    _compress(chosen, out, "cpu", None, "all", False, overwrite, json)
 
 
 @app.command()
@@ -144,6 +147,7 @@ def scan(
     seed: Seed = None,
     device: Device = "cpu",
     dtype: Dtype = None,
+    resident: Resident = "auto",
     trust_remote_code: Remote = False,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -160,7 +164,7 @@ def scan(
         "default", model=model, text=text, samples=samples, length=length, by=by, observers=observers, seed=seed
     )
     folder = open_folder(out, command=_command(), overwrite=overwrite)
-    inputs = open_inputs(chosen, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    inputs = open_inputs(chosen, device=device, dtype=dtype, resident=resident, trust_remote_code=trust_remote_code)
     say_text(screen, chosen)
     with screen.progress():
         found = scan_stage(inputs, folder, progress=screen.step)
@@ -188,6 +192,7 @@ def plan(
     seed: Seed = None,
     device: Device = "cpu",
     dtype: Dtype = None,
+    resident: Resident = "auto",
     trust_remote_code: Remote = False,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -213,7 +218,7 @@ def plan(
     if not needs_scan(chosen) and chosen.replace == "none":
         made = plan_unopened(chosen, folder, trust_remote_code=trust_remote_code)
     else:
-        inputs = open_inputs(chosen, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        inputs = open_inputs(chosen, device=device, dtype=dtype, resident=resident, trust_remote_code=trust_remote_code)
         say_text(screen, chosen)
         with screen.progress():
             found = scan_stage(inputs, folder, progress=screen.step) if needs_scan(chosen) else None
@@ -284,7 +289,14 @@ def evaluate(
 
 
 def _compress(
-    chosen: Recipe, out: Path, device: str, dtype: str | None, trust_remote_code: bool, overwrite: bool, json: bool
+    chosen: Recipe,
+    out: Path,
+    device: str,
+    dtype: str | None,
+    resident: str,
+    trust_remote_code: bool,
+    overwrite: bool,
+    json: bool,
 ) -> None:
     from shoal.run.compress import compress as compress_model
 
@@ -296,6 +308,7 @@ def _compress(
             out,
             device=device,
             dtype=dtype,
+            resident=resident,
             trust_remote_code=trust_remote_code,
             overwrite=overwrite,
             command=_command(),

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ class Spill:
         self._end = max(self._end, offset + n_bytes)
         raw = value.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy()
         self._open().seek(offset)
-        self._file.write(memoryview(raw))
+        self._file.write(memoryview(cast(Any, raw)))
         self._written[key] = _Place(offset, n_bytes, value.shape, value.dtype, value.device)
 
     def get(self, key: Hashable) -> Tensor:
@@ -70,7 +70,7 @@ class Spill:
         place = self._written[key]
         raw = torch.empty(place.n_bytes, dtype=torch.uint8)
         self._file.seek(place.offset)
-        n = self._file.readinto(memoryview(raw.numpy()))
+        n = self._file.readinto(memoryview(cast(Any, raw.numpy())))
         assert n == place.n_bytes, "the temporary file of hidden states is shorter than what was written"
         return raw.view(place.dtype).view(place.shape).to(place.device)
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -151,7 +151,7 @@ def read_tensor(shard: Shard, slot: Slot) -> Tensor:
     out = torch.empty(slot.n_bytes, dtype=torch.uint8)
     with shard.path.open("rb", buffering=0) as file:
         file.seek(shard.data_start + slot.start)
-        view = memoryview(out.numpy())
+        view = memoryview(cast(Any, out.numpy()))
         done = 0
         while done < slot.n_bytes:
             n = file.readinto(view[done:])

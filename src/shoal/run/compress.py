@@ -44,6 +44,7 @@ def compress(
     *,
     device: str = "cpu",
     dtype: str | None = None,
+    resident: str = "auto",
     trust_remote_code: bool = False,
     overwrite: bool = False,
     command: str = "",
@@ -55,6 +56,7 @@ def compress(
         recipe: what to do; ``recipe.model`` names the model.
         out: run folder: new, empty, or left by an earlier run, which is continued from its last finished stage.
         device, dtype: where and in which precision the model runs; the checkpoint's own dtype unless given.
+        resident: layers held in memory: ``all``, a number, or ``auto``; see :func:`~shoal.run.inputs.open_inputs`.
         overwrite: stages that stand with other inputs may be replaced.
         command: recorded in ``run.json`` and on the card.
         progress: called with (what, done, total).
@@ -62,7 +64,7 @@ def compress(
         ValueError: one line for anything the user can mend.
     """
     folder = open_folder(Path(out), command=command, overwrite=overwrite)
-    inputs = open_inputs(recipe, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    inputs = open_inputs(recipe, device=device, dtype=dtype, resident=resident, trust_remote_code=trust_remote_code)
     return run_stages(inputs, folder, command=command, progress=progress)
 
 

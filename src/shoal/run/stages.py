@@ -237,6 +237,10 @@ def train_stage(inputs: Inputs, folder: RunFolder, plan: Plan, *, progress: Prog
 
     if not plan.replacements:
         return Fitted(student_of(inputs.view, plan), {}, ())
+    if inputs.is_streamed:
+        raise ValueError(
+            "a replacement cannot be trained yet while layers are read from disk; use --replace none, or --resident all"
+        )
     config = inputs.recipe.train
     texts = (inputs.training.data_hash, inputs.selection.data_hash)
     key = stable_hash("train", inputs.model_key, plan_key(plan), texts, config.model_dump(mode="json"))
@@ -287,8 +291,9 @@ def save_key(inputs: Inputs, plan: Plan, fitted: Fitted) -> str:
 def save_stage(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted) -> Path:
     """``model/``: the student as a stock checkpoint, written whole and verified by reloading it."""
     from shoal.surgery.cut import cut
+    from shoal.surgery.rewrite import rewrite
     from shoal.surgery.save import save
-    from shoal.surgery.verify import verify
+    from shoal.surgery.verify import verify, verify_streamed
 
     key = save_key(inputs, plan, fitted)
     target = folder / "model"
@@ -298,14 +303,17 @@ def save_stage(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted) ->
     if target.exists():  # left by a run that died before it recorded the stage
         shutil.rmtree(target)
     view = inputs.view
-    save(cut(view, fitted.student), inputs.opened.tokenizer, target, source=inputs.opened.path)
+    if inputs.is_streamed:
+        rewrite(inputs.opened.path, plan, target)
+    else:
+        save(cut(view, fitted.student), inputs.opened.tokenizer, target, source=inputs.opened.path)
     try:
-        checked = verify(
-            target,
-            ids_BT=inputs.evaluation.ids_NT[:2],
-            reference=lambda ids_BT: view.logits(Batch(ids_BT), student=fitted.student),
-            device=str(view.device),
-        )
+        ids_BT = inputs.evaluation.ids_NT[:2]
+        reference = view.logits(Batch(ids_BT), student=fitted.student)
+        if inputs.is_streamed:
+            checked = verify_streamed(target, ids_BT=ids_BT, reference_BTV=reference)
+        else:
+            checked = verify(target, ids_BT=ids_BT, reference=lambda ids: reference, device=str(view.device))
     except ValueError:  # a checkpoint that is not the student must not be found under the final name
         shutil.rmtree(target)
         raise
@@ -328,7 +336,9 @@ def evaluate_stage(
     if folder.is_done("evaluation", key):
         return Evaluation.load(folder / "evaluation.json")
     started = time.monotonic()
-    student = DecoderView(load_strictly(folder / "model").to(inputs.view.device))
+    student: DecoderView | Student = fitted.student  # of a streamed model: equal to the checkpoint, as was verified
+    if not inputs.is_streamed:
+        student = DecoderView(load_strictly(folder / "model").to(inputs.view.device))
     plain = None
     if plan.replacements:  # the same number of layers without repair, on the same text
         absent = sorted({*plan.removed_layers} - {edit.start for edit in plan.replacements})
