@@ -283,8 +283,19 @@ def test_the_verbs_in_a_row(world, shoal, tmp_path):
     code, out, _ = shoal("eval", world / "model", "--teacher", world / "model", *options(world, "--json"))
     quality = json.loads(out)["quality"]
     assert code == 0 and quality["kl"] == 0 and quality["agreement"] == 1
-    code, out, _ = shoal("eval", "cut", *options(world, "--json"))
-    assert code == 0 and json.loads(out)["perplexity"]["value"] > 1
+    code, out, err = shoal("eval", "cut", *options(world, "--json"))
+    alone = json.loads(out)
+    assert code == 0 and alone["provenance"]["data_hash"] and "perplexity" in err
+    assert alone["model"]["perplexity"]["value"] > 1 and alone["model"]["cost"]["layers"] == 4
+
+
+def test_apply_reloads_where_the_system_does_not_say_how_much_memory_is_free(world, shoal, monkeypatch):
+    code, _, err = shoal("plan", world / "model", "--out", "plan", "--recipe", "uidl-simple", "--drop", "1")
+    assert code == 0, err
+    monkeypatch.setattr(os, "sysconf_names", {})
+    code, out, err = shoal("apply", "plan/plan.json", "--out", "cut", "--json")
+    assert code == 0, err
+    assert json.loads(out)["verification"]["n_tokens"] == 16
 
 
 def test_run_takes_a_recipe_file(world, shoal, tmp_path):

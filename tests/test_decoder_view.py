@@ -45,6 +45,12 @@ def test_cached_arguments_serve_other_text_of_the_same_shape(model):
     assert torch.equal(view.logits(other), own_logits(model, other))
 
 
+def test_cached_arguments_serve_no_other_padding(model):
+    view = DecoderView(model)
+    for batch in (PADDED, LEFT, PADDED):
+        assert torch.equal(view.logits(batch), own_logits(model, batch))
+
+
 @torch.no_grad()
 def zero_sublayer(layer, kind):
     """Independent reference: zero every weight that writes into the stream, by name of the stored tensors."""

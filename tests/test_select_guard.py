@@ -188,6 +188,14 @@ def proposer(name, *layers):
     return Proposer(name, iter([Picked(one, float(i)) for i, one in enumerate(layers)]))
 
 
+def test_a_replacement_that_inherits_also_competes_as_the_plain_span(tables):
+    """Its own span is scored over the inherited layer, too, and may miss the best plain removal."""
+    asked = Wanted(n_layers=L, n=2, protected=frozenset({0, L - 1}))
+    names = {p.name for p in other_proposers(tables, replace(asked, put_back=PUT_BACK["layer"]))}
+    assert {"span cosine/rest", "plain span cosine/rest"} <= names
+    assert not any(p.name.startswith("plain") for p in other_proposers(tables, asked)), "there the two are one"
+
+
 def test_equal_proposals_are_one_candidate_with_all_its_proposers():
     (only,) = propose([proposer("a", (1, 2)), proposer("b", (1, 2))], 4)
     assert only == Candidate(layers=(1, 2), proposed_by=("a", "b"), scores={"a": 0.0, "b": 0.0})

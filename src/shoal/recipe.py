@@ -107,7 +107,15 @@ RECIPES: dict[str, Recipe] = {
             protect=(),
             guard=1,
             train=TrainConfig(
-                lr=2e-4, min_lr=5e-5, weight_decay=1e-3, warmup=0.01, clip=5.0, tokens=62_000_000, batch=128, micro_batch=8
+                tokens=62_000_000,
+                lr=2e-4,
+                min_lr=5e-5,
+                warmup=0.01,
+                weight_decay=1e-3,
+                betas=(0.9, 0.999),  # the released MSE path has AdamW's own
+                clip=5.0,
+                batch=128,
+                micro_batch=8,
             ),
         ),
         Recipe(

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 UnitKind = Literal["layer", "attn", "mlp"]
-UNIT_KINDS: tuple[UnitKind, ...] = ("layer", "attn", "mlp")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -188,6 +187,7 @@ def fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The records named anywhere in a type annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in getattr(annotation, "__args__", ()) for model in models_in(part)]

@@ -265,7 +265,7 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure a model: perplexity and cost, and against a teacher KL, agreement, generations, speed."""
-    from shoal.evaluate import generation_table, table
+    from shoal.evaluate import figures_table, generation_table, table
     from shoal.run.evaluate import evaluate_alone, evaluate_pair
 
     screen = _screen(json)
@@ -274,12 +274,14 @@ def evaluate(
     with screen.progress():
         if teacher is None:
             alone = evaluate_alone(chosen, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-            screen.say(alone.to_json())
-            screen.result(alone.model_dump(mode="json"))
-            return
-        found = evaluate_pair(
-            chosen, model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, progress=screen.step
-        )
+        else:
+            found = evaluate_pair(
+                chosen, model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, progress=screen.step
+            )
+    if teacher is None:
+        screen.show(figures_table(alone))
+        screen.result(alone.model_dump(mode="json"))
+        return
     screen.show(table(found))
     screen.show(generation_table(found.generations))
     screen.result(found.model_dump(mode="json"))

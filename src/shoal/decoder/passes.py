@@ -37,7 +37,9 @@ class Observer(Protocol):
         """The sums, by name."""
         ...
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None: ...
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from what :meth:`state` returned."""
+        ...
 
 
 Sink = Callable[[Reading, list[Tensor]], None]

@@ -9,7 +9,7 @@ from shoal.run.inputs import Inputs, Progress, open_inputs, silent
 
 if TYPE_CHECKING:
     from shoal.decoder import DecoderView, Student
-    from shoal.evaluate import Evaluation, Figures, Generation, Speed
+    from shoal.evaluate import Evaluation, Generation, Measured, Speed
     from shoal.score.oracle import Quality
 
 N_PROMPTS = 3
@@ -19,9 +19,13 @@ LONGEST_TIMED_PROMPT = 512
 
 def evaluate_alone(
     recipe: Recipe, *, device: str = "cpu", dtype: str | None = None, trust_remote_code: bool = False
-) -> Figures:
-    """Perplexity and cost of ``recipe.model``."""
-    from shoal.evaluate import Figures, cost, perplexity
+) -> Measured:
+    """Perplexity and cost of ``recipe.model`` on the evaluation slice.
+
+    Raises:
+        ValueError: everything that opening models and text can meet.
+    """
+    from shoal.evaluate import Figures, Measured, cost, perplexity
     from shoal.evaluate.evaluation import token_stream
 
     inputs = open_inputs(recipe, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
@@ -29,7 +33,8 @@ def evaluate_alone(
     found = perplexity(
         inputs.view, stream_T, window=inputs.length, stride=max(1, inputs.length // 2), batch_size=inputs.batch_size
     )
-    return Figures(name=inputs.opened.name, cost=cost(inputs.view, context=inputs.length), perplexity=found)
+    figures = Figures(name=inputs.opened.name, cost=cost(inputs.view, context=inputs.length), perplexity=found)
+    return Measured(model=figures, provenance=inputs.provenance(inputs.evaluation))
 
 
 def evaluate_pair(

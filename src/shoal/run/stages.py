@@ -1,6 +1,6 @@
 """The stages of a run: scan, plan, train, save, evaluate. Each reads its inputs, writes its files, and can be read back.
 
-A stage is keyed by a hash of everything it depends on; see :mod:`shoal.run.folder`.
+A stage is keyed by a hash of everything it depends on; see :mod:`shoal.run.keys` and :mod:`shoal.run.folder`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from shoal.run.evaluate import against_teacher
 from shoal.run.folder import RunFolder
 from shoal.run.inputs import Inputs, Progress, silent
-from shoal.types import Batch, stable_hash, write_atomically
+from shoal.run.keys import choice_key, evaluation_key, fit_key, save_key, scan_key, unopened_choice_key
+from shoal.types import Batch, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,10 +39,6 @@ VALUES = "fit.safetensors"
 def needs_scan(recipe: Recipe) -> bool:
     """False where nothing reads the scores: a rule without measurements, and no other candidates to propose."""
     return recipe.select != "deepest" or recipe.guard > 1
-
-
-def scan_key(inputs: Inputs) -> str:
-    return stable_hash("scan", inputs.model_key, inputs.calibration.data_hash, inputs.recipe.observers)
 
 
 def scan_stage(inputs: Inputs, folder: RunFolder, *, progress: Progress = silent) -> Scan:
@@ -91,8 +88,7 @@ def plan_stage(inputs: Inputs, folder: RunFolder, found: Scan | None, *, progres
 
     recipe, view = inputs.recipe, inputs.view
     budget, how = budget_of(recipe), choosing(recipe, view.n_layers)
-    used = dict(budget=budget.text, kind=budget.kind, how=repr(how), scan=scan_key(inputs) if found else None)
-    key = stable_hash("plan", inputs.model_key, used, inputs.selection.data_hash if recipe.guard > 1 else None)
+    key = choice_key(inputs, budget, how, scan=scan_key(inputs) if found else None)
     if folder.is_done("plan", key):
         return Plan.load(folder / "plan.json")
     started = time.monotonic()
@@ -103,7 +99,7 @@ def plan_stage(inputs: Inputs, folder: RunFolder, found: Scan | None, *, progres
         tables=found.tables if found else {},
         how=how,
         oracle=oracle(inputs, inputs.selection, what="guard", progress=progress) if recipe.guard > 1 else None,
-        rescan=rescanner(view, inputs.batches(inputs.calibration)),
+        rescan=rescanner(view, inputs.batches(inputs.calibration)) if recipe.rounds > 1 else None,
         refuse=lambda kept: why_not(inputs, kept),
     )
     plan = plan_of(
@@ -145,7 +141,7 @@ def plan_unopened(recipe: Recipe, folder: RunFolder, *, trust_remote_code: bool 
     size = size_of(skeleton, find_layers(skeleton)[0])
     how = choosing(recipe, size.n_layers)
     budget = budget_of(recipe)
-    key = stable_hash("plan", fingerprint(path), budget.text, budget.kind, repr(how))
+    key = unopened_choice_key(fingerprint(path), budget, how)
     if folder.is_done("plan", key):
         return Plan.load(folder / "plan.json")
 
@@ -213,11 +209,6 @@ def oracle(inputs: Inputs, samples: Samples, *, what: str, progress: Progress) -
     return Oracle(inputs.view, batches, after_batch=lambda batch: progress(what, batch.index + 1, len(batches)))
 
 
-def plan_key(plan: Plan) -> str:
-    """Identity of what the plan does (not of how it was chosen)."""
-    return stable_hash(plan.source_hash, [edit.model_dump(mode="json") for edit in plan.edits])
-
-
 @dataclass(frozen=True, eq=False)
 class Fitted:
     """A student with its values, and how they were trained (empty: nothing was)."""
@@ -237,13 +228,7 @@ def train_stage(inputs: Inputs, folder: RunFolder, plan: Plan, *, progress: Prog
 
     if not plan.replacements:
         return Fitted(student_of(inputs.view, plan), {}, ())
-    if inputs.is_streamed:
-        raise ValueError(
-            "a replacement cannot be trained yet while layers are read from disk; use --replace none, or --resident all"
-        )
-    config = inputs.recipe.train
-    texts = (inputs.training.data_hash, inputs.selection.data_hash)
-    key = stable_hash("train", inputs.model_key, plan_key(plan), texts, config.model_dump(mode="json"))
+    key = fit_key(inputs, plan)
     if folder.is_done("train", key):
         values = load_file(str(folder / VALUES))
         return Fitted(student_of(inputs.view, plan, values), values, TrainResults.load(folder / "fit.json").results)
@@ -255,7 +240,7 @@ def train_stage(inputs: Inputs, folder: RunFolder, plan: Plan, *, progress: Prog
         plan,
         training=inputs.training,
         selection=inputs.selection,
-        config=config,
+        config=inputs.recipe.train,
         folder=folder / "train",
         quality=lambda student: judge.measure([student])[0].kl,
         progress=lambda step, n_steps, loss: progress("train", step, n_steps),
@@ -283,11 +268,6 @@ def claim(folder: RunFolder, name: str, key: str) -> None:
     write_atomically(mark, key.encode())
 
 
-def save_key(inputs: Inputs, plan: Plan, fitted: Fitted) -> str:
-    values = sorted((name, stable_hash(value.float().cpu().numpy().tobytes())) for name, value in fitted.values.items())
-    return stable_hash("model", inputs.model_key, plan_key(plan), values)
-
-
 def save_stage(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted) -> Path:
     """``model/``: the student as a stock checkpoint, written whole and verified by reloading it."""
     from shoal.surgery.cut import cut
@@ -295,7 +275,7 @@ def save_stage(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted) ->
     from shoal.surgery.save import save
     from shoal.surgery.verify import verify, verify_streamed
 
-    key = save_key(inputs, plan, fitted)
+    key = save_key(inputs, plan, fitted.values)
     target = folder / "model"
     if folder.is_done("model", key):
         return target
@@ -332,7 +312,7 @@ def evaluate_stage(
     from shoal.export.card import card, inherited_metadata
     from shoal.select.guard import student_without
 
-    key = stable_hash("evaluation", save_key(inputs, plan, fitted), inputs.evaluation.data_hash)
+    key = evaluation_key(inputs, plan, fitted.values)
     if folder.is_done("evaluation", key):
         return Evaluation.load(folder / "evaluation.json")
     started = time.monotonic()
@@ -352,6 +332,7 @@ def evaluate_stage(
         recipe_name=inputs.recipe.name,
         command=command,
         papers=inputs.recipe.papers,
+        trained=fitted.results,
         inherited=inherited_metadata(inputs.opened.path),
     )
     write_atomically(folder / "model" / "README.md", text.encode())

@@ -193,5 +193,6 @@ def copy_shard(shard: Shard, names: Mapping[str, str], target: Path) -> None:
 
 
 def write_index(path: Path, places: Mapping[str, str], n_bytes: int) -> None:
+    """The index of a sharded checkpoint: tensor name to file, and the bytes of all tensors."""
     content = {"metadata": {"total_size": n_bytes}, "weight_map": dict(sorted(places.items()))}
     path.write_text(json.dumps(content, indent=2) + "\n")

@@ -130,4 +130,5 @@ def hub_parts(spec: str) -> tuple[str, str | None, str]:
 
 
 def first_line(error: BaseException) -> str:
+    """What a library's error says, in one short line."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
