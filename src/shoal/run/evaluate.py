@@ -54,7 +54,7 @@ def evaluate_pair(
     from shoal.decoder import DecoderView
     from shoal.decoder.open import open_model
 
-    inputs = open_inputs(recipe, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    inputs = open_inputs(recipe, device=device, dtype=dtype, resident="all", trust_remote_code=trust_remote_code)
     other = open_model(student, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     return against_teacher(inputs, DecoderView(other.model), progress=progress)
 
