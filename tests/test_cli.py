@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
+from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 from world import write_model, write_text
 
 from shoal.cli import main
@@ -208,8 +208,10 @@ def test_wrong_text_is_one_clear_line(make, world, shoal, tmp_path):
         (["--drop", "6"], "allows 1..4"),
         (["--drop", "many"], "25%layers"),
         (["--drop", "5%layers"], "allows"),
-        (["--params", "9B"], "--params"),
+        (["--params", "9B"], "--params 9B is not below"),
         (["--params", "big"], "--params"),
+        (["--params", "20K", "--drop", "2"], "one of them"),
+        (["--device", "meta"], "meta"),
         (["--recipe", "uidll"], "did you mean 'uidl'"),
         (["--replace", "lyer"], "'layer'"),
         (["--select", "spam"], "'span'"),
@@ -237,6 +239,31 @@ def test_a_wrong_option_is_one_clear_line(args, said, world, shoal):
             del given[place : place + 2]
     code, _, err = shoal("compress", world / "model", "--out", "out", *given, *args)
     one_line(code, err, said)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"), [({"num_hidden_layers": "six"}, "num_hidden_layers"), ({"vocab_size": 20}, "token")], ids=str
+)
+def test_a_config_that_does_not_fit_is_one_clear_line(config, said, world, shoal, tmp_path):
+    folder = copied(world, tmp_path, **config)
+    if "vocab_size" in config:
+        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
+    one_line(*shoal("scan", folder, "--out", "out", *options(world))[::2], said)
+
+
+def test_a_plan_edited_wrongly_is_one_clear_line(world, shoal, tmp_path):
+    assert shoal("plan", world / "model", "--out", "run", "--select", "deepest", *options(world, "--guard", 1))[0] == 0
+    content = json.loads((tmp_path / "run" / "plan.json").read_text())
+    content["edits"] = [{"edit": "drop", "indices": [-1]}]
+    (tmp_path / "run" / "plan.json").write_text(json.dumps(content))
+    code, _, err = shoal("apply", tmp_path / "run" / "plan.json", "--out", "new")
+    one_line(code, err, "plan.json: the top level: layer -1 is not in 0..5")
+    assert err.endswith("0..5\n")
+
+
+def test_the_bare_command_prints_its_help(shoal):
+    code, _, err = shoal()
+    assert code == 2 and err.startswith("Usage: shoal ") and "\n  compress " in err
 
 
 def test_foreign_and_unusable_folders_are_refused(world, shoal, tmp_path):

@@ -170,6 +170,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     if problem["type"] == "extra_forbidden":
         key = str(problem["loc"][-1])
         return f"unknown key {place!r}; {nearest(key, fields_at(model, problem['loc'][:-1]))}"
+    if problem["type"] == "value_error":  # raised by us: it says what was got
+        return f"{place}: {problem['ctx']['error']}"
     got = "" if problem["type"] == "missing" else f", got {str(problem.get('input'))[:60]!r}"
     return f"{place}: {problem['msg'][0].lower()}{problem['msg'][1:]}{got}"
 

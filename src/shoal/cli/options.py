@@ -87,6 +87,8 @@ def with_options(recipe: str, **options: Any) -> Recipe:
     if "text" in given:
         text["sources"] = given.pop("text")
     train = {field: given.pop(name) for name, field in (("train_tokens", "tokens"), ("lr", "lr")) if name in given}
+    if "params" in given and "drop" in given:
+        raise ValueError("--drop and --params are two budgets; give one of them")
     if "params" in given:
         given["parameters"] = given.pop("params")
     elif "drop" in given:

@@ -84,7 +84,7 @@ def usable_device(device: str) -> torch.device:
     """A torch device that works here. Raises ValueError when it does not."""
     try:
         place = torch.device(device)
-        torch.empty(1, device=place, dtype=torch.float64)  # sums are fp64, which not every kind of device has (mps)
+        torch.zeros(1, device=place, dtype=torch.float64).item()  # sums are fp64, which mps has not; meta holds no values
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")[:80]
         raise ValueError(f"device {device!r} cannot be used here ({reason}); try cpu or cuda") from None
@@ -97,6 +97,7 @@ def load_strictly(path: Path, *, dtype: str | None = None, trust_remote_code: bo
     Raises:
         ValueError: the tensors on disk are not those the config asks for, or the library cannot build the model.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForCausalLM
 
     with quiet_loading():
@@ -110,7 +111,7 @@ def load_strictly(path: Path, *, dtype: str | None = None, trust_remote_code: bo
                 ignore_mismatched_sizes=True,  # so that they are listed, then refused below
                 output_loading_info=True,
             )
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, StrictDataclassError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ValueError(f"{path} cannot be opened: {type(error).__name__}: {reason}") from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from shoal.recipe import Recipe
 from shoal.run.folder import RunFolder
 from shoal.run.inputs import Inputs, Progress, open_inputs, silent, versions
-from shoal.run.stages import evaluate_stage, needs_scan, plan_stage, save_stage, scan_stage, train_stage
+from shoal.run.stages import budget_of, evaluate_stage, needs_scan, plan_stage, save_stage, scan_stage, train_stage
 from shoal.types import write_atomically
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def compress(
     Raises:
         ValueError: one line for anything the user can mend.
     """
+    budget_of(recipe)  # a budget that cannot be read is refused before anything is loaded
     folder = open_folder(Path(out), command=command, overwrite=overwrite)
     inputs = open_inputs(recipe, device=device, dtype=dtype, resident=resident, trust_remote_code=trust_remote_code)
     return run_stages(inputs, folder, command=command, progress=progress)

@@ -124,7 +124,9 @@ class Inputs:
         """The number asked for, or else the default where the text holds it and at least 8."""
         n = asked or most or DEFAULT_SAMPLES[slice]
         fewest = None if asked else FEWEST_DEFAULT
-        return self.corpus.samples(slice, n=n, length=self.length, packing=self.recipe.text.packing, fewest=fewest)
+        found = self.corpus.samples(slice, n=n, length=self.length, packing=self.recipe.text.packing, fewest=fewest)
+        refuse_unknown_tokens(found, self.opened)
+        return found
 
 
 def open_inputs(
@@ -183,6 +185,15 @@ def layers_in_memory(model: str, resident: str, *, device: str, trust_remote_cod
     if device != "cpu":
         raise ValueError(f"--resident {resident} streams layers on the CPU only; with --device {device} use --resident all")
     return int(resident)
+
+
+def refuse_unknown_tokens(samples: Samples, opened: Opened) -> None:
+    """Raises ValueError when the tokenizer writes tokens that the model has no embedding for."""
+    highest, n_known = int(samples.ids_NT.max()), opened.model.get_input_embeddings().num_embeddings
+    if highest >= n_known:
+        raise ValueError(
+            f"the tokenizer of {opened.path} writes token {highest}, the model knows 0..{n_known - 1}; they do not match"
+        )
 
 
 def window_of(config: Any) -> int | None:
