@@ -67,7 +67,8 @@ def run_pass(
         stop: run only layers below it (for observers; students need all layers).
         after_batch: called when a batch is done, for progress.
     Raises:
-        ValueError: NaN or infinite states at boundary L.
+        ValueError: NaN or infinite states at boundary L of the observed stream, or without observers of the first student. A
+            further student may overflow (a bad cut in float16); its sink sees it.
     """
     assert stop is None or not students, "students need every layer"
     if view.residency.layer_major:
@@ -113,8 +114,7 @@ def _run_batch(
     if Tap("boundary", stop) in taps:
         values[Tap("boundary", stop)] = _shelved(shelf, Tap("boundary", stop), _state_of(groups, watched))
     finals = [_state_of(groups, member) for member in range(len(streams))]
-    for state in finals:
-        _refuse_nonfinite(view, state)
+    _refuse_nonfinite(view, finals[0])
     return values, finals
 
 
@@ -177,8 +177,7 @@ def _run_by_layer(
         for i, batch in enumerate(batches):
             reading = view.read(batch)
             finals = [waiting.get((_group_of(groups, member), i)) for member in range(len(streams))]
-            for state in finals:
-                _refuse_nonfinite(view, state)
+            _refuse_nonfinite(view, finals[0])
             for observer in observers:
                 keys = {tap: boundary[tap.index] if tap.kind == "boundary" else tap for tap in observer.taps(view)}
                 observer.update(reading.batch, {tap: waiting.get((key, i)) for tap, key in keys.items()})

@@ -43,7 +43,11 @@ def guard(candidates: Sequence[Candidate], oracle: Oracle) -> tuple[Candidate, .
         )
         for candidate, quality in zip(candidates, qualities, strict=True)
     ]
-    return tuple(sorted(measured, key=lambda one: math.inf if one.kl is None or math.isnan(one.kl) else one.kl))
+    if not any(one.kl is not None and math.isfinite(one.kl) for one in measured):
+        raise ValueError(
+            "every candidate's states are NaN or infinite on this text; run with --dtype float32 or bfloat16, or remove fewer layers"
+        )
+    return tuple(sorted(measured, key=lambda one: math.inf if one.kl is None or not math.isfinite(one.kl) else one.kl))
 
 
 def verdict(candidates: Sequence[Candidate], *, n_layers: int) -> str:
