@@ -261,6 +261,21 @@ def test_a_plan_edited_wrongly_is_one_clear_line(world, shoal, tmp_path):
     assert err.endswith("0..5\n")
 
 
+def test_apply_says_the_size_it_found_not_the_one_a_hand_left_in_the_plan(world, shoal, tmp_path):
+    assert shoal("plan", world / "model", "--out", "run", "--recipe", "uidl-simple", "--drop", 1)[0] == 0
+    content = json.loads((tmp_path / "run" / "plan.json").read_text())
+    content["edits"] = [{"edit": "drop", "indices": [1, 2, 4]}]
+    (tmp_path / "run" / "plan.json").write_text(json.dumps(content))
+    code, out, err = shoal("apply", "run/plan.json", "--out", "new", "--json")
+    assert code == 0 and json.loads(out)["layers"] == 3 and "6 -> 3 layers" in err
+
+
+@pytest.mark.parametrize("content", ["recipe: [default]", "text: &a {sources: *a}"])
+def test_a_twisted_recipe_is_one_clear_line(content, shoal, tmp_path):
+    (tmp_path / "twisted.yaml").write_text(content)
+    one_line(*shoal("run", "twisted.yaml", "--out", "out")[::2], "twisted.yaml")
+
+
 def test_the_bare_command_prints_its_help(shoal):
     code, _, err = shoal()
     assert code == 2 and err.startswith("Usage: shoal ") and "\n  compress " in err

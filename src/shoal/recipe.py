@@ -179,12 +179,16 @@ def _read(name_or_path: str) -> dict[str, Any]:
     base = content.pop("recipe", None)
     if base is None:
         merged = content
-    elif base in RECIPES:
+    elif isinstance(base, str) and base in RECIPES:
         merged = merge(RECIPES[base].model_dump(mode="json"), content)
     else:
         raise ValueError(f"{path}: recipe: {base!r} is unknown; {nearest(str(base), RECIPES)}")
     # checked here as well, so that a fault of the file is not reported as one of the options
-    return Recipe.from_json(json.dumps(merged, default=str), where=str(path)).model_dump(mode="json")
+    try:
+        as_json = json.dumps(merged, default=str)
+    except (ValueError, TypeError) as error:  # a value that holds itself, a key that is no text
+        raise ValueError(f"{path} cannot be a recipe: {error}") from None
+    return Recipe.from_json(as_json, where=str(path)).model_dump(mode="json")
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shoal.plan import Plan
+from shoal.plan import Plan, Size
 from shoal.run.stages import VALUES
 from shoal.types import Batch
 
@@ -53,7 +53,7 @@ def apply_plan(
         from shoal.surgery.rewrite import rewrite
 
         rewrite(source, plan, out)
-        return Applied(plan, out, _check_rewritten(out))
+        return _applied(plan, out, _check_rewritten(out))
     return _apply_in_memory(plan, plan_file.parent, source, out, device=device, trust_remote_code=trust_remote_code)
 
 
@@ -78,7 +78,14 @@ def _apply_in_memory(plan: Plan, folder: Path, source: Path, out: Path, *, devic
         reference=lambda ids: view.logits(Batch(ids), student=student),
         device=device,
     )
-    return Applied(plan, out, checked.model_dump(mode="json"))
+    return _applied(plan, out, checked.model_dump(mode="json"))
+
+
+def _applied(plan: Plan, out: Path, verification: dict[str, Any]) -> Applied:
+    """With the size that was found: the one in a plan edited by hand may be that of the plan before."""
+    n_layers = len(plan.kept_layers) + len(plan.replacements)
+    found = verification.get("size", {"layers": n_layers, "parameters": plan.after.parameters})
+    return Applied(plan.model_copy(update={"after": Size(**found)}), out, verification)
 
 
 def _check_rewritten(out: Path) -> dict[str, Any]:
