@@ -154,6 +154,7 @@ def scan(
 ) -> None:
     """Measure every span of layers in one pass: scan.json, scan.safetensors, heat map."""
     from shoal.run.compress import open_folder
+    from shoal.run.early import check_recipe
     from shoal.run.inputs import open_inputs
     from shoal.run.stages import scan_stage
     from shoal.scan.show import PAPERS, best_spans_table
@@ -163,6 +164,7 @@ def scan(
     chosen = with_options(
         "default", model=model, text=text, samples=samples, length=length, by=by, observers=observers, seed=seed
     )
+    check_recipe(chosen, out)
     folder = open_folder(out, command=_command(), overwrite=overwrite)
     inputs = open_inputs(chosen, device=device, dtype=dtype, resident=resident, trust_remote_code=trust_remote_code)
     say_text(screen, chosen)
@@ -199,6 +201,7 @@ def plan(
 ) -> None:
     """Choose what to remove: plan.json, readable and editable by hand."""
     from shoal.run.compress import open_folder
+    from shoal.run.early import check_budget, check_recipe
     from shoal.run.inputs import open_inputs
     from shoal.run.stages import needs_scan, plan_stage, plan_unopened, scan_stage
     from shoal.scan import Scan
@@ -214,6 +217,7 @@ def plan(
         recipe, model=model, drop=drop, params=params, text=text, samples=samples, length=length, select=select, by=by,
         guard=guard, rounds=rounds, protect=protect, replace=replace, seed=seed,
     )  # fmt: skip
+    check_recipe(chosen, out)
     folder = open_folder(out, command=_command(), overwrite=overwrite)
     if not needs_scan(chosen) and chosen.replace == "none":
         made = plan_unopened(chosen, folder, trust_remote_code=trust_remote_code)
@@ -221,6 +225,7 @@ def plan(
         inputs = open_inputs(chosen, device=device, dtype=dtype, resident=resident, trust_remote_code=trust_remote_code)
         say_text(screen, chosen)
         with screen.progress():
+            check_budget(inputs)
             found = scan_stage(inputs, folder, progress=screen.step) if needs_scan(chosen) else None
             made = plan_stage(inputs, folder, found, progress=screen.step)
     if len(made.candidates) > 1:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shoal.recipe import Recipe
+from shoal.run.early import check_budget, check_recipe
 from shoal.run.folder import RunFolder
 from shoal.run.inputs import Inputs, Progress, open_inputs, silent, versions
-from shoal.run.stages import budget_of, evaluate_stage, needs_scan, plan_stage, save_stage, scan_stage, train_stage
+from shoal.run.stages import evaluate_stage, needs_scan, plan_stage, save_stage, scan_stage, train_stage
 from shoal.types import write_atomically
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def compress(
     Raises:
         ValueError: one line for anything the user can mend.
     """
-    budget_of(recipe)  # a budget that cannot be read is refused before anything is loaded
+    check_recipe(recipe, Path(out))
     folder = open_folder(Path(out), command=command, overwrite=overwrite)
     inputs = open_inputs(recipe, device=device, dtype=dtype, resident=resident, trust_remote_code=trust_remote_code)
     return run_stages(inputs, folder, command=command, progress=progress)
@@ -75,6 +76,7 @@ def run_stages(inputs: Inputs, folder: RunFolder, *, command: str = "", progress
         raise ValueError(
             "a replacement cannot be trained yet while layers are read from disk; use --replace none, or --resident all"
         )
+    check_budget(inputs)
     recipe_file, recipe = folder / "recipe.yaml", inputs.recipe.to_yaml().encode()
     if folder.overwrite or not recipe_file.exists():  # else at the end: a refused run leaves the recipe of what stands
         write_atomically(recipe_file, recipe)
