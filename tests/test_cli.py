@@ -407,3 +407,22 @@ def test_cka_is_measured_when_asked_for(world, shoal, tmp_path):
     assert code == 0, err
     tables = json.loads((tmp_path / "run" / "scan.json").read_text())["tables"]
     assert any("cka" in table["criterion"] for table in tables)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [("--by", "cosin/rest"), ("--drop", "99%"), ("--protect", "17"), ("--drop", "many"), ("--by", "cka/rest", "--rounds", 2)],
+    ids=str,
+)
+def test_what_cannot_be_is_refused_before_the_scan(args, world, shoal, tmp_path):
+    code, _, err = shoal("compress", world / "model", "--out", "out", *options(world), *args)
+    one_line(code, err, "")
+    assert not (tmp_path / "out" / "scan.json").exists()
+
+
+@pytest.mark.parametrize("verb", ["compress", "scan", "plan"])
+def test_a_run_folder_inside_the_model_is_refused(verb, world, shoal, tmp_path):
+    folder = copied(world, tmp_path)
+    code, _, err = shoal(verb, folder, "--out", folder / "out", *options(world))
+    one_line(code, err, "inside the model")
+    assert not (folder / "out").exists()

@@ -27,6 +27,10 @@ Length = Annotated[
     typer.Option("--length", help="Tokens per sample.  [default: the model's window, at most 2048]"),
 ]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1.")]
+Resident = Annotated[
+    str,
+    typer.Option("--resident", help="Layers in memory: all, a number (the rest is read from disk as needed), or auto."),
+]
 Dtype = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--dtype", help="float32, bfloat16 or float16.  [default: the checkpoint's]"),
@@ -57,7 +61,10 @@ Guard = Annotated[
 Rounds = Annotated[Optional[int], typer.Option("--rounds", help="Cut in that many steps, measuring anew.  [default: 1]")]  # noqa: UP045
 Protect = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option("--protect", help="Layers that stay, such as 0,1,-1, or none.  [default: 0,-1]"),
+    typer.Option(
+        "--protect",
+        help="Layers that are not removed, such as 0,1,-1, or none; a replacement may still retrain one.  [default: 0,-1]",
+    ),
 ]
 ReplaceBy = Annotated[Optional[str], typer.Option("--replace", help="none or layer.  [default: layer]")]  # noqa: UP045
 TrainTokens = Annotated[

@@ -30,6 +30,7 @@ from shoal.cli.options import (
     RecipeName,
     Remote,
     ReplaceBy,
+    Resident,
     Rounds,
     Samples,
     Seed,
@@ -92,6 +93,7 @@ def compress(
     seed: Seed = None,
     device: Device = "cpu",
     dtype: Dtype = None,
+    resident: Resident = "auto",
     trust_remote_code: Remote = False,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -101,7 +103,7 @@ def compress(
         recipe, model=model, drop=drop, params=params, text=text, samples=samples, length=length, select=select, by=by,
         guard=guard, rounds=rounds, protect=protect, replace=replace, train_tokens=train_tokens, lr=lr, seed=seed,
     )  # fmt: skip
-    _compress(chosen, out, device, dtype, trust_remote_code, overwrite, json)
+    _compress(chosen, out, device, dtype, resident, trust_remote_code, overwrite, json)
 
 
 @app.command()
@@ -114,13 +116,14 @@ def run(
     seed: Seed = None,
     device: Device = "cpu",
     dtype: Dtype = None,
+    resident: Resident = "auto",
     trust_remote_code: Remote = False,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Run a recipe from end to end."""
     chosen = with_options(recipe, model=model, drop=drop, text=text, seed=seed)
-    _compress(chosen, out, device, dtype, trust_remote_code, overwrite, json)
+    _compress(chosen, out, device, dtype, resident, trust_remote_code, overwrite, json)
 
 
 @app.command()
@@ -129,7 +132,7 @@ def demo(out: Out = Path("demo-run"), overwrite: Overwrite = False, json: Json =
     from shoal.run.inputs import bundled_model
 
     chosen = with_options("default", model=str(bundled_model()))
-    _compress(chosen, out, "cpu", None, False, overwrite, json)
+    _compress(chosen, out, "cpu", None, "all", False, overwrite, json)
 
 
 @app.command()
@@ -144,12 +147,14 @@ def scan(
     seed: Seed = None,
     device: Device = "cpu",
     dtype: Dtype = None,
+    resident: Resident = "auto",
     trust_remote_code: Remote = False,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Measure every span of layers in one pass: scan.json, scan.safetensors, heat map."""
     from shoal.run.compress import open_folder
+    from shoal.run.early import check_recipe
     from shoal.run.inputs import open_inputs
     from shoal.run.stages import scan_stage
     from shoal.scan.show import PAPERS, best_spans_table
@@ -159,8 +164,9 @@ def scan(
     chosen = with_options(
         "default", model=model, text=text, samples=samples, length=length, by=by, observers=observers, seed=seed
     )
+    check_recipe(chosen, out)
     folder = open_folder(out, command=_command(), overwrite=overwrite)
-    inputs = open_inputs(chosen, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    inputs = open_inputs(chosen, device=device, dtype=dtype, resident=resident, trust_remote_code=trust_remote_code)
     say_text(screen, chosen)
     with screen.progress():
         found = scan_stage(inputs, folder, progress=screen.step)
@@ -188,12 +194,14 @@ def plan(
     seed: Seed = None,
     device: Device = "cpu",
     dtype: Dtype = None,
+    resident: Resident = "auto",
     trust_remote_code: Remote = False,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Choose what to remove: plan.json, readable and editable by hand."""
     from shoal.run.compress import open_folder
+    from shoal.run.early import check_budget, check_recipe
     from shoal.run.inputs import open_inputs
     from shoal.run.stages import needs_scan, plan_stage, plan_unopened, scan_stage
     from shoal.scan import Scan
@@ -209,13 +217,15 @@ def plan(
         recipe, model=model, drop=drop, params=params, text=text, samples=samples, length=length, select=select, by=by,
         guard=guard, rounds=rounds, protect=protect, replace=replace, seed=seed,
     )  # fmt: skip
+    check_recipe(chosen, out)
     folder = open_folder(out, command=_command(), overwrite=overwrite)
     if not needs_scan(chosen) and chosen.replace == "none":
         made = plan_unopened(chosen, folder, trust_remote_code=trust_remote_code)
     else:
-        inputs = open_inputs(chosen, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        inputs = open_inputs(chosen, device=device, dtype=dtype, resident=resident, trust_remote_code=trust_remote_code)
         say_text(screen, chosen)
         with screen.progress():
+            check_budget(inputs)
             found = scan_stage(inputs, folder, progress=screen.step) if needs_scan(chosen) else None
             made = plan_stage(inputs, folder, found, progress=screen.step)
     if len(made.candidates) > 1:
@@ -325,7 +335,14 @@ def stability(
 
 
 def _compress(
-    chosen: Recipe, out: Path, device: str, dtype: str | None, trust_remote_code: bool, overwrite: bool, json: bool
+    chosen: Recipe,
+    out: Path,
+    device: str,
+    dtype: str | None,
+    resident: str,
+    trust_remote_code: bool,
+    overwrite: bool,
+    json: bool,
 ) -> None:
     from shoal.run.compress import compress as compress_model
 
@@ -337,6 +354,7 @@ def _compress(
             out,
             device=device,
             dtype=dtype,
+            resident=resident,
             trust_remote_code=trust_remote_code,
             overwrite=overwrite,
             command=_command(),

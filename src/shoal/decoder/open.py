@@ -61,18 +61,23 @@ def open_model(source: str | Path, *, dtype: str | None = None, device: str = "c
     place = usable_device(device)
     path = resolve_source(source, trust_remote_code=trust_remote_code)
     check_source(path, trust_remote_code=trust_remote_code)
-    method = quantisation(read_json(path / "config.json"))
-    if method is not None:
-        raise ValueError(
-            f"{path} is quantised ({method}); it cannot be measured or refitted. Use the unquantised "
-            "checkpoint, or remove whole layers file to file with a plan"
-        )
+    refuse_quantised(path)
     model = load_strictly(path, dtype=dtype, trust_remote_code=trust_remote_code)
     refuse_nonfinite(model, str(path))
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     model = model.to(place).eval()
     refuse_two_way(model, str(path))
     return Opened(model, tokenizer, str(source), fingerprint(path), path)
+
+
+def refuse_quantised(path: Path) -> None:
+    """Raises ValueError for a quantised checkpoint: only file-to-file removal is offered there."""
+    method = quantisation(read_json(path / "config.json"))
+    if method is not None:
+        raise ValueError(
+            f"{path} is quantised ({method}); it cannot be measured or refitted. Use the unquantised "
+            "checkpoint, or remove whole layers file to file with a plan"
+        )
 
 
 def usable_device(device: str) -> torch.device:

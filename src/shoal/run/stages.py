@@ -271,8 +271,9 @@ def claim(folder: RunFolder, name: str, key: str) -> None:
 def save_stage(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted) -> Path:
     """``model/``: the student as a stock checkpoint, written whole and verified by reloading it."""
     from shoal.surgery.cut import cut
+    from shoal.surgery.rewrite import rewrite
     from shoal.surgery.save import save
-    from shoal.surgery.verify import verify
+    from shoal.surgery.verify import verify, verify_streamed
 
     key = save_key(inputs, plan, fitted.values)
     target = folder / "model"
@@ -282,14 +283,17 @@ def save_stage(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted) ->
     if target.exists():  # left by a run that died before it recorded the stage
         shutil.rmtree(target)
     view = inputs.view
-    save(cut(view, fitted.student), inputs.opened.tokenizer, target, source=inputs.opened.path)
+    if inputs.is_streamed:
+        rewrite(inputs.opened.path, plan, target)
+    else:
+        save(cut(view, fitted.student), inputs.opened.tokenizer, target, source=inputs.opened.path)
     try:
-        checked = verify(
-            target,
-            ids_BT=inputs.evaluation.ids_NT[:2],
-            reference=lambda ids_BT: view.logits(Batch(ids_BT), student=fitted.student),
-            device=str(view.device),
-        )
+        ids_BT = inputs.evaluation.ids_NT[:2]
+        reference = view.logits(Batch(ids_BT), student=fitted.student)
+        if inputs.is_streamed:
+            checked = verify_streamed(target, ids_BT=ids_BT, reference_BTV=reference)
+        else:
+            checked = verify(target, ids_BT=ids_BT, reference=lambda ids: reference, device=str(view.device))
     except ValueError:  # a checkpoint that is not the student must not be found under the final name
         shutil.rmtree(target)
         raise
@@ -312,7 +316,9 @@ def evaluate_stage(
     if folder.is_done("evaluation", key):
         return Evaluation.load(folder / "evaluation.json")
     started = time.monotonic()
-    student = DecoderView(load_strictly(folder / "model").to(inputs.view.device))
+    student: DecoderView | Student = fitted.student  # of a streamed model: equal to the checkpoint, as was verified
+    if not inputs.is_streamed:
+        student = DecoderView(load_strictly(folder / "model").to(inputs.view.device))
     plain = None
     if plan.replacements:  # the same number of layers without repair, on the same text
         absent = sorted({*plan.removed_layers} - {edit.start for edit in plan.replacements})
