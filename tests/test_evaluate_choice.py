@@ -9,6 +9,8 @@ from families import FAMILIES, tiny_model
 from text_world import N_SPECIAL, word_tokenizer
 
 from shoal.decoder import TEACHER, DecoderView, Student
+from shoal.decoder.open import open_model
+from shoal.decoder.streamed import open_streamed
 from shoal.evaluate import Task, TaskItem, choice_answers, load_task, score_task
 from shoal.evaluate.last_word import accuracy, last_word_answers, word_perplexity
 from shoal.evaluate.rows import Row, batch_of, encode_pair, pairs_of, rows_of, shares_context
@@ -132,6 +134,14 @@ def test_many_students_in_one_reading_equal_each_alone():
     for student, one in zip(students, together, strict=True):
         assert one == score_task(view, task_of(*ITEMS), tokenizer=TOKENIZER, students=[student])[0]
     assert together[0].items[0].loglikelihood != together[1].items[0].loglikelihood
+
+
+def test_layers_read_from_disk_give_the_same_bits(tmp_path):
+    tiny_model("llama", n_layers=3).save_pretrained(tmp_path)
+    opened, streamed = open_streamed(tmp_path)
+    views = DecoderView(open_model(tmp_path).model), DecoderView(opened.model, residency=streamed)
+    a, b = (score_task(view, task_of(*ITEMS), tokenizer=TOKENIZER, tokens_per_batch=64) for view in views)
+    assert a == b and a[0].shared
 
 
 def test_the_order_of_the_items_changes_no_bit():
