@@ -85,11 +85,11 @@ def test_unknown_dtype_and_device(saved, options, expected):
 def test_a_device_without_fp64_is_refused(saved, monkeypatch):
     """As mps does: everything works there until the first fp64 sum."""
 
-    def empty(*size, device=None, dtype=None):
+    def zeros(*size, device=None, dtype=None):
         if dtype is torch.float64:
             raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
 
-    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(torch, "zeros", zeros)
     assert "float64" in refusal(saved, device="mps")
 
 
