@@ -86,6 +86,17 @@ class Inputs:
             found = self._samples("training", None, most=most)
         return found
 
+    @cached_property
+    def fitting(self) -> Samples:
+        """Samples of the training slice for a closed-form repair: as many as its tokens need where the text holds them."""
+        wanted = self.recipe.fit.n_tokens(self.widest_map)
+        return self._samples("training", None, most=max(FEWEST_DEFAULT, -(-wanted // self.length)))
+
+    @property
+    def widest_map(self) -> int:
+        """Inputs of the widest map into the stream."""
+        return int(max(getattr(self.view.config, "intermediate_size", None) or 0, 4 * self.view.hidden_size))
+
     def batches(self, samples: Samples) -> list[Batch]:
         return samples.batches(self.batch_size)
 

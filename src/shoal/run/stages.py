@@ -1,4 +1,6 @@
-"""The stages of a run: scan, plan, train, save, evaluate. Each reads its inputs, writes its files, and can be read back.
+"""The stages of a run: scan, plan, train, save, evaluate; fit.py has the one before train.
+
+Each reads its inputs, writes its files, and can be read back.
 
 A stage is keyed by a hash of everything it depends on; see :mod:`shoal.run.folder`.
 """
@@ -17,7 +19,7 @@ from shoal.run.inputs import Inputs, Progress, silent
 from shoal.types import Batch, stable_hash, write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -227,8 +229,14 @@ class Fitted:
     results: tuple[TrainResult, ...]
 
 
-def train_stage(inputs: Inputs, folder: RunFolder, plan: Plan, *, progress: Progress = silent) -> Fitted:
-    """``fit.safetensors`` and ``train/``: values of the plan's replacements. Nothing to do for plain removal."""
+def train_stage(
+    inputs: Inputs, folder: RunFolder, plan: Plan, *, refits: Mapping[str, Tensor] | None = None, progress: Progress = silent
+) -> Fitted:
+    """``fit.safetensors`` and ``train/``: values of the plan's replacements. Nothing to do where it has none.
+
+    Args:
+        refits: values of the plan's refits; a plan has these or replacements.
+    """
     from safetensors.torch import load_file, save
 
     from shoal.replace import student_of
@@ -236,7 +244,7 @@ def train_stage(inputs: Inputs, folder: RunFolder, plan: Plan, *, progress: Prog
     from shoal.train.result import TrainResults
 
     if not plan.replacements:
-        return Fitted(student_of(inputs.view, plan), {}, ())
+        return Fitted(student_of(inputs.view, plan, refits), dict(refits or {}), ())
     config = inputs.recipe.train
     texts = (inputs.training.data_hash, inputs.selection.data_hash)
     key = stable_hash("train", inputs.model_key, plan_key(plan), texts, config.model_dump(mode="json"))
@@ -330,7 +338,7 @@ def evaluate_stage(
     started = time.monotonic()
     student = DecoderView(load_strictly(folder / "model").to(inputs.view.device))
     plain = None
-    if plan.replacements:  # the same number of layers without repair, on the same text
+    if fitted.values:  # the same number of layers without repair, on the same text
         absent = sorted({*plan.removed_layers} - {edit.start for edit in plan.replacements})
         judge = oracle(inputs, inputs.evaluation, what="evaluate the plain cut", progress=progress)
         plain = judge.measure([student_without(absent)])[0]
