@@ -82,8 +82,8 @@ def main() -> None:
             "threads": torch.get_num_threads(),
             "model": Path(args.model).name,
             "removed": args.layers,
-            "fit_text": {"data": fit.data, "hash": fit.data_hash, "tokens": fit.n_tokens},
-            "text": {"data": measure.data, "hash": measure.data_hash, "tokens": measure.n_tokens},
+            "fit_text": {"data": Path(args.fit_text).name, "hash": fit.data_hash, "tokens": fit.n_tokens},
+            "text": {"data": Path(args.text).name, "hash": measure.data_hash, "tokens": measure.n_tokens},
             "forward_seconds_of_the_fit_text": forward,
             "rows": rows,
         }

@@ -25,8 +25,8 @@ Quality = Callable[[Sequence[Student]], Sequence[float]]
 
 
 MAPS: tuple[MapKind, ...] = ("mlp", "attn", "mlp")
-"""What is solved for in each layer, in order. The MLP's map first: its change reaches the stream as it is, while a change of the
-attention's map also moves what the MLP reads. docs/repair.md has the figures."""
+"""What is solved for in each layer, in order. The MLP's map first: its change reaches the stream as it is, while a change of
+the attention's map also moves what the MLP reads. docs/repair.md has the figures."""
 
 
 def before_cuts(plan: Plan) -> dict[int, int]:

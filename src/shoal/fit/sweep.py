@@ -9,8 +9,8 @@ Shapes: B samples, T positions, D hidden size, F inputs of a map, N tokens.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -74,6 +74,8 @@ def sweep_layers(
     folds = [one.to(view.device) for one in folds_of(batches)]
     teacher = [reading.h_BTD for reading in readings]
     ours = teacher
+    _refuse_where_nothing_fits(view, targets, maps, readings[0])
+    readings = [replace(reading, h_BTD=torch.empty(0)) for reading in readings]  # only the arguments of layers are needed on
     swept: dict[int, Values] = {}
     fits: list[LayerFit] = []
     skipped: list[str] = []
@@ -82,29 +84,38 @@ def sweep_layers(
         with view.residency.layer(layer):
             started = time.monotonic()
             stop = targets.get(layer, layer + 1)
-            goals = teacher
+            is_teacher = ours is teacher and layer not in targets and student.step(layer).key == TEACHER.step(layer).key
             for between in range(layer, stop):
-                goals = _advance(view, between, TEACHER.step(between), readings, goals)
+                teacher = _advance(view, between, TEACHER.step(between), readings, teacher)
             if layer in targets:
                 found, reasons = _maps_of(view, layer, maps, readings[0], ours[0])
                 skipped += reasons
-                fitting = _LayerInFit(view, layer, readings, ours, goals, folds, weigh)
+                fitting = _LayerInFit(view, layer, readings, ours, teacher, folds, weigh)
                 swept[layer], ours, fit = fitting.run(found, target=stop, started=started)
                 fits.append(fit)
-            elif ours is teacher and student.step(layer).key == TEACHER.step(layer).key:
-                ours = goals
+            elif is_teacher:
+                ours = teacher
             else:
                 ours = _advance(view, layer, student.step(layer), readings, ours)
         if after_layer is not None:
             after_layer(layer)
-        teacher, layer = goals, stop
-    if skipped and not any(fit.maps for fit in fits):
-        raise ValueError(f"nothing can be refitted: {skipped[0]}; use --repair none")
+        layer = stop
     return Swept({layer: values for layer, values in swept.items() if values}, tuple(fits), tuple(dict.fromkeys(skipped)))
 
 
 def _advance(view: DecoderView, layer: int, step: Step, readings: Sequence[Reading], states: Sequence[Tensor]) -> list[Tensor]:
     return [view.run_step(layer, step, h_BTD, reading) for h_BTD, reading in zip(states, readings, strict=True)]
+
+
+def _refuse_where_nothing_fits(view: DecoderView, layers: Iterable[int], kinds: Sequence[MapKind], reading: Reading) -> None:
+    """Before any work. Whether a map can be refitted does not depend on the state it is tried on, so boundary 0 will do."""
+    reasons: list[str] = []
+    for layer in layers:
+        found, why = _maps_of(view, layer, kinds, reading, reading.h_BTD)
+        if found:
+            return
+        reasons += why
+    raise ValueError(f"nothing can be refitted: {reasons[0]}; use --repair none")
 
 
 def _maps_of(
