@@ -31,7 +31,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(INSTALLED)  ## every benchmark; results in benchmarks/results
+bench: $(INSTALLED)  ## every benchmark, about a quarter of an hour; results in benchmarks/results
 	@set -e; for b in benchmarks/*.py; do echo "== $$b"; $(BIN)/python $$b; done
 
 install: $(INSTALLED)

@@ -14,6 +14,8 @@ from shoal.export import card, inherited_metadata
 from shoal.export.card import source_name
 from shoal.export.citations import BIBTEX, bibtex
 from shoal.plan import Candidate, Drop, Plan, Refit, Replace, Size
+from shoal.train.config import TrainConfig
+from shoal.train.result import CurvePoint, TrainResult
 from shoal.types import Batch, Provenance, Unit
 
 
@@ -124,6 +126,17 @@ def test_sections_without_content_are_left_out(evaluation):
     bare = evaluation.model_copy(update={"generations": (), "speed": None})
     text = text_of(bare, made_plan(Drop(indices=(2,))))
     assert "generations" not in text and "Candidates" not in text and "Speed" not in text and "How it was chosen" not in text
+
+
+def test_training_is_said_with_its_text_and_tokens(evaluation):
+    point = CurvePoint(step=0, tokens=0, lr=0.1, loss=None, grad_norm=None, validation=1.0, quality=None, seconds=0.0)
+    result = TrainResult(
+        start=1, stop=3, replacement="layer", decided_by="validation", best_step=0, n_steps=5, n_tokens=12_345, n_parameters=7,
+        seconds=1.0, data="training books", data_hash="t0", config=TrainConfig(), curve=(point,),
+    )  # fmt: skip
+    text = text_of(evaluation, made_plan(Replace(start=1, stop=3, replacement="layer")), trained=[result])
+    assert "training books, hash `t0`, 12,345 tokens for 'layer' at layers 1..2" in text
+    assert "training text" not in text_of(evaluation)
 
 
 def test_a_run_without_a_command_line_points_to_its_recipe(evaluation):

@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
+from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 from world import write_model, write_text
 
 from shoal.cli import main
@@ -208,8 +208,10 @@ def test_wrong_text_is_one_clear_line(make, world, shoal, tmp_path):
         (["--drop", "6"], "allows 1..4"),
         (["--drop", "many"], "25%layers"),
         (["--drop", "5%layers"], "allows"),
-        (["--params", "9B"], "--params"),
+        (["--params", "9B"], "--params 9B is not below"),
         (["--params", "big"], "--params"),
+        (["--params", "20K", "--drop", "2"], "one of them"),
+        (["--device", "meta"], "meta"),
         (["--recipe", "uidll"], "did you mean 'uidl'"),
         (["--replace", "lyer"], "'layer'"),
         (["--select", "spam"], "'span'"),
@@ -237,6 +239,46 @@ def test_a_wrong_option_is_one_clear_line(args, said, world, shoal):
             del given[place : place + 2]
     code, _, err = shoal("compress", world / "model", "--out", "out", *given, *args)
     one_line(code, err, said)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"), [({"num_hidden_layers": "six"}, "num_hidden_layers"), ({"vocab_size": 20}, "token")], ids=str
+)
+def test_a_config_that_does_not_fit_is_one_clear_line(config, said, world, shoal, tmp_path):
+    folder = copied(world, tmp_path, **config)
+    if "vocab_size" in config:
+        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
+    one_line(*shoal("scan", folder, "--out", "out", *options(world))[::2], said)
+
+
+def test_a_plan_edited_wrongly_is_one_clear_line(world, shoal, tmp_path):
+    assert shoal("plan", world / "model", "--out", "run", "--select", "deepest", *options(world, "--guard", 1))[0] == 0
+    content = json.loads((tmp_path / "run" / "plan.json").read_text())
+    content["edits"] = [{"edit": "drop", "indices": [-1]}]
+    (tmp_path / "run" / "plan.json").write_text(json.dumps(content))
+    code, _, err = shoal("apply", tmp_path / "run" / "plan.json", "--out", "new")
+    one_line(code, err, "plan.json: the top level: layer -1 is not in 0..5")
+    assert err.endswith("0..5\n")
+
+
+def test_apply_says_the_size_it_found_not_the_one_a_hand_left_in_the_plan(world, shoal, tmp_path):
+    assert shoal("plan", world / "model", "--out", "run", "--recipe", "uidl-simple", "--drop", 1)[0] == 0
+    content = json.loads((tmp_path / "run" / "plan.json").read_text())
+    content["edits"] = [{"edit": "drop", "indices": [1, 2, 4]}]
+    (tmp_path / "run" / "plan.json").write_text(json.dumps(content))
+    code, out, err = shoal("apply", "run/plan.json", "--out", "new", "--json")
+    assert code == 0 and json.loads(out)["layers"] == 3 and "6 -> 3 layers" in err
+
+
+@pytest.mark.parametrize("content", ["recipe: [default]", "text: &a {sources: *a}"])
+def test_a_twisted_recipe_is_one_clear_line(content, shoal, tmp_path):
+    (tmp_path / "twisted.yaml").write_text(content)
+    one_line(*shoal("run", "twisted.yaml", "--out", "out")[::2], "twisted.yaml")
+
+
+def test_the_bare_command_prints_its_help(shoal):
+    code, _, err = shoal()
+    assert code == 2 and err.startswith("Usage: shoal ") and "\n  compress " in err
 
 
 def test_foreign_and_unusable_folders_are_refused(world, shoal, tmp_path):
@@ -283,8 +325,19 @@ def test_the_verbs_in_a_row(world, shoal, tmp_path):
     code, out, _ = shoal("eval", world / "model", "--teacher", world / "model", *options(world, "--json"))
     quality = json.loads(out)["quality"]
     assert code == 0 and quality["kl"] == 0 and quality["agreement"] == 1
-    code, out, _ = shoal("eval", "cut", *options(world, "--json"))
-    assert code == 0 and json.loads(out)["perplexity"]["value"] > 1
+    code, out, err = shoal("eval", "cut", *options(world, "--json"))
+    alone = json.loads(out)
+    assert code == 0 and alone["provenance"]["data_hash"] and "perplexity" in err
+    assert alone["model"]["perplexity"]["value"] > 1 and alone["model"]["cost"]["layers"] == 4
+
+
+def test_apply_reloads_where_the_system_does_not_say_how_much_memory_is_free(world, shoal, monkeypatch):
+    code, _, err = shoal("plan", world / "model", "--out", "plan", "--recipe", "uidl-simple", "--drop", "1")
+    assert code == 0, err
+    monkeypatch.setattr(os, "sysconf_names", {})
+    code, out, err = shoal("apply", "plan/plan.json", "--out", "cut", "--json")
+    assert code == 0, err
+    assert json.loads(out)["verification"]["n_tokens"] == 16
 
 
 def test_run_takes_a_recipe_file(world, shoal, tmp_path):
@@ -354,3 +407,22 @@ def test_cka_is_measured_when_asked_for(world, shoal, tmp_path):
     assert code == 0, err
     tables = json.loads((tmp_path / "run" / "scan.json").read_text())["tables"]
     assert any("cka" in table["criterion"] for table in tables)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [("--by", "cosin/rest"), ("--drop", "99%"), ("--protect", "17"), ("--drop", "many"), ("--by", "cka/rest", "--rounds", 2)],
+    ids=str,
+)
+def test_what_cannot_be_is_refused_before_the_scan(args, world, shoal, tmp_path):
+    code, _, err = shoal("compress", world / "model", "--out", "out", *options(world), *args)
+    one_line(code, err, "")
+    assert not (tmp_path / "out" / "scan.json").exists()
+
+
+@pytest.mark.parametrize("verb", ["compress", "scan", "plan"])
+def test_a_run_folder_inside_the_model_is_refused(verb, world, shoal, tmp_path):
+    folder = copied(world, tmp_path)
+    code, _, err = shoal(verb, folder, "--out", folder / "out", *options(world))
+    one_line(code, err, "inside the model")
+    assert not (folder / "out").exists()

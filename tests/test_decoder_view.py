@@ -45,6 +45,12 @@ def test_cached_arguments_serve_other_text_of_the_same_shape(model):
     assert torch.equal(view.logits(other), own_logits(model, other))
 
 
+def test_cached_arguments_serve_no_other_padding(model):
+    view = DecoderView(model)
+    for batch in (PADDED, LEFT, PADDED):
+        assert torch.equal(view.logits(batch), own_logits(model, batch))
+
+
 @torch.no_grad()
 def zero_sublayer(layer, kind):
     """Independent reference: zero every weight that writes into the stream, by name of the stored tensors."""
@@ -215,3 +221,14 @@ def test_coupled_configs_are_refused_by_name(field):
     setattr(model.config, field, 2)
     with pytest.raises(ValueError, match=field):
         DecoderView(model)
+
+
+def test_a_further_student_may_overflow_but_not_the_first():
+    view = DecoderView(tiny_model("llama"))
+    weight = view.model.model.layers[3].mlp.down_proj.weight
+    bad = Student(overrides={3: {"mlp.down_proj.weight": torch.full_like(weight, torch.inf)}})
+    seen = []
+    run_pass(view, [PLAIN], students=[TEACHER, bad], sink=lambda reading, finals: seen.extend(finals))
+    assert seen[0].isfinite().all() and not seen[1].isfinite().all()
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        run_pass(view, [PLAIN], students=[bad], sink=lambda *_: None)

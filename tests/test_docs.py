@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from test_import_contract import ORDER, SRC, room_of
 
-from shoal.recipe import RECIPES
+from shoal.recipe import RECIPES, load_recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -30,6 +30,14 @@ def test_the_table_of_rooms_is_the_source_in_the_order_of_the_contract():
 def test_the_table_of_recipes_is_complete():
     rows = re.findall(r"^\| `([\w-]+)` \|", (ROOT / "docs/recipes.md").read_text(), re.MULTILINE)
     assert rows == list(RECIPES)
+
+
+def test_recipes_in_the_documents_are_recipes(tmp_path):
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/recipes.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        (tmp_path / "recipe.yaml").write_text(block)
+        assert load_recipe(str(tmp_path / "recipe.yaml")).model == "org/name"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

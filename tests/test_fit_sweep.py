@@ -5,6 +5,7 @@ import torch
 from families import FAMILIES, VOCAB, tiny_model
 
 from shoal.decoder import DecoderView, Student
+from shoal.decoder.streamed import open_streamed
 from shoal.fit.maps import CannotRefit, changed, find_map
 from shoal.fit.refit import REPAIRS, before_cuts, fit_plan, from_first_cut, without_refits
 from shoal.fit.sums import folds_of
@@ -165,6 +166,17 @@ def test_padding_changes_nothing():
     assert together.layers[0].error_after == pytest.approx(one_by_one.layers[0].error_after, rel=1e-3)
     for name, value in together.values[1].items():
         torch.testing.assert_close(value, one_by_one.values[1][name], rtol=1e-2, atol=1e-4)  # fp32 sums in another order
+
+
+def test_layers_read_from_disk_give_the_same_bits(tmp_path):
+    model = tiny_model("llama")
+    model.save_pretrained(tmp_path)
+    opened, streamed = open_streamed(tmp_path, n_resident=1)
+    ours, theirs = (
+        fit_plan(view, plan_without(2, 3), samples(), repair="sweep", batch_size=20)
+        for view in (DecoderView(opened.model, residency=streamed), DecoderView(model))
+    )
+    assert ours.plan == theirs.plan and all(torch.equal(ours.values[name], value) for name, value in theirs.values.items())
 
 
 def test_massive_tokens_are_sinks_apart_and_arrive_at_their_target():

@@ -1,5 +1,6 @@
 """The main job on a tiny model: it ends in a stock checkpoint, and a run that died anywhere ends in the same bits."""
 
+import functools
 import json
 
 import pytest
@@ -11,9 +12,12 @@ from world import write_model, write_text
 from shoal import compress, load_recipe
 from shoal.plan import Plan
 from shoal.recipe import RECIPES
+from shoal.replace import student_of
 from shoal.run.apply import apply_plan
 from shoal.run.inputs import open_inputs
 from shoal.scan import Scan
+from shoal.score.oracle import Oracle
+from shoal.select.guard import student_without
 from shoal.train.data import plan_course
 
 LENGTH = 16
@@ -56,6 +60,25 @@ def test_the_trained_layer_is_never_worse_than_its_start_on_selection(world, tmp
     (result,) = outcome.trained
     assert result.best.quality <= result.first.quality
     assert result.first.quality == pytest.approx(outcome.plan.candidates[0].kl, rel=1e-6)
+
+
+def test_selection_decides_and_evaluation_is_reported(world, tmp_path):
+    outcome = compress(recipe(world), tmp_path / "run")
+    inputs, plan = open_inputs(recipe(world)), outcome.plan
+    plain = student_without(plan.candidates[0].layers)
+    student = student_of(inputs.view, plan, load_file(outcome.folder / "fit.safetensors"))
+    decided, reported = (
+        Oracle(inputs.view, inputs.batches(samples)).measure([plain, student])
+        for samples in (inputs.selection, inputs.evaluation)
+    )
+    close = functools.partial(pytest.approx, rel=1e-5)  # the saved student is a model of its own
+    assert plan.candidates[0].kl == close(decided[0].kl) != close(reported[0].kl)
+    assert outcome.trained[0].best.quality == close(decided[1].kl) != close(reported[1].kl)
+    assert outcome.evaluation.plain.kl == close(reported[0].kl)
+    assert outcome.evaluation.quality.kl == close(reported[1].kl)
+    assert outcome.evaluation.provenance.data_hash == inputs.evaluation.data_hash
+    assert outcome.scan.provenance.data_hash == inputs.calibration.data_hash
+    assert outcome.trained[0].data_hash == inputs.training.data_hash
 
 
 def artefacts(folder):

@@ -1,5 +1,8 @@
 """The run folder: finished stages are found again, other inputs need a word, foreign folders are left alone."""
 
+import subprocess
+import sys
+
 import pytest
 
 from shoal.run.folder import RunFolder
@@ -70,3 +73,18 @@ def test_a_run_that_is_refused_leaves_the_record_of_the_one_that_stands(tmp_path
     finish(folder(tmp_path, command="another"), "plan", "k2", "plan.json")
     assert folder(tmp_path).record.stages.keys() == {"scan", "plan"}
     assert '"another"' in (tmp_path / "run.json").read_text()
+
+
+def test_a_folder_serves_one_process_at_a_time_and_is_free_when_that_ends(tmp_path):
+    program = (
+        "import sys; from pathlib import Path; from shoal.run.folder import RunFolder; "
+        "RunFolder(Path(sys.argv[1]), version='0'); print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match="in use by another run"):
+            folder(tmp_path / "run")
+        other.kill()
+    folder(tmp_path / "run")
+    folder(tmp_path / "run")  # the same process may open it again

@@ -60,6 +60,22 @@ def test_standard_error_agrees_with_the_spread_of_repetitions():
     assert np.mean(errors) == pytest.approx(np.std(values, ddof=1), rel=0.3)  # 60 repetitions know it to 10 %
 
 
+def test_standard_error_is_the_delta_method_by_automatic_gradients():
+    states = draw(3, 9, 16, 5)
+    states[1:] += 2 * states[0]
+    states *= torch.linspace(0.5, 2.0, 9, dtype=torch.float64)[:, None, None]  # samples whose variances go together
+    got = observe(states).tables()[0]
+    per_sample = [observe(states[:, [row]]).state()["hsic"] for row in range(9)]
+    for start, stop in ((0, 1), (0, 2), (1, 2)):
+        figures_SF = torch.stack([h[[start, start, stop], [stop, start, stop]] for h in per_sample])
+        mean_F = figures_SF.mean(0).requires_grad_()
+        value = mean_F[0] / (mean_F[1] * mean_F[2]).sqrt()
+        (slope_F,) = torch.autograd.grad(value, mean_F)
+        expected = (slope_F @ torch.cov(figures_SF.T) @ slope_F / 9).sqrt()
+        assert got[Span(start, stop)] == pytest.approx(value.item(), rel=1e-9)
+        assert got.stderr[start, stop] == pytest.approx(expected.item(), rel=1e-6)
+
+
 def test_shards_add_and_padding_and_sinks_stay_out():
     states = draw(3, 4, 40, 8)
     whole, left, right = observe(states), observe(states[:, :2]), observe(states[:, 2:])

@@ -63,8 +63,8 @@ def test_directions_agree_with_redundancy():
 def test_rounding_never_leaves_the_range():
     """Opposite directions, and a large update that is undone, in fp32 products: sums that should be 4 or 0 may pass them."""
     x_TD = torch.randn(400, 64, generator=torch.Generator().manual_seed(0))
-    far_TD = 1e3 * x_TD.roll(1, 0)
-    states_ETD = torch.stack([x_TD, -1.7 * x_TD, -1.7 * x_TD + far_TD, -1.7 * x_TD])
+    back_TD, far_TD, further_TD = -1.7 * x_TD, 1e3 * x_TD.roll(1, 0), 1e3 * x_TD.roll(2, 0)
+    states_ETD = torch.stack([x_TD, back_TD, back_TD + far_TD, back_TD + far_TD + further_TD, back_TD])
     deltas_TED = states_ETD.diff(dim=0).transpose(0, 1)
     geometry = span_geometry(torch.bmm(deltas_TED, deltas_TED.mT), states_ETD.double().norm(dim=-1))
     for name, (low, high) in {"cosine": (-1, 1), "angular": (0, 1), "block_influence": (0, 2), "euclidean": (0, 1e9)}.items():

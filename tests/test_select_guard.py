@@ -1,6 +1,7 @@
 """The guard decides by the true loss: it refuses what every cheap score recommends when that is a catastrophe."""
 
 import io
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from shoal.decoder import DecoderView, run_pass
 from shoal.plan import Candidate
 from shoal.scan.gram import GramObserver
-from shoal.score.oracle import Oracle
+from shoal.score.oracle import Oracle, Quality
 from shoal.select.budget import parse_budget
 from shoal.select.choose import Choosing, choose
 from shoal.select.guard import guard, guard_table, student_without, verdict
@@ -188,6 +189,14 @@ def proposer(name, *layers):
     return Proposer(name, iter([Picked(one, float(i)) for i, one in enumerate(layers)]))
 
 
+def test_a_replacement_that_inherits_also_competes_as_the_plain_span(tables):
+    """Its own span is scored over the inherited layer, too, and may miss the best plain removal."""
+    asked = Wanted(n_layers=L, n=2, protected=frozenset({0, L - 1}))
+    names = {p.name for p in other_proposers(tables, replace(asked, put_back=PUT_BACK["layer"]))}
+    assert {"span cosine/rest", "plain span cosine/rest"} <= names
+    assert not any(p.name.startswith("plain") for p in other_proposers(tables, asked)), "there the two are one"
+
+
 def test_equal_proposals_are_one_candidate_with_all_its_proposers():
     (only,) = propose([proposer("a", (1, 2)), proposer("b", (1, 2))], 4)
     assert only == Candidate(layers=(1, 2), proposed_by=("a", "b"), scores={"a": 0.0, "b": 0.0})
@@ -238,3 +247,22 @@ def test_verdict_names_a_difference_within_the_noise():
     assert "within the noise" in verdict([one(1, 0.5, 0.1), one(2, 0.6, 0.1)], n_layers=4)
     assert "within the noise" not in verdict([one(1, 0.5, 0.01), one(2, 0.6, 0.01)], n_layers=4)
     assert "KL" not in verdict([Candidate(layers=(1,), proposed_by=("x",))], n_layers=4)
+
+
+class Says:
+    """An oracle that answers what it is told."""
+
+    def __init__(self, *kls):
+        self.kls = kls
+
+    def measure(self, students):
+        known = dict(kl_stderr=0.0, agreement=0.5, nll=1.0, perplexity=2.7, n_tokens=10, n_samples=2)
+        return [Quality(kl=kl, **known) for _, kl in zip(students, self.kls, strict=True)]
+
+
+def test_a_candidate_that_overflows_ranks_last_and_only_all_of_them_are_an_error():
+    candidates = [Candidate(layers=(layer,), proposed_by=("a",)) for layer in (1, 2, 3)]
+    ranked = guard(candidates, Says(math.nan, math.inf, 0.5))
+    assert [one.layers for one in ranked] == [(3,), (1,), (2,)]
+    with pytest.raises(ValueError, match="every candidate"):
+        guard(candidates, Says(math.nan, math.inf, math.nan))

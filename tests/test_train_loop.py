@@ -205,8 +205,10 @@ def test_step_0_of_a_bad_training_is_the_best_by_validation(view):
 
 
 def test_the_curve_holds_what_it_says(view):
-    (trained,) = train(view)
+    losses = []
+    (trained,) = train(view, progress=lambda step, n_steps, loss: losses.append(loss))
     result = trained.result
+    assert [p.loss for p in result.curve[1:]] == pytest.approx([sum(losses[i : i + 2]) / 2 for i in (0, 2, 4, 6)], rel=1e-12)
     assert [p.step for p in result.curve] == [0, 2, 4, 6, 8] and result.n_steps == 8
     assert [p.tokens for p in result.curve] == [step * 8 * 9 for step in (0, 2, 4, 6, 8)]
     assert result.curve[0].loss is None and all(p.loss > 0 and p.grad_norm > 0 for p in result.curve[1:])

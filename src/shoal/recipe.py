@@ -121,7 +121,15 @@ RECIPES: dict[str, Recipe] = {
             protect=(),
             guard=1,
             train=TrainConfig(
-                lr=2e-4, min_lr=5e-5, weight_decay=1e-3, warmup=0.01, clip=5.0, tokens=62_000_000, batch=128, micro_batch=8
+                tokens=62_000_000,
+                lr=2e-4,
+                min_lr=5e-5,
+                warmup=0.01,
+                weight_decay=1e-3,
+                betas=(0.9, 0.999),  # the released MSE path has AdamW's own
+                clip=5.0,
+                batch=128,
+                micro_batch=8,
             ),
         ),
         Recipe(
@@ -185,12 +193,16 @@ def _read(name_or_path: str) -> dict[str, Any]:
     base = content.pop("recipe", None)
     if base is None:
         merged = content
-    elif base in RECIPES:
+    elif isinstance(base, str) and base in RECIPES:
         merged = merge(RECIPES[base].model_dump(mode="json"), content)
     else:
         raise ValueError(f"{path}: recipe: {base!r} is unknown; {nearest(str(base), RECIPES)}")
     # checked here as well, so that a fault of the file is not reported as one of the options
-    return Recipe.from_json(json.dumps(merged, default=str), where=str(path)).model_dump(mode="json")
+    try:
+        as_json = json.dumps(merged, default=str)
+    except (ValueError, TypeError) as error:  # a value that holds itself, a key that is no text
+        raise ValueError(f"{path} cannot be a recipe: {error}") from None
+    return Recipe.from_json(as_json, where=str(path)).model_dump(mode="json")
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 UnitKind = Literal["layer", "attn", "mlp"]
-UNIT_KINDS: tuple[UnitKind, ...] = ("layer", "attn", "mlp")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -171,6 +170,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     if problem["type"] == "extra_forbidden":
         key = str(problem["loc"][-1])
         return f"unknown key {place!r}; {nearest(key, fields_at(model, problem['loc'][:-1]))}"
+    if problem["type"] == "value_error":  # raised by us: it says what was got
+        return f"{place}: {problem['ctx']['error']}"
     got = "" if problem["type"] == "missing" else f", got {str(problem.get('input'))[:60]!r}"
     return f"{place}: {problem['msg'][0].lower()}{problem['msg'][1:]}{got}"
 
@@ -188,6 +189,7 @@ def fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The records named anywhere in a type annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in getattr(annotation, "__args__", ()) for model in models_in(part)]

@@ -25,7 +25,7 @@ def main() -> NoReturn:
     keep_freed_memory()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        code = app(standalone_mode=False) or 0
+        code = app(prog_name="shoal", standalone_mode=False) or 0
     except Exception as error:  # the last line of defence: everything is named and given its exit code here
         code = _report(error)
     except SystemExit as exit:  # how the parser ends an interrupted verb
@@ -48,6 +48,9 @@ def _report(error: Exception) -> int:
         return INTERRUPTED
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error.format_message(), file=sys.stderr)  # type: ignore[attr-defined]  # the whole help, as it is
+        return 2
     if isinstance(error, click.ClickException) or hasattr(error, "format_message"):
         message = error.format_message()
         context = getattr(error, "ctx", None)

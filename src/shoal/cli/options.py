@@ -27,6 +27,10 @@ Length = Annotated[
     typer.Option("--length", help="Tokens per sample.  [default: the model's window, at most 2048]"),
 ]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1.")]
+Resident = Annotated[
+    str,
+    typer.Option("--resident", help="Layers in memory: all, a number (the rest is read from disk as needed), or auto."),
+]
 Dtype = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--dtype", help="float32, bfloat16 or float16.  [default: the checkpoint's]"),
@@ -57,7 +61,10 @@ Guard = Annotated[
 Rounds = Annotated[Optional[int], typer.Option("--rounds", help="Cut in that many steps, measuring anew.  [default: 1]")]  # noqa: UP045
 Protect = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option("--protect", help="Layers that stay, such as 0,1,-1, or none.  [default: 0,-1]"),
+    typer.Option(
+        "--protect",
+        help="Layers that are not removed, such as 0,1,-1, or none; a replacement may still retrain one.  [default: 0,-1]",
+    ),
 ]
 ReplaceBy = Annotated[Optional[str], typer.Option("--replace", help="none or layer.  [default: layer]")]  # noqa: UP045
 RepairBy = Annotated[
@@ -96,6 +103,8 @@ def with_options(recipe: str, **options: Any) -> Recipe:
         text["sources"] = given.pop("text")
     train = {field: given.pop(name) for name, field in (("train_tokens", "tokens"), ("lr", "lr")) if name in given}
     fit = {"tokens": given.pop("fit_tokens")} if "fit_tokens" in given else {}
+    if "params" in given and "drop" in given:
+        raise ValueError("--drop and --params are two budgets; give one of them")
     if "params" in given:
         given["parameters"] = given.pop("params")
     elif "drop" in given:

@@ -32,6 +32,7 @@ from shoal.cli.options import (
     Remote,
     RepairBy,
     ReplaceBy,
+    Resident,
     Rounds,
     Samples,
     Seed,
@@ -96,6 +97,7 @@ def compress(
     seed: Seed = None,
     device: Device = "cpu",
     dtype: Dtype = None,
+    resident: Resident = "auto",
     trust_remote_code: Remote = False,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -106,7 +108,7 @@ def compress(
         guard=guard, rounds=rounds, protect=protect, replace=replace, repair=repair, fit_tokens=fit_tokens,
         train_tokens=train_tokens, lr=lr, seed=seed,
     )  # fmt: skip
-    _compress(chosen, out, device, dtype, trust_remote_code, overwrite, json)
+    _compress(chosen, out, device, dtype, resident, trust_remote_code, overwrite, json)
 
 
 @app.command()
@@ -119,13 +121,14 @@ def run(
     seed: Seed = None,
     device: Device = "cpu",
     dtype: Dtype = None,
+    resident: Resident = "auto",
     trust_remote_code: Remote = False,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Run a recipe from end to end."""
     chosen = with_options(recipe, model=model, drop=drop, text=text, seed=seed)
-    _compress(chosen, out, device, dtype, trust_remote_code, overwrite, json)
+    _compress(chosen, out, device, dtype, resident, trust_remote_code, overwrite, json)
 
 
 @app.command()
@@ -134,7 +137,7 @@ def demo(out: Out = Path("demo-run"), overwrite: Overwrite = False, json: Json =
     from shoal.run.inputs import bundled_model
 
     chosen = with_options("default", model=str(bundled_model()))
-    _compress(chosen, out, "cpu", None, False, overwrite, json)
+    _compress(chosen, out, "cpu", None, "all", False, overwrite, json)
 
 
 @app.command()
@@ -149,12 +152,14 @@ def scan(
     seed: Seed = None,
     device: Device = "cpu",
     dtype: Dtype = None,
+    resident: Resident = "auto",
     trust_remote_code: Remote = False,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Measure every span of layers in one pass: scan.json, scan.safetensors, heat map."""
     from shoal.run.compress import open_folder
+    from shoal.run.early import check_recipe
     from shoal.run.inputs import open_inputs
     from shoal.run.stages import scan_stage
     from shoal.scan.show import PAPERS, best_spans_table
@@ -164,8 +169,9 @@ def scan(
     chosen = with_options(
         "default", model=model, text=text, samples=samples, length=length, by=by, observers=observers, seed=seed
     )
+    check_recipe(chosen, out)
     folder = open_folder(out, command=_command(), overwrite=overwrite)
-    inputs = open_inputs(chosen, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    inputs = open_inputs(chosen, device=device, dtype=dtype, resident=resident, trust_remote_code=trust_remote_code)
     say_text(screen, chosen)
     with screen.progress():
         found = scan_stage(inputs, folder, progress=screen.step)
@@ -193,12 +199,14 @@ def plan(
     seed: Seed = None,
     device: Device = "cpu",
     dtype: Dtype = None,
+    resident: Resident = "auto",
     trust_remote_code: Remote = False,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Choose what to remove: plan.json, readable and editable by hand."""
     from shoal.run.compress import open_folder
+    from shoal.run.early import check_budget, check_recipe
     from shoal.run.inputs import open_inputs
     from shoal.run.stages import needs_scan, plan_stage, plan_unopened, scan_stage
     from shoal.scan import Scan
@@ -214,13 +222,15 @@ def plan(
         recipe, model=model, drop=drop, params=params, text=text, samples=samples, length=length, select=select, by=by,
         guard=guard, rounds=rounds, protect=protect, replace=replace, seed=seed,
     )  # fmt: skip
+    check_recipe(chosen, out)
     folder = open_folder(out, command=_command(), overwrite=overwrite)
     if not needs_scan(chosen) and chosen.replace == "none":
         made = plan_unopened(chosen, folder, trust_remote_code=trust_remote_code)
     else:
-        inputs = open_inputs(chosen, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        inputs = open_inputs(chosen, device=device, dtype=dtype, resident=resident, trust_remote_code=trust_remote_code)
         say_text(screen, chosen)
         with screen.progress():
+            check_budget(inputs)
             found = scan_stage(inputs, folder, progress=screen.step) if needs_scan(chosen) else None
             made = plan_stage(inputs, folder, found, progress=screen.step)
     if len(made.candidates) > 1:
@@ -265,7 +275,7 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure a model: perplexity and cost, and against a teacher KL, agreement, generations, speed."""
-    from shoal.evaluate import generation_table, table
+    from shoal.evaluate import figures_table, generation_table, table
     from shoal.run.evaluate import evaluate_alone, evaluate_pair
 
     screen = _screen(json)
@@ -274,12 +284,14 @@ def evaluate(
     with screen.progress():
         if teacher is None:
             alone = evaluate_alone(chosen, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-            screen.say(alone.to_json())
-            screen.result(alone.model_dump(mode="json"))
-            return
-        found = evaluate_pair(
-            chosen, model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, progress=screen.step
-        )
+        else:
+            found = evaluate_pair(
+                chosen, model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, progress=screen.step
+            )
+    if teacher is None:
+        screen.show(figures_table(alone))
+        screen.result(alone.model_dump(mode="json"))
+        return
     screen.show(table(found))
     screen.show(generation_table(found.generations))
     screen.result(found.model_dump(mode="json"))
@@ -289,7 +301,14 @@ def evaluate(
 
 
 def _compress(
-    chosen: Recipe, out: Path, device: str, dtype: str | None, trust_remote_code: bool, overwrite: bool, json: bool
+    chosen: Recipe,
+    out: Path,
+    device: str,
+    dtype: str | None,
+    resident: str,
+    trust_remote_code: bool,
+    overwrite: bool,
+    json: bool,
 ) -> None:
     from shoal.run.compress import compress as compress_model
 
@@ -301,6 +320,7 @@ def _compress(
             out,
             device=device,
             dtype=dtype,
+            resident=resident,
             trust_remote_code=trust_remote_code,
             overwrite=overwrite,
             command=_command(),

@@ -61,12 +61,7 @@ def open_model(source: str | Path, *, dtype: str | None = None, device: str = "c
     place = usable_device(device)
     path = resolve_source(source, trust_remote_code=trust_remote_code)
     check_source(path, trust_remote_code=trust_remote_code)
-    method = quantisation(read_json(path / "config.json"))
-    if method is not None:
-        raise ValueError(
-            f"{path} is quantised ({method}); it cannot be measured or refitted. Use the unquantised "
-            "checkpoint, or remove whole layers file to file with a plan"
-        )
+    refuse_quantised(path)
     model = load_strictly(path, dtype=dtype, trust_remote_code=trust_remote_code)
     refuse_nonfinite(model, str(path))
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
@@ -75,11 +70,21 @@ def open_model(source: str | Path, *, dtype: str | None = None, device: str = "c
     return Opened(model, tokenizer, str(source), fingerprint(path), path)
 
 
+def refuse_quantised(path: Path) -> None:
+    """Raises ValueError for a quantised checkpoint: only file-to-file removal is offered there."""
+    method = quantisation(read_json(path / "config.json"))
+    if method is not None:
+        raise ValueError(
+            f"{path} is quantised ({method}); it cannot be measured or refitted. Use the unquantised "
+            "checkpoint, or remove whole layers file to file with a plan"
+        )
+
+
 def usable_device(device: str) -> torch.device:
     """A torch device that works here. Raises ValueError when it does not."""
     try:
         place = torch.device(device)
-        torch.empty(1, device=place, dtype=torch.float64)  # sums are fp64, which not every kind of device has (mps)
+        torch.zeros(1, device=place, dtype=torch.float64).item()  # sums are fp64, which mps has not; meta holds no values
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")[:80]
         raise ValueError(f"device {device!r} cannot be used here ({reason}); try cpu or cuda") from None
@@ -92,6 +97,7 @@ def load_strictly(path: Path, *, dtype: str | None = None, trust_remote_code: bo
     Raises:
         ValueError: the tensors on disk are not those the config asks for, or the library cannot build the model.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForCausalLM
 
     with quiet_loading():
@@ -105,7 +111,7 @@ def load_strictly(path: Path, *, dtype: str | None = None, trust_remote_code: bo
                 ignore_mismatched_sizes=True,  # so that they are listed, then refused below
                 output_loading_info=True,
             )
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, StrictDataclassError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ValueError(f"{path} cannot be opened: {type(error).__name__}: {reason}") from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):

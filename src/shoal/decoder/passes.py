@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from shoal.decoder.spill import Spill
 from shoal.decoder.student import TEACHER, Student
 from shoal.decoder.view import DecoderView, Reading, Tap
 from shoal.types import Batch
@@ -36,7 +37,9 @@ class Observer(Protocol):
         """The sums, by name."""
         ...
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None: ...
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from what :meth:`state` returned."""
+        ...
 
 
 Sink = Callable[[Reading, list[Tensor]], None]
@@ -64,9 +67,14 @@ def run_pass(
         stop: run only layers below it (for observers; students need all layers).
         after_batch: called when a batch is done, for progress.
     Raises:
-        ValueError: NaN or infinite states at boundary L.
+        ValueError: NaN or infinite states at boundary L of the observed stream, or without observers of the first student. A
+            further student may overflow (a bad cut in float16); its sink sees it.
     """
     assert stop is None or not students, "students need every layer"
+    if view.residency.layer_major:
+        streams = [observed, *students] if observers else list(students)
+        _run_by_layer(view, list(batches), streams, observers, sink, view.n_layers if stop is None else stop, after_batch)
+        return
     shelf: dict[Tap, Tensor] = {}
     for batch in batches:
         reading = view.read(batch)
@@ -106,9 +114,83 @@ def _run_batch(
     if Tap("boundary", stop) in taps:
         values[Tap("boundary", stop)] = _shelved(shelf, Tap("boundary", stop), _state_of(groups, watched))
     finals = [_state_of(groups, member) for member in range(len(streams))]
-    for state in finals:
-        _refuse_nonfinite(view, state)
+    _refuse_nonfinite(view, finals[0])
     return values, finals
+
+
+def _run_by_layer(
+    view: DecoderView,
+    batches: Sequence[Batch],
+    streams: Sequence[Student],
+    observers: Sequence[Observer],
+    sink: Sink | None,
+    stop: int,
+    after_batch: Callable[[Batch], None] | None,
+) -> None:
+    """All batches through a layer before the next one, so that each weight is read once; states wait in a :class:`Spill`.
+
+    The same layers run on the same batches as in :func:`_run_batch`, and everything is delivered in batch order at the end.
+    """
+    taps = {tap for observer in observers for tap in observer.taps(view)}
+    watched = 0 if taps else -1
+    waiting = Spill()
+    try:
+        for i, batch in enumerate(batches):
+            waiting.put((0, i), view.read(batch).h_BTD)
+        groups: list[tuple[list[int], int]] = [(list(range(len(streams))), 0)]
+        n_groups = 1
+        boundary: dict[int, int] = {}  # tapped boundary -> group whose states it is
+        for layer in range(stop):
+            if Tap("boundary", layer) in taps:
+                boundary[layer] = _group_of(groups, watched)
+            inside = [tap for tap in taps if tap.index == layer and tap.kind != "boundary"]
+            split: list[tuple[list[int], int, int]] = []  # members, group before, group after
+            for members, group in groups:
+                by_step: dict[tuple[object, ...], list[int]] = {}
+                for member in members:
+                    by_step.setdefault(streams[member].step(layer).key, []).append(member)
+                for alike in by_step.values():
+                    if streams[alike[0]].step(layer).action == "skip":
+                        split.append((alike, group, group))
+                    else:
+                        split.append((alike, group, n_groups))
+                        n_groups += 1
+            for i, batch in enumerate(batches):
+                reading = view.read(batch)
+                for alike, before, after in split:
+                    if after == before:
+                        continue
+                    seen: dict[Tap, Tensor] = {}
+                    with view.tapped(layer, inside if watched in alike else [], seen):
+                        step = streams[alike[0]].step(layer)
+                        waiting.put((after, i), view.run_step(layer, step, waiting.get((before, i)), reading))
+                    for tap, value in seen.items():
+                        waiting.put((tap, i), value)
+            groups = [(alike, after) for alike, _, after in split]
+            live = {after for _, after in groups} | set(boundary.values())
+            for _, before, _ in split:
+                if before not in live:
+                    for i in range(len(batches)):
+                        waiting.drop((before, i))
+        if Tap("boundary", stop) in taps:
+            boundary[stop] = _group_of(groups, watched)
+        for i, batch in enumerate(batches):
+            reading = view.read(batch)
+            finals = [waiting.get((_group_of(groups, member), i)) for member in range(len(streams))]
+            _refuse_nonfinite(view, finals[0])
+            for observer in observers:
+                keys = {tap: boundary[tap.index] if tap.kind == "boundary" else tap for tap in observer.taps(view)}
+                observer.update(reading.batch, {tap: waiting.get((key, i)) for tap, key in keys.items()})
+            if sink is not None:
+                sink(reading, finals[1:] if observers else finals)
+            if after_batch is not None:
+                after_batch(batch)
+    finally:
+        waiting.close()
+
+
+def _group_of(groups: Sequence[tuple[list[int], int]], member: int) -> int:
+    return next(group for members, group in groups if member in members)
 
 
 def _fitting(shelf: dict[Tap, Tensor], taps: set[Tap], h_BTD: Tensor) -> dict[Tap, Tensor]:

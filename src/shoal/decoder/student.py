@@ -69,6 +69,7 @@ class Step:
 
     @property
     def key(self) -> tuple[object, ...]:
+        """Equal for equal steps: values where there are any, identity of tensors and modules."""
         return (self.action, self.zeroed, id(self.overrides) if self.overrides else 0, id(self.module) if self.module else 0)
 
 

@@ -150,6 +150,7 @@ class DecoderView:
         return self.run_step(layer, student.step(layer), h_BTD, reading)
 
     def run_step(self, layer: int, step: Step, h_BTD: Tensor, reading: Reading) -> Tensor:
+        """As :meth:`run_layer`, for one step of a student: (B, T, D) to (B, T, D)."""
         if step.action == "skip":
             return h_BTD
         if step.action == "module":
@@ -312,10 +313,6 @@ class DecoderView:
     def map_names(self, layer: int) -> dict[str, str | None]:
         """Path of the output map of each sublayer kind of a layer (None: no single linear map)."""
         return {kind: output_map(self._stub_layers[layer], kind) for kind in ("attn", "mlp")}
-
-    def sublayer_names(self, layer: int) -> dict[str, str | None]:
-        found = {kind: sublayer(self._stub_layers[layer], kind) for kind in ("attn", "mlp")}
-        return {kind: None if one is None else one[0] for kind, one in found.items()}
 
 
 def _listen(layer: nn.Module, tap: Tap, values: dict[Tap, Tensor]) -> Any:

@@ -29,6 +29,13 @@ class Figures(Record):
     perplexity: Perplexity
 
 
+class Measured(Record):
+    """One model on its own, and what its figures rest on."""
+
+    model: Figures
+    provenance: Provenance
+
+
 class Evaluation(Record):
     """Teacher and student compared; ``evaluation.json`` of a run folder.
 

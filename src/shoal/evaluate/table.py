@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shoal.evaluate.evaluation import Evaluation
+from shoal.evaluate.evaluation import Evaluation, Measured
 from shoal.evaluate.generate import Generation
 from shoal.evaluate.speed import Speed, median_iqr
 
@@ -77,6 +77,25 @@ def table(evaluation: Evaluation) -> Table:
     for row in rows(evaluation):
         found.add_row(row.label, row.teacher, row.student, row.change)
     return found
+
+
+def figures_table(measured: Measured) -> Table:
+    """The figures of one model for the terminal."""
+    from rich.table import Table
+
+    cost, found = measured.model.cost, measured.model.perplexity
+    lines = [("layers", str(cost.layers)), ("parameters", _count(cost.parameters)), ("weights", _bytes(cost.weight_bytes))]
+    if cost.macs_per_token is not None:
+        lines.append((f"MACs per token at {cost.context} tokens", _count(cost.macs_per_token)))
+    lines += [
+        ("KV cache per token", _bytes(cost.kv_bytes_per_token)),
+        (f"perplexity (window {found.window}, stride {found.stride}, {found.n_tokens:,} tokens)", _number(found.value)),
+    ]
+    shown = Table("", "value", title=f"{measured.model.name} on {measured.provenance.data}")
+    shown.columns[1].justify = "right"
+    for label, value in lines:
+        shown.add_row(label, value)
+    return shown
 
 
 def generation_table(generated: Sequence[Generation]) -> Table:

@@ -15,6 +15,7 @@ import yaml
 from shoal.evaluate import Evaluation, Generation, rows
 from shoal.export.citations import bibtex
 from shoal.plan import Drop, Plan, Refit, Replace, describe_removal
+from shoal.train.result import TrainResult
 from shoal.types import spans_of
 
 INHERITED = ("license", "license_name", "license_link", "language")
@@ -28,6 +29,7 @@ def card(
     recipe_name: str,
     command: str,
     papers: Sequence[str] = (),
+    trained: Sequence[TrainResult] = (),
     inherited: Mapping[str, Any] | None = None,
 ) -> str:
     """The text of README.md.
@@ -38,6 +40,7 @@ def card(
         recipe_name: name of the recipe that was run.
         command: the command line that makes this checkpoint again; empty when there was none.
         papers: arXiv numbers of the method, cited in this order.
+        trained: how each replacement was trained.
         inherited: metadata of the source's card (:func:`inherited_metadata`); without a licence there the card names none.
     """
     name = source_name(plan.source)
@@ -49,7 +52,7 @@ def card(
         _removed(plan),
         _generations(evaluation.generations),
         _reproduce(plan, name, recipe_name, command),
-        _provenance(evaluation),
+        _provenance(evaluation, trained),
         _limits(evaluation),
         _citations(papers),
     )
@@ -151,7 +154,7 @@ def _candidates(plan: Plan) -> list[str]:
     measured = [one for one in plan.candidates if one.kl is not None]
     if not measured:
         return []
-    lines = ["", "Candidates compared on text that is not in the figures above:", ""]
+    lines = ["", "Candidates, as plain cuts before any training, compared on text that is not in the figures above:", ""]
     lines += ["| removed | proposed by | KL | perplexity |", "|---|---|---:|---:|"]
     for one in measured:
         perplexity = "" if one.perplexity is None else f"{one.perplexity:.4g}"
@@ -185,12 +188,16 @@ def _reproduce(plan: Plan, name: str, recipe_name: str, command: str) -> str:
     return text
 
 
-def _provenance(evaluation: Evaluation) -> str:
+def _provenance(evaluation: Evaluation, trained: Sequence[TrainResult]) -> str:
     source = evaluation.provenance
+    texts = [
+        f"{one.data}, hash `{one.data_hash}`, {one.n_tokens:,} tokens for {one.replacement!r} at {one.span}" for one in trained
+    ]
     facts = {
         "teacher": f"`{source_name(source.model)}`, hash `{source.model_hash}`",
         "evaluation text": f"{source.data}, hash `{source.data_hash}`",
         "samples": f"{source.n_samples:,} of {source.length} tokens, {source.n_tokens:,} tokens in all",
+        "training text": "; ".join(texts),
         "seed": str(source.seed),
         "dtype": source.dtype,
         "versions": ", ".join(f"{package} {version}" for package, version in sorted(source.versions.items())),

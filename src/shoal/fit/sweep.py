@@ -1,6 +1,7 @@
 """Refit kept layers front to back: the student's own inputs, the teacher's boundary as target.
 
-Layer-major: teacher and student states of all batches advance together, so each layer is read once. A layer's error after each
+Layer-major: teacher and student states of all batches advance together, so each layer is read once, and the one before a cut
+once more where memory does not hold it until its target is known. A layer's error after each
 solve is measured by running it on a held-out fold, not predicted; what does not lower it is not kept.
 
 Shapes: B samples, T positions, D hidden size, F inputs of a map, N tokens.

@@ -55,13 +55,3 @@ class LayerReplacement(Record):
     def size(self, view: DecoderView, span: Span) -> Size:
         with view.residency.layer(span.start) as layer:
             return Size(layers=1, parameters=sum(parameter.numel() for parameter in layer.parameters()))
-
-    def span_over(self, removed: Span) -> Span:
-        """The span whose untrained replacement equals plain removal of ``removed``: one layer more, at the front.
-
-        Raises:
-            ValueError: ``removed`` starts at layer 0, so no layer before it can be inherited.
-        """
-        if removed.start == 0:
-            raise ValueError("removing layer 0 leaves no layer before the cut to inherit from; protect layer 0")
-        return Span(removed.start - 1, removed.stop)

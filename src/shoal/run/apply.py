@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shoal.plan import Plan
+from shoal.plan import Plan, Size
 from shoal.run.stages import VALUES
 from shoal.types import Batch
 
@@ -53,7 +53,7 @@ def apply_plan(
         from shoal.surgery.rewrite import rewrite
 
         rewrite(source, plan, out)
-        return Applied(plan, out, _check_rewritten(out))
+        return _applied(plan, out, _check_rewritten(out))
     return _apply_in_memory(plan, plan_file.parent, source, out, device=device, trust_remote_code=trust_remote_code)
 
 
@@ -78,7 +78,14 @@ def _apply_in_memory(plan: Plan, folder: Path, source: Path, out: Path, *, devic
         reference=lambda ids: view.logits(Batch(ids), student=student),
         device=device,
     )
-    return Applied(plan, out, checked.model_dump(mode="json"))
+    return _applied(plan, out, checked.model_dump(mode="json"))
+
+
+def _applied(plan: Plan, out: Path, verification: dict[str, Any]) -> Applied:
+    """With the size that was found: the one in a plan edited by hand may be that of the plan before."""
+    n_layers = len(plan.kept_layers) + len(plan.replacements)
+    found = verification.get("size", {"layers": n_layers, "parameters": plan.after.parameters})
+    return Applied(plan.model_copy(update={"after": Size(**found)}), out, verification)
 
 
 def _check_rewritten(out: Path) -> dict[str, Any]:
@@ -89,12 +96,20 @@ def _check_rewritten(out: Path) -> dict[str, Any]:
 
     config = read_json(out / "config.json")
     n_bytes = sum(file.stat().st_size for file in out.glob("*.safetensors"))
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if quantisation(config) is not None or n_bytes > 0.7 * free:
+    free = _free_memory()
+    does_not_fit = free is not None and n_bytes > 0.7 * free
+    if quantisation(config) is not None or does_not_fit:
         why = "it is quantised" if quantisation(config) is not None else f"{n_bytes:,} bytes do not fit in {free:,} of memory"
         return {"names_and_shapes": "as the config asks", "reload": f"not tried: {why}"}
     vocab = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size", 2)
     return verify(out, ids_BT=_some_ids(vocab)).model_dump(mode="json")
+
+
+def _free_memory() -> int | None:
+    """Bytes of memory that are free; None where the system does not say (only Linux does, this way)."""
+    if "SC_AVPHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return None
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _some_ids(vocab: int, n_tokens: int = 16) -> Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shoal.recipe import Recipe
+from shoal.run.early import check_budget, check_recipe
 from shoal.run.fit import fit_stage
 from shoal.run.folder import RunFolder
 from shoal.run.inputs import Inputs, Progress, open_inputs, silent, versions
@@ -47,6 +48,7 @@ def compress(
     *,
     device: str = "cpu",
     dtype: str | None = None,
+    resident: str = "auto",
     trust_remote_code: bool = False,
     overwrite: bool = False,
     command: str = "",
@@ -58,19 +60,28 @@ def compress(
         recipe: what to do; ``recipe.model`` names the model.
         out: run folder: new, empty, or left by an earlier run, which is continued from its last finished stage.
         device, dtype: where and in which precision the model runs; the checkpoint's own dtype unless given.
+        resident: layers held in memory: ``all``, a number, or ``auto``; see :func:`~shoal.run.inputs.open_inputs`.
         overwrite: stages that stand with other inputs may be replaced.
         command: recorded in ``run.json`` and on the card.
         progress: called with (what, done, total).
     Raises:
         ValueError: one line for anything the user can mend.
     """
+    check_recipe(recipe, Path(out))
     folder = open_folder(Path(out), command=command, overwrite=overwrite)
-    inputs = open_inputs(recipe, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    inputs = open_inputs(recipe, device=device, dtype=dtype, resident=resident, trust_remote_code=trust_remote_code)
     return run_stages(inputs, folder, command=command, progress=progress)
 
 
 def run_stages(inputs: Inputs, folder: RunFolder, *, command: str = "", progress: Progress = silent) -> Outcome:
     """All stages on inputs that are open."""
+    if inputs.is_streamed and inputs.recipe.replace != "none":
+        raise ValueError(
+            "a replacement cannot be trained yet while layers are read from disk; use --replace none, or --resident all"
+        )
+    if inputs.is_streamed and inputs.recipe.repair != "none":
+        raise ValueError("a repair cannot be saved yet while layers are read from disk; use --repair none, or --resident all")
+    check_budget(inputs)
     recipe_file, recipe = folder / "recipe.yaml", inputs.recipe.to_yaml().encode()
     if folder.overwrite or not recipe_file.exists():  # else at the end: a refused run leaves the recipe of what stands
         write_atomically(recipe_file, recipe)

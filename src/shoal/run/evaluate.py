@@ -8,8 +8,8 @@ from shoal.recipe import Recipe
 from shoal.run.inputs import Inputs, Progress, open_inputs, silent
 
 if TYPE_CHECKING:
-    from shoal.decoder import DecoderView
-    from shoal.evaluate import Evaluation, Figures
+    from shoal.decoder import DecoderView, Student
+    from shoal.evaluate import Evaluation, Generation, Measured, Speed
     from shoal.score.oracle import Quality
 
 N_PROMPTS = 3
@@ -19,9 +19,13 @@ LONGEST_TIMED_PROMPT = 512
 
 def evaluate_alone(
     recipe: Recipe, *, device: str = "cpu", dtype: str | None = None, trust_remote_code: bool = False
-) -> Figures:
-    """Perplexity and cost of ``recipe.model``."""
-    from shoal.evaluate import Figures, cost, perplexity
+) -> Measured:
+    """Perplexity and cost of ``recipe.model`` on the evaluation slice.
+
+    Raises:
+        ValueError: everything that opening models and text can meet.
+    """
+    from shoal.evaluate import Figures, Measured, cost, perplexity
     from shoal.evaluate.evaluation import token_stream
 
     inputs = open_inputs(recipe, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
@@ -29,7 +33,8 @@ def evaluate_alone(
     found = perplexity(
         inputs.view, stream_T, window=inputs.length, stride=max(1, inputs.length // 2), batch_size=inputs.batch_size
     )
-    return Figures(name=inputs.opened.name, cost=cost(inputs.view, context=inputs.length), perplexity=found)
+    figures = Figures(name=inputs.opened.name, cost=cost(inputs.view, context=inputs.length), perplexity=found)
+    return Measured(model=figures, provenance=inputs.provenance(inputs.evaluation))
 
 
 def evaluate_pair(
@@ -49,22 +54,40 @@ def evaluate_pair(
     from shoal.decoder import DecoderView
     from shoal.decoder.open import open_model
 
-    inputs = open_inputs(recipe, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    inputs = open_inputs(recipe, device=device, dtype=dtype, resident="all", trust_remote_code=trust_remote_code)
     other = open_model(student, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     return against_teacher(inputs, DecoderView(other.model), progress=progress)
 
 
 def against_teacher(
-    inputs: Inputs, student: DecoderView, *, plain: Quality | None = None, progress: Progress = silent
+    inputs: Inputs, student: DecoderView | Student, *, plain: Quality | None = None, progress: Progress = silent
 ) -> Evaluation:
-    """Everything that is measured on a student of its own: quality, cost, generations, speed.
+    """Everything that is measured: quality and cost; of a student that is a model of its own also generations and speed.
 
     Args:
         plain: quality of the same cut without repair, for the table.
     """
-    from shoal.evaluate import compare, generations, speed
+    from shoal.decoder import Student
+    from shoal.evaluate import compare
 
     batches = inputs.batches(inputs.evaluation)
+    written, timed = ((), None) if isinstance(student, Student) else _run_models(inputs, student, progress)
+    return compare(
+        inputs.view,
+        student,
+        batches,
+        provenance=inputs.provenance(inputs.evaluation),
+        generated=written,
+        timed=timed,
+        plain=plain,
+        progress=lambda done, total: progress("evaluate", done, total),
+    )
+
+
+def _run_models(inputs: Inputs, student: DecoderView, progress: Progress) -> tuple[tuple[Generation, ...], Speed]:
+    """Both models as their users run them: what they write and how fast."""
+    from shoal.evaluate import generations, speed
+
     n_new = max(1, min(MOST_NEW_TOKENS, inputs.length // 4))
     progress("generate", 0, 1)
     written = generations(
@@ -80,16 +103,7 @@ def against_teacher(
         inputs.view, student, prompt_length=max(1, min(LONGEST_TIMED_PROMPT, inputs.length - n_new)), new_tokens=n_new
     )
     progress("measure speed", 1, 1)
-    return compare(
-        inputs.view,
-        student,
-        batches,
-        provenance=inputs.provenance(inputs.evaluation),
-        generated=written,
-        timed=timed,
-        plain=plain,
-        progress=lambda done, total: progress("evaluate", done, total),
-    )
+    return written, timed
 
 
 def prompts(inputs: Inputs) -> list[str]:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from shoal.run.folder import RunFolder
 from shoal.run.inputs import Inputs, Progress, silent
-from shoal.run.stages import VALUES, oracle, plan_key
-from shoal.types import stable_hash, write_atomically
+from shoal.run.keys import repair_key
+from shoal.run.stages import VALUES, oracle
+from shoal.types import write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,9 +45,7 @@ def fit_stage(inputs: Inputs, folder: RunFolder, plan: Plan, *, progress: Progre
         if "fit" in folder.record.stages and not folder.is_done("fit", "none"):  # refused without --overwrite, else forgotten
             cut.save(folder / "plan.json")
         return Repaired(cut, {})
-    samples = inputs.fitting
-    used = (samples.data_hash, inputs.selection.data_hash, repair)
-    key = stable_hash("fit", inputs.model_key, plan_key(cut), used)
+    key = repair_key(inputs, cut)
     if folder.is_done("fit", key):
         values = load_file(str(folder / VALUES)) if (folder / VALUES).exists() else {}
         return Repaired(Plan.load(folder / "plan.json"), values, FitResult.load(folder / "fit.json"))
@@ -56,7 +55,7 @@ def fit_stage(inputs: Inputs, folder: RunFolder, plan: Plan, *, progress: Progre
     fitted = fit_plan(
         inputs.view,
         cut,
-        samples,
+        inputs.fitting,
         repair=repair,
         batch_size=inputs.batch_size,
         quality=lambda students: [quality.kl for quality in judge.measure(students)],

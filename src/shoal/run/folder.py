@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from shoal.run.lock import hold
 from shoal.types import Record
 
 RECORD = "run.json"
@@ -41,7 +42,7 @@ class RunFolder:
         version, command, versions: written into ``run.json``.
         overwrite: finished stages with other inputs may be replaced.
     Raises:
-        ValueError: the folder holds files that no run of ours left, or is a file.
+        ValueError: the folder holds files that no run of ours left, is a file, or is in use by another process.
     """
 
     def __init__(
@@ -51,14 +52,15 @@ class RunFolder:
         self.overwrite = overwrite
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"--out {self.path} is a file; give a new or empty folder")
+        self.path.mkdir(parents=True, exist_ok=True)
+        hold(self.path)
         if (self.path / RECORD).exists():
             stages = RunRecord.load(self.path / RECORD).stages
-        elif self.path.exists() and any(p for p in self.path.iterdir() if not p.name.startswith(f".{RECORD}.")):
+        elif any(p for p in self.path.iterdir() if not p.name.startswith(f".{RECORD}.")):
             raise ValueError(f"--out {self.path} is not empty and was not written by shoal; give a new or empty folder")
         else:
             stages = {}
         self.record = RunRecord(version=version, command=command, versions=versions or {}, stages=stages)
-        self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / RECORD).exists():  # else when a stage is done: a refused run leaves the record as it was
             self._save()
 

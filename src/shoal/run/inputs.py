@@ -17,12 +17,14 @@ from shoal.types import Provenance, stable_hash
 if TYPE_CHECKING:
     from shoal.decoder import DecoderView
     from shoal.decoder.open import Opened
+    from shoal.decoder.residency import Residency
     from shoal.text import Corpus, Samples
     from shoal.types import Batch
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, steps done, steps in all)."""
 
+SHARE_FOR_WEIGHTS = 0.7  # of the free memory; the rest is for activations
 TOKENS_PER_BATCH = 4096
 LONGEST_DEFAULT = 2048
 DEFAULT_SAMPLES = {"calibration": 128, "selection": 64, "evaluation": 64}
@@ -98,6 +100,11 @@ class Inputs:
         return max(1, TOKENS_PER_BATCH // self.length)
 
     @property
+    def is_streamed(self) -> bool:
+        """True when layers are read from disk as they are needed, so that no stage may ask for all of them at once."""
+        return self.view.residency.layer_major
+
+    @property
     def model_key(self) -> str:
         """Identity of the model as it runs: weights, dtype, kind of device, batch size, library versions."""
         kind = self.view.device.type
@@ -131,12 +138,24 @@ class Inputs:
         """The number asked for, or else the default where the text holds it and at least 8."""
         n = asked or most or DEFAULT_SAMPLES[slice]
         fewest = None if asked else FEWEST_DEFAULT
-        return self.corpus.samples(slice, n=n, length=self.length, packing=self.recipe.text.packing, fewest=fewest)
+        found = self.corpus.samples(slice, n=n, length=self.length, packing=self.recipe.text.packing, fewest=fewest)
+        refuse_unknown_tokens(found, self.opened)
+        return found
 
 
-def open_inputs(recipe: Recipe, *, device: str = "cpu", dtype: str | None = None, trust_remote_code: bool = False) -> Inputs:
+def open_inputs(
+    recipe: Recipe,
+    *,
+    device: str = "cpu",
+    dtype: str | None = None,
+    resident: str = "auto",
+    trust_remote_code: bool = False,
+) -> Inputs:
     """Open model and text.
 
+    Args:
+        resident: ``all`` layers in memory, a number of layers (the rest is read from disk as it is needed), or ``auto``: all
+            where the weights fit in the memory that is free, else two.
     Raises:
         ValueError: one line for anything the user can mend.
     """
@@ -144,12 +163,51 @@ def open_inputs(recipe: Recipe, *, device: str = "cpu", dtype: str | None = None
         raise ValueError("no model given; name a hub id or a folder (model: in the recipe, or on the command line)")
     from shoal.decoder import DecoderView
     from shoal.decoder.open import open_model
+    from shoal.decoder.streamed import open_streamed
     from shoal.text import bundled_text, open_corpus
 
-    opened = open_model(recipe.model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    n_resident = layers_in_memory(recipe.model, resident, device=device, trust_remote_code=trust_remote_code)
+    residency: Residency | None = None
+    if n_resident is None:
+        opened = open_model(recipe.model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    else:
+        opened, residency = open_streamed(recipe.model, n_resident=n_resident, dtype=dtype, trust_remote_code=trust_remote_code)
     sources: Sequence[Any] = recipe.text.sources or (bundled_text(),)
     corpus = open_corpus(sources if len(sources) > 1 else sources[0], opened.need_tokenizer(), seed=recipe.seed)
-    return Inputs(recipe, opened, DecoderView(opened.model), corpus)
+    return Inputs(recipe, opened, DecoderView(opened.model, residency=residency), corpus)
+
+
+def layers_in_memory(model: str, resident: str, *, device: str, trust_remote_code: bool) -> int | None:
+    """Layers to hold at a time, or None for all of them.
+
+    Raises:
+        ValueError: not ``all``, ``auto`` or a number of layers; a number on another device than the CPU.
+    """
+    from shoal.decoder.shards import read_shards
+    from shoal.decoder.source import check_source, resolve_source
+    from shoal.decoder.spill import free_memory
+
+    if resident == "all" or (resident == "auto" and device != "cpu"):
+        return None
+    if resident == "auto":
+        path = resolve_source(model, trust_remote_code=trust_remote_code)
+        check_source(path, trust_remote_code=trust_remote_code)
+        n_bytes = sum(slot.n_bytes for shard in read_shards(path) for slot in shard.slots.values())
+        return None if n_bytes < SHARE_FOR_WEIGHTS * free_memory() else 2
+    if not resident.isdigit() or int(resident) < 1:
+        raise ValueError(f"--resident {resident!r} needs all, auto, or a number of layers from 1")
+    if device != "cpu":
+        raise ValueError(f"--resident {resident} streams layers on the CPU only; with --device {device} use --resident all")
+    return int(resident)
+
+
+def refuse_unknown_tokens(samples: Samples, opened: Opened) -> None:
+    """Raises ValueError when the tokenizer writes tokens that the model has no embedding for."""
+    highest, n_known = int(samples.ids_NT.max()), opened.model.get_input_embeddings().num_embeddings
+    if highest >= n_known:
+        raise ValueError(
+            f"the tokenizer of {opened.path} writes token {highest}, the model knows 0..{n_known - 1}; they do not match"
+        )
 
 
 def window_of(config: Any) -> int | None:

@@ -2,7 +2,7 @@
 
 Each reads its inputs, writes its files, and can be read back.
 
-A stage is keyed by a hash of everything it depends on; see :mod:`shoal.run.folder`.
+A stage is keyed by a hash of everything it depends on; see :mod:`shoal.run.keys` and :mod:`shoal.run.folder`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from shoal.run.evaluate import against_teacher
 from shoal.run.folder import RunFolder
 from shoal.run.inputs import Inputs, Progress, silent
-from shoal.types import Batch, stable_hash, write_atomically
+from shoal.run.keys import choice_key, evaluation_key, fit_key, save_key, scan_key, unopened_choice_key
+from shoal.types import Batch, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -40,10 +41,6 @@ VALUES = "fit.safetensors"
 def needs_scan(recipe: Recipe) -> bool:
     """False where nothing reads the scores: a rule without measurements, and no other candidates to propose."""
     return recipe.select != "deepest" or recipe.guard > 1
-
-
-def scan_key(inputs: Inputs) -> str:
-    return stable_hash("scan", inputs.model_key, inputs.calibration.data_hash, inputs.recipe.observers)
 
 
 def scan_stage(inputs: Inputs, folder: RunFolder, *, progress: Progress = silent) -> Scan:
@@ -93,8 +90,7 @@ def plan_stage(inputs: Inputs, folder: RunFolder, found: Scan | None, *, progres
 
     recipe, view = inputs.recipe, inputs.view
     budget, how = budget_of(recipe), choosing(recipe, view.n_layers)
-    used = dict(budget=budget.text, kind=budget.kind, how=repr(how), scan=scan_key(inputs) if found else None)
-    key = stable_hash("plan", inputs.model_key, used, inputs.selection.data_hash if recipe.guard > 1 else None)
+    key = choice_key(inputs, budget, how, scan=scan_key(inputs) if found else None)
     if folder.is_done("plan", key):
         return Plan.load(folder / "plan.json")
     started = time.monotonic()
@@ -105,7 +101,7 @@ def plan_stage(inputs: Inputs, folder: RunFolder, found: Scan | None, *, progres
         tables=found.tables if found else {},
         how=how,
         oracle=oracle(inputs, inputs.selection, what="guard", progress=progress) if recipe.guard > 1 else None,
-        rescan=rescanner(view, inputs.batches(inputs.calibration)),
+        rescan=rescanner(view, inputs.batches(inputs.calibration)) if recipe.rounds > 1 else None,
         refuse=lambda kept: why_not(inputs, kept),
     )
     plan = plan_of(
@@ -147,7 +143,7 @@ def plan_unopened(recipe: Recipe, folder: RunFolder, *, trust_remote_code: bool 
     size = size_of(skeleton, find_layers(skeleton)[0])
     how = choosing(recipe, size.n_layers)
     budget = budget_of(recipe)
-    key = stable_hash("plan", fingerprint(path), budget.text, budget.kind, repr(how))
+    key = unopened_choice_key(fingerprint(path), budget, how)
     if folder.is_done("plan", key):
         return Plan.load(folder / "plan.json")
 
@@ -215,11 +211,6 @@ def oracle(inputs: Inputs, samples: Samples, *, what: str, progress: Progress) -
     return Oracle(inputs.view, batches, after_batch=lambda batch: progress(what, batch.index + 1, len(batches)))
 
 
-def plan_key(plan: Plan) -> str:
-    """Identity of what the plan does (not of how it was chosen)."""
-    return stable_hash(plan.source_hash, [edit.model_dump(mode="json") for edit in plan.edits])
-
-
 @dataclass(frozen=True, eq=False)
 class Fitted:
     """A student with its values, and how they were trained (empty: nothing was)."""
@@ -245,9 +236,7 @@ def train_stage(
 
     if not plan.replacements:
         return Fitted(student_of(inputs.view, plan, refits), dict(refits or {}), ())
-    config = inputs.recipe.train
-    texts = (inputs.training.data_hash, inputs.selection.data_hash)
-    key = stable_hash("train", inputs.model_key, plan_key(plan), texts, config.model_dump(mode="json"))
+    key = fit_key(inputs, plan)
     if folder.is_done("train", key):
         values = load_file(str(folder / VALUES))
         return Fitted(student_of(inputs.view, plan, values), values, TrainResults.load(folder / "fit.json").results)
@@ -259,7 +248,7 @@ def train_stage(
         plan,
         training=inputs.training,
         selection=inputs.selection,
-        config=config,
+        config=inputs.recipe.train,
         folder=folder / "train",
         quality=lambda student: judge.measure([student])[0].kl,
         progress=lambda step, n_steps, loss: progress("train", step, n_steps),
@@ -287,18 +276,14 @@ def claim(folder: RunFolder, name: str, key: str) -> None:
     write_atomically(mark, key.encode())
 
 
-def save_key(inputs: Inputs, plan: Plan, fitted: Fitted) -> str:
-    values = sorted((name, stable_hash(value.float().cpu().numpy().tobytes())) for name, value in fitted.values.items())
-    return stable_hash("model", inputs.model_key, plan_key(plan), values)
-
-
 def save_stage(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted) -> Path:
     """``model/``: the student as a stock checkpoint, written whole and verified by reloading it."""
     from shoal.surgery.cut import cut
+    from shoal.surgery.rewrite import rewrite
     from shoal.surgery.save import save
-    from shoal.surgery.verify import verify
+    from shoal.surgery.verify import verify, verify_streamed
 
-    key = save_key(inputs, plan, fitted)
+    key = save_key(inputs, plan, fitted.values)
     target = folder / "model"
     if folder.is_done("model", key):
         return target
@@ -306,14 +291,17 @@ def save_stage(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted) ->
     if target.exists():  # left by a run that died before it recorded the stage
         shutil.rmtree(target)
     view = inputs.view
-    save(cut(view, fitted.student), inputs.opened.tokenizer, target, source=inputs.opened.path)
+    if inputs.is_streamed:
+        rewrite(inputs.opened.path, plan, target)
+    else:
+        save(cut(view, fitted.student), inputs.opened.tokenizer, target, source=inputs.opened.path)
     try:
-        checked = verify(
-            target,
-            ids_BT=inputs.evaluation.ids_NT[:2],
-            reference=lambda ids_BT: view.logits(Batch(ids_BT), student=fitted.student),
-            device=str(view.device),
-        )
+        ids_BT = inputs.evaluation.ids_NT[:2]
+        reference = view.logits(Batch(ids_BT), student=fitted.student)
+        if inputs.is_streamed:
+            checked = verify_streamed(target, ids_BT=ids_BT, reference_BTV=reference)
+        else:
+            checked = verify(target, ids_BT=ids_BT, reference=lambda ids: reference, device=str(view.device))
     except ValueError:  # a checkpoint that is not the student must not be found under the final name
         shutil.rmtree(target)
         raise
@@ -332,11 +320,13 @@ def evaluate_stage(
     from shoal.export.card import card, inherited_metadata
     from shoal.select.guard import student_without
 
-    key = stable_hash("evaluation", save_key(inputs, plan, fitted), inputs.evaluation.data_hash)
+    key = evaluation_key(inputs, plan, fitted.values)
     if folder.is_done("evaluation", key):
         return Evaluation.load(folder / "evaluation.json")
     started = time.monotonic()
-    student = DecoderView(load_strictly(folder / "model").to(inputs.view.device))
+    student: DecoderView | Student = fitted.student  # of a streamed model: equal to the checkpoint, as was verified
+    if not inputs.is_streamed:
+        student = DecoderView(load_strictly(folder / "model").to(inputs.view.device))
     plain = None
     if fitted.values:  # the same number of layers without repair, on the same text
         absent = sorted({*plan.removed_layers} - {edit.start for edit in plan.replacements})
@@ -350,6 +340,7 @@ def evaluate_stage(
         recipe_name=inputs.recipe.name,
         command=command,
         papers=inputs.recipe.papers,
+        trained=fitted.results,
         inherited=inherited_metadata(inputs.opened.path),
     )
     write_atomically(folder / "model" / "README.md", text.encode())

@@ -135,8 +135,9 @@ def resolve(
     beyond = n_net == n_net_most and target - gone(n_net) > (gone(n_net) - gone(n_net - 1)) / 2
     if n_net == 0 or beyond:
         option = "--params" if budget.kind == "parameters" else "--drop"
+        asks = f"asks to remove {_percent(target, size)} of" if target > 0 else "is not below"
         raise ValueError(
-            f"{option} {budget.text} asks to remove {_percent(target, size)} of {size.total:,} parameters; this model allows "
+            f"{option} {budget.text} {asks} {size.total:,} parameters; this model allows "
             f"1..{n_net_most} layers, {_percent(gone(1), size)}..{_percent(gone(n_net_most), size)} "
             f"({_rest(gone(n_net_most), size)}..{_rest(gone(1), size)} parameters left)"
         )

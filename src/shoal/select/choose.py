@@ -78,15 +78,7 @@ def choose(
     selector = selector_named(how.selector)
     if how.n_candidates > 1 and oracle is None:
         raise ValueError(f"comparing {how.n_candidates} candidates needs text to measure on; give some, or set guard: 1")
-    wanted = Wanted(
-        n_layers=size.n_layers,
-        n=0,
-        protected=how.protected,
-        by=how.by,
-        max_spans=how.max_spans,
-        put_back=how.put_back,
-        refuse=refuse,
-    )
+    wanted = wanted_by(how, size, refuse=refuse)
     cut = cut_for(budget, size, tables=tables, selector=selector, wanted=wanted)
     wanted = replace(wanted, n=cut.n)
     name = how.selector if how.selector == "deepest" else f"{how.selector} {how.by}"
@@ -107,6 +99,26 @@ def choose(
         f"{decided}{verdict(candidates, n_layers=size.n_layers)}; {realised(size, layers, how.put_back)}; asked {cut.asked}"
     )
     return Choice(layers=layers, cut=cut, candidates=candidates, method=method)
+
+
+def check_reach(budget: Budget, size: ModelSize, *, how: Choosing) -> None:
+    """Raises ValueError for a budget out of reach, where that shows before anything is scored: all layers have one size."""
+    wanted = wanted_by(how, size, refuse=nothing_refused)
+    if len({size.layers[layer] for layer in wanted.removable}) < 2:
+        cut_for(budget, size, tables={}, selector=selector_named(how.selector), wanted=wanted)
+
+
+def wanted_by(how: Choosing, size: ModelSize, *, refuse: Refuse) -> Wanted:
+    """What the selectors are asked for, the number of layers still open."""
+    return Wanted(
+        n_layers=size.n_layers,
+        n=0,
+        protected=how.protected,
+        by=how.by,
+        max_spans=how.max_spans,
+        put_back=how.put_back,
+        refuse=refuse,
+    )
 
 
 def picks_or_reason(selector: Selector, name: str, *, tables: Tables, wanted: Wanted) -> Iterator[Picked]:

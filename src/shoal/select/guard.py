@@ -28,7 +28,7 @@ def guard(candidates: Sequence[Candidate], oracle: Oracle) -> tuple[Candidate, .
     """Measure all candidates in one pass; lowest KL first, equal ones in the order given.
 
     Raises:
-        ValueError: no candidate.
+        ValueError: no candidate, or none whose states are finite.
     """
     if not candidates:
         raise ValueError("the guard needs at least one candidate")
@@ -43,7 +43,12 @@ def guard(candidates: Sequence[Candidate], oracle: Oracle) -> tuple[Candidate, .
         )
         for candidate, quality in zip(candidates, qualities, strict=True)
     ]
-    return tuple(sorted(measured, key=lambda one: math.inf if one.kl is None or math.isnan(one.kl) else one.kl))
+    if not any(one.kl is not None and math.isfinite(one.kl) for one in measured):
+        raise ValueError(
+            "every candidate's states are NaN or infinite on this text; run with --dtype float32 or bfloat16, "
+            "or remove fewer layers"
+        )
+    return tuple(sorted(measured, key=lambda one: math.inf if one.kl is None or not math.isfinite(one.kl) else one.kl))
 
 
 def verdict(candidates: Sequence[Candidate], *, n_layers: int) -> str:

@@ -23,6 +23,7 @@ NO_CHANGE = {"cosine": 1.0, "cka": 1.0}
 
 
 def nothing_refused(kept: Sequence[int]) -> str | None:
+    """The ``Refuse`` of a family without constraints."""
     return None
 
 

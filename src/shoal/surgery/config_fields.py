@@ -206,7 +206,7 @@ def edited_config_dict(config: dict[str, Any], order: Sequence[int]) -> dict[str
 
 
 def check_removal(config: Any, kept: Sequence[int]) -> None:
-    """Refuse a removal that the config of a stock checkpoint cannot describe. Fast; called before anything is measured.
+    """Refuse a removal that the config of a stock checkpoint cannot describe. Fast: no model is built.
 
     Args:
         config: a config dict with explicit per-layer lists (``PretrainedConfig.to_dict()``), or a ``PretrainedConfig``.

@@ -57,6 +57,7 @@ def refuse_full_disk(folder: Path, n_bytes: int) -> None:
 
 
 def no_space(folder: Path, n_bytes: int) -> str:
+    """The message for a full disk; ``n_bytes`` that were needed, 0 where that is not known."""
     free = shutil.disk_usage(folder).free
     needed = f"{n_bytes} bytes are needed" if n_bytes else "it filled up while writing"
     return f"no space left in {folder}: {needed}, {free} are free; free some or choose another place"

@@ -67,6 +67,7 @@ def rewrite(source: Path, plan: Plan, out: Path) -> Path:
 
 def read_config(folder: Path) -> Any:
     """The config with every per-layer list made explicit. Raises ValueError when transformers cannot read it."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     from shoal.decoder.open import quiet_loading
@@ -74,7 +75,7 @@ def read_config(folder: Path) -> Any:
     with quiet_loading():
         try:
             return AutoConfig.from_pretrained(str(folder), local_files_only=True)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ValueError(f"{folder}/config.json cannot be read: {type(error).__name__}: {reason}") from None
 
@@ -193,5 +194,6 @@ def copy_shard(shard: Shard, names: Mapping[str, str], target: Path) -> None:
 
 
 def write_index(path: Path, places: Mapping[str, str], n_bytes: int) -> None:
+    """The index of a sharded checkpoint: tensor name to file, and the bytes of all tensors."""
     content = {"metadata": {"total_size": n_bytes}, "weight_map": dict(sorted(places.items()))}
     path.write_text(json.dumps(content, indent=2) + "\n")

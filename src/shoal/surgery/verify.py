@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shoal.decoder import DecoderView
 from shoal.decoder.open import load_strictly, refuse_nonfinite
+from shoal.decoder.streamed import open_streamed
 from shoal.plan import Size
 from shoal.surgery.blueprint import blueprint, refuse_other_tensors
-from shoal.types import Record
+from shoal.types import Batch, Record
 
 # Largest difference allowed, relative to the largest logit. The same operations on the same bits give 0.0 (the tests ask for
 # that); other devices and memory layouts reorder sums, and a cached step is a product of another shape.
@@ -134,3 +137,33 @@ def _is_tie(a_BV: Tensor, b_BV: Tensor) -> bool:
 
 def _n_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())  # named_parameters yields tied ones once
+
+
+@torch.no_grad()
+def verify_streamed(path: Path, *, ids_BT: Tensor, reference_BTV: Tensor) -> Verification:
+    """As :func:`verify` for a checkpoint that may not fit in memory: its layers are read one after the other.
+
+    The cached step is left out, because it needs all layers at once; ``cache_difference`` is NaN.
+
+    Raises:
+        ValueError: any check failed; says which, with the difference and the limit.
+    """
+    opened, residency = open_streamed(path)
+    view = DecoderView(opened.model, residency=residency)
+    logits_BTV = view.logits(Batch(ids_BT)).float()
+    difference = float((logits_BTV - reference_BTV.float()).abs().max())
+    limit = LOGIT_TOLERANCE.get(view.dtype, 2e-2) * float(logits_BTV.abs().max())
+    if not difference <= limit:
+        raise ValueError(f"{path}: its logits differ from the student's by {difference:.3g}, {limit:.3g} is allowed")
+    return Verification(
+        path=str(path),
+        dtype=str(view.dtype).removeprefix("torch."),
+        size=Size(layers=view.n_layers, parameters=sum(p.numel() for p in opened.model.parameters())),
+        n_tensors=len(opened.model.state_dict()),
+        logit_difference=difference,
+        logit_tolerance=limit,
+        cache_difference=math.nan,
+        cache_tolerance=math.nan,
+        tokens_equal=True,
+        n_tokens=ids_BT.shape[1],
+    )

@@ -155,6 +155,7 @@ class Reader:
 
 
 def characters(documents: Sequence[Document]) -> int:
+    """Characters of all documents."""
     return sum(len(document.text) for document in documents)
 
 

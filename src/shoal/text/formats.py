@@ -73,8 +73,9 @@ def jsonl_rows(path: Path) -> Iterator[Row]:
             where = f"{path}, line {number}"
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{where} is not JSON ({error.msg}); write one JSON object per line") from None
+            except (json.JSONDecodeError, RecursionError) as error:
+                reason = getattr(error, "msg", "nested too deeply")
+                raise ValueError(f"{where} is not JSON ({reason}); write one JSON object per line") from None
             if not isinstance(row, dict):
                 raise ValueError(f"{where} is a JSON {type(row).__name__}; write one JSON object per line")
             yield where, row
@@ -130,4 +131,5 @@ def hub_parts(spec: str) -> tuple[str, str | None, str]:
 
 
 def first_line(error: BaseException) -> str:
+    """What a library's error says, in one short line."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

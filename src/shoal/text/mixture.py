@@ -121,6 +121,7 @@ def weighted_mixture(spec: str) -> Mixture:
 
 
 def refuse_twice(names: Sequence[str]) -> None:
+    """Raises ValueError when a name is there twice."""
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"{name} is named twice; name each text once")

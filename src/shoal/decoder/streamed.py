@@ -1,0 +1,191 @@
+"""Layers read from safetensors as they are needed: a model larger than memory, each weight read once per pass.
+
+The skeleton has its parameters on the ``meta`` device and real buffers (rotary tables are computed, not stored). What is not a
+layer (embeddings, final norm, head) is loaded once. A layer's tensors go through transformers' own weight conversion, so
+experts that are split on disk and fused in memory need no code here; the next layer is read by a thread while one runs.
+Files are read, never mapped: mapped pages would count as memory.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from shoal.decoder.families import find_layers, refuse_coupled_layers, text_config
+from shoal.decoder.open import DTYPES, Opened, load_tokenizer, quiet_loading, refuse_nonfinite, refuse_quantised
+from shoal.decoder.shards import Shard, Slot, read_shards
+from shoal.decoder.source import check_source, fingerprint, resolve_source
+
+LAYER_NAME = re.compile(r"^(?:[^.]*[^.\d][^.]*\.)*(\d+)\.")  # the first all-digit part of a tensor's name is its layer
+TORCH_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+
+
+class Streamed:
+    """Residency that holds ``n_resident`` layers, and one more while it is being read ahead.
+
+    Args:
+        model: skeleton from :func:`skeleton`; its layers are filled and emptied in place.
+        folder: the checkpoint.
+        n_resident: layers kept in memory.
+
+    ``bytes_read`` counts weight bytes of layers read from disk.
+    """
+
+    layer_major = True
+
+    def __init__(self, model: nn.Module, folder: Path, *, n_resident: int = 1) -> None:
+        if n_resident < 1:
+            raise ValueError(f"n_resident={n_resident} needs at least 1")
+        self.model, self.folder, self.n_resident = model, folder, n_resident
+        self._checked: set[int] = set()
+        self.bytes_read = 0
+        self.path, layers = find_layers(model)
+        self._layers = layers
+        self._places = tensors_by_layer(read_shards(folder), len(layers))
+        self._loaded: OrderedDict[int, None] = OrderedDict()
+        self._ahead: dict[int, Future[dict[str, Tensor]]] = {}
+        self._lock = threading.Lock()
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shoal-reader")
+        load_tensors(model, self._read(None))
+        model.tie_weights()  # type: ignore[operator]
+        left = [n for n, p in model.named_parameters() if p.is_meta and not n.startswith(self.path + ".")]
+        if left:
+            raise ValueError(f"{folder}: no tensor for {left[0]!r}; config.json and the weights are not of one model")
+
+    @contextmanager
+    def layer(self, index: int) -> Iterator[nn.Module]:
+        """The layer with its weights, which stay until others push it out."""
+        if index not in self._loaded:
+            self._make_room()
+            waiting = self._ahead.pop(index, None)
+            load_tensors(self.model, waiting.result() if waiting else self._read(index))
+            refuse_unfilled(self._layers[index], index)
+            if index not in self._checked:
+                refuse_nonfinite(self._layers[index], f"layer {index} of {self.folder}")
+                self._checked.add(index)
+            self._loaded[index] = None
+            self._read_ahead(index + 1)
+        self._loaded.move_to_end(index)
+        yield self._layers[index]
+
+    def _make_room(self) -> None:
+        while len(self._loaded) >= self.n_resident:
+            oldest, _ = self._loaded.popitem(last=False)
+            empty(self._layers[oldest])
+
+    def _read_ahead(self, index: int) -> None:
+        """Start reading the layer that comes next in a pass; drop what was read for a pass that went another way."""
+        for stale in [i for i in self._ahead if i != index]:
+            self._ahead.pop(stale).cancel()
+        if index < len(self._layers) and index not in self._loaded and index not in self._ahead:
+            self._ahead[index] = self._reader.submit(self._read, index)
+
+    def _read(self, index: int | None) -> dict[str, Tensor]:
+        """Tensors of one layer (None: of everything else) under their names on disk."""
+        places = self._places[index]
+        with self._lock:
+            self.bytes_read += 0 if index is None else sum(slot.n_bytes for _, slot in places.values())
+        return {name: read_tensor(shard, slot) for name, (shard, slot) in places.items()}
+
+
+def skeleton(config: Any, *, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
+    """The model of a config with parameters on ``meta`` and real buffers, in eval mode."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    refuse_coupled_layers(config)
+    with init_empty_weights(include_buffers=False):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code).eval()
+
+
+def open_streamed(
+    source: str | Path, *, n_resident: int = 1, dtype: str | None = None, trust_remote_code: bool = False
+) -> tuple[Opened, Streamed]:
+    """Open a model without loading its layers.
+
+    Args: as :func:`shoal.decoder.open.open_model`; ``n_resident``: layers kept in memory.
+    Returns: the opened skeleton, and the residency that fills its layers: ``DecoderView(opened.model, residency=streamed)``.
+    Raises:
+        ValueError: as ``open_model``.
+    """
+    from transformers import AutoConfig
+
+    path = resolve_source(source, trust_remote_code=trust_remote_code)
+    check_source(path, trust_remote_code=trust_remote_code)
+    refuse_quantised(path)
+    config = AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=trust_remote_code)
+    stored = text_config(config).dtype or torch.float32
+    model = skeleton(config, dtype=stored if dtype is None else DTYPES[dtype], trust_remote_code=trust_remote_code)
+    streamed = Streamed(model, path, n_resident=n_resident)
+    tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
+    return Opened(model, tokenizer, str(source), fingerprint(path), path), streamed
+
+
+def tensors_by_layer(shards: list[Shard], n_layers: int) -> dict[int | None, dict[str, tuple[Shard, Slot]]]:
+    """Every tensor by the layer its name on disk belongs to; None for the rest. Layers beyond ``n_layers`` are left out."""
+    found: dict[int | None, dict[str, tuple[Shard, Slot]]] = {index: {} for index in (None, *range(n_layers))}
+    for shard in shards:
+        for name, slot in shard.slots.items():
+            match = LAYER_NAME.match(name)
+            index = int(match[1]) if match else None
+            if index in found:
+                found[index][name] = (shard, slot)
+    return found
+
+
+def read_tensor(shard: Shard, slot: Slot) -> Tensor:
+    """One tensor of a shard, by plain file reads."""
+    out = torch.empty(slot.n_bytes, dtype=torch.uint8)
+    with shard.path.open("rb", buffering=0) as file:
+        file.seek(shard.data_start + slot.start)
+        view = memoryview(cast(Any, out.numpy()))
+        done = 0
+        while done < slot.n_bytes:
+            n = file.readinto(view[done:])
+            if not n:
+                raise ValueError(f"{shard.path} ended while it was read; download or copy it again")
+            done += n
+    if slot.dtype not in TORCH_DTYPES:
+        raise ValueError(f"{shard.path} stores {slot.dtype}, which cannot be streamed; open it with --resident all")
+    return out.view(TORCH_DTYPES[slot.dtype]).view(slot.shape)
+
+
+def load_tensors(model: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Put tensors, named as on disk, into a model through transformers' own renaming and conversion."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import convert_and_load_state_dict_in_model
+    from transformers.modeling_utils import LoadStateDictConfig
+
+    settings = LoadStateDictConfig(dtype=model.dtype, weight_mapping=get_model_conversion_mapping(model))
+    with quiet_loading(), torch.no_grad():
+        info, _ = convert_and_load_state_dict_in_model(model, dict(tensors), settings)
+    problems = [*info.mismatched_keys, *info.conversion_errors, *info.error_msgs]
+    if problems:
+        raise ValueError(f"a tensor does not fit the model: {problems[0]}; config.json and the weights are not of one model")
+
+
+def empty(layer: nn.Module) -> None:
+    """Give a layer's weights back: its parameters return to ``meta``."""
+    for module in layer.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None and not parameter.is_meta:
+                module._parameters[name] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+
+
+def refuse_unfilled(layer: nn.Module, index: int) -> None:
+    left = [name for name, parameter in layer.named_parameters() if parameter.is_meta]
+    if left:
+        raise ValueError(f"no tensor for {left[0]!r} of layer {index}; config.json and the weights are not of one model")

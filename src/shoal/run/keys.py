@@ -1,0 +1,61 @@
+"""What every stage of a run depends on, as a hash: all that changes its result, and nothing else.
+
+A finished stage whose key is unchanged is read back; see :mod:`shoal.run.folder`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shoal.types import stable_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from shoal.plan import Plan
+    from shoal.run.inputs import Inputs
+    from shoal.select.budget import Budget
+    from shoal.select.choose import Choosing
+
+
+def scan_key(inputs: Inputs) -> str:
+    return stable_hash("scan", inputs.model_key, inputs.calibration.data_hash, inputs.recipe.observers)
+
+
+def choice_key(inputs: Inputs, budget: Budget, how: Choosing, *, scan: str | None) -> str:
+    """``scan``: key of the scan that is read, if any."""
+    used = dict(budget=budget.text, kind=budget.kind, how=repr(how), scan=scan)
+    return stable_hash("plan", inputs.model_key, used, inputs.selection.data_hash if how.n_candidates > 1 else None)
+
+
+def unopened_choice_key(fingerprint: str, budget: Budget, how: Choosing) -> str:
+    """Of a plan that is made from config and names alone."""
+    return stable_hash("plan", fingerprint, budget.text, budget.kind, repr(how))
+
+
+def edits_key(plan: Plan) -> str:
+    """Identity of what the plan does (not of how it was chosen)."""
+    return stable_hash(plan.source_hash, [edit.model_dump(mode="json") for edit in plan.edits])
+
+
+def fit_key(inputs: Inputs, plan: Plan) -> str:
+    texts = (inputs.training.data_hash, inputs.selection.data_hash)
+    return stable_hash("train", inputs.model_key, edits_key(plan), texts, inputs.recipe.train.model_dump(mode="json"))
+
+
+def repair_key(inputs: Inputs, cut: Plan) -> str:
+    """``cut``: the plan without refits."""
+    texts = (inputs.fitting.data_hash, inputs.selection.data_hash)
+    return stable_hash("fit", inputs.model_key, edits_key(cut), texts, inputs.recipe.repair)
+
+
+def save_key(inputs: Inputs, plan: Plan, values: Mapping[str, Tensor]) -> str:
+    """``values``: of the plan's replacements and refits."""
+    hashes = sorted((name, stable_hash(value.float().cpu().numpy().tobytes())) for name, value in values.items())
+    return stable_hash("model", inputs.model_key, edits_key(plan), hashes)
+
+
+def evaluation_key(inputs: Inputs, plan: Plan, values: Mapping[str, Tensor]) -> str:
+    return stable_hash("evaluation", save_key(inputs, plan, values), inputs.evaluation.data_hash)

@@ -1,0 +1,137 @@
+"""What changes a result changes the key of its stage, and of no stage before it."""
+
+import pytest
+from world import write_model, write_text
+
+from shoal.plan import Drop, Plan, Replace, Size
+from shoal.recipe import TextChoice, load_recipe, merge
+from shoal.run.compress import open_folder
+from shoal.run.inputs import open_inputs
+from shoal.run.keys import choice_key, edits_key, evaluation_key, fit_key, repair_key, save_key, scan_key
+from shoal.run.stages import budget_of, choosing, needs_scan, plan_stage
+from shoal.train.config import TrainConfig
+
+STAGES = {"scan", "plan", "train", "model", "evaluation"}
+PLANNING, FITTING = {"plan"}, {"train"}
+PLAN = Plan(
+    source="m", source_hash="h", teacher="m", n_layers=6, before=Size(layers=6, parameters=6),
+    after=Size(layers=5, parameters=5), edits=(Replace(start=2, stop=4, replacement="layer"),),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    text = {"sources": [str(write_text(folder / "text.jsonl"))], "samples": 12, "length": 16, "selection": 8, "evaluation": 8}
+    return {"model": str(write_model(folder / "model")), "drop": "2", "text": text, "train": {"tokens": 640}}
+
+
+def keys(base, changes, **options):
+    recipe = load_recipe("default", merge(base, changes))
+    inputs = open_inputs(recipe, **options)
+    scan = scan_key(inputs) if needs_scan(recipe) else None
+    return {
+        "scan": scan,
+        "plan": choice_key(inputs, budget_of(recipe), choosing(recipe, inputs.view.n_layers), scan=scan),
+        "train": fit_key(inputs, PLAN),
+        "model": save_key(inputs, PLAN, {}),
+        "evaluation": evaluation_key(inputs, PLAN, {}),
+    }
+
+
+def changed(base, changes, **options):
+    before, after = keys(base, {}), keys(base, changes, **options)
+    return {stage for stage in STAGES if before[stage] != after[stage]}
+
+
+TEXT = {
+    "samples": (11, {"scan", "plan"}),
+    "length": (17, STAGES),  # the batches are others, too
+    "packing": ("padded", STAGES - {"model"}),
+    "selection": (7, {"plan", "train"}),
+    "evaluation": (7, {"evaluation"}),
+}
+CHOICE = {
+    "drop": "1", "parameters": "30K", "select": "disjoint", "by": "angular/last", "max_spans": 2, "rounds": 2, "protect": (0,),
+    "guard": 3, "replace": "none",
+}  # fmt: skip
+TRAIN = {
+    "tokens": 480, "lr": 1e-3, "min_lr": 1e-5, "warmup": 0.1, "weight_decay": 0.1, "betas": (0.9, 0.99), "clip": 0.5,
+    "batch": 2, "micro_batch": 2, "dtype": "bfloat16", "eval_every": 3, "seed": 1,
+}  # fmt: skip
+
+
+def test_no_option_is_forgotten_here():
+    """``sources``, ``seed``, ``repair``, ``fit`` are below; ``objective`` has one name so far; the rest is for people."""
+    assert {*TEXT, "sources"} == set(TextChoice.model_fields)
+    assert {*TRAIN, "objective"} == set(TrainConfig.model_fields)
+    others = {"name", "about", "papers", "model", "text", "train", "observers", "seed", "repair", "fit"}
+    assert {*CHOICE, *others} == set(load_recipe().model_dump())
+
+
+@pytest.mark.parametrize("option", TEXT)
+def test_text(base, option):
+    value, stages = TEXT[option]
+    assert changed(base, {"text": {option: value}}) == stages
+
+
+@pytest.mark.parametrize("option", CHOICE)
+def test_choice(base, option):
+    assert changed(base, {option: CHOICE[option]}) == PLANNING
+
+
+@pytest.mark.parametrize("option", TRAIN)
+def test_training(base, option):
+    assert changed(base, {"train": {option: TRAIN[option]}}) == FITTING
+
+
+def test_repair(base):
+    cut = PLAN.model_copy(update={"edits": (Drop(indices=(3,)),)})
+
+    def key(**changes):
+        recipe = load_recipe("default", merge(base, {"replace": "none", "repair": "sweep", "fit": {"tokens": 480}, **changes}))
+        return repair_key(open_inputs(recipe), cut)
+
+    assert key() == key(train={"tokens": 320}, drop="1", text={"evaluation": 7})
+    others = [key(repair="refit"), key(fit={"tokens": 640}), key(text={"selection": 7}), key(seed=1)]
+    assert len({key(), *others}) == 5
+
+
+def test_the_rest_of_a_recipe(base, tmp_path):
+    assert changed(base, {"name": "mine", "about": "a try", "papers": ["2403.17887"]}) == set()
+    assert changed(base, {"observers": ["cka"]}) == {"scan", "plan"}
+    assert changed(base, {"seed": 1}) == STAGES - {"model"}
+    other_text = write_text(tmp_path / "other.jsonl", seed=1)
+    assert changed(base, {"text": {"sources": [str(other_text)]}}) == STAGES - {"model"}
+    assert changed(base, {"model": str(write_model(tmp_path / "other", seed=1))}) == STAGES
+
+
+def test_precision_changes_every_stage(base):
+    assert changed(base, {}, dtype="bfloat16") == STAGES
+
+
+def test_the_folder_and_the_name_of_text_and_model_change_nothing(base, tmp_path):
+    text = write_text(tmp_path / "moved.jsonl")
+    assert changed(base, {"model": str(write_model(tmp_path / "moved")), "text": {"sources": [str(text)]}}) == set()
+
+
+def test_a_rule_without_measurements_reads_no_text(base):
+    rule = {"select": "deepest", "guard": 1}
+    assert keys(base, rule)["scan"] is None
+    other = keys(base, {**rule, "seed": 1, "text": {"samples": 9, "selection": 7}})
+    assert keys(base, rule)["plan"] == other["plan"]
+
+
+def test_a_plan_is_what_it_does_not_how_it_was_found():
+    assert edits_key(PLAN) == edits_key(PLAN.model_copy(update={"method": "by hand", "source": "elsewhere"}))
+    assert edits_key(PLAN) != edits_key(PLAN.model_copy(update={"edits": (Drop(indices=(3,)),)}))
+    assert edits_key(PLAN) != edits_key(PLAN.model_copy(update={"source_hash": "other"}))
+
+
+def test_a_rule_without_measurements_needs_no_calibration_text(base, tmp_path):
+    """There is far less text than this number of samples takes."""
+    recipe = load_recipe("uidl-simple", merge(base, {"text": {"samples": 10**6}}))
+    plan = plan_stage(open_inputs(recipe), open_folder(tmp_path), None)
+    assert plan.removed_layers == (3, 4)
+    with pytest.raises(ValueError, match="too little text"):
+        plan_stage(open_inputs(recipe.model_copy(update={"rounds": 2})), open_folder(tmp_path / "rounds"), None)

@@ -1,0 +1,174 @@
+"""A streamed model gives the bits of the resident one, reads each weight once a pass, and holds no more layers than it may."""
+
+import pytest
+import torch
+from families import FAMILIES, VOCAB, tiny_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+from world import write_model, write_text
+
+from shoal import compress, load_recipe
+from shoal.decoder import TEACHER, DecoderView, Student, Tap, run_pass
+from shoal.decoder.open import open_model
+from shoal.decoder.spill import Spill, free_memory
+from shoal.decoder.streamed import open_streamed
+from shoal.run.inputs import layers_in_memory
+from shoal.types import Batch, Unit
+
+IDS = torch.randint(3, VOCAB, (3, 4, 9), generator=torch.Generator().manual_seed(0))
+MASK_BT = torch.arange(9)[None] < torch.tensor([5, 9, 2, 7])[:, None]
+BATCHES = [Batch(IDS[0], None, 0), Batch(IDS[1], None, 1), Batch(IDS[2].where(MASK_BT, 0), MASK_BT, 2)]
+STUDENTS = [
+    TEACHER,
+    Student(frozenset({Unit("layer", 4)})),
+    Student(frozenset({Unit("layer", 1), Unit("layer", 2)})),
+    Student(frozenset({Unit("attn", 3), Unit("layer", 5)})),
+]
+
+
+@pytest.fixture(params=sorted(FAMILIES), scope="module")
+def pair(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    tiny_model(request.param).save_pretrained(folder, max_shard_size="20KB")
+    opened, streamed = open_streamed(folder)
+    return DecoderView(open_model(folder).model), DecoderView(opened.model, residency=streamed)
+
+
+class Keep:
+    """Remembers everything it sees, in order."""
+
+    def __init__(self, taps):
+        self.wanted, self.seen = taps, []
+
+    def taps(self, view):
+        return self.wanted
+
+    def update(self, batch, values):
+        self.seen.append((batch.index, {tap: value.clone() for tap, value in values.items()}))
+
+
+def everything(view):
+    taps = [Tap("boundary", i) for i in range(view.n_layers + 1)] + [Tap("attn_map_in", 2)]
+    keep, logits = Keep(taps), []
+    run_pass(
+        view,
+        BATCHES,
+        observers=[keep],
+        students=STUDENTS,
+        sink=lambda reading, finals: logits.append([view.head(h, reading) for h in finals]),
+    )
+    return keep.seen, logits
+
+
+def test_streamed_states_and_students_are_bit_equal_and_in_batch_order(pair):
+    resident, streamed = pair
+    (ours, our_logits), (theirs, their_logits) = everything(streamed), everything(resident)
+    assert [index for index, _ in ours] == [0, 1, 2]
+    for (_, a), (_, b) in zip(ours, theirs, strict=True):
+        assert a.keys() == b.keys() and all(torch.equal(a[tap], b[tap]) for tap in a)
+    for a, b in zip(our_logits, their_logits, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_each_weight_is_read_once_a_pass_and_one_layer_is_held(pair):
+    resident, streamed = pair
+    layers = resident.model.get_submodule(resident.layers_path)
+    stored = {id(t): t for t in [*layers.parameters(), *layers.buffers()] if t.is_floating_point() or t.numel() > 1}
+    persistent = {name for name, _ in layers.state_dict().items()}
+    n_bytes = sum(value.numel() * value.element_size() for name, value in layers.state_dict().items() if name in persistent)
+    assert stored
+    everything(streamed)  # whatever was read ahead before is now behind us
+    before = streamed.residency.bytes_read
+    held = []
+    for layer in streamed._stub_layers:
+        layer.register_forward_pre_hook(
+            lambda *_: held.append(sum(not any(p.is_meta for p in one.parameters()) for one in streamed._stub_layers))
+        )
+    run_pass(streamed, BATCHES, students=[TEACHER], sink=lambda *_: None)
+    assert streamed.residency.bytes_read - before == n_bytes
+    assert held and max(held) == 1
+
+
+@pytest.mark.parametrize("limit", [0, 300, 10**9])
+def test_states_that_do_not_fit_come_back_from_the_file_as_they_were(limit):
+    spill = Spill(limit)
+    values = {i: torch.randn(i + 1, 7, dtype=dtype) for i, dtype in enumerate([torch.float32, torch.bfloat16] * 5)}
+    for key, value in values.items():
+        spill.put(key, value)
+    for key in (3, 4):
+        spill.drop(key)
+    spill.put("again", values[3])
+    assert torch.equal(spill.get("again"), values[3])
+    for key in values.keys() - {3, 4}:
+        got = spill.get(key)
+        assert got.dtype == values[key].dtype and torch.equal(got, values[key])
+    assert (spill.bytes_on_disk > 0) == (limit < 10**9)
+    spill.close()
+
+
+def test_a_pass_that_spills_gives_the_same_bits(pair, monkeypatch):
+    resident, streamed = pair
+    monkeypatch.setattr("shoal.decoder.passes.Spill", lambda: Spill(0))
+    (ours, our_logits), (theirs, their_logits) = everything(streamed), everything(resident)
+    for (_, a), (_, b) in zip(ours, theirs, strict=True):
+        assert all(torch.equal(a[tap], b[tap]) for tap in a)
+    assert all(torch.equal(x, y) for a, b in zip(our_logits, their_logits, strict=True) for x, y in zip(a, b, strict=True))
+
+
+def test_free_memory_is_plausible():
+    assert 10**6 < free_memory() < 10**15
+
+
+def test_a_missing_tensor_is_one_clear_line(tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path)
+    values = load_file(tmp_path / "model.safetensors")
+    del values["model.layers.2.mlp.up_proj.weight"]
+    save_file(values, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    opened, streamed = open_streamed(tmp_path)
+    view = DecoderView(opened.model, residency=streamed)
+    with pytest.raises(ValueError, match="mlp.up_proj.weight"):
+        view.logits(BATCHES[0])
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    return {"model": str(write_model(folder / "model")), "text": str(write_text(folder / "text.jsonl"))}
+
+
+def recipe(world, **changes):
+    text = {"sources": [world["text"]], "samples": 12, "length": 16, "selection": 8, "evaluation": 8}
+    return load_recipe("default", {"model": world["model"], "drop": "2", "replace": "none", "text": text, **changes})
+
+
+@pytest.mark.parametrize("resident", ["1", "2", "4"])
+def test_a_streamed_run_leaves_the_same_files(resident, world, tmp_path):
+    whole = compress(recipe(world), tmp_path / "whole", resident="all")
+    streamed = compress(recipe(world), tmp_path / "streamed", resident=resident)
+    for file in ("scan.json", "scan.safetensors", "plan.json", "model/config.json"):
+        assert (whole.folder / file).read_bytes() == (streamed.folder / file).read_bytes(), file
+    ours, theirs = (load_file(one.model / "model.safetensors") for one in (whole, streamed))
+    assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert streamed.evaluation.quality == whole.evaluation.quality
+    assert streamed.evaluation.student.perplexity == whole.evaluation.student.perplexity
+    assert streamed.evaluation.teacher == whole.evaluation.teacher
+    assert AutoModelForCausalLM.from_pretrained(streamed.model).config.num_hidden_layers == 4
+
+
+def test_a_scan_in_memory_is_continued_by_a_streamed_run(world, tmp_path):
+    compress(recipe(world), tmp_path / "run", resident="all")
+    assert compress(recipe(world), tmp_path / "run", resident="1").plan.after.layers == 4
+
+
+def test_what_cannot_be_streamed_is_said(world, tmp_path):
+    with pytest.raises(ValueError, match="--replace none"):
+        compress(recipe(world, replace="layer"), tmp_path / "a", resident="1")
+    for wrong in ("0", "some", "-1"):
+        with pytest.raises(ValueError, match="--resident"):
+            compress(recipe(world), tmp_path / "b", resident=wrong)
+
+
+def test_auto_streams_only_what_does_not_fit(world, tmp_path, monkeypatch):
+    assert layers_in_memory(world["model"], "auto", device="cpu", trust_remote_code=False) is None
+    monkeypatch.setattr("shoal.decoder.spill.free_memory", lambda: 1000)
+    assert layers_in_memory(world["model"], "auto", device="cpu", trust_remote_code=False) == 2
