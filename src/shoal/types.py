@@ -90,15 +90,34 @@ class Batch:
         ids_BT: int64 token ids.
         mask_BT: bool, True on real tokens; ``None`` when nothing is padded. Padding is on the right.
         index: position of this batch in its pass, from 0; the engine delivers batches in this order.
+        branches: for rows that are trees instead of lines (many continuations of one context); ``None`` for plain text.
     """
 
     ids_BT: Tensor
     mask_BT: Tensor | None = None
     index: int = 0
+    branches: Branches | None = None
 
     def to(self, device: Any) -> Batch:
         mask = None if self.mask_BT is None else self.mask_BT.to(device)
-        return Batch(self.ids_BT.to(device), mask, self.index)
+        branches = None if self.branches is None else self.branches.to(device)
+        return Batch(self.ids_BT.to(device), mask, self.index, branches)
+
+
+@dataclass(frozen=True)
+class Branches:
+    """Rows that are trees: what each token sees, and where it stands.
+
+    Attributes:
+        sees_BTT: bool, entry (t, s) is True where token t sees token s; every token sees itself, padding sees only itself.
+        positions_BT: int64, the position of each token in its own branch.
+    """
+
+    sees_BTT: Tensor
+    positions_BT: Tensor
+
+    def to(self, device: Any) -> Branches:
+        return Branches(self.sees_BTT.to(device), self.positions_BT.to(device))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from shoal.cli.console import Screen
+    from shoal.evaluate import Benchmark
     from shoal.recipe import Recipe
     from shoal.run.compress import Outcome
 
@@ -45,6 +46,16 @@ def show_outcome(screen: Screen, outcome: Outcome) -> None:
             "evaluation": evaluation.model_dump(mode="json"),
         }
     )
+
+
+def show_tasks(screen: Screen, found: Benchmark) -> None:
+    """Tasks, what the table cannot say, and flips."""
+    from shoal.evaluate import flip_table, task_notes, task_table
+
+    screen.show(task_table(found))
+    for note in task_notes(found):
+        screen.say(note)
+    screen.show(flip_table([one.answers for one in found.tasks]))
 
 
 def say_text(screen: Screen, chosen: Recipe) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from shoal.decoder.families import contribution, find_layers, output_map, refuse_coupled_layers, sublayer, text_config
 from shoal.decoder.residency import Residency, Resident
 from shoal.decoder.student import TEACHER, Step, Student
-from shoal.types import Batch
+from shoal.types import Batch, Branches
 
 TapKind = Literal["boundary", "attn_in", "attn_map_in", "mlp_map_in", "attn_out", "mlp_out"]
 
@@ -113,6 +113,9 @@ class DecoderView:
     def read(self, batch: Batch) -> Reading:
         """Boundary 0 and every layer's arguments for a batch. The arguments are cached per shape and padding pattern."""
         batch = batch.to(self.device)
+        if batch.branches is not None:  # arguments that no other batch has
+            recorded = self._dry_pass(batch, n_stubs=self.n_layers)
+            return Reading(batch, recorded[0][0], tuple(call for _, call in recorded))
         key = (batch.ids_BT.shape, None if batch.mask_BT is None else batch.mask_BT.cpu().numpy().tobytes())
         if key in self._calls:
             self._calls.move_to_end(key)
@@ -208,8 +211,19 @@ class DecoderView:
     # -- internals ---------------------------------------------------------------------------------------------------
 
     def _forward(self, batch: Batch) -> Any:
+        if batch.branches is not None:
+            return self._forward_branches(batch.ids_BT, batch.branches)
         mask = None if batch.mask_BT is None else batch.mask_BT.long()
         return self.model(input_ids=batch.ids_BT, attention_mask=mask, use_cache=False, return_dict=True)
+
+    def _forward_branches(self, ids_BT: Tensor, branches: Branches) -> Any:
+        # additive, the form that eager attention and SDPA both take; the least finite number, as the library itself writes it
+        sees_B1TT = branches.sees_BTT[:, None]
+        mask_B1TT = torch.zeros(sees_B1TT.shape, dtype=self.dtype, device=sees_B1TT.device)
+        mask_B1TT.masked_fill_(~sees_B1TT, torch.finfo(self.dtype).min)
+        return self.model(
+            input_ids=ids_BT, attention_mask=mask_B1TT, position_ids=branches.positions_BT, use_cache=False, return_dict=True
+        )
 
     def _dry_pass(self, batch: Batch, *, n_stubs: int) -> list[tuple[Tensor, LayerCall]]:
         recorded: list[tuple[Tensor, LayerCall]] = []

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from shoal.decoder import TEACHER, DecoderView, Student
+from shoal.evaluate.benchmark import Benchmark
 from shoal.evaluate.cost import Cost, cost
 from shoal.evaluate.generate import Generation
 from shoal.evaluate.perplexity import Perplexity, n_batches, perplexities, perplexity
@@ -43,6 +44,7 @@ class Evaluation(Record):
         quality: the student against the teacher, per token of the batches as they are (no stride).
         plain: the same cut without repair, on the same text; present when something was repaired.
         generations, speed: present when they were measured; they need both as models of their own.
+        tasks: accuracy, stability and flips on task files, when some were given.
     """
 
     teacher: Figures
@@ -51,6 +53,7 @@ class Evaluation(Record):
     plain: Quality | None = None
     generations: tuple[Generation, ...] = ()
     speed: Speed | None = None
+    tasks: Benchmark | None = None
     provenance: Provenance
 
 

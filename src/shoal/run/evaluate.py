@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from shoal.recipe import Recipe
 from shoal.run.inputs import Inputs, Progress, open_inputs, silent
+from shoal.run.tasks import tasks_against_teacher
 
 if TYPE_CHECKING:
     from shoal.decoder import DecoderView, Student
-    from shoal.evaluate import Evaluation, Generation, Measured, Speed
+    from shoal.evaluate import Evaluation, Generation, Measured, Speed, Task
     from shoal.score.oracle import Quality
 
 N_PROMPTS = 3
@@ -41,6 +43,7 @@ def evaluate_pair(
     recipe: Recipe,
     student: str,
     *,
+    tasks: Sequence[Task] = (),
     device: str = "cpu",
     dtype: str | None = None,
     trust_remote_code: bool = False,
@@ -48,6 +51,8 @@ def evaluate_pair(
 ) -> Evaluation:
     """A saved student against the teacher ``recipe.model``.
 
+    Args:
+        tasks: read by :func:`shoal.evaluate.load_task`; scored under both models.
     Raises:
         ValueError: different vocabularies, and everything that opening models and text can meet.
     """
@@ -56,7 +61,11 @@ def evaluate_pair(
 
     inputs = open_inputs(recipe, device=device, dtype=dtype, resident="all", trust_remote_code=trust_remote_code)
     other = open_model(student, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    return against_teacher(inputs, DecoderView(other.model), progress=progress)
+    view = DecoderView(other.model)
+    found = against_teacher(inputs, view, progress=progress)
+    if not tasks:
+        return found
+    return found.model_copy(update={"tasks": tasks_against_teacher(inputs, view, tasks, progress=progress)})
 
 
 def against_teacher(

@@ -1,0 +1,212 @@
+"""The multiple-choice scorer against one option at a time, and against lm-eval item by item where it is installed.
+
+    python benchmarks/choice.py [--model PATH] [--task FILE.jsonl ...] [--items N] [--rounds R] [--out FILE]
+
+One option at a time: plain transformers, one forward per context and option, as simple evaluation scripts do. Without --task,
+items of four options are made from the bundled text. Rounds are interleaved; printed is the median of the ratio of items per
+second. Parity: the largest difference of a log-likelihood, and the items whose answer (acc, acc_norm) or greedy mark differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import statistics
+import tempfile
+import time
+from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shoal.decoder import DecoderView
+from shoal.decoder.open import open_model
+from shoal.evaluate import Task, TaskScores, load_task, score_task
+from shoal.evaluate.rows import encode_pair
+from shoal.run.inputs import bundled_model, versions, window_of
+
+HERE = Path(__file__).parent
+
+
+def made_task(folder: Path, n_items: int) -> Path:
+    """Items of four options from the bundled text: 40 words of context, four continuations of 8 words, the first one true."""
+    asset = Path(str(resources.files("shoal") / "assets" / "sample.txt.gz"))
+    words = gzip.decompress(asset.read_bytes()).decode().split()
+    step = len(words) // n_items
+    rows = []
+    for index in range(n_items):
+        at = index * step
+        starts = [at + 40, *((at + 40 + k * step // 4) % (len(words) - 8) for k in (1, 2, 3))]
+        choices = [" " + " ".join(words[start : start + 8]) for start in starts]
+        rows.append({"ctx": " ".join(words[at : at + 40]), "choices": choices, "gold": 0})
+    path = folder / "bundled-4-options.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@torch.no_grad()
+def one_at_a_time(model: Any, tokenizer: Any, task: Task, window: int | None) -> list[list[float]]:
+    found = []
+    for item in task.items:
+        scores = []
+        for choice in item.choices:
+            context, option = encode_pair(tokenizer, item.ctx, choice)
+            tokens = (context + option)[-(window + 1) :] if window else context + option
+            logp_TV = model(input_ids=torch.tensor([tokens[:-1]])).logits[0].float().log_softmax(-1)
+            wanted = torch.tensor(option)
+            scores.append(float(logp_TV[-len(option) :].gather(-1, wanted[:, None]).double().sum()))
+        found.append(scores)
+    return found
+
+
+def timed(model: Any, view: DecoderView, tokenizer: Any, task: Task, window: int | None, rounds: int) -> dict[str, Any]:
+    rates: dict[str, list[float]] = {"one_at_a_time": [], "shoal": []}
+    naive: list[list[float]] = []
+    scores: TaskScores | None = None
+    for _ in range(rounds):
+        started = time.perf_counter()
+        naive = one_at_a_time(model, tokenizer, task, window)
+        middle = time.perf_counter()
+        (scores,) = score_task(view, task, tokenizer=tokenizer, window=window)
+        rates["one_at_a_time"].append(len(task.items) / (middle - started))
+        rates["shoal"].append(len(task.items) / (time.perf_counter() - middle))
+    assert scores is not None
+    pairs = [
+        (a, b) for one, other in zip(scores.items, naive, strict=True) for a, b in zip(one.loglikelihood, other, strict=True)
+    ]
+    ratios = [a / b for a, b in zip(rates["shoal"], rates["one_at_a_time"], strict=True)]
+    return {
+        "task": task.name,
+        "items": len(task.items),
+        "options": len(pairs) / len(task.items),
+        "shared_context": scores.shared,
+        "truncated": scores.n_truncated,
+        "items_per_second": rates,
+        "ratio": statistics.median(ratios),
+        "largest_difference": max(abs(a - b) for a, b in pairs),
+    }
+
+
+def against_lm_eval(
+    model: Any, view: DecoderView, tokenizer: Any, tasks: list[Task], window: int | None
+) -> list[dict[str, Any]]:
+    """Every item of every task under lm-eval and here, same model object."""
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    with tempfile.TemporaryDirectory() as folder:
+        for task in tasks:
+            write_config(task, Path(folder))
+        found = lm_eval.simple_evaluate(
+            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8, max_length=window, device="cpu"),
+            tasks=[f"local-{task.name}" for task in tasks],
+            task_manager=TaskManager(include_path=folder, include_defaults=False),
+            log_samples=True,
+            bootstrap_iters=0,
+            limit=None,
+        )
+    rows = []
+    for task in tasks:
+        samples = sorted(found["samples"][f"local-{task.name}"], key=lambda one: one["doc_id"])
+        (ours,) = score_task(view, task, tokenizer=tokenizer, window=window)
+        differences, answers, greedy = [], 0, 0
+        for sample, mine in zip(samples, ours.items, strict=True):
+            theirs = sample["filtered_resps"]
+            if task.form == "last_word":
+                theirs = theirs if isinstance(theirs[0], tuple | list) else [theirs]
+            else:
+                marks = (mine.answer == mine.item.gold, mine.answer_norm == mine.item.gold)
+                answers += (bool(sample["acc"]), bool(sample["acc_norm"])) != marks
+            differences += [abs(float(a[0]) - b) for a, b in zip(theirs, mine.loglikelihood, strict=True)]
+            greedy += [bool(a[1]) for a in theirs] != list(mine.is_greedy)
+        rows.append(
+            {
+                "task": task.name,
+                "lm_eval": lm_eval.__version__,
+                "items": len(samples),
+                "truncated": ours.n_truncated,
+                "largest_difference": max(differences),
+                "other_answers": answers,
+                "other_greedy_marks": greedy,
+            }
+        )
+    return rows
+
+
+def write_config(task: Task, folder: Path) -> None:
+    """A task of lm-eval that reads the same file."""
+    (folder / f"{task.name}.jsonl").write_text(
+        "".join(
+            json.dumps({"ctx": item.ctx, "choices": list(item.choices), "gold": item.gold, "target": item.choices[0]}) + "\n"
+            for item in task.items
+        )
+    )
+    config: dict[str, Any] = {
+        "task": f"local-{task.name}",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / f"{task.name}.jsonl")}},
+        "test_split": "test",
+        "target_delimiter": "",
+        "doc_to_text": "!function lines.context",
+    }
+    if task.form == "choice":
+        config |= {
+            "output_type": "multiple_choice",
+            "doc_to_choice": "!function lines.choices",
+            "doc_to_target": "!function lines.gold",
+            "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+        }
+    else:
+        config |= {
+            "output_type": "loglikelihood",
+            "doc_to_target": "!function lines.target",
+            "metric_list": [{"metric": "acc"}, {"metric": "perplexity"}],
+        }
+    (folder / "lines.py").write_text(
+        "def context(doc): return doc['ctx']\ndef choices(doc): return doc['choices']\n"
+        "def gold(doc): return doc['gold']\ndef target(doc): return doc['target']\n"
+    )
+    lines = [f"{key}: {value if str(value).startswith('!') else json.dumps(value)}" for key, value in config.items()]
+    (folder / f"{task.name}.yaml").write_text("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(bundled_model()))
+    parser.add_argument("--task", action="append", default=[], type=Path)
+    parser.add_argument("--items", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "choice.json")
+    args = parser.parse_args()
+    opened = open_model(args.model, dtype="float32")
+    view, tokenizer = DecoderView(opened.model), opened.need_tokenizer()
+    window = window_of(view.config)
+    with tempfile.TemporaryDirectory() as folder:
+        tasks = [load_task(path).head(args.items) for path in args.task or [made_task(Path(folder), args.items)]]
+    speed = []
+    for task in tasks:
+        speed.append(timed(opened.model, view, tokenizer, task, window, args.rounds))
+        row = speed[-1]
+        print(f"{row['task']:24} x {row['ratio']:.2f}  largest difference {row['largest_difference']:.1e}")
+    parity = []
+    if find_spec("lm_eval"):
+        parity = against_lm_eval(opened.model, view, tokenizer, tasks, window)
+        for row in parity:
+            print(f"{row['task']:24} lm-eval: {row}")
+    args.out.parent.mkdir(exist_ok=True)
+    content = {
+        "model": Path(args.model).name,
+        "versions": versions(),
+        "threads": torch.get_num_threads(),
+        "speed": speed,
+        "lm_eval_parity": parity,
+    }
+    args.out.write_text(json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""Laws of benchmarks: the teacher keeps all of itself, chance is flagged, averages are of the tasks that count; the verbs."""
+
+import json
+import random
+import sys
+
+import pytest
+from families import tiny_model
+from test_evaluate_choice import TOKENIZER, task_of, words
+from test_evaluate_stability import FEW, opencompass, random_pair, sample_log
+from world import N_WORDS, write_model, write_text
+
+from shoal.cli import main
+from shoal.decoder import TEACHER, DecoderView, Student
+from shoal.evaluate import Evaluation, ItemScores, TaskScores, compare_tasks, flip_table, score_task, task_notes, task_table
+from shoal.types import Unit
+
+
+def made(name, right, *, n_choices=2, form="choice"):
+    """Scores of a task with the given items right: the log-likelihood of gold (0) is -1, of the others -2, or swapped."""
+    choices = [f" w{k}" for k in range(n_choices)] if form == "choice" else [" w0"]
+    task = task_of(*((words(1, n % N_WORDS), choices, 0) for n in range(len(right))), form=form, path=f"{name}.jsonl")
+    items = []
+    for item, yes in zip(task.items, right, strict=True):
+        own = [(-1.0 if (k == 0) is bool(yes) else -2.0) for k in range(len(choices))]
+        items.append(ItemScores(item, tuple(own), tuple(-x / 3 for x in own), (bool(yes),) * len(choices)))
+    return TaskScores(task, tuple(items), 0, True)
+
+
+def shown(renderable):
+    from rich.console import Console
+
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(renderable)
+    return capture.get()
+
+
+def test_the_teacher_against_itself_keeps_everything():
+    view = DecoderView(tiny_model("llama", n_layers=3))
+    draw = random.Random(0)
+    rows = [(words(*(draw.randrange(40) for _ in range(5))), [" w1 w2", " w3", " w4"], draw.randrange(3)) for _ in range(12)]
+    tasks = [task_of(*rows), task_of((words(1, 2), [" w3"], 0), form="last_word", path="last.jsonl")]
+    scores = [score_task(view, task, tokenizer=TOKENIZER, students=[TEACHER, Student()]) for task in tasks]
+    got = compare_tasks([a for a, _ in scores], [b for _, b in scores], **FEW)
+    for one in got.tasks:
+        assert one.teacher == one.student and one.teacher_norm == one.student_norm
+        for figures in filter(None, (one.answers, one.stability)):
+            assert (figures.stability.value, figures.stability.low) == (1.0, 1.0)
+            assert figures.right_to_wrong == figures.wrong_to_right == ()
+            assert figures.kl is None or figures.kl.value == figures.kl.high == 0.0
+    assert got.tasks[0].stability.variant == "mean_nll" and got.tasks[1].stability is None
+    if got.tasks[0].retained is not None:
+        assert (got.tasks[0].retained.value, got.tasks[0].retained.low, got.tasks[0].retained.high) == (1.0, 1.0, 1.0)
+
+
+def test_a_teacher_at_chance_is_flagged_and_left_out():
+    """40 of 80 of two options is chance, 70 of 80 is not; the average is over the second alone."""
+    even, good = [1, 0] * 40, [1] * 70 + [0] * 10
+    less = [1] * 49 + [0] * 31
+    got = compare_tasks([made("even", even), made("good", good)], [made("even", less), made("good", less)])
+    assert [one.at_chance for one in got.tasks] == [True, False] and got.counted == ("good",)
+    assert (got.teacher_average, got.student_average) == (70 / 80, 49 / 80)
+    assert got.retained.value == got.tasks[1].retained.value == pytest.approx(0.7)
+    assert got.retained.low == got.tasks[1].retained.low < 0.7 < got.retained.high
+    table = shown(task_table(got))
+    assert "even *" in table and "good *" not in table and "average of 1" in table
+    assert any("even: the teacher is at chance (50.0 %)" in note for note in task_notes(got))
+
+
+def test_the_average_is_of_accuracies_and_its_interval_is_paired():
+    good, best = [1] * 60 + [0] * 20, [1] * 40
+    got = compare_tasks([made("a", good), made("b", best)], [made("a", good), made("b", best)])
+    assert (got.teacher_average, got.retained.value) == (pytest.approx((0.75 + 1) / 2), 1.0)
+    assert (got.retained.low, got.retained.high) == (1.0, 1.0)  # same items, same draws: no spread although 60 of 80 has one
+    assert got.tasks[0].teacher.low < 0.75
+
+
+def test_no_task_above_chance_has_no_average():
+    got = compare_tasks([made("a", [0] * 10, form="last_word")], [made("a", [0] * 10, form="last_word")], **FEW)
+    assert got.counted == () and got.retained is None and got.tasks[0].retained is None and got.tasks[0].at_chance
+    assert got.tasks[0].teacher_perplexity == pytest.approx(2.718281828**2)
+    assert "average" not in shown(task_table(got))
+
+
+def test_flips_are_listed_with_their_scores_and_are_not_markup():
+    got = compare_tasks([made("a", [1, 1, 0])], [made("a", [1, 0, 0])], **FEW)
+    flips = got.tasks[0].answers.right_to_wrong
+    assert [(f.teacher, f.student, f.teacher_scores, f.student_scores) for f in flips] == [(0, 1, (1.0, 2.0), (2.0, 1.0))]
+    table = shown(flip_table([got.tasks[0].answers]))
+    assert "[1.000]  2.000" in table and "[2.000]  1.000" in table and "right to wrong" in table
+
+
+def test_other_tasks_and_two_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="the teacher's tasks are a, the student's b"):
+        compare_tasks([made("a", [1])], [made("b", [1])])
+    with pytest.raises(ValueError, match="two task files have one name"):
+        compare_tasks([made("a", [1])] * 2, [made("a", [1])] * 2)
+    with pytest.raises(ValueError, match="2 items of the teacher, 1 of the student"):
+        compare_tasks([made("a", [1, 1])], [made("a", [1])])
+
+
+# -- the verbs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    write_model(folder / "model", n_layers=4)
+    write_model(folder / "other", n_layers=3, seed=1)
+    write_text(folder / "text.jsonl")
+    draw = random.Random(1)
+
+    def some(n):
+        return words(*(draw.randrange(N_WORDS) for _ in range(n)))
+
+    rows = [{"ctx": some(6), "choices": [f" {some(2)}", f" {some(1)}"], "gold": draw.randrange(2)} for _ in range(10)]
+    rows.append({"ctx": some(100), "choices": [" w1", " w2"], "gold": 0})
+    (folder / "quiz.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "last.jsonl").write_text("\n".join(json.dumps({"ctx": some(5), "target": f" {some(1)}"}) for _ in range(4)))
+    return folder
+
+
+@pytest.fixture
+def shoal(tmp_path, monkeypatch, capfd):
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["shoal", *map(str, args)])
+        with pytest.raises(SystemExit) as exit:
+            main()
+        out, err = capfd.readouterr()
+        return exit.value.code or 0, out, err
+
+    monkeypatch.chdir(tmp_path)
+    return run
+
+
+def test_eval_adds_the_tasks(world, shoal):
+    common = ("--text", world / "text.jsonl", "--samples", 4, "--length", 16)
+    tasks = ("--task", world / "quiz.jsonl", "--task", world / "last.jsonl")
+    code, out, err = shoal("eval", world / "other", "--teacher", world / "model", *common, *tasks, "--json")
+    assert code == 0, err
+    found = Evaluation.from_json(out).tasks
+    assert [(one.task, one.form, one.n_items, one.n_truncated) for one in found.tasks] == [
+        ("quiz", "choice", 11, 1),
+        ("last", "last_word", 4, 0),
+    ]
+    assert "Tasks, accuracy" in err and "1 of 11 contexts cut" in err
+    assert 0 < found.tasks[0].answers.kl.value < 10
+    code, out, _ = shoal("eval", world / "model", "--teacher", world / "model", *common, *tasks, "--json")
+    itself = Evaluation.from_json(out).tasks
+    assert code == 0 and all(one.answers.stability.low == 1.0 and one.teacher == one.student for one in itself.tasks)
+    assert itself.tasks[0].stability.kl.value == itself.tasks[0].answers.kl.high == 0.0
+
+
+def test_tasks_that_cannot_be_are_one_line(world, shoal, tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"ctx": "a", "choices": ["b", "c"]}')
+    for args, message in (
+        (("--teacher", world / "model", "--task", "nowhere.jsonl"), "no task file at nowhere.jsonl"),
+        (("--teacher", world / "model", "--task", "bad.jsonl"), "bad.jsonl, line 1: the field 'gold' is missing"),
+        (("--task", world / "quiz.jsonl"), "give --teacher"),
+    ):
+        code, out, err = shoal("eval", world / "other", "--text", world / "text.jsonl", *args)
+        assert code == 2 and out == "" and message in err and len(err.strip().splitlines()) == 1
+
+
+def test_stability_of_folders(shoal, tmp_path):
+    pair = random_pair(12)
+    for who, answers in zip("ts", pair, strict=True):
+        opencompass(tmp_path / f"oc-{who}", answers)
+        sample_log(tmp_path / f"lm-{who}", answers)
+    code, out, err = shoal("stability", "oc-t", "oc-s", "--json")
+    found = json.loads(out)
+    assert code == 0 and found["tasks"][0]["variant"] == "mean_nll" and 0 < found["official_script"]["quiz"] < 1 + 1e-9
+    assert "official" in err
+    code, out, err = shoal("stability", "lm-t", "lm-s")
+    assert code == 0 and "option_nll" in out and "official" not in out
+    code, out, err = shoal("stability", "oc-t", "lm-s")
+    assert code == 2 and "the teacher's scores are mean_nll, the student's option_nll" in err
+    code, out, err = shoal("stability", "oc-t", "nowhere")
+    assert code == 2 and "no folder at nowhere" in err
+
+
+def test_a_removed_layer_changes_the_answers_of_a_deep_enough_task():
+    """The measure sees something: without a layer that matters, some log-likelihoods move and KL is above 0."""
+    view = DecoderView(tiny_model("llama", n_layers=3))
+    task = task_of(*((words(1, n), [" w2", " w3"], 0) for n in range(6)))
+    a, b = score_task(view, task, tokenizer=TOKENIZER, students=[TEACHER, Student(frozenset({Unit("layer", 1)}))])
+    assert compare_tasks([a], [b], **FEW).tasks[0].answers.kl.value > 1e-6
