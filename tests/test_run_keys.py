@@ -7,7 +7,7 @@ from shoal.plan import Drop, Plan, Replace, Size
 from shoal.recipe import TextChoice, load_recipe, merge
 from shoal.run.compress import open_folder
 from shoal.run.inputs import open_inputs
-from shoal.run.keys import choice_key, edits_key, evaluation_key, fit_key, save_key, scan_key
+from shoal.run.keys import choice_key, edits_key, evaluation_key, fit_key, repair_key, save_key, scan_key
 from shoal.run.stages import budget_of, choosing, needs_scan, plan_stage
 from shoal.train.config import TrainConfig
 
@@ -62,10 +62,10 @@ TRAIN = {
 
 
 def test_no_option_is_forgotten_here():
-    """``sources`` and ``seed`` are below; ``objective`` has one name so far; the rest of a recipe is for people."""
+    """``sources``, ``seed``, ``repair``, ``fit`` are below; ``objective`` has one name so far; the rest is for people."""
     assert {*TEXT, "sources"} == set(TextChoice.model_fields)
     assert {*TRAIN, "objective"} == set(TrainConfig.model_fields)
-    others = {"name", "about", "papers", "model", "text", "train", "observers", "seed"}
+    others = {"name", "about", "papers", "model", "text", "train", "observers", "seed", "repair", "fit"}
     assert {*CHOICE, *others} == set(load_recipe().model_dump())
 
 
@@ -83,6 +83,18 @@ def test_choice(base, option):
 @pytest.mark.parametrize("option", TRAIN)
 def test_training(base, option):
     assert changed(base, {"train": {option: TRAIN[option]}}) == FITTING
+
+
+def test_repair(base):
+    cut = PLAN.model_copy(update={"edits": (Drop(indices=(3,)),)})
+
+    def key(**changes):
+        recipe = load_recipe("default", merge(base, {"replace": "none", "repair": "sweep", "fit": {"tokens": 480}, **changes}))
+        return repair_key(open_inputs(recipe), cut)
+
+    assert key() == key(train={"tokens": 320}, drop="1", text={"evaluation": 7})
+    others = [key(repair="refit"), key(fit={"tokens": 640}), key(text={"selection": 7}), key(seed=1)]
+    assert len({key(), *others}) == 5
 
 
 def test_the_rest_of_a_recipe(base, tmp_path):

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from shoal.fit.config import FitConfig
 from shoal.train.config import TrainConfig
 from shoal.types import Record, nearest
 
@@ -53,6 +54,8 @@ class Recipe(Record):
         protect: layers that stay, negative ones counted from the end.
         guard: candidates compared by true KL on the selection slice; 1 = the selector's own choice stands.
         replace: module in place of the removed span.
+        repair: closed form, no new parameters: ``refit`` of the layer before each cut, or ``sweep`` of all from there on.
+        fit: how much text the repair reads; unused with ``repair: none``.
         train: how the replacement is trained; unused with ``replace: none``.
     """
 
@@ -71,6 +74,8 @@ class Recipe(Record):
     protect: tuple[int, ...] = (0, -1)
     guard: int = Field(default=4, ge=1)
     replace: Literal["none", "layer"] = "layer"
+    repair: Literal["none", "refit", "sweep"] = "none"
+    fit: FitConfig = FitConfig()
     train: TrainConfig = TrainConfig()
     seed: int = 0
 
@@ -78,6 +83,15 @@ class Recipe(Record):
     @classmethod
     def _drop_as_text(cls, value: object) -> object:
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _one_way_to_repair(self) -> Recipe:
+        if self.repair != "none" and self.replace != "none":
+            raise ValueError(
+                f"repair {self.repair!r} sets kept layers and replace {self.replace!r} trains a new one on what they were; "
+                "use one of them: --replace none or --repair none"
+            )
+        return self
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=120)

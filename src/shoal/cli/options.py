@@ -67,6 +67,18 @@ Protect = Annotated[
     ),
 ]
 ReplaceBy = Annotated[Optional[str], typer.Option("--replace", help="none or layer.  [default: layer]")]  # noqa: UP045
+RepairBy = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--repair",
+        help="none, refit (layer before each cut) or sweep (all layers from there on): closed form, no training, no new "
+        "parameters; with --replace none.  [default: none]",
+    ),
+]
+FitTokens = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--fit-tokens", help="Tokens the repair reads.  [default: 64 per input of the widest map, at least 200 k]"),
+]
 TrainTokens = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option("--train-tokens", help="Tokens the replacement is trained on.  [default: up to 1 M]"),
@@ -90,6 +102,7 @@ def with_options(recipe: str, **options: Any) -> Recipe:
     if "text" in given:
         text["sources"] = given.pop("text")
     train = {field: given.pop(name) for name, field in (("train_tokens", "tokens"), ("lr", "lr")) if name in given}
+    fit = {"tokens": given.pop("fit_tokens")} if "fit_tokens" in given else {}
     if "params" in given and "drop" in given:
         raise ValueError("--drop and --params are two budgets; give one of them")
     if "params" in given:
@@ -100,7 +113,8 @@ def with_options(recipe: str, **options: Any) -> Recipe:
         given["protect"] = _layers(given["protect"])
     if train and "lr" in train:
         train["min_lr"] = train["lr"] / 10
-    changes: dict[str, Any] = {**given, **({"text": text} if text else {}), **({"train": train} if train else {})}
+    nested = {"text": text, "fit": fit, "train": train}
+    changes: dict[str, Any] = {**given, **{name: below for name, below in nested.items() if below}}
     return load_recipe(recipe, changes)
 
 

@@ -17,6 +17,7 @@ HEAT_MAP = ("heat map", "heatmap.png")
 def show_outcome(screen: Screen, outcome: Outcome) -> None:
     """A whole run: scores, guard, training, figures, generations, plan, files; the plan and figures as JSON when asked for."""
     from shoal.evaluate import generation_table, table
+    from shoal.fit.result import fit_table
     from shoal.scan.show import PAPERS, best_spans_table
     from shoal.select.guard import guard_table
 
@@ -26,6 +27,8 @@ def show_outcome(screen: Screen, outcome: Outcome) -> None:
         screen.show(best_spans_table(outcome.scan, names=PAPERS[: screen.n_tables], longest=longest))
     if len(plan.candidates) > 1:
         screen.show(guard_table(plan.candidates, n_layers=plan.n_layers))
+    if outcome.repaired is not None:
+        screen.show(fit_table(outcome.repaired))
     for result in outcome.trained:
         screen.say(f"Trained: {result}")
     screen.show(table(evaluation))
@@ -39,6 +42,7 @@ def show_outcome(screen: Screen, outcome: Outcome) -> None:
         {
             "model": str(outcome.model),
             "plan": plan.model_dump(mode="json"),
+            "repair": outcome.repaired and outcome.repaired.model_dump(mode="json"),
             "evaluation": evaluation.model_dump(mode="json"),
         }
     )

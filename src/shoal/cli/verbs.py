@@ -18,6 +18,7 @@ from shoal.cli.options import (
     Device,
     Drop,
     Dtype,
+    FitTokens,
     Guard,
     Json,
     LearningRate,
@@ -29,6 +30,7 @@ from shoal.cli.options import (
     Protect,
     RecipeName,
     Remote,
+    RepairBy,
     ReplaceBy,
     Resident,
     Rounds,
@@ -88,6 +90,8 @@ def compress(
     rounds: Rounds = None,
     protect: Protect = None,
     replace: ReplaceBy = None,
+    repair: RepairBy = None,
+    fit_tokens: FitTokens = None,
     train_tokens: TrainTokens = None,
     lr: LearningRate = None,
     seed: Seed = None,
@@ -101,7 +105,8 @@ def compress(
     """Remove layers, repair the cut, measure what was lost, save a checkpoint for plain transformers."""
     chosen = with_options(
         recipe, model=model, drop=drop, params=params, text=text, samples=samples, length=length, select=select, by=by,
-        guard=guard, rounds=rounds, protect=protect, replace=replace, train_tokens=train_tokens, lr=lr, seed=seed,
+        guard=guard, rounds=rounds, protect=protect, replace=replace, repair=repair, fit_tokens=fit_tokens,
+        train_tokens=train_tokens, lr=lr, seed=seed,
     )  # fmt: skip
     _compress(chosen, out, device, dtype, resident, trust_remote_code, overwrite, json)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from shoal.recipe import Recipe
 from shoal.run.early import check_budget, check_recipe
+from shoal.run.fit import fit_stage
 from shoal.run.folder import RunFolder
 from shoal.run.inputs import Inputs, Progress, open_inputs, silent, versions
 from shoal.run.stages import evaluate_stage, needs_scan, plan_stage, save_stage, scan_stage, train_stage
@@ -15,6 +16,7 @@ from shoal.types import write_atomically
 
 if TYPE_CHECKING:
     from shoal.evaluate import Evaluation
+    from shoal.fit.result import FitResult
     from shoal.plan import Plan
     from shoal.scan import Scan
     from shoal.train.result import TrainResult
@@ -28,6 +30,7 @@ class Outcome:
     model: Path
     scan: Scan | None
     plan: Plan
+    repaired: FitResult | None
     trained: tuple[TrainResult, ...]
     evaluation: Evaluation
 
@@ -76,14 +79,18 @@ def run_stages(inputs: Inputs, folder: RunFolder, *, command: str = "", progress
         raise ValueError(
             "a replacement cannot be trained yet while layers are read from disk; use --replace none, or --resident all"
         )
+    if inputs.is_streamed and inputs.recipe.repair != "none":
+        raise ValueError("a repair cannot be saved yet while layers are read from disk; use --repair none, or --resident all")
     check_budget(inputs)
     recipe_file, recipe = folder / "recipe.yaml", inputs.recipe.to_yaml().encode()
     if folder.overwrite or not recipe_file.exists():  # else at the end: a refused run leaves the recipe of what stands
         write_atomically(recipe_file, recipe)
     found = scan_stage(inputs, folder, progress=progress) if needs_scan(inputs.recipe) else None
     plan = plan_stage(inputs, folder, found, progress=progress)
-    fitted = train_stage(inputs, folder, plan, progress=progress)
+    repaired = fit_stage(inputs, folder, plan, progress=progress)
+    plan = repaired.plan
+    fitted = train_stage(inputs, folder, plan, refits=repaired.values, progress=progress)
     model = save_stage(inputs, folder, plan, fitted)
     evaluation = evaluate_stage(inputs, folder, plan, fitted, command=command, progress=progress)
     write_atomically(recipe_file, recipe)
-    return Outcome(folder.path, model, found, plan, fitted.results, evaluation)
+    return Outcome(folder.path, model, found, plan, repaired.result, fitted.results, evaluation)

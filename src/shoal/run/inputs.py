@@ -80,13 +80,17 @@ class Inputs:
         tokens, is_padded = self.recipe.train.tokens, self.recipe.text.packing == "padded"
         if tokens is not None and not is_padded:
             return self._samples("training", -(-tokens // self.length))
-        wanted = DEFAULT_TOKENS if tokens is None else tokens
-        most = max(FEWEST_DEFAULT, wanted // self.length)
-        found = self._samples("training", None, most=most)
-        while is_padded and found.n_tokens < wanted and found.n_samples == most:  # padded samples are rarely full
-            most *= 2
-            found = self._samples("training", None, most=most)
-        return found
+        return self._up_to(DEFAULT_TOKENS if tokens is None else tokens)
+
+    @cached_property
+    def fitting(self) -> Samples:
+        """Samples of the training slice for a closed-form repair: as many as its tokens need where the text holds them."""
+        return self._up_to(self.recipe.fit.n_tokens(self.widest_map))
+
+    @property
+    def widest_map(self) -> int:
+        """Inputs of the widest map into the stream."""
+        return int(max(getattr(self.view.config, "intermediate_size", None) or 0, 4 * self.view.hidden_size))
 
     def batches(self, samples: Samples) -> list[Batch]:
         return samples.batches(self.batch_size)
@@ -119,6 +123,16 @@ class Inputs:
             dtype=str(self.view.dtype).removeprefix("torch."),
             versions=versions(),
         )
+
+    def _up_to(self, wanted: int) -> Samples:
+        """Samples of the training slice with about that many tokens, or what the text holds."""
+        most = max(FEWEST_DEFAULT, wanted // self.length)
+        found = self._samples("training", None, most=most)
+        # padded samples are rarely full
+        while self.recipe.text.packing == "padded" and found.n_tokens < wanted and found.n_samples == most:
+            most *= 2
+            found = self._samples("training", None, most=most)
+        return found
 
     def _samples(self, slice: str, asked: int | None, *, most: int | None = None) -> Samples:
         """The number asked for, or else the default where the text holds it and at least 8."""

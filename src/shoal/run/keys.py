@@ -45,8 +45,14 @@ def fit_key(inputs: Inputs, plan: Plan) -> str:
     return stable_hash("train", inputs.model_key, edits_key(plan), texts, inputs.recipe.train.model_dump(mode="json"))
 
 
+def repair_key(inputs: Inputs, cut: Plan) -> str:
+    """``cut``: the plan without refits."""
+    texts = (inputs.fitting.data_hash, inputs.selection.data_hash)
+    return stable_hash("fit", inputs.model_key, edits_key(cut), texts, inputs.recipe.repair)
+
+
 def save_key(inputs: Inputs, plan: Plan, values: Mapping[str, Tensor]) -> str:
-    """``values``: of the plan's replacements."""
+    """``values``: of the plan's replacements and refits."""
     hashes = sorted((name, stable_hash(value.float().cpu().numpy().tobytes())) for name, value in values.items())
     return stable_hash("model", inputs.model_key, edits_key(plan), hashes)
 

@@ -1,4 +1,6 @@
-"""The stages of a run: scan, plan, train, save, evaluate. Each reads its inputs, writes its files, and can be read back.
+"""The stages of a run: scan, plan, train, save, evaluate; fit.py has the one before train.
+
+Each reads its inputs, writes its files, and can be read back.
 
 A stage is keyed by a hash of everything it depends on; see :mod:`shoal.run.keys` and :mod:`shoal.run.folder`.
 """
@@ -18,7 +20,7 @@ from shoal.run.keys import choice_key, evaluation_key, fit_key, save_key, scan_k
 from shoal.types import Batch, write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -218,8 +220,14 @@ class Fitted:
     results: tuple[TrainResult, ...]
 
 
-def train_stage(inputs: Inputs, folder: RunFolder, plan: Plan, *, progress: Progress = silent) -> Fitted:
-    """``fit.safetensors`` and ``train/``: values of the plan's replacements. Nothing to do for plain removal."""
+def train_stage(
+    inputs: Inputs, folder: RunFolder, plan: Plan, *, refits: Mapping[str, Tensor] | None = None, progress: Progress = silent
+) -> Fitted:
+    """``fit.safetensors`` and ``train/``: values of the plan's replacements. Nothing to do where it has none.
+
+    Args:
+        refits: values of the plan's refits; a plan has these or replacements.
+    """
     from safetensors.torch import load_file, save
 
     from shoal.replace import student_of
@@ -227,7 +235,7 @@ def train_stage(inputs: Inputs, folder: RunFolder, plan: Plan, *, progress: Prog
     from shoal.train.result import TrainResults
 
     if not plan.replacements:
-        return Fitted(student_of(inputs.view, plan), {}, ())
+        return Fitted(student_of(inputs.view, plan, refits), dict(refits or {}), ())
     key = fit_key(inputs, plan)
     if folder.is_done("train", key):
         values = load_file(str(folder / VALUES))
@@ -320,7 +328,7 @@ def evaluate_stage(
     if not inputs.is_streamed:
         student = DecoderView(load_strictly(folder / "model").to(inputs.view.device))
     plain = None
-    if plan.replacements:  # the same number of layers without repair, on the same text
+    if fitted.values:  # the same number of layers without repair, on the same text
         absent = sorted({*plan.removed_layers} - {edit.start for edit in plan.replacements})
         judge = oracle(inputs, inputs.evaluation, what="evaluate the plain cut", progress=progress)
         plain = judge.measure([student_without(absent)])[0]

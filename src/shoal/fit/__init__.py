@@ -1,0 +1,1 @@
+"""Closed forms: new values for the linear maps of kept layers."""

@@ -1,0 +1,137 @@
+"""Ridge for the change of a linear map, from sums alone: the ridge by cross-validation, the sinks met exactly.
+
+Minimise  sum_t w_t |[h_t, 1] M - r_t|^2 + ridge |M|^2  with r the miss of the student's stream. Because the *change* is fitted,
+an infinite ridge is the map as it was, that is plain removal. The exact constraint on the mean sink (v, y) adds
+A^-1 v (v^T A^-1 v)^-1 (y - M^T v)^T, where A = sum_t w_t [h_t, 1][h_t, 1]^T + ridge: what meets it at the least cost.
+
+Shapes: F inputs of the map, E = F + 1 (the last is the constant 1, its weight the bias, never shrunk), D outputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+
+import torch
+from torch import Tensor
+
+from shoal.fit.sums import MapSums
+
+RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, math.inf)
+"""In units of the mean diagonal of the inputs' second moments; infinity is no change at all."""
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """The best change of one map.
+
+    Attributes:
+        change_ED: add ``change_ED[:-1]`` to the transposed weight and ``change_ED[-1]`` to the bias; float64.
+        ridge: chosen, in units of the mean diagonal.
+        r2: share of the weighted squared miss that goes, on the tokens of the fit; ``r2_folds``: on folds left out in turn.
+        condition: of the inputs' second moments with the ridge added; 1 for an infinite ridge.
+        effective_rank: exponential of the entropy of their eigenvalues, without the ridge.
+        n_tokens, n_sinks: of the fit.
+    """
+
+    change_ED: Tensor
+    ridge: float
+    r2: float
+    r2_folds: float
+    condition: float
+    effective_rank: float
+    n_tokens: int
+    n_sinks: int
+
+
+def solve(folds: Sequence[MapSums], *, bias: bool) -> Solution:
+    """The ridge that is best over folds left out in turn, then the change from all folds.
+
+    Args:
+        bias: the map has a bias that may change too.
+    """
+    total = reduce(add, folds)
+    errors = cross_validated(folds, RIDGES, bias=bias)
+    best = min(range(len(RIDGES)), key=lambda i: (errors[i], -RIDGES[i]))  # a tie goes to the smaller change
+    change_ED = ridge_change(total, RIDGES[best], bias=bias)
+    condition, effective_rank = spectrum(total, RIDGES[best])
+    return Solution(
+        change_ED=change_ED,
+        ridge=RIDGES[best],
+        r2=_share(squared_error(total, change_ED), float(total.rr)),
+        r2_folds=_share(errors[best], float(total.rr)),
+        condition=condition,
+        effective_rank=effective_rank,
+        n_tokens=int(total.n_tokens),
+        n_sinks=int(total.sink_E[-1]),
+    )
+
+
+def ridge_change(sums: MapSums, ridge: float, *, bias: bool) -> Tensor:
+    """(E, D) change for one ridge, in units of the mean diagonal; the mean sink is met exactly where there are sinks.
+
+    Raises:
+        ValueError: the inputs' second moments are singular and the ridge does not mend it.
+    """
+    n_ones, n_outputs = sums.hr_ED.shape
+    change_ED = sums.hr_ED.new_zeros(n_ones, n_outputs)
+    if math.isinf(ridge):
+        return change_ED
+    n = n_ones if bias else n_ones - 1
+    a_EE = sums.hh_EE[:n, :n].clone()
+    shrunk = torch.arange(n_ones - 1, device=a_EE.device)
+    a_EE[shrunk, shrunk] += ridge * mean_diagonal(sums)
+    root_EE, info = torch.linalg.cholesky_ex(a_EE)
+    if int(info):
+        raise ValueError(f"ridge {ridge:g} leaves a singular system of {n} inputs from {int(sums.n_tokens)} tokens; raise it")
+    change_ED[:n] = torch.cholesky_solve(sums.hr_ED[:n], root_EE)
+    n_sinks = sums.sink_E[-1]
+    if n_sinks > 0:
+        v_E1, y_1D = (sums.sink_E[:n] / n_sinks)[:, None], (sums.sink_r_D / n_sinks)[None]
+        towards_E1 = torch.cholesky_solve(v_E1, root_EE)
+        change_ED[:n] += towards_E1 / (v_E1.mT @ towards_E1) @ (y_1D - v_E1.mT @ change_ED[:n])
+    return change_ED
+
+
+def squared_error(sums: MapSums, change_ED: Tensor) -> float:
+    """Weighted squared miss that is left on the tokens of ``sums`` after a change; sinks do not count."""
+    explained = 2 * (change_ED * sums.hr_ED).sum() - (change_ED * (sums.hh_EE @ change_ED)).sum()
+    return float(sums.rr - explained)
+
+
+def cross_validated(folds: Sequence[MapSums], ridges: Sequence[float], *, bias: bool) -> list[float]:
+    """Per ridge the squared miss over all folds, each left out of its own fit; infinite where a system is singular."""
+    total = reduce(add, folds)
+    errors = []
+    for ridge in ridges:
+        try:
+            changes = [ridge_change(total - fold, ridge, bias=bias) for fold in folds]
+        except ValueError:  # rounding made it indefinite: such a ridge is too small, a larger one is in the list
+            errors.append(math.inf)
+            continue
+        errors.append(sum(squared_error(fold, change) for fold, change in zip(folds, changes, strict=True)))
+    return errors
+
+
+def mean_diagonal(sums: MapSums) -> float:
+    """Mean second moment of the inputs, the constant left out: the unit of a ridge."""
+    return float(sums.hh_EE.diagonal()[:-1].mean())
+
+
+def spectrum(sums: MapSums, ridge: float) -> tuple[float, float]:
+    """Condition number with the ridge added, and effective rank, of the inputs' second moments."""
+    values_F = torch.linalg.eigvalsh(sums.hh_EE[:-1, :-1]).clamp(min=0.0)
+    shares_F = values_F[values_F > 0] / values_F.sum()
+    rank = float(torch.exp(-(shares_F * shares_F.log()).sum())) if len(shares_F) else 0.0
+    if math.isinf(ridge):
+        return 1.0, rank
+    lifted_F = values_F + ridge * mean_diagonal(sums)
+    lowest = float(lifted_F.min())
+    return (float(lifted_F.max()) / lowest if lowest > 0 else math.inf), rank
+
+
+def _share(left: float, before: float) -> float:
+    return 1.0 - left / before if before > 0 else 0.0

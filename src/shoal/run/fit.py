@@ -1,0 +1,70 @@
+"""The stage between plan and training: a closed-form repair, in ``fit.json``, ``fit.safetensors`` and the plan's refits."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shoal.run.folder import RunFolder
+from shoal.run.inputs import Inputs, Progress, silent
+from shoal.run.keys import repair_key
+from shoal.run.stages import VALUES, oracle
+from shoal.types import write_atomically
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from shoal.fit.result import FitResult
+    from shoal.plan import Plan
+
+
+@dataclass(frozen=True, eq=False)
+class Repaired:
+    """A plan with its refits and their values; ``result`` is None where no repair was asked for."""
+
+    plan: Plan
+    values: dict[str, Tensor]
+    result: FitResult | None = None
+
+
+def fit_stage(inputs: Inputs, folder: RunFolder, plan: Plan, *, progress: Progress = silent) -> Repaired:
+    """Repair a plan as the recipe asks. ``plan.json`` is written again with the refits, so that it can be applied.
+
+    Args:
+        plan: of the plan stage; refits that an earlier run of this folder left in it are dropped first.
+    """
+    from safetensors.torch import load_file, save
+
+    from shoal.fit.refit import fit_plan, without_refits
+    from shoal.fit.result import FitResult
+    from shoal.plan import Plan
+
+    repair, cut = inputs.recipe.repair, without_refits(plan)
+    if repair == "none":
+        if "fit" in folder.record.stages and not folder.is_done("fit", "none"):  # refused without --overwrite, else forgotten
+            cut.save(folder / "plan.json")
+        return Repaired(cut, {})
+    key = repair_key(inputs, cut)
+    if folder.is_done("fit", key):
+        values = load_file(str(folder / VALUES)) if (folder / VALUES).exists() else {}
+        return Repaired(Plan.load(folder / "plan.json"), values, FitResult.load(folder / "fit.json"))
+    started = time.monotonic()
+    folder.forget(["train"])  # of an earlier recipe; its files have the same names
+    judge = oracle(inputs, inputs.selection, what="check the repair", progress=progress)
+    fitted = fit_plan(
+        inputs.view,
+        cut,
+        inputs.fitting,
+        repair=repair,
+        batch_size=inputs.batch_size,
+        quality=lambda students: [quality.kl for quality in judge.measure(students)],
+        progress=lambda done, total: progress(repair, done, total),
+    )
+    fitted.result.save(folder / "fit.json")
+    if fitted.values:
+        write_atomically(folder / VALUES, save({name: value.contiguous().cpu() for name, value in fitted.values.items()}))
+    fitted.plan.save(folder / "plan.json")
+    files = ["fit.json", VALUES] if fitted.values else ["fit.json"]
+    folder.finish("fit", key, seconds=time.monotonic() - started, files=files)
+    return Repaired(fitted.plan, fitted.values, fitted.result)

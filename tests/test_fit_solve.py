@@ -1,0 +1,184 @@
+"""Laws of the sums and the ridge: closed forms, shards, folds left out, and the exact constraint."""
+
+import math
+
+import pytest
+import torch
+
+from shoal.fit.solve import RIDGES, cross_validated, mean_diagonal, ridge_change, solve, spectrum, squared_error
+from shoal.fit.sums import HELD_OUT, N_FOLDS, add_tokens, folds_of, no_sums
+from shoal.types import Batch
+
+F, D, N = 7, 5, 200
+
+
+def data(n=N, *, seed=0, n_sinks=0):
+    draw = torch.Generator().manual_seed(seed)
+    h_NF, r_ND = torch.randn(n, F, generator=draw) + 0.5, torch.randn(n, D, generator=draw)
+    weights_N = torch.rand(n, generator=draw) + 0.1
+    sinks_N = torch.zeros(n, dtype=torch.bool)
+    sinks_N[:n_sinks] = True
+    h_NF[:n_sinks] = 300.0 + torch.randn(n_sinks, F, generator=draw)
+    r_ND[:n_sinks] *= 100
+    return h_NF, r_ND, weights_N, sinks_N
+
+
+def sums_of(h_NF, r_ND, weights_N, sinks_N):
+    sums = no_sums(F, D)
+    add_tokens(sums, h_NF, r_ND, weights_N=weights_N, sinks_N=sinks_N)
+    return sums
+
+
+def weighted_rows(h_NF, r_ND, weights_N, *, bias):
+    """Double precision rows whose plain least squares is the weighted problem."""
+    ones = torch.ones(len(h_NF), 1) if bias else torch.zeros(len(h_NF), 0)
+    root = weights_N.double().sqrt()[:, None]
+    return root * torch.cat([h_NF, ones], 1).double(), root * r_ND.double()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_without_ridge_the_change_is_weighted_least_squares(bias):
+    h_NF, r_ND, weights_N, sinks_N = data()
+    found_ED = ridge_change(sums_of(h_NF, r_ND, weights_N, sinks_N), 0.0, bias=bias)
+    expected = torch.linalg.lstsq(*weighted_rows(h_NF, r_ND, weights_N, bias=bias)).solution
+    # products are summed in fp32 within a batch
+    torch.testing.assert_close(found_ED[: F + bias], expected, rtol=1e-4, atol=1e-5)
+    assert bias or not found_ED[F].any()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_ridge_shrinks_the_change_and_never_the_bias(bias):
+    h_NF, r_ND, weights_N, sinks_N = data()
+    sums = sums_of(h_NF, r_ND, weights_N, sinks_N)
+    rows, targets = weighted_rows(h_NF, r_ND, weights_N, bias=bias)
+    penalty = 0.3 * mean_diagonal(sums) * torch.eye(F + bias, dtype=torch.float64)
+    if bias:
+        penalty[F, F] = 0.0
+    expected = torch.linalg.solve(rows.T @ rows + penalty, rows.T @ targets)
+    torch.testing.assert_close(ridge_change(sums, 0.3, bias=bias)[: F + bias], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("n_sinks", [0, 4])
+def test_an_infinite_ridge_changes_nothing_at_all(n_sinks):
+    assert not ridge_change(sums_of(*data(n_sinks=n_sinks)), math.inf, bias=True).any()
+
+
+def test_a_large_ridge_tends_to_no_change():
+    sums = sums_of(*data())
+    sizes = [float(ridge_change(sums, ridge, bias=False).norm()) for ridge in (1.0, 1e3, 1e6)]
+    assert sizes[0] > sizes[1] > sizes[2] and sizes[2] < 1e-5
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("ridge", [1e-3, 1.0])
+def test_the_mean_sink_is_met_exactly_and_at_the_least_cost(ridge, bias):
+    h_NF, r_ND, weights_N, sinks_N = data(n_sinks=4)
+    sums = sums_of(h_NF, r_ND, weights_N, sinks_N)
+    change_ED = ridge_change(sums, ridge, bias=bias)
+    sink_E = torch.cat([h_NF[:4].double().mean(0), torch.ones(1, dtype=torch.float64)])
+    torch.testing.assert_close(sink_E @ change_ED, r_ND[:4].double().mean(0), rtol=1e-5, atol=1e-5)
+    # the objective cannot fall along any direction that keeps the constraint: its gradient is a multiple of the sink
+    a_EE = sums.hh_EE + ridge * mean_diagonal(sums) * torch.diag(torch.tensor([1.0] * F + [0.0], dtype=torch.float64))
+    gradient = (a_EE @ change_ED - sums.hr_ED)[: F + bias]
+    along = sink_E[: F + bias] / sink_E[: F + bias].norm()
+    left = gradient - along[:, None] * (along @ gradient)
+    assert left.norm() < 1e-6 * gradient.norm()
+
+
+def test_sinks_enter_no_second_moment():
+    h_NF, r_ND, weights_N, sinks_N = data(n_sinks=4)
+    with_sinks, rest = sums_of(h_NF, r_ND, weights_N, sinks_N), sums_of(h_NF[4:], r_ND[4:], weights_N[4:], sinks_N[4:])
+    assert torch.equal(with_sinks.hh_EE, rest.hh_EE) and torch.equal(with_sinks.hr_ED, rest.hr_ED)
+    assert with_sinks.rr == rest.rr and with_sinks.n_tokens == N - 4 and with_sinks.sink_E[-1] == 4
+
+
+def test_sums_of_shards_are_the_sums_of_the_whole():
+    whole, parts = data(), [slice(0, 60), slice(60, 61), slice(61, N)]
+    shards = [sums_of(*(one[part] for one in whole)) for part in parts]
+    total = shards[0] + shards[1] + shards[2]
+    expected = sums_of(*whole)
+    torch.testing.assert_close(total.hh_EE, expected.hh_EE, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(total.hr_ED, expected.hr_ED, rtol=1e-6, atol=1e-5)
+    assert total.n_tokens == expected.n_tokens
+    torch.testing.assert_close((total - shards[2] - shards[1]).hh_EE, shards[0].hh_EE, rtol=1e-12, atol=1e-10)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_cross_validation_from_sums_is_the_naive_refit_of_every_fold(bias):
+    whole = data()
+    parts = [slice(i * 50, (i + 1) * 50) for i in range(4)]
+    found = cross_validated([sums_of(*(one[part] for one in whole)) for part in parts], (0.0, math.inf), bias=bias)
+    h_NF, r_ND, weights_N, _ = whole
+    rows, targets = weighted_rows(h_NF, r_ND, weights_N, bias=bias)
+    expected = 0.0
+    for part in parts:
+        rest = torch.ones(N, dtype=torch.bool)
+        rest[part] = False
+        naive = torch.linalg.lstsq(rows[rest], targets[rest]).solution
+        expected += float((rows[part] @ naive - targets[part]).square().sum())
+    assert found[0] == pytest.approx(expected, rel=1e-5)
+    assert found[1] == pytest.approx(float(targets.square().sum()), rel=1e-6)
+
+
+def test_a_planted_map_is_found_with_the_smallest_ridge():
+    h_NF, _, weights_N, sinks_N = data()
+    planted_FD, bias_D = torch.randn(F, D), torch.randn(D)
+    r_ND = h_NF @ planted_FD + bias_D
+    folds = [sums_of(h_NF[i::4], r_ND[i::4], weights_N[i::4], sinks_N[i::4]) for i in range(4)]
+    found = solve(folds, bias=True)
+    assert found.ridge == RIDGES[0] and found.r2 > 0.999999 and found.r2_folds > 0.999999
+    torch.testing.assert_close(found.change_ED.float(), torch.cat([planted_FD, bias_D[None]]), rtol=1e-3, atol=1e-3)
+    assert solve(folds, bias=False).r2 < 0.999
+
+
+def test_noise_is_left_alone():
+    """Two inputs per token and nothing to find: any finite ridge does harm on the folds left out."""
+    folds = [sums_of(*data(4, seed=seed)) for seed in range(4)]
+    found = solve(folds, bias=False)
+    assert found.ridge >= 1.0 and found.r2_folds >= 0.0
+
+
+def test_the_error_of_a_change_is_what_running_it_leaves():
+    h_NF, r_ND, weights_N, sinks_N = data()
+    change_ED = torch.randn(F + 1, D, dtype=torch.float64)
+    left = r_ND.double() - torch.cat([h_NF, torch.ones(N, 1)], 1).double() @ change_ED
+    expected = float((weights_N.double() * left.square().sum(1)).sum())
+    assert squared_error(sums_of(h_NF, r_ND, weights_N, sinks_N), change_ED) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_singular_system_is_refused_and_out_of_the_race():
+    sums = sums_of(*data(3))
+    with pytest.raises(ValueError, match="singular"):
+        ridge_change(sums, 0.0, bias=False)
+    assert math.isinf(cross_validated([sums, sums], (0.0,), bias=False)[0])
+
+
+def test_rank_and_condition_of_known_spectra():
+    h_NF = torch.eye(F).repeat(10, 1)
+    equal = sums_of(h_NF, torch.zeros(len(h_NF), D), torch.ones(len(h_NF)), torch.zeros(len(h_NF), dtype=torch.bool))
+    assert spectrum(equal, 0.0) == pytest.approx((1.0, F))
+    one = torch.zeros(10, F)
+    one[:, 0] = 1.0
+    single = sums_of(one, torch.zeros(10, D), torch.ones(10), torch.zeros(10, dtype=torch.bool))
+    assert spectrum(single, 1.0) == pytest.approx((1.0 + F, 1.0))  # the mean diagonal is a seventh of the only value
+
+
+def test_folds_follow_the_samples_wherever_they_are():
+    ids_NT = torch.arange(40 * 6).view(40, 6)
+    whole = torch.cat(folds_of([Batch(ids_NT)]))
+    turned = torch.cat(folds_of([Batch(part, index=i) for i, part in enumerate(ids_NT.flip(0).split(7))]))
+    assert torch.equal(turned.flip(0), whole)
+    counts = torch.bincount(whole, minlength=N_FOLDS)
+    assert counts[0] == 40 // HELD_OUT and counts[1:].max() - counts[1:].min() <= 1
+    mask_BT = torch.ones(40, 8, dtype=torch.bool)
+    mask_BT[:, 6:] = False
+    padded = torch.cat([ids_NT, torch.full((40, 2), 9)], 1)
+    assert torch.equal(torch.cat(folds_of([Batch(padded, mask_BT)])), whole)
+
+
+def test_equal_samples_share_a_fold_and_too_few_are_refused():
+    ids_NT = torch.arange(20).repeat(2).view(-1, 4)
+    (folds,) = folds_of([Batch(ids_NT)])
+    assert torch.equal(folds[:5], folds[5:])
+    with pytest.raises(ValueError, match="too few"):
+        folds_of([Batch(ids_NT[:2])])
