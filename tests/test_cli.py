@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 from world import write_model, write_text
 
-from shoal.cli import main
 from shoal.decoder.open import DTYPES
 from shoal.plan import Plan
 from shoal.recipe import RECIPES
@@ -29,21 +28,6 @@ def world(tmp_path_factory):
     write_model(folder / "model")
     write_text(folder / "text.jsonl")
     return folder
-
-
-@pytest.fixture
-def shoal(world, tmp_path, monkeypatch, capfd):
-    """Run the command in this process; returns (exit code, stdout, stderr)."""
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["shoal", *map(str, args)])
-        with pytest.raises(SystemExit) as exit:
-            main()
-        out, err = capfd.readouterr()
-        return exit.value.code or 0, out, err
-
-    monkeypatch.chdir(tmp_path)
-    return run
 
 
 def options(world, *more):

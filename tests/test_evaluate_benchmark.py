@@ -2,7 +2,6 @@
 
 import json
 import random
-import sys
 
 import pytest
 from families import tiny_model
@@ -10,7 +9,6 @@ from test_evaluate_choice import TOKENIZER, task_of, words
 from test_evaluate_stability import FEW, opencompass, random_pair, sample_log
 from world import N_WORDS, write_model, write_text
 
-from shoal.cli import main
 from shoal.decoder import TEACHER, DecoderView, Student
 from shoal.evaluate import Evaluation, ItemScores, TaskScores, compare_tasks, flip_table, score_task, task_notes, task_table
 from shoal.types import Unit
@@ -119,19 +117,6 @@ def world(tmp_path_factory):
     (folder / "quiz.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (folder / "last.jsonl").write_text("\n".join(json.dumps({"ctx": some(5), "target": f" {some(1)}"}) for _ in range(4)))
     return folder
-
-
-@pytest.fixture
-def shoal(tmp_path, monkeypatch, capfd):
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["shoal", *map(str, args)])
-        with pytest.raises(SystemExit) as exit:
-            main()
-        out, err = capfd.readouterr()
-        return exit.value.code or 0, out, err
-
-    monkeypatch.chdir(tmp_path)
-    return run
 
 
 def test_eval_adds_the_tasks(world, shoal):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-from world import write_model, write_text
+from world import write_model
 
 from shoal import compress, load_recipe
 from shoal.plan import Plan
@@ -23,16 +23,10 @@ from shoal.train.data import plan_course
 LENGTH = 16
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    return {"model": str(write_model(folder / "model")), "text": str(write_text(folder / "text.jsonl"))}
-
-
-def recipe(world, name="default", **changes):
-    text = {"sources": [world["text"]], "samples": 12, "length": LENGTH, "selection": 8, "evaluation": 8}
+def recipe(small, name="default", **changes):
+    text = {"sources": [small["text"]], "samples": 12, "length": LENGTH, "selection": 8, "evaluation": 8}
     train = {"tokens": 40 * LENGTH, "batch": 8, "micro_batch": 4, "eval_every": 2}
-    return load_recipe(name, {"model": world["model"], "drop": "2", "text": text, "train": train, **changes})
+    return load_recipe(name, {"model": small["model"], "drop": "2", "text": text, "train": train, **changes})
 
 
 def reloaded(path):
@@ -42,29 +36,29 @@ def reloaded(path):
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
-def test_every_recipe_ends_in_a_stock_checkpoint_of_the_planned_size(name, world, tmp_path):
-    outcome = compress(recipe(world, name), tmp_path / "run")
+def test_every_recipe_ends_in_a_stock_checkpoint_of_the_planned_size(name, small, tmp_path):
+    outcome = compress(recipe(small, name), tmp_path / "run")
     model = reloaded(outcome.model)
     assert model.config.num_hidden_layers == outcome.plan.after.layers == 4
     assert sum(p.numel() for p in model.parameters()) == outcome.plan.after.parameters
     assert outcome.evaluation.student.cost.parameters == outcome.plan.after.parameters
     for file in ("recipe.yaml", "plan.json", "evaluation.json", "run.json", "verification.json", "model/README.md"):
         assert (outcome.folder / file).stat().st_size, file
-    assert load_recipe(str(outcome.folder / "recipe.yaml")) == recipe(world, name)
+    assert load_recipe(str(outcome.folder / "recipe.yaml")) == recipe(small, name)
     assert (outcome.scan is None) == (name == "uidl-simple")
     assert (outcome.evaluation.plain is not None) == (load_recipe(name).replace == "layer")
 
 
-def test_the_trained_layer_is_never_worse_than_its_start_on_selection(world, tmp_path):
-    outcome = compress(recipe(world), tmp_path / "run")
+def test_the_trained_layer_is_never_worse_than_its_start_on_selection(small, tmp_path):
+    outcome = compress(recipe(small), tmp_path / "run")
     (result,) = outcome.trained
     assert result.best.quality <= result.first.quality
     assert result.first.quality == pytest.approx(outcome.plan.candidates[0].kl, rel=1e-6)
 
 
-def test_selection_decides_and_evaluation_is_reported(world, tmp_path):
-    outcome = compress(recipe(world), tmp_path / "run")
-    inputs, plan = open_inputs(recipe(world)), outcome.plan
+def test_selection_decides_and_evaluation_is_reported(small, tmp_path):
+    outcome = compress(recipe(small), tmp_path / "run")
+    inputs, plan = open_inputs(recipe(small)), outcome.plan
     plain = student_without(plan.candidates[0].layers)
     student = student_of(inputs.view, plan, load_file(outcome.folder / "fit.safetensors"))
     decided, reported = (
@@ -98,8 +92,8 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("die_at", [1, 2, 3, 4, 6, 7, 9])
-def test_a_killed_run_goes_on_to_the_same_bits(die_at, world, tmp_path):
-    whole = compress(recipe(world), tmp_path / "whole").folder
+def test_a_killed_run_goes_on_to_the_same_bits(die_at, small, tmp_path):
+    whole = compress(recipe(small), tmp_path / "whole").folder
     calls = 0
 
     def die(what, done, total):
@@ -109,8 +103,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(die_at, world, tmp_path):
             raise Killed(what)
 
     with pytest.raises(Killed):
-        compress(recipe(world), tmp_path / "broken", progress=die)
-    resumed = compress(recipe(world), tmp_path / "broken").folder
+        compress(recipe(small), tmp_path / "broken", progress=die)
+    resumed = compress(recipe(small), tmp_path / "broken").folder
     (tensors, *decisions), (expected, *decided) = artefacts(resumed), artefacts(whole)
     assert decisions == decided
     assert tensors.keys() == expected.keys()
@@ -119,59 +113,59 @@ def test_a_killed_run_goes_on_to_the_same_bits(die_at, world, tmp_path):
         assert all(torch.equal(value, tensors[file][name]) for name, value in values.items()), file
 
 
-def test_a_finished_run_is_not_run_again(world, tmp_path):
-    first = compress(recipe(world), tmp_path / "run")
+def test_a_finished_run_is_not_run_again(small, tmp_path):
+    first = compress(recipe(small), tmp_path / "run")
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*.safetensors")}
-    second = compress(recipe(world), tmp_path / "run")
+    second = compress(recipe(small), tmp_path / "run")
     assert second.evaluation == first.evaluation
     assert stamps == {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*.safetensors")}
 
 
-def test_another_budget_reuses_the_scan_and_needs_a_word(world, tmp_path):
-    compress(recipe(world), tmp_path / "run")
+def test_another_budget_reuses_the_scan_and_needs_a_word(small, tmp_path):
+    compress(recipe(small), tmp_path / "run")
     stamp = (tmp_path / "run" / "scan.safetensors").stat().st_mtime_ns
     with pytest.raises(ValueError, match="--overwrite"):
-        compress(recipe(world, drop="1"), tmp_path / "run")
-    assert load_recipe(str(tmp_path / "run" / "recipe.yaml")) == recipe(world), "the recipe of what stands"
-    assert compress(recipe(world, drop="1"), tmp_path / "run", overwrite=True).plan.after.layers == 5
-    assert load_recipe(str(tmp_path / "run" / "recipe.yaml")) == recipe(world, drop="1")
+        compress(recipe(small, drop="1"), tmp_path / "run")
+    assert load_recipe(str(tmp_path / "run" / "recipe.yaml")) == recipe(small), "the recipe of what stands"
+    assert compress(recipe(small, drop="1"), tmp_path / "run", overwrite=True).plan.after.layers == 5
+    assert load_recipe(str(tmp_path / "run" / "recipe.yaml")) == recipe(small, drop="1")
     assert (tmp_path / "run" / "scan.safetensors").stat().st_mtime_ns == stamp
 
 
-def test_unfinished_training_of_other_options_needs_a_word(world, tmp_path):
+def test_unfinished_training_of_other_options_needs_a_word(small, tmp_path):
     def die(what, done, total):
         if what == "train" and done == 3:
             raise Killed
 
     with pytest.raises(Killed):
-        compress(recipe(world), tmp_path / "run", progress=die)
-    other = recipe(world, train={"tokens": 24 * LENGTH, "batch": 8, "micro_batch": 4, "eval_every": 2})
+        compress(recipe(small), tmp_path / "run", progress=die)
+    other = recipe(small, train={"tokens": 24 * LENGTH, "batch": 8, "micro_batch": 4, "eval_every": 2})
     with pytest.raises(ValueError, match="--overwrite"):
         compress(other, tmp_path / "run")
     assert compress(other, tmp_path / "run", overwrite=True).trained[0].n_tokens == 24 * LENGTH
 
 
-def test_rounds_remove_as_many_layers(world, tmp_path):
-    outcome = compress(recipe(world, "shortgpt", rounds=2), tmp_path / "run")
+def test_rounds_remove_as_many_layers(small, tmp_path):
+    outcome = compress(recipe(small, "shortgpt", rounds=2), tmp_path / "run")
     assert outcome.plan.after.layers == 4
 
 
-def test_a_plan_is_applied_to_the_same_bits_as_the_run(world, tmp_path):
+def test_a_plan_is_applied_to_the_same_bits_as_the_run(small, tmp_path):
     for replace in ("none", "layer"):
-        outcome = compress(recipe(world, replace=replace), tmp_path / replace)
+        outcome = compress(recipe(small, replace=replace), tmp_path / replace)
         applied = apply_plan(tmp_path / replace / "plan.json", tmp_path / f"{replace}-applied")
         ours, theirs = (load_file(folder / "model.safetensors") for folder in (outcome.model, applied.path))
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
-def test_a_plan_edited_by_hand_does_what_it_says(world, tmp_path):
-    outcome = compress(recipe(world, replace="none"), tmp_path / "run")
+def test_a_plan_edited_by_hand_does_what_it_says(small, tmp_path):
+    outcome = compress(recipe(small, replace="none"), tmp_path / "run")
     content = json.loads((outcome.folder / "plan.json").read_text())
     content["edits"] = [{"edit": "drop", "kind": "layer", "indices": [1, 4]}]
     (tmp_path / "mine.json").write_text(json.dumps(content))
     applied = apply_plan(tmp_path / "mine.json", tmp_path / "mine")
-    teacher = AutoModelForCausalLM.from_pretrained(world["model"])
+    teacher = AutoModelForCausalLM.from_pretrained(small["model"])
     student = reloaded(applied.path)
     for new, old in enumerate((0, 2, 3, 5)):
         ours, theirs = student.model.layers[new].state_dict(), teacher.model.layers[old].state_dict()
@@ -179,26 +173,26 @@ def test_a_plan_edited_by_hand_does_what_it_says(world, tmp_path):
     assert Plan.load(tmp_path / "mine.json").removed_layers == (1, 4)
 
 
-def test_a_plan_of_another_model_is_refused(world, tmp_path):
-    outcome = compress(recipe(world, replace="none"), tmp_path / "run")
+def test_a_plan_of_another_model_is_refused(small, tmp_path):
+    outcome = compress(recipe(small, replace="none"), tmp_path / "run")
     other = write_model(tmp_path / "other", seed=1)
     with pytest.raises(ValueError, match="not the model this plan was made for"):
         apply_plan(outcome.folder / "plan.json", tmp_path / "out", model=str(other))
 
 
-def test_a_saved_scan_is_the_scan(world, tmp_path):
-    outcome = compress(recipe(world), tmp_path / "run")
+def test_a_saved_scan_is_the_scan(small, tmp_path):
+    outcome = compress(recipe(small), tmp_path / "run")
     loaded = Scan.load(outcome.folder)
     assert loaded.provenance == outcome.scan.provenance and loaded.tables.keys() == outcome.scan.tables.keys()
 
 
 @pytest.mark.parametrize(("packing", "length"), [("packed", 16), ("padded", 64)])
-def test_the_training_samples_hold_the_tokens_asked_for(packing, length, world):
+def test_the_training_samples_hold_the_tokens_asked_for(packing, length, small):
     """Padded samples are documents of 20 to 60 words here, so none of them is full."""
-    text = {"sources": [world["text"]], "length": length, "packing": packing}
-    inputs = open_inputs(load_recipe("default", {"model": world["model"], "text": text, "train": {"tokens": 4000}}))
+    text = {"sources": [small["text"]], "length": length, "packing": packing}
+    inputs = open_inputs(load_recipe("default", {"model": small["model"], "text": text, "train": {"tokens": 4000}}))
     assert (inputs.training.lengths_N < length).all() == (packing == "padded")
     assert 4000 <= plan_course(inputs.training, inputs.recipe.train).samples.n_tokens < 4000 + length
-    more = open_inputs(load_recipe("default", {"model": world["model"], "text": text, "train": {"tokens": 10**6}}))
+    more = open_inputs(load_recipe("default", {"model": small["model"], "text": text, "train": {"tokens": 10**6}}))
     with pytest.raises(ValueError, match="more text"):
         plan_course(more.training, more.recipe.train)

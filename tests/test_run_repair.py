@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-from world import write_model, write_text
 
 from shoal import compress, load_recipe
 from shoal.cli import main
@@ -19,22 +18,16 @@ from shoal.run.apply import apply_plan
 LENGTH = 16
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    return {"model": str(write_model(folder / "model")), "text": str(write_text(folder / "text.jsonl"))}
-
-
-def recipe(world, repair="sweep", **changes):
-    text = {"sources": [world["text"]], "samples": 12, "length": LENGTH, "selection": 8, "evaluation": 8}
-    base = {"model": world["model"], "drop": "2", "text": text, "replace": "none", "repair": repair}
+def recipe(small, repair="sweep", **changes):
+    text = {"sources": [small["text"]], "samples": 12, "length": LENGTH, "selection": 8, "evaluation": 8}
+    base = {"model": small["model"], "drop": "2", "text": text, "replace": "none", "repair": repair}
     return load_recipe("default", {**base, "fit": {"tokens": 100 * LENGTH}, **changes})
 
 
 @pytest.fixture(scope="module")
-def whole(world, tmp_path_factory):
+def whole(small, tmp_path_factory):
     """A sweep that nothing interrupted; not to be changed."""
-    return compress(recipe(world), tmp_path_factory.mktemp("whole") / "run")
+    return compress(recipe(small), tmp_path_factory.mktemp("whole") / "run")
 
 
 def tensors(folder):
@@ -46,8 +39,8 @@ def same(ours, theirs):
 
 
 @pytest.mark.parametrize("repair", ["refit", "sweep"])
-def test_a_repaired_run_ends_in_a_stock_checkpoint_and_an_applicable_plan(repair, world, whole, tmp_path):
-    outcome = whole if repair == "sweep" else compress(recipe(world, repair), tmp_path / "run")
+def test_a_repaired_run_ends_in_a_stock_checkpoint_and_an_applicable_plan(repair, small, whole, tmp_path):
+    outcome = whole if repair == "sweep" else compress(recipe(small, repair), tmp_path / "run")
     model, info = AutoModelForCausalLM.from_pretrained(outcome.model, output_loading_info=True)
     assert not any(info.values())
     assert sum(p.numel() for p in model.parameters()) == outcome.plan.after.parameters
@@ -67,61 +60,61 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("what", ["sweep", "check the repair", "evaluate the plain cut"])
-def test_a_killed_repair_goes_on_to_the_same_bits(what, world, whole, tmp_path):
+def test_a_killed_repair_goes_on_to_the_same_bits(what, small, whole, tmp_path):
     def die(stage, done, total):
         if stage == what and done == total:
             raise Killed
 
     with pytest.raises(Killed):
-        compress(recipe(world), tmp_path / "broken", progress=die)
-    resumed = compress(recipe(world), tmp_path / "broken")
+        compress(recipe(small), tmp_path / "broken", progress=die)
+    resumed = compress(recipe(small), tmp_path / "broken")
     assert same(tensors(resumed.folder), tensors(whole.folder)) and resumed.plan == whole.plan
     clocks = {"seconds": 0.0, "layers": ()}
     assert resumed.repaired.model_copy(update=clocks) == whole.repaired.model_copy(update=clocks)
 
 
-def test_a_finished_repair_is_not_run_again(world, whole):
+def test_a_finished_repair_is_not_run_again(small, whole):
     stamp = (whole.folder / "fit.safetensors").stat().st_mtime_ns
-    again = compress(recipe(world), whole.folder)
+    again = compress(recipe(small), whole.folder)
     assert again.repaired == whole.repaired and again.plan == whole.plan
     assert (whole.folder / "fit.safetensors").stat().st_mtime_ns == stamp
 
 
-def test_changing_the_repair_of_a_folder_needs_a_word_and_leaves_nothing_behind(world, whole, tmp_path):
+def test_changing_the_repair_of_a_folder_needs_a_word_and_leaves_nothing_behind(small, whole, tmp_path):
     shutil.copytree(whole.folder, tmp_path / "run")
-    for other in (recipe(world, "none"), recipe(world, "refit")):
+    for other in (recipe(small, "none"), recipe(small, "refit")):
         with pytest.raises(ValueError, match="--overwrite"):
             compress(other, tmp_path / "run")
     assert Plan.load(tmp_path / "run" / "plan.json") == whole.plan
-    bare = compress(recipe(world, "none"), tmp_path / "run", overwrite=True)
+    bare = compress(recipe(small, "none"), tmp_path / "run", overwrite=True)
     assert bare.repaired is None and bare.plan.is_pure_removal
     assert Plan.load(tmp_path / "run" / "plan.json") == bare.plan
     assert not (tmp_path / "run" / "fit.safetensors").exists()
     assert apply_plan(tmp_path / "run" / "plan.json", tmp_path / "applied").plan.is_pure_removal
-    back = compress(recipe(world), tmp_path / "run", overwrite=True)
+    back = compress(recipe(small), tmp_path / "run", overwrite=True)
     assert same(tensors(back.folder), tensors(whole.folder))
 
 
-def test_a_trained_layer_and_a_repair_take_turns_in_one_folder(world, tmp_path):
+def test_a_trained_layer_and_a_repair_take_turns_in_one_folder(small, tmp_path):
     train = {"tokens": 24 * LENGTH, "batch": 8, "micro_batch": 4}
-    layer = recipe(world, "none", replace="layer", train=train)
+    layer = recipe(small, "none", replace="layer", train=train)
     values = load_file(compress(layer, tmp_path / "run").folder / "fit.safetensors")
-    assert compress(recipe(world), tmp_path / "run", overwrite=True).repaired.kept
+    assert compress(recipe(small), tmp_path / "run", overwrite=True).repaired.kept
     back = compress(layer, tmp_path / "run", overwrite=True)
     assert same(load_file(back.folder / "fit.safetensors"), values) and back.repaired is None
 
 
-def test_a_repair_of_layers_on_disk_is_refused_before_any_stage(world, tmp_path):
+def test_a_repair_of_layers_on_disk_is_refused_before_any_stage(small, tmp_path):
     with pytest.raises(ValueError, match="--repair none, or --resident all"):
-        compress(recipe(world), tmp_path / "run", resident="1")
+        compress(recipe(small), tmp_path / "run", resident="1")
     assert not (tmp_path / "run" / "scan.json").exists()
 
 
-def test_repair_and_a_trained_layer_together_are_refused(world):
+def test_repair_and_a_trained_layer_together_are_refused(small):
     with pytest.raises(ValueError, match="--replace none or --repair none"):
-        recipe(world, replace="layer")
+        recipe(small, replace="layer")
     with pytest.raises(ValueError, match="repair"):
-        recipe(world, "swep")
+        recipe(small, "swep")
 
 
 def test_the_text_of_a_repair_grows_with_the_widest_map():
@@ -130,10 +123,10 @@ def test_the_text_of_a_repair_grows_with_the_widest_map():
     assert FitConfig(tokens=5).n_tokens(14336) == 5
 
 
-def test_the_command_repairs_and_shows_it(world, tmp_path, capsys, monkeypatch):
+def test_the_command_repairs_and_shows_it(small, tmp_path, capsys, monkeypatch):
     def shoal(*more):
-        text = ["--text", world["text"], "--length", "16", "--samples", "12"]
-        monkeypatch.setattr(sys, "argv", ["shoal", "compress", world["model"], "--out", str(tmp_path / "run"), *text, *more])
+        text = ["--text", small["text"], "--length", "16", "--samples", "12"]
+        monkeypatch.setattr(sys, "argv", ["shoal", "compress", small["model"], "--out", str(tmp_path / "run"), *text, *more])
         with pytest.raises(SystemExit) as exit:
             main()
         return exit.value.code or 0, capsys.readouterr()

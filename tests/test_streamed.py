@@ -5,7 +5,6 @@ import torch
 from families import FAMILIES, VOCAB, tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
-from world import write_model, write_text
 
 from shoal import compress, load_recipe
 from shoal.decoder import TEACHER, DecoderView, Student, Tap, run_pass
@@ -130,21 +129,15 @@ def test_a_missing_tensor_is_one_clear_line(tmp_path):
         view.logits(BATCHES[0])
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    return {"model": str(write_model(folder / "model")), "text": str(write_text(folder / "text.jsonl"))}
-
-
-def recipe(world, **changes):
-    text = {"sources": [world["text"]], "samples": 12, "length": 16, "selection": 8, "evaluation": 8}
-    return load_recipe("default", {"model": world["model"], "drop": "2", "replace": "none", "text": text, **changes})
+def recipe(small, **changes):
+    text = {"sources": [small["text"]], "samples": 12, "length": 16, "selection": 8, "evaluation": 8}
+    return load_recipe("default", {"model": small["model"], "drop": "2", "replace": "none", "text": text, **changes})
 
 
 @pytest.mark.parametrize("resident", ["1", "2", "4"])
-def test_a_streamed_run_leaves_the_same_files(resident, world, tmp_path):
-    whole = compress(recipe(world), tmp_path / "whole", resident="all")
-    streamed = compress(recipe(world), tmp_path / "streamed", resident=resident)
+def test_a_streamed_run_leaves_the_same_files(resident, small, tmp_path):
+    whole = compress(recipe(small), tmp_path / "whole", resident="all")
+    streamed = compress(recipe(small), tmp_path / "streamed", resident=resident)
     for file in ("scan.json", "scan.safetensors", "plan.json", "model/config.json"):
         assert (whole.folder / file).read_bytes() == (streamed.folder / file).read_bytes(), file
     ours, theirs = (load_file(one.model / "model.safetensors") for one in (whole, streamed))
@@ -155,20 +148,20 @@ def test_a_streamed_run_leaves_the_same_files(resident, world, tmp_path):
     assert AutoModelForCausalLM.from_pretrained(streamed.model).config.num_hidden_layers == 4
 
 
-def test_a_scan_in_memory_is_continued_by_a_streamed_run(world, tmp_path):
-    compress(recipe(world), tmp_path / "run", resident="all")
-    assert compress(recipe(world), tmp_path / "run", resident="1").plan.after.layers == 4
+def test_a_scan_in_memory_is_continued_by_a_streamed_run(small, tmp_path):
+    compress(recipe(small), tmp_path / "run", resident="all")
+    assert compress(recipe(small), tmp_path / "run", resident="1").plan.after.layers == 4
 
 
-def test_what_cannot_be_streamed_is_said(world, tmp_path):
+def test_what_cannot_be_streamed_is_said(small, tmp_path):
     with pytest.raises(ValueError, match="--replace none"):
-        compress(recipe(world, replace="layer"), tmp_path / "a", resident="1")
+        compress(recipe(small, replace="layer"), tmp_path / "a", resident="1")
     for wrong in ("0", "some", "-1"):
         with pytest.raises(ValueError, match="--resident"):
-            compress(recipe(world), tmp_path / "b", resident=wrong)
+            compress(recipe(small), tmp_path / "b", resident=wrong)
 
 
-def test_auto_streams_only_what_does_not_fit(world, tmp_path, monkeypatch):
-    assert layers_in_memory(world["model"], "auto", device="cpu", trust_remote_code=False) is None
+def test_auto_streams_only_what_does_not_fit(small, tmp_path, monkeypatch):
+    assert layers_in_memory(small["model"], "auto", device="cpu", trust_remote_code=False) is None
     monkeypatch.setattr("shoal.decoder.spill.free_memory", lambda: 1000)
-    assert layers_in_memory(world["model"], "auto", device="cpu", trust_remote_code=False) == 2
+    assert layers_in_memory(small["model"], "auto", device="cpu", trust_remote_code=False) == 2
