@@ -8,6 +8,7 @@ Files are read, never mapped: mapped pages would count as memory.
 
 from __future__ import annotations
 
+import mmap
 import re
 import threading
 from collections import OrderedDict
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,9 @@ class Streamed:
         self._places = tensors_by_layer(read_shards(folder), len(layers))
         self._loaded: OrderedDict[int, None] = OrderedDict()
         self._ahead: dict[int, Future[dict[str, Tensor]]] = {}
+        # Pages of each layer in memory, and those of layers that left, by size. Plain memory would be the allocator's to keep.
+        self._pages: dict[int | None, list[mmap.mmap]] = {}
+        self._spare: dict[int, list[mmap.mmap]] = {}
         self._lock = threading.Lock()
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shoal-reader")
         load_tensors(model, self._read(None))
@@ -85,11 +89,15 @@ class Streamed:
         while len(self._loaded) >= self.n_resident:
             oldest, _ = self._loaded.popitem(last=False)
             empty(self._layers[oldest])
+            self._give_back(oldest)
 
     def _read_ahead(self, index: int) -> None:
         """Start reading the layer that comes next in a pass; drop what was read for a pass that went another way."""
         for stale in [i for i in self._ahead if i != index]:
-            self._ahead.pop(stale).cancel()
+            dropped = self._ahead.pop(stale)
+            if not dropped.cancel():
+                dropped.exception()  # wait: its pages are in use until it is done
+                self._give_back(stale)
         if index < len(self._layers) and index not in self._loaded and index not in self._ahead:
             self._ahead[index] = self._reader.submit(self._read, index)
 
@@ -98,7 +106,21 @@ class Streamed:
         places = self._places[index]
         with self._lock:
             self.bytes_read += 0 if index is None else sum(slot.n_bytes for _, slot in places.values())
-        return {name: read_tensor(shard, slot) for name, (shard, slot) in places.items()}
+            pages = {name: self._take(slot.n_bytes) for name, (_, slot) in places.items()}
+            self._pages[index] = [one for one in pages.values() if one is not None]
+        return {name: read_tensor(shard, slot, pages[name]) for name, (shard, slot) in places.items()}
+
+    def _take(self, n_bytes: int) -> mmap.mmap | None:
+        """Pages for one tensor: those of a layer that left, if any fit, since fresh ones cost more than reading into them."""
+        if not n_bytes:
+            return None
+        spare = self._spare.get(n_bytes)
+        return spare.pop() if spare else mmap.mmap(-1, n_bytes)
+
+    def _give_back(self, index: int) -> None:
+        with self._lock:
+            for one in self._pages.pop(index, []):
+                self._spare.setdefault(len(one), []).append(one)
 
 
 def skeleton(config: Any, *, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
@@ -146,21 +168,21 @@ def tensors_by_layer(shards: list[Shard], n_layers: int) -> dict[int | None, dic
     return found
 
 
-def read_tensor(shard: Shard, slot: Slot) -> Tensor:
-    """One tensor of a shard, by plain file reads."""
-    out = torch.empty(slot.n_bytes, dtype=torch.uint8)
-    with shard.path.open("rb", buffering=0) as file:
+def read_tensor(shard: Shard, slot: Slot, pages: mmap.mmap | None) -> Tensor:
+    """One tensor of a shard, read into ``pages`` (as many bytes; None for an empty tensor), which it then views."""
+    if slot.dtype not in TORCH_DTYPES:
+        raise ValueError(f"{shard.path} stores {slot.dtype}, which cannot be streamed; open it with --resident all")
+    if pages is None:
+        return torch.empty(slot.shape, dtype=TORCH_DTYPES[slot.dtype])
+    with shard.path.open("rb", buffering=0) as file, memoryview(pages) as view:
         file.seek(shard.data_start + slot.start)
-        view = memoryview(cast(Any, out.numpy()))
         done = 0
         while done < slot.n_bytes:
             n = file.readinto(view[done:])
             if not n:
                 raise ValueError(f"{shard.path} ended while it was read; download or copy it again")
             done += n
-    if slot.dtype not in TORCH_DTYPES:
-        raise ValueError(f"{shard.path} stores {slot.dtype}, which cannot be streamed; open it with --resident all")
-    return out.view(TORCH_DTYPES[slot.dtype]).view(slot.shape)
+    return torch.frombuffer(pages, dtype=TORCH_DTYPES[slot.dtype]).view(slot.shape)
 
 
 def load_tensors(model: Any, tensors: Mapping[str, Tensor]) -> None:
