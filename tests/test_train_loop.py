@@ -15,7 +15,7 @@ from shoal.train.checkpoint import load_checkpoint
 from shoal.train.config import TrainConfig
 from shoal.train.loop import CHECKPOINT, train_starts
 from shoal.train.objectives import OBJECTIVES
-from shoal.train.students import Start, Trainee, Trainees, accumulate, n_real_tokens
+from shoal.train.trainee import Start, Trainee, Trainees, accumulate, n_real_tokens
 from shoal.types import Batch, Span, Unit
 
 SPAN = Span(2, 4)

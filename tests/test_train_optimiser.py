@@ -14,7 +14,7 @@ from shoal.train.data import plan_course
 from shoal.train.loop import train_starts
 from shoal.train.objectives import OBJECTIVES
 from shoal.train.schedule import learning_rate
-from shoal.train.students import Start, Trainees, accumulate
+from shoal.train.trainee import Start, Trainees, accumulate
 from shoal.types import Span
 
 START = Start(Span(2, 4), LayerReplacement())
