@@ -59,7 +59,8 @@ class Trainees(nn.Module):
     def validation(self, batches: Sequence[Batch], objective: WeightedSum | None = None) -> list[float]:
         """Losses of the deployed copies over all batches, weighted by their positions, summed in fp64."""
         objective = self.objective if objective is None else objective
-        total, counts = torch.zeros(len(self.members), len(objective.terms), dtype=torch.float64), 0
+        counts = torch.zeros(len(objective.terms), dtype=torch.float64)
+        total = torch.zeros(len(self.members), len(objective.terms), dtype=torch.float64)
         for batch in batches:
             count = objective.counts(batch)
             total += count * self._terms(batch, objective, Trainee.deployed_boundaries).double().cpu()

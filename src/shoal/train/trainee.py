@@ -37,7 +37,7 @@ class Part:
     kind: str
 
     def __str__(self) -> str:
-        return f"refit of layer {self.start}" if self.kind == "refit" else f"module over {Span(self.start, self.stop)}"
+        return f"refit of layer {self.start}" if self.kind == "refit" else f"replacement of {Span(self.start, self.stop)}"
 
 
 def parts_of(student: Student, n_layers: int) -> tuple[Part, ...]:
