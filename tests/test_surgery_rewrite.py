@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from shoal.decoder import DecoderView, Student
 from shoal.decoder.open import open_model
 from shoal.decoder.shards import read_shards
-from shoal.plan import Drop, Plan, Refit, Replace, Size
+from shoal.plan import Drop, Plan, Size
 from shoal.surgery import folder as folder_module
 from shoal.surgery import rewrite as rewrite_module
 from shoal.surgery.cut import cut
@@ -218,17 +218,6 @@ def test_the_layer_prefix_is_found_from_the_names(names, path, expected):
 def test_an_unclear_layer_prefix_is_refused(names, message):
     with pytest.raises(ValueError, match=message):
         layer_prefix(names, 2, "model.layers")
-
-
-@pytest.mark.parametrize(
-    "edit",
-    [Drop(kind="attn", indices=(1,)), Refit(layer=1, parameters=("x",)), Replace(start=1, stop=3, replacement="layer")],
-    ids=lambda edit: edit.edit,
-)
-def test_only_whole_layers_are_removed_file_to_file(source, tmp_path, edit):
-    plan = removal().model_copy(update={"edits": (edit,)})
-    with pytest.raises(ValueError, match="only whole layers"):
-        rewrite(source, plan, tmp_path / "out")
 
 
 def test_a_plan_for_another_depth_is_refused(source, tmp_path):
