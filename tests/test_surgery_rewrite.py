@@ -18,7 +18,7 @@ from shoal.decoder.open import open_model
 from shoal.decoder.shards import read_shards
 from shoal.plan import Drop, Plan, Size
 from shoal.surgery import folder as folder_module
-from shoal.surgery import rewrite as rewrite_module
+from shoal.surgery import shard_copy
 from shoal.surgery.cut import cut
 from shoal.surgery.folder import new_folder
 from shoal.surgery.rewrite import layer_prefix, renumber_names, rewrite
@@ -274,7 +274,7 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(source, tmp_path, monkeypatc
     def full(descriptor):
         raise error
 
-    monkeypatch.setattr(rewrite_module.os, "fsync", full)
+    monkeypatch.setattr(shard_copy.os, "fsync", full)
     with pytest.raises(ValueError, match="no space left") as caught:
         rewrite(source, removal(1), tmp_path / "out")
     assert "\n" not in str(caught.value) and leftovers(tmp_path) == {"source"}
@@ -329,7 +329,7 @@ def test_copying_needs_no_more_memory_than_a_chunk(source, tmp_path, monkeypatch
             return Reader()
         return file
 
-    monkeypatch.setattr(rewrite_module, "CHUNK", 1000)
+    monkeypatch.setattr(shard_copy, "CHUNK", 1000)
     rewrite(source, removal(2), tmp_path / "plain")
     monkeypatch.setattr(Path, "open", watched)
     rewrite(source, removal(2), tmp_path / "out")
