@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -323,7 +323,8 @@ def evaluate_stage(
     if folder.is_done("evaluation", key):
         return Evaluation.load(folder / "evaluation.json")
     started = time.monotonic()
-    student: DecoderView | Student = fitted.student  # of a streamed model: equal to the checkpoint, as was verified
+    # of a streamed model: equal to the checkpoint, as was verified
+    student: DecoderView | Student = replace(fitted.student, name="student")
     if not inputs.is_streamed:
         student = DecoderView(load_strictly(folder / "model").to(inputs.view.device))
     plain = None
