@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shoal.run.candidates import patch_table_of, repairer
 from shoal.run.evaluate import against_teacher
 from shoal.run.folder import RunFolder
 from shoal.run.inputs import Inputs, Progress, silent
@@ -102,6 +103,8 @@ def plan_stage(inputs: Inputs, folder: RunFolder, found: Scan | None, *, progres
         how=how,
         oracle=oracle(inputs, inputs.selection, what="guard", progress=progress) if recipe.guard > 1 else None,
         rescan=rescanner(view, inputs.batches(inputs.calibration)) if recipe.rounds > 1 else None,
+        patch_table=patch_table_of(inputs, progress=progress),
+        repair=repairer(inputs, size, progress=progress),
         refuse=lambda kept: why_not(inputs, kept),
     )
     plan = plan_of(
@@ -112,6 +115,7 @@ def plan_stage(inputs: Inputs, folder: RunFolder, found: Scan | None, *, progres
         source_hash=inputs.opened.fingerprint,
         method=choice.method,
         candidates=choice.candidates,
+        spread=choice.spread,
     )
     plan.save(folder / "plan.json")
     folder.finish("plan", key, seconds=time.monotonic() - started, files=["plan.json"])
@@ -278,9 +282,7 @@ def claim(folder: RunFolder, name: str, key: str) -> None:
 
 def save_stage(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted) -> Path:
     """``model/``: the student as a stock checkpoint, written whole and verified by reloading it."""
-    from shoal.surgery.cut import cut
     from shoal.surgery.rewrite import rewrite
-    from shoal.surgery.save import save
     from shoal.surgery.verify import verify, verify_streamed
 
     key = save_key(inputs, plan, fitted.values)
@@ -291,10 +293,7 @@ def save_stage(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted) ->
     if target.exists():  # left by a run that died before it recorded the stage
         shutil.rmtree(target)
     view = inputs.view
-    if inputs.is_streamed:
-        rewrite(inputs.opened.path, plan, target)
-    else:
-        save(cut(view, fitted.student), inputs.opened.tokenizer, target, source=inputs.opened.path)
+    rewrite(inputs.opened.path, plan, target, values=fitted.values, model=inputs.opened.model)
     try:
         ids_BT = inputs.evaluation.ids_NT[:2]
         reference = view.logits(Batch(ids_BT), student=fitted.student)
