@@ -15,7 +15,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from shoal.fit.config import FitConfig
+from shoal.fit.config import FitConfig, RepairName
 from shoal.train.config import TrainConfig
 from shoal.types import Record, nearest
 
@@ -54,8 +54,8 @@ class Recipe(Record):
         protect: layers that stay, negative ones counted from the end.
         guard: candidates compared by true KL on the selection slice; 1 = the selector's own choice stands.
         replace: module in place of the removed span.
-        repair: closed form, no new parameters: ``refit`` of the layer before each cut, or ``sweep`` of all from there on.
-        fit: how much text the repair reads; unused with ``repair: none``.
+        repair: closed form, no new parameters; its name in :data:`shoal.fit.config.REPAIRS`.
+        fit: how much text the repair reads and how tokens count; unused with ``repair: none``.
         train: how the replacement is trained; unused with ``replace: none``.
     """
 
@@ -74,7 +74,7 @@ class Recipe(Record):
     protect: tuple[int, ...] = (0, -1)
     guard: int = Field(default=4, ge=1)
     replace: Literal["none", "layer"] = "layer"
-    repair: Literal["none", "refit", "sweep"] = "none"
+    repair: RepairName = "none"
     fit: FitConfig = FitConfig()
     train: TrainConfig = TrainConfig()
     seed: int = 0

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from shoal.fit.config import REPAIRS
+
 if TYPE_CHECKING:
     from shoal.recipe import Recipe
 
@@ -71,8 +73,9 @@ RepairBy = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         "--repair",
-        help="none, refit (layer before each cut) or sweep (all layers from there on): closed form, no training, no new "
-        "parameters; with --replace none.  [default: none]",
+        help="Closed form, no training, no new parameters; with --replace none. "
+        + "; ".join(f"{name}: {what}" for name, what in REPAIRS.items())
+        + ".  [default: none]",
     ),
 ]
 FitTokens = Annotated[

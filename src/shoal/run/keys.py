@@ -48,7 +48,8 @@ def fit_key(inputs: Inputs, plan: Plan) -> str:
 def repair_key(inputs: Inputs, cut: Plan) -> str:
     """``cut``: the plan without refits."""
     texts = (inputs.fitting.data_hash, inputs.selection.data_hash)
-    return stable_hash("fit", inputs.model_key, edits_key(cut), texts, inputs.recipe.repair)
+    how = inputs.recipe.fit.model_dump(mode="json", exclude={"tokens"})
+    return stable_hash("fit", inputs.model_key, edits_key(cut), texts, inputs.recipe.repair, how)
 
 
 def save_key(inputs: Inputs, plan: Plan, values: Mapping[str, Tensor]) -> str:
