@@ -161,6 +161,30 @@ RECIPES: dict[str, Recipe] = {
             guard=1,
             replace="none",
         ),
+        Recipe(
+            name="replaceme",
+            about="Contiguous span by angular distance of the last token; a least-squares map of the last kept MLP's output, "
+            "folded into its weights. Every token counts alike, no ridge, as in the released code; padding is left out here.",
+            papers=("2505.02819",),
+            by="angular/last",
+            protect=(),
+            guard=1,
+            replace="none",
+            repair="map",
+            fit=FitConfig(weights="plain", sinks="counted", ridge=0.0),
+        ),
+        Recipe(
+            name="prune-comp",
+            about="Contiguous span by cosine, and one scale of the stream behind it. The paper drops layers one by one and "
+            "compensates and measures anew after each; here the span is chosen at once.",
+            papers=("2507.18212",),
+            by="cosine/every",
+            protect=(),
+            guard=1,
+            replace="none",
+            repair="magnitude",
+            fit=FitConfig(sinks="counted"),
+        ),
     )
 }
 

@@ -78,6 +78,7 @@ def repairer(inputs: Inputs, size: ModelSize, *, progress: Progress) -> Repair |
                 samples,
                 repair=inputs.recipe.repair,
                 batch_size=inputs.batch_size,
+                config=inputs.recipe.fit,
                 progress=lambda done, total: progress("repair a candidate", done, total),
             )
         except ValueError:  # this cut leaves nothing that can be refitted: it competes as it is
