@@ -6,12 +6,16 @@ Exit codes: 0 done; 2 something the user can mend; 130 interrupted, can be resum
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
+
+from shoal.workers import LostWorker, join, report_failure
 
 INTERRUPTED = 130
 HERE = Path(__file__).parent.parent
@@ -19,22 +23,28 @@ HERE = Path(__file__).parent.parent
 
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
-    from shoal.cli.verbs import app
     from shoal.run.memory import keep_freed_memory
 
     keep_freed_memory()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        code = app(prog_name="shoal", standalone_mode=False) or 0
-    except Exception as error:  # the last line of defence: everything is named and given its exit code here
-        code = _report(error)
-    except SystemExit as exit:  # how the parser ends an interrupted verb
-        code = int(exit.code or 0)
+        code = _run()
     except KeyboardInterrupt:
         code = INTERRUPTED
     if code == INTERRUPTED:
         _say("interrupted; run the same command again to go on from the last finished step")
     sys.exit(code)
+
+
+def _run() -> int:
+    from shoal.cli.verbs import app
+
+    try:
+        return app(prog_name="shoal", standalone_mode=False) or 0
+    except Exception as error:  # the last line of defence: everything is named and given its exit code here
+        return _report(error)
+    except SystemExit as exit:  # how the parser ends an interrupted verb
+        return int(exit.code or 0)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -20,6 +20,7 @@ from shoal.evaluate.perplexity import Perplexity, n_batches, perplexities, perpl
 from shoal.evaluate.speed import Speed
 from shoal.score.oracle import Oracle, Quality, compare_views
 from shoal.types import Batch, Provenance, Record
+from shoal.workers import ALONE, Workers
 
 
 class Figures(Record):
@@ -71,6 +72,7 @@ def compare(
     timed: Speed | None = None,
     plain: Quality | None = None,
     progress: Callable[[int, int], None] | None = None,
+    workers: Workers = ALONE,
 ) -> Evaluation:
     """Measure a student against its teacher on held-out text.
 
@@ -85,6 +87,7 @@ def compare(
         generated, timed, plain: what was measured already (by :func:`~shoal.evaluate.generate.generations`,
             :func:`~shoal.evaluate.speed.speed`, an :class:`~shoal.score.oracle.Oracle`), kept with the rest.
         progress: called with (batches done, batches in all), over all passes.
+        workers: who share every pass; all of them get the same figures, bit for bit those of one.
     Raises:
         ValueError: no text, different vocabularies, impossible window or stride, NaN or infinite states.
     """
@@ -100,19 +103,20 @@ def compare(
 
     def step(batch: Batch) -> None:
         nonlocal done
-        done += 1
+        done += workers.size
         if progress is not None:
-            progress(done, n_steps)
+            progress(min(done, n_steps), n_steps)
 
-    reading: dict[str, Any] = {"window": window, "stride": stride, "batch_size": batch_size, "after_batch": step}
+    sharing: dict[str, Any] = {"after_batch": step, "workers": workers}
+    reading = {"window": window, "stride": stride, "batch_size": batch_size, **sharing}
     if isinstance(student, Student):
-        quality = Oracle(teacher, batches, after_batch=step).measure([student])[0]
+        quality = Oracle(teacher, batches, **sharing).measure([student])[0]
         texts = perplexities(teacher, stream_T, students=[TEACHER, student], **reading)
         costs = [cost(teacher, context=window, student=one) for one in (TEACHER, student)]
         name = student.name
     else:
         _refuse_other_vocabulary(teacher, student)
-        quality = compare_views(teacher, student, batches=batches, after_batch=step)
+        quality = compare_views(teacher, student, batches=batches, **sharing)
         texts = [perplexity(view, stream_T, **reading) for view in (teacher, student)]
         costs = [cost(view, context=window) for view in (teacher, student)]
         name = "student"

@@ -15,6 +15,7 @@ from shoal.decoder.student import TEACHER, Student
 from shoal.scan.anatomy import Anatomy
 from shoal.scan.gram import GramObserver
 from shoal.types import Batch, Provenance, Record, SpanTable, nearest, stable_hash, write_atomically
+from shoal.workers import ALONE, Workers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -135,6 +136,7 @@ def scan(
     observers: Sequence[TableObserver] = (),
     observed: Student = TEACHER,
     after_batch: Callable[[Batch], None] | None = None,
+    workers: Workers = ALONE,
 ) -> Scan:
     """Measure every span with every pairwise criterion in one pass.
 
@@ -144,11 +146,14 @@ def scan(
         observers: further observers fed by the same pass, e.g. :class:`~shoal.scan.cka.CkaObserver`.
         observed: the student whose stream is measured; its removed layers change nothing, so they score 0.
         after_batch: called when a batch is done, for progress.
+        workers: who share the batches; given the same ones, all of them return the same scan.
     Raises:
         ValueError: no batches, or NaN or infinite states.
     """
     gram = GramObserver(view.n_layers)
-    run_pass(view, batches, observers=[gram, *observers], observed=observed, after_batch=after_batch)
+    run_pass(view, workers.share(batches), observers=[gram, *observers], observed=observed, after_batch=after_batch)
+    for observer in (gram, *observers):
+        observer.load_state(workers.sum(observer.state()))
     return finish(gram, observers, provenance=provenance)
 
 
