@@ -86,8 +86,9 @@ def against_teacher(
     from shoal.evaluate import compare
 
     batches = inputs.batches(inputs.evaluation)
-    written, timed = ((), None)
-    if not isinstance(student, Student):  # on one machine alone: nobody else may slow it down
+    written: tuple[Generation, ...] = ()
+    timed: Speed | None = None
+    if not isinstance(student, Student):  # by one process: the others would slow it down
         written, timed = inputs.workers.from_first(lambda: _run_models(inputs, student, progress))
     return compare(
         inputs.view,
