@@ -14,11 +14,12 @@ from families import VOCAB, tiny_model
 from shoal.decoder import DecoderView, Student
 from shoal.evaluate.evaluation import closeness
 from shoal.evaluate.perplexity import perplexities
+from shoal.fit.patch_error import patch_errors
 from shoal.scan import CkaObserver, scan
 from shoal.score.oracle import Oracle, compare_views
 from shoal.select.rounds import rescanner
 from shoal.text.samples import Samples
-from shoal.types import Provenance, Unit
+from shoal.types import Provenance, Span, Unit
 from shoal.workers import Workers, join
 
 LENGTH = 12
@@ -46,6 +47,7 @@ def share_everything(workers: Workers, folder: Path) -> dict[str, object]:
     cka = CkaObserver(view.n_layers, length=LENGTH, n_tokens=8)
     found = scan(view, batches, provenance=PROVENANCE, observers=[cka], workers=workers)
     again = rescanner(view, batches, workers=workers)(students(view.n_layers)[1])
+    patched = patch_errors(view, batches, spans=[Span(1, 3), Span(2, 4)], workers=workers)
     quality = Oracle(view, batches, workers=workers).measure(students(view.n_layers))
     other = DecoderView(tiny_model("llama", seed=1))
     ids_T = torch.randint(3, VOCAB, (101,), generator=torch.Generator().manual_seed(3))
@@ -57,6 +59,7 @@ def share_everything(workers: Workers, folder: Path) -> dict[str, object]:
         "anatomy": found.anatomy.model_dump(),
         "provenance": found.provenance.to_json(),
         "rescanned": {name: torch.tensor(table.values) for name, table in again.items()},
+        "patched": torch.tensor(patched.values),
         "exact": {
             "quality": [one.to_json() for one in (*quality, *single)],
             "views": compare_views(view, other, batches=batches, workers=workers).to_json(),
@@ -72,7 +75,13 @@ def run_job(size: int, folder: Path, *, timeout: float = 120.0) -> list[dict[str
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     here = Path(__file__).parent
-    common = {**os.environ, "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    common = {
+        **os.environ,
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
     common["PYTHONPATH"] = os.pathsep.join([str(here), *sys.path])
     jobs = [
         subprocess.Popen([sys.executable, __file__, str(folder)], env={**common, "RANK": str(rank)}, stderr=subprocess.PIPE)

@@ -150,7 +150,7 @@ def closeness(
     Raises:
         ValueError: different vocabularies, no token that can be measured, NaN or infinite states.
     """
-    quality, positions, batches = QualitySums(workers), PositionSums(workers), list(workers.share(batches))
+    quality, positions = QualitySums(workers), PositionSums(workers)
 
     def count(teacher_BTV: Tensor, student_BTV: Tensor, batch: Batch) -> None:
         found = token_figures(teacher_BTV, student_BTV, batch)
@@ -164,10 +164,10 @@ def closeness(
             teacher_BTV = teacher.head(ours, reading)
             count(teacher_BTV, teacher_BTV if theirs is ours else teacher.head(theirs, reading), reading.batch)
 
-        run_pass(teacher, batches, students=[TEACHER, student], sink=sink, after_batch=after_batch)
+        run_pass(teacher, batches, students=[TEACHER, student], sink=sink, after_batch=after_batch, workers=workers)
         return quality.result(), positions.result()
     refuse_other_vocabulary(teacher, student)
-    for batch in batches:
+    for batch in workers.share(batches):
         count(teacher.logits(batch), student.logits(batch), batch)
         if after_batch is not None:
             after_batch(batch)

@@ -126,7 +126,7 @@ def perplexities(
         mine.append((int(scored_BT.sum()), nll))
 
     batches = (Batch(torch.stack([ids_T[w.start : w.stop] for w in group]), index=i) for i, group in enumerate(groups))
-    run_pass(view, workers.share(batches), students=students, sink=add, after_batch=after_batch)
+    run_pass(view, batches, students=students, sink=add, after_batch=after_batch, workers=workers)
     every = workers.gather(mine)
     n_tokens = sum(n for n, _ in every)
     means = [sum(nll[member] for _, nll in every) / n_tokens for member in range(len(students))]

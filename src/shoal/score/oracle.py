@@ -164,7 +164,6 @@ class Oracle:
 
     def _run(self, students: Sequence[Student]) -> list[Quality]:
         sums = [QualitySums(self.workers) for _ in students]
-        batches = self.workers.share(self.batches)
 
         def sink(reading: Reading, finals: list[Tensor]) -> None:
             teacher = self.view.head(finals[0], reading)
@@ -172,7 +171,14 @@ class Oracle:
                 same = h_BTD is finals[0]  # a student in the teacher's own group: no second head
                 one.add(teacher, teacher if same else self.view.head(h_BTD, reading), reading.batch)
 
-        run_pass(self.view, batches, students=[TEACHER, *students], sink=sink, after_batch=self._after_batch)
+        run_pass(
+            self.view,
+            self.batches,
+            students=[TEACHER, *students],
+            sink=sink,
+            after_batch=self._after_batch,
+            workers=self.workers,
+        )
         self.n_evaluations += len(students)
         self.n_passes += 1
         return [one.result() for one in sums]

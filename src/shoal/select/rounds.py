@@ -50,8 +50,7 @@ def rescanner(view: DecoderView, batches: Sequence[Batch], *, workers: Workers =
 
     def rescan(student: Student) -> Tables:
         gram = GramObserver(view.n_layers)
-        run_pass(view, workers.share(batches), observers=[gram], observed=student)
-        gram.load_state(workers.sum(gram.state()))
+        run_pass(view, batches, observers=[gram], observed=student, workers=workers)
         return {table.name: table for table in gram.tables()}
 
     return rescan
@@ -67,4 +66,4 @@ def compact(table: SpanTable, remaining: Sequence[int]) -> SpanTable:
     """The table of a model that consists of the ``remaining`` layers only, numbered anew from 0."""
     boundaries = [*remaining, table.n_layers]
     grid = np.ix_(boundaries, boundaries)
-    return replace(table, values=table.values[grid], stderr=table.stderr[grid])
+    return replace(table, values=table.values[grid], stderr=table.stderr[grid], parts=None)
