@@ -309,18 +309,13 @@ def save_stage(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted) ->
 
 
 def _save_and_verify(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted, *, ids_BT: Tensor) -> None:
-    from shoal.surgery.cut import cut
     from shoal.surgery.rewrite import rewrite
-    from shoal.surgery.save import save
     from shoal.surgery.verify import verify, verify_streamed
 
     target, view = folder / "model", inputs.view
     if target.exists():  # left by a run that died before it recorded the stage
         shutil.rmtree(target)
-    if inputs.is_streamed:
-        rewrite(inputs.opened.path, plan, target)
-    else:
-        save(cut(view, fitted.student), inputs.opened.tokenizer, target, source=inputs.opened.path)
+    rewrite(inputs.opened.path, plan, target, values=fitted.values, model=inputs.opened.model)
     try:
         reference = view.logits(Batch(ids_BT), student=fitted.student)
         if inputs.is_streamed:
