@@ -1,4 +1,4 @@
-"""Work that can be shared, the same for one process and for a job of several; ``python shared_work.py FOLDER`` is one of them."""
+"""Work that can be shared, the same for one process and for a job; ``python shared_work.py FOLDER`` is one process of a job."""
 
 from __future__ import annotations
 
