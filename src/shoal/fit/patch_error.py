@@ -25,6 +25,7 @@ from shoal.fit.sums import MapSums, no_sums
 from shoal.scan.tokens import massive_tokens, real_lengths
 from shoal.select.wanted import PATCHED
 from shoal.types import Batch, Span, SpanTable, stable_hash
+from shoal.workers import ALONE, Workers
 
 N_FOLDS = 2
 
@@ -104,14 +105,18 @@ def patch_errors(
     *,
     spans: Sequence[Span],
     after_batch: Callable[[Batch], None] | None = None,
+    workers: Workers = ALONE,
 ) -> SpanTable:
     """The table ``patch_error/rest`` of some spans, in one pass up to the last boundary they need; NaN for all others.
 
+    Args:
+        workers: who share the pass; all of them get the same table.
     Raises:
         ValueError: NaN or infinite states.
     """
     observer = PatchObserver(spans, hidden_size=view.hidden_size, device=view.device)
-    run_pass(view, batches, observers=[observer], stop=max(span.stop for span in spans), after_batch=after_batch)
+    stop = max(span.stop for span in spans)
+    run_pass(view, batches, observers=[observer], stop=stop, after_batch=after_batch, workers=workers)
     values = np.full((view.n_layers + 1, view.n_layers + 1), np.nan)
     for span, error in observer.errors().items():
         values[span.start, span.stop] = error

@@ -41,6 +41,7 @@ def patch_table_of(inputs: Inputs, *, progress: Progress) -> PatchTable | None:
             batches,
             spans=spans[:most],
             after_batch=lambda batch: progress("rank by patch", batch.index + 1, len(batches)),
+            workers=inputs.workers,
         )
 
     return measure
