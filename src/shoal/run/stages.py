@@ -80,8 +80,21 @@ def draw(found: Scan, folder: Path, *, by: str) -> list[str]:
     return [save_heatmap(table, folder / f"heatmap.{kind}").name for kind in ("png", "svg")]
 
 
-def plan_stage(inputs: Inputs, folder: RunFolder, found: Scan | None, *, progress: Progress = silent) -> Plan:
-    """``plan.json``: budget, selector and guard."""
+def plan_stage(
+    inputs: Inputs,
+    folder: RunFolder,
+    found: Scan | None,
+    *,
+    budget: Budget | None = None,
+    judge: Oracle | None = None,
+    progress: Progress = silent,
+) -> Plan:
+    """``plan.json``: budget, selector and guard.
+
+    Args:
+        budget: the recipe's unless given.
+        judge: the guard's oracle on ``selection``, shared by the plans of a sweep; a new one unless given.
+    """
     from shoal.plan import Plan
     from shoal.select.choose import choose
     from shoal.select.plan_of import plan_of
@@ -89,7 +102,7 @@ def plan_stage(inputs: Inputs, folder: RunFolder, found: Scan | None, *, progres
     from shoal.select.size import model_size
 
     recipe, view = inputs.recipe, inputs.view
-    budget, how = budget_of(recipe), choosing(recipe, view.n_layers)
+    budget, how = budget or budget_of(recipe), choosing(recipe, view.n_layers)
     key = choice_key(inputs, budget, how, scan=scan_key(inputs) if found else None)
     if folder.is_done("plan", key):
         return Plan.load(folder / "plan.json")
@@ -100,7 +113,7 @@ def plan_stage(inputs: Inputs, folder: RunFolder, found: Scan | None, *, progres
         size,
         tables=found.tables if found else {},
         how=how,
-        oracle=oracle(inputs, inputs.selection, what="guard", progress=progress) if recipe.guard > 1 else None,
+        oracle=(judge or oracle(inputs, inputs.selection, what="guard", progress=progress)) if recipe.guard > 1 else None,
         rescan=rescanner(view, inputs.batches(inputs.calibration)) if recipe.rounds > 1 else None,
         refuse=lambda kept: why_not(inputs, kept),
     )

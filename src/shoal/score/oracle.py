@@ -62,9 +62,13 @@ class QualitySums:
         sums = [torch.where(counted_BT, one.double(), 0.0).sum(1) for one in figures]
         self._per_batch.append(torch.stack([*sums, counted_BT.sum(1).double()], 1).cpu())
 
+    def per_sample(self) -> Tensor:
+        """(S, 4) fp64: KL, agreement, nll, summed over the predicted tokens of each sample, and their number; none left out."""
+        return torch.cat(self._per_batch) if self._per_batch else torch.zeros(0, 4, dtype=torch.float64)
+
     def result(self) -> Quality:
         """Raises ValueError: no sample has two real tokens in a row."""
-        per_sample = torch.cat(self._per_batch) if self._per_batch else torch.zeros(0, 4, dtype=torch.float64)
+        per_sample = self.per_sample()
         per_sample = per_sample[per_sample[:, 3] > 0]
         n_samples = len(per_sample)
         if not n_samples:
@@ -129,6 +133,10 @@ class Oracle:
         return self.measure([Student(removed=frozenset(removed))])[0]
 
     def _run(self, students: Sequence[Student]) -> list[Quality]:
+        return [one.result() for one in self.sums(students)]
+
+    def sums(self, students: Sequence[Student]) -> list[QualitySums]:
+        """Sums per sample of every student, in order, in one pass of its own: nothing is remembered or taken from memory."""
         sums = [QualitySums() for _ in students]
 
         def sink(reading: Reading, finals: list[Tensor]) -> None:
@@ -140,7 +148,7 @@ class Oracle:
         run_pass(self.view, self.batches, students=[TEACHER, *students], sink=sink, after_batch=self._after_batch)
         self.n_evaluations += len(students)
         self.n_passes += 1
-        return [one.result() for one in sums]
+        return sums
 
 
 @torch.no_grad()

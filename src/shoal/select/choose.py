@@ -75,9 +75,30 @@ def choose(
     Raises:
         ValueError: an impossible budget, an unknown name, nothing that can go, or a missing oracle or rescan.
     """
-    selector = selector_named(how.selector)
     if how.n_candidates > 1 and oracle is None:
         raise ValueError(f"comparing {how.n_candidates} candidates needs text to measure on; give some, or set guard: 1")
+    cut, candidates = shortlist(budget, size, tables=tables, how=how, rescan=rescan, refuse=refuse)
+    if oracle is not None and len(candidates) > 1:
+        candidates = guard(candidates, oracle)
+    layers = candidates[0].layers
+    decided = f"guard of {len(candidates)} by KL; " if len(candidates) > 1 else ""
+    method = (
+        f"{decided}{verdict(candidates, n_layers=size.n_layers)}; {realised(size, layers, how.put_back)}; asked {cut.asked}"
+    )
+    return Choice(layers=layers, cut=cut, candidates=candidates, method=method)
+
+
+def shortlist(
+    budget: Budget,
+    size: ModelSize,
+    *,
+    tables: Tables,
+    how: Choosing,
+    rescan: Rescan | None = None,
+    refuse: Refuse = nothing_refused,
+) -> tuple[Cut, tuple[Candidate, ...]]:
+    """The budget on this model, and the candidates that the guard would compare, not yet measured. As for :func:`choose`."""
+    selector = selector_named(how.selector)
     wanted = wanted_by(how, size, refuse=refuse)
     cut = cut_for(budget, size, tables=tables, selector=selector, wanted=wanted)
     wanted = replace(wanted, n=cut.n)
@@ -90,15 +111,7 @@ def choose(
         proposers.insert(0, Proposer(f"{name} in {how.n_rounds} rounds", iter([picked])))  # the one-shot choice competes too
     if how.n_candidates > 1:
         proposers += [one for one in other_proposers(tables, wanted) if one.name != name]
-    candidates = propose(proposers, how.n_candidates)
-    if oracle is not None and len(candidates) > 1:
-        candidates = guard(candidates, oracle)
-    layers = candidates[0].layers
-    decided = f"guard of {len(candidates)} by KL; " if len(candidates) > 1 else ""
-    method = (
-        f"{decided}{verdict(candidates, n_layers=size.n_layers)}; {realised(size, layers, how.put_back)}; asked {cut.asked}"
-    )
-    return Choice(layers=layers, cut=cut, candidates=candidates, method=method)
+    return cut, propose(proposers, how.n_candidates)
 
 
 def check_reach(budget: Budget, size: ModelSize, *, how: Choosing) -> None:
