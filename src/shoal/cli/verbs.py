@@ -43,6 +43,7 @@ from shoal.cli.options import (
     with_options,
 )
 from shoal.cli.show import HEAT_MAP, say_files, say_text, show_outcome
+from shoal.cli.sweep import sweep
 
 if TYPE_CHECKING:
     from shoal.cli.console import Screen
@@ -261,6 +262,7 @@ def apply(
 
 app.command("eval")(evaluate)
 app.command()(stability)
+app.command()(sweep)
 
 
 # -- what the verbs share ------------------------------------------------------------------------------------------------

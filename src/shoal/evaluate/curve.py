@@ -1,20 +1,19 @@
 """Quality against the share that was removed: the record of a sweep over ratios, ``sweep.json``.
 
-Every point keeps its sums per sample and its right items per task, so intervals, cliffs and the largest cut that keeps a quality
-follow from the file alone (:mod:`shoal.evaluate.cliff`, :mod:`shoal.evaluate.keep`), and all points are resampled together.
+Every point keeps its sums per sample and its right items per task, so intervals, cliffs and the largest cut that keeps a
+quality follow from the file alone (:mod:`shoal.evaluate.cliff`, :mod:`shoal.evaluate.keep`); all points are resampled together.
 Shapes: S samples, N items, R resamples, P points of one method, the teacher first.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from shoal.evaluate.bootstrap import LEVEL, N_RESAMPLES, Interval, interval_of, resampled_sums
+from shoal.evaluate.bootstrap import LEVEL, N_RESAMPLES, Interval, bootstrap, interval_of, mean, resampled_sums
 from shoal.evaluate.tasks import Form
 from shoal.plan import Size
 from shoal.score.oracle import Quality
@@ -66,6 +65,14 @@ class Point(Record):
     seconds: float = 0.0
 
 
+class Unchanged(Record):
+    """``teacher.json`` of a sweep: the point at 0 %, and what all points share (see :class:`RatioSweep`)."""
+
+    point: Point
+    n_tokens: tuple[int, ...]
+    tasks: tuple[SweptTask, ...]
+
+
 class Cliff(Record):
     """Where one measure of one method breaks; see :mod:`shoal.evaluate.cliff` for the definition.
 
@@ -76,7 +83,7 @@ class Cliff(Record):
         last, first: removed shares of the last point before the break and of the first one behind it; None: not found.
         last_n, first_n: the same as layers removed.
         low, high: the break lies between these shares in ``level`` of the resamples.
-        rise: what the measure loses at the break beyond the line before it (nats per token, or accuracy).
+        rise: mean loss behind the break beyond the line before it, continued (nats per token, or share of items).
         why_not: the reason where there is no cliff.
     """
 
@@ -111,6 +118,7 @@ class Kept(Record):
         likely: the largest cut whose figure is at least ``keep``.
         certain: the largest cut whose whole interval is.
         possible: the largest cut whose interval reaches it.
+        at_chance: the teacher is no better than guessing at this task, so nothing is said about what was lost.
     """
 
     method: str
@@ -119,6 +127,7 @@ class Kept(Record):
     likely: KeptCut | None = None
     certain: KeptCut | None = None
     possible: KeptCut | None = None
+    at_chance: bool = False
 
 
 class RatioSweep(Record):
@@ -202,8 +211,8 @@ class Curve:
 def curve_of(sweep: RatioSweep, *, method: str, of: str) -> Curve:
     """A curve with its resamples.
 
-    What is kept: ``perplexity``: the teacher's over the student's, exp(nll - nll'); ``kl``: exp(-KL). Both are geometric means over
-    tokens of the share of probability that is left. A task: the student's accuracy over the teacher's.
+    What is kept: ``perplexity``: the teacher's over the student's, exp(nll - nll'); ``kl``: exp(-KL). Both are geometric means
+    over tokens of the share of probability that is left. A task: the student's accuracy over the teacher's.
 
     Raises:
         ValueError: no such method or measure.
@@ -213,16 +222,25 @@ def curve_of(sweep: RatioSweep, *, method: str, of: str) -> Curve:
         raise ValueError(f"the sweep did not measure {of!r}; {nearest(of, sweep.measures)}")
     n_P, share_P = tuple(one.n_net for one in points), np.array([one.share for one in points])
     if of in ON_TEXT:
-        values_PN = [one.nll if of == "perplexity" else one.kl for one in points]
-        weight_N: Sequence[float] = sweep.n_tokens
+        values_PN = [np.array(one.nll if of == "perplexity" else one.kl) for one in points]
+        weight_N = np.array(sweep.n_tokens, dtype=float)
     else:
-        values_PN = [[not right for right in one.right[of]] for one in points]
-        weight_N = [1.0] * len(values_PN[0])
-    columns = np.column_stack([np.array(weight_N, dtype=float), *(np.array(row, dtype=float) for row in values_PN)])
+        values_PN = [1.0 - np.array(one.right[of], dtype=float) for one in points]
+        weight_N = np.ones(len(values_PN[0]))
+    columns = np.column_stack([weight_N, *values_PN])
     total = np.array([math.fsum(column) for column in columns.T])
     sums_RK = resampled_sums(columns, n_resamples=sweep.n_resamples, seed=sweep.seed)
     loss_P, loss_RP = total[1:] / total[0], sums_RK[:, 1:] / sums_RK[:, :1]
     return Curve(of, n_P, share_P, loss_P, loss_RP, _retained(of, loss_P), _retained(of, loss_RP))
+
+
+def is_at_chance(sweep: RatioSweep, of: str) -> bool:
+    """True for a task where the lower bound of the teacher's accuracy is not above guessing."""
+    task = next((one for one in sweep.tasks if one.task == of), None)
+    if task is None:
+        return False
+    right_N2 = np.column_stack([np.array(sweep.teacher.right[of], dtype=float), np.ones(task.n_items)])
+    return bootstrap(right_N2, mean, n_resamples=sweep.n_resamples, seed=sweep.seed).low <= task.chance
 
 
 def _retained(of: str, loss_P: np.ndarray) -> np.ndarray:

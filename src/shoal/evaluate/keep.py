@@ -1,7 +1,7 @@
 """The largest measured cut that keeps a wanted share of the teacher's quality, said with the interval in mind.
 
-What is kept (``retained``) is defined per measure in :func:`shoal.evaluate.curve.curve_of`. Every point is a cut that was made and
-measured, so the answer is one of them and nothing is interpolated; a smaller cut that keeps less does not count against it.
+What is kept (``retained``) is defined per measure in :func:`shoal.evaluate.curve.curve_of`. Every point is a cut that was made
+and measured, so the answer is one of them and nothing is interpolated; a smaller cut that keeps less does not count against it.
 """
 
 from __future__ import annotations
@@ -62,13 +62,15 @@ def sentence(kept: Kept) -> str:
     else:
         one = kept.likely.retained
         interval = f"{100 * one.low:.1f} to {100 * one.high:.1f}"
-        said = f"{kept.method}: the largest cut that keeps {wanted} is {_cut(kept.likely)}: {100 * one.value:.1f} % ({interval})"
+        said = (
+            f"{kept.method}: the largest cut that keeps {wanted} is {_cut(kept.likely)}: {100 * one.value:.1f} % ({interval})"
+        )
     if kept.certain != kept.likely:
         certain = "no cut" if kept.certain is None or not kept.certain.n_net else _cut(kept.certain)
         said += f"; certain at {100 * LEVEL:g} % for {certain}"
     if kept.possible != kept.likely and kept.possible is not None and kept.possible.n_net:
         said += f"; not excluded up to {_cut(kept.possible)}"
-    return said
+    return said + ("; but the teacher is at chance here, so this says nothing about what was lost" if kept.at_chance else "")
 
 
 def _cut(cut: KeptCut) -> str:

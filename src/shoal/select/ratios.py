@@ -50,7 +50,9 @@ def counts_in(drop: str, size: ModelSize, *, protected: frozenset[int], n_points
     removable = [layer for layer in range(size.n_layers) if layer not in protected]
     n_most = min(len(removable), size.n_layers - 1)
     ends = [
-        1 if end == "0" else resolve(parse_budget(end), size, put_back=PUT_BACK["none"], removable=removable, n_most=n_most).n_net
+        1
+        if end == "0"
+        else resolve(parse_budget(end), size, put_back=PUT_BACK["none"], removable=removable, n_most=n_most).n_net
         for end in (low, high)
     ]
     if ends[0] > ends[1]:
