@@ -1,4 +1,4 @@
-"""Curves over the removed share: planted cliffs are found where they are, smooth curves have none, kept cuts have closed forms."""
+"""Curves over the removed share: planted cliffs are found where they are, smooth curves have none, the rest is closed forms."""
 
 import math
 
@@ -93,7 +93,10 @@ NLL = (20.0, 50.0, 30.0)  # 100 nats in 40 tokens
 
 
 def point(method, n, *, kl=0.0, nll=NLL, right=None):
-    quality = Quality(kl=kl, kl_stderr=0.0, agreement=1.0, nll=sum(nll) / 40, perplexity=math.exp(sum(nll) / 40), n_tokens=40, n_samples=3)  # fmt: skip
+    mean = sum(nll) / 40
+    quality = Quality(
+        kl=kl, kl_stderr=0.0, agreement=1.0, nll=mean, perplexity=math.exp(mean), n_tokens=40, n_samples=3
+    )  # fmt: skip
     return Point(
         method=method, n_net=n, share=n / 20, layers_out=tuple(range(n)), size=Size(layers=20 - n, parameters=100 - n),
         quality=quality, kl=tuple(kl * t for t in TOKENS), nll=nll, right={} if right is None else {"quiz": right},
@@ -104,9 +107,11 @@ def sweep(points, *, right=None, chance=0.0):
     task = SweptTask(task="quiz", form="choice", data_hash="h", n_items=len(right or ()), n_truncated=0, chance=chance)
     return RatioSweep(
         drop="0..50%", counts=tuple(sorted({one.n_net for one in points})), recipes={"none": {}}, n_tokens=TOKENS,
-        before=Size(layers=20, parameters=100), tasks=() if right is None else (task,), teacher=point("teacher", 0, right=right),
-        points=tuple(points), n_resamples=200,
-        provenance=Provenance(model="m", model_hash="h", data="d", data_hash="h", n_samples=3, n_tokens=43, length=20, seed=0, dtype="float32"),
+        before=Size(layers=20, parameters=100), tasks=() if right is None else (task,),
+        teacher=point("teacher", 0, right=right), points=tuple(points), n_resamples=200,
+        provenance=Provenance(
+            model="m", model_hash="h", data="d", data_hash="h", n_samples=3, n_tokens=43, length=20, seed=0, dtype="float32"
+        ),
     )  # fmt: skip
 
 

@@ -42,7 +42,7 @@ from shoal.cli.options import (
     TrainTokens,
     with_options,
 )
-from shoal.cli.show import HEAT_MAP, say_files, say_text, show_outcome
+from shoal.cli.show import HEAT_MAP, say_files, say_spread, say_text, show_outcome
 from shoal.cli.sweep import sweep
 
 if TYPE_CHECKING:
@@ -237,6 +237,7 @@ def plan(
             made = plan_stage(inputs, folder, found, progress=screen.step)
     if len(made.candidates) > 1:
         screen.show(guard_table(made.candidates, n_layers=made.n_layers))
+    say_spread(screen, made)
     screen.say(f"Plan: {made} ({made.before.parameters:,} -> {made.after.parameters:,} parameters)")
     say_files(screen, out, ("plan", "plan.json"))
     screen.result(made.model_dump(mode="json"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -42,12 +42,13 @@ def bundled_model() -> Path:
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """A model and text, opened once for all stages of a run."""
+    """A model and text, opened once for all stages of a run. ``refusals``: what the family said of layers to keep, so far."""
 
     recipe: Recipe
     opened: Opened
     view: DecoderView
     corpus: Corpus
+    refusals: dict[tuple[int, ...], str | None] = field(default_factory=dict)
 
     @cached_property
     def length(self) -> int:
@@ -77,7 +78,7 @@ class Inputs:
     @cached_property
     def training(self) -> Samples:
         """As many samples as the recipe's tokens need; without a number, 1 M tokens or what the text holds."""
-        tokens, is_padded = self.recipe.train.tokens, self.recipe.text.packing == "padded"
+        tokens, is_padded = self.recipe.train.all_tokens(), self.recipe.text.packing == "padded"
         if tokens is not None and not is_padded:
             return self._samples("training", -(-tokens // self.length))
         return self._up_to(DEFAULT_TOKENS if tokens is None else tokens)
@@ -212,8 +213,8 @@ def refuse_unknown_tokens(samples: Samples, opened: Opened) -> None:
 
 def window_of(config: Any) -> int | None:
     """The longest sequence a model was made for, or None where its config states none."""
-    for field in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
-        value = getattr(config, field, None)
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        value = getattr(config, name, None)
         if isinstance(value, int) and value > 0:
             return value
     return None

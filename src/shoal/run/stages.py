@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shoal.run.candidates import patch_table_of, repairer
 from shoal.run.evaluate import against_teacher
 from shoal.run.folder import RunFolder
 from shoal.run.inputs import Inputs, Progress, silent
@@ -115,6 +116,8 @@ def plan_stage(
         how=how,
         oracle=(judge or oracle(inputs, inputs.selection, what="guard", progress=progress)) if recipe.guard > 1 else None,
         rescan=rescanner(view, inputs.batches(inputs.calibration)) if recipe.rounds > 1 else None,
+        patch_table=patch_table_of(inputs, progress=progress),
+        repair=repairer(inputs, size, progress=progress),
         refuse=lambda kept: why_not(inputs, kept),
     )
     plan = plan_of(
@@ -125,6 +128,7 @@ def plan_stage(
         source_hash=inputs.opened.fingerprint,
         method=choice.method,
         candidates=choice.candidates,
+        spread=choice.spread,
     )
     plan.save(folder / "plan.json")
     folder.finish("plan", key, seconds=time.monotonic() - started, files=["plan.json"])
@@ -201,11 +205,13 @@ def choosing(recipe: Recipe, n_layers: int) -> Choosing:
 
 
 def why_not(inputs: Inputs, kept: Sequence[int]) -> str | None:
-    """Why this family cannot be left with these layers, or None."""
+    """Why this family cannot be left with these layers, or None. Asked once per set: the answer builds two models."""
     from shoal.surgery.blueprint import check_layers
 
-    model = inputs.opened.model
-    return reason_of(lambda: check_layers(model.config, kept, model_class=type(model)))
+    model, order = inputs.opened.model, tuple(kept)
+    if order not in inputs.refusals:
+        inputs.refusals[order] = reason_of(lambda: check_layers(model.config, order, model_class=type(model)))
+    return inputs.refusals[order]
 
 
 def reason_of(check: Callable[[], object]) -> str | None:
@@ -291,9 +297,7 @@ def claim(folder: RunFolder, name: str, key: str) -> None:
 
 def save_stage(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted) -> Path:
     """``model/``: the student as a stock checkpoint, written whole and verified by reloading it."""
-    from shoal.surgery.cut import cut
     from shoal.surgery.rewrite import rewrite
-    from shoal.surgery.save import save
     from shoal.surgery.verify import verify, verify_streamed
 
     key = save_key(inputs, plan, fitted.values)
@@ -304,10 +308,7 @@ def save_stage(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted) ->
     if target.exists():  # left by a run that died before it recorded the stage
         shutil.rmtree(target)
     view = inputs.view
-    if inputs.is_streamed:
-        rewrite(inputs.opened.path, plan, target)
-    else:
-        save(cut(view, fitted.student), inputs.opened.tokenizer, target, source=inputs.opened.path)
+    rewrite(inputs.opened.path, plan, target, values=fitted.values, model=inputs.opened.model)
     try:
         ids_BT = inputs.evaluation.ids_NT[:2]
         reference = view.logits(Batch(ids_BT), student=fitted.student)

@@ -184,28 +184,30 @@ class _Work:
     def warm_judge(self, size: ModelSize) -> Oracle:
         """The guards' oracle, after one pass over every candidate of every plan that is still to be made.
 
-        Rounds measure students while they choose, so their candidates are left to their own plan.
+        Rounds and repairs measure while they choose, so their candidates are left to their own plan.
         """
         from shoal.select.budget import parse_budget
         from shoal.select.choose import shortlist
         from shoal.select.guard import student_without
+        from shoal.select.wanted import PATCHED
 
         base = self.bench.inputs
         judge = oracle(base, base.selection, what="guard", progress=self.bench.progress)
         wanted: dict[tuple[int, ...], None] = {}
         for method, inputs in self.methods.items():
-            if inputs.recipe.guard == 1 or inputs.recipe.rounds > 1:
+            recipe = inputs.recipe
+            if recipe.guard == 1 or recipe.rounds > 1 or not is_plain(recipe) or recipe.by == PATCHED:
                 continue
             for n in self.counts:
                 if (point_path(self.folder, method, n) / "plan.json").exists():
                     continue
-                _, candidates = shortlist(
+                candidates = shortlist(
                     parse_budget(str(n)),
                     size,
                     tables=self.found.tables if self.found else {},
-                    how=choosing(inputs.recipe, size.n_layers),
+                    how=choosing(recipe, size.n_layers),
                     refuse=lambda kept: why_not(base, kept),
-                )
+                ).candidates
                 wanted.update((one.layers, None) for one in candidates if len(candidates) > 1)
         judge.measure([student_without(layers) for layers in wanted])
         return judge
