@@ -23,17 +23,19 @@ def split_range(drop: str) -> tuple[str, str]:
     low = low.strip() if dots else "0"
     if re.fullmatch(r"\d+(\.\d+)?", low) and unit:
         low += unit[0]
-    number = re.match(r"\d+(\.\d+)?", low)
+    number = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%?\s*(?:layers?)?", low)
     if number is None or not high:
         raise ValueError(f"--drop {drop!r} is not a range of budgets; write {FORMS}")
-    return ("0" if float(number[0]) == 0 else low), high.strip()
+    return ("0" if float(number[1]) == 0 else low), high.strip()
 
 
 def check_range(drop: str) -> None:
     """Before a model is opened. Raises ValueError: not a range of budgets."""
     for end in split_range(drop):
-        if end != "0":
-            parse_budget(end)
+        try:
+            _ = None if end == "0" else parse_budget(end)
+        except ValueError:
+            raise ValueError(f"--drop {drop!r} is not a range of budgets; write {FORMS}, shares below 100%") from None
 
 
 def counts_in(drop: str, size: ModelSize, *, protected: frozenset[int], n_points: int | None = None) -> tuple[int, ...]:
