@@ -20,6 +20,7 @@ from shoal.run.methods import check_methods, is_plain
 from shoal.run.points import Bench, Cut, make_cut, point_path, with_recipe
 from shoal.run.stages import choosing, needs_scan, oracle, scan_stage, why_not
 from shoal.types import nearest
+from shoal.workers import join
 
 if TYPE_CHECKING:
     from shoal.evaluate import Task
@@ -70,6 +71,8 @@ def sweep_ratios(
     from shoal.select.ratios import check_range, counts_in
     from shoal.select.size import model_size
 
+    if join().size > 1:
+        raise ValueError("a sweep runs in one process; start it without a launcher")
     check_methods(methods, Path(out))
     check_range(drop)
     check_measures(tasks, keep)
