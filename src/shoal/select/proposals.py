@@ -54,7 +54,7 @@ def other_proposers(tables: Tables, wanted: Wanted) -> list[Proposer]:
     """The house's criteria on the tables at hand. With a replacement only contiguous ones: one span, one module."""
     found: list[Proposer] = []
     for selector, by in OTHERS:
-        if by not in tables or (wanted.put_back.layers and not SELECTORS[selector].is_contiguous):
+        if by not in tables or (wanted.put_back.name != "none" and not SELECTORS[selector].is_contiguous):
             continue
         asked = replace(wanted, by=by)
         found.append(Proposer(f"{selector} {by}", SELECTORS[selector].pick(tables, asked)))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from shoal.decoder import Attached, DecoderView, Student
-from shoal.replace.attach import load_values
+from shoal.replace.overlay import load_values
 from shoal.text.samples import Samples
 from shoal.train.checkpoint import MemberProgress, Progress, load_checkpoint, save_checkpoint
 from shoal.train.config import TrainConfig

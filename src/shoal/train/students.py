@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from shoal.decoder import TEACHER, DecoderView, Reading, Student
 from shoal.decoder.student import Step
 from shoal.replace import Replacement, attach
-from shoal.replace.attach import load_values
+from shoal.replace.overlay import load_values
 from shoal.train.objectives import Objective
 from shoal.types import Batch, Span
 
@@ -68,11 +68,11 @@ class Trainee(nn.Module):
 
     def forward(self, h_BTD: Tensor, reading: Reading) -> Tensor:
         """Boundary ``span.start`` to the student's boundary ``span.stop``, through the master, with gradients."""
-        source = self.deployed.args_from
         calls = list(reading.calls)
-        call = calls[source]
-        calls[source] = replace(call, args=_in_fp32(call.args), kwargs={k: _in_fp32(v) for k, v in call.kwargs.items()})
-        step = Step("module", module=self.master, args_from=source)
+        for source, _ in self.deployed.parts:
+            call = calls[source]
+            calls[source] = replace(call, args=_in_fp32(call.args), kwargs={k: _in_fp32(v) for k, v in call.kwargs.items()})
+        step = Step("module", module=self.master, args_from=self.deployed.args_from)
         with torch.autocast(h_BTD.device.type, torch.bfloat16, enabled=self._bfloat16):
             return self._view.run_step(self.start.span.start, step, h_BTD.float(), replace(reading, calls=tuple(calls)))
 
