@@ -97,6 +97,17 @@ def test_repair(base):
     assert len({key(), *others}) == 5
 
 
+def test_the_guard_compares_repaired_candidates(base):
+    """So the repair and its text belong to the choice; without a comparison, or with a replacement, they do not."""
+
+    def key(**changes):
+        asked = {"replace": "none", "repair": "sweep", "fit": {"tokens": 480}, **changes}
+        return keys(base, asked)["plan"]
+
+    assert len({key(), key(repair="refit"), key(repair="none"), key(fit={"tokens": 640})}) == 4
+    assert key(guard=1) == key(guard=1, repair="refit", fit={"tokens": 640})
+
+
 def test_the_rest_of_a_recipe(base, tmp_path):
     assert changed(base, {"name": "mine", "about": "a try", "papers": ["2403.17887"]}) == set()
     assert changed(base, {"observers": ["cka"]}) == {"scan", "plan"}

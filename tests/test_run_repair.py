@@ -138,3 +138,22 @@ def test_the_command_repairs_and_shows_it(small, tmp_path, capsys, monkeypatch):
     assert "Repair: 'sweep' of layers" in " ".join(shown.err.split())
     code, shown = shoal("--repair", "sweep")
     assert code == 2 and "--replace none" in shown.err
+
+
+def test_the_guard_ranks_repaired_candidates(whole, small, tmp_path):
+    """Each with its repair on a part of the text; the plain figures stay beside them; patches have a word."""
+    ranked = whole.plan.candidates
+    assert len(ranked) > 1 and all(one.kl_plain is not None and one.kl <= one.kl_plain for one in ranked)
+    assert [one.kl for one in ranked] == sorted(one.kl for one in ranked)
+    assert any("span patch_error/rest" in one.proposed_by for one in ranked)
+    plain = compress(recipe(small, "none"), tmp_path / "plain").plan.candidates
+    assert all(one.kl_plain is None and "span patch_error/rest" not in one.proposed_by for one in plain)
+    same = {one.layers: one.kl for one in plain}
+    assert all(one.kl_plain == same[one.layers] for one in ranked if one.layers in same)
+
+
+def test_the_score_after_the_patch_can_decide_alone(small, tmp_path):
+    chosen = compress(recipe(small, by="patch_error/rest", guard=1), tmp_path / "run").plan
+    assert len(chosen.removed_layers) == 2 and "patch_error/rest" in chosen.method
+    with pytest.raises(ValueError, match="--select span"):
+        compress(recipe(small, by="patch_error/rest", select="lowest"), tmp_path / "other")

@@ -15,6 +15,7 @@ import yaml
 from shoal.evaluate import Evaluation, Generation, rows
 from shoal.export.citations import bibtex
 from shoal.plan import Drop, Plan, Refit, Replace, describe_removal
+from shoal.select.guard import spread_said
 from shoal.train.result import TrainResult
 from shoal.types import spans_of
 
@@ -147,6 +148,7 @@ def _removed(plan: Plan) -> str:
             details.append(f"- layer {edit.layer}: new values for {', '.join(f'`{p}`' for p in edit.parameters)}")
     lines += ["", *details] if details else []
     lines += ["", f"How it was chosen: {plan.method}"] if plan.method else []
+    lines += ["", f"Choice {spread_said(plan.spread)}."] if plan.spread else []
     return "\n".join([*lines, *_candidates(plan)])
 
 
@@ -154,7 +156,9 @@ def _candidates(plan: Plan) -> list[str]:
     measured = [one for one in plan.candidates if one.kl is not None]
     if not measured:
         return []
-    lines = ["", "Candidates, as plain cuts before any training, compared on text that is not in the figures above:", ""]
+    repaired = any(one.kl_plain is not None for one in measured)
+    as_what = "each repaired on a part of the text" if repaired else "as plain cuts before any training"
+    lines = ["", f"Candidates, {as_what}, compared on text that is not in the figures above:", ""]
     lines += ["| removed | proposed by | KL | perplexity |", "|---|---|---:|---:|"]
     for one in measured:
         perplexity = "" if one.perplexity is None else f"{one.perplexity:.4g}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shoal.run.candidates import repairs_candidates
 from shoal.types import stable_hash
 
 if TYPE_CHECKING:
@@ -26,7 +27,10 @@ def scan_key(inputs: Inputs) -> str:
 
 def choice_key(inputs: Inputs, budget: Budget, how: Choosing, *, scan: str | None) -> str:
     """``scan``: key of the scan that is read, if any."""
+    recipe = inputs.recipe
     used = dict(budget=budget.text, kind=budget.kind, how=repr(how), scan=scan)
+    if repairs_candidates(recipe):
+        used.update(repair=recipe.repair, fitting=inputs.fitting.data_hash)
     return stable_hash("plan", inputs.model_key, used, inputs.selection.data_hash if how.n_candidates > 1 else None)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shoal.run.candidates import patch_table_of, repairer
 from shoal.run.evaluate import against_teacher
 from shoal.run.folder import RunFolder
 from shoal.run.inputs import Inputs, Progress, silent
@@ -102,6 +103,8 @@ def plan_stage(inputs: Inputs, folder: RunFolder, found: Scan | None, *, progres
         how=how,
         oracle=oracle(inputs, inputs.selection, what="guard", progress=progress) if recipe.guard > 1 else None,
         rescan=rescanner(view, inputs.batches(inputs.calibration)) if recipe.rounds > 1 else None,
+        patch_table=patch_table_of(inputs, progress=progress),
+        repair=repairer(inputs, size, progress=progress),
         refuse=lambda kept: why_not(inputs, kept),
     )
     plan = plan_of(
@@ -112,6 +115,7 @@ def plan_stage(inputs: Inputs, folder: RunFolder, found: Scan | None, *, progres
         source_hash=inputs.opened.fingerprint,
         method=choice.method,
         candidates=choice.candidates,
+        spread=choice.spread,
     )
     plan.save(folder / "plan.json")
     folder.finish("plan", key, seconds=time.monotonic() - started, files=["plan.json"])

@@ -58,8 +58,8 @@ class Scan:
         """Write ``scan.safetensors`` (values), then ``scan.json`` (the rest, with the hash of the values)."""
         from safetensors.numpy import save
 
-        named = [(f"{name}.{part}", getattr(table, part)) for name, table in self.tables.items() for part in PARTS]
-        arrays = {key: np.ascontiguousarray(array) for key, array in named}
+        named = [(f"{name}.{array}", getattr(table, array)) for name, table in self.tables.items() for array in ARRAYS]
+        arrays = {key: np.ascontiguousarray(array) for key, array in named if array is not None}
         content = save(arrays)
         write_atomically(Path(folder) / VALUES, content)
         heads = tuple(
@@ -92,7 +92,9 @@ class Scan:
         tables: dict[str, SpanTable] = {}
         for head in file.tables:
             name = f"{head.criterion}/{head.tokens}"
-            values, stderr = (arrays[f"{name}.{part}"] for part in PARTS)
+            values, stderr, parts = (arrays.get(f"{name}.{array}") for array in ARRAYS)
+            if values is None or stderr is None:
+                raise ValueError(f"{Path(folder) / VALUES} has no values for {name!r}; scan again")
             tables[name] = SpanTable(
                 criterion=head.criterion,
                 tokens=head.tokens,
@@ -101,11 +103,12 @@ class Scan:
                 unit=head.unit,
                 higher_is_more_redundant=head.higher_is_more_redundant,
                 n_samples=head.n_samples,
+                parts=parts,
             )
         return cls(tables, file.anatomy, file.provenance)
 
 
-PARTS = ("values", "stderr")
+ARRAYS = ("values", "stderr", "parts")
 
 
 class TableHead(Record):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shoal.plan import Candidate, Drop, Edit, Plan, Replace
+from shoal.plan import Candidate, Drop, Edit, PartChoice, Plan, Replace
 from shoal.select.size import ModelSize, PutBack
 
 
@@ -18,6 +18,7 @@ def plan_of(
     teacher: str | None = None,
     method: str = "",
     candidates: Sequence[Candidate] = (),
+    spread: Sequence[PartChoice] = (),
 ) -> Plan:
     """The plan whose student, before any replacement is trained, lacks exactly ``layers``.
 
@@ -50,4 +51,5 @@ def plan_of(
         after=size.after(removed, put_back),
         method=method,
         candidates=tuple(candidates),
+        spread=tuple(spread),
     )

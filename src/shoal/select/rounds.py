@@ -65,4 +65,4 @@ def compact(table: SpanTable, remaining: Sequence[int]) -> SpanTable:
     """The table of a model that consists of the ``remaining`` layers only, numbered anew from 0."""
     boundaries = [*remaining, table.n_layers]
     grid = np.ix_(boundaries, boundaries)
-    return replace(table, values=table.values[grid], stderr=table.stderr[grid])
+    return replace(table, values=table.values[grid], stderr=table.stderr[grid], parts=None)

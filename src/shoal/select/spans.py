@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from shoal.select.wanted import Picked, Tables, Wanted
+from shoal.select.wanted import PATCHED, Picked, Tables, Wanted
 from shoal.types import Span
 
 
@@ -20,7 +20,8 @@ def span_by(tables: Tables, wanted: Wanted) -> Iterator[Picked]:
     Raises:
         ValueError: no such table.
     """
-    return _ranked(tables, wanted, n_inherited=wanted.put_back.inherits)
+    goes_only = wanted.by == PATCHED  # measured of exactly the layers that go
+    return _ranked(tables, wanted, n_inherited=0 if goes_only else wanted.put_back.inherits)
 
 
 def plain_span_by(tables: Tables, wanted: Wanted) -> Iterator[Picked]:
