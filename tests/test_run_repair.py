@@ -104,12 +104,6 @@ def test_a_trained_layer_and_a_repair_take_turns_in_one_folder(small, tmp_path):
     assert same(load_file(back.folder / "fit.safetensors"), values) and back.repaired is None
 
 
-def test_a_repair_of_layers_on_disk_is_refused_before_any_stage(small, tmp_path):
-    with pytest.raises(ValueError, match="--repair none, or --resident all"):
-        compress(recipe(small), tmp_path / "run", resident="1")
-    assert not (tmp_path / "run" / "scan.json").exists()
-
-
 def test_repair_and_a_trained_layer_together_are_refused(small):
     with pytest.raises(ValueError, match="--replace none or --repair none"):
         recipe(small, replace="layer")

@@ -79,8 +79,6 @@ def run_stages(inputs: Inputs, folder: RunFolder, *, command: str = "", progress
         raise ValueError(
             "a replacement cannot be trained yet while layers are read from disk; use --replace none, or --resident all"
         )
-    if inputs.is_streamed and inputs.recipe.repair != "none":
-        raise ValueError("a repair cannot be saved yet while layers are read from disk; use --repair none, or --resident all")
     check_budget(inputs)
     recipe_file, recipe = folder / "recipe.yaml", inputs.recipe.to_yaml().encode()
     if folder.overwrite or not recipe_file.exists():  # else at the end: a refused run leaves the recipe of what stands

@@ -290,9 +290,7 @@ def claim(folder: RunFolder, name: str, key: str) -> None:
 
 def save_stage(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted) -> Path:
     """``model/``: the student as a stock checkpoint, written whole and verified by reloading it."""
-    from shoal.surgery.cut import cut
     from shoal.surgery.rewrite import rewrite
-    from shoal.surgery.save import save
     from shoal.surgery.verify import verify, verify_streamed
 
     key = save_key(inputs, plan, fitted.values)
@@ -303,10 +301,7 @@ def save_stage(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted) ->
     if target.exists():  # left by a run that died before it recorded the stage
         shutil.rmtree(target)
     view = inputs.view
-    if inputs.is_streamed:
-        rewrite(inputs.opened.path, plan, target)
-    else:
-        save(cut(view, fitted.student), inputs.opened.tokenizer, target, source=inputs.opened.path)
+    rewrite(inputs.opened.path, plan, target, values=fitted.values, model=inputs.opened.model)
     try:
         ids_BT = inputs.evaluation.ids_NT[:2]
         reference = view.logits(Batch(ids_BT), student=fitted.student)
