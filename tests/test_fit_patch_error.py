@@ -158,13 +158,11 @@ def test_the_selector_takes_the_span_of_least_error():
         return patch_errors(view, BATCHES, spans=spans)
 
     size = model_size(view)
-    for put_back in ("none", "layer"):
-        how = Choosing(
-            by=PATCHED, n_candidates=1, put_back={"none": NOTHING, "layer": put_back_of(LayerReplacement(), 32)}[put_back]
-        )
+    for put_back in (NOTHING, put_back_of(LayerReplacement(), 32)):
+        how = Choosing(by=PATCHED, n_candidates=1, put_back=put_back)
         chosen = choose(parse_budget("2"), size, tables={}, how=how, patch_table=patch_table)
         allowed = [span for span in seen[-1]]
-        assert {span.n for span in allowed} == {2} and (put_back == "none") == (Span(0, 2) in allowed)
+        assert {span.n for span in allowed} == {2} and (put_back == NOTHING) == (Span(0, 2) in allowed)
         table = patch_errors(view, BATCHES, spans=allowed)
         assert Span(chosen.layers[0], chosen.layers[-1] + 1) == min(allowed, key=lambda span: table[span])
 
