@@ -56,15 +56,16 @@ CHOICE = {
     "guard": 3, "replace": "none",
 }  # fmt: skip
 TRAIN = {
+    "objective": "cosine", "several": "sequential",
     "tokens": 480, "lr": 1e-3, "min_lr": 1e-5, "warmup": 0.1, "weight_decay": 0.1, "betas": (0.9, 0.99), "clip": 0.5,
     "batch": 2, "micro_batch": 2, "dtype": "bfloat16", "eval_every": 3, "seed": 1,
 }  # fmt: skip
 
 
 def test_no_option_is_forgotten_here():
-    """``sources``, ``seed``, ``repair``, ``fit`` are below; ``objective`` has one name so far; the rest is for people."""
+    """``sources``, ``seed``, ``repair``, ``fit`` and ``stages`` are below; the rest is for people."""
     assert {*TEXT, "sources"} == set(TextChoice.model_fields)
-    assert {*TRAIN, "objective"} == set(TrainConfig.model_fields)
+    assert {*TRAIN, "stages"} == set(TrainConfig.model_fields)
     others = {"name", "about", "papers", "model", "text", "train", "observers", "seed", "repair", "fit"}
     assert {*CHOICE, *others} == set(load_recipe().model_dump())
 
@@ -83,6 +84,11 @@ def test_choice(base, option):
 @pytest.mark.parametrize("option", TRAIN)
 def test_training(base, option):
     assert changed(base, {"train": {option: TRAIN[option]}}) == FITTING
+
+
+def test_stages_of_training(base):
+    staged = [{"objective": name, "tokens": 320} for name in ("hidden_mse", "forward_kl")]
+    assert changed(base, {"train": {"tokens": None, "stages": staged}}) == FITTING
 
 
 def test_repair(base):

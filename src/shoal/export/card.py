@@ -194,9 +194,7 @@ def _reproduce(plan: Plan, name: str, recipe_name: str, command: str) -> str:
 
 def _provenance(evaluation: Evaluation, trained: Sequence[TrainResult]) -> str:
     source = evaluation.provenance
-    texts = [
-        f"{one.data}, hash `{one.data_hash}`, {one.n_tokens:,} tokens for {one.replacement!r} at {one.span}" for one in trained
-    ]
+    texts = [f"{one.data}, hash `{one.data_hash}`, {one.n_tokens:,} tokens for {', '.join(one.trained)}" for one in trained]
     facts = {
         "teacher": f"`{source_name(source.model)}`, hash `{source.model_hash}`",
         "evaluation text": f"{source.data}, hash `{source.data_hash}`",

@@ -77,7 +77,7 @@ class Inputs:
     @cached_property
     def training(self) -> Samples:
         """As many samples as the recipe's tokens need; without a number, 1 M tokens or what the text holds."""
-        tokens, is_padded = self.recipe.train.tokens, self.recipe.text.packing == "padded"
+        tokens, is_padded = self.recipe.train.all_tokens(), self.recipe.text.packing == "padded"
         if tokens is not None and not is_padded:
             return self._samples("training", -(-tokens // self.length))
         return self._up_to(DEFAULT_TOKENS if tokens is None else tokens)
