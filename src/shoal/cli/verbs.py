@@ -43,6 +43,7 @@ from shoal.cli.options import (
     with_options,
 )
 from shoal.cli.show import HEAT_MAP, say_files, say_spread, say_text, show_outcome
+from shoal.workers import join
 
 if TYPE_CHECKING:
     from shoal.cli.console import Screen
@@ -66,13 +67,23 @@ def version(wanted: bool) -> None:
         raise typer.Exit
 
 
+SHARED = ("compress", "eval", "plan", "run", "scan")
+"""Verbs whose work several processes can share."""
+
+
 @app.callback()
 def shoal(
+    context: typer.Context,
     show_version: Annotated[
         bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Make deep language models shallower."""
+    n_processes = join().size
+    if n_processes > 1 and context.invoked_subcommand not in SHARED:
+        raise ValueError(
+            f"{context.invoked_subcommand} runs in one process, not in {n_processes}; {', '.join(SHARED)} share work"
+        )
 
 
 @app.command()

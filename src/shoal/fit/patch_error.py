@@ -21,10 +21,11 @@ from torch import Tensor
 
 from shoal.decoder import DecoderView, Tap, run_pass
 from shoal.fit.solve import RIDGES, cross_validated
-from shoal.fit.sums import MapSums, add_tokens, no_sums
+from shoal.fit.sums import MapSums, no_sums
 from shoal.scan.tokens import massive_tokens, real_lengths
 from shoal.select.wanted import PATCHED
 from shoal.types import Batch, Span, SpanTable, stable_hash
+from shoal.workers import ALONE, Workers
 
 N_FOLDS = 2
 
@@ -53,7 +54,7 @@ class PatchObserver:
                 alive_N = norms_2N[1] > 0  # a target of length zero has no relative error
                 sinks_N = massive_tokens(norms_2N).any(0)
                 weights_N = torch.where(alive_N, norms_2N[1].square().reciprocal(), 0.0)
-                add_tokens(folds[fold], x_ND, y_ND - x_ND, weights_N=weights_N, sinks_N=sinks_N)
+                folds[fold].add_tokens(x_ND, y_ND - x_ND, weights_N=weights_N, sinks_N=sinks_N)
 
     def state(self) -> dict[str, Tensor]:
         return {
@@ -104,14 +105,18 @@ def patch_errors(
     *,
     spans: Sequence[Span],
     after_batch: Callable[[Batch], None] | None = None,
+    workers: Workers = ALONE,
 ) -> SpanTable:
     """The table ``patch_error/rest`` of some spans, in one pass up to the last boundary they need; NaN for all others.
 
+    Args:
+        workers: who share the pass; all of them get the same table.
     Raises:
         ValueError: NaN or infinite states.
     """
     observer = PatchObserver(spans, hidden_size=view.hidden_size, device=view.device)
-    run_pass(view, batches, observers=[observer], stop=max(span.stop for span in spans), after_batch=after_batch)
+    stop = max(span.stop for span in spans)
+    run_pass(view, batches, observers=[observer], stop=stop, after_batch=after_batch, workers=workers)
     values = np.full((view.n_layers + 1, view.n_layers + 1), np.nan)
     for span, error in observer.errors().items():
         values[span.start, span.stop] = error

@@ -41,6 +41,7 @@ def patch_table_of(inputs: Inputs, *, progress: Progress) -> PatchTable | None:
             batches,
             spans=spans[:most],
             after_batch=lambda batch: progress("rank by patch", batch.index + 1, len(batches)),
+            workers=inputs.workers,
         )
 
     return measure
@@ -78,6 +79,7 @@ def repairer(inputs: Inputs, size: ModelSize, *, progress: Progress) -> Repair |
                 samples,
                 repair=inputs.recipe.repair,
                 batch_size=inputs.batch_size,
+                config=inputs.recipe.fit,
                 progress=lambda done, total: progress("repair a candidate", done, total),
             )
         except ValueError:  # this cut leaves nothing that can be refitted: it competes as it is

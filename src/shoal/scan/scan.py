@@ -15,6 +15,7 @@ from shoal.decoder.student import TEACHER, Student
 from shoal.scan.anatomy import Anatomy
 from shoal.scan.gram import GramObserver
 from shoal.types import Batch, Provenance, Record, SpanTable, nearest, stable_hash, write_atomically
+from shoal.workers import ALONE, Workers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -138,6 +139,7 @@ def scan(
     observers: Sequence[TableObserver] = (),
     observed: Student = TEACHER,
     after_batch: Callable[[Batch], None] | None = None,
+    workers: Workers = ALONE,
 ) -> Scan:
     """Measure every span with every pairwise criterion in one pass.
 
@@ -147,11 +149,13 @@ def scan(
         observers: further observers fed by the same pass, e.g. :class:`~shoal.scan.cka.CkaObserver`.
         observed: the student whose stream is measured; its removed layers change nothing, so they score 0.
         after_batch: called when a batch is done, for progress.
+        workers: who share the batches; given the same ones, all of them return the same scan.
     Raises:
         ValueError: no batches, or NaN or infinite states.
     """
     gram = GramObserver(view.n_layers)
-    run_pass(view, batches, observers=[gram, *observers], observed=observed, after_batch=after_batch)
+    everyone = [gram, *observers]
+    run_pass(view, batches, observers=everyone, observed=observed, after_batch=after_batch, workers=workers)
     return finish(gram, observers, provenance=provenance)
 
 
