@@ -10,7 +10,7 @@ from shoal import compress, load_recipe
 from shoal.evaluate import load_task
 from shoal.evaluate.curve import RatioSweep
 from shoal.recipe import RECIPES
-from shoal.run.methods import method_choice, slug
+from shoal.run.methods import method_choice, method_names, slug
 from shoal.run.sweep import sweep_ratios
 from shoal.score.oracle import Oracle
 from shoal.select.ratios import counts_in, spread
@@ -214,7 +214,11 @@ def test_method_names():
     assert method_choice("uidl+sweep") == ("uidl", {"repair": "sweep"})
     assert method_choice("mine.yaml") == ("mine.yaml", {})
     assert all(method_choice(name) == (name, {}) for name in RECIPES)
-    assert slug("some/where/my recipe.yaml") == "my_recipe.yaml"
+    assert method_choice("swiglu:width=8,layout=code") == ("default", {"replace": "swiglu:width=8,layout=code"})
+    listed = method_names("none, refit,swiglu:width=8,layout=code,,layer ,none")
+    assert listed == ["none", "refit", "swiglu:width=8,layout=code", "layer"]
+    assert slug("swiglu:width=8,layout=code") == "swiglu-width-8-layout-code"
+    assert slug("some/where/my recipe.yaml") == "my-recipe.yaml"
 
 
 @pytest.mark.parametrize("name", ["refti", "refit+sweep", "uidl+shortgpt", "none+refit", "refit+", ""])

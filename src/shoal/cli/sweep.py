@@ -85,7 +85,7 @@ def sweep(
     from shoal.evaluate.curve_table import cliff_lines, sweep_table
     from shoal.evaluate.keep import parse_keep, sentence
     from shoal.report.curve import draw_curves
-    from shoal.run.methods import method_choice
+    from shoal.run.methods import method_choice, method_names
     from shoal.run.sweep import Keeping, sweep_ratios
 
     screen = Screen(as_json=json)
@@ -94,7 +94,7 @@ def sweep(
     wanted = None if keep is None else Keeping(parse_keep(keep), of)
     tasks = [load_task(path) for path in task or ()]
     recipes = {}
-    for name in dict.fromkeys(part.strip() for part in methods.split(",") if part.strip()):
+    for name in method_names(methods):
         recipe, changes = method_choice(name)
         recipes[name] = with_options(
             recipe, model=model, text=text, samples=samples, length=length, protect=protect, fit_tokens=fit_tokens,

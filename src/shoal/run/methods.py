@@ -12,6 +12,12 @@ from shoal.run.early import check_recipe
 from shoal.types import nearest
 
 
+def method_names(methods: str) -> list[str]:
+    """The methods of a list with commas, each once; options of a replacement keep their commas (``swiglu:width=8,layout=code``)."""
+    parts = re.split(r",(?!\s*\w+\s*=)", methods)
+    return list(dict.fromkeys(part.strip() for part in parts if part.strip()))
+
+
 def method_choice(name: str) -> tuple[str, dict[str, str]]:
     """A method's recipe and what it changes: ``none``, a repair or replacement (on the recipe ``default``), a recipe, a YAML
     file, or several joined by ``+`` such as ``uidl+sweep``.
@@ -19,11 +25,14 @@ def method_choice(name: str) -> tuple[str, dict[str, str]]:
     Raises:
         ValueError: an unknown part, or two parts that say the same.
     """
-    known = {field: set(get_args(Recipe.model_fields[field].annotation)) - {"none"} for field in ("repair", "replace")}
+    from shoal.replace.table import REPLACEMENTS
+
+    repairs = set(get_args(Recipe.model_fields["repair"].annotation)) - {"none"}
+    known = {"repair": repairs, "replace": set(REPLACEMENTS)}
     recipe: str | None = None
     changes: dict[str, str] = {}
     for part in [] if name == "none" else name.split("+"):
-        field = next((field for field, names in known.items() if part in names), None)
+        field = next((field for field, names in known.items() if part.split(":")[0] in names), None)
         is_recipe = part in RECIPES or Path(part).suffix in (".yaml", ".yml")
         if field is None and not is_recipe:
             names = {"none", *RECIPES, *known["repair"], *known["replace"]}
@@ -48,7 +57,7 @@ def is_plain(recipe: Recipe) -> bool:
 
 def slug(method: str) -> str:
     """The method's name as part of a folder's."""
-    return re.sub(r"[^\w+.-]+", "_", Path(method).name)
+    return re.sub(r"[^\w+.-]+", "-", Path(method).name)
 
 
 def check_methods(methods: Mapping[str, Recipe], out: Path) -> None:

@@ -23,6 +23,7 @@ from shoal.types import nearest
 from shoal.workers import join
 
 if TYPE_CHECKING:
+    from shoal.decoder import DecoderView
     from shoal.evaluate import Task
     from shoal.evaluate.curve import Kept, Point, RatioSweep
     from shoal.scan import Scan
@@ -85,7 +86,7 @@ def sweep_ratios(
         raise ValueError("a replacement cannot be trained in a sweep while layers are read from disk; use --resident all")
     size = model_size(base.view)
     counts = counts_in(drop, size, protected=base.recipe.protected(size.n_layers), n_points=n_points)
-    check_counts(methods, counts, size)
+    check_counts(methods, counts, base.view, size)
     refuse_to_lose_points(folder, {(name, n) for name in methods for n in counts})
     found = scan_stage(base, folder, progress=progress) if any(map(needs_scan, methods.values())) else None
     bench = Bench(base, tasks, progress)
@@ -138,7 +139,7 @@ def check_measures(tasks: Sequence[Task], keep: Keeping | None) -> None:
         raise ValueError(f"--of {keep.of!r} is not measured here; {nearest(keep.of, names)} (tasks: give --task)")
 
 
-def check_counts(methods: Mapping[str, Recipe], counts: Sequence[int], size: ModelSize) -> None:
+def check_counts(methods: Mapping[str, Recipe], counts: Sequence[int], view: DecoderView, size: ModelSize) -> None:
     """Every method can remove every number of layers, as far as that shows before anything is scored.
 
     Raises:
@@ -150,7 +151,7 @@ def check_counts(methods: Mapping[str, Recipe], counts: Sequence[int], size: Mod
     for name, recipe in methods.items():
         for n in (counts[0], counts[-1]):
             try:
-                check_reach(parse_budget(str(n)), size, how=choosing(recipe, size.n_layers))
+                check_reach(parse_budget(str(n)), size, how=choosing(recipe, view))
             except ValueError as reason:
                 raise ValueError(f"method {name!r}: {reason}; sweep a smaller range, or leave this method out") from None
 
@@ -208,7 +209,7 @@ class _Work:
                     parse_budget(str(n)),
                     size,
                     tables=self.found.tables if self.found else {},
-                    how=choosing(recipe, size.n_layers),
+                    how=choosing(recipe, base.view),
                     refuse=lambda kept: why_not(base, kept),
                 ).candidates
                 wanted.update((one.layers, None) for one in candidates if len(candidates) > 1)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from shoal.select.budget import parse_budget, resolve
-from shoal.select.size import PUT_BACK, ModelSize
+from shoal.select.size import NOTHING, ModelSize
 
 MOST_POINTS = 16
 FORMS = "0..50% (of all parameters), 0..50%layers, 0..8 (layers), or the upper end alone"
@@ -52,9 +52,7 @@ def counts_in(drop: str, size: ModelSize, *, protected: frozenset[int], n_points
     removable = [layer for layer in range(size.n_layers) if layer not in protected]
     n_most = min(len(removable), size.n_layers - 1)
     ends = [
-        1
-        if end == "0"
-        else resolve(parse_budget(end), size, put_back=PUT_BACK["none"], removable=removable, n_most=n_most).n_net
+        1 if end == "0" else resolve(parse_budget(end), size, put_back=NOTHING, removable=removable, n_most=n_most).n_net
         for end in (low, high)
     ]
     if ends[0] > ends[1]:
