@@ -13,7 +13,7 @@ from shoal.types import nearest
 
 
 def method_names(methods: str) -> list[str]:
-    """The methods of a list with commas, each once; options of a replacement keep their commas (``swiglu:width=8,layout=code``)."""
+    """The methods of a list with commas, each once. Options of a replacement keep theirs (``swiglu:width=8,layout=code``)."""
     parts = re.split(r",(?!\s*\w+\s*=)", methods)
     return list(dict.fromkeys(part.strip() for part in parts if part.strip()))
 
