@@ -111,6 +111,8 @@ class _Run:
         self.dtype = str(view.dtype)
         self.decided_by: Literal["quality", "validation"] = "validation" if quality is None else "quality"
         self.trainees = Trainees(view, starts, self.objectives[0], bfloat16=config.dtype == "bfloat16")
+        for objective in self.objectives:
+            self.trainees.refuse_absent_layers(objective)
         self.parallel = data_parallel(self.trainees, workers, device=view.device)
         self.members = self.trainees.members
         self.best: list[dict[str, Tensor]] = [{} for _ in self.members]
@@ -159,7 +161,7 @@ class _Run:
             if stage != self.stage:
                 self._enter(stage)
             steps = self.course.steps(self.progress.step - self.course.first_step, self.workers)
-            for step, pieces in steps:
+            for step, pieces in self.trainees.ahead(steps):
                 self._measure_if_due()
                 loss = self._step(step, pieces)
                 if report is not None:
