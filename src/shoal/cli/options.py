@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from shoal.fit.config import REPAIRS
+from shoal.replace.table import REPLACEMENTS
 
 if TYPE_CHECKING:
     from shoal.recipe import Recipe
@@ -68,7 +69,13 @@ Protect = Annotated[
         help="Layers that are not removed, such as 0,1,-1, or none; a replacement may still retrain one.  [default: 0,-1]",
     ),
 ]
-ReplaceBy = Annotated[Optional[str], typer.Option("--replace", help="none or layer.  [default: layer]")]  # noqa: UP045
+ReplaceBy = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--replace",
+        help=f"none, {', '.join(REPLACEMENTS)}; options behind the name, such as swiglu:width=1024.  [default: layer]",
+    ),
+]
 RepairBy = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
@@ -90,6 +97,30 @@ LearningRate = Annotated[
     Optional[float],  # noqa: UP045
     typer.Option("--lr", help="Peak learning rate.  [default: 0.8 / hidden size, at most 8e-3]"),
 ]
+
+EvaluationSamples = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--samples", help="Evaluation samples.  [default: up to 64]"),
+]
+TaskNames = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--task",
+        metavar="FILE|NAME",
+        help="Task file (JSON lines with ctx, choices, gold; ctx, target; ctx, answer; or question, answer), or a task of "
+        "lm-eval by name; may be repeated.",
+    ),
+]
+Engine = Annotated[
+    str,
+    typer.Option("--engine", help="built-in (files), lm-eval, or auto: files built-in, names by lm-eval."),
+]
+Shots = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--shots", help="Solved examples before each item: first items of the file.  [default: 0, or the task's]"),
+]
+Items = Annotated[Optional[int], typer.Option("--items", help="The first items of every task.  [default: all]")]  # noqa: UP045
+Include = Annotated[Optional[Path], typer.Option("--include", help="Folder of lm-eval's YAML tasks of your own.")]  # noqa: UP045
 
 
 def with_options(recipe: str, **options: Any) -> Recipe:

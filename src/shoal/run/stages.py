@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from shoal.decoder import Student
+    from shoal.decoder import DecoderView, Student
     from shoal.evaluate import Evaluation
     from shoal.plan import Plan
     from shoal.recipe import Recipe
@@ -82,8 +82,21 @@ def draw(found: Scan, folder: Path, *, by: str) -> list[str]:
     return [save_heatmap(table, folder / f"heatmap.{kind}").name for kind in ("png", "svg")]
 
 
-def plan_stage(inputs: Inputs, folder: RunFolder, found: Scan | None, *, progress: Progress = silent) -> Plan:
-    """``plan.json``: budget, selector and guard."""
+def plan_stage(
+    inputs: Inputs,
+    folder: RunFolder,
+    found: Scan | None,
+    *,
+    budget: Budget | None = None,
+    judge: Oracle | None = None,
+    progress: Progress = silent,
+) -> Plan:
+    """``plan.json``: budget, selector and guard.
+
+    Args:
+        budget: the recipe's unless given.
+        judge: the guard's oracle on ``selection``, shared by the plans of a sweep; a new one unless given.
+    """
     from shoal.plan import Plan
     from shoal.select.choose import choose
     from shoal.select.plan_of import plan_of
@@ -91,7 +104,7 @@ def plan_stage(inputs: Inputs, folder: RunFolder, found: Scan | None, *, progres
     from shoal.select.size import model_size
 
     recipe, view = inputs.recipe, inputs.view
-    budget, how = budget_of(recipe), choosing(recipe, view.n_layers)
+    budget, how = budget or budget_of(recipe), choosing(recipe, view)
     key = choice_key(inputs, budget, how, scan=scan_key(inputs) if found else None)
     if folder.is_done("plan", key):
         return Plan.load(folder / "plan.json")
@@ -102,7 +115,7 @@ def plan_stage(inputs: Inputs, folder: RunFolder, found: Scan | None, *, progres
         size,
         tables=found.tables if found else {},
         how=how,
-        oracle=oracle(inputs, inputs.selection, what="guard", progress=progress) if recipe.guard > 1 else None,
+        oracle=(judge or oracle(inputs, inputs.selection, what="guard", progress=progress)) if recipe.guard > 1 else None,
         rescan=rescanner(view, inputs.batches(inputs.calibration), workers=inputs.workers) if recipe.rounds > 1 else None,
         patch_table=patch_table_of(inputs, progress=progress),
         repair=repairer(inputs, size, progress=progress),
@@ -146,7 +159,7 @@ def plan_unopened(recipe: Recipe, folder: RunFolder, *, trust_remote_code: bool 
     check_can_be_cut(config)
     skeleton = blueprint(config)
     size = size_of(skeleton, find_layers(skeleton)[0])
-    how = choosing(recipe, size.n_layers)
+    how = choosing_unopened(recipe, size.n_layers)
     budget = budget_of(recipe)
     key = unopened_choice_key(fingerprint(path), budget, how)
     if folder.is_done("plan", key):
@@ -181,10 +194,19 @@ def budget_of(recipe: Recipe) -> Budget:
     return parse_parameters(recipe.parameters) if recipe.parameters else parse_budget(recipe.drop)
 
 
-def choosing(recipe: Recipe, n_layers: int) -> Choosing:
-    """What the recipe says of selection."""
+def choosing(recipe: Recipe, view: DecoderView) -> Choosing:
+    """What the recipe says of selection, for a model: the options of a replacement are those its family has."""
+    from shoal.replace import parse_replacement
+    from shoal.select.size import put_back_of
+
+    found = parse_replacement(recipe.replace)
+    put_back = put_back_of(None if found is None else found.resolved(view), view.hidden_size)
+    return replace(choosing_unopened(recipe, view.n_layers), put_back=put_back)
+
+
+def choosing_unopened(recipe: Recipe, n_layers: int) -> Choosing:
+    """As :func:`choosing` for plain removal."""
     from shoal.select.choose import Choosing
-    from shoal.select.size import PUT_BACK
 
     return Choosing(
         selector=recipe.select,
@@ -193,16 +215,17 @@ def choosing(recipe: Recipe, n_layers: int) -> Choosing:
         protected=recipe.protected(n_layers),
         n_rounds=recipe.rounds,
         n_candidates=recipe.guard,
-        put_back=PUT_BACK[recipe.replace],
     )
 
 
 def why_not(inputs: Inputs, kept: Sequence[int]) -> str | None:
-    """Why this family cannot be left with these layers, or None."""
+    """Why this family cannot be left with these layers, or None. Asked once per set: the answer builds two models."""
     from shoal.surgery.blueprint import check_layers
 
-    model = inputs.opened.model
-    return reason_of(lambda: check_layers(model.config, kept, model_class=type(model)))
+    model, order = inputs.opened.model, tuple(kept)
+    if order not in inputs.refusals:
+        inputs.refusals[order] = reason_of(lambda: check_layers(model.config, order, model_class=type(model)))
+    return inputs.refusals[order]
 
 
 def reason_of(check: Callable[[], object]) -> str | None:
@@ -267,6 +290,7 @@ def train_stage(
         folder=folder / "train",
         quality=lambda student: judge.measure([student])[0].kl,
         progress=lambda step, n_steps, loss: progress("train", step, n_steps),
+        workers=inputs.workers,
     )
 
     def write() -> None:
