@@ -12,8 +12,8 @@ with a warm file cache, and keeps freed memory as the command does:
 Memory is the peak of the resident size (VmHWM, set back after the imports; mapped pages count), less that of a process with the
 same imports that does nothing. What a streamed case may take: embeddings and head, 2.5 layers, the states it may keep,
 activations, and where it trains what a trained layer costs. Activations are what the resident scan takes beyond its weights.
-A trained layer costs 22 bytes per parameter: fp32 masters, gradients and two moments, and in bfloat16 the start, the copy that is
-measured and the best values so far.
+A trained layer costs 22 bytes per parameter: fp32 masters, gradients and two moments, and in bfloat16 the start, the copy that
+is measured and the best values so far.
 """
 
 from __future__ import annotations
