@@ -82,6 +82,19 @@ def test_a_student_is_not_its_teacher_and_the_teacher_is_itself(view, files):
     assert got.tasks[0].answers.kl.value > 1e-6 and got.tasks[0].stability is None
 
 
+def test_progress_counts_every_request_of_every_kind(view, files):
+    tasks = open_tasks([str(files / f"{name}.jsonl") for name in FILES], engine="lm-eval")
+    seen = []
+    answer_tasks(view, tasks, tokenizer=TOKENIZER, window=WINDOW, progress=lambda what, *step: seen.append((what, *step)))
+    n_scored, n_written = (
+        sum(len(row.get("choices", [0])) for name in ("quiz", "last") for row in FILES[name]),
+        len(FILES["line"]),
+    )
+    assert {what for what, _, _ in seen} == {"lm-eval, model"}
+    assert [step[1:] for step in seen if step[1] == step[2]][-1] == (n_written, n_written)
+    assert ("lm-eval, model", n_scored, n_scored) in seen and all(0 < done <= total for _, done, total in seen)
+
+
 def test_the_first_items_are_the_first_of_the_file(view, files):
     for engine in ("built-in", "lm-eval"):
         got = asked(view, files, engine, n_items=2)

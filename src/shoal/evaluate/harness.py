@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import difflib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,6 +145,7 @@ def answer_with_harness(
     window: int | None = None,
     n_items: int | None = None,
     batch_size: int = 8,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[TaskAnswers]:
     """Ask one model all tasks.
 
@@ -153,18 +154,18 @@ def answer_with_harness(
         window: longest input in tokens; longer contexts are cut from the left and counted. None: the model's own.
         n_items: the first items of every task; all unless given.
         batch_size: rows per forward, as lm-eval's.
+        progress: called with (requests done, requests in all), for every kind of request.
     Raises:
         ValueError: an item that cannot be scored, a task without an accuracy per item, scores that are NaN.
     """
     harness_version()
     import lm_eval
-    from lm_eval.models.huggingface import HFLM
 
     for task in tasks:
         _refuse_what_does_not_fit(task, tokenizer, window)
     model = model_of(view, student)
     with _quiet():
-        asked = HFLM(
+        asked = _model_class(progress)(
             pretrained=model,
             tokenizer=copy.deepcopy(tokenizer),  # it gets a padding token
             batch_size=batch_size,
@@ -198,6 +199,41 @@ def answer_with_harness(
         )
         for task in tasks
     ]
+
+
+def _model_class(progress: Callable[[int, int], None] | None) -> Any:
+    """lm-eval's model of transformers, with our progress in place of its bars."""
+    from lm_eval.models.huggingface import HFLM
+
+    class Asked(HFLM):
+        """Counts the rows that went through the model; rows that share a forward count at the end."""
+
+        _done = _total = 0
+
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            return self._counted(super().loglikelihood, requests)
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            return self._counted(super().generate_until, requests)
+
+        def _model_call(self, inps: Any, *args: Any, **kwargs: Any) -> Any:
+            return self._step(super()._model_call(inps, *args, **kwargs), len(inps))
+
+        def _model_generate(self, context: Any, *args: Any, **kwargs: Any) -> Any:
+            return self._step(super()._model_generate(context, *args, **kwargs), len(context))
+
+        def _counted(self, run: Any, requests: Any) -> Any:
+            self._done, self._total = 0, len(requests)
+            found = run(requests, disable_tqdm=True)
+            return self._step(found, self._total - self._done)
+
+        def _step(self, found: Any, n_rows: int) -> Any:
+            self._done = min(self._done + n_rows, self._total)
+            if progress is not None:
+                progress(self._done, self._total)
+            return found
+
+    return Asked
 
 
 def _refuse_what_does_not_fit(task: HarnessTask, tokenizer: Any, window: int | None) -> None:

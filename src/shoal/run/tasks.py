@@ -79,6 +79,8 @@ def open_tasks(
         raise ValueError("--engine, --shots, --items and --include are about tasks; give --task as well")
     if n_items is not None and n_items < 1:
         raise ValueError(f"--items {n_items} needs at least 1")
+    if shots is not None and shots < 0:
+        raise ValueError(f"--shots {shots} needs 0 or more")
     files = [name for name in names if _is_file(name)]
     others = [name for name in names if not _is_file(name)]
     if others and engine == "built-in":
@@ -143,11 +145,15 @@ def answer_tasks(
             found.append(answered(scores))
     by_harness = [*(file_task(one, window=window) for one in (tasks.files if tasks.by_harness else ())), *tasks.named]
     if by_harness:
-        progress(f"lm-eval, {who}", 0, 1)
         found += answer_with_harness(
-            view, by_harness, tokenizer=tokenizer, student=student, window=window, n_items=tasks.n_items
+            view,
+            by_harness,
+            tokenizer=tokenizer,
+            student=student,
+            window=window,
+            n_items=tasks.n_items,
+            progress=lambda done, total: progress(f"lm-eval, {who}", done, total),
         )
-        progress(f"lm-eval, {who}", 1, 1)
     return found
 
 
