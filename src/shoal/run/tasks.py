@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from shoal.decoder import DecoderView, Student
     from shoal.evaluate import Benchmark, Stability, Task
     from shoal.evaluate.answered import TaskAnswers
-    from shoal.evaluate.harness import HarnessTask
+    from shoal.evaluate.harness_source import HarnessTask
 
 
 ENGINES = ("auto", "built-in", "lm-eval")
@@ -44,7 +44,7 @@ class Tasks:
         built_in = f"{files} by the built-in scorer" if files and not self.by_harness else ""
         harness = ", ".join(filter(None, (files if self.by_harness else "", named)))
         if harness:
-            from shoal.evaluate.harness import harness_version
+            from shoal.evaluate.harness_source import harness_version
 
             harness += f" by lm-eval {harness_version()}"
         return "Tasks: " + "; ".join(filter(None, (built_in, harness)))
@@ -71,7 +71,7 @@ def open_tasks(
         ImportError: lm-eval is needed and not installed.
     """
     from shoal.evaluate import load_task
-    from shoal.evaluate.harness import harness_tasks, harness_version
+    from shoal.evaluate.harness_source import harness_tasks, harness_version
 
     if engine not in ENGINES:
         raise ValueError(f"unknown --engine {engine!r}; {nearest(engine, ENGINES)}")
@@ -127,7 +127,8 @@ def answer_tasks(
     from shoal.evaluate.choice import score_task
     from shoal.evaluate.exact_match import write_answers
     from shoal.evaluate.generate import model_of
-    from shoal.evaluate.harness import answer_with_harness, file_task
+    from shoal.evaluate.harness import answer_with_harness
+    from shoal.evaluate.harness_source import file_task
 
     student = TEACHER if student is None else student
     found: list[TaskAnswers] = []
