@@ -237,14 +237,15 @@ def host(layers: nn.ModuleList, replacements: Mapping[str, Sequence[Mapping[str,
         layer = layers[int(index)]
         patches = [new_patch(entry["kind"], hidden_size, entry["options"]) for entry in entries]
         layer.add_module(HOSTED, nn.ModuleList(patches))
-        layer.__class__ = hosting(type(layer))
+        stock: Any = type(layer)
+        layer.__class__ = hosting(stock)
 
 
 @functools.cache
-def hosting(layer_class: type[Any]) -> type[Any]:
+def hosting(layer_class: Any) -> Any:
     """A family's layer that ends with its patches; under the family's own class name, by which devices are mapped."""
 
-    class Hosting(layer_class):  # type: ignore[misc]
+    class Hosting(layer_class):
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             returned = super().forward(*args, **kwargs)
             h_BTD = returned[0] if isinstance(returned, tuple) else returned
