@@ -17,10 +17,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from shoal.fit.solve import mean_diagonal, ridge_change
 from shoal.fit.sums import MapSums
@@ -104,13 +103,18 @@ def rotation_matrix(size: int, *, like: Tensor) -> Tensor:
     return rotate(torch.eye(size, dtype=like.dtype, device=like.device), inverse=False).mT
 
 
+def _linear(patch: Patch) -> Linear:
+    assert isinstance(patch, Linear)
+    return patch
+
+
 def _linear_change(patch: Patch) -> Change:
-    rank = cast(Linear, patch).rank
+    rank = _linear(patch).rank
     return affine_change(bias=True) if rank is None else low_rank_change(rank)
 
 
 def _linear_values(patch: Patch, change_ED: Tensor) -> dict[str, Tensor]:
-    linear = cast(Linear, patch)
+    linear = _linear(patch)
     norm = {name: value for name, value in linear.state_dict().items() if name.startswith("norm.")}
     if linear.rank is None:
         return norm | {"map.weight": change_ED[:-1].mT, "map.bias": change_ED[-1]}
@@ -124,7 +128,8 @@ def _linear_values(patch: Patch, change_ED: Tensor) -> dict[str, Tensor]:
 
 
 def _has_bias(patch: Patch) -> bool:
-    return cast(nn.Linear, cast(Free, patch).map).bias is not None
+    assert isinstance(patch, Free)
+    return patch.map.bias is not None
 
 
 def _free_values(patch: Patch, change_ED: Tensor) -> dict[str, Tensor]:
@@ -148,7 +153,7 @@ def _stream(patch: Patch, h_BTD: Tensor) -> Tensor:
 
 
 def _normed(patch: Patch, h_BTD: Tensor) -> Tensor:
-    return cast(Linear, patch).norm(h_BTD)
+    return _linear(patch).norm(h_BTD)
 
 
 PATCH_FORMS: dict[type[Patch], PatchForm] = {
