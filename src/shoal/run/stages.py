@@ -350,7 +350,8 @@ def evaluate_stage(
     if folder.is_done("evaluation", key):
         return Evaluation.load(folder / "evaluation.json")
     started = time.monotonic()
-    student: DecoderView | Student = fitted.student  # of a streamed model: equal to the checkpoint, as was verified
+    # of a streamed model: equal to the checkpoint, as was verified
+    student: DecoderView | Student = replace(fitted.student, name="student")
     if not inputs.is_streamed:
         student = DecoderView(load_strictly(folder / "model").to(inputs.view.device))
     plain = None
