@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from shoal import __version__
+from shoal.cli.compare import compare
 from shoal.cli.evaluate import evaluate, stability
 from shoal.cli.options import (
     By,
@@ -272,6 +273,7 @@ def apply(
 
 
 app.command("eval")(evaluate)
+app.command()(compare)
 app.command()(stability)
 
 

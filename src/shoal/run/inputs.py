@@ -16,6 +16,8 @@ from shoal.types import Provenance, stable_hash
 from shoal.workers import ALONE, Workers, join
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from shoal.decoder import DecoderView
     from shoal.decoder.open import Opened
     from shoal.decoder.residency import Residency
@@ -150,7 +152,7 @@ class Inputs:
         def read() -> Samples:
             assert self.corpus is not None
             found = self.corpus.samples(slice, n=n, length=length, packing=packing, fewest=fewest)
-            refuse_unknown_tokens(found, self.opened)
+            refuse_unknown_tokens(found.ids_NT, self.opened)
             return found
 
         return self.workers.from_first(read)
@@ -224,9 +226,9 @@ def layers_in_memory(model: str, resident: str, *, device: str, trust_remote_cod
     return int(resident)
 
 
-def refuse_unknown_tokens(samples: Samples, opened: Opened) -> None:
+def refuse_unknown_tokens(ids: Tensor, opened: Opened) -> None:
     """Raises ValueError when the tokenizer writes tokens that the model has no embedding for."""
-    highest, n_known = int(samples.ids_NT.max()), opened.model.get_input_embeddings().num_embeddings
+    highest, n_known = int(ids.max()), opened.model.get_input_embeddings().num_embeddings
     if highest >= n_known:
         raise ValueError(
             f"the tokenizer of {opened.path} writes token {highest}, the model knows 0..{n_known - 1}; they do not match"
