@@ -18,7 +18,7 @@ from shoal.fit.refit import fit_plan
 from shoal.fit.solve import ridge_change, squared_error
 from shoal.replace import student_of
 
-PLAIN = FitConfig(weights="plain", sinks="counted", ridge=0.0)
+PLAIN = FitConfig(weights="plain", sinks="counted", ridge=0.0, keep="always")
 
 
 def map_sums(view, find, *, layer, target, batches):

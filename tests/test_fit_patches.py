@@ -196,7 +196,7 @@ def test_linear_patchs_own_ratio():
     """Mean over samples of mean |(y H)_k| / mean |(x H)_k|."""
     view, text = DecoderView(tiny_model("llama")), samples(40)
     start = student_with(view, "hadamard", Span(2, 3))
-    found = fit_patches(view, start, text.batches(40), config=FitConfig(hadamard="ratio", sinks="counted"))
+    found = fit_patches(view, start, text.batches(40), config=FitConfig(hadamard="ratio", sinks="counted", keep="always"))
     (batch,) = text.batches(40)
     fitted = folds_of([batch])[0] > 0
     h_DD = rotation_matrix(view.hidden_size, like=torch.zeros((), dtype=torch.float64))
@@ -204,8 +204,7 @@ def test_linear_patchs_own_ratio():
     expected = (y / x).mean(0) - 1
     (one,) = found.layers
     patch = found.student.attached[0].module
-    if one.n_kept:
-        torch.testing.assert_close(patch.delta.double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(patch.delta.double(), expected, rtol=1e-5, atol=1e-6)
     assert one.maps[0].r2 < 1 and one.maps[0].form == "patch"
 
 

@@ -80,7 +80,7 @@ def _scales(
     known: Mapping[int, States],
     after_layer: Callable[[int], None] | None,
 ) -> tuple[list[float], list[LayerFit]]:
-    """One scale per cut, those before it in place on the stream itself; 1 where it does not lower the held-out error."""
+    """One scale per cut, those before it in place on the stream itself; 1 where it does not stand."""
     readings = [view.read(batch) for batch in batches]
     folds = [one.to(view.device) for one in folds_of(batches)]
     teacher: States = [reading.h_BTD for reading in readings]
@@ -188,13 +188,13 @@ def _record(
         n_sinks=n_sinks,
         held_out_error=error_after,
     )
-    is_better = error_after < error_before
+    stands = error_after < error_before or config.keep == "always"
     return LayerFit(
         layer=layer,
         target=stop,
         error_before=error_before,
-        error_after=error_after if is_better else error_before,
+        error_after=error_after if stands else error_before,
         maps=(scaled,),
-        n_kept=int(is_better),
+        n_kept=int(stands),
         seconds=0.0,
     )

@@ -1,7 +1,7 @@
 """Closed-form values of the patches of a student, front to back: the student's own inputs, the teacher's boundary as target.
 
 Layer-major, as the sweep: every layer up to the last patch is read once. Each patch stands only if it lowers the held-out error
-of the boundary behind it; else it stays as it started, the identity.
+of the boundary behind it (unless ``keep`` says otherwise); else it stays as it started, the identity.
 
 Shapes: B samples, T positions, D hidden size.
 """
@@ -113,7 +113,8 @@ def _fit(place: Attached, ends: Ends, config: FitConfig) -> tuple[Attached, list
     found = solve_for(folds, _change(module, form, ends, config), ridge=config.ridge)
     module.load_state_dict(form.values(module, found.change_ED))
     fitted, after, _ = observe(ends, run, config=config, no_sums=None)
-    if after < before:
+    stands = after < before or config.keep == "always"
+    if stands:
         outputs = fitted
     else:
         module.load_state_dict(at_start)
@@ -133,9 +134,9 @@ def _fit(place: Attached, ends: Ends, config: FitConfig) -> tuple[Attached, list
         layer=place.span.start,
         target=place.span.stop,
         error_before=before,
-        error_after=min(before, after),
+        error_after=after if stands else before,
         maps=(fit,),
-        n_kept=int(after < before),
+        n_kept=int(stands),
         seconds=0.0,
     )
     return replace(place, module=module), outputs, record

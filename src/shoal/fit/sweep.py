@@ -185,7 +185,7 @@ class _LayerInFit:
         best: tuple[Values, list[Tensor]] = ({}, [])
         for place in (*places, None):
             outputs, error, sums = self._observe(values, place)
-            if not errors or error < min(errors):
+            if not errors or error < min(errors) or self.config.keep == "always":
                 best = (values, outputs)
             errors.append(error)
             del outputs
@@ -193,7 +193,7 @@ class _LayerInFit:
                 solutions.append((place, place.solve(sums, ridge=self.config.ridge)))
                 values = {**values, **place.changed({**parameters, **values}, solutions[-1][1].change_ED)}
         fits = [_record(place, solution, error) for (place, solution), error in zip(solutions, errors[1:], strict=True)]
-        n_kept = errors.index(min(errors))
+        n_kept = errors.index(min(errors)) if self.config.keep == "if_better" else len(places)
         record = LayerFit(
             layer=self.layer,
             target=target,
