@@ -82,8 +82,21 @@ def draw(found: Scan, folder: Path, *, by: str) -> list[str]:
     return [save_heatmap(table, folder / f"heatmap.{kind}").name for kind in ("png", "svg")]
 
 
-def plan_stage(inputs: Inputs, folder: RunFolder, found: Scan | None, *, progress: Progress = silent) -> Plan:
-    """``plan.json``: budget, selector and guard."""
+def plan_stage(
+    inputs: Inputs,
+    folder: RunFolder,
+    found: Scan | None,
+    *,
+    budget: Budget | None = None,
+    judge: Oracle | None = None,
+    progress: Progress = silent,
+) -> Plan:
+    """``plan.json``: budget, selector and guard.
+
+    Args:
+        budget: the recipe's unless given.
+        judge: the guard's oracle on ``selection``, shared by the plans of a sweep; a new one unless given.
+    """
     from shoal.plan import Plan
     from shoal.select.choose import choose
     from shoal.select.plan_of import plan_of
@@ -91,7 +104,7 @@ def plan_stage(inputs: Inputs, folder: RunFolder, found: Scan | None, *, progres
     from shoal.select.size import model_size
 
     recipe, view = inputs.recipe, inputs.view
-    budget, how = budget_of(recipe), choosing(recipe, view)
+    budget, how = budget or budget_of(recipe), choosing(recipe, view)
     key = choice_key(inputs, budget, how, scan=scan_key(inputs) if found else None)
     if folder.is_done("plan", key):
         return Plan.load(folder / "plan.json")
@@ -102,7 +115,7 @@ def plan_stage(inputs: Inputs, folder: RunFolder, found: Scan | None, *, progres
         size,
         tables=found.tables if found else {},
         how=how,
-        oracle=oracle(inputs, inputs.selection, what="guard", progress=progress) if recipe.guard > 1 else None,
+        oracle=(judge or oracle(inputs, inputs.selection, what="guard", progress=progress)) if recipe.guard > 1 else None,
         rescan=rescanner(view, inputs.batches(inputs.calibration), workers=inputs.workers) if recipe.rounds > 1 else None,
         patch_table=patch_table_of(inputs, progress=progress),
         repair=repairer(inputs, size, progress=progress),
@@ -206,11 +219,13 @@ def choosing_unopened(recipe: Recipe, n_layers: int) -> Choosing:
 
 
 def why_not(inputs: Inputs, kept: Sequence[int]) -> str | None:
-    """Why this family cannot be left with these layers, or None."""
+    """Why this family cannot be left with these layers, or None. Asked once per set: the answer builds two models."""
     from shoal.surgery.blueprint import check_layers
 
-    model = inputs.opened.model
-    return reason_of(lambda: check_layers(model.config, kept, model_class=type(model)))
+    model, order = inputs.opened.model, tuple(kept)
+    if order not in inputs.refusals:
+        inputs.refusals[order] = reason_of(lambda: check_layers(model.config, order, model_class=type(model)))
+    return inputs.refusals[order]
 
 
 def reason_of(check: Callable[[], object]) -> str | None:
@@ -275,6 +290,7 @@ def train_stage(
         folder=folder / "train",
         quality=lambda student: judge.measure([student])[0].kl,
         progress=lambda step, n_steps, loss: progress("train", step, n_steps),
+        workers=inputs.workers,
     )
 
     def write() -> None:
@@ -317,19 +333,19 @@ def save_stage(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted) ->
 
 
 def _save_and_verify(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted, *, ids_BT: Tensor) -> None:
-    from shoal.surgery.rewrite import rewrite
     from shoal.surgery.verify import verify, verify_streamed
+    from shoal.surgery.write import is_bundled, write
 
-    target, view = folder / "model", inputs.view
+    target, view, own_code = folder / "model", inputs.view, is_bundled(inputs.view, plan)
     if target.exists():  # left by a run that died before it recorded the stage
         shutil.rmtree(target)
-    rewrite(inputs.opened.path, plan, target, values=fitted.values, model=inputs.opened.model)
+    write(view, inputs.opened.path, plan, target, values=fitted.values)
     try:
         reference = view.logits(Batch(ids_BT), student=fitted.student)
         if inputs.is_streamed:
-            checked = verify_streamed(target, ids_BT=ids_BT, reference_BTV=reference)
+            checked = verify_streamed(target, ids_BT=ids_BT, reference_BTV=reference, own_code=own_code)
         else:
-            checked = verify(target, ids_BT=ids_BT, reference=lambda ids: reference, device=str(view.device))
+            checked = verify(target, ids_BT=ids_BT, reference=lambda ids: reference, device=str(view.device), own_code=own_code)
     except ValueError:  # a checkpoint that is not the student must not be found under the final name
         shutil.rmtree(target)
         raise
@@ -344,7 +360,9 @@ def evaluate_stage(
     from shoal.decoder.open import load_strictly
     from shoal.evaluate import Evaluation
     from shoal.export.card import card, inherited_metadata
+    from shoal.replace import layers_absent
     from shoal.select.guard import student_without
+    from shoal.surgery.write import is_bundled
 
     key = evaluation_key(inputs, plan, fitted.values)
     if folder.is_done("evaluation", key):
@@ -353,12 +371,12 @@ def evaluate_stage(
     # of a streamed model: equal to the checkpoint, as was verified
     student: DecoderView | Student = replace(fitted.student, name="student")
     if not inputs.is_streamed:
-        student = DecoderView(load_strictly(folder / "model").to(inputs.view.device))
+        saved = load_strictly(folder / "model", trust_remote_code=is_bundled(inputs.view, plan))
+        student = DecoderView(saved.to(inputs.view.device))
     plain = None
     if fitted.values:  # the same number of layers without repair, on the same text
-        absent = sorted({*plan.removed_layers} - {edit.start for edit in plan.replacements})
         judge = oracle(inputs, inputs.evaluation, what="evaluate the plain cut", progress=progress)
-        plain = judge.measure([student_without(absent)])[0]
+        plain = judge.measure([student_without(layers_absent(plan))])[0]
     evaluation = against_teacher(inputs, student, plain=plain, progress=progress)
 
     def write() -> None:
