@@ -16,7 +16,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from shoal.fit.config import FitConfig
-from shoal.train.config import TrainConfig
+from shoal.train.config import POLISH, TrainConfig
 from shoal.types import Record, nearest
 
 
@@ -56,7 +56,10 @@ class Recipe(Record):
         replace: module in place of the removed span.
         repair: closed form, no new parameters: ``refit`` of the layer before each cut, or ``sweep`` of all from there on.
         fit: how much text the repair reads; unused with ``repair: none``.
-        train: how the replacement is trained; unused with ``replace: none``.
+        polish: gradient training of exactly what replacement and repair put in: on ``hidden`` states, on the teacher's logits
+            (``kl``), or ``none``. None: as ``train`` says where it names an objective or stages; else ``hidden`` where
+            something is put in place of a span, ``none`` where nothing is.
+        train: how it is trained; unused where nothing is.
     """
 
     name: str = "custom"
@@ -76,6 +79,7 @@ class Recipe(Record):
     replace: Literal["none", "layer"] = "layer"
     repair: Literal["none", "refit", "sweep"] = "none"
     fit: FitConfig = FitConfig()
+    polish: Literal["none", "hidden", "kl"] | None = None
     train: TrainConfig = TrainConfig()
     seed: int = 0
 
@@ -85,13 +89,26 @@ class Recipe(Record):
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     @model_validator(mode="after")
-    def _one_way_to_repair(self) -> Recipe:
-        if self.repair != "none" and self.replace != "none":
+    def _something_to_polish(self) -> Recipe:
+        states = self.train.objective is not None or bool(self.train.stages)
+        if self.polish in ("hidden", "kl") and states:
             raise ValueError(
-                f"repair {self.repair!r} sets kept layers and replace {self.replace!r} trains a new one on what they were; "
-                "use one of them: --replace none or --repair none"
+                f"polish {self.polish!r} and train name two objectives; leave out polish, or train.objective and train.stages"
+            )
+        if self.polish in ("hidden", "kl") and self.replace == "none" and self.repair == "none":
+            raise ValueError(
+                f"polish {self.polish!r} trains what a repair or a replacement put in, and there is neither; "
+                "add --repair sweep or --replace layer, or use --polish none"
             )
         return self
+
+    def training(self) -> TrainConfig | None:
+        """How what the plan put in is trained, with its objective; None where nothing is."""
+        puts_in = self.replace != "none" or self.repair != "none"
+        if self.train.objective is not None or self.train.stages:
+            return None if self.polish == "none" or not puts_in else self.train
+        polish = self.polish or ("none" if self.replace == "none" else "hidden")
+        return None if polish == "none" else self.train.model_copy(update={"objective": POLISH[polish]})
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=120)
