@@ -32,7 +32,7 @@ def keys(base, changes, **options):
     scan = scan_key(inputs) if needs_scan(recipe) else None
     return {
         "scan": scan,
-        "plan": choice_key(inputs, budget_of(recipe), choosing(recipe, inputs.view.n_layers), scan=scan),
+        "plan": choice_key(inputs, budget_of(recipe), choosing(recipe, inputs.view), scan=scan),
         "train": fit_key(inputs, PLAN),
         "model": save_key(inputs, PLAN, {}),
         "evaluation": evaluation_key(inputs, PLAN, {}),
@@ -100,7 +100,8 @@ def test_repair(base):
 
     assert key() == key(train={"tokens": 320}, drop="1", text={"evaluation": 7})
     others = [key(repair="refit"), key(fit={"tokens": 640}), key(text={"selection": 7}), key(seed=1)]
-    assert len({key(), *others}) == 5
+    others += [key(fit={"tokens": 480, **how}) for how in ({"weights": "plain"}, {"sinks": "counted"}, {"ridge": 0.1})]
+    assert len({key(), *others}) == 8
 
 
 def test_the_guard_compares_repaired_candidates(base):

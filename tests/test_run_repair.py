@@ -1,8 +1,11 @@
 """The closed-form repair in the main job: stock checkpoints, resuming, other options, and the command."""
 
 import json
+import re
 import shutil
 import sys
+from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -11,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from shoal import compress, load_recipe
 from shoal.cli import main
-from shoal.fit.config import FEWEST_TOKENS, TOKENS_PER_INPUT, FitConfig
+from shoal.fit.config import FEWEST_TOKENS, REPAIRS, TOKENS_PER_INPUT, FitConfig, RepairName
+from shoal.fit.table import FITS
 from shoal.plan import Plan, Refit
 from shoal.run.apply import apply_plan
 
@@ -151,3 +155,12 @@ def test_the_score_after_the_patch_can_decide_alone(small, tmp_path):
     assert len(chosen.removed_layers) == 2 and "patch_error/rest" in chosen.method
     with pytest.raises(ValueError, match="--select span"):
         compress(recipe(small, by="patch_error/rest", select="lowest"), tmp_path / "other")
+
+
+def test_help_documents_and_implementation_read_one_table(shoal):
+    code, out, _ = shoal("compress", "--help")
+    said = " ".join(re.sub(r"[│\s]+", " ", out).split())
+    page = (Path(__file__).parent.parent / "docs/repair.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \|$", page.split("| `--repair` |")[1].split("\n\n")[0], re.MULTILINE)
+    assert dict(rows) == REPAIRS and set(get_args(RepairName)) == set(REPAIRS) == {*FITS, "none", "auto"}
+    assert code == 0 and all(f"{name}: {what.split()[0]}" in said for name, what in REPAIRS.items())

@@ -15,7 +15,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from shoal.fit.config import FitConfig
+from shoal.fit.config import FitConfig, RepairName
+from shoal.replace.table import parse_replacement
 from shoal.train.config import POLISH, TrainConfig
 from shoal.types import Record, nearest
 
@@ -53,9 +54,9 @@ class Recipe(Record):
         rounds: 1 = one-shot; more: cut in that many steps and measure anew after each.
         protect: layers that stay, negative ones counted from the end.
         guard: candidates compared by true KL on the selection slice; 1 = the selector's own choice stands.
-        replace: module in place of the removed span.
-        repair: closed form, no new parameters: ``refit`` of the layer before each cut, or ``sweep`` of all from there on.
-        fit: how much text the repair reads; unused with ``repair: none``.
+        replace: module in place of each removed span, ``NAME`` or ``NAME:option=value,...`` (``none``: plain removal).
+        repair: closed form, no new parameters; its name in :data:`shoal.fit.config.REPAIRS`.
+        fit: how much text the repair reads and how tokens count; unused with ``repair: none``.
         polish: gradient training of exactly what replacement and repair put in: on ``hidden`` states, on the teacher's logits
             (``kl``), or ``none``. None: as ``train`` says where it names an objective or stages; else ``hidden`` where
             something is put in place of a span, ``none`` where nothing is.
@@ -76,8 +77,8 @@ class Recipe(Record):
     rounds: int = Field(default=1, ge=1)
     protect: tuple[int, ...] = (0, -1)
     guard: int = Field(default=4, ge=1)
-    replace: Literal["none", "layer"] = "layer"
-    repair: Literal["none", "refit", "sweep"] = "none"
+    replace: str = "layer"
+    repair: RepairName = "none"
     fit: FitConfig = FitConfig()
     polish: Literal["none", "hidden", "kl"] | None = None
     train: TrainConfig = TrainConfig()
@@ -87,6 +88,12 @@ class Recipe(Record):
     @classmethod
     def _drop_as_text(cls, value: object) -> object:
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("replace")
+    @classmethod
+    def _known_replacement(cls, value: str) -> str:
+        parse_replacement(value)
+        return value.strip()
 
     @model_validator(mode="after")
     def _something_to_polish(self) -> Recipe:
@@ -177,6 +184,30 @@ RECIPES: dict[str, Recipe] = {
             protect=(),
             guard=1,
             replace="none",
+        ),
+        Recipe(
+            name="replaceme",
+            about="Contiguous span by angular distance of the last token; a least-squares map of the last kept MLP's output, "
+            "folded into its weights. Every token counts alike, no ridge, as in the released code; padding is left out here.",
+            papers=("2505.02819",),
+            by="angular/last",
+            protect=(),
+            guard=1,
+            replace="none",
+            repair="map",
+            fit=FitConfig(weights="plain", sinks="counted", ridge=0.0),
+        ),
+        Recipe(
+            name="prune-comp",
+            about="Contiguous span by cosine, and one scale of the stream behind it. The paper drops layers one by one and "
+            "compensates and measures anew after each; here the span is chosen at once.",
+            papers=("2507.18212",),
+            by="cosine/every",
+            protect=(),
+            guard=1,
+            replace="none",
+            repair="magnitude",
+            fit=FitConfig(sinks="counted"),
         ),
     )
 }

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from shoal.fit.config import REPAIRS
+from shoal.replace.table import REPLACEMENTS
+
 if TYPE_CHECKING:
     from shoal.recipe import Recipe
 
@@ -43,8 +46,8 @@ RecipeName = Annotated[
     str,
     typer.Option(
         "--recipe",
-        help="default, llm-streamline, uidl, uidl-simple, shortgpt, or a YAML file. Options override it; the defaults shown "
-        "are those of the recipe default.",
+        help="default, llm-streamline, uidl, uidl-simple, shortgpt, replaceme, prune-comp, or a YAML file. Options override "
+        "it; the defaults shown are those of the recipe default.",
     ),
 ]
 Drop = Annotated[
@@ -66,13 +69,20 @@ Protect = Annotated[
         help="Layers that are not removed, such as 0,1,-1, or none; a replacement may still retrain one.  [default: 0,-1]",
     ),
 ]
-ReplaceBy = Annotated[Optional[str], typer.Option("--replace", help="none or layer.  [default: layer]")]  # noqa: UP045
+ReplaceBy = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--replace",
+        help=f"none, {', '.join(REPLACEMENTS)}; options behind the name, such as swiglu:width=1024.  [default: layer]",
+    ),
+]
 RepairBy = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         "--repair",
-        help="none, refit (layer before each cut) or sweep (all layers from there on): closed form, no training, no new "
-        "parameters; with --replace none.  [default: none]",
+        help="Closed form, no training, no new parameters; with --replace none. "
+        + "; ".join(f"{name}: {what}" for name, what in REPAIRS.items())
+        + ".  [default: none]",
     ),
 ]
 FitTokens = Annotated[

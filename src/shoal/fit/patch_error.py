@@ -21,7 +21,7 @@ from torch import Tensor
 
 from shoal.decoder import DecoderView, Tap, run_pass
 from shoal.fit.solve import RIDGES, cross_validated
-from shoal.fit.sums import MapSums, add_tokens, no_sums
+from shoal.fit.sums import MapSums, no_sums
 from shoal.scan.tokens import massive_tokens, real_lengths
 from shoal.select.wanted import PATCHED
 from shoal.types import Batch, Span, SpanTable, stable_hash
@@ -54,7 +54,7 @@ class PatchObserver:
                 alive_N = norms_2N[1] > 0  # a target of length zero has no relative error
                 sinks_N = massive_tokens(norms_2N).any(0)
                 weights_N = torch.where(alive_N, norms_2N[1].square().reciprocal(), 0.0)
-                add_tokens(folds[fold], x_ND, y_ND - x_ND, weights_N=weights_N, sinks_N=sinks_N)
+                folds[fold].add_tokens(x_ND, y_ND - x_ND, weights_N=weights_N, sinks_N=sinks_N)
 
     def state(self) -> dict[str, Tensor]:
         return {

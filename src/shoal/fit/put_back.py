@@ -41,7 +41,9 @@ def put_back(view: DecoderView, plan: Plan, fitted: FittedPlan) -> FittedPlan:
     inside = {layer: edit for edit in plan.replacements for layer in tuple(edit.span.layers)[: _n_inherited(edit)]}
     refits = [edit for edit in fitted.plan.edits if isinstance(edit, Refit)]
     outside = tuple(edit for edit in refits if edit.layer not in inside)
-    values = {f"refit.{one.layer}.{name}": fitted.values[f"refit.{one.layer}.{name}"] for one in outside for name in one.parameters}
+    values = {
+        f"refit.{one.layer}.{name}": fitted.values[f"refit.{one.layer}.{name}"] for one in outside for name in one.parameters
+    }
     for edit in plan.replacements:
         own = [one for one in refits if inside.get(one.layer) == edit]
         if not own:
@@ -60,5 +62,8 @@ def put_back(view: DecoderView, plan: Plan, fitted: FittedPlan) -> FittedPlan:
 def _n_inherited(edit: Replace) -> int:
     found = replacement_named(edit.replacement, edit.options)
     if found.starts_as == "random":
-        raise ValueError(f"the replacement {edit.replacement!r} starts at random, so a repair has nothing to fit around; train it alone")
+        raise ValueError(
+            f"the replacement {edit.replacement!r} of {edit.span} starts at random, so there is no student to repair yet; "
+            "use --repair none, or a replacement that starts as the identity or as a layer"
+        )
     return found.n_inherited

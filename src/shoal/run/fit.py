@@ -58,6 +58,7 @@ def fit_stage(inputs: Inputs, folder: RunFolder, plan: Plan, *, progress: Progre
         inputs.fitting,
         repair=repair,
         batch_size=inputs.batch_size,
+        config=inputs.recipe.fit,
         quality=lambda students: [quality.kl for quality in judge.measure(students)],
         progress=lambda done, total: progress(repair, done, total),
     )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from shoal.plan import Plan
+    from shoal.recipe import Recipe
     from shoal.run.inputs import Inputs
     from shoal.select.budget import Budget
     from shoal.select.choose import Choosing
@@ -30,7 +31,7 @@ def choice_key(inputs: Inputs, budget: Budget, how: Choosing, *, scan: str | Non
     recipe = inputs.recipe
     used = dict(budget=budget.text, kind=budget.kind, how=repr(how), scan=scan)
     if repairs_candidates(recipe):
-        used.update(repair=recipe.repair, fitting=inputs.fitting.data_hash)
+        used.update(repair=recipe.repair, fitting=inputs.fitting.data_hash, how_fitted=_how_fitted(recipe))
     return stable_hash("plan", inputs.model_key, used, inputs.selection.data_hash if how.n_candidates > 1 else None)
 
 
@@ -54,7 +55,12 @@ def train_key(inputs: Inputs, plan: Plan, values: Mapping[str, Tensor]) -> str:
 def repair_key(inputs: Inputs, cut: Plan) -> str:
     """``cut``: the plan without refits."""
     texts = (inputs.fitting.data_hash, inputs.selection.data_hash)
-    return stable_hash("fit", inputs.model_key, edits_key(cut), texts, inputs.recipe.repair)
+    return stable_hash("fit", inputs.model_key, edits_key(cut), texts, inputs.recipe.repair, _how_fitted(inputs.recipe))
+
+
+def _how_fitted(recipe: Recipe) -> str:
+    """All of a repair but its text, which has a hash of its own."""
+    return repr(recipe.fit.model_copy(update={"tokens": None}))
 
 
 def save_key(inputs: Inputs, plan: Plan, values: Mapping[str, Tensor]) -> str:
