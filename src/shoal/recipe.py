@@ -107,6 +107,10 @@ class Recipe(Record):
                 f"polish {self.polish!r} trains what a repair or a replacement put in, and there is neither; "
                 "add --repair sweep or --replace layer, or use --polish none"
             )
+        if self.repair == "magnitude" and self.polish == "hidden":
+            raise ValueError(
+                "repair 'magnitude' scales the stream away from the teacher's, so polish it on logits: --polish kl"
+            )
         return self
 
     def training(self) -> TrainConfig | None:
