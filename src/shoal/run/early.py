@@ -16,13 +16,14 @@ def check_recipe(recipe: Recipe, out: Path) -> None:
     """Before anything is loaded.
 
     Raises:
-        ValueError: a budget that cannot be read, a score that no scan measures, an objective that is none, or ``out`` inside the model's folder.
+        ValueError: a budget that cannot be read, a score that no scan measures, an unknown objective, or ``out`` inside the
+            model's folder.
     """
     from shoal.run.stages import budget_of
     from shoal.scan.tokens import TOKENS
     from shoal.score.pairwise import CRITERIA
-    from shoal.train.objectives import weighted_sum
     from shoal.select.wanted import PATCHED
+    from shoal.train.objectives import weighted_sum
 
     budget_of(recipe)
     for stage in recipe.train.schedule():

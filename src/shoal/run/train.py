@@ -59,6 +59,7 @@ def train_stage(
         folder=folder / "train",
         quality=lambda student: judge.measure([student])[0].kl,
         progress=lambda step, n_steps, loss: progress("train", step, n_steps),
+        workers=inputs.workers,
     )
 
     def write() -> None:
