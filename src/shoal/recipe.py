@@ -199,7 +199,7 @@ RECIPES: dict[str, Recipe] = {
             guard=1,
             replace="none",
             repair="map",
-            fit=FitConfig(weights="plain", sinks="counted", ridge=0.0),
+            fit=FitConfig(weights="plain", sinks="counted", ridge=0.0, keep="always"),
         ),
         Recipe(
             name="prune-comp",
@@ -211,7 +211,7 @@ RECIPES: dict[str, Recipe] = {
             guard=1,
             replace="none",
             repair="magnitude",
-            fit=FitConfig(sinks="counted"),
+            fit=FitConfig(sinks="counted", keep="always"),
         ),
     )
 }
