@@ -1,0 +1,154 @@
+"""``report.html`` and ``figures/``: a run folder read back and made into a page. Derived from the other files, so written anew
+whenever it is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from shoal.run.folder import RECORD, RunRecord
+from shoal.types import write_atomically
+
+if TYPE_CHECKING:
+    from shoal.fit.result import FitResult
+    from shoal.report.data import Curve, Facts, RunData
+
+PAGE, FIGURES = "report.html", "figures"
+STEPS = {"scan.json": "scan", "plan.json": "plan", "evaluation.json": "evaluation"}
+"""Files of a whole run, each with the step that writes it."""
+
+
+def write_report(folder: Path, out: Path | None = None, *, overwrite: bool = False) -> Path:
+    """Write the page of a run folder, and its charts as files for papers where matplotlib is installed.
+
+    Args:
+        out: the page; ``report.html`` of the folder unless given. Charts go to ``figures/`` beside it.
+        overwrite: a file that is no report of ours may be replaced; an earlier report always is.
+    Returns:
+        The path of the page.
+    Raises:
+        ValueError: the folder holds nothing of a run, a file of it is damaged, or ``out`` is somebody else's file.
+    """
+    from shoal.report.page import page, sections
+    from shoal.report.paper import save_figures
+
+    out = Path(folder) / PAGE if out is None else Path(out)
+    data = read_run(folder)
+    _check_target(out, overwrite=overwrite)
+    write_atomically(out, page(data).encode())
+    save_figures([chart for one in sections(data) for chart in one.charts], out.parent / FIGURES)
+    return out
+
+
+def read_run(folder: Path) -> RunData:
+    """A run folder as values; what is not there yet is None and listed as missing.
+
+    Raises:
+        ValueError: not a folder, nothing of a run in it, or a damaged file (says which, in one line).
+    """
+    from shoal.evaluate import Evaluation
+    from shoal.export import source_name
+    from shoal.plan import Plan
+    from shoal.report.data import RunData
+    from shoal.scan import Scan
+    from shoal.surgery.verify import Verification
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; give the run folder of shoal compress, run, scan or plan (its --out)")
+    has = {name: (folder / name).is_file() for name in (*STEPS, RECORD, "verification.json")}
+    if not any(has[name] for name in STEPS):
+        started = f"; {RECORD} says that a run was started, its first step has not finished" if has[RECORD] else ""
+        raise ValueError(f"{folder} holds none of {', '.join(STEPS)}{started}; give the run folder of a shoal command (its --out)")
+    scan = Scan.load(folder) if has["scan.json"] else None
+    plan = Plan.load(folder / "plan.json") if has["plan.json"] else None
+    evaluation = Evaluation.load(folder / "evaluation.json") if has["evaluation.json"] else None
+    repair, curves = _values(folder)
+    facts, reads_scan = _facts(folder)
+    source = plan.source if plan else scan.provenance.model if scan else evaluation.provenance.model  # type: ignore[union-attr]
+    needed = [name for name in STEPS if name != "scan.json" or reads_scan]
+    return RunData(
+        name=source_name(source),
+        facts=facts,
+        scan=scan,
+        plan=plan,
+        repair=repair,
+        curves=curves,
+        evaluation=evaluation,
+        verification=Verification.load(folder / "verification.json") if has["verification.json"] else None,
+        missing=tuple(f"{name} (step {STEPS[name]})" for name in needed if not has[name]),
+    )
+
+
+def _values(folder: Path) -> tuple[FitResult | None, tuple[Curve, ...]]:
+    """What ``fit.json`` holds, a repair or trained replacements, and the curves of a training that has not finished."""
+    from shoal.fit.result import FitResult
+    from shoal.report.data import Curve
+    from shoal.train.result import CurvePoint, TrainResults
+
+    file = folder / "fit.json"
+    if file.is_file():
+        content = _json(file)
+        if "results" not in content:
+            return FitResult.load(file), ()
+        results = TrainResults.load(file).results
+        return None, tuple(Curve(f"{one.replacement} in place of {one.start}..{one.stop - 1}", one.curve, one) for one in results)
+    curves = []
+    for path in sorted(folder.glob("train/*/curve.jsonl")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        points = tuple(CurvePoint.from_json(line, where=f"{path}, line {i}") for i, line in enumerate(lines, start=1))
+        curves.append(Curve(f"replacement of {path.parent.name.replace('-', '..')}", points))
+    return None, tuple(curves)
+
+
+def _facts(folder: Path) -> tuple[Facts, bool]:
+    """What run.json and recipe.yaml say, and whether the recipe reads a scan."""
+    from shoal.recipe import Recipe, load_recipe
+    from shoal.report.data import Facts
+    from shoal.run.stages import needs_scan
+
+    record = RunRecord.load(folder / RECORD) if (folder / RECORD).is_file() else RunRecord(version="")
+    file, recipe = folder / "recipe.yaml", Recipe()
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    if text:
+        recipe = load_recipe(str(file))
+    again = record.command
+    if not again and text:
+        again = shlex.join(["shoal", "run", "recipe.yaml", "--out", "NEW-FOLDER"])
+    facts = Facts(
+        command=record.command,
+        again=again,
+        versions=record.versions,
+        seconds={name: stage.seconds for name, stage in record.stages.items()},
+        by=recipe.by,
+        recipe=text,
+    )
+    return facts, needs_scan(recipe)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}; run the step again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds {type(content).__name__}, not an object; run the step again")
+    return content
+
+
+def _check_target(out: Path, *, overwrite: bool) -> None:
+    from shoal.report.page import GENERATOR
+
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder; give a file name such as {out / PAGE}")
+    if overwrite or not out.exists():
+        return
+    with out.open("rb") as file:
+        if f'content="{GENERATOR}'.encode() not in file.read(4096):
+            raise ValueError(f"{out} exists and is no report of ours; add --overwrite to replace it, or give another --out")
