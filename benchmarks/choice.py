@@ -2,9 +2,11 @@
 
     python benchmarks/choice.py [--model PATH] [--task FILE.jsonl ...] [--items N] [--rounds R] [--out FILE]
 
+Neither scores an item with an option that is longer than the model's window: those are left out before, and counted.
 One option at a time: plain transformers, one forward per context and option, as simple evaluation scripts do. Without --task,
 items of four options are made from the bundled text. Rounds are interleaved; printed is the median of the ratio of items per
-second. Parity: the largest difference of a log-likelihood, and the items whose answer (acc, acc_norm) or greedy mark differs.
+second; no rounds, no speed. Parity: the largest difference of a log-likelihood, and the items whose answer (acc, acc_norm) or
+greedy mark differs.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import json
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +28,7 @@ import torch
 from shoal.decoder import DecoderView
 from shoal.decoder.open import open_model
 from shoal.evaluate import Task, TaskScores, load_task, score_task
-from shoal.evaluate.rows import encode_pair
+from shoal.evaluate.rows import encode_pair, pairs_of
 from shoal.run.inputs import bundled_model, versions, window_of
 
 HERE = Path(__file__).parent
@@ -137,6 +140,18 @@ def against_lm_eval(
     return rows
 
 
+def fitting(task: Task, tokenizer: Any, window: int | None) -> Task:
+    """The task without the items that have an option longer than the window."""
+    kept = []
+    for item in task.items:
+        try:
+            pairs_of(item, tokenizer=tokenizer, window=window)
+            kept.append(item)
+        except ValueError:
+            pass
+    return replace(task, items=tuple(kept))
+
+
 def write_config(task: Task, folder: Path) -> None:
     """A task of lm-eval that reads the same file."""
     (folder / f"{task.name}.jsonl").write_text(
@@ -186,9 +201,11 @@ def main() -> None:
     view, tokenizer = DecoderView(opened.model), opened.need_tokenizer()
     window = window_of(view.config)
     with tempfile.TemporaryDirectory() as folder:
-        tasks = [load_task(path).head(args.items) for path in args.task or [made_task(Path(folder), args.items)]]
+        whole = [load_task(path).head(args.items) for path in args.task or [made_task(Path(folder), args.items)]]
+    tasks = [fitting(task, tokenizer, window) for task in whole]
+    left_out = {a.name: len(a.items) - len(b.items) for a, b in zip(whole, tasks, strict=True)}
     speed = []
-    for task in tasks:
+    for task in tasks if args.rounds else ():
         speed.append(timed(opened.model, view, tokenizer, task, window, args.rounds))
         row = speed[-1]
         print(f"{row['task']:24} x {row['ratio']:.2f}  largest difference {row['largest_difference']:.1e}")
@@ -202,6 +219,8 @@ def main() -> None:
         "model": Path(args.model).name,
         "versions": versions(),
         "threads": torch.get_num_threads(),
+        "window": window,
+        "items_left_out": left_out,
         "speed": speed,
         "lm_eval_parity": parity,
     }

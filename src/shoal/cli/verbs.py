@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from shoal import __version__
+from shoal.cli.evaluate import evaluate, stability
 from shoal.cli.options import (
     By,
     Device,
@@ -41,7 +42,7 @@ from shoal.cli.options import (
     TrainTokens,
     with_options,
 )
-from shoal.cli.show import HEAT_MAP, say_files, say_text, show_outcome, show_tasks
+from shoal.cli.show import HEAT_MAP, say_files, say_text, show_outcome
 
 if TYPE_CHECKING:
     from shoal.cli.console import Screen
@@ -258,82 +259,8 @@ def apply(
     screen.result({"model": str(out), "layers": made.plan.after.layers, "verification": made.verification})
 
 
-@app.command("eval")
-def evaluate(
-    model: Model,
-    teacher: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--teacher", help="Reference model for KL and agreement; without it: perplexity and cost alone."),
-    ] = None,
-    task: Annotated[
-        Optional[list[Path]],  # noqa: UP045
-        typer.Option(
-            "--task",
-            metavar="FILE",
-            help="Task file for teacher and student: JSON lines with ctx, choices, gold, or with ctx, target; may be repeated.",
-        ),
-    ] = None,
-    text: TextOption = None,
-    samples: Annotated[Optional[int], typer.Option("--samples", help="Evaluation samples.  [default: up to 64]")] = None,  # noqa: UP045
-    length: Length = None,
-    seed: Seed = None,
-    device: Device = "cpu",
-    dtype: Dtype = None,
-    trust_remote_code: Remote = False,
-    json: Json = False,
-) -> None:
-    """Measure a model: perplexity and cost, and against a teacher KL, agreement, generations, speed, tasks."""
-    from shoal.evaluate import figures_table, generation_table, load_task, table
-    from shoal.run.evaluate import evaluate_alone, evaluate_pair
-
-    screen = _screen(json)
-    if task and teacher is None:
-        raise ValueError("--task compares a model with its teacher; give --teacher as well (the model itself for a baseline)")
-    tasks = [load_task(path) for path in task or ()]
-    chosen = with_options("default", model=teacher or model, text=text, evaluation=samples, length=length, seed=seed)
-    say_text(screen, chosen)
-    with screen.progress():
-        if teacher is None:
-            alone = evaluate_alone(chosen, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-        else:
-            found = evaluate_pair(
-                chosen,
-                model,
-                tasks=tasks,
-                device=device,
-                dtype=dtype,
-                trust_remote_code=trust_remote_code,
-                progress=screen.step,
-            )
-    if teacher is None:
-        screen.show(figures_table(alone))
-        screen.result(alone.model_dump(mode="json"))
-        return
-    screen.show(table(found))
-    screen.show(generation_table(found.generations))
-    if found.tasks is not None:
-        show_tasks(screen, found.tasks)
-    screen.result(found.model_dump(mode="json"))
-
-
-@app.command()
-def stability(
-    teacher: Annotated[Path, typer.Argument(metavar="TEACHER", help="Folder of OpenCompass predictions or lm-eval logs.")],
-    student: Annotated[Path, typer.Argument(metavar="STUDENT", help="The same of the compressed model.")],
-    seed: Seed = None,
-    json: Json = False,
-) -> None:
-    """Compare answers that another evaluator wrote: stability, agreement, flips."""
-    from shoal.evaluate import flip_table, stability_notes, stability_table
-    from shoal.run.tasks import stability_of_files
-
-    screen = _screen(json)
-    found = stability_of_files(teacher, student, seed=seed or 0)
-    screen.show(stability_table(found.tasks, found.official))
-    for note in stability_notes(found.tasks):
-        screen.say(note)
-    screen.show(flip_table(found.tasks))
-    screen.result({"tasks": [one.model_dump(mode="json") for one in found.tasks], "official_script": found.official})
+app.command("eval")(evaluate)
+app.command()(stability)
 
 
 # -- what the verbs share ------------------------------------------------------------------------------------------------

@@ -5,13 +5,14 @@ from shoal.evaluate.benchmark import Benchmark, TaskResult, compare_tasks
 from shoal.evaluate.bootstrap import Interval
 from shoal.evaluate.choice import ItemScores, TaskScores, choice_answers, score_task
 from shoal.evaluate.cost import Cost, cost
-from shoal.evaluate.evaluation import Evaluation, Figures, Measured, compare
+from shoal.evaluate.evaluation import Evaluation, Figures, Measured, closeness, compare
 from shoal.evaluate.generate import Generation, generations
 from shoal.evaluate.last_word import last_word_answers
 from shoal.evaluate.perplexity import Perplexity, perplexities, perplexity
+from shoal.evaluate.positions import ByPosition, Positions
 from shoal.evaluate.speed import Speed, speed
 from shoal.evaluate.stability import Answer, Answers, Flip, Stability, official_stability, stability
-from shoal.evaluate.table import Row, figures_table, generation_table, rows, table
+from shoal.evaluate.table import Row, figures_table, generation_table, position_table, rows, table
 from shoal.evaluate.task_table import flip_table, stability_notes, stability_table, task_notes, task_table
 from shoal.evaluate.tasks import Task, TaskItem, load_task
 
@@ -19,6 +20,7 @@ __all__ = [
     "Answer",
     "Answers",
     "Benchmark",
+    "ByPosition",
     "Cost",
     "Evaluation",
     "Figures",
@@ -30,12 +32,14 @@ __all__ = [
     "Perplexity",
     "Row",
     "Speed",
+    "Positions",
     "Stability",
     "Task",
     "TaskItem",
     "TaskResult",
     "TaskScores",
     "choice_answers",
+    "closeness",
     "compare",
     "compare_tasks",
     "cost",
@@ -49,6 +53,7 @@ __all__ = [
     "official_stability",
     "perplexities",
     "perplexity",
+    "position_table",
     "rows",
     "score_task",
     "speed",

@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoal.decoder import TEACHER, DecoderView, Student
+from shoal.decoder import TEACHER, DecoderView, Student, run_pass
+from shoal.decoder.view import Reading
 from shoal.evaluate.benchmark import Benchmark
 from shoal.evaluate.cost import Cost, cost
 from shoal.evaluate.generate import Generation
 from shoal.evaluate.perplexity import Perplexity, n_batches, perplexities, perplexity
+from shoal.evaluate.positions import ByPosition, PositionSums
 from shoal.evaluate.speed import Speed
-from shoal.score.oracle import Oracle, Quality, compare_views
+from shoal.score.oracle import Quality, QualitySums, token_figures
 from shoal.types import Batch, Provenance, Record
 
 
@@ -42,6 +44,7 @@ class Evaluation(Record):
 
     Attributes:
         quality: the student against the teacher, per token of the batches as they are (no stride).
+        by_position: the same tokens by their position: KL, expected speculative acceptance, agreement. None in older files.
         plain: the same cut without repair, on the same text; present when something was repaired.
         generations, speed: present when they were measured; they need both as models of their own.
         tasks: accuracy, stability and flips on task files, when some were given.
@@ -50,6 +53,7 @@ class Evaluation(Record):
     teacher: Figures
     student: Figures
     quality: Quality
+    by_position: ByPosition | None = None
     plain: Quality | None = None
     generations: tuple[Generation, ...] = ()
     speed: Speed | None = None
@@ -105,14 +109,12 @@ def compare(
             progress(done, n_steps)
 
     reading: dict[str, Any] = {"window": window, "stride": stride, "batch_size": batch_size, "after_batch": step}
+    quality, by_position = closeness(teacher, student, batches, after_batch=step)
     if isinstance(student, Student):
-        quality = Oracle(teacher, batches, after_batch=step).measure([student])[0]
         texts = perplexities(teacher, stream_T, students=[TEACHER, student], **reading)
         costs = [cost(teacher, context=window, student=one) for one in (TEACHER, student)]
         name = student.name
     else:
-        _refuse_other_vocabulary(teacher, student)
-        quality = compare_views(teacher, student, batches=batches, after_batch=step)
         texts = [perplexity(view, stream_T, **reading) for view in (teacher, student)]
         costs = [cost(view, context=window) for view in (teacher, student)]
         name = "student"
@@ -121,11 +123,49 @@ def compare(
         teacher=both[0],
         student=both[1],
         quality=quality,
+        by_position=by_position,
         plain=plain,
         generations=tuple(generated),
         speed=timed,
         provenance=provenance,
     )
+
+
+@torch.no_grad()
+def closeness(
+    teacher: DecoderView,
+    student: Student | DecoderView,
+    batches: Sequence[Batch],
+    *,
+    after_batch: Callable[[Batch], None] | None = None,
+) -> tuple[Quality, ByPosition]:
+    """How close a student's next-token distributions are to the teacher's, over all tokens and by position, in one pass.
+
+    Raises:
+        ValueError: different vocabularies, no token that can be measured, NaN or infinite states.
+    """
+    quality, positions = QualitySums(), PositionSums()
+
+    def count(teacher_BTV: Tensor, student_BTV: Tensor, batch: Batch) -> None:
+        found = token_figures(teacher_BTV, student_BTV, batch)
+        quality.add_tokens(found)
+        positions.add(teacher_BTV, student_BTV, found)
+
+    if isinstance(student, Student):
+
+        def sink(reading: Reading, finals: list[Tensor]) -> None:
+            ours, theirs = finals
+            teacher_BTV = teacher.head(ours, reading)
+            count(teacher_BTV, teacher_BTV if theirs is ours else teacher.head(theirs, reading), reading.batch)
+
+        run_pass(teacher, batches, students=[TEACHER, student], sink=sink, after_batch=after_batch)
+        return quality.result(), positions.result()
+    refuse_other_vocabulary(teacher, student)
+    for batch in batches:
+        count(teacher.logits(batch), student.logits(batch), batch)
+        if after_batch is not None:
+            after_batch(batch)
+    return quality.result(), positions.result()
 
 
 def token_stream(batches: Sequence[Batch]) -> Tensor:
@@ -136,7 +176,8 @@ def token_stream(batches: Sequence[Batch]) -> Tensor:
     return torch.cat([row.cpu() for row in rows])
 
 
-def _refuse_other_vocabulary(teacher: DecoderView, student: DecoderView) -> None:
+def refuse_other_vocabulary(teacher: DecoderView, student: DecoderView) -> None:
+    """Raises ValueError when the logits of two models have different numbers of tokens."""
     ours, theirs = (view.model.get_output_embeddings().weight.shape[0] for view in (teacher, student))
     if ours != theirs:
         raise ValueError(

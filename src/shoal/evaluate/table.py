@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from shoal.evaluate.evaluation import Evaluation, Measured
 from shoal.evaluate.generate import Generation
+from shoal.evaluate.positions import ByPosition
 from shoal.evaluate.speed import Speed, median_iqr
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ def rows(evaluation: Evaluation) -> list[Row]:
         Row("KL to the teacher, nats per token", "0", f"{_number(quality.kl)}{stderr}"),
         Row("top-1 agreement with the teacher", "100 %", f"{100 * quality.agreement:.1f} %"),
     ]
+    if evaluation.by_position is not None:
+        share = f"{100 * evaluation.by_position.acceptance:.1f} %"
+        lines.append(Row("speculative acceptance, sum of min(p, q)", "100 %", share))
     if evaluation.plain is not None:
         lines.append(Row("the same without repair: KL", "0", _number(evaluation.plain.kl)))
         lines.append(Row("the same without repair: agreement", "100 %", f"{100 * evaluation.plain.agreement:.1f} %"))
@@ -77,6 +81,20 @@ def table(evaluation: Evaluation) -> Table:
     for row in rows(evaluation):
         found.add_row(row.label, row.teacher, row.student, row.change)
     return found
+
+
+def position_table(found: ByPosition) -> Table:
+    """KL, acceptance and agreement by position."""
+    from rich.table import Table
+
+    shown = Table("position", "tokens", "KL", "acceptance", "top-1 agreement", title="Student against teacher by position")
+    for column in shown.columns[1:]:
+        column.justify = "right"
+    for one in found.octaves:
+        place = str(one.start) if one.stop == one.start + 1 else f"{one.start}..{one.stop - 1}"
+        shares = (f"{100 * share:.1f} %" for share in (one.acceptance, one.agreement))
+        shown.add_row(place, f"{one.n_tokens:,}", _number(one.kl), *shares)
+    return shown
 
 
 def figures_table(measured: Measured) -> Table:

@@ -1,4 +1,5 @@
-"""How far a student's next-token distribution is from the teacher's: KL both ways, Jensen-Shannon, top-1 agreement, NLL.
+"""How far a student's next-token distribution is from the teacher's: KL both ways, Jensen-Shannon, overlap, top-1
+agreement, NLL.
 
 Everything is per token and chunked over tokens, so that fp32 temporaries of the size of the vocabulary stay small whatever
 the batch. With d = log p - log q, KL(p || q) is summed as p d - p + q: the same sum, because p and q each sum to one, but no
@@ -42,6 +43,17 @@ def top1_agreement(teacher_V: Tensor, student_V: Tensor) -> Tensor:
     """Bool (...): teacher and student give the same most likely token (the first of equals)."""
     _check_shapes(teacher_V, student_V)
     return teacher_V.argmax(-1) == student_V.argmax(-1)
+
+
+def overlap(teacher_V: Tensor, student_V: Tensor) -> Tensor:
+    """Sum over the vocabulary of min(p, q) per token: the probability that a token drafted by the student is accepted.
+
+    Source: speculative sampling, arXiv 2211.17192 (the same for either as the draft). Summed as
+    1 - sum |p - q| / 2, so equal logits give exactly 1.
+    Returns: (...) fp32 in [0, 1].
+    Raises: ValueError: shapes differ.
+    """
+    return _per_token(_overlap, teacher_V, student_V)
 
 
 def token_nll(logits_V: Tensor, target: Tensor) -> Tensor:
@@ -90,6 +102,11 @@ def _bregman(log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:
     term = torch.neg(d).expm1_().add_(d).mul_(p)
     # where p vanishes against q (or both vanish, and d is not a number) the term is q itself; exp(-d) would overflow
     return torch.where((d > -80) & (p > 0), term, log_q_NV.exp()).sum(-1).clamp_(min=0)
+
+
+def _overlap(p_logits_NV: Tensor, q_logits_NV: Tensor) -> Tensor:
+    gap_NV = p_logits_NV.float().softmax(-1).sub_(q_logits_NV.float().softmax(-1))
+    return gap_NV.abs_().sum(-1).div_(-2).add_(1).clamp_(min=0)
 
 
 def _check_shapes(teacher_V: Tensor, student_V: Tensor) -> None:

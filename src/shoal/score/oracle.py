@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -38,6 +39,32 @@ class Quality(Record):
     n_samples: int
 
 
+@dataclass(frozen=True)
+class TokenFigures:
+    """What is summed, per token of a batch; (B, T-1), on the teacher's device. Figures where ``counted_BT`` is False may be
+    anything, NaN included."""
+
+    kl_BT: Tensor
+    agreement_BT: Tensor
+    nll_BT: Tensor
+    counted_BT: Tensor
+
+
+def token_figures(teacher_BTV: Tensor, student_BTV: Tensor, batch: Batch) -> TokenFigures:
+    """KL, agreement and NLL of every token. The logits may live on different devices; the student's are moved."""
+    device = teacher_BTV.device
+    ids, mask = batch.ids_BT.to(device), None if batch.mask_BT is None else batch.mask_BT.to(device)
+    student_BTV = student_BTV.to(device)
+    # all T positions, the last one cut off after: slicing the logits would copy them
+    next_BT = ids.roll(-1, dims=1)
+    return TokenFigures(
+        kl_BT=forward_kl(teacher_BTV, student_BTV)[:, :-1],
+        agreement_BT=top1_agreement(teacher_BTV, student_BTV)[:, :-1],
+        nll_BT=token_nll(student_BTV, next_BT)[:, :-1],
+        counted_BT=predicts(ids, mask),
+    )
+
+
 class QualitySums:
     """Per-sample fp64 sums from which a :class:`Quality` follows; additive over batches."""
 
@@ -45,22 +72,15 @@ class QualitySums:
         self._per_batch: list[Tensor] = []
 
     def add(self, teacher_BTV: Tensor, student_BTV: Tensor, batch: Batch) -> None:
-        """Count one batch. The logits may live on different devices; the student's are moved to the teacher's."""
-        device = teacher_BTV.device
-        ids, mask = batch.ids_BT.to(device), None if batch.mask_BT is None else batch.mask_BT.to(device)
-        student_BTV = student_BTV.to(device)
-        counted_BT = predicts(ids, mask)
-        # all T positions, the last one cut off after: slicing the logits would copy them
-        next_BT = ids.roll(-1, dims=1)
-        all_BT = (
-            forward_kl(teacher_BTV, student_BTV),
-            top1_agreement(teacher_BTV, student_BTV),
-            token_nll(student_BTV, next_BT),
-        )
-        figures = [one[:, :-1] for one in all_BT]
+        """Count one batch."""
+        self.add_tokens(token_figures(teacher_BTV, student_BTV, batch))
+
+    def add_tokens(self, found: TokenFigures) -> None:
+        """Count a batch whose figures are known."""
+        figures = (found.kl_BT, found.agreement_BT, found.nll_BT)
         # where, not multiplication: a padded position may hold anything, NaN included
-        sums = [torch.where(counted_BT, one.double(), 0.0).sum(1) for one in figures]
-        self._per_batch.append(torch.stack([*sums, counted_BT.sum(1).double()], 1).cpu())
+        sums = [torch.where(found.counted_BT, one.double(), 0.0).sum(1) for one in figures]
+        self._per_batch.append(torch.stack([*sums, found.counted_BT.sum(1).double()], 1).cpu())
 
     def result(self) -> Quality:
         """Raises ValueError: no sample has two real tokens in a row."""

@@ -1,0 +1,86 @@
+"""Student against teacher by position: does the loss grow with the context?
+
+Per token, from both next-token distributions p (teacher) and q (student): KL(p || q) in nats, the overlap sum min(p, q), and
+whether the most likely token is the same. The mean overlap is the expected acceptance of speculative sampling: the share of
+tokens drafted by the student that the teacher would keep (arXiv 2211.17192). Position t predicts token t + 1 and has t + 1
+tokens of context. Sums are per position, in fp64, so they are additive over batches; the result is in octaves of the position.
+Shapes: B samples, T positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from shoal.score.divergence import overlap
+from shoal.score.oracle import TokenFigures
+from shoal.types import Record
+
+
+class Positions(Record):
+    """Means over the tokens at positions ``start .. stop-1``."""
+
+    start: int
+    stop: int
+    n_tokens: int
+    kl: float
+    acceptance: float
+    agreement: float
+
+
+class ByPosition(Record):
+    """Means over all tokens, and in octaves of the position: 0, 1, 2..3, 4..7, up to the longest sample."""
+
+    n_tokens: int
+    kl: float
+    acceptance: float
+    agreement: float
+    octaves: tuple[Positions, ...]
+
+
+class PositionSums:
+    """fp64 sums per position from which :class:`ByPosition` follows; additive over batches."""
+
+    def __init__(self) -> None:
+        self._sums_4T = torch.zeros(4, 0, dtype=torch.float64)
+
+    def add(self, teacher_BTV: Tensor, student_BTV: Tensor, found: TokenFigures) -> None:
+        """Count one batch; ``found``: its figures by :func:`shoal.score.oracle.token_figures`."""
+        overlap_BT = overlap(teacher_BTV, student_BTV.to(teacher_BTV.device))[:, :-1]
+        figures = (found.kl_BT, overlap_BT, found.agreement_BT, torch.ones_like(overlap_BT))
+        # where, not multiplication: a padded position may hold anything, NaN included
+        sums_4T = torch.stack([torch.where(found.counted_BT, one.double(), 0.0).sum(0) for one in figures]).cpu()
+        grown_4T = torch.zeros(4, max(sums_4T.shape[1], self._sums_4T.shape[1]), dtype=torch.float64)
+        for one in (self._sums_4T, sums_4T):
+            grown_4T[:, : one.shape[1]] += one
+        self._sums_4T = grown_4T
+
+    def result(self) -> ByPosition:
+        """Raises ValueError: no token was counted."""
+        every = self._means(0, self._sums_4T.shape[1])
+        if not every.n_tokens:
+            raise ValueError("no token to measure on: every sample is shorter than 2 tokens; give longer text")
+        return ByPosition(
+            n_tokens=every.n_tokens,
+            kl=every.kl,
+            acceptance=every.acceptance,
+            agreement=every.agreement,
+            octaves=tuple(
+                found for start, stop in _octaves(self._sums_4T.shape[1]) if (found := self._means(start, stop)).n_tokens
+            ),
+        )
+
+    def _means(self, start: int, stop: int) -> Positions:
+        *sums, n_tokens = self._sums_4T[:, start:stop].sum(1).tolist()
+        kl, acceptance, agreement = (total / max(n_tokens, 1) for total in sums)
+        return Positions(start=start, stop=stop, n_tokens=int(n_tokens), kl=kl, acceptance=acceptance, agreement=agreement)
+
+
+def _octaves(n_positions: int) -> Iterator[tuple[int, int]]:
+    """[0, 1), [1, 2), [2, 4), [4, 8), ... cut at ``n_positions``."""
+    start, stop = 0, 1
+    while start < n_positions:
+        yield start, min(stop, n_positions)
+        start, stop = stop, 2 * stop
