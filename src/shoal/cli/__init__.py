@@ -19,7 +19,6 @@ HERE = Path(__file__).parent.parent
 
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
-    from shoal.cli import report  # noqa: F401  (its verb)
     from shoal.cli.verbs import app
     from shoal.run.memory import keep_freed_memory
 

@@ -42,6 +42,7 @@ from shoal.cli.options import (
     TrainTokens,
     with_options,
 )
+from shoal.cli.report import report
 from shoal.cli.show import HEAT_MAP, say_files, say_text, show_outcome
 
 if TYPE_CHECKING:
@@ -261,6 +262,7 @@ def apply(
 
 app.command("eval")(evaluate)
 app.command()(stability)
+app.command()(report)
 
 
 # -- what the verbs share ------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from shoal.evaluate import Evaluation
+from shoal.evaluate import Benchmark, Evaluation
 from shoal.evaluate.speed import Speed, median_iqr
 from shoal.plan import Plan
 
@@ -32,8 +32,8 @@ class Headline:
     gain: tuple[Fact, ...] = ()
 
 
-def headline(plan: Plan, evaluation: Evaluation | None = None) -> Headline:
-    """The figures of a plan and, where there is one, of its evaluation."""
+def headline(plan: Plan, evaluation: Evaluation | None = None, tasks: Benchmark | None = None) -> Headline:
+    """The figures of a plan and, where there are any, of its evaluation and of tasks (the evaluation's own unless given)."""
     name, before, after = source_name(plan.source), plan.before, plan.after
     smaller = 1 - after.parameters / before.parameters
     summary = (
@@ -42,11 +42,11 @@ def headline(plan: Plan, evaluation: Evaluation | None = None) -> Headline:
     )
     removed = (
         Fact("Layers", f"{before.layers} → {after.layers}", str(plan)),
-        Fact("Parameters", f"{-100 * smaller:+.1f} %".replace("-", "−"), f"{before.parameters:,} → {after.parameters:,}"),
+        Fact("Parameters", f"{-100 * smaller:+.1f} %", f"{before.parameters:,} → {after.parameters:,}"),
     )
     if evaluation is None:
         return Headline(name, summary, removed)
-    return Headline(name, summary, removed, _cost(evaluation), _gain(evaluation))
+    return Headline(name, summary, removed, _cost(evaluation, tasks or evaluation.tasks), _gain(evaluation))
 
 
 def source_name(source: str) -> str:
@@ -58,19 +58,19 @@ def source_name(source: str) -> str:
     return source if is_hub_id else Path(source).resolve().name
 
 
-def _cost(evaluation: Evaluation) -> tuple[Fact, ...]:
+def _cost(evaluation: Evaluation, tasks: Benchmark | None) -> tuple[Fact, ...]:
     quality, plain = evaluation.quality, evaluation.plain
-    error = "" if math.isnan(quality.kl_stderr) else f" ± {quality.kl_stderr:.2g}"
-    unrepaired = "" if plain is None else f"; {plain.kl:.3g} without repair"
+    error = "" if math.isnan(quality.kl_stderr) else f"± {quality.kl_stderr:.2g} "
+    unrepaired = "" if plain is None else f", {plain.kl:.3g} without repair"
     before, after = evaluation.teacher.perplexity.value, evaluation.student.perplexity.value
     facts = [
-        Fact("KL to the teacher", f"{quality.kl:.3g}{error}", f"nats per token, 0 is the teacher itself{unrepaired}"),
+        Fact("KL to the teacher", f"{quality.kl:.3g}", f"{error}nats per token{unrepaired}; 0 is the teacher itself"),
         Fact("Same most likely token", f"{100 * quality.agreement:.1f} %", f"of {quality.n_tokens:,} tokens"),
         Fact("Perplexity", f"x {after / before:.3f}", f"{before:.4g} → {after:.4g}"),
     ]
-    kept = evaluation.tasks.retained if evaluation.tasks else None
-    if evaluation.tasks and kept is not None:
-        note = f"{100 * kept.low:.1f} to {100 * kept.high:.1f} %, average of {_tasks(len(evaluation.tasks.counted))}"
+    kept = tasks.retained if tasks else None
+    if tasks and kept is not None:
+        note = f"{100 * kept.low:.1f} to {100 * kept.high:.1f} %, average of {_tasks(len(tasks.counted))}"
         facts.append(Fact("Accuracy kept", f"{100 * kept.value:.1f} %", note))
     return tuple(facts)
 
@@ -78,7 +78,13 @@ def _cost(evaluation: Evaluation) -> tuple[Fact, ...]:
 def _gain(evaluation: Evaluation) -> tuple[Fact, ...]:
     ours, theirs = evaluation.teacher.cost, evaluation.student.cost
     facts = [_rate(evaluation.speed, verb) for verb in ("decode", "prefill")] if evaluation.speed else []
-    facts.append(Fact("Weights", _times(theirs.weight_bytes, ours.weight_bytes), f"{ours.weight_bytes / 1e6:,.1f} → {theirs.weight_bytes / 1e6:,.1f} MB"))
+    facts.append(
+        Fact(
+            "Weights",
+            _times(theirs.weight_bytes, ours.weight_bytes),
+            f"{ours.weight_bytes / 1e6:,.1f} → {theirs.weight_bytes / 1e6:,.1f} MB",
+        )
+    )
     if ours.kv_bytes_per_token:
         note = f"{ours.kv_bytes_per_token:,.0f} → {theirs.kv_bytes_per_token:,.0f} bytes per token"
         facts.append(Fact("KV cache", _times(theirs.kv_bytes_per_token, ours.kv_bytes_per_token), note))
@@ -88,8 +94,8 @@ def _gain(evaluation: Evaluation) -> tuple[Fact, ...]:
 def _rate(speed: Speed, verb: str) -> Fact:
     middle, spread = median_iqr(getattr(speed, f"{verb}_ratios"))
     label = {"decode": "Decoding speed", "prefill": "Prefill speed"}[verb]
-    note = f"median of {len(speed.teacher.decode)} rounds, on {speed.device}; L/L' is {speed.bound:.2f}"
-    return Fact(label, f"x {middle:.2f} ± {spread:.2f}", note)
+    note = f"± {spread:.2f} (interquartile, {len(speed.teacher.decode)} rounds, {speed.device}); L/L' is {speed.bound:.2f}"
+    return Fact(label, f"x {middle:.2f}", note)
 
 
 def _times(student: float, teacher: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from shoal.evaluate import Evaluation
+from shoal.evaluate import Benchmark, Evaluation
 from shoal.fit.result import FitResult
 from shoal.plan import Plan
 from shoal.report.chart import Chart, Dots
@@ -38,9 +38,10 @@ class Facts:
 
 @dataclass(frozen=True)
 class Curve:
-    """The learning curve of one replacement. ``result`` is None while it trains."""
+    """The learning curve of one replacement; ``stem`` is for file names, ``result`` is None while it trains."""
 
     name: str
+    stem: str
     points: tuple[CurvePoint, ...]
     result: TrainResult | None = None
 
@@ -51,6 +52,7 @@ class RunData:
 
     Attributes:
         name: the model that was cut, for others to read.
+        answers: what ``shoal eval --task … --json`` printed, kept in the folder as ``tasks.json``.
         missing: files that a finished run of this kind would have, each with the step that writes it.
     """
 
@@ -61,14 +63,22 @@ class RunData:
     repair: FitResult | None = None
     curves: tuple[Curve, ...] = ()
     evaluation: Evaluation | None = None
+    answers: Evaluation | None = None
     verification: Verification | None = None
     missing: tuple[str, ...] = ()
 
     @property
+    def tasks(self) -> tuple[Benchmark | None, str]:
+        """Results on tasks, and the file they are from."""
+        if self.evaluation is not None and self.evaluation.tasks is not None:
+            return self.evaluation.tasks, "evaluation.json"
+        return (self.answers.tasks if self.answers else None), "tasks.json"
+
+    @property
     def provenances(self) -> dict[str, Provenance]:
         """By file, in the order of the stages."""
-        found = {"scan.json": self.scan and self.scan.provenance, "evaluation.json": self.evaluation and self.evaluation.provenance}
-        return {file: one for file, one in found.items() if one is not None}
+        files = {"scan.json": self.scan, "evaluation.json": self.evaluation, "tasks.json": self.answers}
+        return {file: one.provenance for file, one in files.items() if one is not None}
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,7 @@ class Section:
     """A part of the page.
 
     Attributes:
-        id: its anchor.
+        id: its anchor, and with a capital its name in the list of sections.
         source: the files its figures come from.
         parts: markup and charts, in order; charts also become files for papers.
     """

@@ -1,7 +1,7 @@
 """The heat map in the page: every span of every score, with its value where the reader points, taps or steps with the keys.
 
-The drawing holds one rectangle per span in the colours of the first table; the values of all tables stand beside it as JSON, and
-the page's script only looks them up. Rows are rescaled as in :mod:`shoal.report.heatmap`.
+The drawing holds one rectangle per span in the colours of the first table; the values of all tables stand beside it as JSON,
+and the page's script only looks them up. Rows are rescaled as in :mod:`shoal.report.heatmap`.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def _dots(table: SpanTable, cell: float) -> Html:
     made = []
     for n in range(1, table.n_layers + 1):
         start = _best(table, n)
-        if start is not None:
+        if start is not None and n < table.n_layers:  # the last row has one span only
             x, y = place(start, n, n_layers=table.n_layers, cell=cell)
             made.append(tag("circle", cx=round(x + cell / 2, 2), cy=round(y + cell / 2, 2), r=radius))
     return tag("g", made, class_="best")
@@ -144,9 +144,10 @@ def _axes(n_layers: int, cell: float) -> Html:
         if n == 1 or n % step == 0
     ]
     middle = low / 2
+    turn = f"rotate(-90 11 {middle:g})"
     names = [
         tag("text", "first layer of the span", x=(MARGIN + SIZE) / 2, y=SIZE - 5, text_anchor="middle", class_="axis"),
-        tag("text", "layers in the span, n", x=11, y=middle, text_anchor="middle", class_="axis", transform=f"rotate(-90 11 {middle:g})"),
+        tag("text", "layers in the span, n", x=11, y=middle, text_anchor="middle", class_="axis", transform=turn),
     ]  # fmt: skip
     return tag("g", starts, lengths, names)
 

@@ -15,6 +15,9 @@ from typing import Any, Union
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 """What no HTML file may hold, or no reader would see: control characters but tab and line feed, halves of surrogate pairs."""
 
+FOLD_ABOVE = 12
+"""Rows of a table that is shown at once."""
+
 VOID = frozenset({"meta", "link", "br", "hr", "input"})
 
 
@@ -24,7 +27,7 @@ class Html(str):
     __slots__ = ()
 
 
-Child = Union[str, int, float, None, Iterable["Child"]]
+Child = Union[str, int, float, None, Iterable["Child"]]  # noqa: UP007  (a type that holds itself, in Python 3.11)
 Attribute = str | int | float | bool | None
 
 
@@ -71,10 +74,11 @@ def number_columns(*names: str) -> tuple[Column, ...]:
 
 
 def table(caption: str, columns: Sequence[Column | str], rows: Iterable[Sequence[Child]]) -> Html:
-    """A plain table with a caption, a button that copies it, and a frame that scrolls where it is too wide.
+    """A plain table with its title, a button that copies it, and a frame that scrolls where it is too wide.
 
     Args:
-        rows: cells in the order of the columns; the first cell heads its row.
+        rows: cells in the order of the columns; the first cell heads its row. More than :data:`FOLD_ABOVE` of them are folded
+            away until they are asked for.
     """
     heads = [Column(one) if isinstance(one, str) else one for one in columns]
     body = []
@@ -84,12 +88,15 @@ def table(caption: str, columns: Sequence[Column | str], rows: Iterable[Sequence
         body.append(tag("tr", tag("th", first[0], scope="row"), [tag("td", c, class_=_class(h)) for c, h in others]))
     shown = tag(
         "table",
-        tag("caption", caption),
         tag("thead", tag("tr", [tag("th", one.name, scope="col", class_=_class(one)) for one in heads])),
         tag("tbody", body),
+        aria_label=caption,
     )
     button = tag("button", "Copy table", type="button", class_="copy", hidden=True)
-    return tag("div", tag("div", shown, class_="scroll", tabindex=0, role="region", aria_label=caption), button, class_="table")
+    frame = tag("div", shown, class_="scroll", tabindex=0, role="region", aria_label=caption)
+    if len(body) > FOLD_ABOVE:
+        return details(f"{caption} ({len(body)} rows)", tag("div", frame, button, class_="table"))
+    return tag("div", tag("p", caption, class_="title"), frame, button, class_="table")
 
 
 def details(summary: str, *children: Child) -> Html:

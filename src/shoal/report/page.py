@@ -1,4 +1,4 @@
-"""The page: sections in order inside one self-contained HTML file that opens from disk, in light and dark, on paper and on a phone.
+"""The page: sections in order inside one self-contained HTML file, opened from disk, in light and dark, on paper and phones.
 
 Nothing is fetched, ever: style and script stand in the file, and its content security policy lets nothing else load or run.
 """
@@ -72,7 +72,7 @@ def document(title: str, body: Sequence[Html]) -> str:
 
 
 def _top(shown: Sequence[Section]) -> Html:
-    links = [tag("li", tag("a", one.title, href=f"#{one.id}")) for one in shown]
+    links = [tag("li", tag("a", one.id.capitalize(), href=f"#{one.id}")) for one in shown]
     switch = tag("button", "Dark", type="button", id="scheme", aria_pressed="false", hidden=True)
     skip = tag("a", "Skip to the content", href="#top", class_="skip")
     return tag("header", skip, tag("nav", tag("ul", links), aria_label="Sections"), switch, class_="top")
@@ -85,7 +85,7 @@ def _head(data: RunData, title: str) -> Html:
         parts.append(tag("p", text, class_="missing", role="note"))
     if data.plan is None:
         return tag("section", parts, class_="hero", aria_label="Headline")
-    said = headline(data.plan, data.evaluation)
+    said = headline(data.plan, data.evaluation, data.tasks[0])
     parts.append(strip(data.plan))
     for name, facts in (("What was removed", said.removed), ("What it cost", said.cost), ("What it buys", said.gain)):
         if facts:
@@ -120,7 +120,9 @@ def _parts(parts: Sequence[Html | Chart | Dots]) -> Html:
 
 
 def _foot() -> Html:
-    return tag("footer", tag("p", f"Made by Shoal {__version__} from the files of the run folder; nothing on this page was fetched."))
+    return tag(
+        "footer", tag("p", f"Made by Shoal {__version__} from the files of the run folder; nothing on this page was fetched.")
+    )
 
 
 def _asset(name: str) -> str:

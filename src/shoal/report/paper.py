@@ -63,7 +63,15 @@ def _xy(axes: Any, chart: Chart) -> None:
         draw, place = (axes.axvline, (rule.value, 1.0)) if rule.axis == "x" else (axes.axhline, (1.0, rule.value))
         draw(rule.value, color="0.4", linewidth=0.9, linestyle=":")
         frame = axes.get_xaxis_transform() if rule.axis == "x" else axes.get_yaxis_transform()
-        axes.text(*place, rule.label, transform=frame, fontsize=7.5, color="0.3", ha="right", va="top" if rule.axis == "x" else "bottom")
+        axes.text(
+            *place,
+            rule.label,
+            transform=frame,
+            fontsize=7.5,
+            color="0.3",
+            ha="right",
+            va="top" if rule.axis == "x" else "bottom",
+        )
     if chart.log_y:
         axes.set_yscale("log")
     if chart.whole_x:

@@ -79,10 +79,10 @@ def _dots(chart: Dots) -> Html:
         ) for r in chart.rules
     ]  # fmt: skip
     fits = int(left / CHARACTER)
-    names = [
-        tag("text", name if len(name) <= fits else name[: fits - 1] + "…", tag("title", name), x=left, y=row(i) + 4, text_anchor="end")
-        for i, name in enumerate(chart.rows)
-    ]  # fmt: skip
+    names = []
+    for index, name in enumerate(chart.rows):
+        short = name if len(name) <= fits else name[: fits - 1] + "…"
+        names.append(tag("text", short, tag("title", name), x=left, y=row(index) + 4, text_anchor="end"))
     marks = []
     for index, one in enumerate(chart.series):
         shift = 9 * (index - (n_series - 1) / 2)

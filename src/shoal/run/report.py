@@ -6,43 +6,56 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from shoal.run.folder import RECORD, RunRecord
 from shoal.types import write_atomically
 
 if TYPE_CHECKING:
+    from shoal.evaluate import Evaluation
     from shoal.fit.result import FitResult
     from shoal.report.data import Curve, Facts, RunData
 
-PAGE, FIGURES = "report.html", "figures"
+PAGE, FIGURES, TASKS = "report.html", "figures", "tasks.json"
 STEPS = {"scan.json": "scan", "plan.json": "plan", "evaluation.json": "evaluation"}
 """Files of a whole run, each with the step that writes it."""
 
 
-def write_report(folder: Path, out: Path | None = None, *, overwrite: bool = False) -> Path:
+def report_stage(folder: Path) -> Path:
+    """The page at the end of a run."""
+    return _write_page(read_run(folder), Path(folder) / PAGE, overwrite=False)
+
+
+def write_report(folder: Path, out: Path | None = None, *, overwrite: bool = False) -> tuple[Path, list[Path]]:
     """Write the page of a run folder, and its charts as files for papers where matplotlib is installed.
 
     Args:
         out: the page; ``report.html`` of the folder unless given. Charts go to ``figures/`` beside it.
         overwrite: a file that is no report of ours may be replaced; an earlier report always is.
     Returns:
-        The path of the page.
+        The page, and the files of the charts.
     Raises:
         ValueError: the folder holds nothing of a run, a file of it is damaged, or ``out`` is somebody else's file.
     """
-    from shoal.report.page import page, sections
+    from shoal.report.page import sections
     from shoal.report.paper import save_figures
 
-    out = Path(folder) / PAGE if out is None else Path(out)
     data = read_run(folder)
-    _check_target(out, overwrite=overwrite)
+    page = _write_page(data, Path(folder) / PAGE if out is None else Path(out), overwrite=overwrite)
+    return page, save_figures([chart for one in sections(data) for chart in one.charts], page.parent / FIGURES)
+
+
+def _write_page(data: RunData, out: Path, *, overwrite: bool) -> Path:
+    from shoal.report.page import GENERATOR, page
+
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder; give a file name such as {out / PAGE}")
+    if out.exists() and not overwrite:
+        with out.open("rb") as file:
+            if f'content="{GENERATOR}'.encode() not in file.read(4096):
+                raise ValueError(f"{out} exists and is no report of ours; add --overwrite to replace it, or give another --out")
     write_atomically(out, page(data).encode())
-    save_figures([chart for one in sections(data) for chart in one.charts], out.parent / FIGURES)
     return out
 
 
@@ -65,10 +78,15 @@ def read_run(folder: Path) -> RunData:
     has = {name: (folder / name).is_file() for name in (*STEPS, RECORD, "verification.json")}
     if not any(has[name] for name in STEPS):
         started = f"; {RECORD} says that a run was started, its first step has not finished" if has[RECORD] else ""
-        raise ValueError(f"{folder} holds none of {', '.join(STEPS)}{started}; give the run folder of a shoal command (its --out)")
+        raise ValueError(
+            f"{folder} holds none of {', '.join(STEPS)}{started}; give the run folder of a shoal command (its --out)"
+        )
     scan = Scan.load(folder) if has["scan.json"] else None
     plan = Plan.load(folder / "plan.json") if has["plan.json"] else None
     evaluation = Evaluation.load(folder / "evaluation.json") if has["evaluation.json"] else None
+    answers = Evaluation.load(folder / TASKS) if (folder / TASKS).is_file() else None
+    if answers and evaluation:
+        _check_same(answers, evaluation, file=folder / TASKS)
     repair, curves = _values(folder)
     facts, reads_scan = _facts(folder)
     source = plan.source if plan else scan.provenance.model if scan else evaluation.provenance.model  # type: ignore[union-attr]
@@ -81,9 +99,21 @@ def read_run(folder: Path) -> RunData:
         repair=repair,
         curves=curves,
         evaluation=evaluation,
+        answers=answers,
         verification=Verification.load(folder / "verification.json") if has["verification.json"] else None,
         missing=tuple(f"{name} (step {STEPS[name]})" for name in needed if not has[name]),
     )
+
+
+def _check_same(answers: Evaluation, evaluation: Evaluation, *, file: Path) -> None:
+    """Raises ValueError when tasks were scored on other models than those of the run, as far as can be told."""
+    ours, theirs = evaluation.provenance.model_hash, answers.provenance.model_hash
+    sizes = [one.student.cost.parameters for one in (evaluation, answers)]
+    if ours != theirs or sizes[0] != sizes[1]:
+        raise ValueError(
+            f"{file} is of another teacher or student (teacher {theirs}, {sizes[1]:,} parameters left) than the run "
+            f"(teacher {ours}, {sizes[0]:,}); score the tasks again or take the file away"
+        )
 
 
 def _values(folder: Path) -> tuple[FitResult | None, tuple[Curve, ...]]:
@@ -98,12 +128,15 @@ def _values(folder: Path) -> tuple[FitResult | None, tuple[Curve, ...]]:
         if "results" not in content:
             return FitResult.load(file), ()
         results = TrainResults.load(file).results
-        return None, tuple(Curve(f"{one.replacement} in place of {one.start}..{one.stop - 1}", one.curve, one) for one in results)
+        return None, tuple(
+            Curve(f"{one.replacement} in place of {one.start}..{one.stop - 1}", f"{one.start}-{one.stop}", one.curve, one)
+            for one in results
+        )
     curves = []
     for path in sorted(folder.glob("train/*/curve.jsonl")):
         lines = path.read_text(encoding="utf-8").splitlines()
         points = tuple(CurvePoint.from_json(line, where=f"{path}, line {i}") for i, line in enumerate(lines, start=1))
-        curves.append(Curve(f"replacement of {path.parent.name.replace('-', '..')}", points))
+        curves.append(Curve(f"replacement {path.parent.name}", path.parent.name, points))
     return None, tuple(curves)
 
 
@@ -140,15 +173,3 @@ def _json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds {type(content).__name__}, not an object; run the step again")
     return content
-
-
-def _check_target(out: Path, *, overwrite: bool) -> None:
-    from shoal.report.page import GENERATOR
-
-    if out.is_dir():
-        raise ValueError(f"--out {out} is a folder; give a file name such as {out / PAGE}")
-    if overwrite or not out.exists():
-        return
-    with out.open("rb") as file:
-        if f'content="{GENERATOR}'.encode() not in file.read(4096):
-            raise ValueError(f"{out} exists and is no report of ours; add --overwrite to replace it, or give another --out")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from shoal.report.chart import Band, Chart, Point, Series
 from shoal.report.data import RunData, Section
-from shoal.report.html import Column, number_columns, table, tag
+from shoal.report.html import Column, Html, number_columns, table, tag
 from shoal.scan import Scan
 from shoal.scan.anatomy import Anatomy
 from shoal.types import Span, SpanTable, spans_of
@@ -21,28 +21,31 @@ def anatomy(data: RunData) -> Section | None:
     found, scan = data.scan.anatomy, data.scan
     removed = spans_of(data.plan.removed_layers) if data.plan else ()
     intro = (
-        "A boundary is the residual stream entering a layer; the last one is what leaves the last layer, before the final norm. "
-        f"Sinks (the first token of a sample, and tokens of more than 20 times the median norm) are kept apart: {found.n_sinks:,} of "
-        f"{found.n_tokens:,} tokens."
+        "A boundary is the residual stream entering a layer; the last one is what leaves the last layer, before the final "
+        "norm. Sinks (the first token of a sample, and tokens of more than 20 times the median norm) are kept apart: "
+        f"{found.n_sinks:,} of {found.n_tokens:,} tokens."
     )
     influence = scan.tables.get(INFLUENCE)
     charts = [_norms(found, removed)]
     if influence is not None:
         charts.append(_influence(influence, removed))
     return Section(
-        "anatomy", "The layers one by one", "scan.json, scan.safetensors", (tag("p", intro), *charts, _table(scan, influence))
+        "layers", "The layers one by one", "scan.json, scan.safetensors", (tag("p", intro), *charts, _table(scan, influence))
     )
 
 
 def _norms(found: Anatomy, removed: Sequence[Span]) -> Chart:
-    both = (("tokens that are not sinks", found.norm_rest, found.norm_rest_stderr), ("sinks", found.norm_sink, found.norm_sink_stderr))
-    series = tuple(
-        Series(name, tuple(_point(f"{name}, boundary", i, v, e) for i, (v, e) in enumerate(zip(values, errors, strict=True))), style=k)
-        for k, (name, values, errors) in enumerate(both)
-    )  # fmt: skip
+    kinds = (
+        ("tokens that are not sinks", found.norm_rest, found.norm_rest_stderr),
+        ("sinks", found.norm_sink, found.norm_sink_stderr),
+    )
+    series = []
+    for style, (name, means, errors) in enumerate(kinds):
+        both = enumerate(zip(means, errors, strict=True))
+        series.append(Series(name, tuple(_point(f"{name}, boundary", i, *one) for i, one in both), style=style))
     bands = tuple(Band(span.start, span.stop, "removed" if i == 0 else "") for i, span in enumerate(removed))
     title = "Length of the residual stream"
-    return Chart("norms", title, "boundary", "mean norm", series, bands=bands, log_y=True)
+    return Chart("norms", title, "boundary", "mean norm", tuple(series), bands=bands, log_y=True)
 
 
 def _influence(influence: SpanTable, removed: Sequence[Span]) -> Chart:
@@ -51,12 +54,12 @@ def _influence(influence: SpanTable, removed: Sequence[Span]) -> Chart:
         value, error = _of_layer(influence, layer)
         points.append(_point("layer", layer, value, error))
     bands = tuple(Band(s.start - 0.5, s.stop - 0.5, "removed" if i == 0 else "") for i, s in enumerate(removed))
-    title = "Block influence of every layer: 1 − cos of what enters and leaves"
+    title = "Block influence: 1 − cos of what enters and leaves"
     series = (Series("block influence", tuple(points), style=2),)
     return Chart("block-influence", title, "layer", "block influence", series, bands=bands, log_y=True)
 
 
-def _table(scan: Scan, influence: SpanTable | None) -> object:
+def _table(scan: Scan, influence: SpanTable | None) -> Html:
     found = scan.anatomy
     columns = [Column("boundary"), *number_columns("norm", "norm of sinks", "massive tokens", "block influence of the layer")]
     rows = []
@@ -69,7 +72,9 @@ def _table(scan: Scan, influence: SpanTable | None) -> object:
             for means, errors in ((found.norm_rest, found.norm_rest_stderr), (found.norm_sink, found.norm_sink_stderr))
         ]
         rows.append([str(boundary), *norms, f"{found.n_massive[boundary]:,}", value])
-    return table("Stream and layers, mean ± standard error over samples; the layer is the one the boundary enters", columns, rows)
+    return table(
+        "Stream and layers, mean ± standard error over samples; the layer is the one the boundary enters", columns, rows
+    )
 
 
 def _of_layer(influence: SpanTable, layer: int) -> tuple[float, float]:

@@ -16,11 +16,11 @@ def candidates(data: RunData) -> Section | None:
     if plan is None or not (plan.candidates or plan.method):
         return None
     parts = []
-    if plan.method:
-        parts.append(tag("p", "Method: ", plan.method))
     measured = [one for one in plan.candidates if one.kl is not None]
-    if measured:
-        parts.append(tag("p", f"Chosen: {verdict(plan.candidates, n_layers=plan.n_layers)}.", class_="verdict"))
+    if plan.method:  # of a guarded choice it holds the verdict
+        parts.append(tag("p", f"{plan.method[:1].upper()}{plan.method[1:]}."))
+    elif measured:
+        parts.append(tag("p", f"Chosen: {verdict(plan.candidates, n_layers=plan.n_layers)}."))
     rows = [
         [describe_short(one.layers) or "none", _kl(one), "" if one.perplexity is None else f"{one.perplexity:.4g}", _by(one)]
         for one in plan.candidates
@@ -36,7 +36,9 @@ def _chart(measured: list[Candidate]) -> Dots:
     points = []
     for row, one in enumerate(measured):
         kl, error = one.kl if one.kl is not None else math.nan, one.kl_stderr or 0.0
-        points.append(Point(kl, row, low=kl - error, high=kl + error, tip=f"without {describe_short(one.layers)}: KL {_kl(one)}"))
+        points.append(
+            Point(kl, row, low=kl - error, high=kl + error, tip=f"without {describe_short(one.layers)}: KL {_kl(one)}")
+        )
     names = tuple(f"{'▸ ' if row == 0 else ''}{describe_short(one.layers)}" for row, one in enumerate(measured))
     title = "KL of the candidates (± standard error); ▸ is the choice"
     series = (Series("KL", tuple(points), is_line=False),)

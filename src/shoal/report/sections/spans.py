@@ -22,8 +22,9 @@ def spans(data: RunData) -> Section | None:
     removed = spans_of(data.plan.removed_layers) if data.plan else ()
     source = data.scan.provenance
     text = (
-        f"Every span of layers, compared at both ends on {source.n_tokens:,} tokens of {source.n_samples} samples of {source.data}. "
-        "Colours run from the least to the greatest change within a row, so a row compares where to cut, not how much."
+        f"Every span of layers, compared at both ends on {source.n_tokens:,} tokens of {source.n_samples} samples of "
+        f"{source.data}. Colours run from the least to the greatest change within a row: a row compares where to cut, "
+        "not how much."
     )
     parts = (
         tag("p", text),

@@ -29,8 +29,8 @@ def speed(data: RunData) -> Section | None:
         for verb, ratios in (("prefill", found.prefill_ratios), ("decode", found.decode_ratios))
     )
     note = (
-        f"Teacher and student in turns: batch {found.batch_size}, prompts of {found.prompt_length} tokens, {found.new_tokens} new ones, "
-        f"{found.dtype} on {found.device}, {found.n_threads} CPU threads. Medians: {medians}. L/L' is the ratio if nothing but layers "
-        "cost time; a ratio above it, or a wide range, says that other work ran on the machine."
+        f"Teacher and student in turns: batch {found.batch_size}, prompts of {found.prompt_length} tokens, {found.new_tokens} "
+        f"new ones, {found.dtype} on {found.device}, CPU threads: {found.n_threads}. Medians: {medians}. L/L' is the ratio if "
+        "nothing but layers cost time; a ratio above it, or a wide range, says that other work ran on the machine."
     )
     return Section("speed", "Speed", "evaluation.json", (tag("p", note), chart, shown))

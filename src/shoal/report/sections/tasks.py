@@ -14,16 +14,16 @@ N_FLIPS = 5  # shown per task and way; all of them are in the file
 
 
 def tasks(data: RunData) -> Section | None:
-    found = data.evaluation.tasks if data.evaluation else None
+    found, file = data.tasks
     if found is None or not found.tasks:
         return None
     level = 100 * found.tasks[0].teacher.level
     intro = (
-        f"± is a {level:g} % interval from {found.n_resamples:,} resamples of the items; teacher and student are drawn together. "
-        "A task where the teacher is at chance is marked * and left out of the average."
+        f"In brackets the {level:g} % interval from {found.n_resamples:,} resamples of the items, teacher and student drawn "
+        "together. A task where the teacher is at chance is marked * and left out of the average."
     )
     notes = task_notes(found)
-    parts = [
+    parts: list[Html | Dots] = [
         tag("p", intro),
         _accuracy(found.tasks),
         _stability(found.tasks),
@@ -31,47 +31,55 @@ def tasks(data: RunData) -> Section | None:
         *([tag("ul", [tag("li", note) for note in notes])] if notes else []),
         *(_flips(one) for one in found.tasks),
     ]
-    return Section("tasks", "Answers: accuracy, stability, flips", "evaluation.json", tuple(parts))
+    return Section("tasks", "Answers: accuracy, stability, flips", file, tuple(parts))
 
 
 def _accuracy(found: Sequence[TaskResult]) -> Dots:
-    series = tuple(
-        Series(who, tuple(_point(getattr(one, who), row, f"{one.task}, {who}") for row, one in enumerate(found)), style=k, is_line=False)
-        for k, who in enumerate(("teacher", "student"))
-    )  # fmt: skip
-    return Dots("accuracy", "Accuracy with intervals", "accuracy, %", tuple(_name(one) for one in found), series)
+    names = tuple(_name(one) for one in found)
+    series = (
+        _series("teacher", 0, found, [one.teacher for one in found]),
+        _series("student", 1, found, [one.student for one in found]),
+    )
+    return Dots("accuracy", "Accuracy with intervals", "accuracy, %", names, series)
 
 
 def _stability(found: Sequence[TaskResult]) -> Dots:
-    kinds = (
-        ("stability", [(one.stability or one.answers).stability for one in found]),
-        ("both right or both wrong", [one.answers.correctness for one in found]),
+    names = tuple(_name(one) for one in found)
+    series = (
+        _series("stability", 2, found, [(one.stability or one.answers).stability for one in found]),
+        _series("both right or both wrong", 3, found, [one.answers.correctness for one in found]),
     )
-    series = tuple(
-        Series(name, tuple(_point(i, row, f"{one.task}, {name}") for row, (one, i) in enumerate(zip(found, intervals, strict=True))),
-               style=k + 2, is_line=False)
-        for k, (name, intervals) in enumerate(kinds)
-    )  # fmt: skip
-    rules = (Rule("x", 100.0, ""),)
-    return Dots("stability", "Does the student answer as the teacher does?", "%", tuple(_name(o) for o in found), series, rules)
+    return Dots("stability", "Does the student answer as the teacher does?", "%", names, series, (Rule("x", 100.0, ""),))
+
+
+def _series(name: str, style: int, found: Sequence[TaskResult], intervals: Sequence[Interval]) -> Series:
+    points = []
+    for row, (one, i) in enumerate(zip(found, intervals, strict=True)):
+        tip = f"{one.task}, {name}: {_percent(i)} %"
+        points.append(Point(100 * i.value, row, low=100 * i.low, high=100 * i.high, tip=tip))
+    return Series(name, tuple(points), style=style, is_line=False)
 
 
 def _table(found: Benchmark) -> Html:
-    names = ("items", "teacher, %", "student, %", "kept, %", "stability, %", "KL over options", "lost / won", "sign test p")
+    names = (
+        "items", "teacher, %", "student, %", "kept, %", "stability, %", "both right or wrong, %", "KL over options",
+        "lost / won", "sign test p",
+    )  # fmt: skip
     rows = []
     for one in found.tasks:
         answers, stable = one.answers, (one.stability or one.answers).stability
         lost = f"{len(answers.right_to_wrong)} / {len(answers.wrong_to_right)}"
-        cells = [_percent(one.teacher), _percent(one.student), _percent(one.retained), _percent(stable)]
+        intervals = (one.teacher, one.student, one.retained, stable, answers.correctness)
+        cells = [_percent(interval) for interval in intervals]
         kl = "" if answers.kl is None else f"{answers.kl.value:.3g}"
         rows.append([_name(one), f"{one.n_items:,}", *cells, kl, lost, f"{answers.p_value:.2g}"])
     if found.retained is not None and found.teacher_average is not None and found.student_average is not None:
         means = [f"{100 * found.teacher_average:.1f}", f"{100 * found.student_average:.1f}", _percent(found.retained)]
-        rows.append([f"average of {len(found.counted)}", "", *means, "", "", "", ""])
+        rows.append([f"average of {len(found.counted)}", "", *means, *[""] * 5])
     return table("Tasks: value and interval", [Column("task"), *number_columns(*names)], rows)
 
 
-def _flips(one: TaskResult) -> Html | None:
+def _flips(one: TaskResult) -> Html:
     answers = one.answers
     ways = (("right → wrong", answers.right_to_wrong), ("wrong → right", answers.wrong_to_right))
     rows = [[flip.text, way, *_options(flip, answers)] for way, flips in ways for flip in flips[:N_FLIPS]]
@@ -92,10 +100,6 @@ def _options(flip: Flip, answers: Stability) -> list[str]:
 
 def _name(one: TaskResult) -> str:
     return f"{one.task} *" if one.at_chance else one.task
-
-
-def _point(found: Interval, row: int, what: str) -> Point:
-    return Point(100 * found.value, row, low=100 * found.low, high=100 * found.high, tip=f"{what}: {_percent(found)} %")
 
 
 def _percent(found: Interval | None) -> str:

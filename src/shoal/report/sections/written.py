@@ -14,7 +14,9 @@ def written(data: RunData) -> Section | None:
         return None
     note = "Greedy: the most likely token at every step, with the model's own cache. What both write alike is set in grey."
     cards = [_card(one) for one in data.evaluation.generations]
-    return Section("written", "What they write", "evaluation.json", (tag("p", note), tag("div", cards, class_="generations")))
+    return Section(
+        "generations", "What they write", "evaluation.json", (tag("p", note), tag("div", cards, class_="generations"))
+    )
 
 
 def _card(one: Generation) -> Html:
