@@ -16,9 +16,10 @@ import torch
 
 from shoal.decoder import DecoderView, Student
 from shoal.decoder.open import open_model
-from shoal.fit.maps import MapKind
-from shoal.fit.refit import before_cuts, from_first_cut
-from shoal.fit.sweep import plain, relative, sweep_layers
+from shoal.fit.config import FitConfig
+from shoal.fit.place import MapKind
+from shoal.fit.sweep import sweep_layers
+from shoal.fit.targets import before_cuts, from_first_cut
 from shoal.plan import Drop, Plan, Size
 from shoal.run.inputs import versions
 from shoal.score.oracle import Oracle
@@ -32,13 +33,13 @@ MLP: tuple[MapKind, ...] = ("mlp",)
 BOTH: tuple[MapKind, ...] = ("attn", "mlp")
 THRICE: tuple[MapKind, ...] = ("mlp", "attn", "mlp")
 ROWS = (
-    ("refit, MLP map alone", before_cuts, MLP, relative),
-    ("refit, MLP map alone, plain weights", before_cuts, MLP, plain),
-    ("refit: attention map, MLP map", before_cuts, BOTH, relative),
-    ("refit: MLP, attention, MLP map", before_cuts, THRICE, relative),
-    ("sweep: attention map, MLP map", from_first_cut, BOTH, relative),
-    ("sweep: MLP, attention, MLP map", from_first_cut, THRICE, relative),
-    ("sweep: MLP, attention, MLP map, plain weights", from_first_cut, THRICE, plain),
+    ("refit, MLP map alone", before_cuts, MLP, "relative"),
+    ("refit, MLP map alone, plain weights", before_cuts, MLP, "plain"),
+    ("refit: attention map, MLP map", before_cuts, BOTH, "relative"),
+    ("refit: MLP, attention, MLP map", before_cuts, THRICE, "relative"),
+    ("sweep: attention map, MLP map", from_first_cut, BOTH, "relative"),
+    ("sweep: MLP, attention, MLP map", from_first_cut, THRICE, "relative"),
+    ("sweep: MLP, attention, MLP map, plain weights", from_first_cut, THRICE, "plain"),
 )
 
 
@@ -71,7 +72,7 @@ def main() -> None:
     forward = (time.monotonic() - started) / measure.n_tokens * fit.n_tokens / 2  # teacher and student, with the head
     for name, targets, maps, weigh in ROWS:
         started = time.monotonic()
-        swept = sweep_layers(view, cut, fit.batches(BATCH), targets=targets(plan), maps=maps, weigh=weigh)
+        swept = sweep_layers(view, cut, fit.batches(BATCH), targets=targets(plan), kinds=maps, config=FitConfig(weights=weigh))
         seconds = time.monotonic() - started
         layers = [one.model_dump(mode="json") for one in swept.layers]
         repaired = Student(removed=cut.removed, overrides=swept.values)

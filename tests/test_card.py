@@ -131,11 +131,12 @@ def test_sections_without_content_are_left_out(evaluation):
 def test_training_is_said_with_its_text_and_tokens(evaluation):
     point = CurvePoint(step=0, tokens=0, lr=0.1, loss=None, grad_norm=None, validation=1.0, quality=None, seconds=0.0)
     result = TrainResult(
-        start=1, stop=3, replacement="layer", decided_by="validation", best_step=0, n_steps=5, n_tokens=12_345, n_parameters=7,
+        start=1, stop=3, trained=("replacement of layers 1..2",), objective="hidden_mse",
+        decided_by="validation", best_step=0, n_steps=5, n_tokens=12_345, n_parameters=7,
         seconds=1.0, data="training books", data_hash="t0", config=TrainConfig(), curve=(point,),
     )  # fmt: skip
     text = text_of(evaluation, made_plan(Replace(start=1, stop=3, replacement="layer")), trained=[result])
-    assert "training books, hash `t0`, 12,345 tokens for 'layer' at layers 1..2" in text
+    assert "training books, hash `t0`, 12,345 tokens for replacement of layers 1..2" in text
     assert "training text" not in text_of(evaluation)
 
 

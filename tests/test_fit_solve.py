@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shoal.fit.solve import RIDGES, cross_validated, mean_diagonal, ridge_change, solve, spectrum, squared_error
-from shoal.fit.sums import HELD_OUT, N_FOLDS, add_tokens, folds_of, no_sums
+from shoal.fit.sums import HELD_OUT, N_FOLDS, folds_of, no_sums
 from shoal.types import Batch
 
 F, D, N = 7, 5, 200
@@ -25,7 +25,7 @@ def data(n=N, *, seed=0, n_sinks=0):
 
 def sums_of(h_NF, r_ND, weights_N, sinks_N):
     sums = no_sums(F, D)
-    add_tokens(sums, h_NF, r_ND, weights_N=weights_N, sinks_N=sinks_N)
+    sums.add_tokens(h_NF, r_ND, weights_N=weights_N, sinks_N=sinks_N)
     return sums
 
 

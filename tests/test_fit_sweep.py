@@ -5,11 +5,17 @@ import torch
 from families import FAMILIES, VOCAB, tiny_model
 
 from shoal.decoder import DecoderView, Student
+from shoal.decoder.families import contribution
 from shoal.decoder.streamed import open_streamed
-from shoal.fit.maps import CannotRefit, changed, find_map
-from shoal.fit.refit import REPAIRS, before_cuts, fit_plan, from_first_cut, without_refits
+from shoal.fit.gain import find_gain
+from shoal.fit.maps import find_map
+from shoal.fit.output import find_output
+from shoal.fit.place import CannotRefit, on_output
+from shoal.fit.refit import fit_plan, without_refits
 from shoal.fit.sums import folds_of
 from shoal.fit.sweep import plain, relative, sweep_layers
+from shoal.fit.table import FITS, MAPS, Maps
+from shoal.fit.targets import before_cuts, from_first_cut
 from shoal.plan import Drop, Plan, Refit, Replace, Size
 from shoal.replace import student_of
 from shoal.surgery.cut import cut
@@ -62,33 +68,61 @@ def relative_miss(view, batches, student, *, layer, target):
 # -- maps ----------------------------------------------------------------------------------------------------------------
 
 
+FINDS = {"weight": find_map, "output": find_output, "gain": find_gain}
+
+
+def has(family, kind, form):
+    """Which places have a closed form in layer 2."""
+    if form == "gain":
+        return family in POST_NORM
+    return family not in POST_NORM and not (form == "weight" and kind == "mlp" and family in EXPERTS_IN_2)
+
+
+def arrives(view, place, change, *, values, h_BTD, reading):
+    """What a change of values does to the stream right behind the sublayer: the other sublayer gives nothing."""
+    other = "mlp" if place.kind == "attn" else "attn"
+    with view.residency.layer(2) as layer, torch.no_grad(), on_output(layer.get_submodule(contribution(layer, other)), zeroed):
+        before = view.run_layer(2, h_BTD, reading)
+        after = view.run_layer(2, h_BTD, reading, student=Student(overrides={2: values}))
+    return (after - before).double().flatten(0, 1)
+
+
+def zeroed(args, output):
+    return (torch.zeros_like(output[0]), *output[1:]) if isinstance(output, tuple) else torch.zeros_like(output)
+
+
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize("kind", ["attn", "mlp"])
-def test_a_map_is_found_where_its_change_arrives_and_refused_elsewhere(family, kind):
+@pytest.mark.parametrize("form", sorted(FINDS))
+def test_a_place_is_found_where_its_change_arrives_and_refused_elsewhere(family, kind, form):
+    """Every folding equals the unfolded patch."""
     view = view_of(family)
     reading = view.read(Batch(samples(2).ids_NT))
     h_BTD = boundary(view, reading.batch, Student(), 2)
-    if family in POST_NORM or (kind == "mlp" and family in EXPERTS_IN_2):
-        with pytest.raises(CannotRefit, match="normed" if family in POST_NORM else "one linear map"):
-            find_map(view, 2, kind, reading=reading, h_BTD=h_BTD)
+    if not has(family, kind, form):
+        with pytest.raises(CannotRefit, match=f"layer 2 of this {family} model: "):
+            FINDS[form](view, 2, kind, reading=reading, h_BTD=h_BTD)
         return
-    found = find_map(view, 2, kind, reading=reading, h_BTD=h_BTD)
+    found = FINDS[form](view, 2, kind, reading=reading, h_BTD=h_BTD)
     assert found.gain == (0.22 if family == "granite" else 1.0)
-    if kind == "attn":
-        return
-    draw = torch.Generator().manual_seed(0)
-    change_ED = 0.1 * torch.randn(found.n_inputs + 1, found.n_outputs, generator=draw, dtype=torch.float64)
-    if not found.has_bias:
-        change_ED[-1] = 0.0
     seen = {}
-    with view.residency.layer(2) as layer, torch.no_grad():
-        values = changed(found, dict(layer.named_parameters()), change_ED)
-        with view.tapped(2, [found.tap], seen):
-            before = view.run_layer(2, h_BTD, reading)
-        after = view.run_layer(2, h_BTD, reading, student=Student(overrides={2: values}))
-    h_NE = torch.nn.functional.pad(seen[found.tap].reshape(-1, found.n_inputs), (0, 1), value=1.0).double()
-    arrived = (after - before).double().reshape(-1, found.n_outputs)
-    torch.testing.assert_close(arrived, h_NE @ change_ED, rtol=1e-3, atol=1e-4)
+    with view.tapped(2, [found.tap], seen), torch.no_grad():
+        view.run_layer(2, h_BTD, reading, student=Student(removed=frozenset({Unit("mlp" if kind == "attn" else "attn", 2)})))
+    inputs = found.inputs(seen[found.tap]).double()
+    inputs_NF = inputs.reshape(-1, inputs.shape[-1])
+    draw = torch.Generator().manual_seed(0)
+    if form == "gain":
+        change = 0.1 * torch.randn(view.hidden_size, generator=draw, dtype=torch.float64)
+        expected = inputs_NF * change
+    else:
+        change = 0.1 * torch.randn(inputs_NF.shape[1] + 1, view.hidden_size, generator=draw, dtype=torch.float64)
+        if not getattr(found, "has_bias", getattr(found, "bias", None)):
+            change[-1] = 0.0
+        expected = torch.nn.functional.pad(inputs_NF, (0, 1), value=1.0) @ change
+    with view.residency.layer(2) as layer:
+        values = found.changed(dict(layer.named_parameters()), change)
+    arrived = arrives(view, found, change, values=values, h_BTD=h_BTD, reading=reading)
+    torch.testing.assert_close(arrived, expected, rtol=1e-3, atol=1e-4)
 
 
 # -- which layers --------------------------------------------------------------------------------------------------------
@@ -107,9 +141,16 @@ def test_the_layers_of_each_repair():
 # -- sweeping ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("repair", sorted(REPAIRS))
-@pytest.mark.parametrize("family", ["llama", "gpt2", "granite", "phi", "bloom"])
+NO_BIAS = {"llama", "granite", "mixtral"}
+
+
+@pytest.mark.parametrize("repair", sorted(set(FITS) - {"magnitude"}))
+@pytest.mark.parametrize("family", ["llama", "gpt2", "granite", "phi", "bloom", "gemma2", "olmo2", "mixtral"])
 def test_errors_are_those_of_the_student_and_never_rise(family, repair):
+    if repair in ("map", "bias") and family in POST_NORM or repair == "bias" and family in NO_BIAS:
+        with pytest.raises(CannotRefit, match=rf"nothing can be refitted: layer 1 of this {family} .* --repair none"):
+            fit_plan(view_of(family), plan_without(2, 4), samples(12), repair=repair, batch_size=12)
+        return
     view, plan, text = view_of(family), plan_without(2, 4), samples(60)
     fitted = fit_plan(view, plan, text, repair=repair, batch_size=16)
     batches = text.batches(16)
@@ -160,8 +201,8 @@ def test_padding_changes_nothing():
     text = samples(lengths=lengths_N)
     ids_NT = torch.where(torch.arange(LENGTH) < lengths_N[:, None], text.ids_NT, 0)
     wide = Samples(torch.nn.functional.pad(ids_NT, (0, 5), value=7), lengths_N, "training", "", "", 0)
-    one_by_one = sweep_layers(view_of(), lacking(2), wide.batches(1), targets={1: 3}, maps=("attn", "mlp"))
-    together = sweep_layers(view_of(), lacking(2), wide.batches(40), targets={1: 3}, maps=("attn", "mlp"))
+    one_by_one = sweep_layers(view_of(), lacking(2), wide.batches(1), targets={1: 3}, kinds=("attn", "mlp"))
+    together = sweep_layers(view_of(), lacking(2), wide.batches(40), targets={1: 3}, kinds=("attn", "mlp"))
     assert together.layers[0].maps[0].n_tokens == one_by_one.layers[0].maps[0].n_tokens
     assert together.layers[0].error_after == pytest.approx(one_by_one.layers[0].error_after, rel=1e-3)
     for name, value in together.values[1].items():
@@ -186,7 +227,7 @@ def test_massive_tokens_are_sinks_apart_and_arrive_at_their_target():
         model.model.embed_tokens.weight[1] *= 500.0
     view, text = DecoderView(model), samples(60)
     text.ids_NT[:, 0] = 1
-    swept = sweep_layers(view, lacking(2), text.batches(60), targets={1: 3}, maps=("mlp",))
+    swept = sweep_layers(view, lacking(2), text.batches(60), targets={1: 3}, kinds=("mlp",))
     (fit,) = swept.layers[0].maps
     n_fitted = sum(int((folds > 0).sum()) for folds in folds_of(text.batches(60)))
     assert fit.n_sinks == n_fitted and fit.n_tokens == n_fitted * (LENGTH - 1)
@@ -232,23 +273,48 @@ def test_a_repair_that_is_worse_on_selection_is_undone():
 
 
 @pytest.mark.parametrize("family", sorted(POST_NORM))
-def test_families_without_an_exact_refit_are_refused_by_name(family):
-    with pytest.raises(ValueError, match=rf"nothing can be refitted: layer 1 of this {family} .* --repair none"):
-        fit_plan(
-            view_of(family),
-            plan_without(2),
-            samples(12),
-            repair="sweep",
-            batch_size=12,
-            progress=lambda done, total: pytest.fail(),
-        )
+def test_post_norm_families_refit_the_gain_of_the_norm_and_say_so(family):
+    fitted = fit_plan(view_of(family), plan_without(2), samples(), repair="refit", batch_size=20)
+    (one,) = fitted.result.layers
+    assert {fit.form for fit in one.maps} == {"gain"} and all(
+        name.endswith("norm.weight") for name in fitted.plan.edits[-1].parameters
+    )
+    assert "normed before it enters the stream; the gain of that norm is refitted" in fitted.result.skipped[0]
 
 
-def test_experts_are_left_and_said_so_while_attention_is_refitted():
+def test_experts_take_a_map_of_their_sum_while_attention_is_refitted():
     fitted = fit_plan(view_of("mixtral"), plan_without(2), samples(), repair="refit", batch_size=20)
     (one,) = fitted.result.layers
-    assert [fit.parameters[0] for fit in one.maps] == ["self_attn.o_proj.weight"]
-    assert "layer 1" in fitted.result.skipped[0] and "one linear map" in fitted.result.skipped[0]
+    assert [(fit.form, fit.parameters) for fit in one.maps[:2]] == [
+        ("output", ("mlp.experts.down_proj",)),
+        ("weight", ("self_attn.o_proj.weight",)),
+    ]
+    assert "one linear map; a map of its output is folded" in fitted.result.skipped[0]
+
+
+def unrefittable(view, monkeypatch):
+    """As a checkpoint of packed integers would be."""
+
+    def refuse(*args, **kwargs):
+        raise CannotRefit("layer 1 of this llama model: 'x' is quantised")
+
+    monkeypatch.setattr("shoal.fit.sweep.WHOLE", (refuse,))
+    monkeypatch.setitem(FITS, "sweep", Maps(from_first_cut, MAPS, (refuse,)))
+    return view
+
+
+def test_where_nothing_has_a_closed_form_a_named_repair_is_refused_and_auto_leaves_the_plain_cut(monkeypatch):
+    view = unrefittable(view_of(), monkeypatch)
+    with pytest.raises(CannotRefit, match=r"nothing can be refitted: layer 1 .* quantised; use --repair none"):
+        fit_plan(view, plan_without(2), samples(), repair="sweep", batch_size=20, progress=lambda *_: pytest.fail())
+    fitted = fit_plan(view, plan_without(2), samples(), repair="auto", batch_size=20)
+    assert fitted.plan == plan_without(2) and not fitted.values and not fitted.result.kept
+    assert str(fitted.result).endswith("'x' is quantised; the plain cut stands")
+
+
+def test_auto_is_the_sweep_where_there_is_one():
+    auto, sweep = (fit_plan(view_of(), plan_without(2), samples(), repair=name, batch_size=20) for name in ("auto", "sweep"))
+    assert auto.plan == sweep.plan and all(torch.equal(auto.values[name], value) for name, value in sweep.values.items())
 
 
 def test_plans_that_cannot_be_repaired_are_refused():

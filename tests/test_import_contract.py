@@ -20,6 +20,7 @@ SRC = Path(shoal.__file__).parent
 ROOMS = """
 types       the words as values
 plan        what to do to a model
+workers     the processes of one job
 decoder     runs any layer on any states; opens models
 text        documents to samples
 replace     modules in place of spans
@@ -45,7 +46,16 @@ TRANSFORMERS = ("decoder/open.py", "decoder/source.py", "decoder/streamed.py", "
 LAZY = {"datasets", "matplotlib", "peft", "lm_eval", "gguf", "torchao", "bitsandbytes", "pyarrow", "accelerate"}
 
 # These reach the command's help or read a recipe or plan, so they may not need torch.
-LIGHT = ("shoal", "shoal.types", "shoal.plan", "shoal.recipe", "shoal.run.memory", "shoal.cli", "shoal.cli.verbs")
+LIGHT = (
+    "shoal",
+    "shoal.types",
+    "shoal.plan",
+    "shoal.recipe",
+    "shoal.workers",
+    "shoal.run.memory",
+    "shoal.cli",
+    "shoal.cli.verbs",
+)
 HEAVY = ("torch", "transformers", "datasets", "matplotlib", "accelerate")
 
 # Tables of interchangeable entries; the file of one entry never imports the file of another.

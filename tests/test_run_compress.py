@@ -18,7 +18,7 @@ from shoal.run.inputs import open_inputs
 from shoal.scan import Scan
 from shoal.score.oracle import Oracle
 from shoal.select.guard import student_without
-from shoal.train.data import plan_course
+from shoal.train.data import plan_courses
 
 LENGTH = 16
 
@@ -192,7 +192,7 @@ def test_the_training_samples_hold_the_tokens_asked_for(packing, length, small):
     text = {"sources": [small["text"]], "length": length, "packing": packing}
     inputs = open_inputs(load_recipe("default", {"model": small["model"], "text": text, "train": {"tokens": 4000}}))
     assert (inputs.training.lengths_N < length).all() == (packing == "padded")
-    assert 4000 <= plan_course(inputs.training, inputs.recipe.train).samples.n_tokens < 4000 + length
+    assert 4000 <= plan_courses(inputs.training, inputs.recipe.train)[0].samples.n_tokens < 4000 + length
     more = open_inputs(load_recipe("default", {"model": small["model"], "text": text, "train": {"tokens": 10**6}}))
     with pytest.raises(ValueError, match="more text"):
-        plan_course(more.training, more.recipe.train)
+        plan_courses(more.training, more.recipe.train)

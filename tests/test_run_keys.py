@@ -56,15 +56,16 @@ CHOICE = {
     "guard": 3, "replace": "none",
 }  # fmt: skip
 TRAIN = {
+    "objective": "cosine", "several": "sequential",
     "tokens": 480, "lr": 1e-3, "min_lr": 1e-5, "warmup": 0.1, "weight_decay": 0.1, "betas": (0.9, 0.99), "clip": 0.5,
     "batch": 2, "micro_batch": 2, "dtype": "bfloat16", "eval_every": 3, "seed": 1,
 }  # fmt: skip
 
 
 def test_no_option_is_forgotten_here():
-    """``sources``, ``seed``, ``repair``, ``fit`` are below; ``objective`` has one name so far; the rest is for people."""
+    """``sources``, ``seed``, ``repair``, ``fit`` and ``stages`` are below; the rest is for people."""
     assert {*TEXT, "sources"} == set(TextChoice.model_fields)
-    assert {*TRAIN, "objective"} == set(TrainConfig.model_fields)
+    assert {*TRAIN, "stages"} == set(TrainConfig.model_fields)
     others = {"name", "about", "papers", "model", "text", "train", "observers", "seed", "repair", "fit"}
     assert {*CHOICE, *others} == set(load_recipe().model_dump())
 
@@ -85,6 +86,11 @@ def test_training(base, option):
     assert changed(base, {"train": {option: TRAIN[option]}}) == FITTING
 
 
+def test_stages_of_training(base):
+    staged = [{"objective": name, "tokens": 320} for name in ("hidden_mse", "forward_kl")]
+    assert changed(base, {"train": {"tokens": None, "stages": staged}}) == FITTING
+
+
 def test_repair(base):
     cut = PLAN.model_copy(update={"edits": (Drop(indices=(3,)),)})
 
@@ -94,7 +100,19 @@ def test_repair(base):
 
     assert key() == key(train={"tokens": 320}, drop="1", text={"evaluation": 7})
     others = [key(repair="refit"), key(fit={"tokens": 640}), key(text={"selection": 7}), key(seed=1)]
-    assert len({key(), *others}) == 5
+    others += [key(fit={"tokens": 480, **how}) for how in ({"weights": "plain"}, {"sinks": "counted"}, {"ridge": 0.1})]
+    assert len({key(), *others}) == 8
+
+
+def test_the_guard_compares_repaired_candidates(base):
+    """So the repair and its text belong to the choice; without a comparison, or with a replacement, they do not."""
+
+    def key(**changes):
+        asked = {"replace": "none", "repair": "sweep", "fit": {"tokens": 480}, **changes}
+        return keys(base, asked)["plan"]
+
+    assert len({key(), key(repair="refit"), key(repair="none"), key(fit={"tokens": 640})}) == 4
+    assert key(guard=1) == key(guard=1, repair="refit", fit={"tokens": 640})
 
 
 def test_the_rest_of_a_recipe(base, tmp_path):

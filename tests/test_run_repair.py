@@ -1,8 +1,11 @@
 """The closed-form repair in the main job: stock checkpoints, resuming, other options, and the command."""
 
 import json
+import re
 import shutil
 import sys
+from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -11,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from shoal import compress, load_recipe
 from shoal.cli import main
-from shoal.fit.config import FEWEST_TOKENS, TOKENS_PER_INPUT, FitConfig
+from shoal.fit.config import FEWEST_TOKENS, REPAIRS, TOKENS_PER_INPUT, FitConfig, RepairName
+from shoal.fit.table import FITS
 from shoal.plan import Plan, Refit
 from shoal.run.apply import apply_plan
 
@@ -104,12 +108,6 @@ def test_a_trained_layer_and_a_repair_take_turns_in_one_folder(small, tmp_path):
     assert same(load_file(back.folder / "fit.safetensors"), values) and back.repaired is None
 
 
-def test_a_repair_of_layers_on_disk_is_refused_before_any_stage(small, tmp_path):
-    with pytest.raises(ValueError, match="--repair none, or --resident all"):
-        compress(recipe(small), tmp_path / "run", resident="1")
-    assert not (tmp_path / "run" / "scan.json").exists()
-
-
 def test_repair_and_a_trained_layer_together_are_refused(small):
     with pytest.raises(ValueError, match="--replace none or --repair none"):
         recipe(small, replace="layer")
@@ -138,3 +136,31 @@ def test_the_command_repairs_and_shows_it(small, tmp_path, capsys, monkeypatch):
     assert "Repair: 'sweep' of layers" in " ".join(shown.err.split())
     code, shown = shoal("--repair", "sweep")
     assert code == 2 and "--replace none" in shown.err
+
+
+def test_the_guard_ranks_repaired_candidates(whole, small, tmp_path):
+    """Each with its repair on a part of the text; the plain figures stay beside them; patches have a word."""
+    ranked = whole.plan.candidates
+    assert len(ranked) > 1 and all(one.kl_plain is not None and one.kl <= one.kl_plain for one in ranked)
+    assert [one.kl for one in ranked] == sorted(one.kl for one in ranked)
+    assert any("span patch_error/rest" in one.proposed_by for one in ranked)
+    plain = compress(recipe(small, "none"), tmp_path / "plain").plan.candidates
+    assert all(one.kl_plain is None and "span patch_error/rest" not in one.proposed_by for one in plain)
+    same = {one.layers: one.kl for one in plain}
+    assert all(one.kl_plain == same[one.layers] for one in ranked if one.layers in same)
+
+
+def test_the_score_after_the_patch_can_decide_alone(small, tmp_path):
+    chosen = compress(recipe(small, by="patch_error/rest", guard=1), tmp_path / "run").plan
+    assert len(chosen.removed_layers) == 2 and "patch_error/rest" in chosen.method
+    with pytest.raises(ValueError, match="--select span"):
+        compress(recipe(small, by="patch_error/rest", select="lowest"), tmp_path / "other")
+
+
+def test_help_documents_and_implementation_read_one_table(shoal):
+    code, out, _ = shoal("compress", "--help")
+    said = " ".join(re.sub(r"[│\s]+", " ", out).split())
+    page = (Path(__file__).parent.parent / "docs/repair.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \|$", page.split("| `--repair` |")[1].split("\n\n")[0], re.MULTILINE)
+    assert dict(rows) == REPAIRS and set(get_args(RepairName)) == set(REPAIRS) == {*FITS, "none", "auto"}
+    assert code == 0 and all(f"{name}: {what.split()[0]}" in said for name, what in REPAIRS.items())

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,7 +33,8 @@ def a_scan(*tables, n_layers=5):
 
 
 def test_a_saved_scan_loads_bit_for_bit(tmp_path):
-    before = a_scan(table(), table("cosine", "rest", seed=1, higher=True))
+    parts = np.random.default_rng(9).random((3, 6, 6))
+    before = a_scan(table(), replace(table("cosine", "rest", seed=1, higher=True), parts=parts))
     before.save(tmp_path)
     after = Scan.load(tmp_path)
     assert list(after.tables) == list(before.tables) and after.provenance == SOURCE and after.n_layers == 5
@@ -41,6 +43,7 @@ def test_a_saved_scan_loads_bit_for_bit(tmp_path):
         read = after[name]
         assert np.array_equal(read.values, one.values, equal_nan=True)
         assert np.array_equal(read.stderr, one.stderr, equal_nan=True)
+        assert read.parts is None if one.parts is None else np.array_equal(read.parts, one.parts)
         assert (read.unit, read.higher_is_more_redundant, read.n_samples) == (one.unit, one.higher_is_more_redundant, 7)
 
 

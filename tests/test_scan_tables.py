@@ -9,6 +9,7 @@ from families import FAMILIES, VOCAB, tiny_model
 
 from shoal.decoder import DecoderView, Student, Tap, run_pass
 from shoal.scan import GramObserver, add_states, best_span, finish, scan
+from shoal.scan.gram import N_PARTS, part_of
 from shoal.scan.tokens import TOKENS
 from shoal.score.pairwise import CRITERIA
 from shoal.types import Batch, Provenance, Span, Unit
@@ -221,3 +222,20 @@ def test_one_sample_has_no_standard_error_and_one_token_no_rest():
     assert np.isnan(result["cosine/rest"].values).all() and result["cosine/rest"].n_samples == 0
     assert np.isfinite(result["cosine/last"].values[0, 1]) and np.isnan(result["cosine/last"].stderr[0, 1])
     assert result["cosine/last"][Span(0, 1)] == result["cosine/sink"][Span(0, 1)]
+
+
+def test_every_part_is_the_scan_of_its_own_samples():
+    """The parts are disjoint, cover the text, and do not depend on batching."""
+    view = DecoderView(tiny_model("llama", n_layers=N_LAYERS))
+    texts = samples(n=11)
+    whole = scan(view, [padded(texts[:4]), padded(texts[4:], 1)], provenance=SOURCE)
+    members = [[text for text in texts if part_of(text) == part] for part in range(N_PARTS)]
+    assert sorted(len(one) for one in members)[-2] > 0, "the texts of this test should fill at least two parts"
+    for part, own in enumerate(members):
+        for name, table in whole.tables.items():
+            assert table.parts.shape == (N_PARTS, N_LAYERS + 1, N_LAYERS + 1)
+            if not own:
+                assert np.isnan(table.parts[part]).all()
+                continue
+            alone = scan(view, singles(own), provenance=SOURCE)[name]
+            np.testing.assert_allclose(table.parts[part], alone.values, rtol=1e-5, atol=1e-6)  # fp32 states, padded or not

@@ -2,11 +2,13 @@
 
 import io
 import math
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
 from families import VOCAB, tiny_config
+from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from shoal.decoder import DecoderView, run_pass
@@ -14,7 +16,7 @@ from shoal.plan import Candidate
 from shoal.scan.gram import GramObserver
 from shoal.score.oracle import Oracle, Quality
 from shoal.select.budget import parse_budget
-from shoal.select.choose import Choosing, choose
+from shoal.select.choose import Choosing, choose, spread_of
 from shoal.select.guard import guard, guard_table, student_without, verdict
 from shoal.select.plan_of import plan_of
 from shoal.select.proposals import Proposer, other_proposers, propose
@@ -230,7 +232,6 @@ def test_a_criterion_that_finds_nothing_is_no_obstacle_unless_it_was_asked_for()
 
 
 def test_the_table_says_why_the_winner_won(view, tables):
-    from rich.console import Console
 
     candidates = ask(view, tables, oracle=Oracle(view, SELECTION)).candidates
     console = Console(file=io.StringIO(), width=150)
@@ -266,3 +267,45 @@ def test_a_candidate_that_overflows_ranks_last_and_only_all_of_them_are_an_error
     assert [one.layers for one in ranked] == [(3,), (1,), (2,)]
     with pytest.raises(ValueError, match="every candidate"):
         guard(candidates, Says(math.nan, math.inf, math.nan))
+
+
+def test_candidates_compete_as_they_would_be_kept():
+    """Repaired where that helps, plain where it does not or cannot; the plain figure stays beside it."""
+    candidates = [Candidate(layers=(layer,), proposed_by=("a",)) for layer in (1, 2, 3)]
+    plain = {(1,): 0.3, (2,): 0.4, (3,): 0.5}
+    repaired = {(2,): 0.1, (1,): 0.6}
+
+    class Knows:
+        def measure(self, students):
+            known = dict(kl_stderr=0.0, agreement=0.5, nll=1.0, perplexity=2.7, n_tokens=10, n_samples=2)
+            found = []
+            for student in students:
+                layers = tuple(sorted(unit.index for unit in student.removed))
+                found.append(Quality(kl=(repaired if student.overrides else plain)[layers], **known))
+            return found
+
+    def repair(layers):
+        values = {0: {"weight": torch.zeros(1)}}
+        return replace(student_without(layers), overrides=values) if tuple(layers) in repaired else None
+
+    ranked = guard(candidates, Knows(), repair=repair)
+    assert [(one.layers, one.kl, one.kl_plain) for one in ranked] == [((2,), 0.1, 0.4), ((1,), 0.3, 0.3), ((3,), 0.5, 0.5)]
+    assert [one.layers for one in guard(candidates, Knows())] == [(1,), (2,), (3,)]
+    stream = io.StringIO()
+    Console(file=stream, width=200).print(guard_table(ranked, n_layers=L))
+    assert "plain cut" in stream.getvalue() and "0.4" in stream.getvalue()
+
+
+def test_the_spread_is_what_the_selector_picks_on_each_part(tables):
+    """Each part by itself, as if it were the whole text."""
+    wanted = Wanted(n_layers=L, n=2, protected=HOW.protected)
+    parts = tables["cosine/rest"].parts
+    picks = [
+        next(SELECTORS["span"].pick({"cosine/rest": replace(tables["cosine/rest"], values=part)}, wanted), None)
+        for part in parts
+    ]
+    found = spread_of(SELECTORS["span"], tables, wanted)
+    assert sum(one.n_parts for one in found) == sum(pick is not None for pick in picks) > 1
+    assert {one.layers: one.n_parts for one in found} == Counter(pick.layers for pick in picks if pick is not None)
+    assert [one.n_parts for one in found] == sorted((one.n_parts for one in found), reverse=True)
+    assert spread_of(SELECTORS["deepest"], {}, wanted) == ()

@@ -33,6 +33,20 @@ def pair(request, tmp_path_factory):
     return DecoderView(open_model(folder).model), DecoderView(opened.model, residency=streamed)
 
 
+@pytest.mark.parametrize("stored", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["deepseek_v3", "qwen3_moe", "gemma3_text"])
+def test_every_tensor_has_the_dtype_and_bits_of_the_resident_one(name, stored, dtype, tmp_path):
+    tiny_model(name).to(getattr(torch, stored)).save_pretrained(tmp_path)
+    whole = open_model(tmp_path, dtype=dtype).model
+    opened, streamed = open_streamed(tmp_path, dtype=dtype)
+    for index, theirs in enumerate(whole.get_submodule(streamed.path)):
+        with streamed.layer(index) as ours:
+            for tensor, value in theirs.state_dict().items():
+                assert ours.state_dict()[tensor].dtype == value.dtype, tensor
+                assert torch.equal(ours.state_dict()[tensor], value), tensor
+
+
 class Keep:
     """Remembers everything it sees, in order."""
 
@@ -134,14 +148,25 @@ def recipe(small, **changes):
     return load_recipe("default", {"model": small["model"], "drop": "2", "replace": "none", "text": text, **changes})
 
 
-@pytest.mark.parametrize("resident", ["1", "2", "4"])
-def test_a_streamed_run_leaves_the_same_files(resident, small, tmp_path):
-    whole = compress(recipe(small), tmp_path / "whole", resident="all")
-    streamed = compress(recipe(small), tmp_path / "streamed", resident=resident)
-    for file in ("scan.json", "scan.safetensors", "plan.json", "model/config.json"):
-        assert (whole.folder / file).read_bytes() == (streamed.folder / file).read_bytes(), file
-    ours, theirs = (load_file(one.model / "model.safetensors") for one in (whole, streamed))
-    assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+def contents(folder, *, but=()):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name not in but}
+
+
+SAME_FILES = ("scan.json", "scan.safetensors", "plan.json", "fit.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("resident", "changes"),
+    [("1", {}), ("2", {}), ("4", {}), ("1", {"repair": "sweep"}), ("2", {"repair": "refit", "max_spans": 2})],
+    ids=str,
+)
+def test_a_streamed_run_leaves_the_same_files(resident, changes, small, tmp_path):
+    whole = compress(recipe(small, **changes), tmp_path / "whole", resident="all")
+    streamed = compress(recipe(small, **changes), tmp_path / "streamed", resident=resident)
+    for file in SAME_FILES:
+        assert (whole.folder / file).exists() == (streamed.folder / file).exists(), file
+        assert not (whole.folder / file).exists() or (whole.folder / file).read_bytes() == (streamed.folder / file).read_bytes()
+    assert contents(whole.model, but=["README.md"]) == contents(streamed.model, but=["README.md"])
     assert streamed.evaluation.quality == whole.evaluation.quality
     assert streamed.evaluation.student.perplexity == whole.evaluation.student.perplexity
     assert streamed.evaluation.teacher == whole.evaluation.teacher

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from shoal.decoder import DecoderView, Student
 from shoal.decoder.open import open_model
 from shoal.decoder.shards import read_shards
-from shoal.plan import Drop, Plan, Refit, Replace, Size
+from shoal.plan import Drop, Plan, Size
 from shoal.surgery import folder as folder_module
-from shoal.surgery import rewrite as rewrite_module
+from shoal.surgery import shard_copy
 from shoal.surgery.cut import cut
 from shoal.surgery.folder import new_folder
 from shoal.surgery.rewrite import layer_prefix, renumber_names, rewrite
@@ -220,17 +220,6 @@ def test_an_unclear_layer_prefix_is_refused(names, message):
         layer_prefix(names, 2, "model.layers")
 
 
-@pytest.mark.parametrize(
-    "edit",
-    [Drop(kind="attn", indices=(1,)), Refit(layer=1, parameters=("x",)), Replace(start=1, stop=3, replacement="layer")],
-    ids=lambda edit: edit.edit,
-)
-def test_only_whole_layers_are_removed_file_to_file(source, tmp_path, edit):
-    plan = removal().model_copy(update={"edits": (edit,)})
-    with pytest.raises(ValueError, match="only whole layers"):
-        rewrite(source, plan, tmp_path / "out")
-
-
 def test_a_plan_for_another_depth_is_refused(source, tmp_path):
     with pytest.raises(ValueError, match="made for 8 layers.*has 6"):
         rewrite(source, removal(1, n_layers=8), tmp_path / "out")
@@ -285,7 +274,7 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(source, tmp_path, monkeypatc
     def full(descriptor):
         raise error
 
-    monkeypatch.setattr(rewrite_module.os, "fsync", full)
+    monkeypatch.setattr(shard_copy.os, "fsync", full)
     with pytest.raises(ValueError, match="no space left") as caught:
         rewrite(source, removal(1), tmp_path / "out")
     assert "\n" not in str(caught.value) and leftovers(tmp_path) == {"source"}
@@ -340,7 +329,7 @@ def test_copying_needs_no_more_memory_than_a_chunk(source, tmp_path, monkeypatch
             return Reader()
         return file
 
-    monkeypatch.setattr(rewrite_module, "CHUNK", 1000)
+    monkeypatch.setattr(shard_copy, "CHUNK", 1000)
     rewrite(source, removal(2), tmp_path / "plain")
     monkeypatch.setattr(Path, "open", watched)
     rewrite(source, removal(2), tmp_path / "out")

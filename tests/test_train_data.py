@@ -4,22 +4,27 @@ import pytest
 import torch
 
 from shoal.text.samples import Samples
-from shoal.train.config import DEFAULT_TOKENS, MOST_LR, TrainConfig
-from shoal.train.data import eval_interval, plan_course
+from shoal.train.config import DEFAULT_TOKENS, MOST_LR, Stage, TrainConfig
+from shoal.train.data import eval_interval, plan_courses
 
 LENGTHS_N = torch.tensor([4, 2, 3, 4, 1 + 1, 4, 3])  # 22 tokens
 IDS_NT = torch.arange(7 * 4).reshape(7, 4)
 TEXT = Samples(IDS_NT, LENGTHS_N, "training", "seven documents", "h", 0)
 
 
+def only_course(text, config):
+    (course,) = plan_courses(text, config)
+    return course
+
+
 def test_a_pass_reads_every_sample_once_in_an_order_of_the_seed():
-    orders = [plan_course(TEXT, TrainConfig(seed=seed, batch=3)).samples.ids_NT[:, 0].tolist() for seed in (0, 0, 1)]
+    orders = [only_course(TEXT, TrainConfig(seed=seed, batch=3)).samples.ids_NT[:, 0].tolist() for seed in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
     assert sorted(orders[0]) == sorted(orders[2]) == IDS_NT[:, 0].tolist()
 
 
 def test_steps_are_ceil_of_samples_by_batch_and_pieces_hold_all_of_them():
-    course = plan_course(TEXT, TrainConfig(batch=3, micro_batch=2))
+    course = only_course(TEXT, TrainConfig(batch=3, micro_batch=2))
     assert course.n_steps == 3
     sizes = [[len(piece.ids_BT) for piece in course.step(index)] for index in range(3)]
     assert sizes == [[2, 1], [2, 1], [1]]
@@ -29,25 +34,25 @@ def test_steps_are_ceil_of_samples_by_batch_and_pieces_hold_all_of_them():
 
 @pytest.mark.parametrize("tokens", [1, 2, 9, 21, 22])
 def test_it_stops_with_the_sample_that_reaches_the_tokens(tokens):
-    samples = plan_course(TEXT, TrainConfig(tokens=tokens)).samples
+    samples = only_course(TEXT, TrainConfig(tokens=tokens)).samples
     assert samples.n_tokens >= tokens > samples.n_tokens - int(samples.lengths_N[-1])
 
 
 def test_fewer_tokens_are_a_prefix_of_more():
-    few, many = (plan_course(TEXT, TrainConfig(tokens=n)).samples for n in (8, 20))
+    few, many = (only_course(TEXT, TrainConfig(tokens=n)).samples for n in (8, 20))
     assert torch.equal(few.ids_NT, many.ids_NT[: few.n_samples])
 
 
 def test_more_tokens_than_the_text_holds_are_refused():
     with pytest.raises(ValueError, match=r"tokens=23 .*hold 22 tokens of seven documents; give more text"):
-        plan_course(TEXT, TrainConfig(tokens=23))
+        only_course(TEXT, TrainConfig(tokens=23))
 
 
 def test_unstated_tokens_are_the_default_or_all_there_are():
-    assert plan_course(TEXT, TrainConfig()).samples.n_tokens == 22
+    assert only_course(TEXT, TrainConfig()).samples.n_tokens == 22
     n = DEFAULT_TOKENS // 100 + 50
     long = Samples(torch.zeros(n, 100, dtype=torch.long), torch.full((n,), 100), "training", "long", "h", 0)
-    assert plan_course(long, TrainConfig()).samples.n_tokens == DEFAULT_TOKENS
+    assert only_course(long, TrainConfig()).samples.n_tokens == DEFAULT_TOKENS
 
 
 @pytest.mark.parametrize(
@@ -72,10 +77,10 @@ def test_a_floor_above_the_peak_is_refused():
 
 
 def test_the_learning_rate_follows_the_width_from_the_papers_anchor():
-    assert TrainConfig().rates(4096) == (2e-4, pytest.approx(2e-5))
-    assert TrainConfig().rates(1024)[0] == pytest.approx(8e-4)
-    assert TrainConfig().rates(8)[0] == MOST_LR
-    assert TrainConfig(lr=3e-4).rates(8) == (3e-4, pytest.approx(3e-5))
-    assert TrainConfig(lr=3e-4, min_lr=0.0).rates(8) == (3e-4, 0.0)
+    assert Stage().rates(4096) == (2e-4, pytest.approx(2e-5))
+    assert Stage().rates(1024)[0] == pytest.approx(8e-4)
+    assert Stage().rates(8)[0] == MOST_LR
+    assert Stage(lr=3e-4).rates(8) == (3e-4, pytest.approx(3e-5))
+    assert Stage(lr=3e-4, min_lr=0.0).rates(8) == (3e-4, 0.0)
     with pytest.raises(ValueError, match="min_lr=0.001 needs to be at most lr=0.0002 .*4096"):
-        TrainConfig(min_lr=1e-3).rates(4096)
+        Stage(min_lr=1e-3).rates(4096)

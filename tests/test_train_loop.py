@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,17 +10,19 @@ from families import FAMILIES, VOCAB, tiny_model
 from safetensors import SafetensorError
 
 from shoal.decoder import TEACHER, Attached, DecoderView, Student
+from shoal.replace import attach
 from shoal.replace.layer import LayerReplacement
 from shoal.text.samples import Samples
 from shoal.train.checkpoint import load_checkpoint
 from shoal.train.config import TrainConfig
 from shoal.train.loop import CHECKPOINT, train_starts
-from shoal.train.objectives import OBJECTIVES
-from shoal.train.students import Start, Trainee, Trainees, accumulate, n_real_tokens
+from shoal.train.objectives import n_real_tokens, weighted_sum
+from shoal.train.students import Trainees, accumulate
+from shoal.train.trainee import Start, Trainee
 from shoal.types import Batch, Span, Unit
 
 SPAN = Span(2, 4)
-START = Start(SPAN, LayerReplacement())
+MSE = weighted_sum("hidden_mse")
 
 
 def samples(n, *, seed, padded=False, length=9):
@@ -33,12 +36,18 @@ TRAINING, SELECTION = samples(64, seed=1), samples(8, seed=2, padded=True)
 QUICK = TrainConfig(lr=1e-2, min_lr=1e-3, batch=8, micro_batch=4, eval_every=2)
 
 
-def train(view, *, starts=(START,), config=QUICK, training=TRAINING, **kwargs):
+def start(view, span=SPAN, student=TEACHER):
+    kind = LayerReplacement()
+    return Start(replace(student, attached=(attach(kind, span, kind.build(view, span)),)))
+
+
+def train(view, *, starts=None, span=SPAN, config=QUICK, training=TRAINING, **kwargs):
+    starts = [start(view, span)] if starts is None else starts
     return train_starts(view, starts, training=training, selection=SELECTION, config=config, **kwargs)
 
 
 def state_of(trained):
-    return {name: value.clone() for name, value in trained.attached.module.state_dict().items()}
+    return {name: value.clone() for name, value in trained.student.attached[0].module.state_dict().items()}
 
 
 def timeless(result):
@@ -77,8 +86,8 @@ def test_pieces_of_a_batch_give_the_gradient_of_the_whole(view, padded):
     batch = samples(8, seed=5, padded=padded)
     gradients, losses = [], []
     for size in (8, 3):
-        trainees = Trainees(view, [START], OBJECTIVES["hidden_mse"])
-        losses.append(accumulate(trainees, batch.batches(size)))
+        trainees = Trainees(view, [start(view)], MSE)
+        losses.append(accumulate(trainees, batch.batches(size), MSE))
         gradients.append(torch.cat([p.grad.flatten() for p in trainees.parameters()]))
     # fp32 sums in another order: relative to the gradient's size, not to single elements that are sums near zero.
     assert torch.allclose(gradients[0], gradients[1], rtol=0, atol=2e-6 * float(gradients[0].abs().max()))
@@ -98,7 +107,7 @@ def test_the_loss_is_the_naive_one(view):
         with torch.no_grad():
             model(input_ids=batch.ids_BT, attention_mask=batch.mask_BT.long(), use_cache=False)
     expected = (ends[0] - ends[1])[batch.mask_BT].square().mean()
-    got = Trainees(view, [START], OBJECTIVES["hidden_mse"])(batch)
+    got = Trainees(view, [start(view)], MSE)(batch)
     assert float(got.detach()) == pytest.approx(float(expected), rel=1e-6)  # one fp32 mean, other order of rows
 
 
@@ -133,10 +142,10 @@ def test_no_layer_after_the_span_runs(view):
 
 
 def test_several_starts_on_one_stream_equal_each_alone(view):
-    starts = [START, Start(Span(1, 4), LayerReplacement()), Start(Span(3, 5), LayerReplacement(), removed_before())]
+    starts = [start(view), start(view, Span(1, 4)), start(view, Span(3, 5), removed_before())]
     together = train(view, starts=starts)
-    for start, trained in zip(starts, together, strict=True):
-        (alone,) = train(view, starts=[start])
+    for one, trained in zip(starts, together, strict=True):
+        (alone,) = train(view, starts=[one])
         assert same(state_of(alone), state_of(trained))
         assert timeless(alone.result) == timeless(trained.result)
 
@@ -151,7 +160,7 @@ def test_after_an_earlier_cut_the_input_is_the_students_and_the_target_the_teach
     with torch.no_grad():
         teacher = dict(view.stream(reading))
         h = view.run_layer(3, view.run_layer(2, view.run_layer(0, reading.h_BTD, reading), reading), reading)
-    got = Trainees(view, [Start(Span(3, 5), LayerReplacement(), removed_before())], OBJECTIVES["hidden_mse"])(batch).detach()
+    got = Trainees(view, [start(view, Span(3, 5), removed_before())], MSE)(batch).detach()
     assert float(got.detach()) == pytest.approx(float((h - teacher[5]).square().mean()), rel=1e-6)
 
 
@@ -160,17 +169,17 @@ def test_after_an_earlier_cut_the_input_is_the_students_and_the_target_the_teach
 def test_every_family_trains_from_a_bfloat16_model(name, dtype):
     view = DecoderView(tiny_model(name, n_layers=4).bfloat16())
     config = TrainConfig(lr=5e-3, min_lr=5e-3, warmup=0.0, batch=8, micro_batch=8, dtype=dtype, eval_every=8)
-    (trained,) = train(view, starts=[Start(Span(1, 3), LayerReplacement())], config=config)
+    (trained,) = train(view, starts=[start(view, Span(1, 3))], config=config)
     assert trained.result.best.validation < trained.result.first.validation, str(trained.result)
     assert {value.dtype for value in state_of(trained).values() if value.is_floating_point()} <= {torch.bfloat16, torch.float32}
-    assert trained.attached.module.layer is not None and view.dtype == torch.bfloat16
+    assert trained.student.attached[0].module.layer is not None and view.dtype == torch.bfloat16
 
 
 def test_masters_are_fp32_and_the_deployed_copy_has_the_models_dtype():
     view = DecoderView(tiny_model("llama").bfloat16())
-    trainee = Trainee(view, START, bfloat16=True)
+    trainee = Trainee(view, start(view), bfloat16=True)
     assert {p.dtype for p in trainee.parameters()} == {torch.float32}
-    assert {p.dtype for p in trainee.deployed.module.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in trainee.deployed.attached[0].module.parameters()} == {torch.bfloat16}
 
 
 # -- what is kept --------------------------------------------------------------------------------------------------------
@@ -213,7 +222,7 @@ def test_the_curve_holds_what_it_says(view):
     assert [p.tokens for p in result.curve] == [step * 8 * 9 for step in (0, 2, 4, 6, 8)]
     assert result.curve[0].loss is None and all(p.loss > 0 and p.grad_norm > 0 for p in result.curve[1:])
     assert result.curve[-1].lr == QUICK.min_lr
-    trained_again = Student(attached=(Attached(SPAN, trained.attached.module, 2),))
+    trained_again = Student(attached=(Attached(SPAN, trained.student.attached[0].module, 2),))
     total = 0.0
     for batch in SELECTION.batches(4):
         reading = view.read(batch)
@@ -233,7 +242,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("stop_after,signal", [(3, KeyboardInterrupt), (4, KeyboardInterrupt), (5, Killed), (1, Killed)])
 def test_killed_and_resumed_equals_unbroken_bit_for_bit(view, tmp_path, stop_after, signal):
-    starts = [START, Start(Span(1, 3), LayerReplacement())]
+    starts = [start(view), start(view, Span(1, 3))]
     unbroken = train(view, starts=starts)
 
     def stop(step, n_steps, loss):
@@ -282,7 +291,7 @@ CHANGES = {
     "config": dict(config=QUICK.model_copy(update={"lr": 2e-2})),
     "text": dict(training=samples(64, seed=3)),
     "key": dict(key="another model"),
-    "span": dict(starts=[Start(Span(1, 4), LayerReplacement())]),
+    "span": dict(span=Span(1, 4)),
     "measure": dict(quality=lambda student: 0.0),
 }
 
@@ -345,7 +354,7 @@ def test_starts_that_cannot_be_are_refused(view):
     with pytest.raises(ValueError, match="at least one start"):
         train(view, starts=[])
     with pytest.raises(ValueError, match="6-layer model"):
-        train(view, starts=[Start(Span(4, 7), LayerReplacement())])
+        train(view, starts=[start(view, Span(4, 7))])
     with pytest.raises(ValueError, match="did you mean 'hidden_mse'"):
         train(view, config=QUICK.model_copy(update={"objective": "hiden_mse"}))
 
@@ -355,7 +364,7 @@ def test_padding_has_no_weight(view):
     spoiled = padded.ids_NT.clone()
     spoiled[torch.arange(9)[None] >= padded.lengths_N[:, None]] = VOCAB - 1
     other = Samples(spoiled, padded.lengths_N, "training", "planted", "x", 0)
-    trainees = Trainees(view, [START], OBJECTIVES["hidden_mse"])
+    trainees = Trainees(view, [start(view)], MSE)
     a, b = (trainees.validation(s.batches(6)) for s in (padded, other))
     assert a == b
     assert n_real_tokens(padded.batches(6)[0]) == int(padded.lengths_N.sum())

@@ -6,22 +6,28 @@ import pytest
 import torch
 from families import VOCAB, tiny_model
 
-from shoal.decoder import DecoderView
+from shoal.decoder import DecoderView, Student
+from shoal.replace import attach
 from shoal.replace.layer import LayerReplacement
 from shoal.text.samples import Samples
 from shoal.train.config import TrainConfig
-from shoal.train.data import plan_course
+from shoal.train.data import plan_courses
 from shoal.train.loop import train_starts
-from shoal.train.objectives import OBJECTIVES
+from shoal.train.objectives import weighted_sum
 from shoal.train.schedule import learning_rate
-from shoal.train.students import Start, Trainees, accumulate
+from shoal.train.students import Trainees, accumulate
+from shoal.train.trainee import Start
 from shoal.types import Span
 
-START = Start(Span(2, 4), LayerReplacement())
-MSE = OBJECTIVES["hidden_mse"]
+MSE = weighted_sum("hidden_mse")
 CONFIG = TrainConfig(
     lr=1e-2, min_lr=1e-3, warmup=0.25, weight_decay=0.5, betas=(0.7, 0.8), clip=1e-3, batch=4, micro_batch=4, eval_every=1
 )
+
+
+def start(view):
+    kind, span = LayerReplacement(), Span(2, 4)
+    return Start(Student(attached=(attach(kind, span, kind.build(view, span)),)))
 
 
 def samples(n):
@@ -31,14 +37,14 @@ def samples(n):
 
 def naive_training(view, training, config, *, clips=True, decays=True):
     """The formulas of AdamW (Loshchilov and Hutter 2019, algorithm 2) on the gradients of the loop."""
-    trainees = Trainees(view, [START], MSE)
-    master = dict(trainees.members[0].master.named_parameters())
+    trainees = Trainees(view, [start(view)], MSE)
+    master = dict(trainees.members[0].masters["2"].named_parameters())
     first = {name: torch.zeros_like(p) for name, p in master.items()}
     second = {name: torch.zeros_like(p) for name, p in master.items()}
-    course, (b1, b2) = plan_course(training, config), config.betas
+    (course,), (b1, b2) = plan_courses(training, config), config.betas
     for step in range(course.n_steps):
         trainees.zero_grad()
-        accumulate(trainees, course.step(step))
+        accumulate(trainees, course.step(step), MSE)
         norm = torch.cat([p.grad.flatten() for p in master.values()]).norm()
         assert norm > config.clip
         scale = config.clip / norm if clips else 1.0
@@ -57,10 +63,15 @@ def test_training_equals_the_formulas():
     view, training = DecoderView(tiny_model("llama")), samples(16)
     falling = itertools.count(0, -1)  # so that the last step is the best
     (trained,) = train_starts(
-        view, [START], training=training, selection=samples(4), config=CONFIG, quality=lambda student: float(next(falling))
+        view,
+        [start(view)],
+        training=training,
+        selection=samples(4),
+        config=CONFIG,
+        quality=lambda student: float(next(falling)),
     )
     assert trained.result.best_step == trained.result.n_steps == 4
-    values = dict(trained.attached.module.named_parameters())
+    values = dict(trained.student.attached[0].module.named_parameters())
     expected = naive_training(view, training, CONFIG)
     assert {p.ndim for p in values.values()} == {1, 2}
     for name, value in expected.items():
@@ -72,9 +83,10 @@ def test_training_equals_the_formulas():
 
 @pytest.mark.parametrize(("bfloat16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_bfloat16_multiplies_in_bfloat16_and_sums_the_loss_in_fp32(bfloat16, dtype):
-    trainees = Trainees(DecoderView(tiny_model("llama")), [START], MSE, bfloat16=bfloat16)
+    view = DecoderView(tiny_model("llama"))
+    trainees = Trainees(view, [start(view)], MSE, bfloat16=bfloat16)
     seen = []
-    trainees.members[0].master.layer.mlp.down_proj.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    trainees.members[0].masters["2"].layer.mlp.down_proj.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
     loss = trainees(samples(4).batches(4)[0])
     loss.sum().backward()
     assert seen == [dtype]

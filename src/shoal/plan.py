@@ -55,14 +55,26 @@ class Size(Record):
 
 
 class Candidate(Record):
-    """One plan the guard looked at: the layers out, who proposed it, and its measured cost on ``selection``."""
+    """One plan the guard looked at: the layers out, who proposed it, and its measured cost on ``selection``.
+
+    ``kl`` and what follows are of the student as it would be kept: repaired where the plan will be repaired, and then
+    ``kl_plain`` is that of the plain cut.
+    """
 
     layers: tuple[int, ...]
     proposed_by: tuple[str, ...]
     scores: dict[str, float] = {}
     kl: float | None = None
+    kl_plain: float | None = None
     kl_stderr: float | None = None
     perplexity: float | None = None
+
+
+class PartChoice(Record):
+    """What the selector would have chosen on ``n_parts`` of the disjoint parts of the calibration text."""
+
+    layers: tuple[int, ...]
+    n_parts: int
 
 
 class Plan(Record):
@@ -76,6 +88,7 @@ class Plan(Record):
         before, after: predicted sizes, *net* of replacements.
         method: how the plan was chosen, for people.
         candidates: what the guard compared, best first.
+        spread: what the selector alone would have chosen on disjoint parts of the calibration text, most frequent first.
     """
 
     source: str
@@ -87,6 +100,7 @@ class Plan(Record):
     after: Size
     method: str = ""
     candidates: tuple[Candidate, ...] = ()
+    spread: tuple[PartChoice, ...] = ()
 
     @model_validator(mode="after")
     def _check(self) -> Plan:

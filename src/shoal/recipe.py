@@ -15,7 +15,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from shoal.fit.config import FitConfig
+from shoal.fit.config import FitConfig, RepairName
 from shoal.train.config import TrainConfig
 from shoal.types import Record, nearest
 
@@ -54,8 +54,8 @@ class Recipe(Record):
         protect: layers that stay, negative ones counted from the end.
         guard: candidates compared by true KL on the selection slice; 1 = the selector's own choice stands.
         replace: module in place of the removed span.
-        repair: closed form, no new parameters: ``refit`` of the layer before each cut, or ``sweep`` of all from there on.
-        fit: how much text the repair reads; unused with ``repair: none``.
+        repair: closed form, no new parameters; its name in :data:`shoal.fit.config.REPAIRS`.
+        fit: how much text the repair reads and how tokens count; unused with ``repair: none``.
         train: how the replacement is trained; unused with ``replace: none``.
     """
 
@@ -74,7 +74,7 @@ class Recipe(Record):
     protect: tuple[int, ...] = (0, -1)
     guard: int = Field(default=4, ge=1)
     replace: Literal["none", "layer"] = "layer"
-    repair: Literal["none", "refit", "sweep"] = "none"
+    repair: RepairName = "none"
     fit: FitConfig = FitConfig()
     train: TrainConfig = TrainConfig()
     seed: int = 0
@@ -160,6 +160,30 @@ RECIPES: dict[str, Recipe] = {
             protect=(),
             guard=1,
             replace="none",
+        ),
+        Recipe(
+            name="replaceme",
+            about="Contiguous span by angular distance of the last token; a least-squares map of the last kept MLP's output, "
+            "folded into its weights. Every token counts alike, no ridge, as in the released code; padding is left out here.",
+            papers=("2505.02819",),
+            by="angular/last",
+            protect=(),
+            guard=1,
+            replace="none",
+            repair="map",
+            fit=FitConfig(weights="plain", sinks="counted", ridge=0.0),
+        ),
+        Recipe(
+            name="prune-comp",
+            about="Contiguous span by cosine, and one scale of the stream behind it. The paper drops layers one by one and "
+            "compensates and measures anew after each; here the span is chosen at once.",
+            papers=("2507.18212",),
+            by="cosine/every",
+            protect=(),
+            guard=1,
+            replace="none",
+            repair="magnitude",
+            fit=FitConfig(sinks="counted"),
         ),
     )
 }

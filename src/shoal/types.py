@@ -132,6 +132,8 @@ class SpanTable:
         unit: unit of the values, for people.
         higher_is_more_redundant: direction; the best span is the arg-max if True, the arg-min if False.
         n_samples: samples averaged.
+        parts: (R, L+1, L+1), the same means over R disjoint parts of the samples, or None where they were not kept; how much
+            a choice by this table depends on the samples is read from them.
     """
 
     criterion: str
@@ -141,6 +143,7 @@ class SpanTable:
     unit: str
     higher_is_more_redundant: bool
     n_samples: int
+    parts: np.ndarray | None = None
 
     @property
     def name(self) -> str:

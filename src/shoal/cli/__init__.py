@@ -8,33 +8,43 @@ from __future__ import annotations
 import errno
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from shoal.workers import LostWorker, join, report_failure
+
 INTERRUPTED = 130
+UNTIL_THE_LAUNCHER_ACTS = 6.0  # seconds; launchers look at their processes more often
 HERE = Path(__file__).parent.parent
 
 
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
-    from shoal.cli.verbs import app
     from shoal.run.memory import keep_freed_memory
 
     keep_freed_memory()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        code = app(prog_name="shoal", standalone_mode=False) or 0
-    except Exception as error:  # the last line of defence: everything is named and given its exit code here
-        code = _report(error)
-    except SystemExit as exit:  # how the parser ends an interrupted verb
-        code = int(exit.code or 0)
+        code = _run()
     except KeyboardInterrupt:
         code = INTERRUPTED
     if code == INTERRUPTED:
         _say("interrupted; run the same command again to go on from the last finished step")
     sys.exit(code)
+
+
+def _run() -> int:
+    from shoal.cli.verbs import app
+
+    try:
+        return app(prog_name="shoal", standalone_mode=False) or 0
+    except Exception as error:  # the last line of defence: everything is named and given its exit code here
+        return _report(error)
+    except SystemExit as exit:  # how the parser ends an interrupted verb
+        return int(exit.code or 0)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -55,25 +65,28 @@ def _report(error: Exception) -> int:
         message = error.format_message()
         context = getattr(error, "ctx", None)
         hint = f" (see '{context.command_path} --help')" if context else ""
-        _say(f"error: {' '.join(message.split())}{hint}")
+        _fail(f"error: {' '.join(message.split())}{hint}")
         return 2
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        _say(f"error: the disk is full ({error.filename or 'while writing'}); free some space and run the same command again")
+        _fail(f"error: the disk is full ({error.filename or 'while writing'}); free some space and run the same command again")
         return 2
     if isinstance(error, PermissionError):
-        _say(f"error: no permission for {error.filename}; choose another folder or change its rights")
+        _fail(f"error: no permission for {error.filename}; choose another folder or change its rights")
         return 2
     if isinstance(error, ImportError) and "shoal[" in str(error):
-        _say(f"error: {error}")
+        _fail(f"error: {error}")
         return 2
     if isinstance(error, ValueError) and _raised_by_us(error):
-        _say(f"error: {' '.join(str(error).split())}")
+        _fail(f"error: {' '.join(str(error).split())}")
         return 2
     if type(error).__name__ == "OutOfMemoryError" or "not enough memory" in str(error):
-        _say("error: out of memory; use a smaller --length, --batch-size or --dtype bfloat16")
+        _fail("error: out of memory; use a smaller --length, --batch-size or --dtype bfloat16")
         return 2
-    traceback.print_exception(error, file=sys.stderr)
-    _say("this is a fault of shoal, not of your input: please report it with the lines above")
+    if isinstance(error, LostWorker):
+        time.sleep(UNTIL_THE_LAUNCHER_ACTS)  # it knows who went first; leaving now, this one could be taken for it
+        _fail(f"error: {error}; run the same command again to go on")
+        return 1
+    _fail(f"{''.join(traceback.format_exception(error))}this is a fault of shoal, not of your input: please report it")
     return 1
 
 
@@ -83,5 +96,21 @@ def _raised_by_us(error: Exception) -> bool:
     return bool(frames) and HERE in Path(frames[-1].filename).parents
 
 
+def _fail(text: str) -> None:
+    """Say why this process ends, to people and to its launcher.
+
+    What ends all processes of a job is said by the first. The others wait for their launcher to end them, and speak if it does
+    not: then the trouble is theirs alone.
+    """
+    workers = join()
+    report_failure(text)
+    if workers.is_first:
+        _say(text)
+        return
+    time.sleep(UNTIL_THE_LAUNCHER_ACTS)
+    print(f"shoal: rank {workers.rank}: {text}", file=sys.stderr)
+
+
 def _say(text: str) -> None:
-    print(f"shoal: {text}", file=sys.stderr)
+    if join().is_first:
+        print(f"shoal: {text}", file=sys.stderr)

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from shoal.workers import join
+
 PLAIN_WIDTH = 120  # columns of tables in a file or a pipe
 
 
@@ -26,7 +28,7 @@ class Rate(ProgressColumn):
 
 
 class Screen:
-    """Where a verb talks to people.
+    """Where a verb talks to people. Of several processes the first one talks.
 
     Args:
         as_json: the result goes to stdout as JSON; tables and lines for people go to stderr.
@@ -34,9 +36,10 @@ class Screen:
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
-        self.console = Console(stderr=as_json)
+        self._silent = not join().is_first
+        self.console = Console(stderr=as_json, quiet=self._silent)
         if not self.console.is_terminal and "COLUMNS" not in os.environ:
-            self.console = Console(stderr=as_json, width=PLAIN_WIDTH)
+            self.console = Console(stderr=as_json, quiet=self._silent, width=PLAIN_WIDTH)
         self._errors = Console(stderr=True)
         self._bars: Progress | None = None
         self._tasks: dict[str, Any] = {}
@@ -45,7 +48,7 @@ class Screen:
     @contextmanager
     def progress(self) -> Iterator[None]:
         """Bars while the block runs; on a stream that is not a terminal, one line every ten seconds instead."""
-        if not self._errors.is_terminal:
+        if self._silent or not self._errors.is_terminal:
             yield
             return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
@@ -56,6 +59,8 @@ class Screen:
 
     def step(self, what: str, done: int, total: int) -> None:
         """Progress of one stage: ``done`` of ``total`` steps."""
+        if self._silent:
+            return
         if self._bars is not None:
             if what not in self._tasks:
                 self._tasks[what] = self._bars.add_task(what, total=total)
@@ -77,5 +82,5 @@ class Screen:
 
     def result(self, content: Any) -> None:
         """The verb's result as JSON on stdout, when asked for."""
-        if self.as_json:
+        if self.as_json and not self._silent:
             print(json.dumps(content, indent=2))

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from shoal.fit.config import REPAIRS
+
 if TYPE_CHECKING:
     from shoal.recipe import Recipe
 
@@ -43,8 +45,8 @@ RecipeName = Annotated[
     str,
     typer.Option(
         "--recipe",
-        help="default, llm-streamline, uidl, uidl-simple, shortgpt, or a YAML file. Options override it; the defaults shown "
-        "are those of the recipe default.",
+        help="default, llm-streamline, uidl, uidl-simple, shortgpt, replaceme, prune-comp, or a YAML file. Options override "
+        "it; the defaults shown are those of the recipe default.",
     ),
 ]
 Drop = Annotated[
@@ -71,8 +73,9 @@ RepairBy = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         "--repair",
-        help="none, refit (layer before each cut) or sweep (all layers from there on): closed form, no training, no new "
-        "parameters; with --replace none.  [default: none]",
+        help="Closed form, no training, no new parameters; with --replace none. "
+        + "; ".join(f"{name}: {what}" for name, what in REPAIRS.items())
+        + ".  [default: none]",
     ),
 ]
 FitTokens = Annotated[

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from shoal.cli.console import Screen
     from shoal.evaluate import Benchmark
+    from shoal.plan import Plan
     from shoal.recipe import Recipe
     from shoal.run.compress import Outcome
 
@@ -27,6 +28,7 @@ def show_outcome(screen: Screen, outcome: Outcome) -> None:
         screen.show(best_spans_table(outcome.scan, names=PAPERS[: screen.n_tables], longest=longest))
     if len(plan.candidates) > 1:
         screen.show(guard_table(plan.candidates, n_layers=plan.n_layers))
+    say_spread(screen, plan)
     if outcome.repaired is not None:
         screen.show(fit_table(outcome.repaired))
     for result in outcome.trained:
@@ -46,6 +48,14 @@ def show_outcome(screen: Screen, outcome: Outcome) -> None:
             "evaluation": evaluation.model_dump(mode="json"),
         }
     )
+
+
+def say_spread(screen: Screen, plan: Plan) -> None:
+    """What the selector alone would have chosen on parts of the text."""
+    from shoal.select.guard import spread_said
+
+    if plan.spread:
+        screen.say(f"Choice {spread_said(plan.spread)}")
 
 
 def show_tasks(screen: Screen, found: Benchmark) -> None:

@@ -43,7 +43,8 @@ from shoal.cli.options import (
     with_options,
 )
 from shoal.cli.report import report
-from shoal.cli.show import HEAT_MAP, say_files, say_text, show_outcome
+from shoal.cli.show import HEAT_MAP, say_files, say_spread, say_text, show_outcome
+from shoal.workers import join
 
 if TYPE_CHECKING:
     from shoal.cli.console import Screen
@@ -67,13 +68,23 @@ def version(wanted: bool) -> None:
         raise typer.Exit
 
 
+SHARED = ("compress", "eval", "plan", "run", "scan")
+"""Verbs whose work several processes can share."""
+
+
 @app.callback()
 def shoal(
+    context: typer.Context,
     show_version: Annotated[
         bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Make deep language models shallower."""
+    n_processes = join().size
+    if n_processes > 1 and context.invoked_subcommand not in SHARED:
+        raise ValueError(
+            f"{context.invoked_subcommand} runs in one process, not in {n_processes}; {', '.join(SHARED)} share work"
+        )
 
 
 @app.command()
@@ -237,6 +248,7 @@ def plan(
             made = plan_stage(inputs, folder, found, progress=screen.step)
     if len(made.candidates) > 1:
         screen.show(guard_table(made.candidates, n_layers=made.n_layers))
+    say_spread(screen, made)
     screen.say(f"Plan: {made} ({made.before.parameters:,} -> {made.after.parameters:,} parameters)")
     say_files(screen, out, ("plan", "plan.json"))
     screen.result(made.model_dump(mode="json"))

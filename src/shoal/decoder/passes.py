@@ -16,6 +16,7 @@ from shoal.decoder.spill import Spill
 from shoal.decoder.student import TEACHER, Student
 from shoal.decoder.view import DecoderView, Reading, Tap
 from shoal.types import Batch
+from shoal.workers import ALONE, Workers
 
 
 class Observer(Protocol):
@@ -57,6 +58,7 @@ def run_pass(
     observed: Student = TEACHER,
     stop: int | None = None,
     after_batch: Callable[[Batch], None] | None = None,
+    workers: Workers = ALONE,
 ) -> None:
     """Run batches through the observed stream (if observers are given) and all students, sharing every common prefix.
 
@@ -66,22 +68,39 @@ def run_pass(
         students: their boundary L goes to ``sink``; include ``TEACHER`` to get the teacher's.
         stop: run only layers below it (for observers; students need all layers).
         after_batch: called when a batch is done, for progress.
+        workers: who share the batches. Observers, new ones, end with the sums over all; the sink sees the batches of this one.
     Raises:
         ValueError: NaN or infinite states at boundary L of the observed stream, or without observers of the first student. A
             further student may overflow (a bad cut in float16); its sink sees it.
     """
     assert stop is None or not students, "students need every layer"
+    batches = workers.share(batches)
+    n_layers = view.n_layers if stop is None else stop
+    streams = [observed, *students] if observers else list(students)
     if view.residency.layer_major:
-        streams = [observed, *students] if observers else list(students)
-        _run_by_layer(view, list(batches), streams, observers, sink, view.n_layers if stop is None else stop, after_batch)
-        return
+        _run_by_layer(view, list(batches), streams, observers, sink, n_layers, after_batch)
+    else:
+        _run_by_batch(view, batches, streams, observers, sink, n_layers, after_batch)
+    for observer in observers if workers.size > 1 else ():
+        observer.load_state(workers.sum(observer.state()))
+
+
+def _run_by_batch(
+    view: DecoderView,
+    batches: Iterable[Batch],
+    streams: Sequence[Student],
+    observers: Sequence[Observer],
+    sink: Sink | None,
+    stop: int,
+    after_batch: Callable[[Batch], None] | None,
+) -> None:
+    """Each batch through all layers before the next one."""
     shelf: dict[Tap, Tensor] = {}
     for batch in batches:
         reading = view.read(batch)
         taps = {tap for observer in observers for tap in observer.taps(view)}
         shelf = _fitting(shelf, taps, reading.h_BTD)
-        streams = [observed, *students] if observers else list(students)
-        values, finals = _run_batch(view, reading, streams, taps, view.n_layers if stop is None else stop, shelf)
+        values, finals = _run_batch(view, reading, streams, taps, stop, shelf)
         for observer in observers:
             observer.update(reading.batch, {tap: values[tap] for tap in observer.taps(view)})
         if sink is not None:

@@ -191,7 +191,9 @@ def load_tensors(model: Any, tensors: Mapping[str, Tensor]) -> None:
     from transformers.core_model_loading import convert_and_load_state_dict_in_model
     from transformers.modeling_utils import LoadStateDictConfig
 
-    settings = LoadStateDictConfig(dtype=model.dtype, weight_mapping=get_model_conversion_mapping(model))
+    kept = model._get_dtype_plan(model.dtype)  # some families keep router biases or norms in fp32
+    mapping = get_model_conversion_mapping(model)
+    settings = LoadStateDictConfig(dtype=model.dtype, dtype_plan=kept, weight_mapping=mapping)
     with quiet_loading(), torch.no_grad():
         info, _ = convert_and_load_state_dict_in_model(model, dict(tensors), settings)
     problems = [*info.mismatched_keys, *info.conversion_errors, *info.error_msgs]

@@ -346,7 +346,7 @@ def _listen(layer: nn.Module, tap: Tap, values: dict[Tap, Tensor]) -> Any:
         return place.register_forward_pre_hook(before, with_kwargs=True)
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
-        values[tap] = _first(output)
+        values[tap] = _first(output).clone()  # falcon adds the attention's answer to the MLP's in place
 
     return place.register_forward_hook(after)
 

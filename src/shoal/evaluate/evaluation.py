@@ -22,6 +22,7 @@ from shoal.evaluate.positions import ByPosition, PositionSums
 from shoal.evaluate.speed import Speed
 from shoal.score.oracle import Quality, QualitySums, token_figures
 from shoal.types import Batch, Provenance, Record
+from shoal.workers import ALONE, Workers
 
 
 class Figures(Record):
@@ -75,6 +76,7 @@ def compare(
     timed: Speed | None = None,
     plain: Quality | None = None,
     progress: Callable[[int, int], None] | None = None,
+    workers: Workers = ALONE,
 ) -> Evaluation:
     """Measure a student against its teacher on held-out text.
 
@@ -89,6 +91,7 @@ def compare(
         generated, timed, plain: what was measured already (by :func:`~shoal.evaluate.generate.generations`,
             :func:`~shoal.evaluate.speed.speed`, an :class:`~shoal.score.oracle.Oracle`), kept with the rest.
         progress: called with (batches done, batches in all), over all passes.
+        workers: who share every pass; all of them get the same figures, bit for bit those of one.
     Raises:
         ValueError: no text, different vocabularies, impossible window or stride, NaN or infinite states.
     """
@@ -104,12 +107,13 @@ def compare(
 
     def step(batch: Batch) -> None:
         nonlocal done
-        done += 1
+        done += workers.size
         if progress is not None:
-            progress(done, n_steps)
+            progress(min(done, n_steps), n_steps)
 
-    reading: dict[str, Any] = {"window": window, "stride": stride, "batch_size": batch_size, "after_batch": step}
-    quality, by_position = closeness(teacher, student, batches, after_batch=step)
+    sharing: dict[str, Any] = {"after_batch": step, "workers": workers}
+    reading = {"window": window, "stride": stride, "batch_size": batch_size, **sharing}
+    quality, by_position = closeness(teacher, student, batches, **sharing)
     if isinstance(student, Student):
         texts = perplexities(teacher, stream_T, students=[TEACHER, student], **reading)
         costs = [cost(teacher, context=window, student=one) for one in (TEACHER, student)]
@@ -138,13 +142,15 @@ def closeness(
     batches: Sequence[Batch],
     *,
     after_batch: Callable[[Batch], None] | None = None,
+    workers: Workers = ALONE,
 ) -> tuple[Quality, ByPosition]:
-    """How close a student's next-token distributions are to the teacher's, over all tokens and by position, in one pass.
+    """How close a student's next-token distributions are to the teacher's, over all tokens and by position, in one pass
+    that the workers share.
 
     Raises:
         ValueError: different vocabularies, no token that can be measured, NaN or infinite states.
     """
-    quality, positions = QualitySums(), PositionSums()
+    quality, positions = QualitySums(workers), PositionSums(workers)
 
     def count(teacher_BTV: Tensor, student_BTV: Tensor, batch: Batch) -> None:
         found = token_figures(teacher_BTV, student_BTV, batch)
@@ -158,10 +164,10 @@ def closeness(
             teacher_BTV = teacher.head(ours, reading)
             count(teacher_BTV, teacher_BTV if theirs is ours else teacher.head(theirs, reading), reading.batch)
 
-        run_pass(teacher, batches, students=[TEACHER, student], sink=sink, after_batch=after_batch)
+        run_pass(teacher, batches, students=[TEACHER, student], sink=sink, after_batch=after_batch, workers=workers)
         return quality.result(), positions.result()
     refuse_other_vocabulary(teacher, student)
-    for batch in batches:
+    for batch in workers.share(batches):
         count(teacher.logits(batch), student.logits(batch), batch)
         if after_batch is not None:
             after_batch(batch)

@@ -24,6 +24,7 @@ from shoal.decoder import TEACHER, DecoderView, Student, run_pass
 from shoal.decoder.view import Reading
 from shoal.score.divergence import token_nll
 from shoal.types import Batch, Record
+from shoal.workers import ALONE, Workers
 
 
 class Perplexity(Record):
@@ -75,6 +76,7 @@ def perplexity(
     student: Student = TEACHER,
     batch_size: int = 8,
     after_batch: Callable[[Batch], None] | None = None,
+    workers: Workers = ALONE,
 ) -> Perplexity:
     """Strided perplexity of a student (the teacher unless given) on one long text.
 
@@ -83,12 +85,19 @@ def perplexity(
         window, stride: W and S of the definition above, in tokens.
         batch_size: windows per forward; it does not enter the definition.
         after_batch: called when a batch is done, for progress.
+        workers: who share the windows; all of them get the result of all windows, bit for bit that of one.
     Raises:
         ValueError: impossible window or stride, a text that is not one row of at least 2 tokens, NaN or infinite states.
     """
-    students = [student]
     return perplexities(
-        view, ids_T, window=window, stride=stride, students=students, batch_size=batch_size, after_batch=after_batch
+        view,
+        ids_T,
+        window=window,
+        stride=stride,
+        students=[student],
+        batch_size=batch_size,
+        after_batch=after_batch,
+        workers=workers,
     )[0]
 
 
@@ -102,25 +111,25 @@ def perplexities(
     students: Sequence[Student],
     batch_size: int = 8,
     after_batch: Callable[[Batch], None] | None = None,
+    workers: Workers = ALONE,
 ) -> list[Perplexity]:
     """As :func:`perplexity`, for many students of one view in one pass that shares their common layers."""
     if ids_T.ndim != 1:
         raise ValueError(f"perplexity reads one row of token ids, got the shape {tuple(ids_T.shape)}; flatten the text first")
     ids_T = ids_T.long()
     groups = list(_batched(windows(len(ids_T), window=window, stride=stride), batch_size))
-    sums = [0.0] * len(students)
-    n_tokens = 0
+    mine: list[tuple[int, list[float]]] = []  # per batch: tokens scored, and every student's sum
 
     def add(reading: Reading, finals: list[Tensor]) -> None:
-        nonlocal n_tokens
         scored_BT = _scored(groups[reading.batch.index]).to(view.device)
-        n_tokens += int(scored_BT.sum())
-        for member, h_BTD in enumerate(finals):
-            sums[member] += _nll_sum(view.head(h_BTD, reading), reading.batch.ids_BT, scored_BT)
+        nll = [_nll_sum(view.head(h_BTD, reading), reading.batch.ids_BT, scored_BT) for h_BTD in finals]
+        mine.append((int(scored_BT.sum()), nll))
 
     batches = (Batch(torch.stack([ids_T[w.start : w.stop] for w in group]), index=i) for i, group in enumerate(groups))
-    run_pass(view, batches, students=students, sink=add, after_batch=after_batch)
-    means = [total / n_tokens for total in sums]
+    run_pass(view, batches, students=students, sink=add, after_batch=after_batch, workers=workers)
+    every = workers.gather(mine)
+    n_tokens = sum(n for n, _ in every)
+    means = [sum(nll[member] for _, nll in every) / n_tokens for member in range(len(students))]
     return [Perplexity(value=_exp(nll), nll=nll, n_tokens=n_tokens, window=window, stride=stride) for nll in means]
 
 

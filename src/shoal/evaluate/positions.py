@@ -17,6 +17,7 @@ from torch import Tensor
 from shoal.score.divergence import overlap
 from shoal.score.oracle import TokenFigures
 from shoal.types import Record
+from shoal.workers import ALONE, Workers
 
 
 class Positions(Record):
@@ -41,25 +42,30 @@ class ByPosition(Record):
 
 
 class PositionSums:
-    """fp64 sums per position from which :class:`ByPosition` follows; additive over batches."""
+    """fp64 sums per position from which :class:`ByPosition` follows; additive over batches.
 
-    def __init__(self) -> None:
-        self._sums_4T = torch.zeros(4, 0, dtype=torch.float64)
+    Args:
+        workers: who share the batches, each its own; the result is that of all batches in order, bit for bit.
+    """
+
+    def __init__(self, workers: Workers = ALONE) -> None:
+        self._workers = workers
+        self._per_batch: list[Tensor] = []
 
     def add(self, teacher_BTV: Tensor, student_BTV: Tensor, found: TokenFigures) -> None:
         """Count one batch; ``found``: its figures by :func:`shoal.score.oracle.token_figures`."""
         overlap_BT = overlap(teacher_BTV, student_BTV.to(teacher_BTV.device))[:, :-1]
         figures = (found.kl_BT, overlap_BT, found.agreement_BT, torch.ones_like(overlap_BT))
         # where, not multiplication: a padded position may hold anything, NaN included
-        sums_4T = torch.stack([torch.where(found.counted_BT, one.double(), 0.0).sum(0) for one in figures]).cpu()
-        grown_4T = torch.zeros(4, max(sums_4T.shape[1], self._sums_4T.shape[1]), dtype=torch.float64)
-        for one in (self._sums_4T, sums_4T):
-            grown_4T[:, : one.shape[1]] += one
-        self._sums_4T = grown_4T
+        self._per_batch.append(torch.stack([torch.where(found.counted_BT, one.double(), 0.0).sum(0) for one in figures]).cpu())
 
     def result(self) -> ByPosition:
         """Raises ValueError: no token was counted."""
-        every = self._means(0, self._sums_4T.shape[1])
+        per_batch = self._workers.gather(self._per_batch)
+        sums_4T = torch.zeros(4, max((one.shape[1] for one in per_batch), default=0), dtype=torch.float64)
+        for one in per_batch:
+            sums_4T[:, : one.shape[1]] += one
+        every = _means(sums_4T, 0, sums_4T.shape[1])
         if not every.n_tokens:
             raise ValueError("no token to measure on: every sample is shorter than 2 tokens; give longer text")
         return ByPosition(
@@ -68,14 +74,15 @@ class PositionSums:
             acceptance=every.acceptance,
             agreement=every.agreement,
             octaves=tuple(
-                found for start, stop in _octaves(self._sums_4T.shape[1]) if (found := self._means(start, stop)).n_tokens
+                found for start, stop in _octaves(sums_4T.shape[1]) if (found := _means(sums_4T, start, stop)).n_tokens
             ),
         )
 
-    def _means(self, start: int, stop: int) -> Positions:
-        *sums, n_tokens = self._sums_4T[:, start:stop].sum(1).tolist()
-        kl, acceptance, agreement = (total / max(n_tokens, 1) for total in sums)
-        return Positions(start=start, stop=stop, n_tokens=int(n_tokens), kl=kl, acceptance=acceptance, agreement=agreement)
+
+def _means(sums_4T: Tensor, start: int, stop: int) -> Positions:
+    *sums, n_tokens = sums_4T[:, start:stop].sum(1).tolist()
+    kl, acceptance, agreement = (total / max(n_tokens, 1) for total in sums)
+    return Positions(start=start, stop=stop, n_tokens=int(n_tokens), kl=kl, acceptance=acceptance, agreement=agreement)
 
 
 def _octaves(n_positions: int) -> Iterator[tuple[int, int]]:

@@ -16,6 +16,7 @@ from shoal.evaluate import Evaluation, Generation, rows
 from shoal.export.citations import bibtex
 from shoal.export.headline import Fact, Headline, headline, source_name
 from shoal.plan import Drop, Plan, Refit, Replace, describe_removal
+from shoal.select.guard import spread_said
 from shoal.train.result import TrainResult
 from shoal.types import spans_of
 
@@ -141,6 +142,7 @@ def _removed(plan: Plan) -> str:
             details.append(f"- layer {edit.layer}: new values for {', '.join(f'`{p}`' for p in edit.parameters)}")
     lines += ["", *details] if details else []
     lines += ["", f"How it was chosen: {plan.method}"] if plan.method else []
+    lines += ["", f"Choice {spread_said(plan.spread)}."] if plan.spread else []
     return "\n".join([*lines, *_candidates(plan)])
 
 
@@ -148,7 +150,9 @@ def _candidates(plan: Plan) -> list[str]:
     measured = [one for one in plan.candidates if one.kl is not None]
     if not measured:
         return []
-    lines = ["", "Candidates, as plain cuts before any training, compared on text that is not in the figures above:", ""]
+    repaired = any(one.kl_plain is not None for one in measured)
+    as_what = "each repaired on a part of the text" if repaired else "as plain cuts before any training"
+    lines = ["", f"Candidates, {as_what}, compared on text that is not in the figures above:", ""]
     lines += ["| removed | proposed by | KL | perplexity |", "|---|---|---:|---:|"]
     for one in measured:
         perplexity = "" if one.perplexity is None else f"{one.perplexity:.4g}"
@@ -184,9 +188,7 @@ def _reproduce(plan: Plan, name: str, recipe_name: str, command: str) -> str:
 
 def _provenance(evaluation: Evaluation, trained: Sequence[TrainResult]) -> str:
     source = evaluation.provenance
-    texts = [
-        f"{one.data}, hash `{one.data_hash}`, {one.n_tokens:,} tokens for {one.replacement!r} at {one.span}" for one in trained
-    ]
+    texts = [f"{one.data}, hash `{one.data_hash}`, {one.n_tokens:,} tokens for {', '.join(one.trained)}" for one in trained]
     facts = {
         "teacher": f"`{source_name(source.model)}`, hash `{source.model_hash}`",
         "evaluation text": f"{source.data}, hash `{source.data_hash}`",

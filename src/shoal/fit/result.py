@@ -4,25 +4,32 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from shoal.fit.config import RepairName
 from shoal.types import Record
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-RepairName = Literal["none", "refit", "sweep"]
+
+class CannotRefit(ValueError):
+    """Something has no exact closed form; the message says what and why."""
 
 
 class MapFit(Record):
     """One solve.
 
     Attributes:
+        form: what was solved for: a map as a ``weight``, a map behind an ``output``, a ``bias``, the ``gain`` of a norm, or the
+            ``scale`` of the stream.
         parameters: names inside the layer.
         ridge: in units of the inputs' mean second moment; infinite: no change was best.
         r2, r2_folds: share of the weighted squared change that the map explains, in-sample and on folds left out in turn.
         condition, effective_rank: of the inputs' second moments.
+        scale: of the stream after the cut, where that is what was solved for.
         n_tokens, n_sinks: of the fit. held_out_error: of the layer with this map refitted, as in :class:`LayerFit`.
     """
 
+    form: Literal["weight", "output", "bias", "gain", "scale"] = "weight"
     parameters: tuple[str, ...]
     ridge: float
     r2: float
@@ -32,6 +39,7 @@ class MapFit(Record):
     n_tokens: int
     n_sinks: int
     held_out_error: float
+    scale: float | None = None
 
 
 class LayerFit(Record):
@@ -76,6 +84,8 @@ class FitResult(Record):
 
     def __str__(self) -> str:
         changed = [str(one.layer) for one in self.layers if one.n_kept]
+        if not self.layers:
+            return f"{self.repair!r}: {self.skipped[0] if self.skipped else 'nothing to do'}; the plain cut stands"
         said = f"{self.repair!r} of layers {', '.join(changed) or 'none'} on {self.n_tokens:,} tokens, {self.seconds:.0f} s"
         if self.kl_before is not None and self.kl_after is not None:
             said += f"; KL on selection {self.kl_before:.4g} -> {self.kl_after:.4g}"
@@ -92,7 +102,7 @@ def fit_table(result: FitResult) -> Table:
     for name in ("R² of the change", "ridge", "held-out error before", "after"):
         table.add_column(name, justify="right")
     for one in result.layers:
-        names = [fit.parameters[0].removesuffix(".weight") for fit in one.maps]
+        names = [_what(fit) for fit in one.maps]
         table.add_row(
             str(one.layer),
             str(one.target),
@@ -103,3 +113,10 @@ def fit_table(result: FitResult) -> Table:
             f"{one.error_after:.4g}",
         )
     return table
+
+
+def _what(fit: MapFit) -> str:
+    if fit.scale is not None:
+        return f"the stream, times {fit.scale:.3g}"
+    name = fit.parameters[0].removesuffix(".weight")
+    return name if fit.form == "weight" or fit.form == "bias" else f"{fit.form} of {name}"

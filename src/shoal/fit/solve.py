@@ -47,24 +47,26 @@ class Solution:
     n_sinks: int
 
 
-def solve(folds: Sequence[MapSums], *, bias: bool) -> Solution:
+def solve(folds: Sequence[MapSums], *, bias: bool, ridge: float | None = None) -> Solution:
     """The ridge that is best over folds left out in turn, then the change from all folds.
 
     Args:
         bias: the map has a bias that may change too.
+        ridge: given, not chosen.
     """
     total = reduce(add, folds)
-    errors = cross_validated(folds, RIDGES, bias=bias)
-    best = min(range(len(RIDGES)), key=lambda i: (errors[i], -RIDGES[i]))  # a tie goes to the smaller change
-    change_ED = ridge_change(total, RIDGES[best], bias=bias)
-    condition, effective_rank = spectrum(total, RIDGES[best])
+    ridges = RIDGES if ridge is None else (ridge,)
+    errors = cross_validated(folds, ridges, bias=bias)
+    best = min(range(len(ridges)), key=lambda i: (errors[i], -ridges[i]))  # a tie goes to the smaller change
+    change_ED = ridge_change(total, ridges[best], bias=bias)
+    condition, rank = spectrum(total, ridges[best])
     return Solution(
         change_ED=change_ED,
-        ridge=RIDGES[best],
-        r2=_share(squared_error(total, change_ED), float(total.rr)),
-        r2_folds=_share(errors[best], float(total.rr)),
+        ridge=ridges[best],
+        r2=share(squared_error(total, change_ED), float(total.rr)),
+        r2_folds=share(errors[best], float(total.rr)),
         condition=condition,
-        effective_rank=effective_rank,
+        effective_rank=rank,
         n_tokens=int(total.n_tokens),
         n_sinks=int(total.sink_E[-1]),
     )
@@ -72,6 +74,8 @@ def solve(folds: Sequence[MapSums], *, bias: bool) -> Solution:
 
 def ridge_change(sums: MapSums, ridge: float, *, bias: bool) -> Tensor:
     """(E, D) change for one ridge, in units of the mean diagonal; the mean sink is met exactly where there are sinks.
+
+    A bias alone (F = 0) ignores the sinks: they would fix it whatever the other tokens say.
 
     Raises:
         ValueError: the inputs' second moments are singular and the ridge does not mend it.
@@ -89,7 +93,7 @@ def ridge_change(sums: MapSums, ridge: float, *, bias: bool) -> Tensor:
         raise ValueError(f"ridge {ridge:g} leaves a singular system of {n} inputs from {int(sums.n_tokens)} tokens; raise it")
     change_ED[:n] = torch.cholesky_solve(sums.hr_ED[:n], root_EE)
     n_sinks = sums.sink_E[-1]
-    if n_sinks > 0:
+    if n_sinks > 0 and n_ones > 1:
         v_E1, y_1D = (sums.sink_E[:n] / n_sinks)[:, None], (sums.sink_r_D / n_sinks)[None]
         towards_E1 = torch.cholesky_solve(v_E1, root_EE)
         change_ED[:n] += towards_E1 / (v_E1.mT @ towards_E1) @ (y_1D - v_E1.mT @ change_ED[:n])
@@ -118,20 +122,26 @@ def cross_validated(folds: Sequence[MapSums], ridges: Sequence[float], *, bias: 
 
 def mean_diagonal(sums: MapSums) -> float:
     """Mean second moment of the inputs, the constant left out: the unit of a ridge."""
-    return float(sums.hh_EE.diagonal()[:-1].mean())
+    return float(sums.hh_EE.diagonal()[:-1].sum()) / max(1, len(sums.hh_EE) - 1)
 
 
 def spectrum(sums: MapSums, ridge: float) -> tuple[float, float]:
     """Condition number with the ridge added, and effective rank, of the inputs' second moments."""
     values_F = torch.linalg.eigvalsh(sums.hh_EE[:-1, :-1]).clamp(min=0.0)
-    shares_F = values_F[values_F > 0] / values_F.sum()
-    rank = float(torch.exp(-(shares_F * shares_F.log()).sum())) if len(shares_F) else 0.0
-    if math.isinf(ridge):
+    rank = effective_rank(values_F)
+    if math.isinf(ridge) or not len(values_F):
         return 1.0, rank
     lifted_F = values_F + ridge * mean_diagonal(sums)
     lowest = float(lifted_F.min())
     return (float(lifted_F.max()) / lowest if lowest > 0 else math.inf), rank
 
 
-def _share(left: float, before: float) -> float:
+def effective_rank(values_F: Tensor) -> float:
+    """Exponential of the entropy of the shares of (F,) eigenvalues, none negative; 0 where all are 0."""
+    shares_F = values_F[values_F > 0] / values_F.sum()
+    return float(torch.exp(-(shares_F * shares_F.log()).sum())) if len(shares_F) else 0.0
+
+
+def share(left: float, before: float) -> float:
+    """Share of a squared miss that is gone."""
     return 1.0 - left / before if before > 0 else 0.0

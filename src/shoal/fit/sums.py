@@ -1,8 +1,9 @@
 """Additive sums from which a linear map's best change follows, whatever the ridge, the folds and the constraint.
 
 Per token t with weight w the map reads h and the stream misses r (target minus what the student has). Kept: sums of
-w [h,1][h,1]^T, w [h,1] r^T and w |r|^2. Products in fp32 (TF32 off), sums in fp64. Sinks are kept apart by their first moments:
-their norm is 100-1000 times the rest and would own every sum; a constraint on their mean takes their place.
+w [h,1][h,1]^T, w [h,1] r^T and w |r|^2. Products in fp32 (TF32 off; fp64 for fp64 models), sums in fp64. Sinks are kept apart
+by their first moments: their norm is 100-1000 times the rest and would own every sum; a constraint on their mean takes their
+place.
 
 Shapes: N tokens, F inputs of the map, E = F + 1 (the last is the constant 1), D outputs.
 """
@@ -11,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from shoal.fit.result import CannotRefit
 from shoal.scan.gram import exact_bmm
 from shoal.types import Batch, stable_hash
 
@@ -25,9 +28,31 @@ HELD_OUT = 10
 """One sample in that many is held out."""
 
 
+class Sums:
+    """Over tokens of one fold. They add and subtract, so shards give the whole, and the whole minus a fold its complement."""
+
+    n_tokens: Tensor
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))  # type: ignore[arg-type]
+
+    def __sub__(self, other: Self) -> Self:
+        return type(self)(*(getattr(self, one.name) - getattr(other, one.name) for one in fields(self)))  # type: ignore[arg-type]
+
+    def add_tokens(self, h_NF: Tensor, r_ND: Tensor, *, weights_N: Tensor, sinks_N: Tensor) -> None:
+        """Add real tokens of one fold, in place.
+
+        Args:
+            h_NF: what the place reads; r_ND: target minus the student's stream.
+            weights_N: of the tokens that are no sinks, at least 0.
+            sinks_N: bool; these do not enter the second moments.
+        """
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, eq=False)
-class MapSums:
-    """Sums over tokens of one fold. They add and subtract, so shards give the whole and the whole minus a fold its complement.
+class MapSums(Sums):
+    """Sums for a linear map.
 
     Attributes:
         hh_EE, hr_ED, rr: weighted second moments of the tokens that are no sinks.
@@ -42,11 +67,17 @@ class MapSums:
     sink_E: Tensor
     sink_r_D: Tensor
 
-    def __add__(self, other: MapSums) -> MapSums:
-        return MapSums(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
-
-    def __sub__(self, other: MapSums) -> MapSums:
-        return MapSums(*(getattr(self, one.name) - getattr(other, one.name) for one in fields(self)))
+    def add_tokens(self, h_NF: Tensor, r_ND: Tensor, *, weights_N: Tensor, sinks_N: Tensor) -> None:
+        dtype = torch.promote_types(torch.promote_types(h_NF.dtype, r_ND.dtype), torch.float32)
+        h_NE, r_ND = torch.nn.functional.pad(h_NF.to(dtype), (0, 1), value=1.0), r_ND.to(dtype)
+        self.sink_E.add_(h_NE[sinks_N].sum(0, dtype=torch.float64))
+        self.sink_r_D.add_(r_ND[sinks_N].sum(0, dtype=torch.float64))
+        root_N1 = weights_N[~sinks_N].to(dtype).sqrt()[:, None]
+        h_NE, r_ND = h_NE[~sinks_N] * root_N1, r_ND[~sinks_N] * root_N1
+        self.hh_EE.add_(exact_bmm(h_NE.mT[None], h_NE[None])[0])
+        self.hr_ED.add_(exact_bmm(h_NE.mT[None], r_ND[None])[0])
+        self.rr.add_(r_ND.square().sum(dtype=torch.float64))
+        self.n_tokens.add_(len(h_NE))
 
 
 def no_sums(n_inputs: int, n_outputs: int, *, device: torch.device | str = "cpu") -> MapSums:
@@ -61,26 +92,6 @@ def no_sums(n_inputs: int, n_outputs: int, *, device: torch.device | str = "cpu"
     )  # fmt: skip
 
 
-def add_tokens(sums: MapSums, h_NF: Tensor, r_ND: Tensor, *, weights_N: Tensor, sinks_N: Tensor) -> None:
-    """Add real tokens of one fold, in place.
-
-    Args:
-        h_NF: what the map reads; r_ND: target minus the student's stream.
-        weights_N: of the tokens that are no sinks, at least 0.
-        sinks_N: bool; these enter the sinks' sums only.
-    """
-    h_NE = torch.nn.functional.pad(h_NF.float(), (0, 1), value=1.0)
-    r_ND = r_ND.float()
-    sums.sink_E.add_(h_NE[sinks_N].sum(0, dtype=torch.float64))
-    sums.sink_r_D.add_(r_ND[sinks_N].sum(0, dtype=torch.float64))
-    root_N1 = weights_N[~sinks_N].float().sqrt()[:, None]
-    h_NE, r_ND = h_NE[~sinks_N] * root_N1, r_ND[~sinks_N] * root_N1
-    sums.hh_EE.add_(exact_bmm(h_NE.mT[None], h_NE[None])[0])
-    sums.hr_ED.add_(exact_bmm(h_NE.mT[None], r_ND[None])[0])
-    sums.rr.add_(r_ND.square().sum(dtype=torch.float64))
-    sums.n_tokens.add_(len(h_NE))
-
-
 def folds_of(batches: Sequence[Batch]) -> list[Tensor]:
     """Per batch (B,) int64: the fold of each sample, by the rank of the hash of its real tokens.
 
@@ -88,12 +99,12 @@ def folds_of(batches: Sequence[Batch]) -> list[Tensor]:
     by at most one different sample.
 
     Raises:
-        ValueError: fewer than three different samples: one is held out and a ridge needs two folds.
+        CannotRefit: fewer than three different samples: one is held out and a ridge needs two folds.
     """
     hashes = [[_hash_of(batch, row) for row in range(len(batch.ids_BT))] for batch in batches]
     different = sorted({one for batch in hashes for one in batch})
     if len(different) < 3:
-        raise ValueError(f"{len(different)} different samples are too few to fit and check a repair; at least 3, better 20")
+        raise CannotRefit(f"{len(different)} different samples are too few to fit and check a repair; at least 3, better 20")
     fitted = [digest for rank, digest in enumerate(different) if rank % HELD_OUT]
     folds = {digest: 0 for digest in different} | {digest: 1 + rank % (N_FOLDS - 1) for rank, digest in enumerate(fitted)}
     return [torch.tensor([folds[digest] for digest in batch]) for batch in hashes]

@@ -12,33 +12,39 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from shoal.decoder import TEACHER, DecoderView, Reading, Student, Tap
 from shoal.decoder.student import Step
-from shoal.fit.maps import CannotRefit, LinearMap, MapKind, changed, find_map
+from shoal.fit.config import FitConfig
+from shoal.fit.gain import find_gain
+from shoal.fit.maps import find_map
+from shoal.fit.output import find_output
+from shoal.fit.place import CannotRefit, Form, MapKind, Place
 from shoal.fit.result import LayerFit, MapFit
-from shoal.fit.solve import Solution, solve
-from shoal.fit.sums import N_FOLDS, MapSums, add_tokens, folds_of, no_sums
+from shoal.fit.solve import Solution
+from shoal.fit.sums import N_FOLDS, Sums, folds_of
 from shoal.scan.tokens import massive_tokens, real_lengths
 from shoal.types import Batch
 
-Weigh = Callable[[Tensor], Tensor]
-"""Target states (N, D) to the weights (N,) of their tokens."""
+Find = Callable[..., Place[Any]]
+"""``find(view, layer, kind, reading=..., h_BTD=...)``: what of a sublayer is set; raises CannotRefit."""
 
 Values = dict[str, Tensor]
+States = Sequence[Tensor]
 
+WHOLE: tuple[Find, ...] = (find_map, find_output, find_gain)
+"""The most of a sublayer that has a closed form: its output map; a map folded into its experts; the gain of its norm."""
 
-def relative(target_ND: Tensor) -> Tensor:
-    """1 / |target|^2: each token's miss counts in proportion to its own stream."""
-    return 1.0 / target_ND.float().square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
-
-
-def plain(target_ND: Tensor) -> Tensor:
-    """Every token counts by its squared miss."""
-    return torch.ones(len(target_ND), device=target_ND.device)
+INSTEAD: dict[Form, str] = {
+    "weight": "its output map is refitted",
+    "output": "a map of its output is folded into the weights that end it",
+    "bias": "its bias is refitted",
+    "gain": "the gain of that norm is refitted",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +63,10 @@ def sweep_layers(
     batches: Sequence[Batch],
     *,
     targets: Mapping[int, int],
-    maps: Sequence[MapKind],
-    weigh: Weigh = relative,
+    kinds: Sequence[MapKind],
+    finds: Sequence[Find] = WHOLE,
+    config: FitConfig = FitConfig(),  # noqa: B008  (frozen)
+    known: Mapping[int, States] | None = None,
     after_layer: Callable[[int], None] | None = None,
 ) -> Swept:
     """Refit layers of a student, each with the refits before it in place.
@@ -66,16 +74,20 @@ def sweep_layers(
     Args:
         student: lacks layers; nothing else is overridden.
         targets: layer to the teacher's boundary that its output is fitted to; the student has no layer in between.
-        maps: solved one after the other in each layer, each against what is missing after the one before.
+        kinds: sublayers solved one after the other in each layer, each against what is missing after the one before.
+        finds: what is set in each, the first that has a closed form.
+        known: the teacher's states of all batches at some boundaries, so that they are not run again.
         after_layer: called with each finished layer, for progress.
     Raises:
-        ValueError: too few samples; no sublayer of any of the layers can be refitted.
+        CannotRefit: too few samples; no sublayer of any of the layers can be refitted.
     """
+    known = known or {}
     readings = [view.read(batch) for batch in batches]
     folds = [one.to(view.device) for one in folds_of(batches)]
-    teacher = [reading.h_BTD for reading in readings]
+    teacher: States = [reading.h_BTD for reading in readings]
     ours = teacher
-    _refuse_where_nothing_fits(view, targets, maps, readings[0])
+    probe = probe_of(view, batches)
+    refuse_where_nothing_fits(view, targets, kinds, finds, probe)
     readings = [replace(reading, h_BTD=torch.empty(0)) for reading in readings]  # only the arguments of layers are needed on
     swept: dict[int, Values] = {}
     fits: list[LayerFit] = []
@@ -86,52 +98,72 @@ def sweep_layers(
             started = time.monotonic()
             stop = targets.get(layer, layer + 1)
             is_teacher = ours is teacher and layer not in targets and student.step(layer).key == TEACHER.step(layer).key
-            for between in range(layer, stop):
-                teacher = _advance(view, between, TEACHER.step(between), readings, teacher)
+            if stop in known:
+                teacher = known[stop]
+            else:
+                for between in range(layer, stop):
+                    teacher = advance(view, between, TEACHER.step(between), readings, teacher)
             if layer in targets:
-                found, reasons = _maps_of(view, layer, maps, readings[0], ours[0])
+                found, reasons = places_of(view, layer, kinds, finds, probe)
                 skipped += reasons
-                fitting = _LayerInFit(view, layer, readings, ours, teacher, folds, weigh)
+                fitting = _LayerInFit(view, layer, readings, ours, teacher, folds, config)
                 swept[layer], ours, fit = fitting.run(found, target=stop, started=started)
                 fits.append(fit)
             elif is_teacher:
                 ours = teacher
             else:
-                ours = _advance(view, layer, student.step(layer), readings, ours)
+                ours = advance(view, layer, student.step(layer), readings, ours)
         if after_layer is not None:
             after_layer(layer)
         layer = stop
     return Swept({layer: values for layer, values in swept.items() if values}, tuple(fits), tuple(dict.fromkeys(skipped)))
 
 
-def _advance(view: DecoderView, layer: int, step: Step, readings: Sequence[Reading], states: Sequence[Tensor]) -> list[Tensor]:
+def advance(view: DecoderView, layer: int, step: Step, readings: Sequence[Reading], states: States) -> list[Tensor]:
     return [view.run_step(layer, step, h_BTD, reading) for h_BTD, reading in zip(states, readings, strict=True)]
 
 
-def _refuse_where_nothing_fits(view: DecoderView, layers: Iterable[int], kinds: Sequence[MapKind], reading: Reading) -> None:
-    """Before any work. Whether a map can be refitted does not depend on the state it is tried on, so boundary 0 will do."""
+def probe_of(view: DecoderView, batches: Sequence[Batch]) -> Reading:
+    """One sample, to try places on. Whether one can be set does not depend on the state it is tried on: boundary 0 will do."""
+    first = batches[0]
+    return view.read(Batch(first.ids_BT[:1], None if first.mask_BT is None else first.mask_BT[:1]))
+
+
+def refuse_where_nothing_fits(
+    view: DecoderView, layers: Iterable[int], kinds: Sequence[MapKind], finds: Sequence[Find], probe: Reading
+) -> None:
+    """Before any work.
+
+    Raises:
+        CannotRefit: none of the layers has anything to set; says why the first has not.
+    """
     reasons: list[str] = []
     for layer in layers:
-        found, why = _maps_of(view, layer, kinds, reading, reading.h_BTD)
+        found, why = places_of(view, layer, kinds, finds, probe)
         if found:
             return
         reasons += why
-    raise ValueError(f"nothing can be refitted: {reasons[0]}; use --repair none")
+    raise CannotRefit(f"nothing can be refitted: {reasons[0]}; use --repair none")
 
 
-def _maps_of(
-    view: DecoderView, layer: int, kinds: Sequence[MapKind], reading: Reading, h_BTD: Tensor
-) -> tuple[list[LinearMap], list[str]]:
-    """The maps to solve for in order, and why others are left."""
-    found: dict[MapKind, LinearMap] = {}
+def places_of(
+    view: DecoderView, layer: int, kinds: Sequence[MapKind], finds: Sequence[Find], probe: Reading
+) -> tuple[list[Place[Any]], list[str]]:
+    """What to solve for in order, and why more is not set."""
+    found: dict[MapKind, Place[Any]] = {}
     reasons: list[str] = []
     for kind in dict.fromkeys(kinds):
-        try:
-            found[kind] = find_map(view, layer, kind, reading=reading, h_BTD=h_BTD)
-        except CannotRefit as reason:
-            reasons.append(str(reason))
+        why_not: list[str] = []
+        for find in finds:
+            try:
+                found[kind] = find(view, layer, kind, reading=probe, h_BTD=probe.h_BTD)
+                break
+            except CannotRefit as reason:
+                why_not.append(str(reason))
+        instead = f"; {INSTEAD[found[kind].form]}" if kind in found else ""
+        reasons += [reason + instead for reason in why_not[:1]]
     order = [found[kind] for kind in kinds if kind in found]
-    return [one for i, one in enumerate(order) if i == 0 or one != order[i - 1]], reasons
+    return [one for i, one in enumerate(order) if i == 0 or one is not order[i - 1]], reasons
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,28 +173,28 @@ class _LayerInFit:
     view: DecoderView
     layer: int
     readings: Sequence[Reading]
-    inputs: Sequence[Tensor]
-    goals: Sequence[Tensor]
+    inputs: States
+    goals: States
     folds: Sequence[Tensor]
-    weigh: Weigh
+    config: FitConfig
 
-    def run(self, maps: Sequence[LinearMap], *, target: int, started: float) -> tuple[Values, list[Tensor], LayerFit]:
+    def run(self, places: Sequence[Place[Any]], *, target: int, started: float) -> tuple[Values, list[Tensor], LayerFit]:
         """Values that stand (empty: none), the student's states after the layer with them, and the record."""
         with self.view.residency.layer(self.layer) as module:
             parameters: Values = dict(module.named_parameters())
         values: Values = {}
         errors: list[float] = []
-        solutions: list[tuple[LinearMap, Solution]] = []
+        solutions: list[tuple[Place[Any], Solution]] = []
         best: tuple[Values, list[Tensor]] = ({}, [])
-        for place in (*maps, None):
+        for place in (*places, None):
             outputs, error, sums = self._observe(values, place)
             if not errors or error < min(errors):
                 best = (values, outputs)
             errors.append(error)
             del outputs
             if place is not None:
-                solutions.append((place, solve(sums, bias=place.has_bias)))
-                values = {**values, **changed(place, {**parameters, **values}, solutions[-1][1].change_ED)}
+                solutions.append((place, place.solve(sums, ridge=self.config.ridge)))
+                values = {**values, **place.changed({**parameters, **values}, solutions[-1][1].change_ED)}
         fits = [_record(place, solution, error) for (place, solution), error in zip(solutions, errors[1:], strict=True)]
         n_kept = errors.index(min(errors))
         record = LayerFit(
@@ -176,34 +208,55 @@ class _LayerInFit:
         )
         return *best, record
 
-    def _observe(self, values: Values, place: LinearMap | None) -> tuple[list[Tensor], float, list[MapSums]]:
+    def _observe(self, values: Values, place: Place[Any] | None) -> tuple[list[Tensor], float, list[Sums]]:
         """Run the layer with ``values``: its outputs, the held-out error, and the sums per fold for the next solve."""
         step, taps = Step("run", overrides=values), [] if place is None else [place.tap]
         device = self.view.device
-        sums = [no_sums(place.n_inputs, place.n_outputs, device=device) for _ in range(1, N_FOLDS)] if place else []
+        sums: list[Sums] = [place.no_sums(device) for _ in range(1, N_FOLDS)] if place else []
         outputs: list[Tensor] = []
         miss, norm = 0.0, 0.0
         for reading, h_BTD, goal_BTD, folds_B in zip(self.readings, self.inputs, self.goals, self.folds, strict=True):
             seen: dict[Tap, Tensor] = {}
             with self.view.tapped(self.layer, taps, seen):
                 outputs.append(self.view.run_step(self.layer, step, h_BTD, reading))
-            real_BT, sinks_BT = _tokens(reading.batch, h_BTD, goal_BTD)
-            missing_BTD = goal_BTD.float() - outputs[-1].float()
+            real_BT, sinks_BT = tokens(reading.batch, h_BTD, goal_BTD)
+            if self.config.sinks == "counted":
+                sinks_BT = torch.zeros_like(sinks_BT)
+            missing_BTD = _exact(goal_BTD) - _exact(outputs[-1])
             for fold in folds_B.unique().tolist():
                 chosen_BT = real_BT & (folds_B == fold)[:, None]
                 goal_ND, missing_ND, sinks_N = goal_BTD[chosen_BT], missing_BTD[chosen_BT], sinks_BT[chosen_BT]
-                weights_N = self.weigh(goal_ND)
+                weights_N = WEIGHTS[self.config.weights](goal_ND)
                 if fold == 0:
                     counted_N = (weights_N * ~sinks_N).double()
                     miss += float(counted_N @ missing_ND.double().square().sum(-1))
                     norm += float(counted_N @ goal_ND.double().square().sum(-1))
                 elif place is not None:
-                    h_NF = seen[place.tap].reshape(*chosen_BT.shape, place.n_inputs)[chosen_BT]
-                    add_tokens(sums[fold - 1], h_NF, missing_ND, weights_N=weights_N, sinks_N=sinks_N)
+                    h_BTF = place.inputs(seen[place.tap])
+                    h_NF = h_BTF.reshape(*chosen_BT.shape, h_BTF.shape[-1])[chosen_BT]
+                    sums[fold - 1].add_tokens(h_NF, missing_ND, weights_N=weights_N, sinks_N=sinks_N)
         return outputs, miss / norm if norm else 0.0, [one for one in sums if one.n_tokens]
 
 
-def _tokens(batch: Batch, h_BTD: Tensor, goal_BTD: Tensor) -> tuple[Tensor, Tensor]:
+def relative(target_ND: Tensor) -> Tensor:
+    """1 / |target|^2: each token's miss counts in proportion to its own stream."""
+    return 1.0 / target_ND.float().square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def plain(target_ND: Tensor) -> Tensor:
+    """Every token counts by its squared miss."""
+    return torch.ones(len(target_ND), device=target_ND.device)
+
+
+WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {"relative": relative, "plain": plain}
+"""Target states (N, D) to the weights (N,) of their tokens."""
+
+
+def _exact(h_BTD: Tensor) -> Tensor:
+    return h_BTD.to(torch.promote_types(h_BTD.dtype, torch.float32))
+
+
+def tokens(batch: Batch, h_BTD: Tensor, goal_BTD: Tensor) -> tuple[Tensor, Tensor]:
     """(B, T) bool: real tokens, and the sinks among them: 20 times the median norm of their sample, here or at the target.
 
     Position 0 is a sink only where it is massive: elsewhere it is a token like others and its miss counts.
@@ -217,8 +270,9 @@ def _tokens(batch: Batch, h_BTD: Tensor, goal_BTD: Tensor) -> tuple[Tensor, Tens
     return real_BT, sinks_BT
 
 
-def _record(place: LinearMap, solution: Solution, error: float) -> MapFit:
+def _record(place: Place[Any], solution: Solution, error: float) -> MapFit:
     return MapFit(
+        form=place.form,
         parameters=place.parameters,
         ridge=solution.ridge,
         r2=solution.r2,

@@ -14,6 +14,7 @@ from shoal.run.inputs import Inputs, Progress, open_inputs, silent, versions
 from shoal.run.report import report_stage
 from shoal.run.stages import evaluate_stage, needs_scan, plan_stage, save_stage, scan_stage, train_stage
 from shoal.types import write_atomically
+from shoal.workers import join
 
 if TYPE_CHECKING:
     from shoal.evaluate import Evaluation
@@ -40,7 +41,7 @@ def open_folder(out: Path, *, command: str = "", overwrite: bool = False) -> Run
     """The run folder, checked before anything is loaded."""
     from shoal import __version__
 
-    return RunFolder(out, version=__version__, command=command, versions=versions(), overwrite=overwrite)
+    return RunFolder(out, version=__version__, command=command, versions=versions(), overwrite=overwrite, workers=join())
 
 
 def compress(
@@ -80,11 +81,11 @@ def run_stages(inputs: Inputs, folder: RunFolder, *, command: str = "", progress
         raise ValueError(
             "a replacement cannot be trained yet while layers are read from disk; use --replace none, or --resident all"
         )
-    if inputs.is_streamed and inputs.recipe.repair != "none":
-        raise ValueError("a repair cannot be saved yet while layers are read from disk; use --repair none, or --resident all")
     check_budget(inputs)
     recipe_file, recipe = folder / "recipe.yaml", inputs.recipe.to_yaml().encode()
-    if folder.overwrite or not recipe_file.exists():  # else at the end: a refused run leaves the recipe of what stands
+    if inputs.workers.is_first and (
+        folder.overwrite or not recipe_file.exists()
+    ):  # else at the end: a refused run leaves the recipe of what stands
         write_atomically(recipe_file, recipe)
     found = scan_stage(inputs, folder, progress=progress) if needs_scan(inputs.recipe) else None
     plan = plan_stage(inputs, folder, found, progress=progress)
@@ -93,6 +94,6 @@ def run_stages(inputs: Inputs, folder: RunFolder, *, command: str = "", progress
     fitted = train_stage(inputs, folder, plan, refits=repaired.values, progress=progress)
     model = save_stage(inputs, folder, plan, fitted)
     evaluation = evaluate_stage(inputs, folder, plan, fitted, command=command, progress=progress)
-    write_atomically(recipe_file, recipe)
-    report_stage(folder.path)
+    inputs.workers.on_first(lambda: write_atomically(recipe_file, recipe))
+    inputs.workers.on_first(lambda: report_stage(folder.path))
     return Outcome(folder.path, model, found, plan, repaired.result, fitted.results, evaluation)

@@ -21,11 +21,14 @@ def check_recipe(recipe: Recipe, out: Path) -> None:
     from shoal.run.stages import budget_of
     from shoal.scan.tokens import TOKENS
     from shoal.score.pairwise import CRITERIA
+    from shoal.select.wanted import PATCHED
 
     budget_of(recipe)
     known = [f"{criterion}/{tokens}" for criterion in CRITERIA for tokens in TOKENS]
     known += ["cka/rest"] if "cka" in recipe.observers else []
-    if recipe.by not in known:
+    if recipe.by == PATCHED and (recipe.select != "span" or recipe.rounds > 1):
+        raise ValueError(f"--by {PATCHED} ranks contiguous spans of the length that goes: use --select span, and --rounds 1")
+    if recipe.by not in (*known, PATCHED):
         raise ValueError(f"--by {recipe.by!r} is no score of the scan; {nearest(recipe.by, known)}")
     if recipe.rounds > 1 and recipe.by.startswith("cka"):
         raise ValueError("rounds measure the pairwise scores only; with --rounds choose another score than cka/rest")

@@ -33,7 +33,12 @@ def evaluate_alone(
     inputs = open_inputs(recipe, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     stream_T = token_stream(inputs.batches(inputs.evaluation))
     found = perplexity(
-        inputs.view, stream_T, window=inputs.length, stride=max(1, inputs.length // 2), batch_size=inputs.batch_size
+        inputs.view,
+        stream_T,
+        window=inputs.length,
+        stride=max(1, inputs.length // 2),
+        batch_size=inputs.batch_size,
+        workers=inputs.workers,
     )
     figures = Figures(name=inputs.opened.name, cost=cost(inputs.view, context=inputs.length), perplexity=found)
     return Measured(model=figures, provenance=inputs.provenance(inputs.evaluation))
@@ -60,12 +65,13 @@ def evaluate_pair(
     from shoal.decoder.open import open_model
 
     inputs = open_inputs(recipe, device=device, dtype=dtype, resident="all", trust_remote_code=trust_remote_code)
-    other = open_model(student, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    other = open_model(student, dtype=dtype, device=inputs.workers.device(device), trust_remote_code=trust_remote_code)
     view = DecoderView(other.model)
     found = against_teacher(inputs, view, progress=progress)
     if not tasks:
         return found
-    return found.model_copy(update={"tasks": tasks_against_teacher(inputs, view, tasks, progress=progress)})
+    scored = inputs.workers.from_first(lambda: tasks_against_teacher(inputs, view, tasks, progress=progress))
+    return found.model_copy(update={"tasks": scored})
 
 
 def against_teacher(
@@ -80,7 +86,10 @@ def against_teacher(
     from shoal.evaluate import compare
 
     batches = inputs.batches(inputs.evaluation)
-    written, timed = ((), None) if isinstance(student, Student) else _run_models(inputs, student, progress)
+    written: tuple[Generation, ...] = ()
+    timed: Speed | None = None
+    if not isinstance(student, Student):  # by one process: the others would slow it down
+        written, timed = inputs.workers.from_first(lambda: _run_models(inputs, student, progress))
     return compare(
         inputs.view,
         student,
@@ -90,6 +99,7 @@ def against_teacher(
         timed=timed,
         plain=plain,
         progress=lambda done, total: progress("evaluate", done, total),
+        workers=inputs.workers,
     )
 
 

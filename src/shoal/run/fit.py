@@ -43,7 +43,7 @@ def fit_stage(inputs: Inputs, folder: RunFolder, plan: Plan, *, progress: Progre
     repair, cut = inputs.recipe.repair, without_refits(plan)
     if repair == "none":
         if "fit" in folder.record.stages and not folder.is_done("fit", "none"):  # refused without --overwrite, else forgotten
-            cut.save(folder / "plan.json")
+            folder.workers.on_first(lambda: cut.save(folder / "plan.json"))
         return Repaired(cut, {})
     key = repair_key(inputs, cut)
     if folder.is_done("fit", key):
@@ -58,13 +58,18 @@ def fit_stage(inputs: Inputs, folder: RunFolder, plan: Plan, *, progress: Progre
         inputs.fitting,
         repair=repair,
         batch_size=inputs.batch_size,
+        config=inputs.recipe.fit,
         quality=lambda students: [quality.kl for quality in judge.measure(students)],
         progress=lambda done, total: progress(repair, done, total),
     )
-    fitted.result.save(folder / "fit.json")
-    if fitted.values:
-        write_atomically(folder / VALUES, save({name: value.contiguous().cpu() for name, value in fitted.values.items()}))
-    fitted.plan.save(folder / "plan.json")
+
+    def write() -> None:
+        fitted.result.save(folder / "fit.json")
+        if fitted.values:
+            write_atomically(folder / VALUES, save({name: value.contiguous().cpu() for name, value in fitted.values.items()}))
+        fitted.plan.save(folder / "plan.json")
+
+    folder.workers.on_first(write)
     files = ["fit.json", VALUES] if fitted.values else ["fit.json"]
     folder.finish("fit", key, seconds=time.monotonic() - started, files=files)
     return Repaired(fitted.plan, fitted.values, fitted.result)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from shoal.run.lock import hold
 from shoal.types import Record
+from shoal.workers import ALONE, Workers
 
 RECORD = "run.json"
 
@@ -31,6 +32,7 @@ class RunRecord(Record):
     version: str
     command: str = ""
     versions: dict[str, str] = {}
+    n_workers: int = 1
     stages: dict[str, StageRecord] = {}
 
 
@@ -41,28 +43,44 @@ class RunFolder:
         path: new, empty, or left by an earlier run.
         version, command, versions: written into ``run.json``.
         overwrite: finished stages with other inputs may be replaced.
+        workers: the processes of the job; the first alone touches the folder, all of them learn what is done.
     Raises:
         ValueError: the folder holds files that no run of ours left, is a file, or is in use by another process.
     """
 
     def __init__(
-        self, path: Path, *, version: str, command: str = "", versions: dict[str, str] | None = None, overwrite: bool = False
+        self,
+        path: Path,
+        *,
+        version: str,
+        command: str = "",
+        versions: dict[str, str] | None = None,
+        overwrite: bool = False,
+        workers: Workers = ALONE,
     ) -> None:
         self.path = Path(path)
         self.overwrite = overwrite
+        self.workers = workers
+        stages = workers.from_first(self._take)
+        self.record = RunRecord(
+            version=version, command=command, versions=versions or {}, n_workers=workers.size, stages=stages
+        )
+        if (
+            workers.is_first and not (self.path / RECORD).exists()
+        ):  # else when a stage is done: a refused run leaves it as it was
+            self._save()
+
+    def _take(self) -> dict[str, StageRecord]:
+        """Lock the folder for this job; the stages that stand in it."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"--out {self.path} is a file; give a new or empty folder")
         self.path.mkdir(parents=True, exist_ok=True)
         hold(self.path)
         if (self.path / RECORD).exists():
-            stages = RunRecord.load(self.path / RECORD).stages
-        elif any(p for p in self.path.iterdir() if not p.name.startswith(f".{RECORD}.")):
+            return RunRecord.load(self.path / RECORD).stages
+        if any(p for p in self.path.iterdir() if not p.name.startswith(f".{RECORD}.")):
             raise ValueError(f"--out {self.path} is not empty and was not written by shoal; give a new or empty folder")
-        else:
-            stages = {}
-        self.record = RunRecord(version=version, command=command, versions=versions or {}, stages=stages)
-        if not (self.path / RECORD).exists():  # else when a stage is done: a refused run leaves the record as it was
-            self._save()
+        return {}
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -76,29 +94,35 @@ class RunFolder:
         done = self.record.stages.get(stage)
         if done is None:
             return False
-        if done.key == key:
-            return all((self.path / file).exists() for file in done.files)
-        if not self.overwrite:
+        if self.workers.from_first(lambda: self._has_key(stage, done, key)):
+            return self.workers.from_first(lambda: all((self.path / file).exists() for file in done.files))
+        self.forget([stage])
+        return False
+
+    def _has_key(self, stage: str, done: StageRecord, key: str) -> bool:
+        if done.key != key and not self.overwrite:
             raise ValueError(
                 f"{self.path} holds the stage {stage!r} of a run with other options, model or text; "
                 "add --overwrite to replace it (unchanged stages are kept), or give another --out"
             )
-        self.forget([stage])
-        return False
+        return done.key == key
 
     def finish(self, stage: str, key: str, *, seconds: float, files: Iterable[str]) -> None:
-        """Record a stage whose files are all in place."""
+        """Record a stage whose files are all in place; every worker comes here, and goes on when it is recorded."""
         entry = StageRecord(key=key, seconds=round(seconds, 3), files=tuple(files))
         self.record = self.record.model_copy(update={"stages": {**self.record.stages, stage: entry}})
-        self._save()
+        self.workers.on_first(self._save)
 
     def forget(self, stages: Iterable[str]) -> None:
         """Drop stages from the record, then their files: a crash in between leaves files that are simply written again."""
         gone = {stage: self.record.stages[stage] for stage in stages if stage in self.record.stages}
         kept = {name: entry for name, entry in self.record.stages.items() if name not in gone}
         self.record = self.record.model_copy(update={"stages": kept})
+        self.workers.on_first(lambda: self._remove(gone.values()))
+
+    def _remove(self, gone: Iterable[StageRecord]) -> None:
         self._save()
-        for entry in gone.values():
+        for entry in gone:
             for file in entry.files:
                 target = self.path / file
                 if target.is_dir():

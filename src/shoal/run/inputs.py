@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from shoal.recipe import Recipe
 from shoal.train.config import DEFAULT_TOKENS
 from shoal.types import Provenance, stable_hash
+from shoal.workers import ALONE, Workers, join
 
 if TYPE_CHECKING:
     from shoal.decoder import DecoderView
@@ -42,12 +43,18 @@ def bundled_model() -> Path:
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """A model and text, opened once for all stages of a run."""
+    """A model and text, opened once for all stages of a run.
+
+    Attributes:
+        workers: the processes of this job; each has the whole model, the first reads text for all of them.
+        corpus: None on the others.
+    """
 
     recipe: Recipe
     opened: Opened
     view: DecoderView
-    corpus: Corpus
+    corpus: Corpus | None
+    workers: Workers = ALONE
 
     @cached_property
     def length(self) -> int:
@@ -77,7 +84,7 @@ class Inputs:
     @cached_property
     def training(self) -> Samples:
         """As many samples as the recipe's tokens need; without a number, 1 M tokens or what the text holds."""
-        tokens, is_padded = self.recipe.train.tokens, self.recipe.text.packing == "padded"
+        tokens, is_padded = self.recipe.train.all_tokens(), self.recipe.text.packing == "padded"
         if tokens is not None and not is_padded:
             return self._samples("training", -(-tokens // self.length))
         return self._up_to(DEFAULT_TOKENS if tokens is None else tokens)
@@ -138,9 +145,15 @@ class Inputs:
         """The number asked for, or else the default where the text holds it and at least 8."""
         n = asked or most or DEFAULT_SAMPLES[slice]
         fewest = None if asked else FEWEST_DEFAULT
-        found = self.corpus.samples(slice, n=n, length=self.length, packing=self.recipe.text.packing, fewest=fewest)
-        refuse_unknown_tokens(found, self.opened)
-        return found
+        length, packing = self.length, self.recipe.text.packing
+
+        def read() -> Samples:
+            assert self.corpus is not None
+            found = self.corpus.samples(slice, n=n, length=length, packing=packing, fewest=fewest)
+            refuse_unknown_tokens(found, self.opened)
+            return found
+
+        return self.workers.from_first(read)
 
 
 def open_inputs(
@@ -156,6 +169,7 @@ def open_inputs(
     Args:
         resident: ``all`` layers in memory, a number of layers (the rest is read from disk as it is needed), or ``auto``: all
             where the weights fit in the memory that is free, else two.
+        device: ``cuda`` is a card of its own for each process of the job.
     Raises:
         ValueError: one line for anything the user can mend.
     """
@@ -166,20 +180,29 @@ def open_inputs(
     from shoal.decoder.streamed import open_streamed
     from shoal.text import bundled_text, open_corpus
 
-    n_resident = layers_in_memory(recipe.model, resident, device=device, trust_remote_code=trust_remote_code)
+    model, workers = recipe.model, join()
+    device = workers.device(device)
+    n_resident = workers.from_first(
+        lambda: layers_in_memory(
+            model, resident, device=device, trust_remote_code=trust_remote_code, n_processes=workers.local_size
+        )
+    )
     residency: Residency | None = None
     if n_resident is None:
         opened = open_model(recipe.model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     else:
         opened, residency = open_streamed(recipe.model, n_resident=n_resident, dtype=dtype, trust_remote_code=trust_remote_code)
     sources: Sequence[Any] = recipe.text.sources or (bundled_text(),)
-    corpus = open_corpus(sources if len(sources) > 1 else sources[0], opened.need_tokenizer(), seed=recipe.seed)
-    return Inputs(recipe, opened, DecoderView(opened.model, residency=residency), corpus)
+    tokenizer = opened.need_tokenizer()
+    corpus = workers.on_first(lambda: open_corpus(sources if len(sources) > 1 else sources[0], tokenizer, seed=recipe.seed))
+    return Inputs(recipe, opened, DecoderView(opened.model, residency=residency), corpus, workers)
 
 
-def layers_in_memory(model: str, resident: str, *, device: str, trust_remote_code: bool) -> int | None:
+def layers_in_memory(model: str, resident: str, *, device: str, trust_remote_code: bool, n_processes: int = 1) -> int | None:
     """Layers to hold at a time, or None for all of them.
 
+    Args:
+        n_processes: of this machine, each with weights of its own.
     Raises:
         ValueError: not ``all``, ``auto`` or a number of layers; a number on another device than the CPU.
     """
@@ -193,7 +216,7 @@ def layers_in_memory(model: str, resident: str, *, device: str, trust_remote_cod
         path = resolve_source(model, trust_remote_code=trust_remote_code)
         check_source(path, trust_remote_code=trust_remote_code)
         n_bytes = sum(slot.n_bytes for shard in read_shards(path) for slot in shard.slots.values())
-        return None if n_bytes < SHARE_FOR_WEIGHTS * free_memory() else 2
+        return None if n_bytes * n_processes < SHARE_FOR_WEIGHTS * free_memory() else 2
     if not resident.isdigit() or int(resident) < 1:
         raise ValueError(f"--resident {resident!r} needs all, auto, or a number of layers from 1")
     if device != "cpu":

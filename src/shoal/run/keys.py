@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shoal.run.candidates import repairs_candidates
 from shoal.types import stable_hash
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from shoal.plan import Plan
+    from shoal.recipe import Recipe
     from shoal.run.inputs import Inputs
     from shoal.select.budget import Budget
     from shoal.select.choose import Choosing
@@ -26,7 +28,10 @@ def scan_key(inputs: Inputs) -> str:
 
 def choice_key(inputs: Inputs, budget: Budget, how: Choosing, *, scan: str | None) -> str:
     """``scan``: key of the scan that is read, if any."""
+    recipe = inputs.recipe
     used = dict(budget=budget.text, kind=budget.kind, how=repr(how), scan=scan)
+    if repairs_candidates(recipe):
+        used.update(repair=recipe.repair, fitting=inputs.fitting.data_hash, how_fitted=_how_fitted(recipe))
     return stable_hash("plan", inputs.model_key, used, inputs.selection.data_hash if how.n_candidates > 1 else None)
 
 
@@ -48,7 +53,12 @@ def fit_key(inputs: Inputs, plan: Plan) -> str:
 def repair_key(inputs: Inputs, cut: Plan) -> str:
     """``cut``: the plan without refits."""
     texts = (inputs.fitting.data_hash, inputs.selection.data_hash)
-    return stable_hash("fit", inputs.model_key, edits_key(cut), texts, inputs.recipe.repair)
+    return stable_hash("fit", inputs.model_key, edits_key(cut), texts, inputs.recipe.repair, _how_fitted(inputs.recipe))
+
+
+def _how_fitted(recipe: Recipe) -> str:
+    """All of a repair but its text, which has a hash of its own."""
+    return repr(recipe.fit.model_copy(update={"tokens": None}))
 
 
 def save_key(inputs: Inputs, plan: Plan, values: Mapping[str, Tensor]) -> str:

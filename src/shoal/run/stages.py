@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shoal.run.candidates import patch_table_of, repairer
 from shoal.run.evaluate import against_teacher
 from shoal.run.folder import RunFolder
 from shoal.run.inputs import Inputs, Progress, silent
@@ -61,9 +62,10 @@ def scan_stage(inputs: Inputs, folder: RunFolder, *, progress: Progress = silent
         provenance=inputs.provenance(inputs.calibration),
         observers=[CkaObserver(n_layers, length=length, seed=seed) for name in inputs.recipe.observers if name == "cka"],
         after_batch=lambda batch: progress("scan", batch.index + 1, len(batches)),
+        workers=inputs.workers,
     )
-    found.save(folder.path)
-    pictures = draw(found, folder.path, by=inputs.recipe.by)
+    inputs.workers.on_first(lambda: found.save(folder.path))
+    pictures = inputs.workers.from_first(lambda: draw(found, folder.path, by=inputs.recipe.by))
     folder.finish("scan", key, seconds=time.monotonic() - started, files=["scan.json", "scan.safetensors", *pictures])
     return found
 
@@ -101,7 +103,9 @@ def plan_stage(inputs: Inputs, folder: RunFolder, found: Scan | None, *, progres
         tables=found.tables if found else {},
         how=how,
         oracle=oracle(inputs, inputs.selection, what="guard", progress=progress) if recipe.guard > 1 else None,
-        rescan=rescanner(view, inputs.batches(inputs.calibration)) if recipe.rounds > 1 else None,
+        rescan=rescanner(view, inputs.batches(inputs.calibration), workers=inputs.workers) if recipe.rounds > 1 else None,
+        patch_table=patch_table_of(inputs, progress=progress),
+        repair=repairer(inputs, size, progress=progress),
         refuse=lambda kept: why_not(inputs, kept),
     )
     plan = plan_of(
@@ -112,8 +116,9 @@ def plan_stage(inputs: Inputs, folder: RunFolder, found: Scan | None, *, progres
         source_hash=inputs.opened.fingerprint,
         method=choice.method,
         candidates=choice.candidates,
+        spread=choice.spread,
     )
-    plan.save(folder / "plan.json")
+    plan = inputs.workers.from_first(lambda: _written(plan, folder))
     folder.finish("plan", key, seconds=time.monotonic() - started, files=["plan.json"])
     return plan
 
@@ -160,8 +165,13 @@ def plan_unopened(recipe: Recipe, folder: RunFolder, *, trust_remote_code: bool 
         method=choice.method,
         candidates=choice.candidates,
     )
-    plan.save(folder / "plan.json")
+    plan = folder.workers.from_first(lambda: _written(plan, folder))
     folder.finish("plan", key, seconds=0.0, files=["plan.json"])
+    return plan
+
+
+def _written(plan: Plan, folder: RunFolder) -> Plan:
+    plan.save(folder / "plan.json")
     return plan
 
 
@@ -208,7 +218,12 @@ def oracle(inputs: Inputs, samples: Samples, *, what: str, progress: Progress) -
     from shoal.score.oracle import Oracle
 
     batches = inputs.batches(samples)
-    return Oracle(inputs.view, batches, after_batch=lambda batch: progress(what, batch.index + 1, len(batches)))
+    return Oracle(
+        inputs.view,
+        batches,
+        after_batch=lambda batch: progress(what, batch.index + 1, len(batches)),
+        workers=inputs.workers,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,7 +256,7 @@ def train_stage(
         values = load_file(str(folder / VALUES))
         return Fitted(student_of(inputs.view, plan, values), values, TrainResults.load(folder / "fit.json").results)
     started = time.monotonic()
-    claim(folder, "train", key)
+    folder.workers.on_first(lambda: claim(folder, "train", key))
     judge = oracle(inputs, inputs.selection, what="validate", progress=silent)
     trained = train_plan(
         inputs.view,
@@ -253,8 +268,12 @@ def train_stage(
         quality=lambda student: judge.measure([student])[0].kl,
         progress=lambda step, n_steps, loss: progress("train", step, n_steps),
     )
-    write_atomically(folder / VALUES, save({name: value.contiguous().cpu() for name, value in trained.values.items()}))
-    TrainResults(results=trained.results).save(folder / "fit.json")
+
+    def write() -> None:
+        write_atomically(folder / VALUES, save({name: value.contiguous().cpu() for name, value in trained.values.items()}))
+        TrainResults(results=trained.results).save(folder / "fit.json")
+
+    inputs.workers.on_first(write)
     folder.finish("train", key, seconds=time.monotonic() - started, files=[VALUES, "fit.json", "train"])
     return Fitted(trained.student, trained.values, trained.results)
 
@@ -278,25 +297,26 @@ def claim(folder: RunFolder, name: str, key: str) -> None:
 
 def save_stage(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted) -> Path:
     """``model/``: the student as a stock checkpoint, written whole and verified by reloading it."""
-    from shoal.surgery.cut import cut
-    from shoal.surgery.rewrite import rewrite
-    from shoal.surgery.save import save
-    from shoal.surgery.verify import verify, verify_streamed
-
     key = save_key(inputs, plan, fitted.values)
     target = folder / "model"
     if folder.is_done("model", key):
         return target
     started = time.monotonic()
+    ids_BT = inputs.evaluation.ids_NT[:2]
+    inputs.workers.on_first(lambda: _save_and_verify(inputs, folder, plan, fitted, ids_BT=ids_BT))
+    folder.finish("model", key, seconds=time.monotonic() - started, files=["model", "verification.json"])
+    return target
+
+
+def _save_and_verify(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted, *, ids_BT: Tensor) -> None:
+    from shoal.surgery.rewrite import rewrite
+    from shoal.surgery.verify import verify, verify_streamed
+
+    target, view = folder / "model", inputs.view
     if target.exists():  # left by a run that died before it recorded the stage
         shutil.rmtree(target)
-    view = inputs.view
-    if inputs.is_streamed:
-        rewrite(inputs.opened.path, plan, target)
-    else:
-        save(cut(view, fitted.student), inputs.opened.tokenizer, target, source=inputs.opened.path)
+    rewrite(inputs.opened.path, plan, target, values=fitted.values, model=inputs.opened.model)
     try:
-        ids_BT = inputs.evaluation.ids_NT[:2]
         reference = view.logits(Batch(ids_BT), student=fitted.student)
         if inputs.is_streamed:
             checked = verify_streamed(target, ids_BT=ids_BT, reference_BTV=reference)
@@ -306,8 +326,6 @@ def save_stage(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted) ->
         shutil.rmtree(target)
         raise
     checked.model_copy(update={"path": "model"}).save(folder / "verification.json")
-    folder.finish("model", key, seconds=time.monotonic() - started, files=["model", "verification.json"])
-    return target
 
 
 def evaluate_stage(
@@ -333,16 +351,20 @@ def evaluate_stage(
         judge = oracle(inputs, inputs.evaluation, what="evaluate the plain cut", progress=progress)
         plain = judge.measure([student_without(absent)])[0]
     evaluation = against_teacher(inputs, student, plain=plain, progress=progress)
-    evaluation.save(folder / "evaluation.json")
-    text = card(
-        plan,
-        evaluation,
-        recipe_name=inputs.recipe.name,
-        command=command,
-        papers=inputs.recipe.papers,
-        trained=fitted.results,
-        inherited=inherited_metadata(inputs.opened.path),
-    )
-    write_atomically(folder / "model" / "README.md", text.encode())
+
+    def write() -> None:
+        evaluation.save(folder / "evaluation.json")
+        text = card(
+            plan,
+            evaluation,
+            recipe_name=inputs.recipe.name,
+            command=command,
+            papers=inputs.recipe.papers,
+            trained=fitted.results,
+            inherited=inherited_metadata(inputs.opened.path),
+        )
+        write_atomically(folder / "model" / "README.md", text.encode())
+
+    inputs.workers.on_first(write)
     folder.finish("evaluation", key, seconds=time.monotonic() - started, files=["evaluation.json", "model/README.md"])
     return evaluation

@@ -19,12 +19,15 @@ from shoal.scan.anatomy import Anatomy
 from shoal.scan.tokens import TOKENS, massive_tokens, real_lengths, sink_tokens
 from shoal.score.geometry import span_ends, span_geometry
 from shoal.score.pairwise import CRITERIA
-from shoal.types import Batch, SpanTable
+from shoal.types import Batch, SpanTable, stable_hash
 
 CHUNK_BYTES = {"cpu": 8 << 20}
 """Updates held at once: on a CPU they should stay in cache, elsewhere fewer and larger products win."""
 OTHER_CHUNK_BYTES = 256 << 20
 MIN_CHUNK = 16
+
+N_PARTS = 4
+"""Disjoint parts of the samples whose means are kept beside the whole, to see how much a choice depends on the text."""
 
 
 class GramObserver:
@@ -42,6 +45,8 @@ class GramObserver:
         self._sums: dict[str, Tensor] = {
             "score": torch.zeros(scores, dtype=torch.float64),
             "score_squared": torch.zeros(scores, dtype=torch.float64),
+            "score_parts": torch.zeros(N_PARTS, *scores, dtype=torch.float64),
+            "n_samples_parts": torch.zeros(N_PARTS, len(TOKENS), dtype=torch.int64),
             "norm": torch.zeros(n_layers + 1, len(TOKENS), dtype=torch.float64),
             "norm_squared": torch.zeros(n_layers + 1, len(TOKENS), dtype=torch.float64),
             "n_samples": torch.zeros(len(TOKENS), dtype=torch.int64),
@@ -61,7 +66,7 @@ class GramObserver:
         self._sums = {name: total.to(states[0].device) for name, total in self._sums.items()}
         for sample, length in enumerate(real_lengths(batch)):
             grams_TLL, norms_ET = self._inner_products([h_BTD[sample, :length] for h_BTD in states])
-            self._add_sample(grams_TLL, norms_ET)
+            self._add_sample(grams_TLL, norms_ET, part=part_of(batch.ids_BT[sample, :length]))
 
     def _inner_products(self, states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """<delta_i, delta_j> and ‖x_l‖ of the tokens of one sample, chunk by chunk, in fp32 (in fp64 for fp64 states)."""
@@ -91,7 +96,7 @@ class GramObserver:
             self._deltas = torch.empty(chunk, self.n_layers, like_TD.shape[1], dtype=dtype, device=like_TD.device)
         return self._deltas
 
-    def _add_sample(self, grams_TLL: Tensor, norms_ET: Tensor) -> None:
+    def _add_sample(self, grams_TLL: Tensor, norms_ET: Tensor, *, part: int) -> None:
         massive_ET = massive_tokens(norms_ET)
         self._sums["n_massive"] += massive_ET.sum(dim=1)
         sinks_T = sink_tokens(massive_ET)
@@ -112,10 +117,13 @@ class GramObserver:
         n_tokens_P = _by_policy(weights_TW.sum(dim=0)).long()
         self._sums["n_tokens"] += n_tokens_P
         self._sums["n_samples"] += (n_tokens_P > 0).long()
+        self._sums["n_samples_parts"][part] += (n_tokens_P > 0).long()
         for name, sums in (("score", scores_KSW), ("norm", norms_ET @ weights_TW)):
             mean = _by_policy(sums) / n_tokens_P.clamp(min=1)
             self._sums[name] += mean
             self._sums[f"{name}_squared"] += mean.square()
+            if name == "score":
+                self._sums["score_parts"][part] += mean
 
     def state(self) -> dict[str, Tensor]:
         return {name: total.cpu().clone() for name, total in self._sums.items()}
@@ -138,6 +146,7 @@ class GramObserver:
         """One table per criterion and policy, in the order of ``CRITERIA`` and ``TOKENS``."""
         sums = self.state()
         mean, stderr = mean_and_stderr(sums["score"], sums["score_squared"], sums["n_samples"])
+        parts_RKSP = (sums["score_parts"] / sums["n_samples_parts"][:, None, None]).numpy()  # NaN for a part without samples
         return [
             SpanTable(
                 criterion=name,
@@ -147,6 +156,7 @@ class GramObserver:
                 unit=criterion.unit,
                 higher_is_more_redundant=criterion.higher_is_more_redundant,
                 n_samples=int(sums["n_samples"][column]),
+                parts=np.stack([as_table(part[row, :, column], self.n_layers) for part in parts_RKSP]),
             )
             for row, (name, criterion) in enumerate(CRITERIA.items())
             for column, policy in enumerate(TOKENS)
@@ -183,6 +193,11 @@ def as_table(values_S: np.ndarray, n_layers: int) -> np.ndarray:
     table = np.full((n_layers + 1, n_layers + 1), np.nan)
     table[starts.numpy(), stops.numpy()] = values_S
     return table
+
+
+def part_of(ids_T: Tensor) -> int:
+    """The part a sample belongs to, by the hash of its real tokens: whatever the order, the batching or the worker."""
+    return int(stable_hash(ids_T.cpu().contiguous().numpy().tobytes()), 16) % N_PARTS
 
 
 def _by_policy(by_weight: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from shoal.decoder.student import TEACHER, Student
 from shoal.scan.anatomy import Anatomy
 from shoal.scan.gram import GramObserver
 from shoal.types import Batch, Provenance, Record, SpanTable, nearest, stable_hash, write_atomically
+from shoal.workers import ALONE, Workers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,8 +59,8 @@ class Scan:
         """Write ``scan.safetensors`` (values), then ``scan.json`` (the rest, with the hash of the values)."""
         from safetensors.numpy import save
 
-        named = [(f"{name}.{part}", getattr(table, part)) for name, table in self.tables.items() for part in PARTS]
-        arrays = {key: np.ascontiguousarray(array) for key, array in named}
+        named = [(f"{name}.{array}", getattr(table, array)) for name, table in self.tables.items() for array in ARRAYS]
+        arrays = {key: np.ascontiguousarray(array) for key, array in named if array is not None}
         content = save(arrays)
         write_atomically(Path(folder) / VALUES, content)
         heads = tuple(
@@ -94,7 +95,9 @@ class Scan:
         tables: dict[str, SpanTable] = {}
         for head in file.tables:
             name = f"{head.criterion}/{head.tokens}"
-            values, stderr = (arrays[f"{name}.{part}"] for part in PARTS)
+            values, stderr, parts = (arrays.get(f"{name}.{array}") for array in ARRAYS)
+            if values is None or stderr is None:
+                raise ValueError(f"{Path(folder) / VALUES} has no values for {name!r}; scan again")
             tables[name] = SpanTable(
                 criterion=head.criterion,
                 tokens=head.tokens,
@@ -103,11 +106,12 @@ class Scan:
                 unit=head.unit,
                 higher_is_more_redundant=head.higher_is_more_redundant,
                 n_samples=head.n_samples,
+                parts=parts,
             )
         return cls(tables, file.anatomy, file.provenance)
 
 
-PARTS = ("values", "stderr")
+ARRAYS = ("values", "stderr", "parts")
 
 
 class TableHead(Record):
@@ -137,6 +141,7 @@ def scan(
     observers: Sequence[TableObserver] = (),
     observed: Student = TEACHER,
     after_batch: Callable[[Batch], None] | None = None,
+    workers: Workers = ALONE,
 ) -> Scan:
     """Measure every span with every pairwise criterion in one pass.
 
@@ -146,11 +151,13 @@ def scan(
         observers: further observers fed by the same pass, e.g. :class:`~shoal.scan.cka.CkaObserver`.
         observed: the student whose stream is measured; its removed layers change nothing, so they score 0.
         after_batch: called when a batch is done, for progress.
+        workers: who share the batches; given the same ones, all of them return the same scan.
     Raises:
         ValueError: no batches, or NaN or infinite states.
     """
     gram = GramObserver(view.n_layers)
-    run_pass(view, batches, observers=[gram, *observers], observed=observed, after_batch=after_batch)
+    everyone = [gram, *observers]
+    run_pass(view, batches, observers=everyone, observed=observed, after_batch=after_batch, workers=workers)
     return finish(gram, observers, provenance=provenance)
 
 

@@ -85,18 +85,24 @@ def predicts(ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
 
 
 def _kl(p_logits_NV: Tensor, q_logits_NV: Tensor) -> Tensor:
-    return _bregman(p_logits_NV.float().log_softmax(-1), q_logits_NV.float().log_softmax(-1))
+    return kl_of_log_probs(p_logits_NV.float().log_softmax(-1), q_logits_NV.float().log_softmax(-1))
 
 
 def _js(p_logits_NV: Tensor, q_logits_NV: Tensor) -> Tensor:
     log_p, log_q = p_logits_NV.float().log_softmax(-1), q_logits_NV.float().log_softmax(-1)
-    # equal entries keep their value: logaddexp(x, x) - log 2 may differ from x in the last bit
-    log_m = torch.where(log_p == log_q, log_p, torch.logaddexp(log_p, log_q) - math.log(2))
-    return (_bregman(log_p, log_m) + _bregman(log_q, log_m)) / 2
+    log_m = mixed(log_p, log_q, share=0.5)
+    return (kl_of_log_probs(log_p, log_m) + kl_of_log_probs(log_q, log_m)) / 2
 
 
-def _bregman(log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:
-    """Sum over V of p d - p + q, written as p (exp(-d) - 1 + d); every term is >= 0, and exactly 0 at d = 0."""
+def mixed(log_p_NV: Tensor, log_q_NV: Tensor, *, share: float) -> Tensor:
+    """log(share p + (1 - share) q), finite wherever p or q is; equal entries keep their value to the last bit."""
+    log_m_NV = torch.logaddexp(log_p_NV + math.log(share), log_q_NV + math.log1p(-share))
+    return torch.where(log_p_NV == log_q_NV, log_p_NV, log_m_NV)
+
+
+def kl_of_log_probs(log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:
+    """KL(p || q) (N,): the sum over V of p d - p + q, written as p (exp(-d) - 1 + d); every term is >= 0, and exactly 0 at
+    d = 0."""
     d = log_p_NV - log_q_NV
     p = log_p_NV.exp()
     term = torch.neg(d).expm1_().add_(d).mul_(p)

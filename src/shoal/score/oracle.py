@@ -17,6 +17,7 @@ from torch import Tensor
 from shoal.decoder import TEACHER, DecoderView, Reading, Student, run_pass
 from shoal.score.divergence import forward_kl, predicts, token_nll, top1_agreement
 from shoal.types import Batch, Record, Unit
+from shoal.workers import ALONE, Workers
 
 
 class Quality(Record):
@@ -66,9 +67,14 @@ def token_figures(teacher_BTV: Tensor, student_BTV: Tensor, batch: Batch) -> Tok
 
 
 class QualitySums:
-    """Per-sample fp64 sums from which a :class:`Quality` follows; additive over batches."""
+    """Per-sample fp64 sums from which a :class:`Quality` follows; additive over batches.
 
-    def __init__(self) -> None:
+    Args:
+        workers: who share the batches, each its own; the result is that of all batches in order, bit for bit.
+    """
+
+    def __init__(self, workers: Workers = ALONE) -> None:
+        self._workers = workers
         self._per_batch: list[Tensor] = []
 
     def add(self, teacher_BTV: Tensor, student_BTV: Tensor, batch: Batch) -> None:
@@ -84,7 +90,8 @@ class QualitySums:
 
     def result(self) -> Quality:
         """Raises ValueError: no sample has two real tokens in a row."""
-        per_sample = torch.cat(self._per_batch) if self._per_batch else torch.zeros(0, 4, dtype=torch.float64)
+        per_batch = self._workers.gather(self._per_batch)
+        per_sample = torch.cat(per_batch) if per_batch else torch.zeros(0, 4, dtype=torch.float64)
         per_sample = per_sample[per_sample[:, 3] > 0]
         n_samples = len(per_sample)
         if not n_samples:
@@ -112,15 +119,22 @@ class Oracle:
         view: the teacher; students are overlays on it.
         batches: the text, read again for every call of :meth:`measure` that has something new to run.
         after_batch: called when a batch is done, for progress.
+        workers: who share every pass; all of them must ask for the same students.
 
     ``n_evaluations`` counts the students that were run; ``n_passes`` the readings of the text.
     """
 
     def __init__(
-        self, view: DecoderView, batches: Sequence[Batch], *, after_batch: Callable[[Batch], None] | None = None
+        self,
+        view: DecoderView,
+        batches: Sequence[Batch],
+        *,
+        after_batch: Callable[[Batch], None] | None = None,
+        workers: Workers = ALONE,
     ) -> None:
         self.view = view
         self.batches = batches
+        self.workers = workers
         self.n_evaluations = 0
         self.n_passes = 0
         self._after_batch = after_batch
@@ -149,7 +163,7 @@ class Oracle:
         return self.measure([Student(removed=frozenset(removed))])[0]
 
     def _run(self, students: Sequence[Student]) -> list[Quality]:
-        sums = [QualitySums() for _ in students]
+        sums = [QualitySums(self.workers) for _ in students]
 
         def sink(reading: Reading, finals: list[Tensor]) -> None:
             teacher = self.view.head(finals[0], reading)
@@ -157,7 +171,14 @@ class Oracle:
                 same = h_BTD is finals[0]  # a student in the teacher's own group: no second head
                 one.add(teacher, teacher if same else self.view.head(h_BTD, reading), reading.batch)
 
-        run_pass(self.view, self.batches, students=[TEACHER, *students], sink=sink, after_batch=self._after_batch)
+        run_pass(
+            self.view,
+            self.batches,
+            students=[TEACHER, *students],
+            sink=sink,
+            after_batch=self._after_batch,
+            workers=self.workers,
+        )
         self.n_evaluations += len(students)
         self.n_passes += 1
         return [one.result() for one in sums]
@@ -165,15 +186,20 @@ class Oracle:
 
 @torch.no_grad()
 def compare_views(
-    teacher: DecoderView, student: DecoderView, *, batches: Sequence[Batch], after_batch: Callable[[Batch], None] | None = None
+    teacher: DecoderView,
+    student: DecoderView,
+    *,
+    batches: Sequence[Batch],
+    after_batch: Callable[[Batch], None] | None = None,
+    workers: Workers = ALONE,
 ) -> Quality:
     """The quality of a model of its own (a saved student) against a teacher, on the same batches.
 
     Raises:
         ValueError: the two have different vocabularies, or no token can be measured.
     """
-    sums = QualitySums()
-    for batch in batches:
+    sums = QualitySums(workers)
+    for batch in workers.share(batches):
         sums.add(teacher.logits(batch), student.logits(batch), batch)
         if after_batch is not None:
             after_batch(batch)

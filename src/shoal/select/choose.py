@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from shoal.plan import Candidate
+from shoal.plan import Candidate, PartChoice
 from shoal.score.oracle import Oracle
 from shoal.select.budget import Budget, Cut, realised, resolve
-from shoal.select.guard import describe_short, guard, verdict
+from shoal.select.guard import Repair, describe_short, guard, verdict
 from shoal.select.proposals import Proposer, other_proposers, propose
 from shoal.select.rounds import Rescan, in_rounds
 from shoal.select.size import PUT_BACK, ModelSize, PutBack
 from shoal.select.table import selector_named
-from shoal.select.wanted import Picked, Refuse, Selector, Tables, Wanted, most_layers, nothing_refused
+from shoal.select.wanted import PATCHED, Picked, Refuse, Selector, Tables, Wanted, most_layers, nothing_refused
+from shoal.types import Span, SpanTable
+
+PatchTable = Callable[[Sequence[Span]], SpanTable]
+"""Spans, the most promising first, to the errors after their best patch; it may leave out the last ones."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +53,14 @@ class Choice:
         cut: the budget on this model.
         candidates: what was compared, best first; the first one holds ``layers``.
         method: how it was chosen, for people.
+        spread: what the selector alone would have chosen on disjoint parts of the calibration text, most frequent first.
     """
 
     layers: tuple[int, ...]
     cut: Cut
     candidates: tuple[Candidate, ...]
     method: str
+    spread: tuple[PartChoice, ...] = ()
 
 
 def choose(
@@ -63,6 +71,8 @@ def choose(
     how: Choosing,
     oracle: Oracle | None = None,
     rescan: Rescan | None = None,
+    patch_table: PatchTable | None = None,
+    repair: Repair | None = None,
     refuse: Refuse = nothing_refused,
 ) -> Choice:
     """Choose the layers that go.
@@ -71,6 +81,8 @@ def choose(
         tables: scores of the model by name; may be empty for a selector that reads none.
         oracle: measures on the ``selection`` text; needed where more than one candidate is compared.
         rescan: scores of a student; needed for more than one round.
+        patch_table: measures the error after the best patch, of all spans that may go; one more proposer for the guard.
+        repair: makes the repaired student of a candidate; the guard compares those.
         refuse: what the model's family cannot lose.
     Raises:
         ValueError: an impossible budget, an unknown name, nothing that can go, or a missing oracle or rescan.
@@ -79,8 +91,11 @@ def choose(
     if how.n_candidates > 1 and oracle is None:
         raise ValueError(f"comparing {how.n_candidates} candidates needs text to measure on; give some, or set guard: 1")
     wanted = wanted_by(how, size, refuse=refuse)
-    cut = cut_for(budget, size, tables=tables, selector=selector, wanted=wanted)
+    counted_by = wanted if how.by in tables or how.by != PATCHED else replace(wanted, by="cosine/rest")  # not measured yet
+    cut = cut_for(budget, size, tables=tables, selector=selector, wanted=counted_by)
     wanted = replace(wanted, n=cut.n)
+    if patch_table is not None and cut.n:
+        tables = {**tables, **patched(patch_table, tables, wanted)}
     name = how.selector if how.selector == "deepest" else f"{how.selector} {how.by}"
     proposers = [Proposer(name, picks_or_reason(selector, name, tables=tables, wanted=wanted))]
     if how.n_rounds > 1:
@@ -92,13 +107,41 @@ def choose(
         proposers += [one for one in other_proposers(tables, wanted) if one.name != name]
     candidates = propose(proposers, how.n_candidates)
     if oracle is not None and len(candidates) > 1:
-        candidates = guard(candidates, oracle)
+        candidates = guard(candidates, oracle, repair=repair)
     layers = candidates[0].layers
     decided = f"guard of {len(candidates)} by KL; " if len(candidates) > 1 else ""
+    spread = () if how.n_rounds > 1 else spread_of(selector, tables, wanted)
     method = (
         f"{decided}{verdict(candidates, n_layers=size.n_layers)}; {realised(size, layers, how.put_back)}; asked {cut.asked}"
     )
-    return Choice(layers=layers, cut=cut, candidates=candidates, method=method)
+    return Choice(layers=layers, cut=cut, candidates=candidates, method=method, spread=spread)
+
+
+def patched(patch_table: PatchTable, tables: Tables, wanted: Wanted) -> Tables:
+    """The table of patch errors of the spans that may go, those the wanted score likes best first; empty where none may."""
+    spans = [Span(start, start + wanted.n) for start in range(wanted.n_layers - wanted.n + 1)]
+    spans = [span for span in spans if wanted.reason_against(tuple(span.layers)) is None]
+    known = tables.get(wanted.by)
+    if known is not None and not any(math.isnan(known[span]) for span in spans):
+        spans.sort(key=lambda span: (known.cost(span), -span.start))
+    if not spans:
+        return {}
+    table = patch_table(spans)
+    return {table.name: table}
+
+
+def spread_of(selector: Selector, tables: Tables, wanted: Wanted) -> tuple[PartChoice, ...]:
+    """The selector's choice on each part of the calibration text by itself; empty where the parts were not kept."""
+    table = tables.get(wanted.by)
+    if table is None or table.parts is None:
+        return ()
+    chosen: Counter[tuple[int, ...]] = Counter()
+    for part in table.parts:
+        picked = next(selector.pick({**tables, wanted.by: replace(table, values=part, parts=None)}, wanted), None)
+        if picked is not None:
+            chosen[picked.layers] += 1
+    ranked = sorted(chosen.items(), key=lambda one: (-one[1], one[0]))
+    return tuple(PartChoice(layers=layers, n_parts=n) for layers, n in ranked)
 
 
 def check_reach(budget: Budget, size: ModelSize, *, how: Choosing) -> None:

@@ -7,12 +7,12 @@ remove 7 of 32 layers of Llama-3-8B). All candidates run in one pass and share e
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from shoal.decoder import Student
-from shoal.plan import Candidate, describe_removal
-from shoal.score.oracle import Oracle
+from shoal.plan import Candidate, PartChoice, describe_removal
+from shoal.score.oracle import Oracle, Quality
 from shoal.types import Unit, spans_of
 
 if TYPE_CHECKING:
@@ -24,31 +24,45 @@ def student_without(layers: Sequence[int]) -> Student:
     return Student(removed=frozenset(Unit("layer", layer) for layer in layers), name=describe_short(layers))
 
 
-def guard(candidates: Sequence[Candidate], oracle: Oracle) -> tuple[Candidate, ...]:
+Repair = Callable[[Sequence[int]], Student | None]
+"""The student that lacks these layers with its repair in place, or None where nothing can be repaired."""
+
+
+def guard(candidates: Sequence[Candidate], oracle: Oracle, *, repair: Repair | None = None) -> tuple[Candidate, ...]:
     """Measure all candidates in one pass; lowest KL first, equal ones in the order given.
+
+    Args:
+        repair: candidates are compared as they would be kept: repaired, or plain where the repair makes them worse. One
+            candidate at a time then, so that only one holds its new values in memory.
 
     Raises:
         ValueError: no candidate, or none whose states are finite.
     """
     if not candidates:
         raise ValueError("the guard needs at least one candidate")
-    qualities = oracle.measure([student_without(candidate.layers) for candidate in candidates])
-    measured = [
-        candidate.model_copy(
-            update=dict(
-                kl=quality.kl,
-                kl_stderr=None if math.isnan(quality.kl_stderr) else quality.kl_stderr,
-                perplexity=quality.perplexity,
-            )
-        )
-        for candidate, quality in zip(candidates, qualities, strict=True)
-    ]
+    if repair is None:
+        qualities = oracle.measure([student_without(candidate.layers) for candidate in candidates])
+        measured = [_measured(candidate, quality) for candidate, quality in zip(candidates, qualities, strict=True)]
+    else:
+        measured = [_as_kept(candidate, oracle, repair) for candidate in candidates]
     if not any(one.kl is not None and math.isfinite(one.kl) for one in measured):
         raise ValueError(
             "every candidate's states are NaN or infinite on this text; run with --dtype float32 or bfloat16, "
             "or remove fewer layers"
         )
     return tuple(sorted(measured, key=lambda one: math.inf if one.kl is None or not math.isfinite(one.kl) else one.kl))
+
+
+def _measured(candidate: Candidate, quality: Quality) -> Candidate:
+    stderr = None if math.isnan(quality.kl_stderr) else quality.kl_stderr
+    return candidate.model_copy(update=dict(kl=quality.kl, kl_stderr=stderr, perplexity=quality.perplexity))
+
+
+def _as_kept(candidate: Candidate, oracle: Oracle, repair: Repair) -> Candidate:
+    students = [student_without(candidate.layers), repair(candidate.layers)]
+    plain, *repaired = oracle.measure([one for one in students if one is not None])
+    best = repaired[0] if repaired and repaired[0].kl < plain.kl else plain
+    return _measured(candidate, best).model_copy(update={"kl_plain": plain.kl})
 
 
 def verdict(candidates: Sequence[Candidate], *, n_layers: int) -> str:
@@ -80,14 +94,26 @@ def guard_table(candidates: Sequence[Candidate], *, n_layers: int) -> Table:
         caption_justify="left",
     )
     table.add_column("layers out")
-    table.add_column("KL (nats/token)", justify="right")
+    repaired = any(one.kl_plain is not None for one in candidates)
+    table.add_column("KL (nats/token), repaired" if repaired else "KL (nats/token)", justify="right")
+    if repaired:
+        table.add_column("plain cut", justify="right")
     table.add_column("perplexity", justify="right")
     table.add_column("proposed by")
     for rank, one in enumerate(candidates):
         proposed = "\n".join(f"{name} ({one.scores[name]:.4g})" if name in one.scores else name for name in one.proposed_by)
         perplexity = "" if one.perplexity is None else f"{one.perplexity:.4g}"
-        table.add_row(describe_short(one.layers), _kl(one), perplexity, proposed, style="bold" if rank == 0 else None)
+        plain = [] if not repaired else ["" if one.kl_plain is None else f"{one.kl_plain:.4g}"]
+        table.add_row(describe_short(one.layers), _kl(one), *plain, perplexity, proposed, style="bold" if rank == 0 else None)
     return table
+
+
+def spread_said(spread: Sequence[PartChoice]) -> str:
+    """How much the selector's own choice depends on the calibration text, for people; empty where that is not known."""
+    if not spread:
+        return ""
+    picks = ", ".join(f"{describe_short(one.layers)} on {one.n_parts}" for one in spread)
+    return f"by its score alone, on {sum(one.n_parts for one in spread)} disjoint parts of the calibration text: {picks}"
 
 
 def describe_short(layers: Sequence[int]) -> str:

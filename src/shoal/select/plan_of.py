@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shoal.plan import Candidate, Drop, Edit, Plan, Replace
+from shoal.plan import Candidate, Drop, Edit, PartChoice, Plan, Replace
 from shoal.select.size import ModelSize, PutBack
 
 
@@ -19,6 +19,7 @@ def plan_of(
     teacher: str | None = None,
     method: str = "",
     candidates: Sequence[Candidate] = (),
+    spread: Sequence[PartChoice] = (),
     options: Mapping[str, Any] | None = None,
 ) -> Plan:
     """The plan whose student, before any replacement is trained, lacks exactly ``layers``.
@@ -53,4 +54,5 @@ def plan_of(
         after=size.after(removed, put_back),
         method=method,
         candidates=tuple(candidates),
+        spread=tuple(spread),
     )

@@ -13,7 +13,7 @@ from itertools import islice
 from shoal.plan import Candidate
 from shoal.select.spans import plain_span_by
 from shoal.select.table import SELECTORS
-from shoal.select.wanted import Picked, Tables, Wanted
+from shoal.select.wanted import PATCHED, Picked, Tables, Wanted
 
 # In this order; entries whose table was not scanned are left out.
 OTHERS = (
@@ -53,6 +53,8 @@ class _Proposal:
 def other_proposers(tables: Tables, wanted: Wanted) -> list[Proposer]:
     """The house's criteria on the tables at hand. With a replacement only contiguous ones: one span, one module."""
     found: list[Proposer] = []
+    if PATCHED in tables:
+        found.append(Proposer(f"span {PATCHED}", plain_span_by(tables, replace(wanted, by=PATCHED))))
     for selector, by in OTHERS:
         if by not in tables or (wanted.put_back.layers and not SELECTORS[selector].is_contiguous):
             continue

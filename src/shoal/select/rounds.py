@@ -15,6 +15,7 @@ from shoal.decoder import DecoderView, Student, run_pass
 from shoal.scan.gram import GramObserver
 from shoal.select.wanted import Picked, Selector, Tables, Wanted
 from shoal.types import Batch, SpanTable, Unit
+from shoal.workers import ALONE, Workers
 
 Rescan = Callable[[Student], Tables]
 
@@ -44,12 +45,12 @@ def in_rounds(selector: Selector, tables: Tables, wanted: Wanted, *, n_rounds: i
     return Picked(tuple(sorted(set(range(wanted.n_layers)) - set(remaining))))
 
 
-def rescanner(view: DecoderView, batches: Sequence[Batch]) -> Rescan:
-    """Scans students of a view on fixed batches, with every pairwise criterion."""
+def rescanner(view: DecoderView, batches: Sequence[Batch], *, workers: Workers = ALONE) -> Rescan:
+    """Scans students of a view on fixed batches, shared by the workers, with every pairwise criterion."""
 
     def rescan(student: Student) -> Tables:
         gram = GramObserver(view.n_layers)
-        run_pass(view, batches, observers=[gram], observed=student)
+        run_pass(view, batches, observers=[gram], observed=student, workers=workers)
         return {table.name: table for table in gram.tables()}
 
     return rescan
@@ -65,4 +66,4 @@ def compact(table: SpanTable, remaining: Sequence[int]) -> SpanTable:
     """The table of a model that consists of the ``remaining`` layers only, numbered anew from 0."""
     boundaries = [*remaining, table.n_layers]
     grid = np.ix_(boundaries, boundaries)
-    return replace(table, values=table.values[grid], stderr=table.stderr[grid])
+    return replace(table, values=table.values[grid], stderr=table.stderr[grid], parts=None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from shoal.select.wanted import Picked, Tables, Wanted
+from shoal.select.wanted import PATCHED, Picked, Tables, Wanted
 from shoal.types import Span
 
 
@@ -20,7 +20,8 @@ def span_by(tables: Tables, wanted: Wanted) -> Iterator[Picked]:
     Raises:
         ValueError: no such table.
     """
-    return _ranked(tables, wanted, n_inherited=1 if wanted.put_back.inherits else 0)
+    goes_only = wanted.by == PATCHED  # measured of exactly the layers that go
+    return _ranked(tables, wanted, n_inherited=1 if wanted.put_back.inherits and not goes_only else 0)
 
 
 def plain_span_by(tables: Tables, wanted: Wanted) -> Iterator[Picked]:

@@ -18,6 +18,9 @@ Tables = Mapping[str, SpanTable]
 Refuse = Callable[[Sequence[int]], str | None]
 """Given the layers that would be kept: why this family cannot lose the others, or None when it can."""
 
+PATCHED = "patch_error/rest"
+"""Error after the best patch of the stream; measured of contiguous spans of the wanted length only (fit/patch_error.py)."""
+
 # Scores that are highest where a span changes nothing, with that value; what is missing from it can be summed over spans.
 NO_CHANGE = {"cosine": 1.0, "cka": 1.0}
 

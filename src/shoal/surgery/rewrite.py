@@ -1,72 +1,88 @@
-"""Remove layers file to file: shards are copied tensor by tensor under renumbered names; the model is never opened.
+"""A plan applied file to file: shards are copied tensor by tensor under renumbered names; the model is never opened.
 
-Works for any size in a few megabytes of memory, keeps every byte of the kept tensors (quantised ones too), and uses the names
-on disk, so split experts need no conversion. Copies, never links: editing the output cannot touch the source.
+Works for any size in the memory of a layer, keeps every byte of the kept tensors (quantised ones too), and uses the names on
+disk, so split experts need no conversion. New values (refits, layers in place of a span) are put in where their tensors stand.
+Copies, never links: editing the output cannot touch the source.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from shoal.decoder.families import find_layers
+import torch
+from torch import Tensor, nn
+
+from shoal.decoder.families import find_layers, text_config
 from shoal.decoder.shards import INDEX, SINGLE, Shard, Slot
 from shoal.decoder.source import check_source
+from shoal.decoder.streamed import TORCH_DTYPES
 from shoal.plan import Plan
 from shoal.surgery.blueprint import blueprint, check_layers, edited_config
 from shoal.surgery.config_fields import NESTED, count_layers
 from shoal.surgery.folder import copy_side_files, new_folder, side_files
+from shoal.surgery.shard_copy import copied_bytes, copy_shard, write_index
+from shoal.surgery.values import NewTensors
 
-CHUNK = 8 * 2**20  # bytes held in memory while copying
 LAYER_NAME = re.compile(r"^((?:[^.]*[^.\d][^.]*\.)*)(\d+)\.(.+)$")  # prefix up to the first all-digit part, index, rest
 
 
-def rewrite(source: Path, plan: Plan, out: Path) -> Path:
-    """Write the checkpoint ``source`` without the layers the plan removes.
+def rewrite(
+    source: Path, plan: Plan, out: Path, *, values: Mapping[str, Tensor] | None = None, model: nn.Module | None = None
+) -> Path:
+    """Write the checkpoint ``source`` as the plan says.
 
+    Args:
+        values: of the plan's refits and replacements, under the names ``student_of`` reads.
+        model: the source as it was opened, its weights in memory or not. The checkpoint is written in its dtype, with its own
+            class for code that comes with the model. None: nothing is opened, and tensors keep the dtype they are stored in.
     Returns: ``out``, a folder with shards, index, config and every side file of the source.
     Raises:
-        ValueError: the plan does more than remove whole layers or was made for another depth; the source is damaged; its config
-            cannot describe what is left; ``out`` is not empty; too little disk space.
+        ValueError: the plan was made for another depth, or says what a stock checkpoint cannot hold; values are missing or
+            cannot be written as the source stores them; the source is damaged; its config cannot describe what is left;
+            ``out`` is not empty; too little disk space.
     """
     source = Path(source)
-    if not plan.is_pure_removal:
-        raise ValueError("file to file only whole layers can be removed; this plan also refits or replaces, apply it in memory")
-    shards = check_source(source)
-    config = read_config(source)
+    shards = check_source(source, trust_remote_code=model is not None)
+    config = read_config(source, like=model)
     n = count_layers(config.to_dict())
     if plan.n_layers != n:
         raise ValueError(
             f"the plan was made for {plan.n_layers} layers, {source} has {n}; apply it to the model it was made for"
         )
-    order = plan.kept_layers
-    check_layers(config, order)
-    prefix = layer_prefix([name for shard in shards for name in shard.slots], n, find_layers(blueprint(config))[0])
+    dtype = None if model is None else other_dtype(model, config, shards)
+    new = NewTensors(plan, values or {}, shards=shards, skeleton=lambda: model or blueprint(config), dtype=dtype)
+    order = new.order
+    check_layers(config, order, model_class=None if model is None else type(model))
+    path_in_memory = find_layers(model or blueprint(config))[0]
+    prefix = layer_prefix([name for shard in shards for name in shard.slots], n, path_in_memory)
     content = rewritten_config(config, order)
+    if dtype is not None:
+        set_dtype(content, dtype)
     cuts = [(shard, renamed(shard.slots, prefix, order)) for shard in shards]
     cuts = [(shard, names) for shard, names in cuts if names]
-    side_bytes = sum(path.stat().st_size for path in side_files(source))
-    n_bytes = side_bytes + sum(shard.slots[name].n_bytes for shard, names in cuts for name in names)
-    with new_folder(out, n_bytes=n_bytes) as folder:
+    n_bytes = sum(copied_bytes(shard, names, new) for shard, names in cuts)
+    with new_folder(out, n_bytes=n_bytes + sum(path.stat().st_size for path in side_files(source))) as folder:
         places: dict[str, str] = {}
         for i, (shard, names) in enumerate(cuts):
             file = SINGLE if len(cuts) == 1 else f"model-{i + 1:05d}-of-{len(cuts):05d}.safetensors"
-            copy_shard(shard, names, folder / file)
-            places.update({new: file for new in names.values()})
+            copy_shard(shard, names, folder / file, new=new)
+            places.update({name: file for name in names.values()})
         if len(cuts) > 1:
-            write_index(folder / INDEX, places, n_bytes - side_bytes)
+            write_index(folder / INDEX, places, n_bytes)
         content.save_pretrained(str(folder))
         copy_side_files(source, folder)
     return Path(out)
 
 
-def read_config(folder: Path) -> Any:
-    """The config with every per-layer list made explicit. Raises ValueError when transformers cannot read it."""
+def read_config(folder: Path, *, like: Any | None = None) -> Any:
+    """The config with every per-layer list made explicit, of the class of the model ``like`` where one is given.
+
+    Raises:
+        ValueError: transformers cannot read it.
+    """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
@@ -74,7 +90,8 @@ def read_config(folder: Path) -> Any:
 
     with quiet_loading():
         try:
-            return AutoConfig.from_pretrained(str(folder), local_files_only=True)
+            reader = AutoConfig if like is None else type(like.config)
+            return reader.from_pretrained(str(folder), local_files_only=True)
         except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ValueError(f"{folder}/config.json cannot be read: {type(error).__name__}: {reason}") from None
@@ -161,39 +178,17 @@ def renamed(names: Mapping[str, Slot], prefix: str, order: Sequence[int]) -> dic
     return kept
 
 
-def copy_shard(shard: Shard, names: Mapping[str, str], target: Path) -> None:
-    """Write a safetensors file of some tensors of a shard under new names, by copying byte ranges."""
-    slots: dict[str, Slot] = {}
-    ranges: list[list[int]] = []
-    end = 0
-    for name, new in names.items():
-        slot = shard.slots[name]
-        slots[new] = replace(slot, start=end, stop=end + slot.n_bytes)
-        end += slot.n_bytes
-        if ranges and ranges[-1][1] == slot.start:
-            ranges[-1][1] = slot.stop
-        else:
-            ranges.append([slot.start, slot.stop])
-    header: dict[str, Any] = {"__metadata__": shard.metadata} if shard.metadata else {}
-    header.update({n: {"dtype": s.dtype, "shape": list(s.shape), "data_offsets": [s.start, s.stop]} for n, s in slots.items()})
-    raw = json.dumps(header, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)  # the format wants the data aligned to 8 bytes
-    with shard.path.open("rb") as reader, target.open("wb") as writer:
-        writer.write(len(raw).to_bytes(8, "little") + raw)
-        for start, stop in ranges:
-            reader.seek(shard.data_start + start)
-            left = stop - start
-            while left:
-                piece = reader.read(min(CHUNK, left))
-                if not piece:
-                    raise ValueError(f"{shard.path} became shorter while it was copied")
-                writer.write(piece)
-                left -= len(piece)
-        writer.flush()
-        os.fsync(writer.fileno())
+def other_dtype(model: Any, config: Any, shards: Sequence[Shard]) -> torch.dtype | None:
+    """The dtype a model was opened in where it is not the one its checkpoint is stored in."""
+    stated = text_config(config).dtype or getattr(config, "dtype", None)
+    if stated is None:  # as the library reads such a checkpoint: by its first floating tensor
+        kinds = (TORCH_DTYPES.get(slot.dtype) for shard in shards for slot in shard.slots.values())
+        stated = next((kind for kind in kinds if kind is not None and kind.is_floating_point), model.dtype)
+    return None if model.dtype == stated else model.dtype
 
 
-def write_index(path: Path, places: Mapping[str, str], n_bytes: int) -> None:
-    """The index of a sharded checkpoint: tensor name to file, and the bytes of all tensors."""
-    content = {"metadata": {"total_size": n_bytes}, "weight_map": dict(sorted(places.items()))}
-    path.write_text(json.dumps(content, indent=2) + "\n")
+def set_dtype(config: Any, dtype: torch.dtype) -> None:
+    """State another dtype in a config and in the parts of it that state one."""
+    for part in (config, *(getattr(config, name, None) for name in NESTED)):
+        if getattr(part, "dtype", None) is not None or part is config:
+            part.dtype = dtype

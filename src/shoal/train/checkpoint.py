@@ -17,14 +17,14 @@ from torch import Tensor
 
 from shoal.surgery.folder import is_full_disk, no_space
 from shoal.train.result import CurvePoint
-from shoal.train.students import Trainee
+from shoal.train.trainee import Trainee
 from shoal.types import Record
 
 HEADER = "shoal.training"
 
 
 class MemberProgress(Record):
-    """Curve of one replacement, its best point so far, and sums of loss and gradient norm since the last point."""
+    """Curve of one student, its best point so far, and sums of loss and gradient norm since the last point."""
 
     curve: tuple[CurvePoint, ...] = ()
     best_step: int = 0
@@ -57,11 +57,28 @@ def save_checkpoint(
     """Write masters, optimiser moments, best values and progress under ``path``, atomically."""
     tensors: dict[str, Tensor] = {}
     for index, (member, optimizer, values) in enumerate(zip(members, optimizers, best, strict=True)):
-        tensors.update({f"{index}.master.{name}": value for name, value in member.master.state_dict().items()})
+        tensors.update({f"{index}.master.{name}": value for name, value in member.masters.state_dict().items()})
         tensors.update({f"{index}.best.{name}": value for name, value in values.items()})
         for number, state in optimizer.state_dict()["state"].items():
             tensors.update({f"{index}.adam.{number}.{name}": value for name, value in state.items()})
     save_tensors(path, tensors, {HEADER: progress.model_dump_json()})
+
+
+def read_progress(path: Path, key: str) -> Progress:
+    """Where the run of a checkpoint stands.
+
+    Raises:
+        ValueError: the file is damaged, or belongs to a training with other inputs.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get(HEADER, "{}")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it to train from the start") from None
+    progress = Progress.from_json(header, where=f"header of {path}")
+    if progress.key != key:
+        raise ValueError(f"{path} belongs to a training with other options, model or text; delete it, or give another folder")
+    return progress
 
 
 def load_checkpoint(
@@ -70,20 +87,14 @@ def load_checkpoint(
     """Restore masters and optimisers in place; return progress and best values.
 
     Raises:
-        ValueError: the file is damaged, or belongs to a training with other inputs.
+        ValueError: as for :func:`read_progress`.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get(HEADER, "{}")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it to train from the start") from None
-    progress = Progress.from_json(header, where=f"header of {path}")
-    if progress.key != key:
-        raise ValueError(f"{path} belongs to a training with other options, model or text; delete it, or give another folder")
+    progress = read_progress(path, key)
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
     best = []
     for index, (member, optimizer) in enumerate(zip(members, optimizers, strict=True)):
-        member.master.load_state_dict(_under(tensors, f"{index}.master."))
+        member.masters.load_state_dict(_under(tensors, f"{index}.master."))
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in _under(tensors, f"{index}.adam.").items():
             number, _, field = name.partition(".")

@@ -1,4 +1,4 @@
-"""How a replacement is trained. Plain data, free of torch, so that recipes load fast."""
+"""How what a plan put in is trained. Plain data, free of torch, so that recipes load fast."""
 
 from __future__ import annotations
 
@@ -14,40 +14,24 @@ DEFAULT_TOKENS = 1_000_000
 # A bound for very narrow models, where the rule below would leave the range that was tried.
 MOST_LR = 8e-3
 
+DEFAULT_OBJECTIVE = "hidden_mse"
 
-class TrainConfig(Record):
-    """Options of the training loop; counts of steps are optimiser steps.
+
+class Stage(Record):
+    """One stretch of training: an objective, its text and its learning rates.
 
     Attributes:
-        tokens: training tokens in all, one pass over the text; the steps follow from it. None: 1 M, fewer where the text
-            holds fewer.
-        lr, min_lr: peak and final learning rate (AdamW, linear warm-up, cosine). None: 2e-4 at a hidden size of 4096 and in
-            inverse proportion to it, at most ``MOST_LR``; a tenth of the peak.
-        warmup: share of the steps that warm up.
-        weight_decay, betas, clip: AdamW's, and the largest gradient norm.
-        batch: samples per optimiser step; ``micro_batch``: most samples per forward (gradients accumulate in between).
-        objective: name of the objective.
-        dtype: ``float32``, or ``bfloat16`` autocast over float32 master weights.
-        eval_every: optimiser steps between validations; None: about twenty in the run, fewer where the selection text is long.
-        seed: order of the samples.
+        objective: name, or weighted sum of names such as ``hidden_mse + 0.1*forward_kl``; see ``train.objectives``.
+        tokens, lr, min_lr: as in :class:`TrainConfig`.
     """
 
+    objective: str = DEFAULT_OBJECTIVE
     tokens: int | None = Field(default=None, ge=1)
     lr: float | None = Field(default=None, gt=0)
     min_lr: float | None = Field(default=None, ge=0)
-    warmup: float = Field(default=0.05, ge=0, le=1)
-    weight_decay: float = Field(default=1e-3, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = Field(default=1.0, gt=0)
-    batch: int = Field(default=4, ge=1)
-    micro_batch: int = Field(default=4, ge=1)
-    objective: str = "hidden_mse"
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    eval_every: int | None = Field(default=None, ge=1)
-    seed: int = 0
 
     @model_validator(mode="after")
-    def _floor_below_peak(self) -> TrainConfig:
+    def _floor_below_peak(self) -> Stage:
         if self.lr is not None and self.min_lr is not None and self.min_lr > self.lr:
             raise ValueError(f"min_lr={self.min_lr:g} needs to be at most lr={self.lr:g}")
         return self
@@ -67,3 +51,71 @@ class TrainConfig(Record):
         if min_lr > lr:
             raise ValueError(f"min_lr={min_lr:g} needs to be at most lr={lr:g} (of hidden size {hidden_size}); give lr as well")
         return lr, min_lr
+
+
+class TrainConfig(Record):
+    """Options of the training loop; counts of steps are optimiser steps.
+
+    Attributes:
+        objective: what is trained for; None: as ``polish`` says, else ``hidden_mse``.
+        tokens: training tokens in all, one pass over the text; the steps follow from it. None: 1 M, fewer where the text
+            holds fewer.
+        lr, min_lr: peak and final learning rate (AdamW, linear warm-up, cosine). None: 2e-4 at a hidden size of 4096 and in
+            inverse proportion to it, at most ``MOST_LR``; a tenth of the peak.
+        stages: instead of the four above: several, one after the other on the same values, each reading on in the text where
+            the one before stopped, each with its own warm-up, cosine and fresh moments. Each states its tokens.
+        several: how a plan with several refits or replacements is trained. ``joint``: all at once, gradients running through
+            all of them. ``sequential``: front to back, each with the student's own input, the tokens once for each.
+            ``teacher_forced``: each in the teacher, on one reading of the text.
+        warmup: share of a stage's steps that warm up.
+        weight_decay, betas, clip: AdamW's, and the largest gradient norm.
+        batch: samples per optimiser step; ``micro_batch``: most samples per forward (gradients accumulate in between).
+        dtype: ``float32``, or ``bfloat16`` autocast over float32 master weights.
+        eval_every: optimiser steps between validations; None: about twenty in the run, fewer where the selection text is long.
+        seed: order of the samples.
+    """
+
+    objective: str | None = None
+    tokens: int | None = Field(default=None, ge=1)
+    lr: float | None = Field(default=None, gt=0)
+    min_lr: float | None = Field(default=None, ge=0)
+    stages: tuple[Stage, ...] = ()
+    several: Literal["joint", "sequential", "teacher_forced"] = "joint"
+    warmup: float = Field(default=0.05, ge=0, le=1)
+    weight_decay: float = Field(default=1e-3, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = Field(default=1.0, gt=0)
+    batch: int = Field(default=4, ge=1)
+    micro_batch: int = Field(default=4, ge=1)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    eval_every: int | None = Field(default=None, ge=1)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_answer(self) -> TrainConfig:
+        self.schedule()  # checks the rates
+        single = {"objective": self.objective, "tokens": self.tokens, "lr": self.lr, "min_lr": self.min_lr}
+        given = [name for name, value in single.items() if value is not None]
+        if self.stages and given:
+            raise ValueError(f"stages say all of {', '.join(single)}; leave out {', '.join(given)}, or the stages")
+        if len(self.stages) > 1 and any(stage.tokens is None for stage in self.stages):
+            raise ValueError("each of several stages needs its own tokens")
+        return self
+
+    def schedule(self) -> tuple[Stage, ...]:
+        """The stages in order; one where none are listed."""
+        one = Stage(objective=self.objective or DEFAULT_OBJECTIVE, tokens=self.tokens, lr=self.lr, min_lr=self.min_lr)
+        return self.stages or (one,)
+
+    def all_tokens(self) -> int | None:
+        """Training tokens of all stages together; None: not stated."""
+        stated = [stage.tokens for stage in self.schedule()]
+        return None if None in stated else sum(tokens for tokens in stated if tokens is not None)
+
+    def with_rates(self, hidden_size: int) -> TrainConfig:
+        """Every stage listed, with the learning rates that follow from the width."""
+        stages = []
+        for stage in self.schedule():
+            lr, min_lr = stage.rates(hidden_size)
+            stages.append(stage.model_copy(update={"lr": lr, "min_lr": min_lr}))
+        return self.model_copy(update={"objective": None, "tokens": None, "lr": None, "min_lr": None, "stages": tuple(stages)})

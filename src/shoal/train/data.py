@@ -14,23 +14,30 @@ from shoal.types import Batch
 
 @dataclass(frozen=True)
 class Course:
-    """The samples of a run in reading order, cut into optimiser steps.
+    """The samples of one stage in reading order, cut into optimiser steps.
 
     Attributes:
         samples: in reading order.
         batch: samples per step; the last step may have fewer. ``micro_batch``: most samples per forward.
+        first_step: of the run, where the stages before it end.
     """
 
     samples: Samples
     batch: int
     micro_batch: int
+    first_step: int = 0
 
     @property
     def n_steps(self) -> int:
         return -(-self.samples.n_samples // self.batch)
 
+    @property
+    def end(self) -> int:
+        """The run's step at which this stage is done."""
+        return self.first_step + self.n_steps
+
     def step(self, index: int) -> list[Batch]:
-        """The pieces of one optimiser step."""
+        """The pieces of one optimiser step; ``index`` counts within the stage."""
         rows = slice(index * self.batch, (index + 1) * self.batch)
         part = replace(self.samples, ids_NT=self.samples.ids_NT[rows], lengths_N=self.samples.lengths_N[rows])
         return part.batches(self.micro_batch)
@@ -40,26 +47,34 @@ class Course:
             yield index, self.step(index)
 
 
-def plan_course(training: Samples, config: TrainConfig) -> Course:
-    """One pass over the training text, shuffled by the seed, until ``config.tokens`` real tokens are read.
+def plan_courses(training: Samples, config: TrainConfig) -> tuple[Course, ...]:
+    """One course per stage: one pass over the training text, shuffled by the seed, each stage until its tokens are read.
 
     The order depends on the seed and the number of samples only, so a resumed run reads on where it stopped.
 
     Raises:
         ValueError: more tokens are asked for than the text holds.
     """
-    if config.tokens is not None and config.tokens > training.n_tokens:
+    asked = config.all_tokens()
+    if asked is not None and asked > training.n_tokens:
         raise ValueError(
-            f"train.tokens={config.tokens} needs more text: the training samples hold {training.n_tokens} tokens of "
+            f"train.tokens={asked} needs more text: the training samples hold {training.n_tokens} tokens of "
             f"{training.data}; give more text, or at most {training.n_tokens} tokens"
         )
     order_N = torch.randperm(training.n_samples, generator=torch.Generator().manual_seed(config.seed))
     read_N = training.lengths_N[order_N].cumsum(0)
-    wanted = min(DEFAULT_TOKENS, training.n_tokens) if config.tokens is None else config.tokens
-    n_samples = int(torch.searchsorted(read_N, wanted)) + 1
-    order_N = order_N[:n_samples]
-    chosen = replace(training, ids_NT=training.ids_NT[order_N], lengths_N=training.lengths_N[order_N])
-    return Course(chosen, config.batch, config.micro_batch)
+    courses: list[Course] = []
+    start, wanted, first_step = 0, 0, 0
+    for number, stage in enumerate(config.schedule()):
+        wanted += min(DEFAULT_TOKENS, training.n_tokens) if stage.tokens is None else stage.tokens
+        stop = int(torch.searchsorted(read_N, wanted)) + 1
+        if stop <= start:
+            raise ValueError(f"train.stages[{number}]: {stage.tokens} tokens are less than one sample; give more")
+        rows_N = order_N[start:stop]
+        chosen = replace(training, ids_NT=training.ids_NT[rows_N], lengths_N=training.lengths_N[rows_N])
+        courses.append(Course(chosen, config.batch, config.micro_batch, first_step))
+        start, first_step = stop, courses[-1].end
+    return tuple(courses)
 
 
 def eval_interval(config: TrainConfig, *, n_steps: int, n_tokens: int, selection_tokens: int) -> int:

@@ -15,16 +15,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from shoal.decoder import Attached, DecoderView, Student
-from shoal.replace.attach import load_values
+from shoal.decoder import DecoderView, Student
 from shoal.text.samples import Samples
-from shoal.train.checkpoint import MemberProgress, Progress, load_checkpoint, save_checkpoint
+from shoal.train.checkpoint import MemberProgress, Progress, load_checkpoint, read_progress, save_checkpoint
 from shoal.train.config import TrainConfig
-from shoal.train.data import Course, eval_interval, plan_course
-from shoal.train.objectives import objective_named
+from shoal.train.data import Course, eval_interval, plan_courses
+from shoal.train.objectives import n_real_tokens, weighted_sum
 from shoal.train.result import CurvePoint, TrainResult, save_curve
 from shoal.train.schedule import learning_rate
-from shoal.train.students import Start, Trainee, Trainees, accumulate, n_real_tokens
+from shoal.train.students import Trainees, accumulate
+from shoal.train.trainee import Start, Trainee
 from shoal.types import Batch, stable_hash
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -38,11 +38,11 @@ Report = Callable[[int, int, float], None]
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A trained replacement with its best values, and the student it makes."""
+    """A student with the best values of its trained parts, and those values under the names that a plan's have."""
 
     result: TrainResult
-    attached: Attached
     student: Student
+    values: dict[str, Tensor]
 
 
 def train_starts(
@@ -57,21 +57,24 @@ def train_starts(
     quality: Quality | None = None,
     progress: Report | None = None,
 ) -> tuple[Trained, ...]:
-    """Train any number of replacements on one teacher stream.
+    """Train any number of students on one teacher stream.
 
     Args:
-        starts: each is trained on its own loss, with its own optimiser; they only share the reading.
+        starts: each is trained on its own loss, with its own optimiser; they only share the reading. Refits and replacements
+            of one student are trained together, gradients running through all of them.
         training, selection: text to train on and to choose the best step on.
         folder: where checkpoint and curve are kept; a run found there with the same inputs is continued, bit for bit as if it
             had not been interrupted (CPU, same threads). None: nothing is written.
         key: identity of model and student (hash of the source, plan); part of what makes two runs the same.
-        quality: decides the best step where given; otherwise the objective on ``selection`` does.
+        quality: decides the best step where given; otherwise the last stage's objective on ``selection`` does.
     Returns:
         One result per start, in order.
     Raises:
-        ValueError: too little text, unknown objective, a loss that is not finite, a checkpoint of other inputs.
+        ValueError: nothing to train, too little text, unknown objective, a loss that is not finite, a checkpoint of other
+            inputs.
     """
-    run = _Run(view, starts, course=plan_course(training, config), selection=selection, config=config, quality=quality)
+    courses = plan_courses(training, config)
+    run = _Run(view, starts, courses=courses, selection=selection, config=config, quality=quality)
     run.identify(key, folder)
     try:
         run.resume()
@@ -90,62 +93,80 @@ class _Run:
         view: DecoderView,
         starts: Sequence[Start],
         *,
-        course: Course,
+        courses: Sequence[Course],
         selection: Samples,
         config: TrainConfig,
         quality: Quality | None,
     ) -> None:
-        lr, min_lr = config.rates(view.hidden_size)
-        config = config.model_copy(update={"lr": lr, "min_lr": min_lr})
-        self.config, self.course, self.selection, self.quality = config, course, selection, quality
-        self.peak, self.floor = lr, min_lr
+        self.config = config = config.with_rates(view.hidden_size)
+        self.courses, self.selection, self.quality = courses, selection, quality
+        self.objectives = [weighted_sum(stage.objective) for stage in config.schedule()]
         self.dtype = str(view.dtype)
         self.decided_by: Literal["quality", "validation"] = "validation" if quality is None else "quality"
-        self.trainees = Trainees(view, starts, objective_named(config.objective), bfloat16=config.dtype == "bfloat16")
+        self.trainees = Trainees(view, starts, self.objectives[0], bfloat16=config.dtype == "bfloat16")
         self.members = self.trainees.members
-        self.optimizers = [_optimizer(member, config) for member in self.members]
         self.best: list[dict[str, Tensor]] = [{} for _ in self.members]
-        self.interval = eval_interval(
-            config, n_steps=course.n_steps, n_tokens=course.samples.n_tokens, selection_tokens=selection.n_tokens
-        )
+        self.interval = eval_interval(config, n_steps=self.n_steps, n_tokens=self.n_tokens, selection_tokens=selection.n_tokens)
         self.folder: Path | None = None
         self.whole = True  # False while parameters are being updated: such a state is not a step of the run
+        self._enter(0)
+
+    @property
+    def n_steps(self) -> int:
+        """Of all stages."""
+        return self.courses[-1].end
+
+    @property
+    def n_tokens(self) -> int:
+        """Of all stages."""
+        return sum(course.samples.n_tokens for course in self.courses)
+
+    def _enter(self, stage: int) -> None:
+        """Begin a stage: its objective, and optimisers that remember nothing of the one before."""
+        self.stage, self.course, self.objective = stage, self.courses[stage], self.objectives[stage]
+        self.trainees.objective = self.objective
+        self.optimizers = [_optimizer(member, self.config) for member in self.members]
 
     def identify(self, key: str, folder: Path | None) -> None:
         """Hash what decides every bit of the run."""
-        spans = [(m.start.span.start, m.start.span.stop, m.start.replacement.name) for m in self.members]
-        texts = [[s.data_hash, s.n_samples, s.length, s.n_tokens] for s in (self.course.samples, self.selection)]
-        full = stable_hash(key, self.dtype, spans, texts, self.config.model_dump(mode="json"), self.decided_by)
+        parts = [[str(part) for part in member.parts] for member in self.members]
+        samples = [course.samples for course in self.courses]
+        texts = [[s.data_hash, s.n_samples, s.length, s.n_tokens] for s in (*samples, self.selection)]
+        full = stable_hash(key, self.dtype, parts, texts, self.config.model_dump(mode="json"), self.decided_by)
         self.progress = Progress(key=full, members=tuple(MemberProgress() for _ in self.members))
         self.folder = folder
 
     def resume(self) -> None:
         path = None if self.folder is None else self.folder / CHECKPOINT
-        if path is not None and path.exists():
-            self.progress, self.best = load_checkpoint(
-                path, self.progress.key, members=self.members, optimizers=self.optimizers
-            )
+        if path is None or not path.exists():
+            return
+        # at the very end of a stage its optimisers are still the ones that were saved
+        step = read_progress(path, self.progress.key).step
+        self._enter(next(i for i, course in enumerate(self.courses) if step <= course.end))
+        self.progress, self.best = load_checkpoint(path, self.progress.key, members=self.members, optimizers=self.optimizers)
 
     def train(self, report: Report | None) -> None:
         self.started = time.monotonic() - self.progress.seconds
-        n_steps = self.course.n_steps
-        for step, pieces in self.course.steps(self.progress.step):
-            self._measure_if_due(n_steps)
-            loss = self._step(step, pieces)
-            if report is not None:
-                report(step + 1, n_steps, loss)
-        self._measure_if_due(n_steps)
+        for stage in range(self.stage, len(self.courses)):
+            if stage != self.stage:
+                self._enter(stage)
+            for step, pieces in self.course.steps(self.progress.step - self.course.first_step):
+                self._measure_if_due()
+                loss = self._step(step, pieces)
+                if report is not None:
+                    report(self.progress.step, self.n_steps, loss)
+            self._measure_if_due()
 
     def _step(self, step: int, pieces: Sequence[Batch]) -> float:
-        """One optimiser step over the pieces of a batch; the gradient is that of the mean over all its real tokens."""
+        """One optimiser step of the stage over the pieces of a batch; the gradient is that of its mean over all positions."""
         self.trainees.zero_grad(set_to_none=True)
-        losses = accumulate(self.trainees, pieces)
+        losses = accumulate(self.trainees, pieces, self.objective)
         tokens = sum(n_real_tokens(piece) for piece in pieces)
         norms = [float(torch.nn.utils.clip_grad_norm_(m.parameters(), self.config.clip)) for m in self.members]
         for value in [*losses.tolist(), *norms]:
-            self._refuse_nonfinite(value, "training loss or gradient", step)
+            self._refuse_nonfinite(value, "training loss or gradient", self.progress.step)
         self.whole = False
-        rate = self._rate(step)
+        rate = self._rate(self.progress.step)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -154,19 +175,19 @@ class _Run:
             m.model_copy(update={"loss_sum": m.loss_sum + loss, "norm_sum": m.norm_sum + norm})
             for m, loss, norm in zip(self.progress.members, losses.tolist(), norms, strict=True)
         ]
-        update = {"step": step + 1, "tokens": self.progress.tokens + tokens, "members": tuple(done)}
+        update = {"step": self.progress.step + 1, "tokens": self.progress.tokens + tokens, "members": tuple(done)}
         self.progress = self.progress.model_copy(update=update)
         self.whole = True
         return float(losses.mean())
 
-    def _measure_if_due(self, n_steps: int) -> None:
-        """Validate at step 0, every interval and at the end; keep the best values; checkpoint."""
+    def _measure_if_due(self) -> None:
+        """Validate at step 0, every interval and at the end of each stage; keep the best values; checkpoint."""
         step = self.progress.step
-        if self.progress.measured or (step % self.interval and step != n_steps):
+        if self.progress.measured or (step % self.interval and all(step != course.end for course in self.courses)):
             return
         self.trainees.deploy()
-        validations = self.trainees.validation(self.selection.batches(self.config.micro_batch))
-        qualities = [None if self.quality is None else self.quality(member.student) for member in self.members]
+        validations = self.trainees.validation(self.selection.batches(self.config.micro_batch), self.objectives[-1])
+        qualities = [None if self.quality is None else self.quality(member.deployed) for member in self.members]
         members = []
         for index, (before, loss, quality) in enumerate(zip(self.progress.members, validations, qualities, strict=True)):
             measure = loss if quality is None else quality
@@ -175,7 +196,7 @@ class _Run:
             if before.best_measure is None or measure < before.best_measure:
                 change.update(best_step=step, best_measure=measure)
                 # Real copies: an alias would follow the training and make "best" mean "last".
-                self.best[index] = {k: v.clone() for k, v in self.members[index].deployed.module.state_dict().items()}
+                self.best[index] = self.members[index].values()
             members.append(before.model_copy(update=change))
         seconds = time.monotonic() - self.started
         self.progress = self.progress.model_copy(update={"members": tuple(members), "seconds": seconds})
@@ -196,8 +217,12 @@ class _Run:
         )
 
     def _rate(self, step: int) -> float:
-        n_steps = self.course.n_steps
-        return learning_rate(step, n_steps=n_steps, lr=self.peak, min_lr=self.floor, warmup=self.config.warmup)
+        """Of the run's step ``step``, by its stage's own warm-up and cosine."""
+        number, course = next((i, course) for i, course in enumerate(self.courses) if step < course.end)
+        lr, min_lr = self.config.stages[number].lr, self.config.stages[number].min_lr
+        assert lr is not None and min_lr is not None  # set by with_rates
+        at = step - course.first_step
+        return learning_rate(at, n_steps=course.n_steps, lr=lr, min_lr=min_lr, warmup=self.config.warmup)
 
     def checkpoint_if_whole(self) -> None:
         if self.folder is None or not self.whole or not self.progress.members[0].curve:
@@ -205,30 +230,27 @@ class _Run:
         save_checkpoint(
             self.folder / CHECKPOINT, self.progress, members=self.members, optimizers=self.optimizers, best=self.best
         )
-        for member, progress in zip(self.members, self.progress.members, strict=True):
-            save_curve(self._curve_path(member), progress.curve)
-
-    def _curve_path(self, member: Trainee) -> Path:
-        assert self.folder is not None
-        span = member.start.span
-        return self.folder / ("curve.jsonl" if len(self.members) == 1 else f"curve.{span.start}-{span.stop}.jsonl")
+        for index, progress in enumerate(self.progress.members):
+            name = "curve.jsonl" if len(self.members) == 1 else f"curve.{index}.jsonl"
+            save_curve(self.folder / name, progress.curve)
 
     def finish(self) -> tuple[Trained, ...]:
-        """Deploy the best values of every replacement."""
+        """Deploy the best values of every student."""
         trained = []
         for member, progress, best in zip(self.members, self.progress.members, self.best, strict=True):
-            load_values(member.deployed.module, best, where="best values")
-            trained.append(Trained(self._result(member, progress), member.deployed, member.student))
+            member.load(best)
+            trained.append(Trained(self._result(member, progress), member.deployed, best))
         return tuple(trained)
 
     def _result(self, member: Trainee, progress: MemberProgress) -> TrainResult:
         return TrainResult(
-            start=member.start.span.start,
-            stop=member.start.span.stop,
-            replacement=member.start.replacement.name,
+            start=member.first,
+            stop=member.targets[-1],
+            trained=tuple(str(part) for part in member.parts),
+            objective=", then ".join(str(objective) for objective in self.objectives),
             decided_by=self.decided_by,
             best_step=progress.best_step,
-            n_steps=self.course.n_steps,
+            n_steps=self.n_steps,
             n_tokens=self.progress.tokens,
             n_parameters=sum(parameter.numel() for parameter in member.parameters()),
             seconds=round(self.progress.seconds, 3),
@@ -243,12 +265,13 @@ class _Run:
             advice = "lower train.lr" if self.config.dtype == "float32" else "lower train.lr, or set train.dtype to float32"
             if not step:
                 advice = "training has not begun: check the weights, or open the model in float32 or bfloat16"
-            raise ValueError(f"{what} is {value} at step {step} of {self.course.n_steps} (lr {self.peak:g}); {advice}")
+            lr = self.config.stages[self.stage].lr
+            raise ValueError(f"{what} is {value} at step {step} of {self.n_steps} (lr {lr:g}); {advice}")
 
 
 def _optimizer(member: Trainee, config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW; weight decay on matrices only, since pulling norms and biases to zero has no meaning."""
-    parameters = list(member.master.parameters())
+    parameters = list(member.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},

@@ -13,10 +13,11 @@ class CurvePoint(Record):
     """One validation.
 
     Attributes:
-        step: optimiser steps done; 0 is the untrained replacement. ``tokens``: training tokens read so far.
+        step: optimiser steps done, over all stages; 0 is the start. ``tokens``: training tokens read so far.
         lr: learning rate of the last step done; of the first one at step 0.
-        loss, grad_norm: training loss and gradient norm before clipping, means over the steps since the last point; None at 0.
-        validation: objective on ``selection``, of the module as it would be saved (in the model's dtype).
+        loss, grad_norm: training loss (of the stage) and gradient norm before clipping, means over the steps since the last
+            point; None at 0.
+        validation: the last stage's objective on ``selection``, of the values as they would be saved (in the model's dtype).
         quality: the caller's measure of the whole student, if any (true KL); lower is better.
         seconds: of training so far, validation included, interruptions not.
     """
@@ -32,10 +33,11 @@ class CurvePoint(Record):
 
 
 class TrainResult(Record):
-    """One trained replacement.
+    """One trained student.
 
     Attributes:
-        start, stop: its span; ``replacement``: its name in the table.
+        start, stop: the boundaries where its trained parts begin and end; ``trained``: those parts, front to back.
+        objective: of the stages in order.
         decided_by: what chose the best step: ``quality`` where the caller measured it, else ``validation``.
         best_step: optimiser steps of the kept values; 0: training did not help and the start was kept.
         n_steps, n_tokens, n_parameters, seconds: of the whole run.
@@ -44,7 +46,8 @@ class TrainResult(Record):
 
     start: int
     stop: int
-    replacement: str
+    trained: tuple[str, ...]
+    objective: str
     decided_by: Literal["quality", "validation"]
     best_step: int
     n_steps: int
@@ -62,7 +65,7 @@ class TrainResult(Record):
 
     @property
     def first(self) -> CurvePoint:
-        """The untrained replacement."""
+        """The start."""
         return self.curve[0]
 
     @property
@@ -72,7 +75,8 @@ class TrainResult(Record):
 
     def __str__(self) -> str:
         first, best = self.first, self.best
-        parts = [f"{self.replacement!r} over {self.span}: loss on selection {first.validation:.4g} -> {best.validation:.4g}"]
+        what = ", ".join(self.trained[:2]) + (f" and {len(self.trained) - 2} more" if len(self.trained) > 2 else "")
+        parts = [f"{what} on {self.objective}: loss on selection {first.validation:.4g} -> {best.validation:.4g}"]
         if first.quality is not None and best.quality is not None:
             parts.append(f"KL to the teacher {first.quality:.4g} -> {best.quality:.4g}")
         return ", ".join(
@@ -81,7 +85,7 @@ class TrainResult(Record):
 
 
 class TrainResults(Record):
-    """``fit.json``: how every replacement of a plan was trained, front to back."""
+    """``train.json``: how the values of a plan were trained, in order."""
 
     results: tuple[TrainResult, ...]
 

@@ -1,0 +1,89 @@
+"""What the guard of the plan stage needs besides the oracle: spans ranked by their patch, and candidates repaired."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from shoal.recipe import Recipe
+from shoal.run.inputs import Inputs, Progress
+
+if TYPE_CHECKING:
+    from shoal.decoder import Student
+    from shoal.select.choose import PatchTable
+    from shoal.select.guard import Repair
+    from shoal.select.size import ModelSize
+    from shoal.text import Samples
+    from shoal.types import Span, SpanTable
+
+PATCH_BYTES = 4 << 30
+"""Most memory for the sums of the patches. A constant, so that the choice does not depend on the machine."""
+
+SHARE_FOR_RANKING = 4
+"""Candidates are repaired on that part of the text of the fit: to rank them takes less than to repair the winner."""
+
+
+def patch_table_of(inputs: Inputs, *, progress: Progress) -> PatchTable | None:
+    """None where nothing is put back or a single candidate is proposed by another score: the error after a patch is no help."""
+    from shoal.fit.patch_error import bytes_per_span, patch_errors
+    from shoal.select.wanted import PATCHED
+
+    recipe = inputs.recipe
+    is_wanted = recipe.guard > 1 and (recipe.repair != "none" or recipe.replace != "none")
+    if recipe.by != PATCHED and not is_wanted:
+        return None
+
+    def measure(spans: Sequence[Span]) -> SpanTable:
+        batches = inputs.batches(inputs.calibration)
+        most = max(1, PATCH_BYTES // bytes_per_span(inputs.view.hidden_size))
+        return patch_errors(
+            inputs.view,
+            batches,
+            spans=spans[:most],
+            after_batch=lambda batch: progress("rank by patch", batch.index + 1, len(batches)),
+            workers=inputs.workers,
+        )
+
+    return measure
+
+
+def repairs_candidates(recipe: Recipe) -> bool:
+    """True where the guard compares repaired students. A replacement is trained later and compared by its start."""
+    return recipe.guard > 1 and recipe.repair != "none" and recipe.replace == "none"
+
+
+def ranking_text(inputs: Inputs) -> Samples:
+    """The part of the text of the fit that candidates are repaired on."""
+    whole = inputs.fitting
+    n = max(1, min(whole.n_samples, max(whole.n_samples // SHARE_FOR_RANKING, 20)))
+    return whole.take(n)
+
+
+def repairer(inputs: Inputs, size: ModelSize, *, progress: Progress) -> Repair | None:
+    """Repairs a candidate as the recipe asks, on the ranking text."""
+    if not repairs_candidates(inputs.recipe):
+        return None
+    from shoal.fit.refit import fit_plan
+    from shoal.replace import student_of
+    from shoal.select.plan_of import plan_of
+    from shoal.select.size import PUT_BACK
+
+    samples, opened = ranking_text(inputs), inputs.opened
+
+    def repaired(layers: Sequence[int]) -> Student | None:
+        cut = plan_of(layers, size, put_back=PUT_BACK["none"], source=opened.name, source_hash=opened.fingerprint)
+        try:
+            fitted = fit_plan(
+                inputs.view,
+                cut,
+                samples,
+                repair=inputs.recipe.repair,
+                batch_size=inputs.batch_size,
+                config=inputs.recipe.fit,
+                progress=lambda done, total: progress("repair a candidate", done, total),
+            )
+        except ValueError:  # this cut leaves nothing that can be refitted: it competes as it is
+            return None
+        return student_of(inputs.view, fitted.plan, fitted.values)
+
+    return repaired
