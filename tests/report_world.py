@@ -153,9 +153,21 @@ def curve() -> tuple[CurvePoint, ...]:
 
 def train_results(text: str = PLAIN) -> TrainResults:
     one = TrainResult(
-        start=4, stop=7, replacement="layer", decided_by="quality", best_step=12, n_steps=12, n_tokens=384, n_parameters=9,
-        seconds=0.75, data=text, data_hash="t0", config=TrainConfig(lr=1e-3, min_lr=1e-4), curve=curve(),
-    )  # fmt: skip
+        start=4,
+        stop=7,
+        trained=("layer in place of 4..6",),
+        objective="hidden_mse",
+        decided_by="quality",
+        best_step=12,
+        n_steps=12,
+        n_tokens=384,
+        n_parameters=9,
+        seconds=0.75,
+        data=text,
+        data_hash="t0",
+        config=TrainConfig(lr=1e-3, min_lr=1e-4),
+        curve=curve(),
+    )
     return TrainResults(results=(one,))
 
 

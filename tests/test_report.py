@@ -291,8 +291,8 @@ def test_charts_are_files_for_papers(run):
         "norms",
         "speed",
         "stability",
-        "training-4-7-kl",
-        "training-4-7-objective",
+        "training-0-4-7-kl",
+        "training-0-4-7-objective",
     }
     assert {path.name for path in figures} == {f"{name}.{kind}" for name in names for kind in ("svg", "png")}
     for path in figures:
@@ -338,7 +338,7 @@ def test_a_training_that_was_stopped_shows_its_curve(run):
     (run / "fit.json").unlink()
     (run / "evaluation.json").unlink()
     page = read_page(html_of(run))
-    assert "has not finished" in page.text and len(table_of(page, "replacement 4-7: learning curve")) == 5
+    assert "has not finished" in page.text and len(table_of(page, "training 4-7: learning curve")) == 5
 
 
 @pytest.mark.parametrize(

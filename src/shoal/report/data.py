@@ -38,7 +38,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Curve:
-    """The learning curve of one replacement; ``stem`` is for file names, ``result`` is None while it trains."""
+    """The learning curve of what was trained together; ``stem`` is for file names, ``result`` is None while it trains."""
 
     name: str
     stem: str

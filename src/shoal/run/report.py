@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from shoal.evaluate import Evaluation
     from shoal.fit.result import FitResult
     from shoal.report.data import Curve, Facts, RunData
+    from shoal.train.result import TrainResult
 
 PAGE, FIGURES, TASKS = "report.html", "figures", "tasks.json"
 STEPS = {"scan.json": "scan", "plan.json": "plan", "evaluation.json": "evaluation"}
@@ -87,7 +88,6 @@ def read_run(folder: Path) -> RunData:
     answers = Evaluation.load(folder / TASKS) if (folder / TASKS).is_file() else None
     if answers and evaluation:
         _check_same(answers, evaluation, file=folder / TASKS)
-    repair, curves = _values(folder)
     facts, reads_scan = _facts(folder)
     source = plan.source if plan else scan.provenance.model if scan else evaluation.provenance.model  # type: ignore[union-attr]
     needed = [name for name in STEPS if name != "scan.json" or reads_scan]
@@ -96,8 +96,8 @@ def read_run(folder: Path) -> RunData:
         facts=facts,
         scan=scan,
         plan=plan,
-        repair=repair,
-        curves=curves,
+        repair=_repair(folder),
+        curves=_curves(folder),
         evaluation=evaluation,
         answers=answers,
         verification=Verification.load(folder / "verification.json") if has["verification.json"] else None,
@@ -116,28 +116,34 @@ def _check_same(answers: Evaluation, evaluation: Evaluation, *, file: Path) -> N
         )
 
 
-def _values(folder: Path) -> tuple[FitResult | None, tuple[Curve, ...]]:
-    """What ``fit.json`` holds, a repair or trained replacements, and the curves of a training that has not finished."""
+def _repair(folder: Path) -> FitResult | None:
+    """The closed-form repair, if there is one."""
     from shoal.fit.result import FitResult
+
+    file = folder / "fit.json"
+    return FitResult.load(file) if file.is_file() and "results" not in _json(file) else None
+
+
+def _curves(folder: Path) -> tuple[Curve, ...]:
+    """Learning curves: of what was trained, or of a training that has not finished."""
     from shoal.report.data import Curve
     from shoal.train.result import CurvePoint, TrainResults
 
-    file = folder / "fit.json"
-    if file.is_file():
-        content = _json(file)
-        if "results" not in content:
-            return FitResult.load(file), ()
-        results = TrainResults.load(file).results
-        return None, tuple(
-            Curve(f"{one.replacement} in place of {one.start}..{one.stop - 1}", f"{one.start}-{one.stop}", one.curve, one)
-            for one in results
-        )
+    for file in (folder / "train.json", folder / "fit.json"):  # the second where nothing but a replacement has values
+        if file.is_file() and "results" in _json(file):
+            results = TrainResults.load(file).results
+            return tuple(Curve(_trained(one), f"{i}-{one.start}-{one.stop}", one.curve, one) for i, one in enumerate(results))
     curves = []
     for path in sorted(folder.glob("train/*/curve.jsonl")):
         lines = path.read_text(encoding="utf-8").splitlines()
         points = tuple(CurvePoint.from_json(line, where=f"{path}, line {i}") for i, line in enumerate(lines, start=1))
-        curves.append(Curve(f"replacement {path.parent.name}", path.parent.name, points))
-    return None, tuple(curves)
+        curves.append(Curve(f"training {path.parent.name}", path.parent.name, points))
+    return tuple(curves)
+
+
+def _trained(one: TrainResult) -> str:
+    more = f" and {len(one.trained) - 2} more" if len(one.trained) > 2 else ""
+    return ", ".join(one.trained[:2]) + more
 
 
 def _facts(folder: Path) -> tuple[Facts, bool]:

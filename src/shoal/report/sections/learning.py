@@ -19,7 +19,7 @@ def learning(data: RunData) -> Section | None:
     for one in curves:
         result = one.result
         parts.append(tag("p", f"Trained: {result}." if result else f"{one.name}: training has not finished."))
-        objective = f"objective {result.config.objective}" if result else "objective"
+        objective = result.objective if result else "objective"
         stem = f"training-{one.stem}"
         parts.append(
             _chart(one, f"{stem}-objective", f"{one.name}: {objective} on selection", "validation", lambda p: p.validation)
@@ -29,7 +29,7 @@ def learning(data: RunData) -> Section | None:
                 _chart(one, f"{stem}-kl", f"{one.name}: KL of the whole student", "KL, nats per token", lambda p: p.quality)
             )
         parts.append(_table(one))
-    return Section("training", "How the repair learned", "fit.json, train/*/curve.jsonl", tuple(parts))
+    return Section("training", "How the repair learned", "train.json or fit.json, train/*/curve.jsonl", tuple(parts))
 
 
 def _chart(one: Curve, name: str, title: str, y_label: str, value: Callable[[CurvePoint], float | None]) -> Chart:

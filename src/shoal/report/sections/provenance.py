@@ -44,7 +44,7 @@ def _inputs(data: RunData) -> Html:
     for curve in data.curves:
         if curve.result is not None:
             done, config = curve.result, curve.result.config
-            columns[f"fit.json, {curve.name}"] = {
+            columns[f"training of {curve.name}"] = {
                 "text": done.data, "text hash": done.data_hash, "tokens": f"{done.n_tokens:,}", "seed": str(config.seed),
                 "dtype": config.dtype,
             }  # fmt: skip

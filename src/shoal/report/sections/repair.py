@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shoal.fit.result import FitResult
+from shoal.fit.result import FitResult, what
 from shoal.report.chart import Chart, Point, Series
 from shoal.report.data import RunData, Section
 from shoal.report.html import Column, Html, number_columns, table, tag
@@ -40,12 +40,12 @@ def _table(found: FitResult) -> Html:
     ]  # fmt: skip
     rows = []
     for one in found.layers:
-        names = [fit.parameters[0].removesuffix(".weight") for fit in one.maps]
+        names = [what(fit) for fit in one.maps]
         rows.append(
             [
                 str(one.layer),
                 str(one.target),
-                ", ".join(names[: one.n_kept]) or "nothing: no gain",
+                ", ".join(names[: one.n_kept]) or "nothing",
                 ", ".join(f"{fit.r2_folds:.2f}" for fit in one.maps),
                 ", ".join(f"{fit.ridge:.0e}" for fit in one.maps),
                 f"{one.error_before:.4g}",
