@@ -5,8 +5,8 @@
 Neither scores an item with an option that is longer than the model's window: those are left out before, and counted.
 One option at a time: plain transformers, one forward per context and option, as simple evaluation scripts do. Without --task,
 items of four options are made from the bundled text. Rounds are interleaved; printed is the median of the ratio of items per
-second; no rounds, no speed. Parity: the largest difference of a log-likelihood, and the items whose answer (acc, acc_norm) or
-greedy mark differs.
+second; no rounds, no speed. Parity: the largest difference of a log-likelihood, and the items with another answer (the option
+taken, or whether the last word is greedy) or another acc_norm.
 """
 
 from __future__ import annotations
@@ -93,48 +93,27 @@ def timed(model: Any, view: DecoderView, tokenizer: Any, task: Task, window: int
     }
 
 
-def against_lm_eval(
-    model: Any, view: DecoderView, tokenizer: Any, tasks: list[Task], window: int | None
-) -> list[dict[str, Any]]:
+def against_lm_eval(view: DecoderView, tokenizer: Any, tasks: list[Task], window: int | None) -> list[dict[str, Any]]:
     """Every item of every task under lm-eval and here, same model object."""
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
+    from shoal.evaluate import answer_with_harness, answered, file_task
+    from shoal.evaluate.harness import harness_version
 
-    with tempfile.TemporaryDirectory() as folder:
-        for task in tasks:
-            write_config(task, Path(folder))
-        found = lm_eval.simple_evaluate(
-            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8, max_length=window, device="cpu"),
-            tasks=[f"local-{task.name}" for task in tasks],
-            task_manager=TaskManager(include_path=folder, include_defaults=False),
-            log_samples=True,
-            bootstrap_iters=0,
-            limit=None,
-        )
+    found = answer_with_harness(view, [file_task(task) for task in tasks], tokenizer=tokenizer, window=window)
     rows = []
-    for task in tasks:
-        samples = sorted(found["samples"][f"local-{task.name}"], key=lambda one: one["doc_id"])
-        (ours,) = score_task(view, task, tokenizer=tokenizer, window=window)
-        differences, answers, greedy = [], 0, 0
-        for sample, mine in zip(samples, ours.items, strict=True):
-            theirs = sample["filtered_resps"]
-            if task.form == "last_word":
-                theirs = theirs if isinstance(theirs[0], tuple | list) else [theirs]
-            else:
-                marks = (mine.answer == mine.item.gold, mine.answer_norm == mine.item.gold)
-                answers += (bool(sample["acc"]), bool(sample["acc_norm"])) != marks
-            differences += [abs(float(a[0]) - b) for a, b in zip(theirs, mine.loglikelihood, strict=True)]
-            greedy += [bool(a[1]) for a in theirs] != list(mine.is_greedy)
+    for task, theirs in zip(tasks, found, strict=True):
+        (scores,) = score_task(view, task, tokenizer=tokenizer, window=window)
+        ours = answered(scores)
+        pairs = list(zip(ours.counted.items, theirs.counted.items, strict=True))
+        norms = zip(ours.norm.items, theirs.norm.items, strict=True) if ours.norm and theirs.norm else ()
         rows.append(
             {
                 "task": task.name,
-                "lm_eval": lm_eval.__version__,
-                "items": len(samples),
-                "truncated": ours.n_truncated,
-                "largest_difference": max(differences),
-                "other_answers": answers,
-                "other_greedy_marks": greedy,
+                "lm_eval": harness_version(),
+                "items": len(pairs),
+                "truncated": [ours.n_truncated, theirs.n_truncated],
+                "largest_difference": max(abs(x - y) for a, b in pairs for x, y in zip(a.scores, b.scores, strict=True)),
+                "other_answers": sum(a.chosen != b.chosen for a, b in pairs),
+                "other_acc_norm": sum(a.is_right != b.is_right for a, b in norms),
             }
         )
     return rows
@@ -150,43 +129,6 @@ def fitting(task: Task, tokenizer: Any, window: int | None) -> Task:
         except ValueError:
             pass
     return replace(task, items=tuple(kept))
-
-
-def write_config(task: Task, folder: Path) -> None:
-    """A task of lm-eval that reads the same file."""
-    (folder / f"{task.name}.jsonl").write_text(
-        "".join(
-            json.dumps({"ctx": item.ctx, "choices": list(item.choices), "gold": item.gold, "target": item.choices[0]}) + "\n"
-            for item in task.items
-        )
-    )
-    config: dict[str, Any] = {
-        "task": f"local-{task.name}",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(folder / f"{task.name}.jsonl")}},
-        "test_split": "test",
-        "target_delimiter": "",
-        "doc_to_text": "!function lines.context",
-    }
-    if task.form == "choice":
-        config |= {
-            "output_type": "multiple_choice",
-            "doc_to_choice": "!function lines.choices",
-            "doc_to_target": "!function lines.gold",
-            "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
-        }
-    else:
-        config |= {
-            "output_type": "loglikelihood",
-            "doc_to_target": "!function lines.target",
-            "metric_list": [{"metric": "acc"}, {"metric": "perplexity"}],
-        }
-    (folder / "lines.py").write_text(
-        "def context(doc): return doc['ctx']\ndef choices(doc): return doc['choices']\n"
-        "def gold(doc): return doc['gold']\ndef target(doc): return doc['target']\n"
-    )
-    lines = [f"{key}: {value if str(value).startswith('!') else json.dumps(value)}" for key, value in config.items()]
-    (folder / f"{task.name}.yaml").write_text("\n".join(lines) + "\n")
 
 
 def main() -> None:
@@ -211,7 +153,7 @@ def main() -> None:
         print(f"{row['task']:24} x {row['ratio']:.2f}  largest difference {row['largest_difference']:.1e}")
     parity = []
     if find_spec("lm_eval"):
-        parity = against_lm_eval(opened.model, view, tokenizer, tasks, window)
+        parity = against_lm_eval(view, tokenizer, tasks, window)
         for row in parity:
             print(f"{row['task']:24} lm-eval: {row}")
     args.out.parent.mkdir(exist_ok=True)

@@ -10,7 +10,20 @@ from test_evaluate_stability import FEW, opencompass, random_pair, sample_log
 from world import N_WORDS, write_model, write_text
 
 from shoal.decoder import TEACHER, DecoderView, Student
-from shoal.evaluate import Evaluation, ItemScores, TaskScores, compare_tasks, flip_table, score_task, task_notes, task_table
+from shoal.evaluate import (
+    Evaluation,
+    ItemScores,
+    Measured,
+    TaskScores,
+    compare,
+    compare_tasks,
+    disagreement,
+    flip_table,
+    kept_shares,
+    score_task,
+    task_notes,
+    task_table,
+)
 from shoal.types import Unit
 
 
@@ -74,6 +87,42 @@ def test_the_average_is_of_accuracies_and_its_interval_is_paired():
     assert got.tasks[0].teacher.low < 0.75
 
 
+def test_kinds_of_tasks_stand_apart_above_chance():
+    """Choices keep (0.6 - 0.5) / (0.9 - 0.5) of what guessing does not give, last words 3 of 4; the warning says so."""
+    teacher = [made("quiz", [1] * 90 + [0] * 10), made("last", [1] * 80 + [0] * 20, form="last_word")]
+    student = [made("quiz", [1] * 60 + [0] * 40), made("last", [1] * 60 + [0] * 40, form="last_word")]
+    got = compare_tasks(teacher, student)
+    assert [(kind.form, kind.tasks) for kind in got.kinds] == [("choice", ("quiz",)), ("last_word", ("last",))]
+    assert [kind.share.value for kind in got.kinds] == pytest.approx([1 / 4, 3 / 4])
+    assert all(kind.share.low < kind.share.value < kind.share.high for kind in got.kinds)
+    same = compare_tasks(teacher, teacher)
+    assert all((kind.share.low, kind.share.high) == (1.0, 1.0) for kind in same.kinds)
+
+
+def evaluation(tasks, *, nll):
+    """An evaluation of a tiny model against itself, but for the tasks and the student's perplexity."""
+    from test_evaluate_compare import BATCHES, FROM
+
+    found = compare(DecoderView(tiny_model("llama", n_layers=2)), TEACHER, BATCHES, provenance=FROM)
+    worse = found.student.perplexity.model_copy(update={"nll": found.teacher.perplexity.nll + nll})
+    student = found.student.model_copy(update={"perplexity": worse})
+    return found.model_copy(update={"student": student, "tasks": tasks})
+
+
+def test_a_warning_when_the_measures_disagree():
+    teacher = [made("quiz", [1] * 90 + [0] * 10), made("last", [1] * 80 + [0] * 20, form="last_word")]
+    lost = [teacher[0], made("last", [1] * 20 + [0] * 60 + [1] * 20, form="last_word")]
+    assert disagreement(evaluation(compare_tasks(teacher, teacher), nll=0.0)) is None
+    assert disagreement(evaluation(compare_tasks(teacher, teacher), nll=0.05)) is None  # 5 %: apart, but not worth a warning
+    text = disagreement(evaluation(compare_tasks(teacher, teacher), nll=1.0))
+    assert "multiple choice 100 %, last words 100 %, perplexity 37 %" in text
+    tasks = disagreement(evaluation(compare_tasks(teacher, lost), nll=0.0))
+    assert "last words 50 % (" in tasks and "\n" not in tasks
+    assert disagreement(evaluation(None, nll=1.0)) is None
+    shares = kept_shares(evaluation(compare_tasks(teacher, lost), nll=0.5))
+    assert shares["perplexity"].value == pytest.approx(0.6065, abs=1e-4) and shares["last words"].value == pytest.approx(0.5)
+
+
 def test_no_task_above_chance_has_no_average():
     got = compare_tasks([made("a", [0] * 10, form="last_word")], [made("a", [0] * 10, form="last_word")], **FEW)
     assert got.counted == () and got.retained is None and got.tasks[0].retained is None and got.tasks[0].at_chance
@@ -92,7 +141,7 @@ def test_flips_are_listed_with_their_scores_and_are_not_markup():
 def test_other_tasks_and_two_of_one_name_are_refused():
     with pytest.raises(ValueError, match="the teacher's tasks are a, the student's b"):
         compare_tasks([made("a", [1])], [made("b", [1])])
-    with pytest.raises(ValueError, match="two task files have one name"):
+    with pytest.raises(ValueError, match="two tasks have one name"):
         compare_tasks([made("a", [1])] * 2, [made("a", [1])] * 2)
     with pytest.raises(ValueError, match="2 items of the teacher, 1 of the student"):
         compare_tasks([made("a", [1, 1])], [made("a", [1])])
@@ -137,12 +186,22 @@ def test_eval_adds_the_tasks(world, shoal):
     assert itself.tasks[0].stability.kl.value == itself.tasks[0].answers.kl.high == 0.0
 
 
+def test_eval_without_a_teacher_has_the_tasks_too(world, shoal):
+    tasks = ("--task", world / "quiz.jsonl", "--task", world / "last.jsonl")
+    code, out, err = shoal(
+        "eval", world / "other", "--text", world / "text.jsonl", "--samples", 4, "--length", 16, *tasks, "--json"
+    )
+    found = Measured.from_json(out)
+    assert code == 0 and "Tasks: quiz, last by the built-in scorer" in err
+    assert [(one.task, one.n_items, one.n_truncated) for one in found.tasks] == [("quiz", 11, 1), ("last", 4, 0)]
+    assert found.tasks[0].accuracy_norm is not None and found.tasks[1].word_perplexity > 1
+
+
 def test_tasks_that_cannot_be_are_one_line(world, shoal, tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"ctx": "a", "choices": ["b", "c"]}')
     for args, message in (
         (("--teacher", world / "model", "--task", "nowhere.jsonl"), "no task file at nowhere.jsonl"),
         (("--teacher", world / "model", "--task", "bad.jsonl"), "bad.jsonl, line 1: the field 'gold' is missing"),
-        (("--task", world / "quiz.jsonl"), "give --teacher"),
     ):
         code, out, err = shoal("eval", world / "other", "--text", world / "text.jsonl", *args)
         assert code == 2 and out == "" and message in err and len(err.strip().splitlines()) == 1

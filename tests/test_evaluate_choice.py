@@ -285,7 +285,7 @@ def test_files_without_items_or_of_no_form_are_refused(tmp_path):
     with pytest.raises(ValueError, match="has no items"):
         load_task(path)
     path.write_text('{"question": "a", "chioces": []}')
-    with pytest.raises(ValueError, match="line 1: needs the fields ctx, choices and gold, or ctx and target; unknown field"):
+    with pytest.raises(ValueError, match="line 1: needs the fields ctx, choices and gold; .*Unknown field 'chioces'"):
         load_task(path)
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match="not UTF-8"):

@@ -4,7 +4,9 @@ import pytest
 import torch
 from families import FAMILIES, VOCAB, tiny_model
 
-from shoal.evaluate.generate import generations, greedy_tokens, n_equal_at_start
+from shoal.decoder import TEACHER, DecoderView, Student
+from shoal.evaluate.generate import generations, greedy_texts, greedy_tokens, model_of, n_equal_at_start
+from shoal.types import Unit
 
 PROMPT_T = torch.randint(3, VOCAB, (6,), generator=torch.Generator().manual_seed(2))
 
@@ -15,8 +17,11 @@ class Letters:
     def __call__(self, text):
         return {"input_ids": [int(word) for word in text.split()]}
 
-    def decode(self, ids, *, skip_special_tokens):
-        return " ".join(str(i) for i in ids)
+    def decode(self, ids, *, skip_special_tokens=False):
+        return " ".join(str(int(i)) for i in ids)
+
+    def batch_decode(self, rows):
+        return [self.decode(row) for row in rows]
 
 
 def argmax_without_cache(model, prompt_T, n):
@@ -70,3 +75,49 @@ def test_impossible_requests_are_refused():
         generations(model, model, tokenizer=Letters(), prompts=[""])
     with pytest.raises(ValueError, match="max_new_tokens=0 needs at least 1"):
         generations(model, model, tokenizer=Letters(), prompts=["1"], max_new_tokens=0)
+
+
+# -- many prompts at once ------------------------------------------------------------------------------------------------
+
+PROMPTS = [PROMPT_T[:n].tolist() for n in (2, 6, 3, 6, 1)]
+
+
+def said(model, prompts=PROMPTS, **options):
+    return dict(greedy_texts(model, Letters(), prompts, **options))
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_padding_on_the_left_changes_no_token(family):
+    """Prompts of different lengths in one batch say what each says on its own, before the end token."""
+    model = tiny_model(family, n_layers=3)
+    end = model.generation_config.eos_token_id
+    alone = [greedy_tokens(model, torch.tensor(prompt), max_new_tokens=8) for prompt in PROMPTS]
+    expected = {index: Letters().decode(one[: one.index(end)] if end in one else one) for index, one in enumerate(alone)}
+    assert said(model, max_new_tokens=8) == expected
+    assert said(model, max_new_tokens=8, tokens_per_batch=1) == expected
+
+
+def test_a_row_is_done_at_its_stop_string_and_the_others_go_on():
+    model = tiny_model("llama", n_layers=3)
+    model.generation_config.eos_token_id = None
+    free = {index: text.split() for index, text in said(model, max_new_tokens=12).items()}
+    stop = f" {free[0][4]}"
+    got = said(model, max_new_tokens=12, stop=[stop])
+    for index, tokens in free.items():
+        texts = [" ".join(tokens[:n]) for n in range(1, 13)]
+        until = next((text for text in texts if stop in text), texts[-1])
+        assert got[index].startswith(until)  # what a row says after its stop, while others go on, is cut off by who asks
+    (alone,) = said(model, PROMPTS[:1], max_new_tokens=12, stop=[stop]).values()
+    assert alone.endswith(stop) and alone.count(stop) == 1 and got[0].startswith(alone)
+
+
+def test_a_student_of_a_view_writes_like_the_model_cut_by_hand():
+    model = tiny_model("llama", n_layers=4)
+    view = DecoderView(model)
+    assert model_of(view, TEACHER) is model
+    cut = model_of(view, Student(frozenset({Unit("layer", 2)})))
+    del model.model.layers[2]
+    for index, layer in enumerate(model.model.layers):
+        layer.self_attn.layer_idx = index
+    model.config.num_hidden_layers = 3
+    assert said(cut, max_new_tokens=8) == said(model, max_new_tokens=8)

@@ -11,10 +11,11 @@ from shoal.decoder import DecoderView, run_pass
 from shoal.decoder.streamed import open_streamed
 from shoal.fit.patch_error import N_FOLDS, PatchObserver, bytes_per_span, patch_errors
 from shoal.fit.solve import RIDGES
+from shoal.replace.layer import LayerReplacement
 from shoal.scan.scan import add_states
 from shoal.select.budget import parse_budget
 from shoal.select.choose import Choosing, choose
-from shoal.select.size import PUT_BACK, model_size
+from shoal.select.size import NOTHING, model_size, put_back_of
 from shoal.select.wanted import PATCHED
 from shoal.types import Batch, Span, stable_hash
 
@@ -157,11 +158,11 @@ def test_the_selector_takes_the_span_of_least_error():
         return patch_errors(view, BATCHES, spans=spans)
 
     size = model_size(view)
-    for put_back in ("none", "layer"):
-        how = Choosing(by=PATCHED, n_candidates=1, put_back=PUT_BACK[put_back])
+    for put_back in (NOTHING, put_back_of(LayerReplacement(), 32)):
+        how = Choosing(by=PATCHED, n_candidates=1, put_back=put_back)
         chosen = choose(parse_budget("2"), size, tables={}, how=how, patch_table=patch_table)
         allowed = [span for span in seen[-1]]
-        assert {span.n for span in allowed} == {2} and (put_back == "none") == (Span(0, 2) in allowed)
+        assert {span.n for span in allowed} == {2} and (put_back == NOTHING) == (Span(0, 2) in allowed)
         table = patch_errors(view, BATCHES, spans=allowed)
         assert Span(chosen.layers[0], chosen.layers[-1] + 1) == min(allowed, key=lambda span: table[span])
 

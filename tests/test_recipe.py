@@ -25,8 +25,13 @@ def test_every_selector_can_be_named(name):
 
 
 def test_a_recipe_may_name_what_the_tables_hold_and_nothing_else():
-    allowed = {field: set(get_args(Recipe.model_fields[field].annotation)) for field in ("select", "replace")}
-    assert allowed == {"select": set(SELECTORS), "replace": {"none", *REPLACEMENTS}}
+    assert set(get_args(Recipe.model_fields["select"].annotation)) == set(SELECTORS)
+    for name in ("none", *REPLACEMENTS):
+        assert load_recipe("default", {"replace": name}).replace == name
+    with pytest.raises(ValueError, match="unknown replacement 'swigl'; did you mean 'swiglu'"):
+        load_recipe("default", {"replace": "swigl"})
+    with pytest.raises(ValueError, match="width"):
+        load_recipe("default", {"replace": "swiglu:width=0"})
 
 
 @pytest.mark.parametrize("packing", sorted(PACKINGS))

@@ -10,7 +10,7 @@ from shoal.decoder import DecoderView, Student
 from shoal.plan import Drop, Plan, Refit, Replace, Size
 from shoal.replace import REPLACEMENTS, attach, replacement_named, student_of, values_of
 from shoal.replace.layer import LayerReplacement
-from shoal.select.size import PUT_BACK
+from shoal.select.size import put_back_of
 from shoal.types import Batch, Span, Unit
 
 IDS_BT = torch.randint(3, VOCAB, (3, 11), generator=torch.Generator().manual_seed(0))
@@ -102,14 +102,14 @@ def test_its_cost_is_one_layer(llama):
 
 @pytest.mark.parametrize("cut", [Span(1, 2), Span(3, 5)])
 def test_the_span_over_a_cut_starts_as_plain_removal(llama, cut):
-    (span,) = PUT_BACK["layer"].replaced(cut.layers)
+    (span,) = put_back_of(LayerReplacement(), 32).replaced(cut.layers)
     student = student_of(llama, plan_with(Replace(start=span.start, stop=span.stop, replacement="layer")))
     assert torch.equal(llama.logits(PADDED, student=student), llama.logits(PADDED, student=removed(*cut.layers)))
 
 
 def test_nothing_can_be_inherited_before_layer_0():
     with pytest.raises(ValueError, match="layer 0"):
-        PUT_BACK["layer"].replaced((0, 1))
+        put_back_of(LayerReplacement(), 32).replaced((0, 1))
 
 
 def test_refits_become_overrides(llama):
@@ -164,9 +164,9 @@ def test_quantised_weights_are_refused():
 
 
 @pytest.mark.parametrize("name", REPLACEMENTS)
-def test_names_and_tiers(name):
+def test_names_and_layouts(name):
     assert replacement_named(name).name == name
-    assert replacement_named(name).export_tiers
+    assert set(replacement_named(name).layouts) <= {"stock", "code"} and replacement_named(name).about
     with pytest.raises(ValueError, match="x"):
         replacement_named(name, {"x": 1})
 

@@ -32,7 +32,7 @@ def keys(base, changes, **options):
     scan = scan_key(inputs) if needs_scan(recipe) else None
     return {
         "scan": scan,
-        "plan": choice_key(inputs, budget_of(recipe), choosing(recipe, inputs.view.n_layers), scan=scan),
+        "plan": choice_key(inputs, budget_of(recipe), choosing(recipe, inputs.view), scan=scan),
         "train": fit_key(inputs, PLAN),
         "model": save_key(inputs, PLAN, {}),
         "evaluation": evaluation_key(inputs, PLAN, {}),

@@ -9,13 +9,17 @@ from families import FAMILIES, tiny_model
 
 from shoal.decoder import DecoderView
 from shoal.plan import Plan
+from shoal.replace.layer import LayerReplacement
 from shoal.replace.table import REPLACEMENTS, replacement_named
 from shoal.select.budget import parse_budget, parse_parameters, realised, resolve
 from shoal.select.plan_of import plan_of
-from shoal.select.size import PUT_BACK, ModelSize, PutBack, model_size
+from shoal.select.size import NOTHING as NONE
+from shoal.select.size import ModelSize, PutBack, model_size, put_back_of
+from shoal.types import Span
 
-NONE, LAYER = PUT_BACK["none"], PUT_BACK["layer"]
-FFN = PutBack("ffn", 1, False, lambda size, span: 60)
+LAYER = put_back_of(LayerReplacement(), 1)
+FFN = PutBack("ffn", own_parameters=60, options=(("width", 3),))
+PADDED = PutBack("ffn", layers=1)
 EVEN = ModelSize(total=2000, layers=(100,) * 16)
 LLAMA2_7B = ModelSize(total=6_738_415_616, layers=(202_383_360,) * 32)
 
@@ -98,13 +102,19 @@ def test_published_shares_of_llama2_7b(n, share):
     assert cut(parse_budget("25%"), LLAMA2_7B).n == 8
 
 
-def test_a_replacement_that_starts_as_zero_takes_a_layer_more():
+def test_a_replacement_beside_the_layers_costs_its_parameters():
     chosen = cut(parse_budget("4"), put_back=FFN)
-    assert (chosen.n_net, chosen.n) == (4, 5)
-    # 5 layers of 100 out, 60 in
-    assert EVEN.after(range(3, 8), FFN).parameters == 2000 - 440
-    assert EVEN.after(range(3, 8), FFN).layers == 12
+    assert (chosen.n_net, chosen.n) == (4, 4)
+    # 4 layers of 100 out, 60 in
+    assert EVEN.after(range(3, 7), FFN).parameters == 2000 - 340
+    assert EVEN.after(range(3, 7), FFN).layers == 12
     assert cut(parse_budget("22%"), put_back=FFN).n == 5
+
+
+def test_a_replacement_that_starts_as_zero_in_a_layer_of_its_own_takes_a_layer_more():
+    chosen = cut(parse_budget("4"), put_back=PADDED)
+    assert (chosen.n_net, chosen.n) == (4, 5)
+    assert EVEN.after(range(3, 8), PADDED) == EVEN.after(range(3, 7), NONE)
 
 
 def test_layers_of_different_size_count_as_what_they_are():
@@ -128,7 +138,7 @@ def test_impossible_sizes_say_what_is_allowed(params):
 
 def test_nothing_free_is_an_error():
     with pytest.raises(ValueError, match="protect fewer"):
-        resolve(parse_budget("1"), EVEN, put_back=FFN, removable=(3,), n_most=1)
+        resolve(parse_budget("1"), EVEN, put_back=PADDED, removable=(3,), n_most=1)
 
 
 # -- sizes of real models --------------------------------------------------------------------------------------------------
@@ -170,7 +180,7 @@ def test_tied_embeddings_count_once_and_shared_layers_leave_with_none():
 
 
 def plan(layers, put_back, size=EVEN):
-    return plan_of(layers, size, put_back=put_back, source="m", source_hash="0", options={"a": 1} if put_back.layers else None)
+    return plan_of(layers, size, put_back=put_back, source="m", source_hash="0")
 
 
 def test_plans_hold_the_cut_and_both_sizes():
@@ -179,13 +189,16 @@ def test_plans_hold_the_cut_and_both_sizes():
     assert (plain.after.layers, plain.after.parameters) == (13, 1700)
     inherits = plan((4, 5, 9), LAYER)
     assert [(e.start, e.stop, e.replacement, e.options) for e in inherits.replacements] == [
-        (3, 6, "layer", {"a": 1}),
-        (8, 10, "layer", {"a": 1}),
+        (3, 6, "layer", {}),
+        (8, 10, "layer", {}),
     ]
     assert inherits.after == plain.after, "a layer put back for each layer it inherits"
     ffn = plan((4, 5, 9), FFN)
     assert [(e.start, e.stop) for e in ffn.replacements] == [(4, 6), (9, 10)]
-    assert ffn.after.parameters == 1700 + 120 and ffn.after.layers == 15
+    assert ffn.after.parameters == 1700 + 120 and ffn.after.layers == 13
+    assert all(e.options == {"width": 3} for e in ffn.replacements)
+    two = plan((4, 5, 9), PutBack("layer", layers=2, inherits=2))
+    assert [(e.start, e.stop) for e in two.replacements] == [(2, 6), (7, 10)] and two.after == plain.after
     for one in (plain, inherits, ffn, plan((), NONE)):
         assert Plan.from_json(one.to_json()) == one
     assert plan((), NONE).after == EVEN.before
@@ -206,16 +219,29 @@ def test_plans_that_cannot_be_are_refused():
         plan(range(16), NONE)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "deepseek_v3"])
 @pytest.mark.parametrize("name", REPLACEMENTS)
-def test_every_replacement_costs_what_its_module_holds(name):
+def test_every_replacement_costs_what_its_module_holds(name, family):
     """The budget's bookkeeping needs no model; it must agree with the modules that are built."""
-    view = DecoderView(tiny_model("deepseek_v3", n_layers=5))
-    replacement, put_back, size = replacement_named(name), PUT_BACK[name], model_size(view)
-    for span in put_back.replaced((2, 3)) + put_back.replaced((1,)):
-        held = sum(parameter.numel() for parameter in replacement.build(view, span).parameters())
-        assert put_back.parameters(size, span) == held == replacement.size(view, span).parameters
-        assert put_back.layers == replacement.size(view, span).layers
+    view = DecoderView(tiny_model(family, n_layers=5))
+    size = model_size(view)
+    for options in ({},) if name == "layer" else ({"layout": "code"}, {}):
+        replacement = replacement_named(name, options).resolved(view)
+        put_back = put_back_of(replacement, view.hidden_size)
+        for span in put_back.replaced((2, 3)) + put_back.replaced((1,)):
+            asked = replacement.size(view, span)
+            assert (asked.layers, asked.parameters) == (put_back.layers, put_back.parameters(size, span))
+            if name == "layer" or options:
+                held = sum(parameter.numel() for parameter in replacement.build(view, span).parameters())
+                assert held == asked.parameters
 
 
-def test_every_replacement_has_a_cost():
-    assert set(PUT_BACK) == {"none", *REPLACEMENTS}
+def test_runs_too_near_to_each_other_or_to_the_start_are_refused():
+    two = PutBack("layer", layers=2, inherits=2)
+    with pytest.raises(ValueError, match="inherits 2 layers before the removed ones"):
+        two.replaced((1,))
+    with pytest.raises(ValueError, match="so layer 4 has to stay"):
+        two.replaced((3, 5))
+    assert two.replaced((3, 6)) == (Span(1, 4), Span(4, 7))
+    with pytest.raises(ValueError, match="stands behind the layer before"):
+        FFN.replaced((0,))

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from shoal.decoder import DecoderView, run_pass
 from shoal.plan import Candidate
+from shoal.replace.layer import LayerReplacement
 from shoal.scan.gram import GramObserver
 from shoal.score.oracle import Oracle, Quality
 from shoal.select.budget import parse_budget
@@ -21,12 +22,13 @@ from shoal.select.guard import guard, guard_table, student_without, verdict
 from shoal.select.plan_of import plan_of
 from shoal.select.proposals import Proposer, other_proposers, propose
 from shoal.select.rounds import rescanner
-from shoal.select.size import PUT_BACK, model_size
+from shoal.select.size import NOTHING, model_size, put_back_of
 from shoal.select.table import SELECTORS
 from shoal.select.wanted import Picked, Wanted
 from shoal.types import Batch
 
 L, X = 10, 5
+PUT_BACK = {"none": NOTHING, "layer": put_back_of(LayerReplacement(), 32)}
 
 
 def batches(seed, n=2):

@@ -8,9 +8,10 @@ import torch
 from families import VOCAB, tiny_model
 
 from shoal.decoder import DecoderView, Student, run_pass
+from shoal.replace.layer import LayerReplacement
 from shoal.scan.gram import GramObserver
 from shoal.select.rounds import compact, in_rounds, rescanner, shares
-from shoal.select.size import PUT_BACK
+from shoal.select.size import put_back_of
 from shoal.select.spans import plain_span_by
 from shoal.select.table import SELECTORS, selector_named
 from shoal.select.wanted import Wanted, change_costs, most_layers
@@ -140,7 +141,7 @@ def test_deepest_but_the_last_0_based(n_layers):
 def test_a_replacement_that_inherits_is_scored_over_the_layer_it_inherits():
     """LLM-Streamline compares n + 1 layers and puts one back."""
     one = table(7)
-    want = wanted(3, put_back=PUT_BACK["layer"], protected=frozenset())
+    want = wanted(3, put_back=put_back_of(LayerReplacement(), 32), protected=frozenset())
     best = min((Span(s, s + 4) for s in range(L - 3)), key=lambda span: one[span])
     first = picks("span", one, want)[0]
     assert first.layers == tuple(best.layers)[1:] and first.score == one[best]

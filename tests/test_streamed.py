@@ -157,7 +157,14 @@ SAME_FILES = ("scan.json", "scan.safetensors", "plan.json", "fit.safetensors")
 
 @pytest.mark.parametrize(
     ("resident", "changes"),
-    [("1", {}), ("2", {}), ("4", {}), ("1", {"repair": "sweep"}), ("2", {"repair": "refit", "max_spans": 2})],
+    [
+        ("1", {}),
+        ("2", {}),
+        ("4", {}),
+        ("1", {"repair": "sweep"}),
+        ("2", {"repair": "refit", "max_spans": 2}),
+        ("1", {"replace": "layer", "train": {"tokens": 500}}),
+    ],
     ids=str,
 )
 def test_a_streamed_run_leaves_the_same_files(resident, changes, small, tmp_path):
@@ -179,8 +186,8 @@ def test_a_scan_in_memory_is_continued_by_a_streamed_run(small, tmp_path):
 
 
 def test_what_cannot_be_streamed_is_said(small, tmp_path):
-    with pytest.raises(ValueError, match="--replace none"):
-        compress(recipe(small, replace="layer"), tmp_path / "a", resident="1")
+    with pytest.raises(ValueError, match="every step of forward_kl runs"):
+        compress(recipe(small, replace="layer", train={"objective": "forward_kl"}), tmp_path / "a", resident="1")
     for wrong in ("0", "some", "-1"):
         with pytest.raises(ValueError, match="--resident"):
             compress(recipe(small), tmp_path / "b", resident=wrong)

@@ -16,6 +16,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from shoal.fit.config import FitConfig, RepairName
+from shoal.replace.table import parse_replacement
 from shoal.train.config import TrainConfig
 from shoal.types import Record, nearest
 
@@ -53,7 +54,7 @@ class Recipe(Record):
         rounds: 1 = one-shot; more: cut in that many steps and measure anew after each.
         protect: layers that stay, negative ones counted from the end.
         guard: candidates compared by true KL on the selection slice; 1 = the selector's own choice stands.
-        replace: module in place of the removed span.
+        replace: module in place of each removed span, ``NAME`` or ``NAME:option=value,...`` (``none``: plain removal).
         repair: closed form, no new parameters; its name in :data:`shoal.fit.config.REPAIRS`.
         fit: how much text the repair reads and how tokens count; unused with ``repair: none``.
         train: how the replacement is trained; unused with ``replace: none``.
@@ -73,7 +74,7 @@ class Recipe(Record):
     rounds: int = Field(default=1, ge=1)
     protect: tuple[int, ...] = (0, -1)
     guard: int = Field(default=4, ge=1)
-    replace: Literal["none", "layer"] = "layer"
+    replace: str = "layer"
     repair: RepairName = "none"
     fit: FitConfig = FitConfig()
     train: TrainConfig = TrainConfig()
@@ -83,6 +84,12 @@ class Recipe(Record):
     @classmethod
     def _drop_as_text(cls, value: object) -> object:
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("replace")
+    @classmethod
+    def _known_replacement(cls, value: str) -> str:
+        parse_replacement(value)
+        return value.strip()
 
     @model_validator(mode="after")
     def _one_way_to_repair(self) -> Recipe:

@@ -18,12 +18,25 @@ def evaluate(
         typer.Option("--teacher", help="Reference model for KL and agreement; without it: perplexity and cost alone."),
     ] = None,
     task: Annotated[
-        Optional[list[Path]],  # noqa: UP045
+        Optional[list[str]],  # noqa: UP045
         typer.Option(
             "--task",
-            metavar="FILE",
-            help="Task file for teacher and student: JSON lines with ctx, choices, gold, or with ctx, target; may be repeated.",
+            metavar="FILE|NAME",
+            help="Task file (JSON lines with ctx, choices, gold; ctx, target; ctx, answer; or question, answer), or a task of "
+            "lm-eval by name; may be repeated.",
         ),
+    ] = None,
+    engine: Annotated[
+        str, typer.Option("--engine", help="built-in (files), lm-eval, or auto: files built-in, names by lm-eval.")
+    ] = "auto",
+    shots: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--shots", help="Solved examples before each item: first items of the file.  [default: 0, or the task's]"),
+    ] = None,
+    items: Annotated[Optional[int], typer.Option("--items", help="The first items of every task.  [default: all]")] = None,  # noqa: UP045
+    include: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--include", help="Folder of lm-eval's YAML tasks of your own."),
     ] = None,
     text: TextOption = None,
     samples: Annotated[Optional[int], typer.Option("--samples", help="Evaluation samples.  [default: up to 64]")] = None,  # noqa: UP045
@@ -34,20 +47,30 @@ def evaluate(
     trust_remote_code: Remote = False,
     json: Json = False,
 ) -> None:
-    """Measure a model: perplexity and cost, and against a teacher KL, agreement, generations, speed, tasks."""
+    """Measure a model: perplexity, cost and tasks, and against a teacher KL, agreement, generations, speed, stability."""
     from shoal.cli.console import Screen
-    from shoal.evaluate import figures_table, generation_table, load_task, position_table, table
+    from shoal.evaluate import accuracy_table, figures_table, generation_table, position_table, table
     from shoal.run.evaluate import evaluate_alone, evaluate_pair
+    from shoal.run.tasks import open_tasks
 
     screen = Screen(as_json=json)
-    if task and teacher is None:
-        raise ValueError("--task compares a model with its teacher; give --teacher as well (the model itself for a baseline)")
-    tasks = [load_task(path) for path in task or ()]
+    if not task and (engine != "auto" or shots is not None or items is not None or include is not None):
+        raise ValueError("--engine, --shots, --items and --include are about tasks; give --task as well")
+    tasks = open_tasks(task or (), engine=engine, shots=shots, n_items=items, include=include)
     chosen = with_options("default", model=teacher or model, text=text, evaluation=samples, length=length, seed=seed)
     say_text(screen, chosen)
+    if tasks:
+        screen.say(str(tasks))
     with screen.progress():
         if teacher is None:
-            alone = evaluate_alone(chosen, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+            alone = evaluate_alone(
+                chosen,
+                tasks=tasks,
+                device=device,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                progress=screen.step,
+            )
         else:
             found = evaluate_pair(
                 chosen,
@@ -60,14 +83,15 @@ def evaluate(
             )
     if teacher is None:
         screen.show(figures_table(alone))
+        if alone.tasks:
+            screen.show(accuracy_table(alone.tasks))
         screen.result(alone.model_dump(mode="json"))
         return
     screen.show(table(found))
     if found.by_position is not None:
         screen.show(position_table(found.by_position))
     screen.show(generation_table(found.generations))
-    if found.tasks is not None:
-        show_tasks(screen, found.tasks)
+    show_tasks(screen, found)
     screen.result(found.model_dump(mode="json"))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from shoal.fit.config import REPAIRS
+from shoal.replace.table import REPLACEMENTS
 
 if TYPE_CHECKING:
     from shoal.recipe import Recipe
@@ -68,7 +69,13 @@ Protect = Annotated[
         help="Layers that are not removed, such as 0,1,-1, or none; a replacement may still retrain one.  [default: 0,-1]",
     ),
 ]
-ReplaceBy = Annotated[Optional[str], typer.Option("--replace", help="none or layer.  [default: layer]")]  # noqa: UP045
+ReplaceBy = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--replace",
+        help=f"none, {', '.join(REPLACEMENTS)}; options behind the name, such as swiglu:width=1024.  [default: layer]",
+    ),
+]
 RepairBy = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(

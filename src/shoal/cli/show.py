@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from shoal.cli.console import Screen
-    from shoal.evaluate import Benchmark
+    from shoal.evaluate import Evaluation
     from shoal.plan import Plan
     from shoal.recipe import Recipe
     from shoal.run.compress import Outcome
@@ -58,14 +58,19 @@ def say_spread(screen: Screen, plan: Plan) -> None:
         screen.say(f"Choice {spread_said(plan.spread)}")
 
 
-def show_tasks(screen: Screen, found: Benchmark) -> None:
-    """Tasks, what the table cannot say, and flips."""
-    from shoal.evaluate import flip_table, task_notes, task_table
+def show_tasks(screen: Screen, found: Evaluation) -> None:
+    """Tasks, what the table cannot say, a warning where the measures disagree, and flips."""
+    from shoal.evaluate import disagreement, flip_table, task_notes, task_table
 
-    screen.show(task_table(found))
-    for note in task_notes(found):
+    if found.tasks is None:
+        return
+    screen.show(task_table(found.tasks))
+    for note in task_notes(found.tasks):
         screen.say(note)
-    screen.show(flip_table([one.answers for one in found.tasks]))
+    screen.show(flip_table([one.answers for one in found.tasks.tasks]))
+    warning = disagreement(found)
+    if warning is not None:
+        screen.say(warning)
 
 
 def say_text(screen: Screen, chosen: Recipe) -> None:

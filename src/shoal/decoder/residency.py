@@ -10,9 +10,15 @@ from torch import nn
 
 
 class Residency(Protocol):
-    """Lends layers. ``layer_major`` says that a pass should run all batches through a layer before the next one."""
+    """Lends layers.
+
+    Attributes:
+        layer_major: a pass should run all batches through a layer before the next one.
+        n_resident: so many layers, once lent, stay in memory until others are asked for.
+    """
 
     layer_major: bool
+    n_resident: int
 
     @contextmanager
     def layer(self, index: int) -> Iterator[nn.Module]:
@@ -27,6 +33,7 @@ class Resident:
 
     def __init__(self, layers: nn.ModuleList) -> None:
         self._layers = layers
+        self.n_resident = len(layers)
 
     @contextmanager
     def layer(self, index: int) -> Iterator[nn.Module]:

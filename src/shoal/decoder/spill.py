@@ -5,6 +5,7 @@ The file is written and read, never mapped: mapped pages would count as memory. 
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Hashable
@@ -32,7 +33,7 @@ class Spill:
 
     Args:
         limit: bytes that may stay in memory; None: a quarter of what is free now.
-        folder: of the temporary file; the system's unless given.
+        folder: of the temporary file; :func:`spill_folder` unless given.
     """
 
     def __init__(self, limit: int | None = None, *, folder: Path | None = None) -> None:
@@ -60,8 +61,14 @@ class Spill:
         offset = free.pop() if free else self._end
         self._end = max(self._end, offset + n_bytes)
         raw = value.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy()
-        self._open().seek(offset)
-        self._file.write(memoryview(cast(Any, raw)))
+        try:
+            self._open().seek(offset)
+            self._file.write(memoryview(cast(Any, raw)))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            where = self._folder or spill_folder()
+            raise ValueError(f"no space left in {where} for hidden states; free some, or set TMPDIR to a larger disk") from None
         self._written[key] = _Place(offset, n_bytes, value.shape, value.dtype, value.device)
 
     def get(self, key: Hashable) -> Tensor:
@@ -90,8 +97,16 @@ class Spill:
 
     def _open(self) -> Any:
         if self._file is None:
-            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 (lives as long as the pass)
+            self._file = tempfile.TemporaryFile(dir=self._folder or spill_folder())  # noqa: SIM115 (lives as long as the pass)
         return self._file
+
+
+def spill_folder() -> Path:
+    """Where hidden states wait: ``TMPDIR`` where it is set, else /var/tmp, since /tmp may be held in memory."""
+    lasting = Path("/var/tmp")
+    if not os.environ.get("TMPDIR") and os.access(lasting, os.W_OK):
+        return lasting
+    return Path(tempfile.gettempdir())
 
 
 def free_memory() -> int:

@@ -50,7 +50,7 @@ class Streamed:
     def __init__(self, model: nn.Module, folder: Path, *, n_resident: int = 1) -> None:
         if n_resident < 1:
             raise ValueError(f"n_resident={n_resident} needs at least 1")
-        self.model, self.folder, self.n_resident = model, folder, n_resident
+        self.model, self.folder, self.n_resident = model.requires_grad_(False), folder, n_resident
         self._checked: set[int] = set()
         self.bytes_read = 0
         self.path, layers = find_layers(model)
@@ -76,7 +76,7 @@ class Streamed:
             self._make_room()
             waiting = self._ahead.pop(index, None)
             load_tensors(self.model, waiting.result() if waiting else self._read(index))
-            refuse_unfilled(self._layers[index], index)
+            refuse_unfilled(self._layers[index].requires_grad_(False), index)
             if index not in self._checked:
                 refuse_nonfinite(self._layers[index], f"layer {index} of {self.folder}")
                 self._checked.add(index)

@@ -16,11 +16,22 @@ from shoal.types import Span, Unit
 @dataclass(frozen=True, eq=False)
 class Attached:
     """A module that runs in place of ``span``, called as ``module(h, *args, **kwargs)`` with the recorded arguments of
-    layer ``args_from`` (which layer it inherits masks and rotary embeddings from)."""
+    layer ``args_from`` (which layer it inherits masks and rotary embeddings from). The members of an ``nn.ModuleList`` run one
+    after the other, member i with the arguments of layer ``args_from + i``."""
 
     span: Span
     module: nn.Module
     args_from: int
+
+    @property
+    def parts(self) -> tuple[tuple[int, nn.Module], ...]:
+        """(layer whose arguments it gets, module) of everything that runs, in order."""
+        return parts_of(self.module, self.args_from)
+
+
+def parts_of(module: nn.Module, args_from: int) -> tuple[tuple[int, nn.Module], ...]:
+    """A module, or the members of a list, each with the layer whose arguments it gets."""
+    return tuple(enumerate(module if isinstance(module, nn.ModuleList) else (module,), start=args_from))
 
 
 @dataclass(frozen=True, eq=False)

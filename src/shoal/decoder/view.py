@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from shoal.decoder.families import contribution, find_layers, output_map, refuse_coupled_layers, sublayer, text_config
 from shoal.decoder.residency import Residency, Resident
-from shoal.decoder.student import TEACHER, Step, Student
+from shoal.decoder.student import TEACHER, Step, Student, parts_of
 from shoal.types import Batch, Branches
 
 TapKind = Literal["boundary", "attn_in", "attn_map_in", "mlp_map_in", "attn_out", "mlp_out"]
@@ -158,7 +158,9 @@ class DecoderView:
             return h_BTD
         if step.action == "module":
             assert step.module is not None
-            return _first(reading.calls[step.args_from](step.module, h_BTD))
+            for source, part in parts_of(step.module, step.args_from):
+                h_BTD = _first(reading.calls[source](part, h_BTD))
+            return h_BTD
         with self.residency.layer(layer) as module:
             call = reading.calls[layer]
             if step.zeroed:

@@ -1,19 +1,23 @@
 """What was lost and what was won: perplexity, divergence, tasks, stability, generations, cost and speed of two models."""
 
 from shoal.evaluate.answer_files import load_answers
-from shoal.evaluate.benchmark import Benchmark, TaskResult, compare_tasks
+from shoal.evaluate.answered import TaskAnswers, answered
+from shoal.evaluate.benchmark import Benchmark, Kept, TaskFigures, TaskResult, compare_tasks, task_figures
 from shoal.evaluate.bootstrap import Interval
 from shoal.evaluate.choice import ItemScores, TaskScores, choice_answers, score_task
 from shoal.evaluate.cost import Cost, cost
+from shoal.evaluate.disagreement import disagreement, kept_shares
 from shoal.evaluate.evaluation import Evaluation, Figures, Measured, closeness, compare
+from shoal.evaluate.exact_match import write_answers
 from shoal.evaluate.generate import Generation, generations
+from shoal.evaluate.harness import HarnessTask, answer_with_harness, file_task, harness_tasks
 from shoal.evaluate.last_word import last_word_answers
 from shoal.evaluate.perplexity import Perplexity, perplexities, perplexity
 from shoal.evaluate.positions import ByPosition, Positions
 from shoal.evaluate.speed import Speed, speed
 from shoal.evaluate.stability import Answer, Answers, Flip, Stability, official_stability, stability
 from shoal.evaluate.table import Row, figures_table, generation_table, position_table, rows, table
-from shoal.evaluate.task_table import flip_table, stability_notes, stability_table, task_notes, task_table
+from shoal.evaluate.task_table import accuracy_table, flip_table, stability_notes, stability_table, task_notes, task_table
 from shoal.evaluate.tasks import Task, TaskItem, load_task
 
 __all__ = [
@@ -26,8 +30,10 @@ __all__ = [
     "Figures",
     "Flip",
     "Generation",
+    "HarnessTask",
     "Interval",
     "ItemScores",
+    "Kept",
     "Measured",
     "Perplexity",
     "Row",
@@ -35,18 +41,27 @@ __all__ = [
     "Positions",
     "Stability",
     "Task",
+    "TaskAnswers",
+    "TaskFigures",
     "TaskItem",
     "TaskResult",
     "TaskScores",
+    "accuracy_table",
+    "answer_with_harness",
+    "answered",
     "choice_answers",
     "closeness",
     "compare",
     "compare_tasks",
     "cost",
+    "disagreement",
     "figures_table",
+    "file_task",
     "flip_table",
     "generation_table",
     "generations",
+    "harness_tasks",
+    "kept_shares",
     "last_word_answers",
     "load_answers",
     "load_task",
@@ -61,6 +76,8 @@ __all__ = [
     "stability_notes",
     "stability_table",
     "table",
+    "task_figures",
     "task_notes",
     "task_table",
+    "write_answers",
 ]

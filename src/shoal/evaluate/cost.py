@@ -29,6 +29,8 @@ from torch import nn
 
 from shoal.decoder import TEACHER, DecoderView, Student
 from shoal.decoder.families import output_map, sublayer
+from shoal.decoder.student import parts_of
+from shoal.replace.modules import Patch
 from shoal.types import Record
 
 # Names of one fact in different configs.
@@ -82,7 +84,7 @@ def cost(view: DecoderView, *, context: int, student: Student = TEACHER) -> Cost
     around = _map_macs_around(view)
     known = around + sum(one for one in maps if one is not None) + attention
     return Cost(
-        layers=len(blocks),
+        layers=sum(not isinstance(block.module, Patch) for block in blocks),
         parameters=sum(parameter.numel() for parameter in stored),
         weight_bytes=sum(parameter.numel() * parameter.element_size() for parameter in stored),
         context=context,
@@ -106,7 +108,8 @@ def _blocks(view: DecoderView, student: Student) -> Iterator[Block]:
         step = student.step(index)
         if step.action == "module":
             assert step.module is not None
-            yield Block(step.args_from, step.module, frozenset())
+            for source, part in parts_of(step.module, step.args_from):
+                yield Block(source, part, frozenset())
         elif step.action == "run":
             yield Block(index, layer, step.zeroed)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from shoal.decoder import TEACHER, DecoderView, Student, run_pass
 from shoal.decoder.view import Reading
-from shoal.evaluate.benchmark import Benchmark
+from shoal.evaluate.benchmark import Benchmark, TaskFigures
 from shoal.evaluate.cost import Cost, cost
 from shoal.evaluate.generate import Generation
 from shoal.evaluate.perplexity import Perplexity, n_batches, perplexities, perplexity
@@ -37,6 +37,7 @@ class Measured(Record):
     """One model on its own, and what its figures rest on."""
 
     model: Figures
+    tasks: tuple[TaskFigures, ...] = ()
     provenance: Provenance
 
 

@@ -7,12 +7,14 @@ Greedy means the most probable token at every step; sampling, beams and repetiti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from shoal.decoder import DecoderView, Student
+from shoal.surgery.cut import cut
 from shoal.types import Record
 
 
@@ -52,13 +54,85 @@ def generations(
     return tuple(_side_by_side(teacher, student, tokenizer, prompt, max_new_tokens) for prompt in prompts)
 
 
+def model_of(view: DecoderView, student: Student) -> Any:
+    """The model that ``generate`` can run: the view's own for the teacher, else a cut of it that shares its weights.
+
+    Raises:
+        ValueError: layers are read from disk, or the student cannot be a stock model.
+    """
+    if view.residency.layer_major:
+        raise ValueError("text is written token by token, which needs all layers in memory; use --resident all")
+    is_whole = not (student.removed or student.overrides or student.attached)
+    return view.model if is_whole else cut(view, student)
+
+
 def greedy_tokens(model: Any, prompt_T: Tensor, *, max_new_tokens: int) -> list[int]:
     """The new tokens of a greedy continuation of one prompt of T tokens, an end-of-text token included if it came."""
-    from transformers import GenerationConfig
+    ids_BT = prompt_T[None].to(model.get_input_embeddings().weight.device)
+    return _generate(model, ids_BT, torch.ones_like(ids_BT), max_new_tokens=max_new_tokens)[0].tolist()
+
+
+def greedy_texts(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop: Sequence[str] = (),
+    tokens_per_batch: int = 4096,
+) -> Iterator[tuple[int, str]]:
+    """Greedy continuations of many prompts, batched with padding on the left, longest first.
+
+    Args:
+        prompts: token ids of each prompt, at least one.
+        stop: a row is done when its text holds one of these; the text still has it, and perhaps more after it.
+        tokens_per_batch: prompts and new tokens of one batch, padding included; at least one prompt.
+    Yields:
+        (index of the prompt, text without special tokens), in the order in which they are done.
+    """
+    device = model.get_input_embeddings().weight.device
+    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
+    while order:
+        n_columns = len(prompts[order[0]]) + max_new_tokens
+        n_rows = max(1, tokens_per_batch // n_columns)
+        group, order = order[:n_rows], order[n_rows:]
+        longest = len(prompts[group[0]])
+        ids_BT = torch.zeros(len(group), longest, dtype=torch.long)
+        mask_BT = torch.zeros_like(ids_BT)
+        for row, index in enumerate(group):
+            at = longest - len(prompts[index])
+            ids_BT[row, at:], mask_BT[row, at:] = torch.tensor(prompts[index]), 1
+        new_BT = _generate(
+            model, ids_BT.to(device), mask_BT.to(device), max_new_tokens=max_new_tokens, stop=stop, tokenizer=tokenizer
+        )
+        for index, new in zip(group, new_BT.tolist(), strict=True):
+            yield index, tokenizer.decode(_until_end(new, model), skip_special_tokens=True)
+
+
+def _until_end(tokens: list[int], model: Any) -> list[int]:
+    """Without what a finished row was filled with while the others went on."""
+    end = model.generation_config.eos_token_id
+    ends = set(end) if isinstance(end, (list, tuple)) else {end}
+    return next((tokens[:at] for at, token in enumerate(tokens) if token in ends), tokens)
+
+
+@torch.inference_mode()
+def _generate(
+    model: Any,
+    ids_BT: Tensor,
+    mask_BT: Tensor,
+    *,
+    max_new_tokens: int,
+    stop: Sequence[str] = (),
+    tokenizer: Any | None = None,
+) -> Tensor:
+    """(B, new) tokens by ``model.generate``, cached and greedy; rows that are done are filled with the padding token."""
+    from transformers import GenerationConfig, StoppingCriteriaList
 
     own = model.generation_config
     end = own.eos_token_id
     first_end = end[0] if isinstance(end, (list, tuple)) else end
+    padding = own.pad_token_id if own.pad_token_id is not None else first_end
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -67,12 +141,19 @@ def greedy_tokens(model: Any, prompt_T: Tensor, *, max_new_tokens: int) -> list[
         no_repeat_ngram_size=0,
         use_cache=True,
         eos_token_id=end,
-        pad_token_id=own.pad_token_id if own.pad_token_id is not None else first_end,
+        pad_token_id=padding if padding is not None or not stop else 0,
     )
-    ids_BT = prompt_T[None].to(model.get_input_embeddings().weight.device)
-    with torch.inference_mode():
-        out_BT = model.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), generation_config=config)
-    return out_BT[0, ids_BT.shape[1] :].tolist()
+    n_prompt = ids_BT.shape[1]
+
+    def is_done(so_far_BT: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        # a token is at least one byte, and a character at most four: a stop that ends now began no earlier
+        tails = tokenizer.batch_decode(so_far_BT[:, n_prompt:][:, -4 * longest_stop :])  # type: ignore[union-attr]
+        return torch.tensor([any(one in text for one in stop) for text in tails], device=so_far_BT.device)
+
+    longest_stop = max(map(len, stop), default=0)
+    criteria = StoppingCriteriaList([is_done] if stop else [])
+    out_BT: Tensor = model.generate(ids_BT, attention_mask=mask_BT, generation_config=config, stopping_criteria=criteria)
+    return out_BT[:, n_prompt:]
 
 
 def n_equal_at_start(a: Sequence[int], b: Sequence[int]) -> int:

@@ -55,8 +55,8 @@ def encode_pair(tokenizer: Any, ctx: str, option: str) -> tuple[list[int], list[
     tokenizer adds its own special tokens, unless the text begins with the start token already. An empty context is the start
     token (the end token where there is none).
     """
-    prefix = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if ctx == "":
+        prefix = _prefix(tokenizer)
         tokens = tokenizer.encode(option, add_special_tokens=False)
         if prefix is None or not tokens:
             return [], tokens
@@ -64,14 +64,31 @@ def encode_pair(tokenizer: Any, ctx: str, option: str) -> tuple[list[int], list[
     n_spaces = len(ctx) - len(ctx.rstrip())
     if n_spaces:
         ctx, option = ctx[:-n_spaces], ctx[-n_spaces:] + option
+    context = encode_prompt(tokenizer, ctx)
+    return context, encode_prompt(tokenizer, ctx + option)[len(context) :]
+
+
+def encode_prompt(tokenizer: Any, text: str) -> list[int]:
+    """Tokens of a text with the tokenizer's own special tokens, unless the text begins with the start token already."""
+    prefix = _prefix(tokenizer)
     start = tokenizer.decode(prefix) if prefix is not None else ""
+    own = {"add_special_tokens": False} if start and text.startswith(start) else {}
+    return list(tokenizer.encode(text, **own))
 
-    def encode(text: str) -> list[int]:
-        own = {"add_special_tokens": False} if start and text.startswith(start) else {}
-        return list(tokenizer.encode(text, **own))
 
-    context = encode(ctx)
-    return context, encode(ctx + option)[len(context) :]
+def _prefix(tokenizer: Any) -> int | None:
+    """The start token, or the end token where there is none."""
+    return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+
+
+def n_cut(tokenizer: Any, ctx: str, option: str, *, window: int | None) -> int:
+    """Tokens that the context loses on the left: at most ``window`` are read, one more is predicted."""
+    context, own = encode_pair(tokenizer, ctx, option)
+    return _n_cut(context, own, window)
+
+
+def _n_cut(context: Sequence[int], option: Sequence[int], window: int | None) -> int:
+    return 0 if window is None else max(0, len(context) + len(option) - window - 1)
 
 
 def pairs_of(item: TaskItem, *, tokenizer: Any, window: int | None) -> list[Pair]:
@@ -91,8 +108,8 @@ def pairs_of(item: TaskItem, *, tokenizer: Any, window: int | None) -> list[Pair
                 f"line {item.line}: an option of {len(option)} tokens is longer than the model's window of {window}; "
                 "leave the item out"
             )
-        n_cut = 0 if window is None else max(0, len(context) + len(option) - window - 1)
-        found.append(Pair(tuple(context[n_cut:]), tuple(option), n_cut))
+        cut = _n_cut(context, option, window)
+        found.append(Pair(tuple(context[cut:]), tuple(option), cut))
     return found
 
 

@@ -12,6 +12,7 @@ sure of weighs more; an item whose options it cannot tell apart may flip by chan
 * ``mean_nll``: mean negative log-likelihood per token over context and option, nats, no exp. The definition (OpenCompass' PPL).
 * ``option_nll``: negative log-likelihood of the option alone, summed; lm-eval's sample logs hold no more. Its spread is larger
   and fewer items carry the weight (see ``effective_items``): not comparable with ``mean_nll``.
+* ``exact_match``: one score per item, 0 for the right text and 1 for another; all weights are equal.
 * ``last_word``: one option per item; every sigma is 0, all weights are equal, right means that the word is the greedy one.
 """
 
@@ -27,7 +28,7 @@ import numpy as np
 from shoal.evaluate.bootstrap import LEVEL, N_RESAMPLES, Interval, bootstrap, mean, sign_test
 from shoal.types import Record
 
-Variant = Literal["mean_nll", "option_nll", "last_word"]
+Variant = Literal["mean_nll", "option_nll", "last_word", "exact_match"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Answer:
         gold: index of the right option.
         chosen: index of the option the model takes, None for none of them.
         scores: one per option, lower is better.
+        said: what a model that writes its answer answered, None where it chooses.
     """
 
     key: str
@@ -47,6 +49,7 @@ class Answer:
     gold: int
     chosen: int | None
     scores: tuple[float, ...]
+    said: str | None = None
 
     @property
     def is_right(self) -> bool:
@@ -79,7 +82,7 @@ class Answers:
 
 
 class Flip(Record):
-    """An item that one model has right and the other wrong; ``None``: none of the options was chosen."""
+    """An item that one model has right and the other wrong; ``None``: none of the options was chosen, nothing was written."""
 
     key: str
     text: str
@@ -88,6 +91,8 @@ class Flip(Record):
     student: int | None
     teacher_scores: tuple[float, ...]
     student_scores: tuple[float, ...]
+    teacher_said: str | None = None
+    student_said: str | None = None
 
 
 class Stability(Record):
@@ -96,7 +101,7 @@ class Stability(Record):
     Attributes:
         stability: as defined at the top of this file.
         correctness: share of items on which both are right or both are wrong.
-        answers: share of items on which both take the same option; None where items have one option.
+        answers: share of items on which both take the same option or write the same answer; None where items have one option.
         kl: mean over items of KL(teacher || student) between the options, probabilities = softmax of minus the scores, in nats;
             None where items have one option.
         teacher_accuracy, student_accuracy: by the answers that are compared here.
@@ -140,14 +145,15 @@ def stability(
 
     lost, won = (_flips(pairs, from_right=side) for side in (True, False))
     many = all(len(a.scores) > 1 for a, _ in pairs)
-    same_N = np.array([a.chosen == b.chosen for a, b in pairs], dtype=float)
+    is_written = all(a.said is not None for a, _ in pairs)
+    same_N = np.array([(a.chosen, a.said) == (b.chosen, b.said) for a, b in pairs], dtype=float)
     return Stability(
         task=teacher.task,
         variant=teacher.variant,
         n_items=len(pairs),
         stability=measure(agree_N, weight_N),
         correctness=measure(agree_N, one_N),
-        answers=measure(same_N, one_N) if many else None,
+        answers=measure(same_N, one_N) if many or is_written else None,
         kl=measure(np.array([option_kl(a.scores, b.scores) for a, b in pairs]), one_N) if many else None,
         teacher_accuracy=measure(right_N2[:, 0], one_N),
         student_accuracy=measure(right_N2[:, 1], one_N),
@@ -225,6 +231,8 @@ def _flips(pairs: Sequence[tuple[Answer, Answer]], *, from_right: bool) -> tuple
             student=b.chosen,
             teacher_scores=a.scores,
             student_scores=b.scores,
+            teacher_said=a.said,
+            student_said=b.said,
         )
         for a, b in found
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from shoal.evaluate.benchmark import Benchmark, TaskResult
+from shoal.evaluate.benchmark import Benchmark, TaskFigures, TaskResult
 from shoal.evaluate.bootstrap import Interval
 from shoal.evaluate.stability import Stability
 
@@ -38,6 +38,33 @@ def task_table(found: Benchmark) -> Table:
     return shown
 
 
+def accuracy_table(found: Sequence[TaskFigures]) -> Table:
+    """One model alone: accuracy with intervals, and what guessing would give."""
+    from rich.table import Table
+
+    level = f"{100 * found[0].accuracy.level:g} %" if found else ""
+    shown = Table(
+        "task",
+        "accuracy",
+        "guessing",
+        "acc_norm",
+        "per word",
+        "items",
+        "cut",
+        "by",
+        title=f"Tasks, accuracy in % ({level} intervals)",
+    )
+    for column in shown.columns[1:-1]:
+        column.justify = "right"
+    for one in found:
+        perplexity = "" if one.word_perplexity is None else f"{one.word_perplexity:.4g}"
+        shown.add_row(
+            f"{one.task} *" if one.at_chance else one.task, _share(one.accuracy), f"{100 * one.chance:.1f}",
+            _share(one.accuracy_norm), perplexity, str(one.n_items), str(one.n_truncated), f"{one.metric}, {one.engine}",
+        )  # fmt: skip
+    return shown
+
+
 def task_notes(found: Benchmark) -> list[str]:
     """What the table cannot say: tasks left out, contexts cut, accuracies per character, perplexity per word."""
     notes = []
@@ -46,6 +73,8 @@ def task_notes(found: Benchmark) -> list[str]:
             notes.append(
                 f"{one.task}: the teacher is at chance ({100 * one.chance:.1f} %) on {one.n_items} items; not in the average"
             )
+        if one.engine == "lm-eval" and one.form == "choice":
+            notes.append(f"{one.task}: stability by option_nll; lm-eval keeps no likelihood of the context")
         if one.n_truncated:
             notes.append(f"{one.task}: {one.n_truncated} of {one.n_items} contexts cut from the left to fit the window")
         if one.teacher_norm is not None and one.student_norm is not None:
@@ -56,7 +85,8 @@ def task_notes(found: Benchmark) -> list[str]:
 
 
 def flip_table(results: Sequence[Stability], *, n: int = N_SHOWN) -> Table:
-    """The first flips of every task each way, the teacher's surest first; scores in nats, lower is better, gold in brackets."""
+    """The first flips of every task each way, the teacher's surest first: what each wrote, or scores in nats, lower is better,
+    gold in brackets."""
     from rich.table import Table
     from rich.text import Text
 
@@ -71,7 +101,13 @@ def flip_table(results: Sequence[Stability], *, n: int = N_SHOWN) -> Table:
     for one in results:
         for flips, way in ((one.right_to_wrong, "right to wrong"), (one.wrong_to_right, "wrong to right")):
             for flip in flips[:n]:
-                scores = [_scores(values, flip.gold) for values in (flip.teacher_scores, flip.student_scores)]
+                scores = [
+                    _scores(values, flip.gold) if said is None else repr(said[:40])
+                    for values, said in (
+                        (flip.teacher_scores, flip.teacher_said),
+                        (flip.student_scores, flip.student_said),
+                    )
+                ]
                 shown.add_row(one.task, Text(flip.text), way, *(Text(cell) for cell in scores))  # Text: items are not markup
     return shown
 

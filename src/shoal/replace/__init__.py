@@ -1,7 +1,29 @@
-"""Modules that take the place of a removed span."""
+"""Modules that take the place of a removed span. The table is free of torch; what makes students is imported on first use."""
 
-from shoal.replace.attach import attach, new_attached, student_of, values_of
+from typing import TYPE_CHECKING, Any
+
 from shoal.replace.base import Replacement
-from shoal.replace.table import REPLACEMENTS, replacement_named
+from shoal.replace.table import REPLACEMENTS, parse_replacement, replacement_named
 
-__all__ = ["REPLACEMENTS", "Replacement", "attach", "new_attached", "replacement_named", "student_of", "values_of"]
+if TYPE_CHECKING:
+    from shoal.replace.overlay import attach, load_values, new_attached, student_of, values_of
+
+__all__ = [
+    "REPLACEMENTS",
+    "Replacement",
+    "attach",
+    "load_values",
+    "new_attached",
+    "parse_replacement",
+    "replacement_named",
+    "student_of",
+    "values_of",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("attach", "load_values", "new_attached", "student_of", "values_of"):
+        from shoal.replace import overlay
+
+        return getattr(overlay, name)
+    raise AttributeError(f"module 'shoal.replace' has no attribute {name!r}")

@@ -1,57 +1,84 @@
-"""One decoder layer in place of a span, inherited from the span's first layer. LLM-Streamline (arXiv 2403.19135).
+"""Layers of the family in place of a span, inherited from its first ones. LLM-Streamline (arXiv 2403.19135) has one.
 
-Its start equals removing the rest of the span: the copied layer does what the original did and the others are gone. The
-result is a stock checkpoint with one layer in place of n.
+Its start equals removing the rest of the span: the copied layers do what the originals did and the others are gone. The
+result is a stock checkpoint with k layers in place of n.
 """
 
 from __future__ import annotations
 
-import copy
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from torch import nn
+from pydantic import Field
 
-from shoal.decoder import DecoderView
 from shoal.plan import Size
-from shoal.replace.base import ExportTier
+from shoal.replace.base import Layout, StartsAs
 from shoal.types import Record, Span
 
+if TYPE_CHECKING:
+    from torch import nn
 
-class InheritedLayer(nn.Module):
-    """A stock layer of the family, called as the family calls it; surgery puts ``layer`` into a checkpoint."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.layer(*args, **kwargs)
+    from shoal.decoder import DecoderView
 
 
 class LayerReplacement(Record):
-    """One layer of the family, a copy of the span's first."""
+    """Layers of the family, copies of the span's first ones.
+
+    Attributes:
+        layers: how many; more for a longer span.
+    """
 
     name: ClassVar[str] = "layer"
-    export_tiers: ClassVar[tuple[ExportTier, ...]] = ("stock",)
+    about: ClassVar[str] = "layers of the family, copies of the span's first ones"
+    layouts: ClassVar[tuple[Layout, ...]] = ("stock",)
 
-    def build(self, view: DecoderView, span: Span) -> InheritedLayer:
-        """A copy of layer ``span.start`` with parameters of its own.
+    layers: int = Field(default=1, ge=1)
+
+    @property
+    def starts_as(self) -> StartsAs:
+        return "inherits"
+
+    @property
+    def n_inherited(self) -> int:
+        return self.layers
+
+    @property
+    def n_layers(self) -> int:
+        return self.layers
+
+    def options(self) -> dict[str, Any]:
+        return {} if self.layers == 1 else {"layers": self.layers}
+
+    def resolved(self, view: DecoderView) -> Self:
+        return self
+
+    def n_own_parameters(self, hidden_size: int) -> int:
+        return 0
+
+    def build(self, view: DecoderView, span: Span) -> nn.Module:
+        """Copies of the span's first layers with parameters of their own: an ``InheritedLayer``, or a list of them.
 
         Raises:
-            ValueError: its weights are quantised (packed integers), so they cannot be trained.
+            ValueError: the span is no longer than what it inherits, or the weights are quantised (packed integers).
         """
-        with view.residency.layer(span.start) as layer:
-            packed = [name for name, parameter in layer.named_parameters() if not parameter.is_floating_point()]
-            if packed:
-                raise ValueError(
-                    f"layer {span.start} of this {view.family} model is quantised ({packed[0]!r} holds integers) and cannot be "
-                    "trained; use --replace none, or start from the unquantised model"
-                )
-            return InheritedLayer(copy.deepcopy(layer).eval())
+        from torch.nn import ModuleList
+
+        from shoal.replace.inherited import inherited_layer
+
+        self._refuse_short(span)
+        copies = [inherited_layer(view, span.start + i) for i in range(self.layers)]
+        return copies[0] if self.layers == 1 else ModuleList(copies).eval()
 
     def args_from(self, span: Span) -> int:
         return span.start
 
     def size(self, view: DecoderView, span: Span) -> Size:
-        with view.residency.layer(span.start) as layer:
-            return Size(layers=1, parameters=sum(parameter.numel() for parameter in layer.parameters()))
+        self._refuse_short(span)
+        n_parameters = 0
+        for i in range(self.layers):
+            with view.residency.layer(span.start + i) as layer:
+                n_parameters += sum(parameter.numel() for parameter in layer.parameters())
+        return Size(layers=self.layers, parameters=n_parameters)
+
+    def _refuse_short(self, span: Span) -> None:
+        if span.n < self.layers:
+            raise ValueError(f"{self.layers} inherited layers do not fit in {span}; use fewer, or a longer span")

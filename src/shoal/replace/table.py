@@ -1,4 +1,8 @@
-"""The replacements by name. ``none`` is not one of them: it means plain removal, a ``Drop`` in the plan."""
+"""The replacements by name: the one list that recipes, plans, budgets, tests, help and documents read.
+
+``none`` is not one of them: it means plain removal, a ``Drop`` in the plan. Options are written behind the name:
+``swiglu:width=1024``, ``linear:rank=64,layout=code``.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,31 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import yaml
+
 from shoal.replace.base import Replacement
+from shoal.replace.ffn import FfnReplacement
+from shoal.replace.free import FreeReplacement
+from shoal.replace.hadamard import HadamardReplacement
 from shoal.replace.layer import LayerReplacement
+from shoal.replace.linear import LinearReplacement
+from shoal.replace.patch import PatchReplacement
+from shoal.replace.rotation import RotationReplacement
+from shoal.replace.swiglu import SwigluReplacement
 from shoal.types import nearest
 
-REPLACEMENTS: dict[str, type[LayerReplacement]] = {LayerReplacement.name: LayerReplacement}
+REPLACEMENTS: dict[str, type[LayerReplacement] | type[PatchReplacement]] = {
+    kind.name: kind
+    for kind in (
+        LayerReplacement,
+        FfnReplacement,
+        SwigluReplacement,
+        LinearReplacement,
+        FreeReplacement,
+        HadamardReplacement,
+        RotationReplacement,
+    )
+}
 
 
 def replacement_named(name: str, options: Mapping[str, Any] | None = None) -> Replacement:
@@ -21,8 +45,25 @@ def replacement_named(name: str, options: Mapping[str, Any] | None = None) -> Re
     """
     if name not in REPLACEMENTS:
         raise ValueError(f"unknown replacement {name!r}; {nearest(name, REPLACEMENTS)} (or none: plain removal)")
-    kind = REPLACEMENTS[name]
-    unknown = set(options or {}) - set(kind.model_fields)
-    if unknown and not kind.model_fields:
-        raise ValueError(f"replacement {name!r} has no options, got {', '.join(sorted(unknown))}")
-    return kind.from_json(json.dumps(dict(options or {})), where=f"options of replacement {name!r}")
+    found: Replacement = REPLACEMENTS[name].from_json(json.dumps(dict(options or {})), where=f"options of replacement {name!r}")
+    return found
+
+
+def parse_replacement(text: str) -> Replacement | None:
+    """``none``, ``NAME`` or ``NAME:option=value,option=value`` as a description; None for ``none``.
+
+    Raises:
+        ValueError: as :func:`replacement_named`; not of this form.
+    """
+    name, _, rest = text.strip().partition(":")
+    options: dict[str, Any] = {}
+    for part in rest.split(",") if rest else ():
+        option, equals, value = part.partition("=")
+        if not equals or not option.strip() or not value.strip() or option.strip() in options:
+            raise ValueError(f"replace {text!r}: {part!r} is no option; write NAME:option=value,option=value")
+        options[option.strip()] = yaml.safe_load(value)
+    if name == "none":
+        if options:
+            raise ValueError(f"replace {text!r}: plain removal has no options; write none")
+        return None
+    return replacement_named(name, options)

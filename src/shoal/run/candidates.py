@@ -66,12 +66,12 @@ def repairer(inputs: Inputs, size: ModelSize, *, progress: Progress) -> Repair |
     from shoal.fit.refit import fit_plan
     from shoal.replace import student_of
     from shoal.select.plan_of import plan_of
-    from shoal.select.size import PUT_BACK
+    from shoal.select.size import NOTHING
 
     samples, opened = ranking_text(inputs), inputs.opened
 
     def repaired(layers: Sequence[int]) -> Student | None:
-        cut = plan_of(layers, size, put_back=PUT_BACK["none"], source=opened.name, source_hash=opened.fingerprint)
+        cut = plan_of(layers, size, put_back=NOTHING, source=opened.name, source_hash=opened.fingerprint)
         try:
             fitted = fit_plan(
                 inputs.view,

@@ -77,10 +77,6 @@ def compress(
 
 def run_stages(inputs: Inputs, folder: RunFolder, *, command: str = "", progress: Progress = silent) -> Outcome:
     """All stages on inputs that are open."""
-    if inputs.is_streamed and inputs.recipe.replace != "none":
-        raise ValueError(
-            "a replacement cannot be trained yet while layers are read from disk; use --replace none, or --resident all"
-        )
     check_budget(inputs)
     recipe_file, recipe = folder / "recipe.yaml", inputs.recipe.to_yaml().encode()
     if inputs.workers.is_first and (

@@ -47,4 +47,4 @@ def check_budget(inputs: Inputs) -> None:
     from shoal.select.choose import check_reach
     from shoal.select.size import model_size
 
-    check_reach(budget_of(inputs.recipe), model_size(inputs.view), how=choosing(inputs.recipe, inputs.view.n_layers))
+    check_reach(budget_of(inputs.recipe), model_size(inputs.view), how=choosing(inputs.recipe, inputs.view))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from shoal.recipe import Recipe
-from shoal.run.inputs import Inputs, Progress, open_inputs, silent
-from shoal.run.tasks import tasks_against_teacher
+from shoal.run.inputs import Inputs, Progress, open_inputs, silent, window_of
+from shoal.run.tasks import Tasks, answer_tasks, tasks_against_teacher
 
 if TYPE_CHECKING:
     from shoal.decoder import DecoderView, Student
-    from shoal.evaluate import Evaluation, Generation, Measured, Speed, Task
+    from shoal.evaluate import Evaluation, Generation, Measured, Speed
     from shoal.score.oracle import Quality
 
 N_PROMPTS = 3
@@ -20,14 +19,20 @@ LONGEST_TIMED_PROMPT = 512
 
 
 def evaluate_alone(
-    recipe: Recipe, *, device: str = "cpu", dtype: str | None = None, trust_remote_code: bool = False
+    recipe: Recipe,
+    *,
+    tasks: Tasks | None = None,
+    device: str = "cpu",
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress = silent,
 ) -> Measured:
-    """Perplexity and cost of ``recipe.model`` on the evaluation slice.
+    """Perplexity and cost of ``recipe.model`` on the evaluation slice, and its accuracy on tasks.
 
     Raises:
-        ValueError: everything that opening models and text can meet.
+        ValueError: everything that opening models and text and scoring tasks can meet.
     """
-    from shoal.evaluate import Figures, Measured, cost, perplexity
+    from shoal.evaluate import Figures, Measured, cost, perplexity, task_figures
     from shoal.evaluate.evaluation import token_stream
 
     inputs = open_inputs(recipe, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
@@ -41,14 +46,22 @@ def evaluate_alone(
         workers=inputs.workers,
     )
     figures = Figures(name=inputs.opened.name, cost=cost(inputs.view, context=inputs.length), perplexity=found)
-    return Measured(model=figures, provenance=inputs.provenance(inputs.evaluation))
+    answers = []
+    if tasks:
+        tokenizer, window = inputs.opened.need_tokenizer(), window_of(inputs.view.config)
+        answers = answer_tasks(inputs.view, tasks, tokenizer=tokenizer, window=window, progress=progress)
+    return Measured(
+        model=figures,
+        tasks=tuple(task_figures(one, seed=recipe.seed) for one in answers),
+        provenance=inputs.provenance(inputs.evaluation),
+    )
 
 
 def evaluate_pair(
     recipe: Recipe,
     student: str,
     *,
-    tasks: Sequence[Task] = (),
+    tasks: Tasks | None = None,
     device: str = "cpu",
     dtype: str | None = None,
     trust_remote_code: bool = False,
@@ -57,7 +70,7 @@ def evaluate_pair(
     """A saved student against the teacher ``recipe.model``.
 
     Args:
-        tasks: read by :func:`shoal.evaluate.load_task`; scored under both models.
+        tasks: opened by :func:`shoal.run.tasks.open_tasks`; asked of both models.
     Raises:
         ValueError: different vocabularies, and everything that opening models and text can meet.
     """

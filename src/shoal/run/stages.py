@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from shoal.decoder import Student
+    from shoal.decoder import DecoderView, Student
     from shoal.evaluate import Evaluation
     from shoal.plan import Plan
     from shoal.recipe import Recipe
@@ -91,7 +91,7 @@ def plan_stage(inputs: Inputs, folder: RunFolder, found: Scan | None, *, progres
     from shoal.select.size import model_size
 
     recipe, view = inputs.recipe, inputs.view
-    budget, how = budget_of(recipe), choosing(recipe, view.n_layers)
+    budget, how = budget_of(recipe), choosing(recipe, view)
     key = choice_key(inputs, budget, how, scan=scan_key(inputs) if found else None)
     if folder.is_done("plan", key):
         return Plan.load(folder / "plan.json")
@@ -146,7 +146,7 @@ def plan_unopened(recipe: Recipe, folder: RunFolder, *, trust_remote_code: bool 
     check_can_be_cut(config)
     skeleton = blueprint(config)
     size = size_of(skeleton, find_layers(skeleton)[0])
-    how = choosing(recipe, size.n_layers)
+    how = choosing_unopened(recipe, size.n_layers)
     budget = budget_of(recipe)
     key = unopened_choice_key(fingerprint(path), budget, how)
     if folder.is_done("plan", key):
@@ -181,10 +181,19 @@ def budget_of(recipe: Recipe) -> Budget:
     return parse_parameters(recipe.parameters) if recipe.parameters else parse_budget(recipe.drop)
 
 
-def choosing(recipe: Recipe, n_layers: int) -> Choosing:
-    """What the recipe says of selection."""
+def choosing(recipe: Recipe, view: DecoderView) -> Choosing:
+    """What the recipe says of selection, for a model: the options of a replacement are those its family has."""
+    from shoal.replace import parse_replacement
+    from shoal.select.size import put_back_of
+
+    found = parse_replacement(recipe.replace)
+    put_back = put_back_of(None if found is None else found.resolved(view), view.hidden_size)
+    return replace(choosing_unopened(recipe, view.n_layers), put_back=put_back)
+
+
+def choosing_unopened(recipe: Recipe, n_layers: int) -> Choosing:
+    """As :func:`choosing` for plain removal."""
     from shoal.select.choose import Choosing
-    from shoal.select.size import PUT_BACK
 
     return Choosing(
         selector=recipe.select,
@@ -193,7 +202,6 @@ def choosing(recipe: Recipe, n_layers: int) -> Choosing:
         protected=recipe.protected(n_layers),
         n_rounds=recipe.rounds,
         n_candidates=recipe.guard,
-        put_back=PUT_BACK[recipe.replace],
     )
 
 
@@ -342,7 +350,8 @@ def evaluate_stage(
     if folder.is_done("evaluation", key):
         return Evaluation.load(folder / "evaluation.json")
     started = time.monotonic()
-    student: DecoderView | Student = fitted.student  # of a streamed model: equal to the checkpoint, as was verified
+    # of a streamed model: equal to the checkpoint, as was verified
+    student: DecoderView | Student = replace(fitted.student, name="student")
     if not inputs.is_streamed:
         student = DecoderView(load_strictly(folder / "model").to(inputs.view.device))
     plain = None

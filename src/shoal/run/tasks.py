@@ -1,45 +1,172 @@
-"""Task files under teacher and student, and answers that other evaluators wrote."""
+"""Task files and tasks of lm-eval under any model, and answers that other evaluators wrote."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shoal.run.inputs import Inputs, Progress, silent, window_of
+from shoal.types import nearest
 
 if TYPE_CHECKING:
-    from shoal.decoder import DecoderView
+    from shoal.decoder import DecoderView, Student
     from shoal.evaluate import Benchmark, Stability, Task
+    from shoal.evaluate.answered import TaskAnswers
+    from shoal.evaluate.harness import HarnessTask
+
+
+ENGINES = ("auto", "built-in", "lm-eval")
+
+
+@dataclass(frozen=True, eq=False)
+class Tasks:
+    """Tasks that were read, in the order of the command line: files for the built-in scorer, the rest for lm-eval.
+
+    Attributes:
+        files: task files; ``by_harness``: the same files go to lm-eval.
+        named: lm-eval's own tasks, loaded.
+        n_items: the first items of each; None for all.
+    """
+
+    files: tuple[Task, ...] = ()
+    named: tuple[HarnessTask, ...] = ()
+    by_harness: bool = False
+    n_items: int | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.files or self.named)
+
+    def __str__(self) -> str:
+        """Who scores what."""
+        files, named = (", ".join(one.name for one in tasks) for tasks in (self.files, self.named))
+        built_in = f"{files} by the built-in scorer" if files and not self.by_harness else ""
+        harness = ", ".join(filter(None, (files if self.by_harness else "", named)))
+        if harness:
+            from shoal.evaluate.harness import harness_version
+
+            harness += f" by lm-eval {harness_version()}"
+        return "Tasks: " + "; ".join(filter(None, (built_in, harness)))
+
+
+def open_tasks(
+    names: Sequence[str],
+    *,
+    engine: str = "auto",
+    shots: int | None = None,
+    n_items: int | None = None,
+    include: Path | None = None,
+) -> Tasks:
+    """Read task files and load lm-eval's tasks.
+
+    Args:
+        names: paths of JSON lines, or names of lm-eval's tasks, groups and tags.
+        engine: ``built-in`` for files alone, ``lm-eval`` for everything, ``auto``: files built-in, names by lm-eval.
+        shots: solved examples before every item: the first items of a file; lm-eval's own choice for its tasks.
+        n_items: the first items of every task; all unless given.
+        include: folder of YAML tasks of lm-eval.
+    Raises:
+        ValueError: an unknown engine or name, a file that cannot be read, a count below 1.
+        ImportError: lm-eval is needed and not installed.
+    """
+    from shoal.evaluate import load_task
+    from shoal.evaluate.harness import harness_tasks, harness_version
+
+    if engine not in ENGINES:
+        raise ValueError(f"unknown --engine {engine!r}; {nearest(engine, ENGINES)}")
+    if n_items is not None and n_items < 1:
+        raise ValueError(f"--items {n_items} needs at least 1")
+    files = [name for name in names if _is_file(name)]
+    others = [name for name in names if not _is_file(name)]
+    if others and engine == "built-in":
+        raise ValueError(
+            f"--engine built-in scores task files, and {others[0]!r} is none; give a .jsonl file or --engine lm-eval"
+        )
+    if engine == "lm-eval":
+        harness_version()
+    read = [load_task(name, shots=shots or 0) for name in files]
+    if n_items is not None:
+        read = [task.head(n_items) for task in read]
+    named = harness_tasks(others, shots=shots, include=include) if others else []
+    found = [*(task.name for task in read), *(task.name for task in named)]
+    if len(set(found)) != len(found):
+        raise ValueError(f"two tasks have one name ({', '.join(found)}); rename the file of one of them")
+    return Tasks(tuple(read), tuple(named), engine == "lm-eval", n_items)
+
+
+def _is_file(name: str) -> bool:
+    return Path(name).suffix in (".jsonl", ".json") or "/" in name or Path(name).is_file()
+
+
+def answer_tasks(
+    view: DecoderView,
+    tasks: Tasks,
+    *,
+    tokenizer: Any,
+    window: int | None,
+    student: Student | None = None,
+    who: str = "model",
+    progress: Progress = silent,
+) -> list[TaskAnswers]:
+    """Ask one model all tasks.
+
+    Args:
+        student: an overlay on the view; the view's own model unless given.
+        window: longest input in tokens.
+        who: for the progress.
+    Raises:
+        ValueError: an item that cannot be scored, NaN scores.
+    """
+    from shoal.decoder import TEACHER
+    from shoal.evaluate.answered import answered
+    from shoal.evaluate.choice import score_task
+    from shoal.evaluate.exact_match import write_answers
+    from shoal.evaluate.generate import model_of
+    from shoal.evaluate.harness import answer_with_harness, file_task
+
+    student = TEACHER if student is None else student
+    found: list[TaskAnswers] = []
+    for task in () if tasks.by_harness else tasks.files:
+        what = f"{task.name}, {who}"
+
+        def step(done: int, total: int, what: str = what) -> None:
+            progress(what, done, total)
+
+        if task.form == "generation":
+            model = model_of(view, student)
+            found.append(write_answers(model, task, tokenizer=tokenizer, window=window, progress=step))
+        else:
+            (scores,) = score_task(view, task, tokenizer=tokenizer, students=[student], window=window, progress=step)
+            found.append(answered(scores))
+    by_harness = [*(file_task(one, window=window) for one in (tasks.files if tasks.by_harness else ())), *tasks.named]
+    if by_harness:
+        progress(f"lm-eval, {who}", 0, 1)
+        found += answer_with_harness(
+            view, by_harness, tokenizer=tokenizer, student=student, window=window, n_items=tasks.n_items
+        )
+        progress(f"lm-eval, {who}", 1, 1)
+    return found
 
 
 def tasks_against_teacher(
-    inputs: Inputs, student: DecoderView, tasks: Sequence[Task], *, progress: Progress = silent
+    inputs: Inputs, student: DecoderView | Student, tasks: Tasks, *, progress: Progress = silent
 ) -> Benchmark:
-    """Score a student of its own and the teacher on the same items.
+    """Ask the teacher and a student the same items; the shorter of their windows holds for both.
 
     Raises:
-        ValueError: an item that cannot be scored, or two tasks of one name.
+        ValueError: an item that cannot be scored, NaN scores.
     """
-    from shoal.evaluate import compare_tasks, score_task
+    from shoal.decoder import Student
+    from shoal.evaluate import compare_tasks
 
-    views = (inputs.view, student)
-    windows = [window for view in views if (window := window_of(view.config)) is not None]
-    scores = []
-    for view, who in zip(views, ("teacher", "student"), strict=True):
-        scored = []
-        for task in tasks:
-            what = f"{task.name}, {who}"
-            scored += score_task(
-                view,
-                task,
-                tokenizer=inputs.opened.need_tokenizer(),
-                window=min(windows, default=None),
-                progress=lambda done, total, what=what: progress(what, done, total),  # type: ignore[misc]
-            )
-        scores.append(scored)
-    return compare_tasks(*scores, seed=inputs.recipe.seed)
+    overlay = student if isinstance(student, Student) else None
+    other = inputs.view if isinstance(student, Student) else student
+    windows = [window for view in (inputs.view, other) if (window := window_of(view.config)) is not None]
+    tokenizer, window = inputs.opened.need_tokenizer(), min(windows, default=None)
+    ours = answer_tasks(inputs.view, tasks, tokenizer=tokenizer, window=window, who="teacher", progress=progress)
+    theirs = answer_tasks(other, tasks, tokenizer=tokenizer, window=window, student=overlay, who="student", progress=progress)
+    return compare_tasks(ours, theirs, seed=inputs.recipe.seed)
 
 
 @dataclass(frozen=True)

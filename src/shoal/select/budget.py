@@ -100,8 +100,8 @@ def resolve(
     Raises:
         ValueError: the budget removes nothing, or more than can be removed; says the allowed range.
     """
-    # a replacement that inherits a layer gives it back, one that starts as zero costs a layer more
-    extra = 0 if put_back.inherits else put_back.layers
+    # what is inherited is given back; a layer that starts as zero is one more to remove
+    extra = put_back.layers - put_back.inherits
     n_net_most = n_most - extra
     if n_net_most < 1:
         raise ValueError(f"nothing can be removed: {n_most} of {size.n_layers} layers are free to go; protect fewer layers")
@@ -113,10 +113,7 @@ def resolve(
         if layers_of is not None:
             return Fraction(size.total - size.after(layers_of(n_net + extra), put_back).parameters)
         mean = Fraction(sum(size.layers[layer] for layer in removable), len(removable))
-        if put_back.inherits or not put_back.layers:
-            return mean * n_net
-        typical = put_back.replaced(sorted(removable)[:1])[0]
-        return mean * (n_net + extra) - put_back.parameters(size, typical)
+        return mean * n_net - put_back.own_parameters  # of the layers it counts as, every one is as large as a removed one
 
     def cut(n_net: int) -> Cut:
         return Cut(n_net=n_net, n=n_net + extra, n_layers=size.n_layers, asked=budget.text)

@@ -14,7 +14,7 @@ from shoal.select.budget import Budget, Cut, realised, resolve
 from shoal.select.guard import Repair, describe_short, guard, verdict
 from shoal.select.proposals import Proposer, other_proposers, propose
 from shoal.select.rounds import Rescan, in_rounds
-from shoal.select.size import PUT_BACK, ModelSize, PutBack
+from shoal.select.size import NOTHING, ModelSize, PutBack
 from shoal.select.table import selector_named
 from shoal.select.wanted import PATCHED, Picked, Refuse, Selector, Tables, Wanted, most_layers, nothing_refused
 from shoal.types import Span, SpanTable
@@ -41,7 +41,7 @@ class Choosing:
     protected: frozenset[int] = frozenset()
     n_rounds: int = 1
     n_candidates: int = 4
-    put_back: PutBack = PUT_BACK["none"]
+    put_back: PutBack = NOTHING
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from shoal.plan import Candidate, Drop, Edit, PartChoice, Plan, Replace
 from shoal.select.size import ModelSize, PutBack
@@ -20,23 +19,21 @@ def plan_of(
     method: str = "",
     candidates: Sequence[Candidate] = (),
     spread: Sequence[PartChoice] = (),
-    options: Mapping[str, Any] | None = None,
 ) -> Plan:
     """The plan whose student, before any replacement is trained, lacks exactly ``layers``.
 
     Args:
-        layers: of the source; each of their runs gets its own replacement. One that inherits takes over the layer before
-            its run too, and starts as a copy of it.
+        layers: of the source; each of their runs gets its own replacement. One that inherits takes over the layers before
+            its run too, and starts as a copy of them.
         teacher: the source itself unless given.
-        options: of the replacement.
     Raises:
         ValueError: a layer that does not exist, all layers, or a replacement that has no layer to inherit.
     """
     removed = tuple(sorted(set(layers)))
     edits: tuple[Edit, ...]
-    if put_back.layers:
+    if put_back.name != "none":
         edits = tuple(
-            Replace(start=span.start, stop=span.stop, replacement=put_back.name, options=dict(options or {}))
+            Replace(start=span.start, stop=span.stop, replacement=put_back.name, options=dict(put_back.options))
             for span in put_back.replaced(removed)
         )
     else:

@@ -56,7 +56,7 @@ def other_proposers(tables: Tables, wanted: Wanted) -> list[Proposer]:
     if PATCHED in tables:
         found.append(Proposer(f"span {PATCHED}", plain_span_by(tables, replace(wanted, by=PATCHED))))
     for selector, by in OTHERS:
-        if by not in tables or (wanted.put_back.layers and not SELECTORS[selector].is_contiguous):
+        if by not in tables or (wanted.put_back.name != "none" and not SELECTORS[selector].is_contiguous):
             continue
         asked = replace(wanted, by=by)
         found.append(Proposer(f"{selector} {by}", SELECTORS[selector].pick(tables, asked)))

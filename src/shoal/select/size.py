@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 from shoal.plan import Size
 from shoal.types import Span, spans_of
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from shoal.decoder import DecoderView
+    from shoal.replace.base import Replacement
 
 
 @dataclass(frozen=True)
@@ -48,37 +49,66 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class PutBack:
-    """What a replacement costs: it counts as ``layers`` layers and has ``parameters(size, span)`` parameters.
+    """What stands in place of each run of removed layers, as far as sizes go: plain data, so that it is part of a run's key.
 
     Attributes:
-        name: of the replacement; ``none`` puts nothing back.
-        inherits: it starts as a copy of the first layer of its span, so at step 0 it equals removing the rest of the span;
-            otherwise it starts as zero and equals removing the whole span.
+        name, options: of the replacement, as a plan holds them; ``none`` puts nothing back.
+        layers: layers it counts as in the checkpoint; they have the sizes of the span's first ones.
+        inherits: layers it starts as a copy of, so that its step 0 equals removing the rest of the span.
+        own_parameters: what it has beyond its ``layers``.
     """
 
-    name: str
-    layers: int
-    inherits: bool
-    parameters: Callable[[ModelSize, Span], int] = field(repr=False)  # a function's address would make no two runs print alike
+    name: str = "none"
+    layers: int = 0
+    inherits: int = 0
+    own_parameters: int = 0
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def n_before(self) -> int:
+        """Layers that have to stay before a run: those it inherits, or one that its code can be attached to."""
+        return 0 if self.name == "none" else max(1, self.inherits)
+
+    def parameters(self, size: ModelSize, span: Span) -> int:
+        """Parameters it brings back in place of ``span``."""
+        return sum(size.layers[span.start : span.start + self.layers]) + self.own_parameters
 
     def replaced(self, removed: Iterable[int]) -> tuple[Span, ...]:
         """The spans a replacement takes over so that its step 0 lacks exactly the ``removed`` layers.
 
         Raises:
-            ValueError: it inherits a layer, and layer 0 is among the removed ones.
+            ValueError: too few layers before a run are kept; says how many are needed.
         """
-        runs = spans_of(removed) if self.layers else ()
-        if not self.inherits:
-            return runs
-        if runs and runs[0].start == 0:
-            raise ValueError(f"replacement {self.name!r} inherits the layer before the removed ones, so layer 0 has to stay")
-        return tuple(Span(run.start - 1, run.stop) for run in runs)
+        if self.name == "none":
+            return ()
+        spans, stop = [], 0
+        for run in spans_of(removed):
+            if run.start - stop < self.n_before:
+                layers = "the layer" if self.n_before == 1 else f"{self.n_before} layers"
+                why = "inherits" if self.inherits else "stands behind"
+                stays = run.start - 1 if stop else 0
+                raise ValueError(
+                    f"replacement {self.name!r} {why} {layers} before the removed ones, so layer {stays} has to stay"
+                )
+            spans.append(Span(run.start - self.inherits, run.stop))
+            stop = run.stop
+        return tuple(spans)
 
 
-PUT_BACK: dict[str, PutBack] = {
-    "none": PutBack("none", 0, False, lambda size, span: 0),
-    "layer": PutBack("layer", 1, True, lambda size, span: size.layers[span.start]),
-}
+NOTHING = PutBack()
+
+
+def put_back_of(replacement: Replacement | None, hidden_size: int) -> PutBack:
+    """What a replacement costs; one whose options are resolved, or None for plain removal."""
+    if replacement is None:
+        return NOTHING
+    return PutBack(
+        name=replacement.name,
+        layers=replacement.n_layers,
+        inherits=replacement.n_inherited,
+        own_parameters=replacement.n_own_parameters(hidden_size),
+        options=tuple(replacement.options().items()),
+    )
 
 
 def model_size(view: DecoderView) -> ModelSize:

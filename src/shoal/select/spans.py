@@ -1,8 +1,8 @@
 """One contiguous span by any table of scores. LLM-Streamline (arXiv 2403.19135, arg-max of the mean cosine) and UIDL
 (arXiv 2403.17887, arg-min of the mean angle).
 
-A replacement that inherits the first layer of its span is scored over that layer too, as LLM-Streamline does: n + 1 layers
-are compared, the first of them stays and is trained.
+A replacement that inherits the first layers of its span is scored over them too, as LLM-Streamline does with one: n + 1
+layers are compared, the first of them stays and is trained.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def span_by(tables: Tables, wanted: Wanted) -> Iterator[Picked]:
         ValueError: no such table.
     """
     goes_only = wanted.by == PATCHED  # measured of exactly the layers that go
-    return _ranked(tables, wanted, n_inherited=1 if wanted.put_back.inherits and not goes_only else 0)
+    return _ranked(tables, wanted, n_inherited=0 if goes_only else wanted.put_back.inherits)
 
 
 def plain_span_by(tables: Tables, wanted: Wanted) -> Iterator[Picked]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from shoal.select.size import PUT_BACK, PutBack
+from shoal.select.size import NOTHING, PutBack
 from shoal.types import Span, SpanTable, nearest
 
 Tables = Mapping[str, SpanTable]
@@ -57,20 +57,23 @@ class Wanted:
     protected: frozenset[int] = frozenset()
     by: str = "cosine/rest"
     max_spans: int = 3
-    put_back: PutBack = PUT_BACK["none"]
+    put_back: PutBack = NOTHING
     refuse: Refuse = nothing_refused
 
     @property
     def removable(self) -> tuple[int, ...]:
-        """Layers that may go. One that a replacement will be a copy of must precede them, so then layer 0 may not."""
-        first = 1 if self.put_back.inherits else 0
-        return tuple(layer for layer in range(first, self.n_layers) if layer not in self.protected)
+        """Layers that may go. The first ones may not where a replacement starts as a copy of them or is attached."""
+        return tuple(layer for layer in range(self.put_back.n_before, self.n_layers) if layer not in self.protected)
 
     def reason_against(self, layers: Sequence[int]) -> str | None:
         """Why these layers cannot go, or None."""
         stay = sorted(set(layers) - set(self.removable))
         if stay:
             return f"layer {stay[0]} is protected"
+        try:
+            self.put_back.replaced(layers)
+        except ValueError as reason:
+            return str(reason)
         gone = set(layers)
         kept = [layer for layer in range(self.n_layers) if layer not in gone]
         return self.refuse(kept) if kept else "nothing would be left"

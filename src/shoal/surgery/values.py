@@ -46,14 +46,14 @@ class NewTensors:
         dtype: torch.dtype | None = None,
     ) -> None:
         self._plan, self._values, self._shards, self._make, self.dtype = plan, values, shards, skeleton, dtype
-        inherited = {_args_from(edit): edit for edit in plan.replacements}
+        inherited = {layer: (edit, inner) for edit in plan.replacements for layer, inner in _inherited(edit)}
         self.order: tuple[int, ...] = tuple(sorted([*plan.kept_layers, *inherited]))
         self._keys: dict[int, dict[str, str | None]] = {}  # layer -> name inside it -> key of its value; None: zeros
         for edit in plan.edits:
             if isinstance(edit, Refit):
                 self._keys[edit.layer] = {name: f"refit.{edit.layer}.{name}" for name in edit.parameters}
-        for layer, edit in inherited.items():
-            self._keys[layer] = self._keys_of_replacement(layer, edit)
+        for layer, (edit, inner) in inherited.items():
+            self._keys[layer] = self._keys_of_replacement(layer, edit, inner)
         for unit in plan.dropped_units:
             if unit.kind != "layer" and unit.index in self.order:
                 zeros = dict.fromkeys(self._output_map(unit.index, unit.kind))
@@ -117,15 +117,9 @@ class NewTensors:
             raise ValueError(f"{key!r} has shape {got}, {needed} is needed; plan and values do not match")
         return self._values[key].detach()
 
-    def _keys_of_replacement(self, layer: int, edit: Replace) -> dict[str, str | None]:
+    def _keys_of_replacement(self, layer: int, edit: Replace, inner: str) -> dict[str, str | None]:
         """Empty where there are no values: the replacement starts as the layer it inherits."""
-        replacement = replacement_named(edit.replacement, edit.options)
-        if "stock" not in replacement.export_tiers:
-            raise ValueError(
-                f"the replacement {edit.replacement!r} of {edit.span} is no layer of the family: a stock checkpoint cannot "
-                "hold it; use the replacement 'layer'"
-            )
-        prefix = f"replace.{edit.start}-{edit.stop}.{INNER}"
+        prefix = f"replace.{edit.start}-{edit.stop}.{inner}"
         own: dict[str, str | None] = {key.removeprefix(prefix): key for key in self._values if key.startswith(prefix)}
         if own:
             for name in sorted(set(own) ^ set(self._layer(layer).state_dict())):
@@ -153,5 +147,15 @@ class NewTensors:
             raise ValueError(f"{key!r} {fault}; plan and values do not match")
 
 
-def _args_from(edit: Replace) -> int:
-    return replacement_named(edit.replacement, edit.options).args_from(edit.span)
+def _inherited(edit: Replace) -> list[tuple[int, str]]:
+    """(source layer, prefix of its values) of every layer of the family that a replacement consists of."""
+    replacement = replacement_named(edit.replacement, edit.options)
+    if replacement.starts_as != "inherits":
+        raise ValueError(
+            f"the replacement {edit.replacement!r} of {edit.span} is no layer of the family: a stock checkpoint cannot "
+            "hold it; use the replacement 'layer'"
+        )
+    first = replacement.args_from(edit.span)
+    if replacement.n_layers == 1:
+        return [(first, INNER)]
+    return [(first + i, f"{i}.{INNER}") for i in range(replacement.n_layers)]

@@ -104,6 +104,8 @@ class _Run:
         self.dtype = str(view.dtype)
         self.decided_by: Literal["quality", "validation"] = "validation" if quality is None else "quality"
         self.trainees = Trainees(view, starts, self.objectives[0], bfloat16=config.dtype == "bfloat16")
+        for objective in self.objectives:
+            self.trainees.refuse_absent_layers(objective)
         self.members = self.trainees.members
         self.best: list[dict[str, Tensor]] = [{} for _ in self.members]
         self.interval = eval_interval(config, n_steps=self.n_steps, n_tokens=self.n_tokens, selection_tokens=selection.n_tokens)
@@ -150,7 +152,7 @@ class _Run:
         for stage in range(self.stage, len(self.courses)):
             if stage != self.stage:
                 self._enter(stage)
-            for step, pieces in self.course.steps(self.progress.step - self.course.first_step):
+            for step, pieces in self.trainees.ahead(self.course.steps(self.progress.step - self.course.first_step)):
                 self._measure_if_due()
                 loss = self._step(step, pieces)
                 if report is not None:

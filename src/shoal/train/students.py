@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from shoal.decoder import DecoderView, Reading
+from shoal.decoder import TEACHER, DecoderView, Reading
 from shoal.train.objectives import WeightedSum, n_real_tokens
+from shoal.train.states import Asked, Source, Steps, source_of
 from shoal.train.trainee import Part, Start, Trainee, frozen
 from shoal.types import Batch
 
@@ -49,11 +50,32 @@ class Trainees(nn.Module):
         self._view, self.objective = view, objective
         self.members: list[Trainee] = [Trainee(view, start, bfloat16=bfloat16) for start in starts]
         self._registered = nn.ModuleList(self.members)
+        self._training, self._validating = source_of(view), source_of(view)
+
+    def refuse_absent_layers(self, objective: WeightedSum) -> None:
+        """Raises ValueError when a step would read layers from disk: those that run behind or inside the trained parts."""
+        has_head = bool(objective.needs - {"boundary"})
+        needed: set[int] = set()
+        for member in self.members:
+            stop = self._view.n_layers if has_head else member.targets[-1]
+            needed |= {layer for layer in range(member.first, stop) if member.deployed.step(layer).action == "run"}
+        held = self._view.residency.n_resident
+        if len(needed) > held:
+            cure = "an objective on hidden states, " if has_head else ""
+            cure += "train.several=sequential, " if any(len(member.parts) > 1 for member in self.members) else ""
+            raise ValueError(
+                f"every step of {objective} runs {len(needed)} kept layers ({min(needed)}..{max(needed)}), and {held} of the "
+                f"layers on disk are held in memory; use {cure}--resident {len(needed)} or --resident all"
+            )
+
+    def ahead(self, steps: Steps) -> Iterator[tuple[int, list[Batch]]]:
+        """The same steps, each when its batches can be read; see :mod:`shoal.train.states`."""
+        return self._training.ahead(steps, self._asked(self.objective))
 
     def forward(self, batch: Batch) -> Tensor:
         """Means (S, K) of every term over the batch's own positions, of the masters, with gradients. Not weighted yet."""
         with frozen(self._view.model):
-            return self._terms(batch, self.objective, Trainee.boundaries)
+            return self._terms(batch, self.objective, Trainee.boundaries, self._training)
 
     @torch.no_grad()
     def validation(self, batches: Sequence[Batch], objective: WeightedSum | None = None) -> list[float]:
@@ -61,9 +83,10 @@ class Trainees(nn.Module):
         objective = self.objective if objective is None else objective
         counts = torch.zeros(len(objective.terms), dtype=torch.float64)
         total = torch.zeros(len(self.members), len(objective.terms), dtype=torch.float64)
-        for batch in batches:
+        steps = ((number, [batch]) for number, batch in enumerate(batches))
+        for _, (batch,) in self._validating.ahead(steps, self._asked(objective)):
             count = objective.counts(batch)
-            total += count * self._terms(batch, objective, Trainee.deployed_boundaries).double().cpu()
+            total += count * self._terms(batch, objective, Trainee.deployed_boundaries, self._validating).double().cpu()
             counts = counts + count
         return [float(value) for value in (total / counts) @ objective.weights]
 
@@ -71,9 +94,9 @@ class Trainees(nn.Module):
         for member in self.members:
             member.deploy()
 
-    def _terms(self, batch: Batch, objective: WeightedSum, run: Run) -> Tensor:
+    def _terms(self, batch: Batch, objective: WeightedSum, run: Run, source: Source) -> Tensor:
         reading = self._view.read(batch)
-        ends = self._ends(reading, objective)
+        ends = self._ends(reading, objective, source)
         n_layers, head = self._view.n_layers, objective.needs - {"boundary"}
         teacher_BTV = self._view.head(ends.teacher[n_layers], reading) if "logits" in head else None
         losses = []
@@ -85,27 +108,28 @@ class Trainees(nn.Module):
             losses.append(objective.means(boundaries=pairs, logits=logits, teacher_BTV=teacher_BTV, batch=reading.batch))
         return torch.stack(losses)
 
-    @torch.no_grad()
-    def _ends(self, reading: Reading, objective: WeightedSum) -> Ends:
+    def _asked(self, objective: WeightedSum) -> Asked:
         """One teacher stream, and one for every student that differs from the teacher before its trained parts."""
-        of_teacher = [member.first for member in self.members if member.start.reads_teacher(member.first)]
+        of_teacher = {member.first for member in self.members if member.start.reads_teacher(member.first)}
+        students = [member for member in self.members if not member.start.reads_teacher(member.first)]
+        return Asked(
+            (TEACHER, *(member.start.student for member in students)),
+            (frozenset(self._targets(objective) | of_teacher), *(frozenset({member.first}) for member in students)),
+        )
+
+    def _targets(self, objective: WeightedSum) -> set[int]:
+        """The teacher's boundaries that students are compared with."""
         targets = {at for member in self.members for at in member.targets} if "boundary" in objective.needs else set()
-        targets |= {self._view.n_layers} if "logits" in objective.needs else set()
-        wanted = targets.union(of_teacher)
-        teacher: dict[int, Tensor] = {}
-        if wanted:
-            teacher = {at: h for at, h in self._view.stream(reading, stop=max(wanted)) if at in wanted}
+        return targets | ({self._view.n_layers} if "logits" in objective.needs else set())
+
+    def _ends(self, reading: Reading, objective: WeightedSum, source: Source) -> Ends:
+        teacher, *others = source.states(reading, self._asked(objective))
+        left = iter(others)
         inputs = [
-            teacher[member.first] if member.start.reads_teacher(member.first) else self._input(member, reading)
+            teacher[member.first] if member.start.reads_teacher(member.first) else next(left)[member.first]
             for member in self.members
         ]
-        return Ends(inputs, {at: teacher[at] for at in targets})
-
-    def _input(self, member: Trainee, reading: Reading) -> Tensor:
-        h = reading.h_BTD
-        for layer in range(member.first):
-            h = self._view.run_layer(layer, h, reading, student=member.start.student)
-        return h
+        return Ends(inputs, {at: teacher[at] for at in self._targets(objective)})
 
 
 def accumulate(trainees: nn.Module, pieces: Sequence[Batch], objective: WeightedSum) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from shoal.decoder import TEACHER, Attached, DecoderView, Reading, Student
 from shoal.decoder.student import Step
-from shoal.replace.attach import load_values, values_of
+from shoal.replace.overlay import load_values, values_of
 from shoal.types import Span
 
 
@@ -156,14 +156,16 @@ class Trainee(nn.Module):
     def _run(self, part: Part, h_BTD: Tensor, reading: Reading) -> Tensor:
         """A trained part on fp32 states, with its layer's recorded arguments in fp32."""
         master = self._master_of(part)
-        source = part.start if isinstance(master, Refitted) else self._attached(part).args_from
         if isinstance(master, Refitted):
+            sources = [part.start]
             step = Step("run", overrides={**self._frozen_in_fp32(part.start), **master.values()})
         else:
-            step = Step("module", module=master, args_from=source)
+            sources = [source for source, _ in self._attached(part).parts]
+            step = Step("module", module=master, args_from=sources[0])
         calls = list(reading.calls)
-        call = calls[source]
-        calls[source] = replace(call, args=_in_fp32(call.args), kwargs={k: _in_fp32(v) for k, v in call.kwargs.items()})
+        for source in sources:
+            call = calls[source]
+            calls[source] = replace(call, args=_in_fp32(call.args), kwargs={k: _in_fp32(v) for k, v in call.kwargs.items()})
         with torch.autocast(h_BTD.device.type, torch.bfloat16, enabled=self._bfloat16):
             return self._view.run_step(part.start, step, _in_fp32(h_BTD), replace(reading, calls=tuple(calls)))
 
