@@ -6,6 +6,8 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,10 +17,18 @@ from shoal.decoder import DecoderView, Student
 from shoal.evaluate.evaluation import closeness
 from shoal.evaluate.perplexity import perplexities
 from shoal.fit.patch_error import patch_errors
+from shoal.replace import attach
+from shoal.replace.layer import LayerReplacement
 from shoal.scan import CkaObserver, scan
 from shoal.score.oracle import Oracle, compare_views
 from shoal.select.rounds import rescanner
 from shoal.text.samples import Samples
+from shoal.train.config import TrainConfig
+from shoal.train.loop import train_starts
+from shoal.train.objectives import weighted_sum
+from shoal.train.parallel import data_parallel
+from shoal.train.students import Trainees, accumulate
+from shoal.train.trainee import Start
 from shoal.types import Provenance, Span, Unit
 from shoal.workers import Workers, join
 
@@ -54,7 +64,11 @@ def share_everything(workers: Workers, folder: Path) -> dict[str, object]:
     text = perplexities(view, ids_T, window=8, stride=5, students=students(3), batch_size=4, workers=workers)
     near, by_position = closeness(view, students(3)[1], batches, workers=workers)
     single = Oracle(view, batches[:1], workers=workers).measure(students(2))  # one batch: the second worker has nothing to do
+    trained = train(view, workers, folder)
     return {
+        "gradients": [gradients(view, n, workers) for n in (5, 1)],
+        "trained": trained.values,
+        "result": trained.result.model_dump(exclude={"seconds": True, "curve": {"__all__": {"seconds"}}}),
         "tables": {name: (torch.tensor(table.values), torch.tensor(table.stderr)) for name, table in found.tables.items()},
         "anatomy": found.anatomy.model_dump(),
         "provenance": found.provenance.to_json(),
@@ -69,12 +83,61 @@ def share_everything(workers: Workers, folder: Path) -> dict[str, object]:
     }
 
 
-def run_job(size: int, folder: Path, *, timeout: float = 120.0) -> list[dict[str, object]]:
-    """What each process of a job finds, by rank."""
+def start(view):
+    """A layer in place of two, and a refit of the layer after them."""
+    kind = LayerReplacement()
+    layer = dict(view.model.model.layers[4].named_parameters())
+    refit = {4: {"mlp.down_proj.weight": layer["mlp.down_proj.weight"].detach() * 0.9}}
+    return Start(Student(attached=(attach(kind, Span(2, 4), kind.build(view, Span(2, 4))),), overrides=refit))
+
+
+OBJECTIVE = weighted_sum("hidden_mse+0.5*forward_kl")
+
+
+def gradients(view, n_samples: int, workers: Workers):
+    """Losses and gradients of one step, in pieces of two samples; of ``n_samples=1`` the second worker has none."""
+    trainees = Trainees(view, [start(view)], OBJECTIVE)
+    every = samples(n_samples, seed=7)
+    rows = list(workers.share(range(n_samples))) or [0]
+    mine = replace(every, ids_NT=every.ids_NT[rows], lengths_N=every.lengths_N[rows])
+    wrapped = data_parallel(trainees, workers, device=view.device)
+    losses = accumulate(wrapped, mine.batches(2), OBJECTIVE, of=every.batches(2), workers=workers)
+    return losses, {name: one.grad.clone() for name, one in trainees.named_parameters()}
+
+
+def train(view, workers: Workers, folder: Path):
+    """Eight steps of five samples, the last of one; a quality that every worker measures for itself."""
+    config = TrainConfig(lr=1e-2, min_lr=1e-3, batch=5, micro_batch=2, eval_every=3, objective=str(OBJECTIVE))
+    oracle = Oracle(view, samples(6, seed=5).batches(2), workers=workers)
+    (trained,) = train_starts(
+        view,
+        [start(view)],
+        training=samples(36, seed=4),
+        selection=samples(6, seed=5),
+        config=config,
+        folder=folder / f"train-{workers.size}",
+        quality=lambda student: oracle.measure([student])[0].kl,
+        workers=workers,
+    )
+    return trained
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A process of a job."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+
+def launch(size: int, *arguments: str, timeout: float = 120.0) -> list[Ended]:
+    """Start Python ``size`` times with the environment of a launcher, and wait for all."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    here = Path(__file__).parent
+    here = str(Path(__file__).parent)
     common = {
         **os.environ,
         "WORLD_SIZE": str(size),
@@ -82,17 +145,25 @@ def run_job(size: int, folder: Path, *, timeout: float = 120.0) -> list[dict[str
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
     }
-    common["PYTHONPATH"] = os.pathsep.join([str(here), *sys.path])
-    jobs = [
-        subprocess.Popen([sys.executable, __file__, str(folder)], env={**common, "RANK": str(rank)}, stderr=subprocess.PIPE)
-        for rank in range(size)
-    ]
+    common["PYTHONPATH"] = os.pathsep.join([here, *sys.path])
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    started = time.monotonic()
+    jobs = [subprocess.Popen([sys.executable, *arguments], env={**common, "RANK": str(rank)}, **pipes) for rank in range(size)]
     try:
-        errors = [job.communicate(timeout=timeout)[1].decode() for job in jobs]
+        ended = []
+        for job in jobs:
+            out, err = job.communicate(timeout=timeout)
+            ended.append(Ended(job.returncode, out, err, time.monotonic() - started))
+        return ended
     finally:
         for job in jobs:
             job.kill()
-    assert all(job.returncode == 0 for job in jobs), "\n".join(errors)
+
+
+def run_job(size: int, folder: Path) -> list[dict[str, object]]:
+    """What each process of a job finds, by rank."""
+    ended = launch(size, __file__, str(folder))
+    assert all(one.code == 0 for one in ended), "\n".join(one.err for one in ended)
     return [torch.load(folder / f"{rank}.pt") for rank in range(size)]
 
 

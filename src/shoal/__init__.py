@@ -8,11 +8,15 @@ outcome = compress(load_recipe("default", {"model": "org/name", "drop": "25%"}),
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["compress", "load_recipe", "open_model"]
+__all__ = ["compare_models", "compress", "load_recipe", "open_model"]
 
 
 def __getattr__(name: str) -> Any:
     """The library's front doors, imported on first use so that the command line starts without torch."""
+    if name == "compare_models":
+        from shoal.run.compare import compare_models
+
+        return compare_models
     if name == "compress":
         from shoal.run.compress import compress
 

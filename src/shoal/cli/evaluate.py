@@ -7,7 +7,23 @@ from typing import Annotated, Optional
 
 import typer
 
-from shoal.cli.options import Device, Dtype, Json, Length, Model, Remote, Seed, TextOption, with_options
+from shoal.cli.options import (
+    Device,
+    Dtype,
+    Engine,
+    EvaluationSamples,
+    Include,
+    Items,
+    Json,
+    Length,
+    Model,
+    Remote,
+    Seed,
+    Shots,
+    TaskNames,
+    TextOption,
+    with_options,
+)
 from shoal.cli.show import say_text, show_tasks
 
 
@@ -17,29 +33,13 @@ def evaluate(
         Optional[str],  # noqa: UP045
         typer.Option("--teacher", help="Reference model for KL and agreement; without it: perplexity and cost alone."),
     ] = None,
-    task: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(
-            "--task",
-            metavar="FILE|NAME",
-            help="Task file (JSON lines with ctx, choices, gold; ctx, target; ctx, answer; or question, answer), or a task of "
-            "lm-eval by name; may be repeated.",
-        ),
-    ] = None,
-    engine: Annotated[
-        str, typer.Option("--engine", help="built-in (files), lm-eval, or auto: files built-in, names by lm-eval.")
-    ] = "auto",
-    shots: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option("--shots", help="Solved examples before each item: first items of the file.  [default: 0, or the task's]"),
-    ] = None,
-    items: Annotated[Optional[int], typer.Option("--items", help="The first items of every task.  [default: all]")] = None,  # noqa: UP045
-    include: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--include", help="Folder of lm-eval's YAML tasks of your own."),
-    ] = None,
+    task: TaskNames = None,
+    engine: Engine = "auto",
+    shots: Shots = None,
+    items: Items = None,
+    include: Include = None,
     text: TextOption = None,
-    samples: Annotated[Optional[int], typer.Option("--samples", help="Evaluation samples.  [default: up to 64]")] = None,  # noqa: UP045
+    samples: EvaluationSamples = None,
     length: Length = None,
     seed: Seed = None,
     device: Device = "cpu",
@@ -54,8 +54,6 @@ def evaluate(
     from shoal.run.tasks import open_tasks
 
     screen = Screen(as_json=json)
-    if not task and (engine != "auto" or shots is not None or items is not None or include is not None):
-        raise ValueError("--engine, --shots, --items and --include are about tasks; give --task as well")
     tasks = open_tasks(task or (), engine=engine, shots=shots, n_items=items, include=include)
     chosen = with_options("default", model=teacher or model, text=text, evaluation=samples, length=length, seed=seed)
     say_text(screen, chosen)

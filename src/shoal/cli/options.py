@@ -98,6 +98,30 @@ LearningRate = Annotated[
     typer.Option("--lr", help="Peak learning rate.  [default: 0.8 / hidden size, at most 8e-3]"),
 ]
 
+EvaluationSamples = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--samples", help="Evaluation samples.  [default: up to 64]"),
+]
+TaskNames = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--task",
+        metavar="FILE|NAME",
+        help="Task file (JSON lines with ctx, choices, gold; ctx, target; ctx, answer; or question, answer), or a task of "
+        "lm-eval by name; may be repeated.",
+    ),
+]
+Engine = Annotated[
+    str,
+    typer.Option("--engine", help="built-in (files), lm-eval, or auto: files built-in, names by lm-eval."),
+]
+Shots = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--shots", help="Solved examples before each item: first items of the file.  [default: 0, or the task's]"),
+]
+Items = Annotated[Optional[int], typer.Option("--items", help="The first items of every task.  [default: all]")]  # noqa: UP045
+Include = Annotated[Optional[Path], typer.Option("--include", help="Folder of lm-eval's YAML tasks of your own.")]  # noqa: UP045
+
 
 def with_options(recipe: str, **options: Any) -> Recipe:
     """The named recipe with the options that were given on top; validated like a recipe file.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from shoal import __version__
+from shoal.cli.compare import compare
 from shoal.cli.evaluate import evaluate, stability
 from shoal.cli.options import (
     By,
@@ -44,6 +45,7 @@ from shoal.cli.options import (
 )
 from shoal.cli.report import report
 from shoal.cli.show import HEAT_MAP, say_files, say_spread, say_text, show_outcome
+from shoal.cli.sweep import sweep
 from shoal.workers import join
 
 if TYPE_CHECKING:
@@ -273,7 +275,9 @@ def apply(
 
 
 app.command("eval")(evaluate)
+app.command()(compare)
 app.command()(stability)
+app.command()(sweep)
 app.command()(report)
 
 

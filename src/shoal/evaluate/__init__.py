@@ -5,6 +5,8 @@ from shoal.evaluate.answered import TaskAnswers, answered
 from shoal.evaluate.benchmark import Benchmark, Kept, TaskFigures, TaskResult, compare_tasks, task_figures
 from shoal.evaluate.bootstrap import Interval
 from shoal.evaluate.choice import ItemScores, TaskScores, choice_answers, score_task
+from shoal.evaluate.comparison import Compared, Comparison
+from shoal.evaluate.comparison_table import comparison_notes, comparison_table
 from shoal.evaluate.cost import Cost, cost
 from shoal.evaluate.disagreement import disagreement, kept_shares
 from shoal.evaluate.evaluation import Evaluation, Figures, Measured, closeness, compare
@@ -25,6 +27,8 @@ __all__ = [
     "Answers",
     "Benchmark",
     "ByPosition",
+    "Compared",
+    "Comparison",
     "Cost",
     "Evaluation",
     "Figures",
@@ -53,6 +57,8 @@ __all__ = [
     "closeness",
     "compare",
     "compare_tasks",
+    "comparison_notes",
+    "comparison_table",
     "cost",
     "disagreement",
     "figures_table",

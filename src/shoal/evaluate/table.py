@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shoal.evaluate.evaluation import Evaluation, Measured
+from shoal.evaluate.figures import count, in_bytes, number
 from shoal.evaluate.generate import Generation
 from shoal.evaluate.positions import ByPosition
 from shoal.evaluate.speed import Speed, median_iqr
@@ -32,26 +33,26 @@ def rows(evaluation: Evaluation) -> list[Row]:
     a, b = ours.cost, theirs.cost
     lines = [
         Row("layers", str(a.layers), str(b.layers), _share(b.layers, a.layers)),
-        Row("parameters", _count(a.parameters), _count(b.parameters), _share(b.parameters, a.parameters)),
-        Row("weights", _bytes(a.weight_bytes), _bytes(b.weight_bytes), _share(b.weight_bytes, a.weight_bytes)),
+        Row("parameters", count(a.parameters), count(b.parameters), _share(b.parameters, a.parameters)),
+        Row("weights", in_bytes(a.weight_bytes), in_bytes(b.weight_bytes), _share(b.weight_bytes, a.weight_bytes)),
     ]
     if a.macs_per_token is not None and b.macs_per_token is not None:
         change = _share(b.macs_per_token, a.macs_per_token)
-        lines.append(Row(f"MACs per token at {a.context} tokens", _count(a.macs_per_token), _count(b.macs_per_token), change))
+        lines.append(Row(f"MACs per token at {a.context} tokens", count(a.macs_per_token), count(b.macs_per_token), change))
     kv = (a.kv_bytes_per_token, b.kv_bytes_per_token)
     ppl = (ours.perplexity.value, theirs.perplexity.value)
     stderr = "" if math.isnan(quality.kl_stderr) else f" ± {quality.kl_stderr:.2g}"
     lines += [
-        Row("KV cache per token", _bytes(kv[0]), _bytes(kv[1]), _share(kv[1], kv[0])),
-        Row("perplexity", _number(ppl[0]), _number(ppl[1]), f"x {_number(ppl[1] / ppl[0])}"),
-        Row("KL to the teacher, nats per token", "0", f"{_number(quality.kl)}{stderr}"),
+        Row("KV cache per token", in_bytes(kv[0]), in_bytes(kv[1]), _share(kv[1], kv[0])),
+        Row("perplexity", number(ppl[0]), number(ppl[1]), f"x {number(ppl[1] / ppl[0])}"),
+        Row("KL to the teacher, nats per token", "0", f"{number(quality.kl)}{stderr}"),
         Row("top-1 agreement with the teacher", "100 %", f"{100 * quality.agreement:.1f} %"),
     ]
     if evaluation.by_position is not None:
         share = f"{100 * evaluation.by_position.acceptance:.1f} %"
         lines.append(Row("speculative acceptance, sum of min(p, q)", "100 %", share))
     if evaluation.plain is not None:
-        lines.append(Row("the same without repair: KL", "0", _number(evaluation.plain.kl)))
+        lines.append(Row("the same without repair: KL", "0", number(evaluation.plain.kl)))
         lines.append(Row("the same without repair: agreement", "100 %", f"{100 * evaluation.plain.agreement:.1f} %"))
     return lines + (_speed_rows(evaluation.speed) if evaluation.speed else [])
 
@@ -66,7 +67,7 @@ def _speed_rows(speed: Speed) -> list[Row]:
         lines.append(Row(label, ours, theirs, f"x {median:.2f} ± {iqr:.2f}, L/L' = {speed.bound:.2f}"))
     if speed.teacher.peak_bytes and speed.student.peak_bytes:
         a, b = speed.teacher.peak_bytes, speed.student.peak_bytes
-        lines.append(Row("peak memory", _bytes(a), _bytes(b), _share(b, a)))
+        lines.append(Row("peak memory", in_bytes(a), in_bytes(b), _share(b, a)))
     return lines
 
 
@@ -93,7 +94,7 @@ def position_table(found: ByPosition) -> Table:
     for one in found.octaves:
         place = str(one.start) if one.stop == one.start + 1 else f"{one.start}..{one.stop - 1}"
         shares = (f"{100 * share:.1f} %" for share in (one.acceptance, one.agreement))
-        shown.add_row(place, f"{one.n_tokens:,}", _number(one.kl), *shares)
+        shown.add_row(place, f"{one.n_tokens:,}", number(one.kl), *shares)
     return shown
 
 
@@ -102,12 +103,12 @@ def figures_table(measured: Measured) -> Table:
     from rich.table import Table
 
     cost, found = measured.model.cost, measured.model.perplexity
-    lines = [("layers", str(cost.layers)), ("parameters", _count(cost.parameters)), ("weights", _bytes(cost.weight_bytes))]
+    lines = [("layers", str(cost.layers)), ("parameters", count(cost.parameters)), ("weights", in_bytes(cost.weight_bytes))]
     if cost.macs_per_token is not None:
-        lines.append((f"MACs per token at {cost.context} tokens", _count(cost.macs_per_token)))
+        lines.append((f"MACs per token at {cost.context} tokens", count(cost.macs_per_token)))
     lines += [
-        ("KV cache per token", _bytes(cost.kv_bytes_per_token)),
-        (f"perplexity (window {found.window}, stride {found.stride}, {found.n_tokens:,} tokens)", _number(found.value)),
+        ("KV cache per token", in_bytes(cost.kv_bytes_per_token)),
+        (f"perplexity (window {found.window}, stride {found.stride}, {found.n_tokens:,} tokens)", number(found.value)),
     ]
     shown = Table("", "value", title=f"{measured.model.name} on {measured.provenance.data}")
     shown.columns[1].justify = "right"
@@ -127,30 +128,11 @@ def generation_table(generated: Sequence[Generation]) -> Table:
     return found
 
 
-def _number(value: float) -> str:
-    """Four digits, thousands in full."""
-    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e7 else f"{value:.4g}"
-
-
 def _share(student: float, teacher: float) -> str:
     return "" if not teacher else f"{100 * (student / teacher - 1):+.1f} %"
-
-
-def _count(value: float) -> str:
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:#.4g} {unit}".replace(". ", " ")
-    return f"{value:g}"
-
-
-def _bytes(value: float) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= size:
-            return f"{value / size:#.4g} {unit}".replace(". ", " ")
-    return f"{value:g} B"
 
 
 def _spread(values: Sequence[float]) -> str:
     """Median and interquartile range."""
     median, iqr = median_iqr(values)
-    return f"{_number(median)} ± {_number(iqr)}"
+    return f"{number(median)} ± {number(iqr)}"

@@ -10,7 +10,7 @@ from shoal.run.tasks import Tasks, answer_tasks, tasks_against_teacher
 
 if TYPE_CHECKING:
     from shoal.decoder import DecoderView, Student
-    from shoal.evaluate import Evaluation, Generation, Measured, Speed
+    from shoal.evaluate import Evaluation, Generation, Measured, Speed, TaskFigures
     from shoal.score.oracle import Quality
 
 N_PROMPTS = 3
@@ -46,15 +46,14 @@ def evaluate_alone(
         workers=inputs.workers,
     )
     figures = Figures(name=inputs.opened.name, cost=cost(inputs.view, context=inputs.length), perplexity=found)
-    answers = []
-    if tasks:
+
+    def ask() -> tuple[TaskFigures, ...]:
         tokenizer, window = inputs.opened.need_tokenizer(), window_of(inputs.view.config)
-        answers = answer_tasks(inputs.view, tasks, tokenizer=tokenizer, window=window, progress=progress)
-    return Measured(
-        model=figures,
-        tasks=tuple(task_figures(one, seed=recipe.seed) for one in answers),
-        provenance=inputs.provenance(inputs.evaluation),
-    )
+        answers = answer_tasks(inputs.view, tasks or Tasks(), tokenizer=tokenizer, window=window, progress=progress)
+        return tuple(task_figures(one, seed=recipe.seed) for one in answers)
+
+    scored = inputs.workers.from_first(ask) if tasks else ()
+    return Measured(model=figures, tasks=scored, provenance=inputs.provenance(inputs.evaluation))
 
 
 def evaluate_pair(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -16,6 +16,8 @@ from shoal.types import Provenance, stable_hash
 from shoal.workers import ALONE, Workers, join
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from shoal.decoder import DecoderView
     from shoal.decoder.open import Opened
     from shoal.decoder.residency import Residency
@@ -48,6 +50,7 @@ class Inputs:
     Attributes:
         workers: the processes of this job; each has the whole model, the first reads text for all of them.
         corpus: None on the others.
+        refusals: what the family said of layers to keep, so far.
     """
 
     recipe: Recipe
@@ -55,6 +58,7 @@ class Inputs:
     view: DecoderView
     corpus: Corpus | None
     workers: Workers = ALONE
+    refusals: dict[tuple[int, ...], str | None] = field(default_factory=dict)
 
     @cached_property
     def length(self) -> int:
@@ -150,7 +154,7 @@ class Inputs:
         def read() -> Samples:
             assert self.corpus is not None
             found = self.corpus.samples(slice, n=n, length=length, packing=packing, fewest=fewest)
-            refuse_unknown_tokens(found, self.opened)
+            refuse_unknown_tokens(found.ids_NT, self.opened)
             return found
 
         return self.workers.from_first(read)
@@ -224,9 +228,9 @@ def layers_in_memory(model: str, resident: str, *, device: str, trust_remote_cod
     return int(resident)
 
 
-def refuse_unknown_tokens(samples: Samples, opened: Opened) -> None:
+def refuse_unknown_tokens(ids: Tensor, opened: Opened) -> None:
     """Raises ValueError when the tokenizer writes tokens that the model has no embedding for."""
-    highest, n_known = int(samples.ids_NT.max()), opened.model.get_input_embeddings().num_embeddings
+    highest, n_known = int(ids.max()), opened.model.get_input_embeddings().num_embeddings
     if highest >= n_known:
         raise ValueError(
             f"the tokenizer of {opened.path} writes token {highest}, the model knows 0..{n_known - 1}; they do not match"
@@ -235,8 +239,8 @@ def refuse_unknown_tokens(samples: Samples, opened: Opened) -> None:
 
 def window_of(config: Any) -> int | None:
     """The longest sequence a model was made for, or None where its config states none."""
-    for field in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
-        value = getattr(config, field, None)
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        value = getattr(config, name, None)
         if isinstance(value, int) and value > 0:
             return value
     return None

@@ -75,6 +75,8 @@ def open_tasks(
 
     if engine not in ENGINES:
         raise ValueError(f"unknown --engine {engine!r}; {nearest(engine, ENGINES)}")
+    if not names and (engine != "auto" or (shots, n_items, include) != (None, None, None)):
+        raise ValueError("--engine, --shots, --items and --include are about tasks; give --task as well")
     if n_items is not None and n_items < 1:
         raise ValueError(f"--items {n_items} needs at least 1")
     files = [name for name in names if _is_file(name)]

@@ -10,6 +10,7 @@ import torch
 from shoal.text.samples import Samples
 from shoal.train.config import DEFAULT_TOKENS, TrainConfig
 from shoal.types import Batch
+from shoal.workers import ALONE, Workers
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,21 @@ class Course:
 
     def step(self, index: int) -> list[Batch]:
         """The pieces of one optimiser step; ``index`` counts within the stage."""
-        rows = slice(index * self.batch, (index + 1) * self.batch)
-        part = replace(self.samples, ids_NT=self.samples.ids_NT[rows], lengths_N=self.samples.lengths_N[rows])
-        return part.batches(self.micro_batch)
+        return self._pieces(index, ALONE)
 
-    def steps(self, start: int) -> Iterator[tuple[int, list[Batch]]]:
+    def steps(self, start: int, workers: Workers = ALONE) -> Iterator[tuple[int, list[Batch]]]:
+        """The steps from ``start`` on, with this worker's pieces: sample i of a step goes to worker i mod size.
+
+        A worker that gets none has the first sample, too; :func:`~shoal.train.students.accumulate` gives it no weight.
+        """
         for index in range(start, self.n_steps):
-            yield index, self.step(index)
+            yield index, self._pieces(index, workers)
+
+    def _pieces(self, index: int, workers: Workers) -> list[Batch]:
+        rows = range(self.samples.n_samples)[index * self.batch : (index + 1) * self.batch]
+        mine = list(workers.share(rows)) or [rows[0]]
+        part = replace(self.samples, ids_NT=self.samples.ids_NT[mine], lengths_N=self.samples.lengths_N[mine])
+        return part.batches(self.micro_batch)
 
 
 def plan_courses(training: Samples, config: TrainConfig) -> tuple[Course, ...]:

@@ -21,11 +21,13 @@ from shoal.train.checkpoint import MemberProgress, Progress, load_checkpoint, re
 from shoal.train.config import TrainConfig
 from shoal.train.data import Course, eval_interval, plan_courses
 from shoal.train.objectives import n_real_tokens, weighted_sum
+from shoal.train.parallel import data_parallel
 from shoal.train.result import CurvePoint, TrainResult, save_curve
 from shoal.train.schedule import learning_rate
 from shoal.train.students import Trainees, accumulate
 from shoal.train.trainee import Start, Trainee
 from shoal.types import Batch, stable_hash
+from shoal.workers import ALONE, Workers
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -56,6 +58,7 @@ def train_starts(
     key: str = "",
     quality: Quality | None = None,
     progress: Report | None = None,
+    workers: Workers = ALONE,
 ) -> tuple[Trained, ...]:
     """Train any number of students on one teacher stream.
 
@@ -67,6 +70,8 @@ def train_starts(
             had not been interrupted (CPU, same threads). None: nothing is written.
         key: identity of model and student (hash of the source, plan); part of what makes two runs the same.
         quality: decides the best step where given; otherwise the last stage's objective on ``selection`` does.
+        workers: who share every step; all of them take the same steps and return the same values, those of one process up to
+            the order of sums. The first one alone writes.
     Returns:
         One result per start, in order.
     Raises:
@@ -74,7 +79,7 @@ def train_starts(
             inputs.
     """
     courses = plan_courses(training, config)
-    run = _Run(view, starts, courses=courses, selection=selection, config=config, quality=quality)
+    run = _Run(view, starts, courses=courses, selection=selection, config=config, quality=quality, workers=workers)
     run.identify(key, folder)
     try:
         run.resume()
@@ -97,7 +102,9 @@ class _Run:
         selection: Samples,
         config: TrainConfig,
         quality: Quality | None,
+        workers: Workers,
     ) -> None:
+        self.workers = workers
         self.config = config = config.with_rates(view.hidden_size)
         self.courses, self.selection, self.quality = courses, selection, quality
         self.objectives = [weighted_sum(stage.objective) for stage in config.schedule()]
@@ -106,6 +113,7 @@ class _Run:
         self.trainees = Trainees(view, starts, self.objectives[0], bfloat16=config.dtype == "bfloat16")
         for objective in self.objectives:
             self.trainees.refuse_absent_layers(objective)
+        self.parallel = data_parallel(self.trainees, workers, device=view.device)
         self.members = self.trainees.members
         self.best: list[dict[str, Tensor]] = [{} for _ in self.members]
         self.interval = eval_interval(config, n_steps=self.n_steps, n_tokens=self.n_tokens, selection_tokens=selection.n_tokens)
@@ -140,7 +148,7 @@ class _Run:
 
     def resume(self) -> None:
         path = None if self.folder is None else self.folder / CHECKPOINT
-        if path is None or not path.exists():
+        if path is None or not self.workers.from_first(path.exists):
             return
         # at the very end of a stage its optimisers are still the ones that were saved
         step = read_progress(path, self.progress.key).step
@@ -152,7 +160,8 @@ class _Run:
         for stage in range(self.stage, len(self.courses)):
             if stage != self.stage:
                 self._enter(stage)
-            for step, pieces in self.trainees.ahead(self.course.steps(self.progress.step - self.course.first_step)):
+            steps = self.course.steps(self.progress.step - self.course.first_step, self.workers)
+            for step, pieces in self.trainees.ahead(steps):
                 self._measure_if_due()
                 loss = self._step(step, pieces)
                 if report is not None:
@@ -160,10 +169,11 @@ class _Run:
             self._measure_if_due()
 
     def _step(self, step: int, pieces: Sequence[Batch]) -> float:
-        """One optimiser step of the stage over the pieces of a batch; the gradient is that of its mean over all positions."""
+        """One optimiser step of the stage; ``pieces`` are this worker's, the gradient is that of the whole batch."""
         self.trainees.zero_grad(set_to_none=True)
-        losses = accumulate(self.trainees, pieces, self.objective)
-        tokens = sum(n_real_tokens(piece) for piece in pieces)
+        whole = self.course.step(step)
+        losses = accumulate(self.parallel, pieces, self.objective, of=whole, workers=self.workers)
+        tokens = sum(n_real_tokens(piece) for piece in whole)
         norms = [float(torch.nn.utils.clip_grad_norm_(m.parameters(), self.config.clip)) for m in self.members]
         for value in [*losses.tolist(), *norms]:
             self._refuse_nonfinite(value, "training loss or gradient", self.progress.step)
@@ -188,7 +198,8 @@ class _Run:
         if self.progress.measured or (step % self.interval and all(step != course.end for course in self.courses)):
             return
         self.trainees.deploy()
-        validations = self.trainees.validation(self.selection.batches(self.config.micro_batch), self.objectives[-1])
+        batches = self.selection.batches(self.config.micro_batch)
+        validations = self.trainees.validation(batches, self.objectives[-1], workers=self.workers)
         qualities = [None if self.quality is None else self.quality(member.deployed) for member in self.members]
         members = []
         for index, (before, loss, quality) in enumerate(zip(self.progress.members, validations, qualities, strict=True)):
@@ -227,7 +238,7 @@ class _Run:
         return learning_rate(at, n_steps=course.n_steps, lr=lr, min_lr=min_lr, warmup=self.config.warmup)
 
     def checkpoint_if_whole(self) -> None:
-        if self.folder is None or not self.whole or not self.progress.members[0].curve:
+        if self.folder is None or not self.whole or not self.progress.members[0].curve or not self.workers.is_first:
             return
         save_checkpoint(
             self.folder / CHECKPOINT, self.progress, members=self.members, optimizers=self.optimizers, best=self.best

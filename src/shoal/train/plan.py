@@ -17,6 +17,7 @@ from shoal.train.loop import Quality, Report, Trained, train_starts
 from shoal.train.result import TrainResult
 from shoal.train.trainee import Part, Start, parts_of
 from shoal.types import stable_hash
+from shoal.workers import ALONE, Workers
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +40,7 @@ def train_plan(
     folder: Path | None = None,
     quality: Quality | None = None,
     progress: Report | None = None,
+    workers: Workers = ALONE,
 ) -> TrainedPlan:
     """Gradient-train exactly the parameters that the plan sets, from their values, as ``config.several`` says.
 
@@ -70,6 +72,7 @@ def train_plan(
             key=stable_hash(plan.source_hash, edits, _fingerprint(values), number),
             quality=quality,
             progress=progress,
+            workers=workers,
         )
 
     if config.several == "teacher_forced" and len(parts) > 1:

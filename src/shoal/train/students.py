@@ -8,6 +8,7 @@ Shapes: B samples, T positions, D hidden size, V vocabulary, S students, K terms
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 
 from shoal.decoder import TEACHER, DecoderView, Reading
 from shoal.train.objectives import WeightedSum, n_real_tokens
+from shoal.train.parallel import without_exchange
 from shoal.train.states import Asked, Source, Steps, source_of
 from shoal.train.trainee import Part, Start, Trainee, frozen
 from shoal.types import Batch
+from shoal.workers import ALONE, Workers
 
 __all__ = ["Ends", "Part", "Start", "Trainee", "Trainees", "accumulate", "n_real_tokens"]
 
@@ -78,17 +81,20 @@ class Trainees(nn.Module):
             return self._terms(batch, self.objective, Trainee.boundaries, self._training)
 
     @torch.no_grad()
-    def validation(self, batches: Sequence[Batch], objective: WeightedSum | None = None) -> list[float]:
-        """Losses of the deployed copies over all batches, weighted by their positions, summed in fp64."""
+    def validation(
+        self, batches: Sequence[Batch], objective: WeightedSum | None = None, *, workers: Workers = ALONE
+    ) -> list[float]:
+        """Losses of the deployed copies over all batches, which the workers share; weighted by positions, summed in fp64."""
         objective = self.objective if objective is None else objective
         counts = torch.zeros(len(objective.terms), dtype=torch.float64)
         total = torch.zeros(len(self.members), len(objective.terms), dtype=torch.float64)
-        steps = ((number, [batch]) for number, batch in enumerate(batches))
+        steps = ((number, [batch]) for number, batch in enumerate(workers.share(batches)))
         for _, (batch,) in self._validating.ahead(steps, self._asked(objective)):
             count = objective.counts(batch)
             total += count * self._terms(batch, objective, Trainee.deployed_boundaries, self._validating).double().cpu()
             counts = counts + count
-        return [float(value) for value in (total / counts) @ objective.weights]
+        sums = workers.sum({"total": total, "counts": counts})
+        return [float(value) for value in (sums["total"] / sums["counts"]) @ objective.weights]
 
     def deploy(self) -> None:
         for member in self.members:
@@ -132,22 +138,35 @@ class Trainees(nn.Module):
         return Ends(inputs, {at: teacher[at] for at in self._targets(objective)})
 
 
-def accumulate(trainees: nn.Module, pieces: Sequence[Batch], objective: WeightedSum) -> Tensor:
+def accumulate(
+    trainees: nn.Module,
+    pieces: Sequence[Batch],
+    objective: WeightedSum,
+    *,
+    of: Sequence[Batch] | None = None,
+    workers: Workers = ALONE,
+) -> Tensor:
     """Add the gradients of the objective over all positions of a batch that comes in pieces.
 
     Args:
         trainees: :class:`Trainees`, or a data-parallel wrapper of it.
         pieces: of any sizes and paddings; each weighs as many positions as it has.
         objective: the trainees' own.
+        of: all pieces of the batch, where ``pieces`` are those of one of several workers.
+        workers: who have the others; the gradients are added over all of them.
     Returns:
         The losses (S,) of the whole batch, float64 on the CPU.
     """
-    counts = [objective.counts(piece) for piece in pieces]
-    shares = [count / sum(counts).clamp(min=1) * objective.weights for count in counts]  # type: ignore[union-attr]
+    whole = pieces if of is None else of
+    count_K = torch.stack([objective.counts(piece) for piece in whole]).sum(0).clamp(min=1)
+    # all workers take part in the exchange, also those that have no sample of a small batch
+    is_idle = workers.rank >= sum(len(piece.ids_BT) for piece in whole)
+    weights_K = objective.weights * (0 if is_idle else workers.size)  # the exchange ends in a mean over workers
     total = torch.zeros((), dtype=torch.float64)
-    for piece, share_K in zip(pieces, shares, strict=True):
-        terms_SK = trainees(piece)
-        losses_S = (terms_SK * share_K.to(terms_SK)).sum(-1)
-        losses_S.sum().backward()
+    for number, piece in enumerate(pieces, start=1):
+        with nullcontext() if number == len(pieces) else without_exchange(trainees):
+            terms_SK = trainees(piece)
+            losses_S = (terms_SK * (objective.counts(piece) / count_K * weights_K).to(terms_SK)).sum(-1)
+            losses_S.sum().backward()
         total = total + losses_S.detach().double().cpu()
-    return total
+    return workers.sum({"losses": total / workers.size})["losses"]

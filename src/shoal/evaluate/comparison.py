@@ -1,0 +1,68 @@
+"""Any number of models side by side: the same text, the same items, the first one as the reference.
+
+Perplexity per token compares models of one tokenizer only. Across tokenizers stand *bits per byte*: the negative
+log-likelihood of the text in bits, divided by its bytes in UTF-8. Every token of the text is scored but the first, given what
+fits the window; special tokens count as tokens and have no bytes. KL, acceptance and agreement are with the first model,
+where the vocabulary is the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shoal.evaluate.benchmark import Benchmark, TaskFigures
+from shoal.evaluate.evaluation import Figures
+from shoal.evaluate.perplexity import Perplexity
+from shoal.evaluate.positions import ByPosition
+from shoal.score.oracle import Quality
+from shoal.types import Provenance, Record
+
+
+class Compared(Record):
+    """One of the models.
+
+    Attributes:
+        figures: perplexity is per token of the model's own tokenizer.
+        quality, by_position: against the first model; None for itself, and where the vocabulary is another.
+        why_not: why there is no KL, in one sentence.
+        tasks: its own accuracy; ``against_first``: retained, stability and flips.
+    """
+
+    figures: Figures
+    bits_per_byte: float
+    quality: Quality | None = None
+    by_position: ByPosition | None = None
+    why_not: str | None = None
+    tasks: tuple[TaskFigures, ...] = ()
+    against_first: Benchmark | None = None
+
+
+class Comparison(Record):
+    """The models in the order given. ``provenance``: the text, and the first model; ``n_bytes``: of the text."""
+
+    models: tuple[Compared, ...]
+    n_bytes: int
+    provenance: Provenance
+
+
+def bits_per_byte(found: Perplexity, n_bytes: int) -> float:
+    """Bits of the scored tokens per byte of the text."""
+    return found.nll * found.n_tokens / (math.log(2) * n_bytes)
+
+
+def other_tokenizer(first: Any, other: Any) -> str | None:
+    """What makes the tokens of two models different ones, or None where they are the same."""
+    ours, theirs = first.get_vocab(), other.get_vocab()
+    if ours == theirs:
+        return None
+    return f"its tokenizer is another ({len(ours.items() & theirs.items()):,} of {len(ours):,} tokens are the same)"
+
+
+def encoded(texts: Sequence[str], tokenizer: Any) -> Tensor:
+    """(T,) tokens of all texts in order, each with the special tokens that the tokenizer adds."""
+    return torch.tensor([token for text in texts for token in tokenizer(text)["input_ids"]], dtype=torch.long)
