@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,13 @@ from shoal.evaluate import (
     compare_tasks,
 )
 from shoal.evaluate.cost import Cost
+from shoal.evaluate.curve import Cliff, Point, RatioSweep, SweptTask
 from shoal.evaluate.perplexity import Perplexity
 from shoal.evaluate.speed import Rates, Speed
 from shoal.fit.result import FitResult, LayerFit, MapFit
 from shoal.plan import Candidate, Drop, Plan, Refit, Replace, Size
 from shoal.run.folder import RunRecord, StageRecord
+from shoal.run.sweep import Keeping, conclude
 from shoal.scan import Scan
 from shoal.scan.anatomy import Anatomy
 from shoal.score.oracle import Quality
@@ -169,6 +172,49 @@ def train_results(text: str = PLAIN) -> TrainResults:
         curve=curve(),
     )
     return TrainResults(results=(one,))
+
+
+def ratio_sweep(text: str = PLAIN) -> RatioSweep:
+    """Two methods, four cuts; the second one breaks between 2 and 3 layers. One task of 20 items."""
+    n_tokens = (31, 31, 30)
+    task = SweptTask(task=text, form="choice", data_hash="t", n_items=20, n_truncated=0, chance=0.25)
+
+    def point(method: str, n: int) -> Point:
+        loss = 0.125 * n + (2.0 if method == "uidl" and n > 2 else 0.0)
+        quality = Quality(
+            kl=loss, kl_stderr=0.0625, agreement=0.75, nll=2.0 + loss, perplexity=math.exp(2 + loss), n_tokens=92, n_samples=3
+        )
+        return Point(
+            method=method,
+            n_net=n,
+            share=n / 8,
+            layers_out=tuple(range(4, 4 + n)),
+            size=Size(layers=8 - n, parameters=1000 - 125 * n),
+            quality=quality,
+            kl=tuple(loss * t for t in n_tokens),
+            nll=tuple((2 + loss) * t for t in n_tokens),
+            right={text: tuple(i % (n + 2) > 0 for i in range(20))},
+            plan=f"points/{n}/plan.json" if n else None,
+            seconds=1.0,
+        )
+
+    bare = RatioSweep(
+        drop="0..50%", counts=(1, 2, 3, 4), recipes={"none": {}, "uidl": {}}, before=Size(layers=8, parameters=1000),
+        n_tokens=n_tokens, tasks=(task,), teacher=point("teacher", 0), provenance=provenance(text), n_resamples=40,
+        points=tuple(point(method, n) for method in ("none", "uidl") for n in (1, 2, 3, 4)),
+    )  # fmt: skip
+    cliff = Cliff(method="uidl", of="kl", found=True, support=1.0, last=0.25, first=0.375, last_n=2, first_n=3, low=0.25,
+                  high=0.375, rise=2.0)  # fmt: skip
+    return conclude(bare, keep=Keeping(0.8, "perplexity")).model_copy(update={"cliffs": (cliff,)})
+
+
+def write_sweep(folder: Path, text: str = PLAIN) -> Path:
+    """The folder of a finished sweep."""
+    folder.mkdir(parents=True, exist_ok=True)
+    scan(8, text).save(folder)
+    ratio_sweep(text).save(folder / "sweep.json")
+    RunRecord(version="0", command="shoal sweep org/model --out s", versions={"torch": "2.13.0"}).save(folder / "run.json")
+    return folder
 
 
 def write_run(folder: Path, text: str = PLAIN, *, kind: str = "plain", n_layers: int = 8) -> Path:

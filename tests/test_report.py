@@ -10,10 +10,12 @@ import shutil
 import numpy as np
 import pytest
 from page_reader import read_page, table_of
-from report_world import HOSTILE, PLAIN, curve, evaluation, plan, span_table, write_run
+from report_world import HOSTILE, PLAIN, curve, evaluation, plan, ratio_sweep, span_table, write_run, write_sweep
 from safetensors.numpy import load_file
 
 from shoal.evaluate import Evaluation, rows
+from shoal.evaluate.curve_table import cliff_lines, sweep_rows
+from shoal.evaluate.keep import sentence
 from shoal.export import card, headline
 from shoal.plan import Drop, Plan, Refit, Replace
 from shoal.report import page as report_page
@@ -174,6 +176,37 @@ def test_speed_is_the_files_round_by_round(pages, runs):
     for row, (verb, r) in zip(table, [(v, r) for v in ("prefill", "decode") for r in range(3)], strict=True):
         ours, theirs = speed["teacher"][verb][r], speed["student"][verb][r]
         assert same(row[1], ours) and same(row[2], theirs) and same(row[3], theirs / ours)
+
+
+def test_a_sweep_says_what_its_file_says(tmp_path):
+    folder = write_sweep(tmp_path / "sweep")
+    found, page = ratio_sweep(), read_page(html_of(folder))
+    assert table_of(page, "Every cut")[1:] == sweep_rows(found)
+    for line in (*cliff_lines(found), *(sentence(one) for one in found.kept)):
+        assert line in page.text
+    for of, id in (("perplexity", "perplexity"), ("kl", "kl"), (PLAIN, "task-2")):
+        (chart,) = page.all("figure", id=f"figure-sweep-{id}")
+        tips = [one.attributes["data-tip"] for one in chart.of_class("point") if "data-tip" in one.attributes]
+        assert len(tips) == 2 * 5, "the teacher and four cuts of two methods"
+        for tip, (method, place) in zip(tips, [(m, p) for m in found.recipes for p in range(5)], strict=True):
+            one = found.of_method(method)[place]
+            value = {"perplexity": one.quality.perplexity, "kl": one.quality.kl}.get(of)
+            value = 100 * sum(one.right[PLAIN]) / 20 if value is None else value
+            assert tip.startswith(f"{method}, {100 * one.share:.1f} % removed: ") and same(tip.split("removed: ")[1], value)
+    bands = [one for part in report_page.sections(read_run(folder)) for c in part.charts for one in getattr(c, "bands", ())]
+    assert [(b.start, b.stop, b.label) for b in bands] == [(25.0, 37.5, "cliff of uidl")] and page.of_class("heatmap")
+    strange = read_page(html_of(write_sweep(tmp_path / "strange", HOSTILE)))
+    assert outline(strange) == outline(page)
+
+
+def test_a_sweep_that_was_stopped_says_how_much_is_missing(tmp_path):
+    folder = write_sweep(tmp_path / "sweep")
+    part = ratio_sweep()
+    part.model_copy(update={"points": part.points[:5], "cliffs": (), "kept": ()}).save(folder / "sweep.json")
+    page = read_page(html_of(folder))
+    assert "3 of 8 cuts" in page.of_class("missing")[0].text and len(table_of(page, "Every cut")) == 7
+    part.model_copy(update={"points": (), "cliffs": (), "kept": ()}).save(folder / "sweep.json")
+    assert "8 of 8 cuts" in read_page(html_of(folder)).of_class("missing")[0].text
 
 
 def test_provenance_is_complete(pages, runs):

@@ -13,13 +13,13 @@ from shoal.cli.options import Json, Overwrite
 
 def report(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Run folder of compress, run, scan or plan; may be unfinished.")
+        Path, typer.Argument(metavar="DIR", help="Folder of compress, run, sweep, scan or plan; may be unfinished.")
     ],
     out: Annotated[Optional[Path], typer.Option("--out", help="HTML file.  [default: DIR/report.html]")] = None,  # noqa: UP045
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Make one self-contained HTML page of a run folder, and its charts as SVG and PNG."""
+    """Make one self-contained HTML page of a run or a sweep, and its charts as SVG and PNG."""
     from shoal.run.report import FIGURES, write_report
 
     screen = Screen(as_json=json)

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-Marker = Literal["circle", "square", "triangle", "diamond"]
-MARKERS: tuple[Marker, ...] = ("circle", "square", "triangle", "diamond")
+Marker = Literal["circle", "square", "triangle", "diamond", "arrow", "bar"]
+MARKERS: tuple[Marker, ...] = ("circle", "square", "triangle", "diamond", "arrow", "bar")
 """A series is told from another by its marker and by its place in the legend, never by its colour alone."""
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from shoal.evaluate import Benchmark, Evaluation
+from shoal.evaluate.curve import RatioSweep
 from shoal.fit.result import FitResult
 from shoal.plan import Plan
 from shoal.report.chart import Chart, Dots
@@ -65,6 +66,7 @@ class RunData:
     evaluation: Evaluation | None = None
     answers: Evaluation | None = None
     verification: Verification | None = None
+    sweep: RatioSweep | None = None
     missing: tuple[str, ...] = ()
 
     @property
@@ -77,7 +79,12 @@ class RunData:
     @property
     def provenances(self) -> dict[str, Provenance]:
         """By file, in the order of the stages."""
-        files = {"scan.json": self.scan, "evaluation.json": self.evaluation, "tasks.json": self.answers}
+        files = {
+            "scan.json": self.scan,
+            "evaluation.json": self.evaluation,
+            "tasks.json": self.answers,
+            "sweep.json": self.sweep,
+        }
         return {file: one.provenance for file, one in files.items() if one is not None}
 
 

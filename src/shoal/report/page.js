@@ -19,7 +19,7 @@
 
   const follow = (drawing, { point, leave, step }) => {
     for (const kind of ["pointermove", "pointerdown"]) drawing.addEventListener(kind, point);
-    drawing.addEventListener("pointerleave", leave);
+    drawing.addEventListener("pointerleave", (event) => event.pointerType !== "touch" && leave());  // a finger is lifted
     drawing.addEventListener("blur", leave);
     drawing.addEventListener("keydown", (event) => {
       const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };

@@ -20,6 +20,7 @@ from shoal.report.sections.candidates import candidates
 from shoal.report.sections.figures import figures
 from shoal.report.sections.learning import learning
 from shoal.report.sections.provenance import provenance
+from shoal.report.sections.ratios import ratios
 from shoal.report.sections.repair import repair
 from shoal.report.sections.spans import spans
 from shoal.report.sections.speed import speed
@@ -29,7 +30,7 @@ from shoal.report.strip import strip
 from shoal.report.svg import draw
 
 SECTIONS: tuple[Callable[[RunData], Section | None], ...] = (
-    figures, tasks, written, speed, candidates, spans, anatomy, repair, learning, provenance,
+    ratios, figures, tasks, written, speed, candidates, spans, anatomy, repair, learning, provenance,
 )  # fmt: skip
 """In the order of the page. Each reads the values it needs and is None where they are not there."""
 
@@ -45,7 +46,7 @@ def sections(data: RunData) -> tuple[Section, ...]:
 def page(data: RunData) -> str:
     """The whole file. The same values give the same bytes."""
     shown = sections(data)
-    title = f"{data.name}, made shallower" if data.plan else f"{data.name}, layer by layer"
+    title = f"{data.name}, {'made shallower' if data.plan else 'cut by cut' if data.sweep else 'layer by layer'}"
     body = (_top(shown), tag("main", _head(data, title), [_section(one) for one in shown], id="top"), _foot())
     return document(title, body)
 

@@ -13,7 +13,7 @@ from shoal.report.colour import SERIES
 from shoal.types import write_atomically
 
 FORMATS = ("svg", "png")
-SHAPES = ("o", "s", "^", "D")  # in the order of chart.MARKERS
+SHAPES = ("o", "s", "^", "D", "v", "|")  # in the order of chart.MARKERS
 LINES = ("-", "--", "-.", ":")
 
 

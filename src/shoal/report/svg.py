@@ -15,6 +15,12 @@ from shoal.report.html import Child, Html, join, tag
 WIDTH, HEIGHT = 420, 264
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 10, 42
 ROW = 34  # height of a row of dots
+CORNERS: dict[str, tuple[tuple[float, float], ...]] = {
+    "triangle": ((0, -5), (4.6, 3.6), (-4.6, 3.6)),
+    "diamond": ((0, -5.2), (5.2, 0), (0, 5.2), (-5.2, 0)),
+    "arrow": ((0, 5), (4.6, -3.6), (-4.6, -3.6)),
+    "bar": ((-2, -5.5), (2, -5.5), (2, 5.5), (-2, 5.5)),
+}
 CHARACTER = 6.1  # width of one in a drawing, on average
 
 
@@ -122,8 +128,8 @@ def _marker(style: int, x: float, y: float, tip: str | None = None) -> Html:
         return tag("circle", cx=x, cy=y, r=4, **about)
     if shape == "square":
         return tag("rect", x=round(x - 3.6, 2), y=round(y - 3.6, 2), width=7.2, height=7.2, **about)
-    corners = {"triangle": ((0, -5), (4.6, 3.6), (-4.6, 3.6)), "diamond": ((0, -5.2), (5.2, 0), (0, 5.2), (-5.2, 0))}[shape]
-    return tag("polygon", points=" ".join(f"{x + dx:g},{y + dy:g}" for dx, dy in corners), **about)
+    points = " ".join(f"{x + dx:g},{y + dy:g}" for dx, dy in CORNERS[shape])
+    return tag("polygon", points=points, **about)
 
 
 def _rule(rule: Rule, *, x: Scale, y: Scale) -> Html:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 PAGE, FIGURES, TASKS = "report.html", "figures", "tasks.json"
 STEPS = {"scan.json": "scan", "plan.json": "plan", "evaluation.json": "evaluation"}
 """Files of a whole run, each with the step that writes it."""
+SWEEP = "sweep.json"
 
 
 def report_stage(folder: Path) -> Path:
@@ -75,12 +76,14 @@ def read_run(folder: Path) -> RunData:
 
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; give the run folder of shoal compress, run, scan or plan (its --out)")
+        raise ValueError(f"{folder} is not a folder; give the folder of shoal compress, run, sweep, scan or plan (its --out)")
     has = {name: (folder / name).is_file() for name in (*STEPS, RECORD, "verification.json")}
+    if (folder / SWEEP).is_file():
+        return _read_sweep(folder)
     if not any(has[name] for name in STEPS):
         started = f"; {RECORD} says that a run was started, its first step has not finished" if has[RECORD] else ""
         raise ValueError(
-            f"{folder} holds none of {', '.join(STEPS)}{started}; give the run folder of a shoal command (its --out)"
+            f"{folder} holds none of {', '.join([*STEPS, SWEEP])}{started}; give the run folder of a shoal command (its --out)"
         )
     scan = Scan.load(folder) if has["scan.json"] else None
     plan = Plan.load(folder / "plan.json") if has["plan.json"] else None
@@ -102,6 +105,25 @@ def read_run(folder: Path) -> RunData:
         answers=answers,
         verification=Verification.load(folder / "verification.json") if has["verification.json"] else None,
         missing=tuple(f"{name} (step {STEPS[name]})" for name in needed if not has[name]),
+    )
+
+
+def _read_sweep(folder: Path) -> RunData:
+    """The folder of a sweep over ratios: its curve and the scan that its cuts share."""
+    from shoal.evaluate.curve import RatioSweep
+    from shoal.export import source_name
+    from shoal.report.data import RunData
+    from shoal.scan import Scan
+
+    sweep = RatioSweep.load(folder / SWEEP)
+    n_wanted = len(sweep.recipes) * len(sweep.counts)
+    missing = () if sweep.is_complete else (f"{n_wanted - len(sweep.points)} of {n_wanted} cuts (step sweep)",)
+    return RunData(
+        name=source_name(sweep.provenance.model),
+        facts=_facts(folder)[0],
+        scan=Scan.load(folder) if (folder / "scan.json").is_file() else None,
+        sweep=sweep,
+        missing=missing,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from shoal.evaluate import Flip, Interval, Stability, task_notes
 from shoal.evaluate.benchmark import Benchmark, TaskResult
+from shoal.evaluate.disagreement import NAMES, disagreement
 from shoal.report.chart import Dots, Point, Rule, Series
 from shoal.report.data import RunData, Section
 from shoal.report.html import Column, Html, details, number_columns, table, tag
@@ -23,12 +24,16 @@ def tasks(data: RunData) -> Section | None:
         "together. A task where the teacher is at chance is marked * and left out of the average."
     )
     notes = task_notes(found)
+    asked = data.evaluation if file == "evaluation.json" else data.answers
+    said = disagreement(asked) if asked else None
+    notes = [said, *notes] if said else notes
     parts: list[Html | Dots] = [
         tag("p", intro),
         _accuracy(found.tasks),
         _stability(found.tasks),
         _table(found),
-        *([tag("ul", [tag("li", note) for note in notes])] if notes else []),
+        *([_kinds(found)] if len(found.kinds) > 1 else []),
+        *([tag("ul", [tag("li", f"{note}.") for note in notes])] if notes else []),
         *(_flips(one) for one in found.tasks),
     ]
     return Section("tasks", "Answers: accuracy, stability, flips", file, tuple(parts))
@@ -77,6 +82,12 @@ def _table(found: Benchmark) -> Html:
         means = [f"{100 * found.teacher_average:.1f}", f"{100 * found.student_average:.1f}", _percent(found.retained)]
         rows.append([f"average of {len(found.counted)}", "", *means, *[""] * 5])
     return table("Tasks: value and interval", [Column("task"), *number_columns(*names)], rows)
+
+
+def _kinds(found: Benchmark) -> Html:
+    """What was kept above chance, form by form: a model may keep one and lose another."""
+    rows = [[NAMES[one.form], _percent(one.share), ", ".join(one.tasks)] for one in found.kinds]
+    return table("Kept above chance, by kind of task", [Column("kind"), *number_columns("kept, %"), Column("tasks")], rows)
 
 
 def _flips(one: TaskResult) -> Html:
