@@ -63,8 +63,9 @@ def _xy(chart: Chart) -> Html:
     rules = [_rule(rule, x=x, y=y) for rule in chart.rules]
     series = [_series(one, chart.drawn(one), x=x, y=y) for one in chart.series]
     names = [_text(x(b.start) + 4, TOP + 13, b.label, class_="note") for b in chart.bands if b.label]
+    names += [_rule_name(rule, x=x, y=y) for rule in chart.rules]
     axis = tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=HEIGHT - BOTTOM, y2=HEIGHT - BOTTOM, class_="line")
-    return _svg(HEIGHT, chart, join(bands, grid, axis, rules, names, series, labels))
+    return _svg(HEIGHT, chart, join(bands, grid, axis, rules, series, names, labels))
 
 
 def _dots(chart: Dots) -> Html:
@@ -134,12 +135,17 @@ def _marker(style: int, x: float, y: float, tip: str | None = None) -> Html:
 
 def _rule(rule: Rule, *, x: Scale, y: Scale) -> Html:
     if rule.axis == "x":
-        line = tag("line", x1=x(rule.value), x2=x(rule.value), y1=TOP, y2=HEIGHT - BOTTOM, class_="rule")
-        at_end = x(rule.value) > WIDTH * 0.6
-        place = x(rule.value) + (-5 if at_end else 5)
-        return join(line, _text(place, TOP + 11, rule.label, class_="note", anchor="end" if at_end else "start"))
-    line = tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y(rule.value), y2=y(rule.value), class_="rule")
-    return join(line, _text(WIDTH - RIGHT, y(rule.value) - 5, rule.label, class_="note", anchor="end"))
+        return tag("line", x1=x(rule.value), x2=x(rule.value), y1=TOP, y2=HEIGHT - BOTTOM, class_="rule")
+    return tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y(rule.value), y2=y(rule.value), class_="rule")
+
+
+def _rule_name(rule: Rule, *, x: Scale, y: Scale) -> Html:
+    """Above the curves, so that it can be read."""
+    if rule.axis == "y":
+        return _text(WIDTH - RIGHT, y(rule.value) - 5, rule.label, class_="note", anchor="end")
+    at_end = x(rule.value) > WIDTH * 0.6
+    place = x(rule.value) + (-5 if at_end else 5)
+    return _text(place, TOP + 11, rule.label, class_="note", anchor="end" if at_end else "start")
 
 
 def _legend(series: Sequence[Series]) -> Html:
