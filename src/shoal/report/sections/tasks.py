@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from shoal.evaluate import Flip, Interval, Stability, task_notes
 from shoal.evaluate.benchmark import Benchmark, TaskResult
-from shoal.evaluate.disagreement import NAMES, disagreement
+from shoal.evaluate.disagreement import NAMES, disagreement, kept_shares
 from shoal.report.chart import Dots, Point, Rule, Series
 from shoal.report.data import RunData, Section
 from shoal.report.html import Column, Html, details, number_columns, table, tag
@@ -25,7 +25,8 @@ def tasks(data: RunData) -> Section | None:
     )
     notes = task_notes(found)
     asked = data.evaluation if file == "evaluation.json" else data.answers
-    said = disagreement(asked) if asked else None
+    shares = asked and kept_shares(found, teacher=asked.teacher.perplexity, student=asked.student.perplexity)
+    said = disagreement(shares) if shares else None
     notes = [said, *notes] if said else notes
     parts: list[Html | Dots] = [
         tag("p", intro),
