@@ -54,12 +54,18 @@ def make(work: Path) -> tuple[Path, Path]:
     """A run and a sweep, each with its report."""
     model = str(bundled_model())
     recipe = load_recipe("default", {"model": model, "text": TEXT, "train": {"tokens": 60_000}})
-    compress(recipe, work / "run", command=f"shoal compress {bundled_model().name} --drop 25%")
+    compress(recipe, work / "run", command=f"shoal compress {model} --samples 32 --length 128 --train-tokens 60000 --out run")
     methods = {}
     for name in ("none", "uidl", "shortgpt"):
         base, changes = method_choice(name)
         methods[name] = load_recipe(base, {**changes, "model": model, "text": TEXT})
-    sweep_ratios(methods, work / "sweep", drop="0..50%", n_points=7, command=f"shoal sweep {bundled_model().name}")
+    sweep_ratios(
+        methods,
+        work / "sweep",
+        drop="0..50%",
+        n_points=7,
+        command=f"shoal sweep {model} --methods none,uidl,shortgpt --points 7 --samples 32 --length 128 --out sweep",
+    )
     for one in ("run", "sweep"):
         write_report(work / one)
     return work / "run" / "report.html", work / "sweep" / "report.html"
@@ -83,7 +89,7 @@ def shoot(browser: Any, page: Path, name: str, *, width: int, upto: str, scheme:
     """A page from its top to where an element begins."""
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width == PHONE}
+    metrics = {"width": width, "height": 9000, "deviceScaleFactor": 1, "mobile": width == PHONE}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     browser.get(page.resolve().as_uri())
     top = browser.execute_script(f"return document.querySelector('{upto}').getBoundingClientRect().top + scrollY")
@@ -109,7 +115,7 @@ def clip(browser: Any, name: str, selector: str) -> None:
 
 def save(browser: Any, name: str, x: float, y: float, width: float, height: float) -> None:
     area = {"x": x, "y": y, "width": width, "height": height, "scale": 1}
-    shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "png", "captureBeyondViewport": True, "clip": area})
+    shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "png", "clip": area})
     OUT.mkdir(exist_ok=True)
     path = OUT / f"{name}.png"
     path.write_bytes(base64.b64decode(shot["data"]))

@@ -73,6 +73,7 @@ def test_points_stand_where_their_values_say():
     assert set(circles) == {"first", "last"}, "what is not a number leaves a gap"
     low, high = CHART.y_range
     per_unit = (float(circles["first"]["cy"]) - float(circles["last"]["cy"])) / (3.0 - 1.0)
+    assert per_unit > 0, "up is more"
     (rule,) = [one for one in page.of_class("rule") if one.attributes["y1"] == one.attributes["y2"]]
     assert float(rule.attributes["y1"]) == pytest.approx(float(circles["first"]["cy"]) - per_unit, abs=0.02)
     error = page.of_class("error")[0].attributes
@@ -83,7 +84,7 @@ def test_points_stand_where_their_values_say():
 def test_series_are_told_apart_without_colour():
     page = read_page(draw(CHART))
     marks = [one.name for one in page.of_class("point") if "data-tip" in one.attributes]
-    assert marks == ["circle"] * 2 + ["rect"] * 3
+    assert marks == ["circle"] * 2 + ["polygon"] * 3
     assert [one.text for one in page.all("li")] == ["one", "two"] and len(set(MARKERS)) == len(MARKERS)
 
 
@@ -148,6 +149,13 @@ scalars = st.text() | st.floats(allow_nan=False) | st.none()
 def test_data_blocks_hold_any_json(content):
     (block,) = read_page(data_block(content)).all("script")
     assert json.loads(block.text) == content
+
+
+def test_data_blocks_cannot_be_left():
+    content = {"</script><b>": ["</ScRiPt >", "<!--<script>", "]]>", "&lt;", "\u2028"]}
+    page = read_page(data_block(content))
+    assert [one.name for one in page] == ["", "script"] and json.loads(page.all("script")[0].text) == content
+    assert "<" not in page.all("script")[0].text
 
 
 def test_markup_is_only_what_tag_made():

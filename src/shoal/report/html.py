@@ -16,7 +16,7 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 """What no HTML file may hold, or no reader would see: control characters but tab and line feed, halves of surrogate pairs."""
 
 FOLD_ABOVE = 12
-"""Rows of a table that is shown at once."""
+"""Rows of a long table that is shown at once."""
 
 VOID = frozenset({"meta", "link", "br", "hr", "input"})
 
@@ -73,12 +73,12 @@ def number_columns(*names: str) -> tuple[Column, ...]:
     return tuple(Column(name, is_number=True) for name in names)
 
 
-def table(caption: str, columns: Sequence[Column | str], rows: Iterable[Sequence[Child]]) -> Html:
+def table(caption: str, columns: Sequence[Column | str], rows: Iterable[Sequence[Child]], *, is_long: bool = False) -> Html:
     """A plain table with its title, a button that copies it, and a frame that scrolls where it is too wide.
 
     Args:
-        rows: cells in the order of the columns; the first cell heads its row. More than :data:`FOLD_ABOVE` of them are folded
-            away until they are asked for.
+        rows: cells in the order of the columns; the first cell heads its row.
+        is_long: what few read to the end: more than :data:`FOLD_ABOVE` rows are folded away until they are asked for.
     """
     heads = [Column(one) if isinstance(one, str) else one for one in columns]
     body = []
@@ -94,7 +94,7 @@ def table(caption: str, columns: Sequence[Column | str], rows: Iterable[Sequence
     )
     button = tag("button", "Copy table", type="button", class_="copy", hidden=True)
     frame = tag("div", shown, class_="scroll", tabindex=0, role="region", aria_label=caption)
-    if len(body) > FOLD_ABOVE:
+    if is_long and len(body) > FOLD_ABOVE:
         return details(f"{caption} ({len(body)} rows)", tag("div", frame, button, class_="table"))
     return tag("div", tag("p", caption, class_="title"), frame, button, class_="table")
 

@@ -15,7 +15,9 @@ from shoal.report.html import Child, Html, join, tag
 WIDTH, HEIGHT = 420, 264
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 10, 42
 ROW = 34  # height of a row of dots
+N_COLOURS = 6  # of series, in page.css
 CORNERS: dict[str, tuple[tuple[float, float], ...]] = {
+    "square": ((-3.6, -3.6), (3.6, -3.6), (3.6, 3.6), (-3.6, 3.6)),
     "triangle": ((0, -5), (4.6, 3.6), (-4.6, 3.6)),
     "diamond": ((0, -5.2), (5.2, 0), (0, 5.2), (-5.2, 0)),
     "arrow": ((0, 5), (4.6, -3.6), (-4.6, -3.6)),
@@ -61,7 +63,9 @@ def _xy(chart: Chart) -> Html:
     middle = (TOP + HEIGHT - BOTTOM) / 2
     labels.append(_text(13, middle, chart.y_label, anchor="middle", class_="axis", turn=f"rotate(-90 13 {middle:g})"))
     rules = [_rule(rule, x=x, y=y) for rule in chart.rules]
-    series = [_series(one, chart.drawn(one), x=x, y=y) for one in chart.series]
+    # earlier ones are larger, so that equal points of several series all show
+    sizes = [1 + 0.35 * (len(chart.series) - 1 - index) for index in range(len(chart.series))]
+    series = [_series(one, chart.drawn(one), x=x, y=y, size=size) for one, size in zip(chart.series, sizes, strict=True)]
     names = [_text(x(b.start) + 4, TOP + 13, b.label, class_="note") for b in chart.bands if b.label]
     names += [_rule_name(rule, x=x, y=y) for rule in chart.rules]
     axis = tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=HEIGHT - BOTTOM, y2=HEIGHT - BOTTOM, class_="line")
@@ -102,34 +106,34 @@ def _dots(chart: Dots) -> Html:
     return _svg(height, chart, join(lines, rules, names, marks, labels))
 
 
-def _series(one: Series, points: Sequence[Point], *, x: Scale, y: Scale) -> Html:
+def _series(one: Series, points: Sequence[Point], *, x: Scale, y: Scale, size: float) -> Html:
     path = " ".join(f"{x(p.x):g},{y(p.y):g}" for p in points)
-    line = tag("polyline", points=path, class_=f"curve s{one.style}") if one.is_line and len(points) > 1 else None
+    line = tag("polyline", points=path, class_=f"curve s{one.style % N_COLOURS}") if one.is_line and len(points) > 1 else None
     bars = []
     for p in points:
         if p.low is not None and p.high is not None and math.isfinite(p.low) and math.isfinite(p.high) and p.high > p.low:
             try:
-                bars.append(tag("line", x1=x(p.x), x2=x(p.x), y1=y(p.low), y2=y(p.high), class_=f"error s{one.style}"))
+                bars.append(
+                    tag("line", x1=x(p.x), x2=x(p.x), y1=y(p.low), y2=y(p.high), class_=f"error s{one.style % N_COLOURS}")
+                )
             except ValueError:  # a lower end that a logarithmic axis cannot show
                 continue
-    return tag("g", line, bars, [_marker(one.style, x(p.x), y(p.y), p.tip) for p in points])
+    return tag("g", line, bars, [_marker(one.style, x(p.x), y(p.y), p.tip, size=size) for p in points])
 
 
 def _interval(x: Scale, point: Point, y: float, style: int) -> Html | None:
     if point.low is None or point.high is None or not (math.isfinite(point.low) and math.isfinite(point.high)):
         return None
-    return tag("line", x1=x(point.low), x2=x(point.high), y1=y, y2=y, class_=f"error s{style}")
+    return tag("line", x1=x(point.low), x2=x(point.high), y1=y, y2=y, class_=f"error s{style % N_COLOURS}")
 
 
-def _marker(style: int, x: float, y: float, tip: str | None = None) -> Html:
+def _marker(style: int, x: float, y: float, tip: str | None = None, *, size: float = 1.0) -> Html:
     """The shape of a series around a point."""
-    classes, shape = f"point s{style}", MARKERS[style % len(MARKERS)]
-    about: dict[str, str | None] = {"class_": classes, "data_tip": tip}
+    shape = MARKERS[style % len(MARKERS)]
+    about: dict[str, str | None] = {"class_": f"point s{style % N_COLOURS}", "data_tip": tip}
     if shape == "circle":
-        return tag("circle", cx=x, cy=y, r=4, **about)
-    if shape == "square":
-        return tag("rect", x=round(x - 3.6, 2), y=round(y - 3.6, 2), width=7.2, height=7.2, **about)
-    points = " ".join(f"{x + dx:g},{y + dy:g}" for dx, dy in CORNERS[shape])
+        return tag("circle", cx=x, cy=y, r=4.0 * size, **about)
+    points = " ".join(f"{x + size * dx:.2f},{y + size * dy:.2f}" for dx, dy in CORNERS[shape])
     return tag("polygon", points=points, **about)
 
 

@@ -73,7 +73,10 @@ def _table(scan: Scan, influence: SpanTable | None) -> Html:
         ]
         rows.append([str(boundary), *norms, f"{found.n_massive[boundary]:,}", value])
     return table(
-        "Stream and layers, mean ± standard error over samples; the layer is the one the boundary enters", columns, rows
+        "Stream and layers, mean ± standard error over samples; the layer is the one the boundary enters",
+        columns,
+        rows,
+        is_long=True,
     )
 
 

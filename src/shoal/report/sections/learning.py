@@ -58,7 +58,7 @@ def _table(one: Curve) -> Html:
         ]
         for point in one.points
     ]
-    return table(f"{one.name}: learning curve", [Column("step"), *number_columns(*names)], rows)
+    return table(f"{one.name}: learning curve", [Column("step"), *number_columns(*names)], rows, is_long=True)
 
 
 def _optional(value: float | None) -> str:

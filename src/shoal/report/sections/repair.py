@@ -53,4 +53,4 @@ def _table(found: FitResult) -> Html:
                 f"{one.seconds:.1f}",
             ]
         )
-    return table("Refitted layers, front to back", columns, rows)
+    return table("Refitted layers, front to back", columns, rows, is_long=True)

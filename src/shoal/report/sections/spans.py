@@ -40,7 +40,9 @@ def best_spans(scan: Scan, *, longest: int) -> Html:
     tables = [scan.tables[name] for name in PAPERS if name in scan.tables]
     columns = [Column("n"), *(Column(f"{one.name}, {'max' if one.higher_is_more_redundant else 'min'}") for one in tables)]
     rows = [[str(n), *(_best(one, n) for one in tables)] for n in range(1, max(2, longest + 1))]
-    return table("Most redundant span of n layers (0-based, inclusive), value ± standard error over samples", columns, rows)
+    return table(
+        "Most redundant span of n layers (0-based, inclusive), value ± standard error over samples", columns, rows, is_long=True
+    )
 
 
 def values(one: SpanTable) -> Html:

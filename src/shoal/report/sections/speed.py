@@ -23,7 +23,7 @@ def speed(data: RunData) -> Section | None:
         for r, ratio in enumerate(ratios):
             ours, theirs = getattr(found.teacher, verb)[r], getattr(found.student, verb)[r]
             rows.append([f"{verb}, round {r + 1}", f"{ours:,.1f}", f"{theirs:,.1f}", f"{ratio:.3f}"])
-    shown = table("Tokens per second", [Column("round"), *number_columns("teacher", "student", "ratio")], rows)
+    shown = table("Tokens per second", [Column("round"), *number_columns("teacher", "student", "ratio")], rows, is_long=True)
     medians = "; ".join(
         f"{verb} x {median_iqr(ratios)[0]:.2f} (interquartile range {median_iqr(ratios)[1]:.2f})"
         for verb, ratios in (("prefill", found.prefill_ratios), ("decode", found.decode_ratios))
