@@ -44,6 +44,7 @@ from shoal.cli.options import (
     with_options,
 )
 from shoal.cli.show import HEAT_MAP, say_files, say_spread, say_text, show_outcome
+from shoal.cli.sweep import sweep
 from shoal.workers import join
 
 if TYPE_CHECKING:
@@ -275,6 +276,7 @@ def apply(
 app.command("eval")(evaluate)
 app.command()(compare)
 app.command()(stability)
+app.command()(sweep)
 
 
 # -- what the verbs share ------------------------------------------------------------------------------------------------

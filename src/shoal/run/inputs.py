@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -50,6 +50,7 @@ class Inputs:
     Attributes:
         workers: the processes of this job; each has the whole model, the first reads text for all of them.
         corpus: None on the others.
+        refusals: what the family said of layers to keep, so far.
     """
 
     recipe: Recipe
@@ -57,6 +58,7 @@ class Inputs:
     view: DecoderView
     corpus: Corpus | None
     workers: Workers = ALONE
+    refusals: dict[tuple[int, ...], str | None] = field(default_factory=dict)
 
     @cached_property
     def length(self) -> int:
@@ -237,8 +239,8 @@ def refuse_unknown_tokens(ids: Tensor, opened: Opened) -> None:
 
 def window_of(config: Any) -> int | None:
     """The longest sequence a model was made for, or None where its config states none."""
-    for field in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
-        value = getattr(config, field, None)
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        value = getattr(config, name, None)
         if isinstance(value, int) and value > 0:
             return value
     return None

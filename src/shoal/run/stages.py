@@ -82,8 +82,21 @@ def draw(found: Scan, folder: Path, *, by: str) -> list[str]:
     return [save_heatmap(table, folder / f"heatmap.{kind}").name for kind in ("png", "svg")]
 
 
-def plan_stage(inputs: Inputs, folder: RunFolder, found: Scan | None, *, progress: Progress = silent) -> Plan:
-    """``plan.json``: budget, selector and guard."""
+def plan_stage(
+    inputs: Inputs,
+    folder: RunFolder,
+    found: Scan | None,
+    *,
+    budget: Budget | None = None,
+    judge: Oracle | None = None,
+    progress: Progress = silent,
+) -> Plan:
+    """``plan.json``: budget, selector and guard.
+
+    Args:
+        budget: the recipe's unless given.
+        judge: the guard's oracle on ``selection``, shared by the plans of a sweep; a new one unless given.
+    """
     from shoal.plan import Plan
     from shoal.select.choose import choose
     from shoal.select.plan_of import plan_of
@@ -91,7 +104,7 @@ def plan_stage(inputs: Inputs, folder: RunFolder, found: Scan | None, *, progres
     from shoal.select.size import model_size
 
     recipe, view = inputs.recipe, inputs.view
-    budget, how = budget_of(recipe), choosing(recipe, view)
+    budget, how = budget or budget_of(recipe), choosing(recipe, view)
     key = choice_key(inputs, budget, how, scan=scan_key(inputs) if found else None)
     if folder.is_done("plan", key):
         return Plan.load(folder / "plan.json")
@@ -102,7 +115,7 @@ def plan_stage(inputs: Inputs, folder: RunFolder, found: Scan | None, *, progres
         size,
         tables=found.tables if found else {},
         how=how,
-        oracle=oracle(inputs, inputs.selection, what="guard", progress=progress) if recipe.guard > 1 else None,
+        oracle=(judge or oracle(inputs, inputs.selection, what="guard", progress=progress)) if recipe.guard > 1 else None,
         rescan=rescanner(view, inputs.batches(inputs.calibration), workers=inputs.workers) if recipe.rounds > 1 else None,
         patch_table=patch_table_of(inputs, progress=progress),
         repair=repairer(inputs, size, progress=progress),
@@ -206,11 +219,13 @@ def choosing_unopened(recipe: Recipe, n_layers: int) -> Choosing:
 
 
 def why_not(inputs: Inputs, kept: Sequence[int]) -> str | None:
-    """Why this family cannot be left with these layers, or None."""
+    """Why this family cannot be left with these layers, or None. Asked once per set: the answer builds two models."""
     from shoal.surgery.blueprint import check_layers
 
-    model = inputs.opened.model
-    return reason_of(lambda: check_layers(model.config, kept, model_class=type(model)))
+    model, order = inputs.opened.model, tuple(kept)
+    if order not in inputs.refusals:
+        inputs.refusals[order] = reason_of(lambda: check_layers(model.config, order, model_class=type(model)))
+    return inputs.refusals[order]
 
 
 def reason_of(check: Callable[[], object]) -> str | None:

@@ -88,10 +88,14 @@ class QualitySums:
         sums = [torch.where(found.counted_BT, one.double(), 0.0).sum(1) for one in figures]
         self._per_batch.append(torch.stack([*sums, found.counted_BT.sum(1).double()], 1).cpu())
 
+    def per_sample(self) -> Tensor:
+        """(S, 4) fp64: KL, agreement, nll, summed over the predicted tokens of each sample, and their number."""
+        per_batch = self._workers.gather(self._per_batch)
+        return torch.cat(per_batch) if per_batch else torch.zeros(0, 4, dtype=torch.float64)
+
     def result(self) -> Quality:
         """Raises ValueError: no sample has two real tokens in a row."""
-        per_batch = self._workers.gather(self._per_batch)
-        per_sample = torch.cat(per_batch) if per_batch else torch.zeros(0, 4, dtype=torch.float64)
+        per_sample = self.per_sample()
         per_sample = per_sample[per_sample[:, 3] > 0]
         n_samples = len(per_sample)
         if not n_samples:
@@ -163,6 +167,10 @@ class Oracle:
         return self.measure([Student(removed=frozenset(removed))])[0]
 
     def _run(self, students: Sequence[Student]) -> list[Quality]:
+        return [one.result() for one in self.sums(students)]
+
+    def sums(self, students: Sequence[Student]) -> list[QualitySums]:
+        """Sums per sample of every student, in order, in one pass of its own: nothing is remembered or taken from memory."""
         sums = [QualitySums(self.workers) for _ in students]
 
         def sink(reading: Reading, finals: list[Tensor]) -> None:
@@ -181,7 +189,7 @@ class Oracle:
         )
         self.n_evaluations += len(students)
         self.n_passes += 1
-        return [one.result() for one in sums]
+        return sums
 
 
 @torch.no_grad()

@@ -87,9 +87,41 @@ def choose(
     Raises:
         ValueError: an impossible budget, an unknown name, nothing that can go, or a missing oracle or rescan.
     """
-    selector = selector_named(how.selector)
     if how.n_candidates > 1 and oracle is None:
         raise ValueError(f"comparing {how.n_candidates} candidates needs text to measure on; give some, or set guard: 1")
+    short = shortlist(budget, size, tables=tables, how=how, rescan=rescan, patch_table=patch_table, refuse=refuse)
+    candidates = short.candidates
+    if oracle is not None and len(candidates) > 1:
+        candidates = guard(candidates, oracle, repair=repair)
+    layers = candidates[0].layers
+    decided = f"guard of {len(candidates)} by KL; " if len(candidates) > 1 else ""
+    spread = () if how.n_rounds > 1 else spread_of(selector_named(how.selector), short.tables, short.wanted)
+    said = f"{verdict(candidates, n_layers=size.n_layers)}; {realised(size, layers, how.put_back)}; asked {short.cut.asked}"
+    return Choice(layers=layers, cut=short.cut, candidates=candidates, method=decided + said, spread=spread)
+
+
+@dataclass(frozen=True)
+class Shortlist:
+    """What the guard would compare: the budget on this model, candidates that are not yet measured, and what they come from."""
+
+    cut: Cut
+    candidates: tuple[Candidate, ...]
+    wanted: Wanted
+    tables: Tables
+
+
+def shortlist(
+    budget: Budget,
+    size: ModelSize,
+    *,
+    tables: Tables,
+    how: Choosing,
+    rescan: Rescan | None = None,
+    patch_table: PatchTable | None = None,
+    refuse: Refuse = nothing_refused,
+) -> Shortlist:
+    """:func:`choose` up to the guard; a sweep measures the candidates of all its cuts in one pass."""
+    selector = selector_named(how.selector)
     wanted = wanted_by(how, size, refuse=refuse)
     counted_by = wanted if how.by in tables or how.by != PATCHED else replace(wanted, by="cosine/rest")  # not measured yet
     cut = cut_for(budget, size, tables=tables, selector=selector, wanted=counted_by)
@@ -105,16 +137,7 @@ def choose(
         proposers.insert(0, Proposer(f"{name} in {how.n_rounds} rounds", iter([picked])))  # the one-shot choice competes too
     if how.n_candidates > 1:
         proposers += [one for one in other_proposers(tables, wanted) if one.name != name]
-    candidates = propose(proposers, how.n_candidates)
-    if oracle is not None and len(candidates) > 1:
-        candidates = guard(candidates, oracle, repair=repair)
-    layers = candidates[0].layers
-    decided = f"guard of {len(candidates)} by KL; " if len(candidates) > 1 else ""
-    spread = () if how.n_rounds > 1 else spread_of(selector, tables, wanted)
-    method = (
-        f"{decided}{verdict(candidates, n_layers=size.n_layers)}; {realised(size, layers, how.put_back)}; asked {cut.asked}"
-    )
-    return Choice(layers=layers, cut=cut, candidates=candidates, method=method, spread=spread)
+    return Shortlist(cut, propose(proposers, how.n_candidates), wanted, tables)
 
 
 def patched(patch_table: PatchTable, tables: Tables, wanted: Wanted) -> Tables:

@@ -1,0 +1,128 @@
+"""The verb ``sweep``: quality against the removed share, for several methods."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from shoal.cli.options import (
+    Device,
+    Dtype,
+    FitTokens,
+    Json,
+    Length,
+    Model,
+    Out,
+    Overwrite,
+    Protect,
+    Remote,
+    Resident,
+    Samples,
+    Seed,
+    TextOption,
+    TrainTokens,
+    with_options,
+)
+from shoal.cli.show import say_files, say_text
+
+DEFAULT_METHODS = "none,uidl,shortgpt"
+
+
+def sweep(
+    model: Model,
+    out: Out,
+    drop: Annotated[
+        str,
+        typer.Option("--drop", metavar="RANGE", help="0..50% of all parameters, 0..50%layers, 0..8 layers, or an upper end."),
+    ] = "0..50%",
+    methods: Annotated[
+        str,
+        typer.Option(
+            "--methods",
+            help="With commas: none (plain removal, guarded), a repair (refit, sweep), a replacement (layer), a recipe or YAML "
+            "file, or joined ones such as uidl+sweep.",
+        ),
+    ] = DEFAULT_METHODS,
+    points: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--points", help="Cuts per method, evenly spaced.  [default: every number of layers, up to 16]"),
+    ] = None,
+    task: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option("--task", metavar="FILE", help="Task file, as for shoal eval; may be repeated."),
+    ] = None,
+    keep: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--keep", help="Say the largest cut that keeps so much of the teacher's quality, such as 95%."),
+    ] = None,
+    of: Annotated[
+        str,
+        typer.Option(
+            "--of",
+            help="What --keep is told of: perplexity (teacher's / student's), kl (exp of minus KL), or a task (accuracy).",
+        ),
+    ] = "perplexity",
+    text: TextOption = None,
+    samples: Samples = None,
+    length: Length = None,
+    protect: Protect = None,
+    fit_tokens: FitTokens = None,
+    train_tokens: TrainTokens = None,
+    seed: Seed = None,
+    device: Device = "cpu",
+    dtype: Dtype = None,
+    resident: Resident = "auto",
+    trust_remote_code: Remote = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Cut by every ratio of a range with several methods: KL, perplexity, tasks, the cliff, and what can be cut safely."""
+    from shoal.cli.console import Screen
+    from shoal.cli.verbs import _command
+    from shoal.evaluate import load_task
+    from shoal.evaluate.curve_table import cliff_lines, sweep_table
+    from shoal.evaluate.keep import parse_keep, sentence
+    from shoal.report.curve import draw_curves
+    from shoal.run.methods import method_choice, method_names
+    from shoal.run.sweep import Keeping, sweep_ratios
+
+    screen = Screen(as_json=json)
+    if keep is None and of != "perplexity":
+        raise ValueError(f"--of {of} says what --keep is told of; give --keep as well, such as --keep 95%")
+    wanted = None if keep is None else Keeping(parse_keep(keep), of)
+    tasks = [load_task(path) for path in task or ()]
+    recipes = {}
+    for name in method_names(methods):
+        recipe, changes = method_choice(name)
+        recipes[name] = with_options(
+            recipe, model=model, text=text, samples=samples, length=length, protect=protect, fit_tokens=fit_tokens,
+            train_tokens=train_tokens, seed=seed, **changes,
+        )  # fmt: skip
+    if recipes:
+        say_text(screen, next(iter(recipes.values())))
+    with screen.progress():
+        found = sweep_ratios(
+            recipes,
+            out,
+            drop=drop,
+            n_points=points,
+            tasks=tasks,
+            keep=wanted,
+            device=device,
+            dtype=dtype,
+            resident=resident,
+            trust_remote_code=trust_remote_code,
+            overwrite=overwrite,
+            command=_command(),
+            progress=screen.step,
+        )
+    draw_curves(found, out)
+    screen.show(sweep_table(found))
+    for line in cliff_lines(found):
+        screen.say(line)
+    for one in found.kept:
+        screen.say(sentence(one))
+    say_files(screen, out, ("figures", "sweep.json"), ("curve", "sweep.png"))
+    screen.result(found.model_dump(mode="json"))

@@ -1,0 +1,289 @@
+"""A sweep is many compressions that share their measurements: the same cuts, the same figures, one pass where one is enough."""
+
+import functools
+import json
+
+import pytest
+from world import write_model
+
+from shoal import compress, load_recipe
+from shoal.evaluate import load_task
+from shoal.evaluate.curve import RatioSweep
+from shoal.recipe import RECIPES
+from shoal.run.methods import method_choice, method_names, slug
+from shoal.run.sweep import sweep_ratios
+from shoal.score.oracle import Oracle
+from shoal.select.ratios import counts_in, spread
+from shoal.select.size import ModelSize
+
+TEXT = {"samples": 12, "length": 16, "selection": 8, "evaluation": 8}
+
+
+def recipe(small, name="none", **changes):
+    base, chosen = method_choice(name)
+    text = {"sources": [small["text"]], **TEXT}
+    train = {"tokens": 640, "batch": 8, "micro_batch": 4}
+    return load_recipe(
+        base, {"model": small["model"], "text": text, "train": train, "fit": {"tokens": 2000}, **chosen, **changes}
+    )
+
+
+def recipes(small, *names):
+    return {name: recipe(small, name) for name in names}
+
+
+def quiz(folder, *, seed=0):
+    rows = [{"ctx": f"w{i} w{i + 1}", "choices": [f" w{i + 2}", f" w{i + 3}"], "gold": i % 2} for i in range(12)]
+    path = folder / "quiz.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return load_task(path)
+
+
+@pytest.fixture(scope="module")
+def swept(small, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("swept")
+    found = sweep_ratios(recipes(small, "none", "uidl", "refit"), folder / "sweep", drop="0..3", tasks=[quiz(folder)])
+    return folder / "sweep", found
+
+
+def test_the_file_is_the_result_and_every_cut_is_there(swept):
+    folder, found = swept
+    assert RatioSweep.load(folder / "sweep.json") == found and found.is_complete
+    assert found.counts == (1, 2, 3) and list(found.recipes) == ["none", "uidl", "refit"]
+    assert [(one.method, one.n_net) for one in found.points] == [(m, n) for m in found.recipes for n in found.counts]
+    for one in found.points:
+        assert len(one.layers_out) == one.n_net == found.before.layers - one.size.layers
+        assert one.share == pytest.approx(1 - one.size.parameters / found.before.parameters)
+        assert (folder / one.plan).exists() and (folder / one.plan).with_name("recipe.yaml").exists()
+        assert len(one.kl) == len(one.nll) == len(found.n_tokens) == 8 and len(one.right["quiz"]) == 12
+        assert sum(one.kl) / sum(found.n_tokens) == pytest.approx(one.quality.kl, rel=1e-12)
+        assert sum(one.nll) / sum(found.n_tokens) == pytest.approx(one.quality.nll, rel=1e-12)
+
+
+def test_at_zero_stands_the_teacher_itself(swept):
+    _, found = swept
+    assert set(found.teacher.kl) == {0.0} and found.teacher.quality.agreement == 1.0
+    assert found.teacher.share == 0 and found.teacher.size == found.before
+
+
+def test_shares_rise_with_the_layers_removed(swept):
+    _, found = swept
+    for method in found.recipes:
+        points = found.of_method(method)
+        assert all(a.share < b.share and a.n_net < b.n_net for a, b in zip(points, points[1:], strict=False))
+
+
+@pytest.mark.parametrize("name", ["none", "refit"])
+def test_a_point_is_what_compress_makes_of_the_same_recipe(name, small, swept, tmp_path):
+    _, found = swept
+    point = next(one for one in found.points if (one.method, one.n_net) == (name, 2))
+    outcome = compress(recipe(small, name, drop="2"), tmp_path / "run")
+    assert outcome.plan.removed_layers == point.layers_out
+    close = functools.partial(pytest.approx, rel=1e-5)  # the saved student is a model of its own
+    assert outcome.evaluation.quality.kl == close(point.quality.kl)
+    assert outcome.evaluation.quality.nll == close(point.quality.nll)
+    assert outcome.evaluation.student.cost.parameters == point.size.parameters
+
+
+def test_a_point_can_be_redone_from_its_recipe_file(swept, tmp_path):
+    folder, found = swept
+    point = found.points[-1]
+    outcome = compress(load_recipe(str((folder / point.plan).with_name("recipe.yaml"))), tmp_path / "run")
+    assert outcome.evaluation.quality.kl == pytest.approx(point.quality.kl, rel=1e-5)
+
+
+def test_the_guards_share_one_pass_and_so_do_the_plain_cuts(small, tmp_path, monkeypatch):
+    passes = []
+    sums = Oracle.sums
+
+    def counted(self, students):
+        passes.append(len(students))
+        return sums(self, students)
+
+    monkeypatch.setattr(Oracle, "sums", counted)
+    found = sweep_ratios(recipes(small, "none", "uidl", "shortgpt"), tmp_path / "sweep", drop="0..3")
+    different = {one.layers_out for one in found.points}
+    assert len(passes) == 3 and passes[0] == 1 and passes[2] == len(different), "the teacher, the guards, the cuts"
+
+
+class Killed(Exception):
+    pass
+
+
+def without_clocks(sweep):
+    return [one.model_copy(update={"seconds": 0.0}) for one in (sweep.teacher, *sweep.points)]
+
+
+LATER = [pytest.param(when, marks=pytest.mark.slow) for when in ("scan", "teacher: evaluate", "plain cuts: evaluate")]
+
+
+@pytest.mark.parametrize("when", ["guard", "refit, 2 layers: refit", *LATER])
+def test_a_killed_sweep_ends_in_the_same_points(when, small, swept, tmp_path):
+    methods, task = recipes(small, "none", "uidl", "refit"), quiz(tmp_path)
+
+    def kill(what, done, total):
+        if what == when:
+            raise Killed
+
+    with pytest.raises(Killed):
+        sweep_ratios(methods, tmp_path / "sweep", drop="0..3", tasks=[task], progress=kill)
+    if when.startswith("refit"):
+        half = RatioSweep.load(tmp_path / "sweep" / "sweep.json")
+        assert not half.is_complete and len(half.points) == 7
+    done = []
+    found = sweep_ratios(methods, tmp_path / "sweep", drop="0..3", tasks=[task], progress=lambda what, *_: done.append(what))
+    assert without_clocks(found) == without_clocks(swept[1])
+    if when.startswith("refit"):
+        assert "scan" not in done and not any("plain cuts" in what or "refit, 1" in what for what in done)
+
+
+def test_a_finished_sweep_measures_nothing_and_can_be_widened(small, tmp_path):
+    methods, work = recipes(small, "none"), []
+    sweep = functools.partial(sweep_ratios, out=tmp_path / "sweep", progress=lambda what, *_: work.append(what))
+    first = sweep(methods, drop="0..2")
+    work.clear()
+    assert sweep(methods, drop="0..2") == first and not work
+    wider = sweep(recipes(small, "none", "uidl"), drop="0..3")
+    assert [one for one in wider.points if one.method == "none"][:2] == list(first.points)
+    with pytest.raises(ValueError, match="holds 4 points that this sweep leaves out"):
+        sweep(methods, drop="0..2")
+    assert sweep(methods, drop="0..2", overwrite=True).points == first.points
+
+
+def test_other_text_or_tasks_need_the_users_word(small, swept, tmp_path):
+    methods = {"none": recipe(small)}
+    sweep_ratios(methods, tmp_path / "sweep", drop="2")
+    shorter = {"none": recipe(small, text={"sources": [small["text"]], **TEXT, "length": 12})}
+    for changed in (functools.partial(sweep_ratios, shorter), functools.partial(sweep_ratios, methods, tasks=[quiz(tmp_path)])):
+        with pytest.raises(ValueError, match="other options, model or text"):
+            changed(tmp_path / "sweep", drop="2")
+    assert sweep_ratios(methods, tmp_path / "sweep", drop="2", tasks=[quiz(tmp_path)], overwrite=True).tasks
+
+
+def test_a_trained_replacement_is_a_method(small, tmp_path):
+    found = sweep_ratios(recipes(small, "none", "layer"), tmp_path / "sweep", drop="2", n_points=1)
+    plain, layer = found.points
+    assert layer.size.layers == plain.size.layers == 4 and layer.layers_out != plain.layers_out
+    assert (tmp_path / "sweep" / layer.plan).with_name("fit.safetensors").exists()
+
+
+# -- ranges and names ------------------------------------------------------------------------------------------------------
+
+SIZE = ModelSize(total=1000, layers=(50,) * 16)  # 800 in layers, 200 around
+
+
+@pytest.mark.parametrize(
+    ("drop", "n_points", "counts"),
+    [
+        ("0..50%", None, tuple(range(1, 11))),
+        ("50%", None, tuple(range(1, 11))),
+        ("0..50%layers", None, tuple(range(1, 9))),
+        ("25..50%layers", None, (4, 5, 6, 7, 8)),
+        ("10%..20%", None, (2, 3, 4)),
+        ("0..8", None, tuple(range(1, 9))),
+        ("3..5layers", None, (3, 4, 5)),
+        ("4", 1, (4,)),
+        ("0..8", 4, (1, 3, 6, 8)),
+        ("0..9", 100, tuple(range(1, 10))),
+    ],
+)
+def test_ranges_become_numbers_of_layers(drop, n_points, counts):
+    assert counts_in(drop, SIZE, protected=frozenset({0, 15}), n_points=n_points) == counts
+
+
+@pytest.mark.parametrize(
+    "drop", ["", "..", "a..b", "50%..10%", "0..", "0..99%", "0..15", "-1..3", "0..1.5", "0...5", "1..2..3"]
+)
+def test_what_is_no_range_is_refused_in_one_line(drop):
+    with pytest.raises(ValueError, match="--drop") as error:
+        counts_in(drop, SIZE, protected=frozenset({0, 15}))
+    assert "\n" not in str(error.value)
+
+
+def test_points_are_spread_evenly_and_keep_both_ends():
+    for n in range(2, 20):
+        chosen = spread(range(1, 21), n)
+        gaps = {b - a for a, b in zip(chosen, chosen[1:], strict=False)}
+        assert len(chosen) == n and chosen[0] == 1 and chosen[-1] == 20 and max(gaps) - min(gaps) <= 1
+
+
+def test_method_names():
+    assert method_choice("none") == ("default", {"replace": "none"})
+    assert method_choice("refit") == ("default", {"repair": "refit", "replace": "none"})
+    assert method_choice("layer") == ("default", {"replace": "layer"})
+    assert method_choice("uidl+sweep") == ("uidl", {"repair": "sweep"})
+    assert method_choice("mine.yaml") == ("mine.yaml", {})
+    assert all(method_choice(name) == (name, {}) for name in RECIPES)
+    assert method_choice("swiglu:width=8,layout=code") == ("default", {"replace": "swiglu:width=8,layout=code"})
+    listed = method_names("none, refit,swiglu:width=8,layout=code,,layer ,none")
+    assert listed == ["none", "refit", "swiglu:width=8,layout=code", "layer"]
+    assert slug("swiglu:width=8,layout=code") == "swiglu-width-8-layout-code"
+    assert slug("some/where/my recipe.yaml") == "my-recipe.yaml"
+
+
+@pytest.mark.parametrize("name", ["refti", "refit+sweep", "uidl+shortgpt", "none+refit", "refit+", ""])
+def test_names_that_are_no_method(name):
+    with pytest.raises(ValueError, match="--methods"):
+        method_choice(name)
+
+
+def test_methods_of_different_text_are_not_compared(small, tmp_path):
+    other = recipe(small, text={"sources": [small["text"]], **TEXT, "length": 12})
+    with pytest.raises(ValueError, match="compares on one"):
+        sweep_ratios({"none": recipe(small), "refit": other}, tmp_path / "sweep")
+    assert not (tmp_path / "sweep").exists()
+
+
+# -- the command -----------------------------------------------------------------------------------------------------------
+
+
+def options(small, *more):
+    return ("--text", small["text"], "--samples", 8, "--length", 16, *more)
+
+
+def test_the_command(shoal, small, tmp_path):
+    quiz(tmp_path)
+    code, out, err = shoal(
+        "sweep", small["model"], "--out", "run", "--drop", "0..2", "--methods", "none,uidl", "--task", "quiz.jsonl",
+        "--keep", "10%", *options(small), "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    found = RatioSweep.from_json(out)
+    assert found == RatioSweep.load(tmp_path / "run" / "sweep.json") and len(found.points) == 4
+    assert "largest cut that keeps 10 % of perplexity" in err and "points; a break needs" in " ".join(err.split())
+    for name in ("sweep.png", "sweep.svg"):
+        assert (tmp_path / "run" / name).stat().st_size
+
+
+def test_the_cut_of_a_point_can_be_applied(shoal, small, tmp_path):
+    code, _, err = shoal("sweep", small["model"], "--out", "run", "--drop", "2..2", "--methods", "refit", *options(small))
+    assert code == 0, err
+    code, _, err = shoal("apply", "run/points/refit-02/plan.json", "--out", "student")
+    assert code == 0 and (tmp_path / "student" / "model.safetensors").exists(), err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--drop", "0..x"), "--drop '0..x'"),
+        (("--drop", "0..6"), "this model allows 1..4"),
+        (("--methods", "refti"), "did you mean 'refit'"),
+        (("--methods", ","), "names no method"),
+        (("--points", "0"), "--points 0 needs at least 1"),
+        (("--keep", "95"), "--keep '95'"),
+        (("--of", "kl"), "give --keep as well"),
+        (("--keep", "95%", "--of", "lambada"), "--of 'lambada' is not measured"),
+        (("--task", "nowhere.jsonl"), "nowhere.jsonl"),
+    ],
+)
+def test_mistakes_get_one_line_and_leave_nothing(shoal, small, tmp_path, more, said):
+    code, _, err = shoal("sweep", small["model"], "--out", "run", *options(small), *more)
+    line = err.strip().splitlines()[-1]
+    assert code == 2 and said in line and line.startswith("shoal: error:"), err
+    assert not (tmp_path / "run" / "sweep.json").exists()
+
+
+def test_a_folder_of_another_kind_is_refused(shoal, small, tmp_path):
+    write_model(tmp_path / "other", seed=1)
+    code, _, err = shoal("sweep", small["model"], "--out", "other", *options(small))
+    assert code == 2 and "not empty and was not written by shoal" in err
