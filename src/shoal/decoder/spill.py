@@ -16,6 +16,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from shoal.workers import join
+
 SHARE = 4  # a pass may keep states in a quarter of the memory that is free when it starts
 
 
@@ -39,7 +41,7 @@ class Spill:
     def __init__(self, limit: int | None = None, *, folder: Path | None = None) -> None:
         self.limit = free_memory() // SHARE if limit is None else limit
         self._folder = folder
-        self._kept: dict[Hashable, Tensor] = {}
+        self._kept: dict[Hashable, tuple[Tensor, torch.device]] = {}  # on the CPU, and where it came from
         self._written: dict[Hashable, _Place] = {}
         self._n_kept = 0
         self._free: dict[int, list[int]] = {}
@@ -54,7 +56,7 @@ class Spill:
         self.drop(key)
         n_bytes = value.numel() * value.element_size()
         if self._n_kept + n_bytes <= self.limit:
-            self._kept[key] = value
+            self._kept[key] = (value.cpu(), value.device)
             self._n_kept += n_bytes
             return
         free = self._free.get(n_bytes)
@@ -73,7 +75,8 @@ class Spill:
 
     def get(self, key: Hashable) -> Tensor:
         if key in self._kept:
-            return self._kept[key]
+            value, device = self._kept[key]
+            return value.to(device)
         place = self._written[key]
         raw = torch.empty(place.n_bytes, dtype=torch.uint8)
         self._file.seek(place.offset)
@@ -84,7 +87,7 @@ class Spill:
     def drop(self, key: Hashable) -> None:
         kept = self._kept.pop(key, None)
         if kept is not None:
-            self._n_kept -= kept.numel() * kept.element_size()
+            self._n_kept -= kept[0].numel() * kept[0].element_size()
         place = self._written.pop(key, None)
         if place is not None:
             self._free.setdefault(place.n_bytes, []).append(place.offset)
@@ -110,7 +113,7 @@ def spill_folder() -> Path:
 
 
 def free_memory() -> int:
-    """Bytes that can be taken now without swapping, a container's limit included."""
+    """Bytes this process can take now without swapping, a container's limit included; its part where a job has several here."""
     found = [_meminfo_available()]
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -120,7 +123,7 @@ def free_memory() -> int:
             found.append(max(0, int(Path(limit).read_text()) - int(Path(used).read_text())))
         except (OSError, ValueError):  # no such limit here, or "max"
             continue
-    return min(found)
+    return min(found) // join().local_size
 
 
 def _meminfo_available() -> int:
