@@ -143,7 +143,7 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         Recipe(
             name="default",
-            about="Best contiguous span of every criterion, the guard decides by KL, one trained layer in its place.",
+            about="Best spans of every criterion, the guard decides by KL, one trained layer in place of each.",
             papers=("2403.19135", "2403.17887"),
         ),
         Recipe(

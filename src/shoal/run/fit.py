@@ -62,6 +62,7 @@ def fit_stage(inputs: Inputs, folder: RunFolder, plan: Plan, *, progress: Progre
         config=inputs.recipe.fit,
         quality=lambda students: [quality.kl for quality in judge.measure(students)],
         progress=lambda done, total: progress(repair, done, total),
+        workers=inputs.workers,
     )
     if cut.replacements and not of_modules:
         fitted = put_back(inputs.view, cut, fitted)
