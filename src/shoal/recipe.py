@@ -77,8 +77,8 @@ class Recipe(Record):
     rounds: int = Field(default=1, ge=1)
     protect: tuple[int, ...] = (0, -1)
     guard: int = Field(default=4, ge=1)
-    replace: str = "layer"
-    repair: RepairName = "none"
+    replace: str = "none"
+    repair: RepairName = "auto"
     fit: FitConfig = FitConfig()
     polish: Literal["none", "hidden", "kl"] | None = None
     train: TrainConfig = TrainConfig()
@@ -143,8 +143,15 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         Recipe(
             name="default",
-            about="Best spans of every criterion, the guard decides by KL, one trained layer in place of each.",
+            about="The best cuts of every criterion compete, each repaired, by KL; then a closed-form sweep of the layers around "
+            "the cut. Forward passes and linear solves only, no new parameters, a stock checkpoint.",
             papers=("2403.19135", "2403.17887"),
+        ),
+        Recipe(
+            name="high",
+            about="As default, and then exactly what the sweep set is trained on the teacher's logits (KL).",
+            papers=("2403.19135", "2403.17887"),
+            polish="kl",
         ),
         Recipe(
             name="llm-streamline",
@@ -154,6 +161,8 @@ RECIPES: dict[str, Recipe] = {
             by="cosine/every",
             protect=(),
             guard=1,
+            replace="layer",
+            repair="none",
             train=TrainConfig(
                 tokens=62_000_000,
                 lr=2e-4,
@@ -175,6 +184,7 @@ RECIPES: dict[str, Recipe] = {
             protect=(),
             guard=1,
             replace="none",
+            repair="none",
         ),
         Recipe(
             name="uidl-simple",
@@ -184,6 +194,7 @@ RECIPES: dict[str, Recipe] = {
             protect=(),
             guard=1,
             replace="none",
+            repair="none",
         ),
         Recipe(
             name="shortgpt",
@@ -194,6 +205,7 @@ RECIPES: dict[str, Recipe] = {
             protect=(),
             guard=1,
             replace="none",
+            repair="none",
         ),
         Recipe(
             name="replaceme",
@@ -254,13 +266,20 @@ def load_recipe(name_or_path: str = "default", changes: Mapping[str, Any] | None
     A file may start from a named recipe (``recipe: NAME``) and state only what differs.
 
     Args:
-        changes: fields that differ, nested as in the file: ``{"model": "org/name", "train": {"tokens": 500_000}}``.
+        changes: fields that differ, nested as in the file: ``{"model": "org/name", "train": {"tokens": 500_000}}``. With
+            ``replace`` the recipe's ``repair`` is not used, unless named as well.
     Raises:
         ValueError: no such recipe; not YAML; an unknown key or a value out of range (says which, and what is allowed).
     """
     content = RECIPES[name_or_path].model_dump(mode="json") if name_or_path in RECIPES else _read(name_or_path)
+    changes = _one_method(changes or {})
     where = "options" if changes else name_or_path
-    return Recipe.from_json(json.dumps(merge(content, changes or {})), where=where)
+    return Recipe.from_json(json.dumps(merge(content, changes)), where=where)
+
+
+def _one_method(changes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Who names a replacement means it alone: a repair that the recipe would add has to be named, too."""
+    return {"repair": "none", **changes} if "replace" in changes else changes
 
 
 def _read(name_or_path: str) -> dict[str, Any]:
@@ -275,9 +294,9 @@ def _read(name_or_path: str) -> dict[str, Any]:
         raise ValueError(f"{path} holds {type(content).__name__}, not the fields of a recipe (key: value lines)")
     base = content.pop("recipe", None)
     if base is None:
-        merged = content
+        merged = dict(_one_method(content))
     elif isinstance(base, str) and base in RECIPES:
-        merged = merge(RECIPES[base].model_dump(mode="json"), content)
+        merged = merge(RECIPES[base].model_dump(mode="json"), _one_method(content))
     else:
         raise ValueError(f"{path}: recipe: {base!r} is unknown; {nearest(str(base), RECIPES)}")
     # checked here as well, so that a fault of the file is not reported as one of the options

@@ -29,6 +29,8 @@ Length = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option("--length", help="Tokens per sample.  [default: the model's window, at most 2048]"),
 ]
+EFFORTS = ("default", "high")
+
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1.")]
 Resident = Annotated[
     str,
@@ -46,9 +48,13 @@ RecipeName = Annotated[
     str,
     typer.Option(
         "--recipe",
-        help="default, llm-streamline, uidl, uidl-simple, shortgpt, replaceme, linearpatch, ghosted-layers, prune-comp, or a "
-        "YAML file. Options override it; the defaults shown are those of the recipe default.",
+        help="default, high, llm-streamline, uidl, uidl-simple, shortgpt, replaceme, linearpatch, ghosted-layers, prune-comp, or "
+        "a YAML file. Options override it; the defaults shown are those of the recipe default.",
     ),
+]
+EffortOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--effort", help="default: forward passes and linear solves; high: then trains what they set (recipe high)."),
 ]
 Drop = Annotated[
     Optional[str],  # noqa: UP045
@@ -73,16 +79,17 @@ ReplaceBy = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         "--replace",
-        help=f"none, {', '.join(REPLACEMENTS)}; options behind the name, such as swiglu:width=1024.  [default: layer]",
+        help=f"none, {', '.join(REPLACEMENTS)}; options behind the name, such as swiglu:width=1024. By itself it replaces "
+        "the default's repair.  [default: none]",
     ),
 ]
 RepairBy = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         "--repair",
-        help="Closed form, no training, no new parameters; with --replace none. "
+        help="Closed form: no training and, without a replacement, no new parameters. "
         + "; ".join(f"{name}: {what}" for name, what in REPAIRS.items())
-        + ".  [default: none]",
+        + ".  [default: auto, or none with --replace]",
     ),
 ]
 FitTokens = Annotated[
@@ -129,6 +136,21 @@ Shots = Annotated[
 ]
 Items = Annotated[Optional[int], typer.Option("--items", help="The first items of every task.  [default: all]")]  # noqa: UP045
 Include = Annotated[Optional[Path], typer.Option("--include", help="Folder of lm-eval's YAML tasks of your own.")]  # noqa: UP045
+
+
+def recipe_of(recipe: str, effort: str | None) -> str:
+    """The recipe that an effort means; both are names of recipes.
+
+    Raises:
+        ValueError: an unknown effort, or an effort beside another recipe.
+    """
+    if effort is None:
+        return recipe
+    if effort not in EFFORTS:
+        raise ValueError(f"--effort {effort!r} needs one of {', '.join(EFFORTS)}")
+    if recipe not in ("default", effort):
+        raise ValueError(f"--effort {effort} and --recipe {recipe} are two methods; give one of them")
+    return effort
 
 
 def with_options(recipe: str, **options: Any) -> Recipe:

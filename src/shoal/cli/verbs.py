@@ -20,6 +20,7 @@ from shoal.cli.options import (
     Device,
     Drop,
     Dtype,
+    EffortOption,
     FitTokens,
     Guard,
     Json,
@@ -42,6 +43,7 @@ from shoal.cli.options import (
     Select,
     TextOption,
     TrainTokens,
+    recipe_of,
     with_options,
 )
 from shoal.cli.report import report
@@ -95,6 +97,7 @@ def compress(
     model: Model,
     out: Out,
     recipe: RecipeName = "default",
+    effort: EffortOption = None,
     drop: Drop = None,
     params: Parameters = None,
     text: TextOption = None,
@@ -121,9 +124,9 @@ def compress(
 ) -> None:
     """Remove layers, repair the cut, measure what was lost, save a checkpoint for plain transformers."""
     chosen = with_options(
-        recipe, model=model, drop=drop, params=params, text=text, samples=samples, length=length, select=select, by=by,
-        guard=guard, rounds=rounds, protect=protect, replace=replace, repair=repair, fit_tokens=fit_tokens, polish=polish,
-        train_tokens=train_tokens, lr=lr, seed=seed,
+        recipe_of(recipe, effort), model=model, drop=drop, params=params, text=text, samples=samples, length=length,
+        select=select, by=by, guard=guard, rounds=rounds, protect=protect, replace=replace, repair=repair,
+        fit_tokens=fit_tokens, polish=polish, train_tokens=train_tokens, lr=lr, seed=seed,
     )  # fmt: skip
     _compress(chosen, out, device, dtype, resident, trust_remote_code, overwrite, json)
 

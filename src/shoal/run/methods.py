@@ -46,7 +46,7 @@ def method_choice(name: str) -> tuple[str, dict[str, str]]:
         else:
             recipe = part
     if recipe is None:
-        changes.setdefault("replace", "none")
+        changes = {"replace": "none", "repair": "none", **changes}
     return recipe or "default", changes
 
 
