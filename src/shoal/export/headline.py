@@ -94,7 +94,8 @@ def _gain(evaluation: Evaluation) -> tuple[Fact, ...]:
 def _rate(speed: Speed, verb: str) -> Fact:
     middle, spread = median_iqr(getattr(speed, f"{verb}_ratios"))
     label = {"decode": "Decoding speed", "prefill": "Prefill speed"}[verb]
-    note = f"± {spread:.2f} (interquartile, {len(speed.teacher.decode)} rounds, {speed.device}); L/L' is {speed.bound:.2f}"
+    most = speed.teacher_layers / speed.student_layers
+    note = f"± {spread:.2f} (interquartile, {len(speed.teacher.decode)} rounds, {speed.device}); L/L' is {most:.2f}"
     return Fact(label, f"x {middle:.2f}", note)
 
 

@@ -16,7 +16,8 @@ def speed(data: RunData) -> Section | None:
         Series(verb, tuple(Point(r, x, tip=f"{verb}, round {r}: x {x:.3f}") for r, x in enumerate(ratios, start=1)), style=k)
         for k, (verb, ratios) in enumerate((("prefill", found.prefill_ratios), ("decode", found.decode_ratios)))
     )
-    rules = (Rule("y", found.bound, f"L/L' = {found.bound:.2f}"), Rule("y", 1.0, "as fast as the teacher"))
+    most = found.teacher_layers / found.student_layers
+    rules = (Rule("y", most, f"L/L' = {most:.2f}"), Rule("y", 1.0, "as fast as the teacher"))
     chart = Chart("speed", "Student over teacher, tokens per second", "round", "ratio", series, rules=rules)
     rows = []
     for verb, ratios in (("prefill", found.prefill_ratios), ("decode", found.decode_ratios)):
