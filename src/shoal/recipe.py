@@ -15,7 +15,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from shoal.fit.config import FitConfig, RepairName
+from shoal.fit.config import PATCHES, FitConfig, RepairName
 from shoal.replace.table import parse_replacement
 from shoal.train.config import POLISH, TrainConfig
 from shoal.types import Record, nearest
@@ -106,6 +106,12 @@ class Recipe(Record):
             raise ValueError(
                 f"polish {self.polish!r} trains what a repair or a replacement put in, and there is neither; "
                 "add --repair sweep or --replace layer, or use --polish none"
+            )
+        replacement = parse_replacement(self.replace)
+        if self.repair == "patch" and (replacement is None or replacement.name not in PATCHES):
+            raise ValueError(
+                f"repair 'patch' sets a replacement that has a closed form, and replace is {self.replace!r}; "
+                f"use --replace {', '.join(PATCHES)}, or another --repair"
             )
         if self.repair == "magnitude" and self.polish == "hidden":
             raise ValueError(
@@ -199,6 +205,31 @@ RECIPES: dict[str, Recipe] = {
             guard=1,
             replace="none",
             repair="map",
+            fit=FitConfig(weights="plain", sinks="counted", ridge=0.0, keep="always"),
+        ),
+        Recipe(
+            name="linearpatch",
+            about="Contiguous span by cosine, and one scale per Hadamard-rotated channel in its place, the ratio of mean "
+            "magnitudes. The paper's training of the scales is not part of this.",
+            papers=("2505.24680",),
+            by="cosine/every",
+            protect=(),
+            guard=1,
+            replace="hadamard",
+            repair="patch",
+            polish="none",
+            fit=FitConfig(sinks="counted", keep="always", hadamard="ratio"),
+        ),
+        Recipe(
+            name="ghosted-layers",
+            about="Contiguous span by cosine, and the least-squares linear map of the stream in its place.",
+            papers=("2605.15491",),
+            by="cosine/every",
+            protect=(),
+            guard=1,
+            replace="free",
+            repair="patch",
+            polish="none",
             fit=FitConfig(weights="plain", sinks="counted", ridge=0.0, keep="always"),
         ),
         Recipe(

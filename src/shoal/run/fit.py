@@ -52,9 +52,10 @@ def fit_stage(inputs: Inputs, folder: RunFolder, plan: Plan, *, progress: Progre
         return Repaired(Plan.load(folder / "plan.json"), values, FitResult.load(folder / "fit.json"))
     started = time.monotonic()
     judge = oracle(inputs, inputs.selection, what="check the repair", progress=progress)
+    of_modules = repair == "patch"  # all others set what is there without the replacements
     fitted = fit_plan(
         inputs.view,
-        as_removal(cut),
+        cut if of_modules else as_removal(cut),
         inputs.fitting,
         repair=repair,
         batch_size=inputs.batch_size,
@@ -63,7 +64,7 @@ def fit_stage(inputs: Inputs, folder: RunFolder, plan: Plan, *, progress: Progre
         progress=lambda done, total: progress(repair, done, total),
         workers=inputs.workers,
     )
-    if cut.replacements:
+    if cut.replacements and not of_modules:
         fitted = put_back(inputs.view, cut, fitted)
 
     def write() -> None:
