@@ -96,7 +96,7 @@ def timed(model: Any, view: DecoderView, tokenizer: Any, task: Task, window: int
 def against_lm_eval(view: DecoderView, tokenizer: Any, tasks: list[Task], window: int | None) -> list[dict[str, Any]]:
     """Every item of every task under lm-eval and here, same model object."""
     from shoal.evaluate import answer_with_harness, answered, file_task
-    from shoal.evaluate.harness import harness_version
+    from shoal.evaluate.harness_source import harness_version
 
     found = answer_with_harness(view, [file_task(task) for task in tasks], tokenizer=tokenizer, window=window)
     rows = []

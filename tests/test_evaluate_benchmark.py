@@ -1,7 +1,9 @@
 """Laws of benchmarks: the teacher keeps all of itself, chance is flagged, averages are of the tasks that count; the verbs."""
 
 import json
+import math
 import random
+import sys
 
 import pytest
 from families import tiny_model
@@ -14,8 +16,8 @@ from shoal.evaluate import (
     Evaluation,
     ItemScores,
     Measured,
+    Perplexity,
     TaskScores,
-    compare,
     compare_tasks,
     disagreement,
     flip_table,
@@ -99,28 +101,25 @@ def test_kinds_of_tasks_stand_apart_above_chance():
     assert all((kind.share.low, kind.share.high) == (1.0, 1.0) for kind in same.kinds)
 
 
-def evaluation(tasks, *, nll):
-    """An evaluation of a tiny model against itself, but for the tasks and the student's perplexity."""
-    from test_evaluate_compare import BATCHES, FROM
-
-    found = compare(DecoderView(tiny_model("llama", n_layers=2)), TEACHER, BATCHES, provenance=FROM)
-    worse = found.student.perplexity.model_copy(update={"nll": found.teacher.perplexity.nll + nll})
-    student = found.student.model_copy(update={"perplexity": worse})
-    return found.model_copy(update={"student": student, "tasks": tasks})
-
-
 def test_a_warning_when_the_measures_disagree():
+    def said(tasks, rise):
+        nll = (3.0, 3.0 + rise)
+        texts = [Perplexity(value=math.exp(x), nll=x, n_tokens=9, window=4, stride=2) for x in nll]
+        return kept_shares(tasks, teacher=texts[0], student=texts[1])
+
     teacher = [made("quiz", [1] * 90 + [0] * 10), made("last", [1] * 80 + [0] * 20, form="last_word")]
     lost = [teacher[0], made("last", [1] * 20 + [0] * 60 + [1] * 20, form="last_word")]
-    assert disagreement(evaluation(compare_tasks(teacher, teacher), nll=0.0)) is None
-    assert disagreement(evaluation(compare_tasks(teacher, teacher), nll=0.05)) is None  # 5 %: apart, but not worth a warning
-    text = disagreement(evaluation(compare_tasks(teacher, teacher), nll=1.0))
-    assert "multiple choice 100 %, last words 100 %, perplexity 37 %" in text
-    tasks = disagreement(evaluation(compare_tasks(teacher, lost), nll=0.0))
-    assert "last words 50 % (" in tasks and "\n" not in tasks
-    assert disagreement(evaluation(None, nll=1.0)) is None
-    shares = kept_shares(evaluation(compare_tasks(teacher, lost), nll=0.5))
-    assert shares["perplexity"].value == pytest.approx(0.6065, abs=1e-4) and shares["last words"].value == pytest.approx(0.5)
+    same, worse = compare_tasks(teacher, teacher), compare_tasks(teacher, lost)
+    assert disagreement(said(same, 0.0)) is None
+    assert disagreement(said(same, -1.0)) is None  # a better student keeps everything
+    assert disagreement(said(same, 0.05)) is None  # 5 %: apart, but not worth a warning
+    assert "multiple choice 100 %, last words 100 %, perplexity 37 %" in disagreement(said(same, 1.0))
+    warning = disagreement(said(worse, 0.0))
+    assert "last words 50 % (" in warning and "\n" not in warning
+    assert disagreement(said(None, 1.0)) is None  # one measure alone disagrees with nothing
+    shares = said(worse, 0.5)
+    assert shares["perplexity"].value == pytest.approx(math.exp(-0.5)) and shares["last words"].value == pytest.approx(0.5)
+    assert set(kept_shares(worse)) == {"multiple choice", "last words"}
 
 
 def test_no_task_above_chance_has_no_average():
@@ -181,8 +180,11 @@ def test_eval_adds_the_tasks(world, shoal):
     assert "Tasks, accuracy" in err and "1 of 11 contexts cut" in err
     assert 0 < found.tasks[0].answers.kl.value < 10
     code, out, _ = shoal("eval", world / "model", "--teacher", world / "model", *common, *tasks, "--json")
-    itself = Evaluation.from_json(out).tasks
+    whole = Evaluation.from_json(out)
+    assert (whole.quality.kl, whole.quality.agreement, whole.by_position.acceptance) == (0.0, 1.0, 1.0)
+    itself = whole.tasks
     assert code == 0 and all(one.answers.stability.low == 1.0 and one.teacher == one.student for one in itself.tasks)
+    assert all(one.answers.right_to_wrong == one.answers.wrong_to_right == () for one in itself.tasks)
     assert itself.tasks[0].stability.kl.value == itself.tasks[0].answers.kl.high == 0.0
 
 
@@ -222,6 +224,32 @@ def test_stability_of_folders(shoal, tmp_path):
     assert code == 2 and "the teacher's scores are mean_nll, the student's option_nll" in err
     code, out, err = shoal("stability", "oc-t", "nowhere")
     assert code == 2 and "no folder at nowhere" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("quiz.json", "{}", "has no items"),
+        ("quiz.json", '{"0": {"label: A": {"PPL": 1.0}, "prediction": "A"}}', "item '0': 'gold' is missing"),
+        ("quiz.json", '{"0": {"label: A": {"PPL": NaN}, "prediction": "A", "gold": "A"}}', "are not finite"),
+        ("quiz.json", '{"0": {"label: A": {"PPL": 1.0}, "prediction": "A", "gold": "A"}}', "only with the teacher"),
+        ("quiz.json", '{"0": {"label: A": {"ppl": 1.0}, "prediction": "A", "gold": "A"}}', "has no number 'PPL'"),
+        ("other.json", '{"0": {"label: A": {"PPL": 1.0}, "prediction": "A", "gold": "A"}}', "both need the same"),
+        ("samples_quiz.jsonl", "\n", "has no samples"),
+    ],
+)
+def test_answers_that_cannot_be_compared_are_one_line(name, content, said, shoal, tmp_path):
+    opencompass(tmp_path / "teacher", random_pair(5)[0])
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / name).write_text(content)
+    code, out, err = shoal("stability", "teacher", "student")
+    assert code == 2 and out == "" and said in err and len(err.strip().splitlines()) == 1
+
+
+def test_a_missing_extra_says_what_to_install(world, shoal, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    code, _, err = shoal("eval", world / "model", "--text", world / "text.jsonl", "--task", "arc_easy")
+    assert code == 2 and err.strip().splitlines()[-1] == "shoal: error: lm-eval is not installed: pip install 'shoal[eval]'"
 
 
 def test_a_removed_layer_changes_the_answers_of_a_deep_enough_task():

@@ -49,7 +49,9 @@ def test_accuracy_is_the_share_that_was_planted(tmp_path, tokens_per_batch):
 def test_prompts_that_leave_no_room_lose_their_beginning_and_are_counted(tmp_path):
     model = tiny_model("llama", n_layers=2)
     long = words(*(n % 40 for n in range(30)))
-    task = task_file(tmp_path, [{"ctx": long, "answer": written(model, long)}, {"ctx": "w1", "answer": "w2"}])
+    whole = words(*range(WINDOW // 2 - 1))  # with the start token exactly the room there is
+    assert len(encode_prompt(TOKENIZER, whole)) == WINDOW // 2
+    task = task_file(tmp_path, [{"ctx": long, "answer": written(model, long)}, {"ctx": whole, "answer": "w2"}])
     got = write_answers(model, task, tokenizer=TOKENIZER, window=WINDOW)
     assert got.n_truncated == 1 and got.counted.items[0].is_right
     assert [new_tokens(256, window) for window in (None, 1024, 512, 256, 1)] == [256, 256, 256, 128, 1]

@@ -2,6 +2,8 @@
 
 import json
 import random
+import re
+from pathlib import Path
 
 import pytest
 from families import tiny_model
@@ -10,6 +12,7 @@ from test_evaluate_choice import N_WORDS, TOKENIZER, words
 from shoal.decoder import DecoderView, Student
 from shoal.evaluate import Measured, compare_tasks, load_task, task_figures
 from shoal.evaluate.harness_answers import answers_of_samples
+from shoal.run.inputs import bundled_model
 from shoal.run.tasks import answer_tasks, open_tasks
 from shoal.types import Unit
 
@@ -82,11 +85,40 @@ def test_a_student_is_not_its_teacher_and_the_teacher_is_itself(view, files):
     assert got.tasks[0].answers.kl.value > 1e-6 and got.tasks[0].stability is None
 
 
+def test_progress_counts_every_request_of_every_kind(view, files):
+    tasks = open_tasks([str(files / f"{name}.jsonl") for name in FILES], engine="lm-eval")
+    seen = []
+    answer_tasks(view, tasks, tokenizer=TOKENIZER, window=WINDOW, progress=lambda what, *step: seen.append((what, *step)))
+    n_scored, n_written = (
+        sum(len(row.get("choices", [0])) for name in ("quiz", "last") for row in FILES[name]),
+        len(FILES["line"]),
+    )
+    assert {what for what, _, _ in seen} == {"lm-eval, model"}
+    assert [step[1:] for step in seen if step[1] == step[2]][-1] == (n_written, n_written)
+    assert ("lm-eval, model", n_scored, n_scored) in seen and all(0 < done <= total for _, done, total in seen)
+
+
 def test_the_first_items_are_the_first_of_the_file(view, files):
     for engine in ("built-in", "lm-eval"):
         got = asked(view, files, engine, n_items=2)
         assert [len(one.counted.items) for one in got] == [2, 2, 2]
         assert [one.key for one in got[0].counted.items] == [item.key for item in load_task(files / "quiz.jsonl").items[:2]]
+
+
+def test_the_python_of_the_page_runs(tmp_path, monkeypatch):
+    """On the bundled model: both engines, the teacher and a student without layer 9."""
+    page = (Path(__file__).parent.parent / "docs" / "evaluation.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    row = {"ctx": "The sun rose over the", "choices": [" sea", " of and"], "gold": 0}
+    (tmp_path / "quiz.jsonl").write_text(json.dumps(row))
+    names: dict[str, object] = {}
+    found = []
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block.replace('"TEACHER"', repr(str(bundled_model()))).replace("2048", "256"), names)
+        found.append(names["found"].tasks[0])
+    assert [one.engine for one in found] == ["built-in", "lm-eval"]
+    assert found[0].teacher == found[1].teacher and found[0].student == found[1].student
+    assert found[0].answers.kl.value == pytest.approx(found[1].answers.kl.value, abs=1e-5) and found[0].answers.kl.value > 0
 
 
 # -- tasks by name -------------------------------------------------------------------------------------------------------

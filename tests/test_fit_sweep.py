@@ -9,11 +9,12 @@ from shoal.decoder.families import contribution
 from shoal.decoder.streamed import open_streamed
 from shoal.fit.gain import find_gain
 from shoal.fit.maps import find_map
+from shoal.fit.observe import plain, relative
 from shoal.fit.output import find_output
 from shoal.fit.place import CannotRefit, on_output
 from shoal.fit.refit import fit_plan, without_refits
 from shoal.fit.sums import folds_of
-from shoal.fit.sweep import plain, relative, sweep_layers
+from shoal.fit.sweep import sweep_layers
 from shoal.fit.table import FITS, MAPS, Maps
 from shoal.fit.targets import before_cuts, from_first_cut
 from shoal.plan import Drop, Plan, Refit, Replace, Size

@@ -3,6 +3,7 @@
 import pytest
 from world import write_model, write_text
 
+from shoal.fit.config import FitConfig
 from shoal.plan import Drop, Plan, Replace, Size
 from shoal.recipe import TextChoice, load_recipe, merge
 from shoal.run.compress import open_folder
@@ -91,6 +92,9 @@ def test_stages_of_training(base):
     assert changed(base, {"train": {"tokens": None, "stages": staged}}) == FITTING
 
 
+FITTED = ({"weights": "plain"}, {"sinks": "counted"}, {"ridge": 0.1}, {"keep": "always"}, {"hadamard": "ratio"})
+
+
 def test_repair(base):
     cut = PLAN.model_copy(update={"edits": (Drop(indices=(3,)),)})
 
@@ -100,8 +104,9 @@ def test_repair(base):
 
     assert key() == key(train={"tokens": 320}, drop="1", text={"evaluation": 7})
     others = [key(repair="refit"), key(fit={"tokens": 640}), key(text={"selection": 7}), key(seed=1)]
-    others += [key(fit={"tokens": 480, **how}) for how in ({"weights": "plain"}, {"sinks": "counted"}, {"ridge": 0.1})]
-    assert len({key(), *others}) == 8
+    others += [key(fit={"tokens": 480, **how}) for how in FITTED]
+    assert len({key(), *others}) == 5 + len(FITTED)
+    assert {name for how in FITTED for name in how} == set(FitConfig.model_fields) - {"tokens"}
 
 
 def test_the_guard_compares_repaired_candidates(base):

@@ -178,7 +178,7 @@ RECIPES: dict[str, Recipe] = {
             guard=1,
             replace="none",
             repair="map",
-            fit=FitConfig(weights="plain", sinks="counted", ridge=0.0),
+            fit=FitConfig(weights="plain", sinks="counted", ridge=0.0, keep="always"),
         ),
         Recipe(
             name="prune-comp",
@@ -190,7 +190,7 @@ RECIPES: dict[str, Recipe] = {
             guard=1,
             replace="none",
             repair="magnitude",
-            fit=FitConfig(sinks="counted"),
+            fit=FitConfig(sinks="counted", keep="always"),
         ),
     )
 }

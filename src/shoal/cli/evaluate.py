@@ -50,11 +50,13 @@ def evaluate(
     """Measure a model: perplexity, cost and tasks, and against a teacher KL, agreement, generations, speed, stability."""
     from shoal.cli.console import Screen
     from shoal.evaluate import accuracy_table, figures_table, generation_table, position_table, table
+    from shoal.run.compare import checkpoint_of
     from shoal.run.evaluate import evaluate_alone, evaluate_pair
     from shoal.run.tasks import open_tasks
 
     screen = Screen(as_json=json)
     tasks = open_tasks(task or (), engine=engine, shots=shots, n_items=items, include=include)
+    model, teacher = checkpoint_of(model), teacher and checkpoint_of(teacher)
     chosen = with_options("default", model=teacher or model, text=text, evaluation=samples, length=length, seed=seed)
     say_text(screen, chosen)
     if tasks:

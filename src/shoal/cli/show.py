@@ -60,7 +60,7 @@ def say_spread(screen: Screen, plan: Plan) -> None:
 
 def show_tasks(screen: Screen, found: Evaluation) -> None:
     """Tasks, what the table cannot say, a warning where the measures disagree, and flips."""
-    from shoal.evaluate import disagreement, flip_table, task_notes, task_table
+    from shoal.evaluate import disagreement, flip_table, kept_shares, task_notes, task_table
 
     if found.tasks is None:
         return
@@ -68,7 +68,8 @@ def show_tasks(screen: Screen, found: Evaluation) -> None:
     for note in task_notes(found.tasks):
         screen.say(note)
     screen.show(flip_table([one.answers for one in found.tasks.tasks]))
-    warning = disagreement(found)
+    ours, theirs = found.teacher.perplexity, found.student.perplexity
+    warning = disagreement(kept_shares(found.tasks, teacher=ours, student=theirs))
     if warning is not None:
         screen.say(warning)
 

@@ -210,18 +210,23 @@ def plan(
     rounds: Rounds = None,
     protect: Protect = None,
     replace: ReplaceBy = None,
+    repair: RepairBy = None,
+    fit_tokens: FitTokens = None,
+    train_tokens: TrainTokens = None,
     seed: Seed = None,
     device: Device = "cpu",
     dtype: Dtype = None,
     resident: Resident = "auto",
     trust_remote_code: Remote = False,
     overwrite: Overwrite = False,
+    memory: Annotated[bool, typer.Option("--memory", help="Say what every stage of compress will take; run nothing.")] = False,
     json: Json = False,
 ) -> None:
     """Choose what to remove: plan.json, readable and editable by hand."""
     from shoal.run.compress import open_folder
     from shoal.run.early import check_budget, check_recipe
     from shoal.run.inputs import open_inputs
+    from shoal.run.needs import needs_of, needs_table
     from shoal.run.stages import needs_scan, plan_stage, plan_unopened, scan_stage
     from shoal.scan import Scan
     from shoal.select.guard import guard_table
@@ -230,12 +235,18 @@ def plan(
     model = target
     if (Path(target) / "scan.json").exists():
         model, out = Scan.load(Path(target)).provenance.model, out or Path(target)
-    if out is None:
-        raise ValueError(f"{target} is not a run folder with a scan; for a model give --out DIR as well")
     chosen = with_options(
         recipe, model=model, drop=drop, params=params, text=text, samples=samples, length=length, select=select, by=by,
-        guard=guard, rounds=rounds, protect=protect, replace=replace, seed=seed,
+        guard=guard, rounds=rounds, protect=protect, replace=replace, repair=repair, fit_tokens=fit_tokens,
+        train_tokens=train_tokens, seed=seed,
     )  # fmt: skip
+    if memory:
+        needs = needs_of(chosen, resident=resident, device=device, dtype=dtype, trust_remote_code=trust_remote_code, out=out)
+        screen.show(needs_table(needs))
+        screen.result(needs.model_dump(mode="json"))
+        return
+    if out is None:
+        raise ValueError(f"{target} is not a run folder with a scan; for a model give --out DIR as well")
     check_recipe(chosen, out)
     folder = open_folder(out, command=_command(), overwrite=overwrite)
     if not needs_scan(chosen) and chosen.replace == "none":

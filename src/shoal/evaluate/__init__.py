@@ -12,7 +12,8 @@ from shoal.evaluate.disagreement import disagreement, kept_shares
 from shoal.evaluate.evaluation import Evaluation, Figures, Measured, closeness, compare
 from shoal.evaluate.exact_match import write_answers
 from shoal.evaluate.generate import Generation, generations
-from shoal.evaluate.harness import HarnessTask, answer_with_harness, file_task, harness_tasks
+from shoal.evaluate.harness import answer_with_harness
+from shoal.evaluate.harness_source import HarnessTask, file_task, harness_tasks
 from shoal.evaluate.last_word import last_word_answers
 from shoal.evaluate.perplexity import Perplexity, perplexities, perplexity
 from shoal.evaluate.positions import ByPosition, Positions

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from shoal.evaluate.bootstrap import Interval
 from shoal.evaluate.comparison import Compared, Comparison
+from shoal.evaluate.disagreement import disagreement, kept_shares
 from shoal.evaluate.figures import count, in_bytes, number
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def comparison_table(found: Comparison) -> Table:
 
 
 def comparison_notes(found: Comparison) -> list[str]:
-    """What the table cannot say: other vocabularies, tasks at chance, contexts cut."""
+    """What the table cannot say: other vocabularies, tasks at chance, contexts cut, measures that disagree."""
     names = labels([one.figures.name for one in found.models])
     notes = [
         f"{name}: no KL, acceptance and agreement, because {one.why_not}; its perplexity is per token of its own, so compare "
@@ -45,6 +46,12 @@ def comparison_notes(found: Comparison) -> list[str]:
             for task in one.tasks
             if task.n_truncated
         ]
+    first = found.models[0].figures.perplexity
+    for name, one in zip(names[1:], found.models[1:], strict=True):
+        if one.against_first is not None:
+            same = {} if one.why_not else {"teacher": first, "student": one.figures.perplexity}
+            warning = disagreement(kept_shares(one.against_first, **same))
+            notes += [f"{name}: {warning}"] if warning else []
     return notes
 
 

@@ -1,139 +1,23 @@
-"""lm-eval as the engine: its own tasks by name, its users' YAML tasks, and local task files, on live or saved models.
+"""lm-eval as the engine: its own tasks and local task files, asked of live or saved models.
 
-Tasks are loaded once and asked of any number of models. A local file becomes a task of lm-eval without a copy on disk and
-without the network; the texts are used as they stand. What lm-eval says about every item becomes :class:`TaskAnswers`
-(:mod:`shoal.evaluate.harness_answers`), so that intervals, flips and averages are computed as for the built-in scorer.
-lm-eval keeps no likelihood of the context, so LLM-Streamline's stability is not known; agreement is by ``option_nll``.
+Tasks are loaded once (:mod:`shoal.evaluate.harness_source`) and asked of any number of models. What lm-eval says about every
+item becomes :class:`TaskAnswers` (:mod:`shoal.evaluate.harness_answers`), so that intervals, flips and averages are computed as
+for the built-in scorer. lm-eval keeps no likelihood of the context, so LLM-Streamline's stability is not known; agreement is
+by ``option_nll``. Texts are written with the checkpoint's own ``generation_config``, as lm-eval does.
 """
 
 from __future__ import annotations
 
 import copy
-import difflib
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from shoal.decoder import TEACHER, DecoderView, Student
 from shoal.evaluate.answered import TaskAnswers
-from shoal.evaluate.exact_match import new_tokens
 from shoal.evaluate.generate import model_of
 from shoal.evaluate.harness_answers import NEW_TOKENS, answers_of_samples
+from shoal.evaluate.harness_source import HarnessTask, harness_version, quiet
 from shoal.evaluate.rows import pairs_of
-from shoal.evaluate.tasks import Task
-
-PREFIX = "local-"  # so that a file cannot be mistaken for a task of lm-eval of the same name
-SHOT_SEED = 1234  # lm-eval's own default
-
-
-@dataclass(frozen=True, eq=False)
-class HarnessTask:
-    """A loaded task of lm-eval; ``file``: the local task it was made of."""
-
-    name: str
-    inner: Any
-    file: Task | None = None
-
-
-def harness_version() -> str:
-    """Raises ImportError with the extra to install where lm-eval is missing."""
-    try:
-        import lm_eval
-    except ImportError:
-        raise ImportError("lm-eval is not installed: pip install 'shoal[eval]'") from None
-    return str(lm_eval.__version__)
-
-
-def harness_tasks(names: Sequence[str], *, shots: int | None = None, include: Path | None = None) -> list[HarnessTask]:
-    """Tasks, groups and tags by lm-eval's names.
-
-    Args:
-        shots: solved examples before each item; None: as many as the task says.
-        include: folder of YAML tasks of the user's own.
-    Raises:
-        ValueError: an unknown name, or data that cannot be loaded (offline and not in the cache).
-        ImportError: lm-eval is not installed.
-    """
-    harness_version()
-    from lm_eval.tasks import TaskManager
-
-    if include is not None and not include.is_dir():
-        raise ValueError(f"no folder at {include}; --include needs a folder of lm-eval's YAML tasks")
-    found: dict[str, Any] = {}
-    with _quiet():
-        manager = TaskManager(include_path=str(include), include_defaults=False) if include is not None else None
-        if manager is None or not set(names) <= set(manager.all_tasks):  # reading the index of all its tasks takes seconds
-            manager = TaskManager(include_path=None if include is None else str(include))
-        known = set(manager.all_tasks)
-        for name in names:
-            if name not in known:
-                close = difflib.get_close_matches(name, known, n=3)
-                hint = f"did you mean {' or '.join(close)}? " if close else ""
-                raise ValueError(f"lm-eval has no task {name!r}; {hint}`lm-eval ls tasks` lists them all")
-            found |= _load(manager, name)
-    for task in found.values():
-        own = task.get_config("num_fewshot")
-        if own is None or (shots is not None and own != 0):  # 0: the task must not have any, as lm-eval has it
-            task.set_config(key="num_fewshot", value=shots or 0)
-        task.set_fewshot_seed(seed=SHOT_SEED)
-    return [HarnessTask(name, task) for name, task in found.items()]
-
-
-def _load(manager: Any, name: str) -> dict[str, Any]:
-    try:
-        tasks: dict[str, Any] = manager.load([name])["tasks"]
-    except Exception as error:  # whatever datasets, its readers and the task's own code raise
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"the data of task {name!r} cannot be loaded ({type(error).__name__}: {reason}); it needs the network once, "
-            "then it is in the cache of datasets"
-        ) from None
-    return tasks
-
-
-def file_task(task: Task, *, window: int | None = None) -> HarnessTask:
-    """A local task as one of lm-eval's. ``window``: written answers get at most half of it."""
-    harness_version()
-    import datasets
-    from lm_eval.tasks import TaskManager
-
-    rows = [{"ctx": item.ctx, "choices": list(item.choices), "gold": item.gold} for item in task.items]
-    config: dict[str, Any] = {
-        "task": PREFIX + task.name,
-        "custom_dataset": lambda **unused: {"test": datasets.Dataset.from_list(rows)},
-        "test_split": "test",
-        "num_fewshot": 0,
-        "target_delimiter": "",
-        "doc_to_text": lambda row: row["ctx"],
-    }
-    if task.form == "choice":
-        config |= {
-            "output_type": "multiple_choice",
-            "doc_to_choice": lambda row: row["choices"],
-            "doc_to_target": lambda row: row["gold"],
-            "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
-        }
-    elif task.form == "last_word":
-        config |= {
-            "output_type": "loglikelihood",
-            "doc_to_target": lambda row: row["choices"][0],
-            "metric_list": [{"metric": "acc"}, {"metric": "perplexity"}],
-        }
-    else:
-        assert task.writing is not None
-        limit = new_tokens(task.writing.most_tokens, window)
-        config |= {
-            "output_type": "generate_until",
-            "doc_to_target": lambda row: row["choices"][0],
-            "generation_kwargs": {"until": list(task.writing.stop), "max_gen_toks": limit, "do_sample": False},
-            "metric_list": [{"metric": "exact_match"}],
-        }
-    with _quiet():
-        loaded = TaskManager(include_defaults=False).load([config])["tasks"]
-    return HarnessTask(task.name, loaded[PREFIX + task.name], task)
 
 
 def answer_with_harness(
@@ -145,6 +29,7 @@ def answer_with_harness(
     window: int | None = None,
     n_items: int | None = None,
     batch_size: int = 8,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[TaskAnswers]:
     """Ask one model all tasks.
 
@@ -153,18 +38,18 @@ def answer_with_harness(
         window: longest input in tokens; longer contexts are cut from the left and counted. None: the model's own.
         n_items: the first items of every task; all unless given.
         batch_size: rows per forward, as lm-eval's.
+        progress: called with (requests done, requests in all), for every kind of request.
     Raises:
         ValueError: an item that cannot be scored, a task without an accuracy per item, scores that are NaN.
     """
     harness_version()
     import lm_eval
-    from lm_eval.models.huggingface import HFLM
 
     for task in tasks:
         _refuse_what_does_not_fit(task, tokenizer, window)
     model = model_of(view, student)
-    with _quiet():
-        asked = HFLM(
+    with quiet():
+        asked = _model_class(progress)(
             pretrained=model,
             tokenizer=copy.deepcopy(tokenizer),  # it gets a padding token
             batch_size=batch_size,
@@ -200,6 +85,41 @@ def answer_with_harness(
     ]
 
 
+def _model_class(progress: Callable[[int, int], None] | None) -> Any:
+    """lm-eval's model of transformers, with our progress in place of its bars."""
+    from lm_eval.models.huggingface import HFLM
+
+    class Asked(HFLM):
+        """Counts the rows that went through the model; rows that share a forward count at the end."""
+
+        _done = _total = 0
+
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            return self._counted(super().loglikelihood, requests)
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            return self._counted(super().generate_until, requests)
+
+        def _model_call(self, inps: Any, *args: Any, **kwargs: Any) -> Any:
+            return self._step(super()._model_call(inps, *args, **kwargs), len(inps))
+
+        def _model_generate(self, context: Any, *args: Any, **kwargs: Any) -> Any:
+            return self._step(super()._model_generate(context, *args, **kwargs), len(context))
+
+        def _counted(self, run: Any, requests: Any) -> Any:
+            self._done, self._total = 0, len(requests)
+            found = run(requests, disable_tqdm=True)
+            return self._step(found, self._total - self._done)
+
+        def _step(self, found: Any, n_rows: int) -> Any:
+            self._done = min(self._done + n_rows, self._total)
+            if progress is not None:
+                progress(self._done, self._total)
+            return found
+
+    return Asked
+
+
 def _refuse_what_does_not_fit(task: HarnessTask, tokenizer: Any, window: int | None) -> None:
     """Raises ValueError where lm-eval would stop with an assertion: options longer than the window, no room to write."""
     if task.file is not None and task.file.form != "generation":
@@ -215,20 +135,3 @@ def _refuse_what_does_not_fit(task: HarnessTask, tokenizer: Any, window: int | N
                 f"task {task.name!r} writes up to {limit} tokens, which leaves nothing of the model's window of {window} for "
                 "the question; take a model of a longer window"
             )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Errors only, and nothing on stdout, which is for the result."""
-    import sys
-
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -74,12 +74,11 @@ def _answer(row: dict[str, Any], *, name: str, form: Form, metric: str, file: Ta
     right = _is_right(row, name, metric)
     said = row["filtered_resps"]
     item = None if file is None else file.items[row["doc_id"]]
+    text = " ".join((item.ctx if item is not None else str(row["arguments"][0][0]))[-80:].split())
     if form == "generation":
         if item is not None and file is not None and file.writing is not None:
             return written_answer(item, file.writing.answer(str(said[0])))
-        text = " ".join(str(row["doc"])[:80].split())
         return Answer(_key(row), text, 0, 0 if right else None, (0.0 if right else 1.0,), said=str(said[0]).strip())
-    text = " ".join(item.ctx[-80:].split()) if item is not None else " ".join(str(row["doc"])[:80].split())
     key = item.key if item is not None else _key(row)
     scores = tuple(-float(value) for value, _ in said)
     if form == "last_word":

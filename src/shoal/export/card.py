@@ -48,7 +48,7 @@ def card(
     sections = (
         _front_matter(name, inherited or {}),
         f"# {name}, made shallower\n\n{_summary(plan, name)}",
-        _load(),
+        _load(plan),
         _figures(evaluation),
         _removed(plan),
         _generations(evaluation.generations),
@@ -104,14 +104,23 @@ def _summary(plan: Plan, name: str) -> str:
     )
 
 
-def _load() -> str:
-    code = """\
+def _load(plan: Plan) -> str:
+    brings_code = any(_layout(edit) == "code" for edit in plan.replacements)
+    said = "A stock checkpoint of its architecture; no other code is needed."
+    if brings_code:
+        said = (
+            "The layers are stock; what was put in place of removed ones is code in `modeling_shoal.py`, which comes with the "
+            "weights and needs only torch and transformers. Read it, then allow it:"
+        )
+    elif any(_layout(edit) == "stock" for edit in plan.replacements):
+        said += " Layers that hold a replacement have an attention that adds nothing (its output map is zero)."
+    code = f"""\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "."  # this folder, or the id it was uploaded under
-model = AutoModelForCausalLM.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder{", trust_remote_code=True" if brings_code else ""})
 tokenizer = AutoTokenizer.from_pretrained(folder)"""
-    return f"## How to load\n\nA stock checkpoint of its architecture; no other code is needed.\n\n{_fenced(code, 'python')}"
+    return f"## How to load\n\n{said}\n\n{_fenced(code, 'python')}"
 
 
 def _figures(evaluation: Evaluation) -> str:
@@ -139,7 +148,7 @@ def _removed(plan: Plan) -> str:
     details = []
     for edit in plan.edits:
         if isinstance(edit, Replace):
-            details.append(f"- layers {edit.start}..{edit.stop - 1}: replaced by one `{edit.replacement}`")
+            details.append(f"- layers {edit.start}..{edit.stop - 1}: replaced by {_replacement(edit)}")
         elif isinstance(edit, Drop):
             what = {"layer": "layers", "attn": "attention of layers", "mlp": "MLP of layers"}[edit.kind]
             runs = ", ".join(str(s.start) if s.n == 1 else f"{s.start}..{s.stop - 1}" for s in spans_of(edit.indices))
@@ -150,6 +159,18 @@ def _removed(plan: Plan) -> str:
     lines += ["", f"How it was chosen: {plan.method}"] if plan.method else []
     lines += ["", f"Choice {spread_said(plan.spread)}."] if plan.spread else []
     return "\n".join([*lines, *_candidates(plan)])
+
+
+def _replacement(edit: Replace) -> str:
+    """Its name and options, and how the checkpoint holds it."""
+    options = {name: value for name, value in edit.options.items() if name != "layout"}
+    said = f"one `{edit.replacement}`" + (f" ({', '.join(f'{k}={v}' for k, v in options.items())})" if options else "")
+    how = {"stock": ", held by a stock layer with silent attention", "code": ", attached to the layer before by code"}
+    return said + how.get(_layout(edit), "")
+
+
+def _layout(edit: Replace) -> str:
+    return str(edit.options.get("layout", ""))
 
 
 def _candidates(plan: Plan) -> list[str]:

@@ -33,12 +33,16 @@ class FitConfig(Record):
         weights: of a token's squared miss: ``relative`` to its squared norm, or all alike (``plain``).
         sinks: tokens of 20 times the median norm are met ``exact``ly in the mean, or ``counted`` like all others.
         ridge: in units of the inputs' mean second moment; None: by cross-validation.
+        keep: a solve stands ``if_better`` on the held-out samples, or ``always``, as the papers have it.
+        hadamard: the scales of that replacement by ``least_squares``, or as LinearPatch's ``ratio`` of mean magnitudes.
     """
 
     tokens: int | None = Field(default=None, ge=1)
     weights: Literal["relative", "plain"] = "relative"
     sinks: Literal["exact", "counted"] = "exact"
     ridge: float | None = Field(default=None, ge=0)
+    keep: Literal["if_better", "always"] = "if_better"
+    hadamard: Literal["least_squares", "ratio"] = "least_squares"
 
     def n_tokens(self, widest: int) -> int:
         """Tokens to ask for, where ``widest`` is the number of inputs of the widest map."""

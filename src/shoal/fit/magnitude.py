@@ -21,10 +21,12 @@ from torch import Tensor
 
 from shoal.decoder import TEACHER, DecoderView, Reading, Student
 from shoal.fit.config import FitConfig
+from shoal.fit.observe import WEIGHTS, States, counted, real_and_sinks
 from shoal.fit.place import CannotRefit, Place
+from shoal.fit.ratio import mean_ratio, whole
 from shoal.fit.result import LayerFit, MapFit
 from shoal.fit.sums import folds_of
-from shoal.fit.sweep import WEIGHTS, WHOLE, States, Swept, advance, places_of, probe_of, tokens
+from shoal.fit.sweep import WHOLE, Swept, advance, places_of, probe_of
 from shoal.types import Batch, Span
 
 # The epsilon of a norm shows where the stream is small; anything above this is another function of the stream's scale.
@@ -78,7 +80,7 @@ def _scales(
     known: Mapping[int, States],
     after_layer: Callable[[int], None] | None,
 ) -> tuple[list[float], list[LayerFit]]:
-    """One scale per cut, those before it in place on the stream itself; 1 where it does not lower the held-out error."""
+    """One scale per cut, those before it in place on the stream itself; 1 where it does not stand."""
     readings = [view.read(batch) for batch in batches]
     folds = [one.to(view.device) for one in folds_of(batches)]
     teacher: States = [reading.h_BTD for reading in readings]
@@ -97,7 +99,7 @@ def _scales(
             for between in range(layer, stop):
                 teacher = advance(view, between, TEACHER.step(between), readings, teacher)
         if layer in stops:
-            scale = _ratio(readings, ours, teacher, folds, config)
+            scale = float(mean_ratio(readings, ours, teacher, folds, of=whole, config=config))
             fit = _record(layer, stop, scale, readings, ours, teacher, folds, config)
             scales.append(scale if fit.n_kept else 1.0)
             ours = [scales[-1] * one for one in ours]
@@ -146,23 +148,6 @@ def _unit(h_BTD: Tensor) -> Tensor:
     return h_BTD / h_BTD.float().square().mean().sqrt().clamp(min=1e-6).to(h_BTD.dtype)
 
 
-def _ratio(readings: Sequence[Reading], inputs: States, goals: States, folds: Sequence[Tensor], config: FitConfig) -> float:
-    """Mean over the samples of the fit of mean|y| / mean|x|, over channels and tokens (sinks apart unless they are counted)."""
-    ratios: list[float] = []
-    for reading, x_BTD, y_BTD, folds_B in zip(readings, inputs, goals, folds, strict=True):
-        counted_BT = _counted(reading.batch, x_BTD, y_BTD, config)
-        for sample in (folds_B > 0).nonzero().flatten().tolist():
-            x_ND, y_ND = x_BTD[sample][counted_BT[sample]].double(), y_BTD[sample][counted_BT[sample]].double()
-            if float(x_ND.abs().sum()):
-                ratios.append(float(y_ND.abs().sum() / x_ND.abs().sum()))
-    return sum(ratios) / len(ratios) if ratios else 1.0
-
-
-def _counted(batch: Batch, x_BTD: Tensor, y_BTD: Tensor, config: FitConfig) -> Tensor:
-    real_BT, sinks_BT = tokens(batch, x_BTD, y_BTD)
-    return real_BT if config.sinks == "counted" else real_BT & ~sinks_BT
-
-
 def _record(
     layer: int,
     stop: int,
@@ -177,8 +162,8 @@ def _record(
     sums = torch.zeros(2, 3, dtype=torch.float64)  # held out, fitted: without, with the new scale, norm
     n_tokens = n_sinks = 0
     for reading, x_BTD, y_BTD, folds_B in zip(readings, inputs, goals, folds, strict=True):
-        real_BT, _ = tokens(reading.batch, x_BTD, y_BTD)
-        counted_BT = _counted(reading.batch, x_BTD, y_BTD, config)
+        real_BT, _ = real_and_sinks(reading.batch, x_BTD, y_BTD)
+        counted_BT = counted(reading.batch, x_BTD, y_BTD, config)
         n_sinks += int((real_BT & ~counted_BT)[folds_B > 0].sum())
         for row, chosen_B in enumerate((folds_B == 0, folds_B > 0)):
             chosen_BT = counted_BT & chosen_B[:, None]
@@ -203,13 +188,13 @@ def _record(
         n_sinks=n_sinks,
         held_out_error=error_after,
     )
-    is_better = error_after < error_before
+    stands = error_after < error_before or config.keep == "always"
     return LayerFit(
         layer=layer,
         target=stop,
         error_before=error_before,
-        error_after=error_after if is_better else error_before,
+        error_after=error_after if stands else error_before,
         maps=(scaled,),
-        n_kept=int(is_better),
+        n_kept=int(stands),
         seconds=0.0,
     )

@@ -19,8 +19,8 @@ class MapFit(Record):
     """One solve.
 
     Attributes:
-        form: what was solved for: a map as a ``weight``, a map behind an ``output``, a ``bias``, the ``gain`` of a norm, or the
-            ``scale`` of the stream.
+        form: what was solved for: a map as a ``weight``, a map behind an ``output``, a ``bias``, the ``gain`` of a norm, the
+            ``scale`` of the stream, or the ``patch`` in place of a span.
         parameters: names inside the layer.
         ridge: in units of the inputs' mean second moment; infinite: no change was best.
         r2, r2_folds: share of the weighted squared change that the map explains, in-sample and on folds left out in turn.
@@ -29,7 +29,7 @@ class MapFit(Record):
         n_tokens, n_sinks: of the fit. held_out_error: of the layer with this map refitted, as in :class:`LayerFit`.
     """
 
-    form: Literal["weight", "output", "bias", "gain", "scale"] = "weight"
+    form: Literal["weight", "output", "bias", "gain", "scale", "patch"] = "weight"
     parameters: tuple[str, ...]
     ridge: float
     r2: float
@@ -118,5 +118,7 @@ def fit_table(result: FitResult) -> Table:
 def _what(fit: MapFit) -> str:
     if fit.scale is not None:
         return f"the stream, times {fit.scale:.3g}"
+    if fit.form == "patch":
+        return "the patch"
     name = fit.parameters[0].removesuffix(".weight")
     return name if fit.form == "weight" or fit.form == "bias" else f"{fit.form} of {name}"

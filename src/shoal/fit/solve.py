@@ -10,7 +10,7 @@ Shapes: F inputs of the map, E = F + 1 (the last is the constant 1, its weight t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -54,11 +54,20 @@ def solve(folds: Sequence[MapSums], *, bias: bool, ridge: float | None = None) -
         bias: the map has a bias that may change too.
         ridge: given, not chosen.
     """
+    return solve_for(folds, lambda sums, ridge: ridge_change(sums, ridge, bias=bias), ridge=ridge)
+
+
+def solve_for(folds: Sequence[MapSums], change: Callable[[MapSums, float], Tensor], *, ridge: float | None) -> Solution:
+    """As :func:`solve`, for the best change of another form: (E, D) from sums and a ridge.
+
+    Raises:
+        ValueError: the system is singular, whatever the ridge.
+    """
     total = reduce(add, folds)
     ridges = RIDGES if ridge is None else (ridge,)
-    errors = cross_validated(folds, ridges, bias=bias)
+    errors = cross_validated_for(folds, ridges, change)
     best = min(range(len(ridges)), key=lambda i: (errors[i], -ridges[i]))  # a tie goes to the smaller change
-    change_ED = ridge_change(total, ridges[best], bias=bias)
+    change_ED = change(total, ridges[best])
     condition, rank = spectrum(total, ridges[best])
     return Solution(
         change_ED=change_ED,
@@ -108,11 +117,18 @@ def squared_error(sums: MapSums, change_ED: Tensor) -> float:
 
 def cross_validated(folds: Sequence[MapSums], ridges: Sequence[float], *, bias: bool) -> list[float]:
     """Per ridge the squared miss over all folds, each left out of its own fit; infinite where a system is singular."""
+    return cross_validated_for(folds, ridges, lambda sums, ridge: ridge_change(sums, ridge, bias=bias))
+
+
+def cross_validated_for(
+    folds: Sequence[MapSums], ridges: Sequence[float], change: Callable[[MapSums, float], Tensor]
+) -> list[float]:
+    """As :func:`cross_validated`, for changes of another form."""
     total = reduce(add, folds)
     errors = []
     for ridge in ridges:
         try:
-            changes = [ridge_change(total - fold, ridge, bias=bias) for fold in folds]
+            changes = [change(total - fold, ridge) for fold in folds]
         except ValueError:  # rounding made it indefinite: such a ridge is too small, a larger one is in the list
             errors.append(math.inf)
             continue

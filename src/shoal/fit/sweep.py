@@ -9,6 +9,7 @@ Shapes: B samples, T positions, D hidden size, F inputs of a map, N tokens.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,19 +23,18 @@ from shoal.decoder.student import Step
 from shoal.fit.config import FitConfig
 from shoal.fit.gain import find_gain
 from shoal.fit.maps import find_map
+from shoal.fit.observe import Ends, States, observe
 from shoal.fit.output import find_output
 from shoal.fit.place import CannotRefit, Form, MapKind, Place
 from shoal.fit.result import LayerFit, MapFit
 from shoal.fit.solve import Solution
-from shoal.fit.sums import N_FOLDS, Sums, folds_of
-from shoal.scan.tokens import massive_tokens, real_lengths
+from shoal.fit.sums import Sums, folds_of
 from shoal.types import Batch
 
 Find = Callable[..., Place[Any]]
 """``find(view, layer, kind, reading=..., h_BTD=...)``: what of a sublayer is set; raises CannotRefit."""
 
 Values = dict[str, Tensor]
-States = Sequence[Tensor]
 
 WHOLE: tuple[Find, ...] = (find_map, find_output, find_gain)
 """The most of a sublayer that has a closed form: its output map; a map folded into its experts; the gain of its norm."""
@@ -106,7 +106,7 @@ def sweep_layers(
             if layer in targets:
                 found, reasons = places_of(view, layer, kinds, finds, probe)
                 skipped += reasons
-                fitting = _LayerInFit(view, layer, readings, ours, teacher, folds, config)
+                fitting = _LayerInFit(view, layer, Ends(readings, ours, teacher, folds), config)
                 swept[layer], ours, fit = fitting.run(found, target=stop, started=started)
                 fits.append(fit)
             elif is_teacher:
@@ -172,10 +172,7 @@ class _LayerInFit:
 
     view: DecoderView
     layer: int
-    readings: Sequence[Reading]
-    inputs: States
-    goals: States
-    folds: Sequence[Tensor]
+    ends: Ends
     config: FitConfig
 
     def run(self, places: Sequence[Place[Any]], *, target: int, started: float) -> tuple[Values, list[Tensor], LayerFit]:
@@ -188,7 +185,7 @@ class _LayerInFit:
         best: tuple[Values, list[Tensor]] = ({}, [])
         for place in (*places, None):
             outputs, error, sums = self._observe(values, place)
-            if not errors or error < min(errors):
+            if not errors or error < min(errors) or self.config.keep == "always":
                 best = (values, outputs)
             errors.append(error)
             del outputs
@@ -196,7 +193,7 @@ class _LayerInFit:
                 solutions.append((place, place.solve(sums, ridge=self.config.ridge)))
                 values = {**values, **place.changed({**parameters, **values}, solutions[-1][1].change_ED)}
         fits = [_record(place, solution, error) for (place, solution), error in zip(solutions, errors[1:], strict=True)]
-        n_kept = errors.index(min(errors))
+        n_kept = errors.index(min(errors)) if self.config.keep == "if_better" else len(places)
         record = LayerFit(
             layer=self.layer,
             target=target,
@@ -210,64 +207,16 @@ class _LayerInFit:
 
     def _observe(self, values: Values, place: Place[Any] | None) -> tuple[list[Tensor], float, list[Sums]]:
         """Run the layer with ``values``: its outputs, the held-out error, and the sums per fold for the next solve."""
-        step, taps = Step("run", overrides=values), [] if place is None else [place.tap]
-        device = self.view.device
-        sums: list[Sums] = [place.no_sums(device) for _ in range(1, N_FOLDS)] if place else []
-        outputs: list[Tensor] = []
-        miss, norm = 0.0, 0.0
-        for reading, h_BTD, goal_BTD, folds_B in zip(self.readings, self.inputs, self.goals, self.folds, strict=True):
+        step = Step("run", overrides=values)
+
+        def run(h_BTD: Tensor, reading: Reading) -> tuple[Tensor, Tensor | None]:
             seen: dict[Tap, Tensor] = {}
-            with self.view.tapped(self.layer, taps, seen):
-                outputs.append(self.view.run_step(self.layer, step, h_BTD, reading))
-            real_BT, sinks_BT = tokens(reading.batch, h_BTD, goal_BTD)
-            if self.config.sinks == "counted":
-                sinks_BT = torch.zeros_like(sinks_BT)
-            missing_BTD = _exact(goal_BTD) - _exact(outputs[-1])
-            for fold in folds_B.unique().tolist():
-                chosen_BT = real_BT & (folds_B == fold)[:, None]
-                goal_ND, missing_ND, sinks_N = goal_BTD[chosen_BT], missing_BTD[chosen_BT], sinks_BT[chosen_BT]
-                weights_N = WEIGHTS[self.config.weights](goal_ND)
-                if fold == 0:
-                    counted_N = (weights_N * ~sinks_N).double()
-                    miss += float(counted_N @ missing_ND.double().square().sum(-1))
-                    norm += float(counted_N @ goal_ND.double().square().sum(-1))
-                elif place is not None:
-                    h_BTF = place.inputs(seen[place.tap])
-                    h_NF = h_BTF.reshape(*chosen_BT.shape, h_BTF.shape[-1])[chosen_BT]
-                    sums[fold - 1].add_tokens(h_NF, missing_ND, weights_N=weights_N, sinks_N=sinks_N)
-        return outputs, miss / norm if norm else 0.0, [one for one in sums if one.n_tokens]
+            with self.view.tapped(self.layer, [] if place is None else [place.tap], seen):
+                output_BTD = self.view.run_step(self.layer, step, h_BTD, reading)
+            return output_BTD, None if place is None else place.inputs(seen[place.tap])
 
-
-def relative(target_ND: Tensor) -> Tensor:
-    """1 / |target|^2: each token's miss counts in proportion to its own stream."""
-    return 1.0 / target_ND.float().square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
-
-
-def plain(target_ND: Tensor) -> Tensor:
-    """Every token counts by its squared miss."""
-    return torch.ones(len(target_ND), device=target_ND.device)
-
-
-WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {"relative": relative, "plain": plain}
-"""Target states (N, D) to the weights (N,) of their tokens."""
-
-
-def _exact(h_BTD: Tensor) -> Tensor:
-    return h_BTD.to(torch.promote_types(h_BTD.dtype, torch.float32))
-
-
-def tokens(batch: Batch, h_BTD: Tensor, goal_BTD: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, T) bool: real tokens, and the sinks among them: 20 times the median norm of their sample, here or at the target.
-
-    Position 0 is a sink only where it is massive: elsewhere it is a token like others and its miss counts.
-    """
-    norms_2BT = torch.stack([torch.linalg.vector_norm(one.float(), dim=-1) for one in (h_BTD, goal_BTD)])
-    real_BT = torch.zeros_like(norms_2BT[0], dtype=torch.bool)
-    sinks_BT = real_BT.clone()
-    for sample, length in enumerate(real_lengths(batch)):
-        real_BT[sample, :length] = True
-        sinks_BT[sample, :length] = massive_tokens(norms_2BT[:, sample, :length]).any(0)
-    return real_BT, sinks_BT
+        no_sums = None if place is None else functools.partial(place.no_sums, self.view.device)
+        return observe(self.ends, run, config=self.config, no_sums=no_sums)
 
 
 def _record(place: Place[Any], solution: Solution, error: float) -> MapFit:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from shoal.replace.base import Replacement
-from shoal.replace.table import REPLACEMENTS, parse_replacement, replacement_named
+from shoal.replace.table import REPLACEMENTS, layers_absent, parse_replacement, replacement_named
 
 if TYPE_CHECKING:
     from shoal.replace.overlay import attach, load_values, new_attached, student_of, values_of
@@ -12,6 +12,7 @@ __all__ = [
     "REPLACEMENTS",
     "Replacement",
     "attach",
+    "layers_absent",
     "load_values",
     "new_attached",
     "parse_replacement",

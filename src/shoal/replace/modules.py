@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": functools.partial(functional.gelu, approximate="tanh"),
     "relu": functional.relu,
 }
+
+
+HOSTED = "replacements"  # where a layer keeps the patches that follow it
 
 
 class Norm(nn.Module):
@@ -222,6 +225,36 @@ def new_patch(kind: str, hidden_size: int, options: Mapping[str, Any]) -> Patch:
     patch = PATCHES[kind](hidden_size, **options)
     patch.options = dict(options)
     return patch
+
+
+def host(layers: nn.ModuleList, replacements: Mapping[str, Sequence[Mapping[str, Any]]], hidden_size: int) -> None:
+    """Attach patches behind layers, inside them: names and number of the layers, and so of the caches, stay as they are.
+
+    Args:
+        replacements: index of a layer -> kind and options of each patch that follows it, in order.
+    """
+    for index, entries in replacements.items():
+        layer = layers[int(index)]
+        patches = [new_patch(entry["kind"], hidden_size, entry["options"]) for entry in entries]
+        layer.add_module(HOSTED, nn.ModuleList(patches))
+        stock: Any = type(layer)
+        layer.__class__ = hosting(stock)
+
+
+@functools.cache
+def hosting(layer_class: Any) -> Any:
+    """A family's layer that ends with its patches; under the family's own class name, by which devices are mapped."""
+
+    class Hosting(layer_class):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            returned = super().forward(*args, **kwargs)
+            h_BTD = returned[0] if isinstance(returned, tuple) else returned
+            for patch in getattr(self, HOSTED):
+                h_BTD = patch(h_BTD)
+            return (h_BTD, *returned[1:]) if isinstance(returned, tuple) else h_BTD
+
+    Hosting.__name__ = Hosting.__qualname__ = layer_class.__name__
+    return Hosting
 
 
 def rotate(x_BTD: Tensor, *, inverse: bool) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from shoal.plan import Plan
 from shoal.replace.base import Replacement
 from shoal.replace.ffn import FfnReplacement
 from shoal.replace.free import FreeReplacement
@@ -67,3 +68,13 @@ def parse_replacement(text: str) -> Replacement | None:
             raise ValueError(f"replace {text!r}: plain removal has no options; write none")
         return None
     return replacement_named(name, options)
+
+
+def layers_absent(plan: Plan) -> tuple[int, ...]:
+    """Layers a plan's student lacks before anything is trained: the removed ones but for those that are inherited."""
+    inherited = {
+        edit.start + i
+        for edit in plan.replacements
+        for i in range(replacement_named(edit.replacement, edit.options).n_inherited)
+    }
+    return tuple(layer for layer in plan.removed_layers if layer not in inherited)

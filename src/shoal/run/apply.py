@@ -63,20 +63,20 @@ def _apply_in_memory(plan: Plan, folder: Path, source: Path, out: Path, *, devic
     from shoal.decoder import DecoderView
     from shoal.decoder.open import open_model
     from shoal.replace import student_of
-    from shoal.surgery.cut import cut
-    from shoal.surgery.save import save
     from shoal.surgery.verify import verify
+    from shoal.surgery.write import is_bundled, write
 
     values = load_file(str(folder / VALUES)) if (folder / VALUES).exists() else {}
     opened = open_model(source, device=device, trust_remote_code=trust_remote_code)
     view = DecoderView(opened.model)
     student = student_of(view, plan, values)
-    save(cut(view, student), opened.tokenizer, out, source=opened.path)
+    write(view, opened.path, plan, out, values=values)
     checked = verify(
         out,
         ids_BT=_some_ids(view.config.vocab_size),
         reference=lambda ids: view.logits(Batch(ids), student=student),
         device=device,
+        own_code=is_bundled(view, plan),
     )
     return _applied(plan, out, checked.model_dump(mode="json"))
 

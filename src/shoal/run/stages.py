@@ -333,19 +333,19 @@ def save_stage(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted) ->
 
 
 def _save_and_verify(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted, *, ids_BT: Tensor) -> None:
-    from shoal.surgery.rewrite import rewrite
     from shoal.surgery.verify import verify, verify_streamed
+    from shoal.surgery.write import is_bundled, write
 
-    target, view = folder / "model", inputs.view
+    target, view, own_code = folder / "model", inputs.view, is_bundled(inputs.view, plan)
     if target.exists():  # left by a run that died before it recorded the stage
         shutil.rmtree(target)
-    rewrite(inputs.opened.path, plan, target, values=fitted.values, model=inputs.opened.model)
+    write(view, inputs.opened.path, plan, target, values=fitted.values)
     try:
         reference = view.logits(Batch(ids_BT), student=fitted.student)
         if inputs.is_streamed:
-            checked = verify_streamed(target, ids_BT=ids_BT, reference_BTV=reference)
+            checked = verify_streamed(target, ids_BT=ids_BT, reference_BTV=reference, own_code=own_code)
         else:
-            checked = verify(target, ids_BT=ids_BT, reference=lambda ids: reference, device=str(view.device))
+            checked = verify(target, ids_BT=ids_BT, reference=lambda ids: reference, device=str(view.device), own_code=own_code)
     except ValueError:  # a checkpoint that is not the student must not be found under the final name
         shutil.rmtree(target)
         raise
@@ -360,7 +360,9 @@ def evaluate_stage(
     from shoal.decoder.open import load_strictly
     from shoal.evaluate import Evaluation
     from shoal.export.card import card, inherited_metadata
+    from shoal.replace import layers_absent
     from shoal.select.guard import student_without
+    from shoal.surgery.write import is_bundled
 
     key = evaluation_key(inputs, plan, fitted.values)
     if folder.is_done("evaluation", key):
@@ -369,12 +371,12 @@ def evaluate_stage(
     # of a streamed model: equal to the checkpoint, as was verified
     student: DecoderView | Student = replace(fitted.student, name="student")
     if not inputs.is_streamed:
-        student = DecoderView(load_strictly(folder / "model").to(inputs.view.device))
+        saved = load_strictly(folder / "model", trust_remote_code=is_bundled(inputs.view, plan))
+        student = DecoderView(saved.to(inputs.view.device))
     plain = None
     if fitted.values:  # the same number of layers without repair, on the same text
-        absent = sorted({*plan.removed_layers} - {edit.start for edit in plan.replacements})
         judge = oracle(inputs, inputs.evaluation, what="evaluate the plain cut", progress=progress)
-        plain = judge.measure([student_without(absent)])[0]
+        plain = judge.measure([student_without(layers_absent(plan))])[0]
     evaluation = against_teacher(inputs, student, plain=plain, progress=progress)
 
     def write() -> None:

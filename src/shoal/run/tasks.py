@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from shoal.decoder import DecoderView, Student
     from shoal.evaluate import Benchmark, Stability, Task
     from shoal.evaluate.answered import TaskAnswers
-    from shoal.evaluate.harness import HarnessTask
+    from shoal.evaluate.harness_source import HarnessTask
 
 
 ENGINES = ("auto", "built-in", "lm-eval")
@@ -44,7 +44,7 @@ class Tasks:
         built_in = f"{files} by the built-in scorer" if files and not self.by_harness else ""
         harness = ", ".join(filter(None, (files if self.by_harness else "", named)))
         if harness:
-            from shoal.evaluate.harness import harness_version
+            from shoal.evaluate.harness_source import harness_version
 
             harness += f" by lm-eval {harness_version()}"
         return "Tasks: " + "; ".join(filter(None, (built_in, harness)))
@@ -71,7 +71,7 @@ def open_tasks(
         ImportError: lm-eval is needed and not installed.
     """
     from shoal.evaluate import load_task
-    from shoal.evaluate.harness import harness_tasks, harness_version
+    from shoal.evaluate.harness_source import harness_tasks, harness_version
 
     if engine not in ENGINES:
         raise ValueError(f"unknown --engine {engine!r}; {nearest(engine, ENGINES)}")
@@ -79,6 +79,8 @@ def open_tasks(
         raise ValueError("--engine, --shots, --items and --include are about tasks; give --task as well")
     if n_items is not None and n_items < 1:
         raise ValueError(f"--items {n_items} needs at least 1")
+    if shots is not None and shots < 0:
+        raise ValueError(f"--shots {shots} needs 0 or more")
     files = [name for name in names if _is_file(name)]
     others = [name for name in names if not _is_file(name)]
     if others and engine == "built-in":
@@ -125,7 +127,8 @@ def answer_tasks(
     from shoal.evaluate.choice import score_task
     from shoal.evaluate.exact_match import write_answers
     from shoal.evaluate.generate import model_of
-    from shoal.evaluate.harness import answer_with_harness, file_task
+    from shoal.evaluate.harness import answer_with_harness
+    from shoal.evaluate.harness_source import file_task
 
     student = TEACHER if student is None else student
     found: list[TaskAnswers] = []
@@ -143,11 +146,15 @@ def answer_tasks(
             found.append(answered(scores))
     by_harness = [*(file_task(one, window=window) for one in (tasks.files if tasks.by_harness else ())), *tasks.named]
     if by_harness:
-        progress(f"lm-eval, {who}", 0, 1)
         found += answer_with_harness(
-            view, by_harness, tokenizer=tokenizer, student=student, window=window, n_items=tasks.n_items
+            view,
+            by_harness,
+            tokenizer=tokenizer,
+            student=student,
+            window=window,
+            n_items=tasks.n_items,
+            progress=lambda done, total: progress(f"lm-eval, {who}", done, total),
         )
-        progress(f"lm-eval, {who}", 1, 1)
     return found
 
 

@@ -28,7 +28,7 @@ def cut(view: DecoderView, student: Student) -> Any:
     """
     model, family = view.model, view.family
     layers = find_layers(model)[1]
-    inherited = {one.args_from: one for one in student.attached}
+    inherited = {source: (one, part) for one in student.attached for source, part in one.parts}
     order = _order(view, student)
     _refuse_absent(layers, [layer for layer in order if layer not in inherited], family)
     _refuse_inexact_sublayers(view, student)
@@ -41,7 +41,7 @@ def cut(view: DecoderView, student: Student) -> Any:
     result = copy.deepcopy(model, memo)
     for layer in order:
         if layer in inherited:
-            new = _stock_copy(inherited[layer], layers[layer], memo, family)
+            new = _stock_copy(*inherited[layer], layers[layer], memo, family)
         else:
             new = copy.deepcopy(layers[layer], memo)
             _put(new, student.overrides.get(layer, {}), layer)
@@ -70,7 +70,7 @@ def _order(view: DecoderView, student: Student) -> list[int]:
     for layer in range(view.n_layers):
         one = next((one for one in student.attached if layer == one.span.start), None)
         if one is not None:
-            order.append(one.args_from)
+            order.extend(source for source, _ in one.parts)
         elif student.step(layer).action == "run":
             order.append(layer)
     if not order:
@@ -105,12 +105,12 @@ def _config_pairs(old: Any, new: Any) -> dict[int, Any]:
     return pairs
 
 
-def _stock_copy(one: Attached, stock: nn.Module, memo: dict[int, Any], family: str) -> nn.Module:
+def _stock_copy(one: Attached, part: nn.Module, stock: nn.Module, memo: dict[int, Any], family: str) -> nn.Module:
     """A replacement as a layer of the family, sharing the replacement's tensors."""
-    inside = one.module if type(one.module) is type(stock) else getattr(one.module, "layer", None)
+    inside = part if type(part) is type(stock) else getattr(part, "layer", None)
     if type(inside) is not type(stock):
         raise ValueError(
-            f"the replacement of {one.span} is a {type(one.module).__name__}, not a {type(stock).__name__}: a stock {family} "
+            f"the replacement of {one.span} is a {type(part).__name__}, not a {type(stock).__name__}: a stock {family} "
             "checkpoint cannot hold it; use the replacement 'layer'"
         )
     assert isinstance(inside, nn.Module)

@@ -14,6 +14,7 @@ from shoal.decoder import DecoderView
 from shoal.decoder.open import load_strictly, refuse_nonfinite
 from shoal.decoder.streamed import open_streamed
 from shoal.plan import Size
+from shoal.replace.base import Layout
 from shoal.surgery.blueprint import blueprint, refuse_other_tensors
 from shoal.types import Batch, Record
 
@@ -34,6 +35,7 @@ class Verification(Record):
         logit_tolerance, cache_tolerance: the limits, absolute.
         tokens_equal: the two last positions have the same most likely token.
         n_tokens: T + 1.
+        layout: ``stock``, or ``code`` for a checkpoint that comes with code.
     """
 
     path: str
@@ -46,28 +48,32 @@ class Verification(Record):
     cache_tolerance: float
     tokens_equal: bool
     n_tokens: int
+    layout: Layout = "stock"
 
 
 Reference = Callable[[Tensor], Tensor] | nn.Module
 
 
 @torch.no_grad()
-def verify(path: Path, *, ids_BT: Tensor, reference: Reference | None = None, device: str = "cpu") -> Verification:
+def verify(
+    path: Path, *, ids_BT: Tensor, reference: Reference | None = None, device: str = "cpu", own_code: bool = False
+) -> Verification:
     """Reload a checkpoint folder and check it.
 
     Args:
         ids_BT: some token ids, at least 2 per sample; longer than the sliding window is better.
         reference: the student: token ids (B, T) to logits (B, T, V), or a model in memory.
         device: where to run; the student's, for equal bits.
+        own_code: the checkpoint comes with code that was written here, which may run.
     Raises:
         ValueError: any check failed; says which, with the difference and the limit.
     """
     path = Path(path)
     if ids_BT.ndim != 2 or ids_BT.shape[1] < 2:
         raise ValueError(f"verify needs token ids of shape (B, T) with T at least 2, got {tuple(ids_BT.shape)}")
-    model = load_strictly(path)
+    model = load_strictly(path, trust_remote_code=own_code)
     refuse_nonfinite(model, str(path))
-    refuse_other_tensors(model, blueprint(model.config), str(path))
+    refuse_other_tensors(model, blueprint(model.config, model_class=type(model) if own_code else None), str(path))
     model.to(device)
     ids_BT = ids_BT.to(device)
     logits_BTV = model(input_ids=ids_BT, use_cache=False).logits.float()
@@ -105,6 +111,7 @@ def verify(path: Path, *, ids_BT: Tensor, reference: Reference | None = None, de
         cache_tolerance=cache_limit,
         tokens_equal=equal,
         n_tokens=ids_BT.shape[1],
+        layout="code" if own_code else "stock",
     )
 
 
@@ -140,7 +147,7 @@ def _n_parameters(model: nn.Module) -> int:
 
 
 @torch.no_grad()
-def verify_streamed(path: Path, *, ids_BT: Tensor, reference_BTV: Tensor) -> Verification:
+def verify_streamed(path: Path, *, ids_BT: Tensor, reference_BTV: Tensor, own_code: bool = False) -> Verification:
     """As :func:`verify` for a checkpoint that may not fit in memory: its layers are read one after the other.
 
     The cached step is left out, because it needs all layers at once; ``cache_difference`` is NaN.
@@ -148,7 +155,7 @@ def verify_streamed(path: Path, *, ids_BT: Tensor, reference_BTV: Tensor) -> Ver
     Raises:
         ValueError: any check failed; says which, with the difference and the limit.
     """
-    opened, residency = open_streamed(path)
+    opened, residency = open_streamed(path, trust_remote_code=own_code)
     view = DecoderView(opened.model, residency=residency)
     logits_BTV = view.logits(Batch(ids_BT)).float()
     difference = float((logits_BTV - reference_BTV.float()).abs().max())
@@ -166,4 +173,5 @@ def verify_streamed(path: Path, *, ids_BT: Tensor, reference_BTV: Tensor) -> Ver
         cache_tolerance=math.nan,
         tokens_equal=True,
         n_tokens=ids_BT.shape[1],
+        layout="code" if own_code else "stock",
     )

@@ -1,0 +1,98 @@
+"""Memory of every stage: what ``shoal plan --memory`` says before anything runs, against what the process then took.
+
+    python benchmarks/memory.py [--gigabytes 0.3] [--resident all|1] [--out FILE]
+
+A random Llama is written to a temporary folder and compressed in a fresh process per case; the peak resident size is reset when
+a stage ends, so every stage has its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+CASE = """
+import json, sys
+from pathlib import Path
+from shoal.run import folder as folders
+from shoal.run.compress import compress
+from shoal.run.needs import needs_of
+from shoal.recipe import load_recipe
+changes, out, resident, dtype = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
+recipe = load_recipe("default", changes)
+planned = needs_of(recipe, resident=resident, dtype=dtype)
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+peaks, finish = {}, folders.RunFolder.finish
+def finished(self, stage, *args, **options):
+    peaks[stage] = peak()
+    Path("/proc/self/clear_refs").write_text("5")
+    return finish(self, stage, *args, **options)
+folders.RunFolder.finish = finished
+Path("/proc/self/clear_refs").write_text("5")
+compress(recipe, out, resident=resident, dtype=dtype)
+print("RESULT", json.dumps({"peaks": peaks, "planned": planned.model_dump(mode="json")}))
+"""
+
+
+def write_model(folder: Path, *, gigabytes: float, dtype: str) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+    bundled = Path(__file__).parents[1] / "src/shoal/assets/books-16l"
+    hidden, ffn = 512, 1408
+    layer = (4 * hidden * hidden + 3 * hidden * ffn) * (2 if dtype == "bfloat16" else 4)
+    tokenizer = AutoTokenizer.from_pretrained(bundled)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=hidden, intermediate_size=ffn, num_attention_heads=8, num_key_value_heads=8, vocab_size=len(tokenizer),
+        num_hidden_layers=max(6, round(gigabytes * 1e9 / layer)), max_position_embeddings=256,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).save_pretrained(folder, max_shard_size="200MB")
+    tokenizer.save_pretrained(folder)
+
+
+def measure(changes: dict[str, Any], out: Path, *, resident: str, dtype: str) -> dict[str, Any]:
+    command = [sys.executable, "-c", CASE, json.dumps(changes), str(out), resident, dtype]
+    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(next(line for line in said.splitlines() if line.startswith("RESULT")).removeprefix("RESULT "))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gigabytes", type=float, default=0.3)
+    parser.add_argument("--resident", nargs="+", default=["all", "1"])
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "memory.json")
+    asked = parser.parse_args()
+    text = {"samples": 16, "length": 256, "selection": 8, "evaluation": 8}
+    cases = {
+        "layer": {"replace": "layer", "train": {"tokens": 4096}},
+        "sweep": {"replace": "none", "repair": "sweep", "fit": {"tokens": 16384}},
+    }
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        write_model(Path(scratch) / "model", gigabytes=asked.gigabytes, dtype=asked.dtype)
+        for name, more in cases.items():
+            for resident in asked.resident:
+                changes = {"model": str(Path(scratch) / "model"), "drop": "25%layers", "guard": 2, "text": text, **more}
+                out = Path(scratch) / f"{name}-{resident}"
+                found = measure(changes, out, resident=resident, dtype=asked.dtype)
+                planned = {one["stage"]: one["memory"] for one in found["planned"]["stages"]}
+                for stage, took in found["peaks"].items():
+                    row = {"case": name, "resident": resident, "stage": stage, "measured_mb": round(took / 1e6)}
+                    row.update(planned_mb=round(planned[stage] / 1e6), ratio=round(planned[stage] / took, 3))
+                    rows.append(row)
+                    print(row, flush=True)
+    asked.out.write_text(json.dumps({"gigabytes": asked.gigabytes, "dtype": asked.dtype, "stages": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,274 @@
+"""The methods of the repair table: each makes a student of one cut. One line each in ``ROWS``.
+
+All rows share the cut, the text they fit or train on, and the teacher's states at every boundary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from shoal.decoder import Attached, DecoderView, Student, Tap
+from shoal.fit.config import FitConfig
+from shoal.fit.observe import States
+from shoal.fit.output import find_output
+from shoal.fit.patches import fit_patches
+from shoal.fit.sweep import probe_of
+from shoal.fit.table import FITS
+from shoal.plan import Drop, Plan, Size
+from shoal.replace import replacement_named
+from shoal.text.samples import Samples
+from shoal.train.config import Stage, TrainConfig
+from shoal.train.loop import Quality, Trained, train_starts
+from shoal.train.trainee import Start
+from shoal.types import Batch, Span, Unit
+
+EQUAL = FitConfig(weights="plain", sinks="counted", ridge=0.0, keep="always")
+"""Least squares as the papers have it: every token alike, no ridge, nothing undone."""
+
+
+@dataclass(eq=False)
+class Cut:
+    """One span out of one model, with the text of the fit and what is shared between methods.
+
+    Attributes:
+        known: the teacher's states on the text of the fit, per boundary.
+        selection: a little text, to choose the best training step by ``quality`` (KL to the teacher).
+        training: as much as the longest training asks for.
+    """
+
+    view: DecoderView
+    span: Span
+    fit: Samples
+    batches: Sequence[Batch]
+    known: dict[int, States]
+    training: Samples
+    selection: Samples
+    quality: Quality
+    fitted: dict[str, Made] = field(default_factory=dict)
+
+    @property
+    def plain(self) -> Student:
+        return Student(removed=frozenset(Unit("layer", layer) for layer in self.span.layers), name="none")
+
+    @property
+    def plan(self) -> Plan:
+        n, size = self.view.n_layers, Size(layers=self.view.n_layers, parameters=1)
+        edits = (Drop(indices=tuple(self.span.layers)),)
+        return Plan(source="", source_hash="", teacher="", n_layers=n, edits=edits, before=size, after=size)
+
+    def patched(self, kind: str, *, span: Span | None = None, **options: object) -> Student:
+        """The student with an untrained replacement in place of the span."""
+        span = span or self.span
+        description = replacement_named(kind, options).resolved(self.view)
+        attached = Attached(span, description.build(self.view, span), description.args_from(span))
+        inside = frozenset(unit for unit in self.plain.removed if unit.index not in span)
+        return Student(removed=inside, attached=(attached,), name=kind)
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """A student and what it cost besides the text of the fit."""
+
+    student: Student
+    fit_tokens: int = 0
+    train_tokens: int = 0
+    seconds: float = 0.0
+
+    new_parameters: int = 0
+
+
+Method = Callable[[Cut], Made]
+
+
+def none(cut: Cut) -> Made:
+    return Made(cut.plain)
+
+
+def repaired(name: str, config: FitConfig = FitConfig()) -> Method:  # noqa: B008  (frozen)
+    """A ``--repair``."""
+
+    def method(cut: Cut) -> Made:
+        started = time.monotonic()
+        swept = FITS[name](cut.view, cut.plan, cut.plain, cut.batches, config=config, known=cut.known)  # type: ignore[index]
+        made = Made(replace(cut.plain, overrides=swept.values, name=name), cut.fit.n_tokens, 0, time.monotonic() - started)
+        if config == FitConfig():
+            cut.fitted[name] = made
+        return made
+
+    return method
+
+
+def patched(kind: str, config: FitConfig = FitConfig(), **options: object) -> Method:  # noqa: B008  (frozen)
+    """A patch of the stream in closed form."""
+
+    def method(cut: Cut) -> Made:
+        student = cut.patched(kind, layout="code", **options)
+        started = time.monotonic()
+        found = fit_patches(cut.view, student, cut.batches, config=config, known=cut.known)
+        seconds = time.monotonic() - started
+        return Made(found.student, cut.fit.n_tokens, 0, seconds, new_parameters=_n_attached(found.student))
+
+    return method
+
+
+def map_by_cosine(cut: Cut, *, epochs: int = 10, rows: int = 1024, lr: float = 1e-4) -> Made:
+    """ReplaceMe's cosine objective: Adam on T from the identity, 1 - cos(m T + r, y), as its reproduction configs have it.
+
+    Source: arXiv 2505.02819 (``accurate`` variant: the residual is added before the cosine). Epochs, batch of 1024 tokens and
+    learning rate are those of its configs; the text is ours.
+    """
+    started = time.monotonic()
+    view, layer = cut.view, cut.span.start - 1
+    probe = probe_of(view, cut.batches)
+    place = find_output(view, layer, "mlp", reading=probe, h_BTD=probe.h_BTD)
+    said, rest, goals = [], [], []
+    with torch.no_grad():
+        for index, batch in enumerate(cut.batches):
+            seen: dict[Tap, Tensor] = {}
+            with view.tapped(layer, [place.tap], seen):
+                output_BTD = view.run_layer(layer, cut.known[layer][index], view.read(batch))
+            m_BTD = place.gain * seen[place.tap].reshape(output_BTD.shape)
+            said.append(m_BTD.flatten(0, 1).float())
+            rest.append((output_BTD - m_BTD).flatten(0, 1).float())
+            goals.append(cut.known[cut.span.stop][index].flatten(0, 1).float())
+    m_ND, r_ND, y_ND = (torch.cat(parts) for parts in (said, rest, goals))
+    turn_DD = torch.eye(m_ND.shape[1]).requires_grad_()
+    optimizer = torch.optim.Adam([turn_DD], lr=lr)
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(epochs):
+        for chosen_N in torch.randperm(len(m_ND), generator=draw).split(rows):
+            optimizer.zero_grad()
+            (1 - torch.cosine_similarity(m_ND[chosen_N] @ turn_DD + r_ND[chosen_N], y_ND[chosen_N], dim=-1)).mean().backward()
+            optimizer.step()
+    change_ED = place.gain * torch.nn.functional.pad(turn_DD.detach().double() - torch.eye(len(turn_DD)), (0, 0, 0, 1))
+    with view.residency.layer(layer) as module:
+        values = place.changed(dict(module.named_parameters()), change_ED)
+    student = replace(cut.plain, overrides={layer: values}, name="map by cosine")
+    return Made(student, cut.fit.n_tokens, epochs * cut.fit.n_tokens, time.monotonic() - started)
+
+
+# -- gradient training -----------------------------------------------------------------------------------------------------
+
+
+def trained(cut: Cut, student: Student, *stages: Stage) -> Made:
+    """Train what a student holds; the best of five steps by KL on the selection text is kept, step 0 is one of them."""
+    (one,) = _train(cut, [student], stages)
+    return Made(one.student, 0, one.result.n_tokens, one.result.seconds, new_parameters=_n_attached(one.student))
+
+
+def _n_attached(student: Student) -> int:
+    return sum(parameter.numel() for one in student.attached for parameter in one.module.parameters())
+
+
+def _train(cut: Cut, students: Sequence[Student], stages: Sequence[Stage]) -> tuple[Trained, ...]:
+    n_samples = sum(stage.tokens or 0 for stage in stages) // cut.training.length
+    config = TrainConfig(stages=tuple(stages), batch=4, micro_batch=4, eval_every=max(1, n_samples // 4 // 4))
+    return train_starts(
+        cut.view,
+        [Start(student) for student in students],
+        training=cut.training,
+        selection=cut.selection,
+        config=config,
+        quality=cut.quality,
+    )
+
+
+def polished(*stages: Stage) -> Method:
+    """The sweep, then its values trained."""
+
+    def method(cut: Cut) -> Made:
+        start = cut.fitted.get("sweep") or repaired("sweep")(cut)
+        made = trained(cut, start.student, *stages)
+        return replace(made, fit_tokens=start.fit_tokens, seconds=made.seconds + start.seconds)
+
+    return method
+
+
+def control(*, equal: Literal["tokens", "time"]) -> Method:
+    """Adam alone, from the teacher's own values, on exactly the parameters the sweep refits, on as many tokens or as long."""
+
+    def method(cut: Cut) -> Made:
+        sweep = cut.fitted.get("sweep") or repaired("sweep")(cut)
+        start = replace(sweep.student, overrides=_original(cut.view, sweep.student), name="control")
+        if equal == "tokens":
+            return trained(cut, start, Stage(objective="hidden_mse", tokens=cut.fit.n_tokens))
+        trial = trained(cut, start, Stage(objective="hidden_mse", tokens=40 * cut.training.length))
+        affordable = int(sweep.seconds / trial.seconds * trial.train_tokens)
+        most = cut.training.n_tokens
+        return trained(cut, start, Stage(objective="hidden_mse", tokens=max(40 * cut.training.length, min(affordable, most))))
+
+    return method
+
+
+def _original(view: DecoderView, student: Student) -> dict[int, dict[str, Tensor]]:
+    found = {}
+    for layer, own in student.overrides.items():
+        with view.residency.layer(layer) as module:
+            parameters = dict(module.named_parameters())
+            found[layer] = {name: parameters[name].detach().clone() for name in own}
+    return found
+
+
+def replaced(kind: str, tokens: int, **options: object) -> Method:
+    """A replacement trained on hidden states from its own start."""
+    return lambda cut: trained(cut, cut.patched(kind, **options), Stage(objective="hidden_mse", tokens=tokens))
+
+
+def layer(tokens: int, objective: str = "hidden_mse") -> Method:
+    """LLM-Streamline's layer at the same cut: the last kept layer before it is what is trained, so no layer is added."""
+
+    def method(cut: Cut) -> Made:
+        span = Span(cut.span.start - 1, cut.span.stop)
+        made = trained(cut, cut.patched("layer", span=span), Stage(objective=objective, tokens=tokens))
+        return replace(made, new_parameters=0)  # it is the kept layer's own
+
+    return method
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method; ``trains``: by gradients, so that it costs more than a fit."""
+
+    method: Method
+    trains: bool = False
+
+
+POLISH = 30_000
+LONG = 300_000
+HIDDEN = Stage(objective="hidden_mse", tokens=POLISH)
+KL = Stage(objective="forward_kl", tokens=POLISH)
+
+ROWS: dict[str, Row] = {
+    "none": Row(none),
+    "Prune&Comp: scale": Row(repaired("magnitude", FitConfig(sinks="counted", keep="always"))),
+    "ReplaceMe: map, least squares": Row(repaired("map", EQUAL)),
+    "ReplaceMe: map, cosine": Row(map_by_cosine),
+    "map": Row(repaired("map")),
+    "LinearPatch: Hadamard ratios": Row(patched("hadamard", FitConfig(sinks="counted", hadamard="ratio", keep="always"))),
+    "Hadamard, least squares": Row(patched("hadamard")),
+    "rotation": Row(patched("rotation")),
+    "Ghosted Layers: free patch": Row(patched("free", EQUAL)),
+    "free patch": Row(patched("free")),
+    "affine patch": Row(patched("linear")),
+    "affine patch, rank 16": Row(patched("linear", rank=16)),
+    "bias": Row(repaired("bias")),
+    "refit": Row(repaired("refit")),
+    "sweep": Row(repaired("sweep")),
+    "sweep, plain weights": Row(repaired("sweep", FitConfig(weights="plain"))),
+    "sweep + polish hidden": Row(polished(HIDDEN), trains=True),
+    "sweep + polish KL": Row(polished(KL), trains=True),
+    "sweep + polish hidden + KL": Row(polished(HIDDEN, KL), trains=True),
+    "Adam on the swept maps, equal tokens": Row(control(equal="tokens"), trains=True),
+    "Adam on the swept maps, equal time": Row(control(equal="time"), trains=True),
+    "LLM-Streamline: layer": Row(layer(LONG), trains=True),
+    "LLM-Streamline: random FFN": Row(replaced("ffn", LONG, form="paper"), trains=True),
+    "FFN, residual": Row(replaced("ffn", LONG), trains=True),
+    "SwiGLU, residual": Row(replaced("swiglu", LONG), trains=True),
+}
+"""Name to method. Those that train run at one ratio only unless asked for."""

@@ -1,0 +1,338 @@
+"""Memory and disk of every stage, from the config and the sizes of files alone: nothing is loaded, nothing runs.
+
+A stage takes what the process has anyway, the weights it holds, and what it works on: states of a batch (of all batches where
+layers are read from disk, up to the share that a pass may keep), sums, gradients and moments, a second model. Terms that are
+below a percent on any real model are left out. ``benchmarks/memory.py`` compares the figures with what a process then takes.
+
+Letters: T tokens per batch, D hidden size, F inputs of the MLP's map, V vocabulary, b bytes per element.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shoal.recipe import Recipe
+from shoal.run.inputs import DEFAULT_SAMPLES, LONGEST_DEFAULT, TOKENS_PER_BATCH, layers_in_memory, window_of
+from shoal.train.config import DEFAULT_TOKENS
+from shoal.types import Record
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+N_SUMS = 4 + 3
+"""Sums of the four folds of a fit, and what a solve holds beside them: their total, one fold less, its factor."""
+
+CHUNK = 64 << 20
+"""fp32 temporaries of the divergences and of the scan's geometry, together."""
+
+ADAM = 4 + 4 + 8
+"""Bytes per trained parameter: the fp32 master, its gradient, two moments."""
+
+
+class StageNeed(Record):
+    """Bytes of one stage.
+
+    Attributes:
+        memory: of the whole process at the stage's peak; ``parts`` add up to it.
+        disk: what the stage writes and leaves; ``scratch``: what it writes and removes.
+    """
+
+    stage: str
+    memory: int
+    parts: dict[str, int]
+    disk: int = 0
+    scratch: int = 0
+
+
+class Needs(Record):
+    """What a run will take, and what there is.
+
+    Attributes:
+        resident: layers held in memory; None: all.
+        free_memory, free_disk: now, the process as it is included in the first.
+        advice: what to change where it does not fit; empty where it does.
+    """
+
+    model: str
+    resident: int | None
+    stages: tuple[StageNeed, ...]
+    free_memory: int
+    free_disk: int
+    advice: tuple[str, ...] = ()
+
+    @property
+    def peak(self) -> StageNeed:
+        return max(self.stages, key=lambda one: one.memory)
+
+    @property
+    def disk(self) -> int:
+        """Most bytes on disk at a time: what stages leave, and the largest scratch."""
+        return sum(one.disk for one in self.stages) + max(one.scratch for one in self.stages)
+
+    @property
+    def fits(self) -> bool:
+        return self.peak.memory <= self.free_memory and self.disk <= self.free_disk
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model as it will run."""
+
+    n_layers: int
+    hidden: int
+    ffn: int
+    vocabulary: int
+    itemsize: int
+    layer_parameters: int
+    other_parameters: int
+    window: int | None
+
+    @property
+    def layer_bytes(self) -> int:
+        return self.layer_parameters * self.itemsize
+
+    @property
+    def other_bytes(self) -> int:
+        return self.other_parameters * self.itemsize
+
+
+def needs_of(
+    recipe: Recipe,
+    *,
+    resident: str = "auto",
+    device: str = "cpu",
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
+    out: Path | None = None,
+) -> Needs:
+    """Predict every stage of :func:`shoal.run.compress.compress` with these arguments.
+
+    Numbers of samples that the recipe leaves open are taken at their defaults: a short text takes less.
+
+    Args:
+        out: where the run folder will be, for the free disk.
+    Raises:
+        ValueError: no such model, a model that cannot be cut, a budget out of reach.
+    """
+    from shoal.decoder.spill import free_memory
+
+    if recipe.model is None:
+        raise ValueError("no model given; name a hub id or a folder")
+    shape = shape_of(recipe.model, dtype=dtype, trust_remote_code=trust_remote_code)
+    held = layers_in_memory(recipe.model, resident, device=device, trust_remote_code=trust_remote_code)
+    n_removed = _layers_removed(recipe, shape)
+    base = process_memory()
+    free = free_memory() + base
+    folder = next(place for place in (Path(out or "."), *Path(out or ".").absolute().parents) if place.exists())
+    stages = _stages(recipe, shape, n_removed=n_removed, held=held, base=base, spill=free_memory() // 4)
+    found = Needs(
+        model=recipe.model,
+        resident=held,
+        stages=stages,
+        free_memory=free,
+        free_disk=shutil.disk_usage(folder).free,
+    )
+    streamed = _stages(recipe, shape, n_removed=n_removed, held=1, base=base, spill=free_memory() // 4)
+    return found.model_copy(update={"advice": _advice(found, streamed, recipe)})
+
+
+def shape_of(model: str, *, dtype: str | None = None, trust_remote_code: bool = False) -> Shape:
+    """Sizes from ``config.json``; the model is built without weights."""
+    import torch
+
+    from shoal.decoder.families import find_layers, text_config
+    from shoal.decoder.open import DTYPES
+    from shoal.decoder.source import check_source, resolve_source
+    from shoal.select.size import size_of
+    from shoal.surgery.blueprint import blueprint
+    from shoal.surgery.rewrite import read_config
+
+    path = resolve_source(model, trust_remote_code=trust_remote_code)
+    check_source(path, trust_remote_code=trust_remote_code)
+    config = read_config(path)
+    text = text_config(config)
+    skeleton = blueprint(config)
+    size = size_of(skeleton, find_layers(skeleton)[0])
+    stored = text.dtype if isinstance(text.dtype, torch.dtype) else torch.float32
+    hidden = int(text.hidden_size)
+    return Shape(
+        n_layers=size.n_layers,
+        hidden=hidden,
+        ffn=_ffn_of(text, hidden),
+        vocabulary=int(text.vocab_size),
+        itemsize=(stored if dtype is None else DTYPES[dtype]).itemsize,
+        layer_parameters=max(size.layers),
+        other_parameters=size.total - sum(size.layers),
+        window=window_of(text),
+    )
+
+
+def _ffn_of(config: Any, hidden: int) -> int:
+    """Inputs of the MLP's map into the stream that a token meets: of all its experts together."""
+    experts = getattr(config, "num_experts_per_tok", None)
+    width = getattr(config, "moe_intermediate_size", None) if experts else None
+    if experts and width:
+        return int(experts) * int(width)
+    return int(getattr(config, "intermediate_size", None) or 4 * hidden) * int(experts or 1)
+
+
+def _layers_removed(recipe: Recipe, shape: Shape) -> int:
+    """Layers that the budget removes, as if all were alike; what a replacement has beyond its layers does not count."""
+    from shoal.replace import parse_replacement
+    from shoal.run.stages import budget_of
+    from shoal.select.budget import resolve
+    from shoal.select.size import NOTHING, ModelSize, PutBack
+
+    total = shape.other_parameters + shape.n_layers * shape.layer_parameters
+    size = ModelSize(total=total, layers=(shape.layer_parameters,) * shape.n_layers)
+    removable = tuple(sorted(set(range(shape.n_layers)) - recipe.protected(shape.n_layers)))
+    kind = parse_replacement(recipe.replace)
+    put_back = NOTHING if kind is None else PutBack(kind.name, kind.n_layers, kind.n_inherited)
+    return resolve(budget_of(recipe), size, put_back=put_back, removable=removable, n_most=len(removable)).n
+
+
+def _stages(recipe: Recipe, shape: Shape, *, n_removed: int, held: int | None, base: int, spill: int) -> tuple[StageNeed, ...]:
+    from shoal.replace import parse_replacement
+
+    length = recipe.text.length or min(shape.window or LONGEST_DEFAULT, LONGEST_DEFAULT)
+    n_batch = max(1, TOKENS_PER_BATCH // length) * length
+    state = shape.hidden * shape.itemsize  # of one token
+    work = n_batch * (8 * shape.hidden + 3 * shape.ffn) * shape.itemsize
+    logits = 2 * n_batch * shape.vocabulary * shape.itemsize + CHUNK
+    is_streamed = held is not None
+    if held is None:
+        weights = shape.other_bytes + shape.n_layers * shape.layer_bytes
+    else:
+        weights = shape.other_bytes + min(shape.n_layers, held + 1) * shape.layer_bytes  # one more is read ahead
+    kept = shape.n_layers - n_removed
+    student = shape.other_bytes + kept * shape.layer_bytes
+
+    def states(n_streams: int, n_tokens: int) -> tuple[int, int]:
+        """In memory and on disk: of one batch, or of all where they wait between the layers."""
+        if not is_streamed:
+            return n_streams * n_batch * state, 0
+        everything = n_streams * n_tokens * state
+        return min(everything, spill), max(0, everything - spill)
+
+    def need(stage: str, *, disk: int = 0, scratch: int = 0, **parts: int) -> StageNeed:
+        parts = {"process": base, "weights": weights, **parts}
+        return StageNeed(stage=stage, memory=sum(parts.values()), parts=parts, disk=disk, scratch=scratch)
+
+    found = []
+    n_calibration = (recipe.text.samples or DEFAULT_SAMPLES["calibration"]) * length
+    n_selection = (recipe.text.selection or DEFAULT_SAMPLES["selection"]) * length
+    memory, disk = states(shape.n_layers + 1, n_calibration)
+    found.append(need("scan", states=memory, work=work + CHUNK, scratch=disk))
+
+    n_students = recipe.guard + 1 if recipe.guard > 1 else 1
+    memory, disk = states(n_students, n_selection)
+    choose = need("plan", states=memory, work=work + logits, scratch=disk)
+    if recipe.repair != "none":
+        n_fit = recipe.fit.n_tokens(max(shape.ffn, 4 * shape.hidden))
+        fitting = _fit(recipe, shape, n_tokens=n_fit)
+        if recipe.guard > 1 and recipe.replace == "none":
+            ranked = need("plan", work=work, **_fit(recipe, shape, n_tokens=n_fit // 4))
+            choose = max(choose, ranked, key=lambda one: one.memory)
+        values = (kept if recipe.repair != "refit" else 1) * (shape.ffn + shape.hidden) * shape.hidden * shape.itemsize
+        found += [choose, need("fit", work=work, **fitting, values=values, disk=values)]
+    else:
+        found.append(choose)
+
+    kind = parse_replacement(recipe.replace)
+    if kind is not None:
+        trained = max(1, kind.n_layers) * shape.layer_parameters  # a patch is at most a layer
+        n_micro = recipe.train.micro_batch * length
+        graph = n_micro * (16 * shape.hidden + 6 * shape.ffn) * 4
+        copies = trained * (ADAM + 2 * shape.itemsize)  # what would be saved, and the best of it so far
+        n_training = min(recipe.train.tokens or DEFAULT_TOKENS, DEFAULT_TOKENS) if is_streamed else n_micro
+        memory, scratch = states(3, max(n_training, n_selection))
+        found.append(
+            need("train", states=memory, work=max(graph, work + logits), trained=copies, disk=trained * (ADAM + shape.itemsize),
+                 scratch=scratch)
+        )  # fmt: skip
+    second = 0 if is_streamed else student
+    found.append(need("model", second_model=second, work=2 * length * shape.vocabulary * 4 + work, disk=student))
+    n_evaluation = (recipe.text.evaluation or DEFAULT_SAMPLES["evaluation"]) * length
+    memory, disk = states(2, n_evaluation)
+    found.append(need("evaluation", second_model=second, states=memory, work=work + logits, scratch=disk))
+    return tuple(found)
+
+
+def _fit(recipe: Recipe, shape: Shape, *, n_tokens: int) -> dict[str, int]:
+    """States of the teacher and three of the student, and the sums of the widest map with what solves them."""
+    square = (shape.ffn + 1) * (shape.ffn + 1 + shape.hidden) * 8
+    return {"states": 4 * n_tokens * shape.hidden * shape.itemsize, "sums": N_SUMS * square}
+
+
+def _advice(found: Needs, streamed: tuple[StageNeed, ...], recipe: Recipe) -> tuple[str, ...]:
+    said = []
+    if found.peak.memory > found.free_memory:
+        peak, most = found.peak, max(found.peak.parts, key=lambda part: found.peak.parts[part])
+        less = max(one.memory for one in streamed)
+        said.append(f"{peak.stage} takes {in_bytes(peak.memory)}, {in_bytes(found.free_memory)} are there; most of it: {most}")
+        if found.resident is None and less < peak.memory:
+            said.append(f"--resident 1 takes {in_bytes(less)}: layers are read from disk, results are the same")
+        if most in ("states", "work"):
+            said.append("fewer tokens in a sample (--length) or fewer samples (--samples, --fit-tokens) take less")
+        if most == "sums":
+            said.append("--repair none or map has smaller sums than one that solves for the whole MLP map")
+        if most in ("trained", "second_model"):
+            said.append("--dtype bfloat16 halves what a float32 model takes; --replace none trains nothing")
+    if found.disk > found.free_disk:
+        there = in_bytes(found.free_disk)
+        said.append(f"the run writes {in_bytes(found.disk)}, {there} are free; give an --out on a larger disk")
+    return tuple(said)
+
+
+def process_memory() -> int:
+    """Bytes of this process now, the libraries a run needs included: they are imported first."""
+    import accelerate  # noqa: F401  (a run that reads layers from disk imports it)
+    import torch  # noqa: F401
+
+    from shoal.surgery import blueprint  # noqa: F401  (and transformers with it)
+
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
+    except (OSError, StopIteration):  # no such file outside Linux: what a process with these libraries has there
+        return 600 << 20
+
+
+def in_bytes(n: float) -> str:
+    """``1.23 GB``: powers of 1000, three digits."""
+    for unit in ("B", "kB", "MB"):
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:,.3g} GB" if n < 1000 else f"{n:,.0f} GB"
+
+
+def needs_table(found: Needs) -> Table:
+    """The stages for people; the largest stands out."""
+    from rich.table import Table
+
+    layers = "all layers" if found.resident is None else f"{found.resident} layers, the rest read from disk,"
+    verdict = "fits" if found.fits else "does not fit"
+    table = Table(
+        title=f"Memory and disk of every stage, {layers} in memory",
+        caption="\n".join(
+            [
+                f"{verdict}: {in_bytes(found.peak.memory)} of {in_bytes(found.free_memory)} memory, "
+                f"{in_bytes(found.disk)} of {in_bytes(found.free_disk)} disk",
+                *found.advice,
+            ]
+        ),
+        caption_justify="left",
+    )
+    table.add_column("stage")
+    for name in ("memory at the peak", "leaves on disk", "scratch on disk"):
+        table.add_column(name, justify="right")
+    table.add_column("of which")
+    for one in found.stages:
+        parts = ", ".join(f"{name.replace('_', ' ')} {in_bytes(size)}" for name, size in one.parts.items() if size)
+        sizes = [in_bytes(size) if size else "" for size in (one.memory, one.disk, one.scratch)]
+        table.add_row(one.stage, *sizes, parts, style="bold" if one is found.peak else None)
+    return table

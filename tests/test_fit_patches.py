@@ -1,0 +1,235 @@
+"""Laws of patches in closed form: planted ones are recovered, narrower forms are never better, values mean what was solved."""
+
+import math
+
+import pytest
+import torch
+from families import tiny_model
+from test_fit_sweep import LENGTH, boundary, samples
+
+from shoal.decoder import Attached, DecoderView, Student
+from shoal.fit.config import FitConfig
+from shoal.fit.observe import Ends, observe
+from shoal.fit.patch_forms import (
+    PATCH_FORMS,
+    affine_change,
+    low_rank_change,
+    rotated_channels,
+    rotation_matrix,
+    scaled_rotation,
+)
+from shoal.fit.patches import fit_patches
+from shoal.fit.place import CannotRefit
+from shoal.fit.solve import solve_for, squared_error
+from shoal.fit.sums import folds_of, no_sums
+from shoal.replace import replacement_named
+from shoal.types import Batch, Span
+
+D = 12
+KINDS = {"linear": {}, "low rank": {"rank": 3}, "free": {}, "free with bias": {"bias": True}, "hadamard": {}, "rotation": {}}
+
+
+def described(kind):
+    return replacement_named(kind.split()[0] if kind != "low rank" else "linear", KINDS[kind])
+
+
+def module_of(kind, *, seed=0, size=D):
+    """A module of the kind with random values: a planted truth."""
+    view = DecoderView(tiny_model("llama"))
+    module = described(kind).resolved(view).module(size).double()
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in module.named_parameters():
+            if "norm" not in name:
+                value.copy_(0.3 * torch.randn(value.shape, generator=draw))
+        if kind == "rotation":
+            module.map.weight.copy_(torch.linalg.qr(torch.randn(size, size, generator=draw, dtype=torch.float64)).Q)
+            module.scale.fill_(1.4)
+    return module
+
+
+def sums_of(x_ND, y_ND, *, reads=lambda x: x, weights_N=None, n=1):
+    """Sums of n shards of the tokens."""
+    shards = []
+    weights_N = torch.ones(len(x_ND)) if weights_N is None else weights_N
+    for part in torch.arange(len(x_ND)).chunk(n):
+        one = no_sums(D, D)
+        sinks_N = torch.zeros(len(part), dtype=torch.bool)
+        one.add_tokens(reads(x_ND[part]), y_ND[part] - x_ND[part], weights_N=weights_N[part], sinks_N=sinks_N)
+        shards.append(one)
+    return shards
+
+
+def tokens(n=400, seed=3):
+    draw = torch.Generator().manual_seed(seed)
+    mix_DD = torch.randn(D, D, generator=draw, dtype=torch.float64)
+    return torch.randn(n, D, generator=draw, dtype=torch.float64) @ mix_DD + 0.5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_planted_patch_is_recovered_exactly(kind):
+    planted, x_ND = module_of(kind), tokens()
+    y_ND = planted(x_ND).detach()
+    form = PATCH_FORMS[type(planted)]
+    shards = sums_of(x_ND, y_ND, reads=lambda x: form.reads(planted, x).detach(), n=3)
+    found = solve_for(shards, form.change(planted), ridge=0.0)
+    fitted = module_of(kind, seed=1)
+    fitted.load_state_dict(form.values(fitted, found.change_ED))
+    torch.testing.assert_close(fitted(x_ND), y_ND, rtol=1e-8, atol=1e-8)
+    assert found.r2 == pytest.approx(1.0, abs=1e-9) and found.r2_folds == pytest.approx(1.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_values_of_a_module_are_the_change_that_was_solved(kind):
+    module, x_ND = module_of(kind), tokens()
+    y_ND = x_ND.roll(1, 0) + 0.1 * tokens(seed=4)
+    form = PATCH_FORMS[type(module)]
+    read_ND = form.reads(module, x_ND).detach()
+    for ridge in (1e-3, math.inf):
+        (sums,) = sums_of(x_ND, y_ND, reads=lambda x: form.reads(module, x).detach())
+        change_ED = form.change(module)(sums, ridge)
+        module.load_state_dict(form.values(module, change_ED))
+        expected = x_ND + torch.nn.functional.pad(read_ND, (0, 1), value=1.0) @ change_ED
+        torch.testing.assert_close(module(x_ND).detach(), expected, rtol=1e-9, atol=1e-9)
+        assert float(squared_error(sums, change_ED)) == pytest.approx(float((y_ND - expected).square().sum()), rel=1e-9)
+    torch.testing.assert_close(module(x_ND).detach(), x_ND)  # an infinite ridge is plain removal
+
+
+def test_each_form_is_never_better_than_the_one_that_holds_it():
+    """Hadamard, rotation and low rank within the affine map; a rank within the next; without a ridge and with any weights."""
+    x_ND = tokens()
+    y_ND = torch.tanh(x_ND).roll(1, 1) + 0.3 * x_ND
+    weights_N = torch.rand(len(x_ND), generator=torch.Generator().manual_seed(0)) + 0.1
+    (sums,) = sums_of(x_ND, y_ND, weights_N=weights_N)
+
+    def error(change):
+        return squared_error(sums, change(sums, 0.0))
+
+    affine, linear = error(affine_change(bias=True)), error(affine_change(bias=False))
+    ranks = [error(low_rank_change(rank)) for rank in range(1, D + 1)]
+    nothing = float(sums.rr)
+    assert affine < linear < min(error(rotated_channels), error(scaled_rotation)) < nothing
+    assert all(lower >= higher for lower, higher in zip(ranks, ranks[1:], strict=False))
+    assert ranks[-1] == pytest.approx(affine, rel=1e-9) and ranks[0] < nothing
+
+
+def test_low_rank_is_the_best_of_its_rank():
+    """No descent from it, and none from elsewhere, gets below: the naive search over both factors."""
+    x_ND, rank = tokens(200), 2
+    y_ND = x_ND + torch.tanh(x_ND).roll(1, 1)
+    (sums,) = sums_of(x_ND, y_ND)
+    best = squared_error(sums, low_rank_change(rank)(sums, 0.0))
+    down, up, bias = (torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in ((D, rank), (rank, D), (1, D)))
+    optimizer = torch.optim.LBFGS([down, up, bias], max_iter=500, line_search_fn="strong_wolfe", tolerance_grad=1e-10)
+
+    def loss():
+        optimizer.zero_grad()
+        value = (x_ND + x_ND @ down @ up + bias - y_ND).square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    assert best <= float(loss()) * (1 + 1e-9) and best == pytest.approx(float(loss()), rel=1e-3)
+
+
+def test_rotation_is_procrustes():
+    """Against random rotations with their best scale; and it is a rotation times a scale."""
+    x_ND, draw = tokens(), torch.Generator().manual_seed(0)
+    y_ND = x_ND.roll(1, 1) + 0.2 * tokens(seed=5)
+    (sums,) = sums_of(x_ND, y_ND)
+    turn_DD = scaled_rotation(sums, 0.0)[:-1] + torch.eye(D)
+    product = turn_DD.mT @ turn_DD
+    torch.testing.assert_close(product, torch.eye(D, dtype=product.dtype) * product[0, 0])
+    best = squared_error(sums, scaled_rotation(sums, 0.0))
+    for _ in range(50):
+        near_DD = torch.linalg.qr(turn_DD + 0.1 * torch.randn(D, D, generator=draw, dtype=torch.float64)).Q
+        turned = x_ND @ near_DD
+        scale = (turned * y_ND).sum() / turned.square().sum()
+        assert best <= float((scale * turned - y_ND).square().sum())
+
+
+def test_the_hadamard_basis_is_the_modules():
+    h_DD, x_ND = rotation_matrix(D, like=tokens()), tokens()
+    torch.testing.assert_close(h_DD @ h_DD.mT, torch.eye(D, dtype=torch.float64))
+    patch = module_of("hadamard")
+    torch.testing.assert_close(patch(x_ND).detach(), x_ND + (x_ND @ h_DD * patch.delta) @ h_DD.mT)
+
+
+# -- in a student --------------------------------------------------------------------------------------------------------
+
+
+def student_with(view, kind, *spans):
+    description = described(kind).resolved(view).model_copy(update={"layout": "code"})
+    return Student(attached=tuple(Attached(span, description.build(view, span), span.start) for span in spans))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_patches_are_fitted_front_to_back_and_errors_are_those_of_the_student(kind):
+    view, text = DecoderView(tiny_model("llama")), samples(60)
+    spans = (Span(1, 3), Span(4, 5))
+    start = student_with(view, kind, *spans)
+    found = fit_patches(view, start, text.batches(16))
+    assert [(one.layer, one.target) for one in found.layers] == [(1, 3), (4, 5)]
+    (batch,) = text.batches(60)
+    held = folds_of([batch])[0] == 0
+    for number, (one, span) in enumerate(zip(found.layers, spans, strict=True)):
+        after = Student(attached=(*found.student.attached[: number + 1], *start.attached[number + 1 :]))
+        before = Student(attached=(*found.student.attached[:number], *start.attached[number:]))
+        goal = boundary(view, batch, Student(), span.stop)[held].double()
+        for student, error in ((before, one.error_before), (after, one.error_after)):
+            miss = boundary(view, batch, student, span.stop)[held].double() - goal
+            assert error == pytest.approx(float((miss.square().sum(-1) / goal.square().sum(-1)).mean()), rel=1e-4)
+        assert one.error_after <= one.error_before
+    assert all(not value.any() for name, value in start.attached[0].module.state_dict().items() if name == "map.bias")
+
+
+def test_known_states_of_the_teacher_change_no_bit():
+    view, text = DecoderView(tiny_model("llama")), samples(40)
+    batches = text.batches(20)
+    known = {stop: [boundary(view, batch, Student(), stop) for batch in batches] for stop in range(1, 7)}
+    start = student_with(view, "free", Span(2, 4))
+    one, two = (fit_patches(view, start, batches, known=states).student.attached[0].module for states in (None, known))
+    assert all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())
+
+
+def test_linear_patchs_own_ratio():
+    """Mean over samples of mean |(y H)_k| / mean |(x H)_k|."""
+    view, text = DecoderView(tiny_model("llama")), samples(40)
+    start = student_with(view, "hadamard", Span(2, 3))
+    found = fit_patches(view, start, text.batches(40), config=FitConfig(hadamard="ratio", sinks="counted", keep="always"))
+    (batch,) = text.batches(40)
+    fitted = folds_of([batch])[0] > 0
+    h_DD = rotation_matrix(view.hidden_size, like=torch.zeros((), dtype=torch.float64))
+    x, y = ((boundary(view, batch, Student(), stop)[fitted].double() @ h_DD).abs().mean(1) for stop in (2, 3))
+    expected = (y / x).mean(0) - 1
+    (one,) = found.layers
+    patch = found.student.attached[0].module
+    torch.testing.assert_close(patch.delta.double(), expected, rtol=1e-5, atol=1e-6)
+    assert one.maps[0].r2 < 1 and one.maps[0].form == "patch"
+
+
+def test_a_student_without_a_closed_form_is_refused():
+    view = DecoderView(tiny_model("llama"))
+    description = replacement_named("layer").resolved(view)
+    student = Student(attached=(Attached(Span(1, 3), description.build(view, Span(1, 3)), 1),))
+    with pytest.raises(CannotRefit, match="linear, free, hadamard, rotation"):
+        fit_patches(view, student, samples(12).batches(12))
+
+
+def test_padding_enters_no_observation():
+    view = DecoderView(tiny_model("llama"))
+    lengths_N = torch.randint(4, LENGTH, (40,), generator=torch.Generator().manual_seed(3))
+    text = samples(lengths=lengths_N)
+    ends = []
+    for filler in (0, 7):
+        ids_NT = torch.where(torch.arange(LENGTH) < lengths_N[:, None], text.ids_NT, filler)
+        batch = Batch(ids_NT, (torch.arange(LENGTH) < lengths_N[:, None]).long())
+        reading, folds = view.read(batch), folds_of([batch])
+        goal = boundary(view, batch, Student(), 2)
+        ends.append(Ends([reading], [boundary(view, batch, Student(), 1)], [goal], folds))
+
+    def error(one):
+        return observe(one, lambda h_BTD, reading: (h_BTD, h_BTD), config=FitConfig(), no_sums=lambda: no_sums(32, 32))
+
+    (_, first, sums), (_, second, others) = (error(one) for one in ends)
+    assert first == second and all(torch.equal(a.hh_EE, b.hh_EE) for a, b in zip(sums, others, strict=True))

@@ -1,0 +1,113 @@
+"""What a run will take: sizes as the models have them, terms that add up, and advice where it does not fit."""
+
+import json
+import sys
+
+import pytest
+from families import FAMILIES, tiny_model
+from world import write_model
+
+from shoal.cli import main
+from shoal.decoder import DecoderView
+from shoal.recipe import load_recipe, merge
+from shoal.run import needs as planner
+from shoal.run.needs import in_bytes, needs_of, shape_of
+from shoal.select.size import model_size
+
+GB = 10**9
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(write_model(tmp_path_factory.mktemp("model")))
+
+
+def ask(model, changes=None, **options):
+    base = {"model": model, "drop": "2", "text": {"length": 16}}
+    return needs_of(load_recipe("default", merge(base, changes or {})), **options)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_the_shape_is_that_of_the_model(family, tmp_path):
+    model = tiny_model(family, n_layers=4)
+    model.save_pretrained(tmp_path)
+    found, size = shape_of(str(tmp_path)), model_size(DecoderView(model))
+    assert (found.n_layers, found.layer_parameters) == (4, max(size.layers))
+    assert found.other_parameters + sum(size.layers) == size.total
+    assert found.hidden == DecoderView(model).hidden_size and found.ffn > 0
+    assert shape_of(str(tmp_path), dtype="bfloat16").itemsize == 2
+
+
+@pytest.mark.parametrize("resident", ["all", "1"])
+@pytest.mark.parametrize("changes", [{}, {"replace": "none", "repair": "sweep"}, {"replace": "none"}])
+def test_parts_add_up_and_stages_are_those_of_the_run(model, changes, resident):
+    found = ask(model, changes, resident=resident)
+    assert all(one.memory == sum(one.parts.values()) for one in found.stages)
+    more = {"replace": ["train"], "repair": ["fit"]}
+    middle = [] if changes.get("replace") == "none" else more["replace"]
+    middle += more["repair"] if "repair" in changes else []
+    assert [one.stage for one in found.stages] == ["scan", "plan", *middle, "model", "evaluation"]
+    assert found.peak.memory == max(one.memory for one in found.stages) and found.fits and not found.advice
+
+
+def test_fewer_layers_in_memory_take_less_and_one_more_is_read_ahead(model):
+    weights = {resident: ask(model, resident=resident).stages[0].parts["weights"] for resident in ("all", "1", "2", "9")}
+    shape = shape_of(model)
+    assert weights["1"] == shape.other_bytes + 2 * shape.layer_bytes
+    assert weights["2"] - weights["1"] == shape.layer_bytes
+    assert weights["all"] == weights["9"] == shape.other_bytes + 6 * shape.layer_bytes
+
+
+@pytest.mark.parametrize(
+    ("stage", "part", "changes"),
+    [
+        ("train", "work", {"train": {"micro_batch": 4096}}),
+        ("train", "states", {"text": {"selection": 10**6}}),
+        ("plan", "states", {"guard": 8}),
+        ("fit", "states", {"replace": "none", "repair": "sweep", "fit": {"tokens": 10**6}}),
+        ("scan", "states", {"text": {"samples": 10**5}}),
+    ],
+)
+def test_what_takes_more_is_said_to_take_more(stage, part, changes, model):
+    """Streamed, so that states of all samples count."""
+    base = {key: value for key, value in changes.items() if key in ("replace", "repair")}
+    before, after = ask(model, base, resident="1"), ask(model, changes, resident="1")
+    of = [{one.stage: one for one in found.stages}[stage].parts[part] for found in (before, after)]
+    assert of[0] < of[1]
+
+
+def test_what_does_not_fit_says_what_to_change(model, monkeypatch):
+    monkeypatch.setattr(planner, "process_memory", lambda: 0)
+    monkeypatch.setattr("shoal.decoder.spill.free_memory", lambda: 1000)
+    found = ask(model, resident="all")
+    assert not found.fits and any("--resident 1" in one for one in found.advice)
+    assert not any("--resident 1" in one for one in ask(model, resident="1").advice)
+
+
+def test_states_beyond_the_share_of_a_pass_go_to_disk(model, monkeypatch):
+    monkeypatch.setattr("shoal.decoder.spill.free_memory", lambda: 4000)
+    scan = ask(model, {"text": {"samples": 100}}, resident="1").stages[0]
+    shape = shape_of(model)
+    assert scan.parts["states"] == 1000
+    assert scan.scratch == 7 * 100 * 16 * shape.hidden * shape.itemsize - 1000
+
+
+def test_bytes_for_people():
+    assert [in_bytes(n) for n in (0, 999, 1_500, 2.5e6, 3 * GB, 1234 * GB)] == [
+        "0 B", "999 B", "1.5 kB", "2.5 MB", "3 GB", "1,234 GB",
+    ]  # fmt: skip
+
+
+def test_the_command_says_it_and_runs_nothing(model, tmp_path, capsys, monkeypatch):
+    def shoal(*arguments):
+        monkeypatch.setattr(sys, "argv", ["shoal", "plan", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, capsys.readouterr()
+
+    code, said = shoal(model, "--memory", "--json", "--drop", "2", "--replace", "none", "--repair", "sweep", "--length", "16")
+    assert code == 0 and "fit" in [one["stage"] for one in json.loads(said.out)["stages"]]
+    code, said = shoal(model, "--memory", "--drop", "2", "--length", "16")
+    assert code == 0 and "fits:" in said.out and not list(tmp_path.iterdir())
+    code, said = shoal(str(tmp_path / "nothing"), "--memory")
+    assert code == 2 and said.err.count("\n") == 1
