@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from repair_rows import LONG, ROWS, Cut, Made
+from repair_rows import ROWS, Cut, Made
 from repair_table import tables
 
 from shoal.decoder import DecoderView
@@ -98,7 +98,7 @@ class Bench:
         self.name, self.source, self.settings = name, SOURCES[name], settings
         opened = open_model(str(shared / "models" / self.source.model) if self.source.model else str(bundled_model()))
         self.view, self.tokenizer, self.corpora = DecoderView(opened.model), opened.tokenizer, shared / "corpora"
-        self.training = self.text(self.source.fit, "training", max(LONG, settings["fit_tokens"]), seed)
+        self.training = self.text(self.source.fit, "training", max(settings["train_tokens"], settings["fit_tokens"]), seed)
         self.fit = self.training.take(settings["fit_tokens"] // self.source.length)
         self.batches = self.fit.batches(BATCH)
         self.selection = self.text(self.source.fit, "selection", settings["selection_tokens"], 0)
@@ -126,6 +126,8 @@ class Bench:
             training=self.training,
             selection=self.selection,
             quality=lambda student: self.judge.measure([student])[0].kl,
+            long=self.settings["train_tokens"],
+            short=self.settings["polish_tokens"],
         )
 
     @torch.no_grad()
@@ -252,9 +254,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[""], help="rows whose name holds one of these")
     parser.add_argument("--parts", nargs="+", default=["same plan", "own plan", "seeds"])
     parser.add_argument("--fit-tokens", type=int, default=60_032)
+    parser.add_argument("--train-tokens", type=int, default=300_032, help="of a replacement")
+    parser.add_argument("--polish-tokens", type=int, default=30_080, help="per stage")
     parser.add_argument("--selection-tokens", type=int, default=6_400)
     parser.add_argument("--evaluation-tokens", type=int, default=16_000, help="per domain")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "repair.json")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "repairs.json")
     parser.add_argument("--print", action="store_true", help="the tables of what has been measured")
     args = parser.parse_args()
     if args.print:
@@ -262,6 +266,8 @@ def main() -> None:
         return
     settings = {
         "fit_tokens": args.fit_tokens,
+        "train_tokens": args.train_tokens,
+        "polish_tokens": args.polish_tokens,
         "selection_tokens": args.selection_tokens,
         "evaluation_tokens": args.evaluation_tokens,
         "threads": torch.get_num_threads(),

@@ -17,6 +17,8 @@ from shoal.decoder import DecoderView, Student
 from shoal.evaluate.evaluation import closeness
 from shoal.evaluate.perplexity import perplexities
 from shoal.fit.patch_error import patch_errors
+from shoal.fit.sweep import sweep_layers
+from shoal.fit.table import MAPS
 from shoal.replace import attach
 from shoal.replace.layer import LayerReplacement
 from shoal.scan import CkaObserver, scan
@@ -65,9 +67,13 @@ def share_everything(workers: Workers, folder: Path) -> dict[str, object]:
     near, by_position = closeness(view, students(3)[1], batches, workers=workers)
     single = Oracle(view, batches[:1], workers=workers).measure(students(2))  # one batch: the second worker has nothing to do
     trained = train(view, workers, folder)
+    swept = sweep(view, workers)
     return {
         "gradients": [gradients(view, n, workers) for n in (5, 1)],
         "trained": trained.values,
+        "swept": swept.values,
+        "errors": [(one.error_before, one.error_after) for one in swept.layers],
+        "maps": [[(fit.ridge, fit.n_tokens, fit.n_sinks) for fit in one.maps] for one in swept.layers],
         "result": trained.result.model_dump(exclude={"seconds": True, "curve": {"__all__": {"seconds"}}}),
         "tables": {name: (torch.tensor(table.values), torch.tensor(table.stderr)) for name, table in found.tables.items()},
         "anatomy": found.anatomy.model_dump(),
@@ -158,6 +164,12 @@ def launch(size: int, *arguments: str, timeout: float = 120.0) -> list[Ended]:
     finally:
         for job in jobs:
             job.kill()
+
+
+def sweep(view, workers: Workers):
+    """Refits after two removed layers, with folds that are cut through both workers' batches."""
+    cut = Student(removed=frozenset({Unit("layer", 2), Unit("layer", 3)}))
+    return sweep_layers(view, cut, samples(24).batches(5), targets={1: 4, 4: 5, 5: 6}, kinds=MAPS, workers=workers)
 
 
 def run_job(size: int, folder: Path) -> list[dict[str, object]]:

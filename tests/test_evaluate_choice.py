@@ -77,6 +77,19 @@ def test_every_family_equals_one_forward_per_option(family):
     assert_equal_to_naive(got, model)
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_options_of_the_same_tokens_tie_to_the_last_bit_and_the_first_of_them_is_taken(family):
+    """Words that the tokenizer does not know are one token: options may differ as texts alone."""
+    model = tiny_model(family, n_layers=3)
+    items = [(words(*range(n, n + n % 7 + 1)), [" w3 u v", " x y z", " w3 s t", " w3 q r"], 0) for n in range(30)]
+    (got,) = score_task(DecoderView(model), task_of(*items), tokenizer=TOKENIZER)
+    assert_equal_to_naive(got, model)
+    for one in got.items:
+        for values in (one.loglikelihood, one.mean_nll, one.is_greedy):
+            assert values[0] == values[2] == values[3]
+        assert one.answer in (0, 1) and one.loglikelihood[1] != one.loglikelihood[0]
+
+
 @pytest.mark.parametrize("tokens_per_batch", [1, 64, 10_000])
 def test_batches_of_any_size_give_the_same_scores(tokens_per_batch):
     model = tiny_model("llama", n_layers=2)

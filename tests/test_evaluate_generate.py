@@ -111,6 +111,14 @@ def test_a_row_is_done_at_its_stop_string_and_the_others_go_on():
     assert alone.endswith(stop) and alone.count(stop) == 1 and got[0].startswith(alone)
 
 
+def test_nan_is_refused_instead_of_written():
+    model = tiny_model("llama", n_layers=2)
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    with pytest.raises(ValueError, match="logits are NaN"):
+        said(model, max_new_tokens=4)
+
+
 def test_a_student_of_a_view_writes_like_the_model_cut_by_hand():
     model = tiny_model("llama", n_layers=4)
     view = DecoderView(model)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shoal.fit.solve import RIDGES, cross_validated, mean_diagonal, ridge_change, solve, spectrum, squared_error
-from shoal.fit.sums import HELD_OUT, N_FOLDS, folds_of, no_sums
+from shoal.fit.sums import HELD_OUT, N_FOLDS, add_gram, folds_of, no_sums
 from shoal.types import Batch
 
 F, D, N = 7, 5, 200
@@ -182,3 +182,13 @@ def test_equal_samples_share_a_fold_and_too_few_are_refused():
     assert torch.equal(folds[:5], folds[5:])
     with pytest.raises(ValueError, match="too few"):
         folds_of([Batch(ids_NT[:2])])
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 7, 64])
+def test_the_gram_of_blocks_is_the_product(width):
+    draw = torch.Generator().manual_seed(0)
+    h_NE = torch.randn(50, width, generator=draw, dtype=torch.float64)
+    total_EE = torch.ones(width, width, dtype=torch.float64)
+    add_gram(total_EE, h_NE)
+    torch.testing.assert_close(total_EE, 1.0 + h_NE.mT @ h_NE, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(total_EE, total_EE.mT, rtol=1e-12, atol=1e-12)

@@ -42,7 +42,15 @@ def test_every_recipe_ends_in_a_stock_checkpoint_of_the_planned_size(name, small
     assert model.config.num_hidden_layers == outcome.plan.after.layers == 4
     assert sum(p.numel() for p in model.parameters()) == outcome.plan.after.parameters
     assert outcome.evaluation.student.cost.parameters == outcome.plan.after.parameters
-    for file in ("recipe.yaml", "plan.json", "evaluation.json", "run.json", "verification.json", "model/README.md"):
+    for file in (
+        "recipe.yaml",
+        "plan.json",
+        "evaluation.json",
+        "run.json",
+        "verification.json",
+        "model/README.md",
+        "report.html",
+    ):
         assert (outcome.folder / file).stat().st_size, file
     assert load_recipe(str(outcome.folder / "recipe.yaml")) == recipe(small, name)
     assert (outcome.scan is None) == (name == "uidl-simple")

@@ -194,6 +194,15 @@ def test_where_a_stock_layer_is_exact_it_is_chosen_and_equals_the_module(family,
             assert json.loads((tmp_path / name / "config.json").read_text())["model_type"] == view.model.config.model_type
 
 
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_in_half_precision_a_stock_swiglu_has_the_bits_of_the_module(family, tmp_path):
+    """Zeros add nothing, and the patch's norm rounds where these families' do."""
+    tiny_model(family).bfloat16().save_pretrained(tmp_path / "source")
+    view = DecoderView(load_strictly(tmp_path / "source"))
+    plan = plan_with(replaced(2, 4, "swiglu", width=20, layout="stock"))
+    assert written(view, tmp_path / "source", plan, tmp_path / "out")[1].logit_difference == 0.0
+
+
 def test_a_gated_mlp_with_biases_holds_a_linear_map(tmp_path):
     from transformers import AutoModelForCausalLM
 

@@ -8,7 +8,7 @@ from text_world import CHAT_TEMPLATE, own_words, word_tokenizer, words, write_as
 
 from shoal.text import open_corpus
 from shoal.text.corpus import Corpus
-from shoal.text.formats import hub_parts, txt_documents
+from shoal.text.formats import hub_parts, parquet_rows, txt_documents
 from shoal.text.mixture import parse_mixture
 from shoal.text.slices import SLICE_SHARES
 from shoal.text.sources import SUFFIXES, Source
@@ -161,3 +161,15 @@ def test_an_empty_folder_and_an_empty_name(tmp_path):
     for spec in ("", " ", []):
         with pytest.raises(ValueError, match="the text is empty"):
             open_corpus(spec, word_tokenizer())
+
+
+def test_of_a_parquet_file_only_the_columns_that_are_looked_at_are_read(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = {"text": ["a b", "c d"], "meta": [{"domain": "x"}, {"domain": "y"}], "embedding": [[0.5] * 8] * 2}
+    pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet")
+    assert [row for _, row in parquet_rows(tmp_path / "a.parquet", ("text", "messages"))] == [{"text": "a b"}, {"text": "c d"}]
+    assert [set(row) for _, row in parquet_rows(tmp_path / "a.parquet", ("words",))] == [set(rows)] * 2  # to name what is there
+    found = Source(str(tmp_path / "a.parquet"), no_chat, domain_key="meta.domain").documents()
+    assert [(one.text, one.domain) for one in found] == [("a b", "x"), ("c d", "y")]

@@ -9,6 +9,7 @@ from shoal.decoder import DecoderView, Student
 from shoal.decoder.open import open_model
 from shoal.decoder.spill import Spill
 from shoal.decoder.streamed import open_streamed
+from shoal.fit.config import REPAIRS
 from shoal.fit.refit import fit_plan
 from shoal.plan import Drop, Plan, Replace, Size
 from shoal.replace import student_of
@@ -93,6 +94,26 @@ def test_every_family_is_swept_trained_and_saved_alike(name, tmp_path):
     assert trained[0].results[0].best_step > 0
     save(cut(whole, trained[0].student), None, tmp_path / "memory")
     rewrite(tmp_path / "source", ONE, tmp_path / "files", values=trained[1].values, model=streamed.model)
+    assert_same_values(tensors_of(tmp_path / "files"), tensors_of(tmp_path / "memory"))
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe", "gemma2"])
+@pytest.mark.parametrize("repair", sorted(set(REPAIRS) - {"none"}))
+def test_every_repair_is_fitted_and_saved_alike(name, repair, tmp_path):
+    tiny_model(name).save_pretrained(tmp_path / "source", max_shard_size="30KB")
+    whole, streamed = pair_of(tmp_path / "source")
+    plan, fitted = plan_of(Drop(indices=(2, 3))), []
+    for view in (whole, streamed):
+        try:
+            fitted.append(fit_plan(view, plan, samples(40, seed=1), repair=repair, batch_size=4))
+        except ValueError as refusal:
+            fitted.append(str(refusal))
+    if isinstance(fitted[0], str):
+        assert fitted[0] == fitted[1]
+        return
+    assert_same_values(fitted[0].values, fitted[1].values)
+    save(cut(whole, student_of(whole, fitted[0].plan, fitted[0].values)), None, tmp_path / "memory")
+    rewrite(tmp_path / "source", fitted[1].plan, tmp_path / "files", values=fitted[1].values, model=streamed.model)
     assert_same_values(tensors_of(tmp_path / "files"), tensors_of(tmp_path / "memory"))
 
 

@@ -75,6 +75,7 @@ def test_every_process_holds_the_same_bits(found):
     assert first["exact"] == second["exact"]
     assert first["result"] == second["result"]
     torch.testing.assert_close(first["trained"], second["trained"], rtol=0, atol=0)
+    torch.testing.assert_close(first["swept"], second["swept"], rtol=0, atol=0)
     torch.testing.assert_close(first["gradients"], second["gradients"], rtol=0, atol=0)
 
 
@@ -93,6 +94,17 @@ def test_shared_measures_are_those_of_one_process_bit_for_bit(found):
     """Per-sample figures are gathered in order and added once."""
     one, (first, _) = found
     assert first["exact"] == one["exact"]
+
+
+def test_shared_sums_of_a_fit_give_the_values_of_one_process(found):
+    """The sums differ in the last digit of fp64, the solution by that times the condition of a ridge (1e6), in fp32."""
+    one, (first, _) = found
+    assert first["maps"] == one["maps"]
+    np.testing.assert_allclose(first["errors"], one["errors"], rtol=1e-5)
+    assert one["swept"].keys() == first["swept"].keys() and one["swept"]
+    for layer, values in one["swept"].items():
+        for name, value in values.items():
+            assert float((first["swept"][layer][name] - value).abs().max()) <= 1e-5 * float(value.abs().max()), (layer, name)
 
 
 @pytest.mark.parametrize("which, n_samples", [(0, 5), (1, 1)])
@@ -156,3 +168,14 @@ def test_a_lost_worker_is_an_error_of_the_others_and_not_a_wait(does, code):
     assert "worker 0 of 2 lost the others while adding sums" in first.out
     assert "refused: too little text" in first.out and "refused: too little text" in second.out
     assert code == -9 or first.seconds < second.seconds
+
+
+def test_the_first_process_speaks_at_once_and_the_others_only_if_they_are_left_alone():
+    """Also: a verb that several processes cannot share is refused by all of them."""
+    first, second = launch(2, "-m", "shoal", "stability", "a", "b")
+    said = "error: stability runs in one process, not in 2; compress, eval, plan, run, scan share work"
+    assert (first.code, second.code) == (2, 2)
+    assert (first.out, second.out) == ("", "")
+    assert first.err == f"shoal: {said}\n"
+    assert second.err == f"shoal: rank 1: {said}\n"
+    assert second.seconds - first.seconds > 4  # a launcher would have ended it meanwhile

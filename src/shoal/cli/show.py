@@ -36,7 +36,7 @@ def show_outcome(screen: Screen, outcome: Outcome) -> None:
     screen.show(table(evaluation))
     screen.show(generation_table(evaluation.generations))
     screen.say(f"Plan: {plan}; {plan.before.parameters:,} -> {plan.after.parameters:,} parameters")
-    files = [("checkpoint", "model"), ("card", "model/README.md"), ("figures", "evaluation.json")]
+    files = [("checkpoint", "model"), ("card", "model/README.md"), ("figures", "evaluation.json"), ("report", "report.html")]
     if outcome.scan is not None:
         files.insert(2, HEAT_MAP)
     say_files(screen, outcome.folder, *files)

@@ -43,6 +43,7 @@ from shoal.cli.options import (
     TrainTokens,
     with_options,
 )
+from shoal.cli.report import report
 from shoal.cli.show import HEAT_MAP, say_files, say_spread, say_text, show_outcome
 from shoal.cli.sweep import sweep
 from shoal.workers import join
@@ -288,6 +289,7 @@ app.command("eval")(evaluate)
 app.command()(compare)
 app.command()(stability)
 app.command()(sweep)
+app.command()(report)
 
 
 # -- what the verbs share ------------------------------------------------------------------------------------------------

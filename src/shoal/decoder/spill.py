@@ -16,6 +16,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from shoal.workers import join
+
 SHARE = 4  # a pass may keep states in a quarter of the memory that is free when it starts
 
 
@@ -111,7 +113,7 @@ def spill_folder() -> Path:
 
 
 def free_memory() -> int:
-    """Bytes that can be taken now without swapping, a container's limit included."""
+    """Bytes this process can take now without swapping, a container's limit included; its part where a job has several here."""
     found = [_meminfo_available()]
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -121,7 +123,7 @@ def free_memory() -> int:
             found.append(max(0, int(Path(limit).read_text()) - int(Path(used).read_text())))
         except (OSError, ValueError):  # no such limit here, or "max"
             continue
-    return min(found)
+    return min(found) // join().local_size
 
 
 def _meminfo_available() -> int:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from shoal.decoder import TEACHER, DecoderView, Student, run_pass
 from shoal.decoder.view import Reading
-from shoal.evaluate.rows import Pair, Row, batch_of, grouped, pairs_of, rows_of, shares_context
+from shoal.evaluate.rows import Pair, Row, batch_of, first_equal, grouped, pairs_of, rows_of, shares_context
 from shoal.evaluate.stability import Answer, Answers
 from shoal.evaluate.tasks import Task, TaskItem
 from shoal.score.divergence import CHUNK_ELEMENTS
@@ -178,9 +178,12 @@ class _Sums:
     def scores(self, task: Task, pairs: Sequence[Sequence[Pair]]) -> tuple[ItemScores, ...]:
         found = []
         for index, (item, options) in enumerate(zip(task.items, pairs, strict=True)):
-            own, before = self._loglikelihood[index], self._context[index]
+            which = [first_equal(options, number) for number in range(len(options))]
+            own = [self._loglikelihood[index][number] for number in which]
+            before = [self._context[index][number] for number in which]
+            greedy = [self._greedy[index][number] for number in which]
             means = [-(c + o) / (len(p.context) + len(p.option)) for c, o, p in zip(before, own, options, strict=True)]
-            found.append(ItemScores(item, tuple(own), tuple(means), tuple(self._greedy[index])))
+            found.append(ItemScores(item, tuple(own), tuple(means), tuple(greedy)))
         return tuple(found)
 
 

@@ -82,7 +82,7 @@ def _rows(found: Comparison) -> list[tuple[str, list[str]]]:
         mark = " *" if task.at_chance else ""
         rows.append((f"{task.task}{mark}, {task.metric}, %", [_interval(one.tasks[index].accuracy) for one in found.models]))
         rows.append(("  stability against the first, %", ["100.0", *(_stable(one, index) for one in found.models[1:])]))
-    if found.models[0].tasks:
+    if any(one.against_first is not None and one.against_first.counted for one in found.models):
         rows.append(("retained, average of tasks, %", ["100.0", *(_retained(one) for one in found.models[1:])]))
     return rows
 

@@ -13,28 +13,43 @@ if TYPE_CHECKING:
 
 
 def sweep_table(sweep: RatioSweep) -> Table:
-    """One row per point, the teacher first; tasks with the accuracy that is kept and its interval."""
+    """The rows of :func:`sweep_rows` for the terminal, one block per method."""
     from rich.table import Table
 
     data = f"{sweep.provenance.data}, {sum(sweep.n_tokens):,} tokens"
     table = Table(title=f"Quality against the removed share on {data}")
-    for column in ("method", "layers out", "removed", "KL (nats/token)", "perplexity"):
-        table.add_column(column, justify="left" if column in ("method", "layers out") else "right")
-    for task in sweep.tasks:
-        table.add_column(f"{task.task}\naccuracy, kept", justify="right")
+    for column in sweep_columns(sweep):
+        table.add_column(column.replace(": ", "\n"), justify="left" if column in ("method", "layers out") else "right")
+    teacher, *rows = sweep_rows(sweep)
+    table.add_row(*teacher)
     chance = [f"{100 * task.chance:.1f} % by guessing" if task.chance else "" for task in sweep.tasks]
-    curves = {
-        (method, task.task): curve_of(sweep, method=method, of=task.task) for method in sweep.recipes for task in sweep.tasks
-    }
-    table.add_row(*_fixed(sweep.teacher), *[_accuracy(sweep.teacher, task.task) for task in sweep.tasks])
     if any(chance):
         table.add_row("", "", "", "", "", *chance, style="dim")
     for method in sweep.recipes:
         table.add_section()
+        for row in rows:
+            if row[0] == method:
+                table.add_row(*row)
+    return table
+
+
+def sweep_columns(sweep: RatioSweep) -> list[str]:
+    """What the cells of a row are."""
+    tasks = [f"{task.task}: accuracy, kept" for task in sweep.tasks]
+    return ["method", "layers out", "removed", "KL (nats/token)", "perplexity", *tasks]
+
+
+def sweep_rows(sweep: RatioSweep) -> list[list[str]]:
+    """One row per point, the teacher first; tasks with the accuracy that is kept and its interval."""
+    curves = {
+        (method, task.task): curve_of(sweep, method=method, of=task.task) for method in sweep.recipes for task in sweep.tasks
+    }
+    rows = [[*_fixed(sweep.teacher), *[_accuracy(sweep.teacher, task.task) for task in sweep.tasks]]]
+    for method in sweep.recipes:
         for place, point in enumerate(sweep.of_method(method)[1:], start=1):
             cells = [f"{_accuracy(point, task.task)}, {_kept(curves[method, task.task], place)}" for task in sweep.tasks]
-            table.add_row(*_fixed(point), *cells)
-    return table
+            rows.append([*_fixed(point), *cells])
+    return rows
 
 
 def cliff_lines(sweep: RatioSweep) -> list[str]:

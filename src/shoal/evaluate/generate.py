@@ -127,7 +127,7 @@ def _generate(
     tokenizer: Any | None = None,
 ) -> Tensor:
     """(B, new) tokens by ``model.generate``, cached and greedy; rows that are done are filled with the padding token."""
-    from transformers import GenerationConfig, StoppingCriteriaList
+    from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
     own = model.generation_config
     end = own.eos_token_id
@@ -150,9 +150,19 @@ def _generate(
         tails = tokenizer.batch_decode(so_far_BT[:, n_prompt:][:, -4 * longest_stop :])  # type: ignore[union-attr]
         return torch.tensor([any(one in text for one in stop) for text in tails], device=so_far_BT.device)
 
+    def refuse_nan(so_far_BT: Tensor, scores_BV: Tensor) -> Tensor:
+        if bool(scores_BV.isnan().any()):  # their arg-max is a token like any other
+            raise ValueError("the model's logits are NaN, so it writes nothing; use another --dtype, or check its weights")
+        return scores_BV
+
     longest_stop = max(map(len, stop), default=0)
-    criteria = StoppingCriteriaList([is_done] if stop else [])
-    out_BT: Tensor = model.generate(ids_BT, attention_mask=mask_BT, generation_config=config, stopping_criteria=criteria)
+    out_BT: Tensor = model.generate(
+        ids_BT,
+        attention_mask=mask_BT,
+        generation_config=config,
+        stopping_criteria=StoppingCriteriaList([is_done] if stop else []),
+        logits_processor=LogitsProcessorList([refuse_nan]),
+    )
     return out_BT[:, n_prompt:]
 
 

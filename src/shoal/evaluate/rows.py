@@ -116,17 +116,24 @@ def pairs_of(item: TaskItem, *, tokenizer: Any, window: int | None) -> list[Pair
 def rows_of(pairs: Sequence[Sequence[Pair]], *, share: bool) -> list[Row]:
     """Rows for the pairs of every item: a tree for the options that have one context, lines for the rest.
 
-    Options of an item have different contexts where a long one was cut by the length of the option.
+    Options of an item have different contexts where a long one was cut by the length of the option. Options that are the same
+    tokens are read once (:func:`first_equal`): read twice, rounding would choose between them.
     """
     rows = []
     for item, options in enumerate(pairs):
         alike: dict[object, list[int]] = {}
         for index, pair in enumerate(options):
-            alike.setdefault(pair.context if share else index, []).append(index)
+            if first_equal(options, index) == index:
+                alike.setdefault(pair.context if share else index, []).append(index)
         for members in alike.values():
             context = options[members[0]].context
             rows.append(Row(context, tuple(options[i].option for i in members), tuple((item, i) for i in members)))
     return rows
+
+
+def first_equal(options: Sequence[Pair], index: int) -> int:
+    """The first option that is the same tokens after the same context as option ``index``: itself, mostly."""
+    return options.index(options[index])
 
 
 def grouped(rows: Sequence[Row], *, tokens_per_batch: int) -> Iterator[list[Row]]:

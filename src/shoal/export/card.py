@@ -14,6 +14,7 @@ import yaml
 
 from shoal.evaluate import Evaluation, Generation, rows
 from shoal.export.citations import bibtex
+from shoal.export.headline import Fact, Headline, headline, source_name
 from shoal.plan import Drop, Plan, Refit, Replace, describe_removal
 from shoal.select.guard import spread_said
 from shoal.train.result import TrainResult
@@ -47,7 +48,7 @@ def card(
     name = source_name(plan.source)
     sections = (
         _front_matter(name, inherited or {}),
-        f"# {name}, made shallower\n\n{_summary(plan, name)}",
+        f"# {name}, made shallower\n\n{_summary(headline(plan, evaluation))}",
         _load(plan),
         _figures(evaluation),
         _removed(plan),
@@ -73,15 +74,6 @@ def inherited_metadata(folder: Path) -> dict[str, Any]:
     return {key: found[key] for key in INHERITED if found.get(key)} if isinstance(found, dict) else {}
 
 
-def source_name(source: str) -> str:
-    """The model's name for others: a hub id, also from the hub's cache; of a local folder only its own name."""
-    cached = re.search(r"models--([^/\\]+)[/\\]snapshots", source)
-    if cached:
-        return cached[1].replace("--", "/", 1)
-    is_hub_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", source) and not Path(source).exists()
-    return source if is_hub_id else Path(source).resolve().name
-
-
 # -- sections ------------------------------------------------------------------------------------------------------------
 
 
@@ -96,12 +88,14 @@ def _front_matter(name: str, inherited: Mapping[str, Any]) -> str:
     return f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---"
 
 
-def _summary(plan: Plan, name: str) -> str:
-    share = 100 * (1 - plan.after.parameters / plan.before.parameters)
-    return (
-        f"This is `{name}` with {plan.after.layers} of its {plan.before.layers} layers and {share:.1f} % fewer parameters "
-        f"({plan.before.parameters:,} → {plan.after.parameters:,}), made with Shoal."
-    )
+def _summary(said: Headline) -> str:
+    parts = [("It costs", said.cost), ("It buys", said.gain)]
+    lines = [f"- {what} {'; '.join(_fact(one) for one in facts)}." for what, facts in parts if facts]
+    return "\n".join([said.summary, "", *lines]) if lines else said.summary
+
+
+def _fact(one: Fact) -> str:
+    return f"**{one.label} {one.value}** ({one.note})" if one.note else f"**{one.label} {one.value}**"
 
 
 def _load(plan: Plan) -> str:

@@ -6,7 +6,7 @@ Shapes: B samples, T positions, D hidden size, F inputs of a place, N tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from shoal.fit.config import FitConfig
 from shoal.fit.sums import N_FOLDS, Sums
 from shoal.scan.tokens import massive_tokens, real_lengths
 from shoal.types import Batch
+from shoal.workers import ALONE, Workers
 
 States = Sequence[Tensor]
 """Of all batches at one boundary."""
@@ -31,12 +32,14 @@ class Ends:
     Attributes:
         inputs: the student's states before it; ``goals``: the teacher's that it is fitted to.
         folds: of the samples of every batch; fold 0 is held out.
+        workers: who have the other batches; what is observed is added over all of them.
     """
 
     readings: Sequence[Reading]
     inputs: States
     goals: States
     folds: Sequence[Tensor]
+    workers: Workers = ALONE
 
 
 def observe(
@@ -68,7 +71,16 @@ def observe(
             elif read_BTF is not None and sums:
                 read_NF = read_BTF.reshape(*chosen_BT.shape, read_BTF.shape[-1])[chosen_BT]
                 sums[fold - 1].add_tokens(read_NF, missing_ND, weights_N=weights_N, sinks_N=sinks_N)
+    sums, (miss, norm) = _of_all(ends.workers, sums, (miss, norm))
     return outputs, miss / norm if norm else 0.0, [one for one in sums if one.n_tokens]
+
+
+def _of_all(workers: Workers, sums: Sequence[Sums], numbers: tuple[float, float]) -> tuple[list[Sums], tuple[float, float]]:
+    """Sums per fold, and numbers, over the batches of all workers."""
+    named = {f"{i}.{one.name}": getattr(own, one.name) for i, own in enumerate(sums) for one in fields(own)}  # type: ignore[arg-type]
+    found = workers.sum({**named, "numbers": torch.tensor(numbers, dtype=torch.float64)})
+    added = [type(own)(*(found[f"{i}.{one.name}"] for one in fields(own))) for i, own in enumerate(sums)]  # type: ignore[arg-type]
+    return added, (float(found["numbers"][0]), float(found["numbers"][1]))
 
 
 def real_and_sinks(batch: Batch, h_BTD: Tensor, goal_BTD: Tensor) -> tuple[Tensor, Tensor]:

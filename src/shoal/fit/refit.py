@@ -19,6 +19,7 @@ from shoal.fit.table import FITS
 from shoal.plan import Plan, Refit
 from shoal.text.samples import Samples
 from shoal.types import nearest
+from shoal.workers import ALONE, Workers
 
 Quality = Callable[[Sequence[Student]], Sequence[float]]
 """Students to their KL to the teacher; lower is better."""
@@ -43,6 +44,7 @@ def fit_plan(
     config: FitConfig = FitConfig(),  # noqa: B008  (frozen)
     quality: Quality | None = None,
     progress: Callable[[int, int], None] | None = None,
+    workers: Workers = ALONE,
 ) -> FittedPlan:
     """Refit kept layers of a plan that removes layers.
 
@@ -52,6 +54,7 @@ def fit_plan(
         config: how tokens count, and the ridge; the text is ``samples``.
         quality: measures students on text of its own; a repair that it finds worse than the plain cut is undone.
         progress: called with (layers done, layers in all).
+        workers: who share the text; all of them get the same values.
     Raises:
         CannotRefit: the plan replaces layers or removes sublayers; nothing can be refitted; too little text.
         ValueError: unknown repair; nothing is removed.
@@ -63,7 +66,17 @@ def fit_plan(
     started = time.monotonic()
     student = Student(removed=plan.dropped_units, name="without repair")
     try:
-        swept = _fit(view, plan, student, samples, repair=repair, batch_size=batch_size, config=config, progress=progress)
+        swept = _fit(
+            view,
+            plan,
+            student,
+            samples,
+            repair=repair,
+            batch_size=batch_size,
+            config=config,
+            progress=progress,
+            workers=workers,
+        )
     except CannotRefit as reason:
         if repair != "auto":
             raise
@@ -99,12 +112,14 @@ def _fit(
     batch_size: int,
     config: FitConfig,
     progress: Callable[[int, int], None] | None,
+    workers: Workers,
 ) -> Swept:
     _refuse(plan)
     fit = FITS["sweep" if repair == "auto" else repair]
     n_layers = fit.last_layer(plan) + 1
     after_layer = None if progress is None else lambda layer: progress(layer + 1, n_layers)
-    return fit(view, plan, student, samples.batches(batch_size), config=config, after_layer=after_layer)
+    batches = samples.batches(batch_size)
+    return fit(view, plan, student, batches, config=config, after_layer=after_layer, workers=workers)
 
 
 def without_refits(plan: Plan) -> Plan:

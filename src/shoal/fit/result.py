@@ -102,7 +102,7 @@ def fit_table(result: FitResult) -> Table:
     for name in ("R² of the change", "ridge", "held-out error before", "after"):
         table.add_column(name, justify="right")
     for one in result.layers:
-        names = [_what(fit) for fit in one.maps]
+        names = [what(fit) for fit in one.maps]
         table.add_row(
             str(one.layer),
             str(one.target),
@@ -115,7 +115,8 @@ def fit_table(result: FitResult) -> Table:
     return table
 
 
-def _what(fit: MapFit) -> str:
+def what(fit: MapFit) -> str:
+    """What was solved for, for people."""
     if fit.scale is not None:
         return f"the stream, times {fit.scale:.3g}"
     if fit.form == "patch":

@@ -74,10 +74,19 @@ class MapSums(Sums):
         self.sink_r_D.add_(r_ND[sinks_N].sum(0, dtype=torch.float64))
         root_N1 = weights_N[~sinks_N].to(dtype).sqrt()[:, None]
         h_NE, r_ND = h_NE[~sinks_N] * root_N1, r_ND[~sinks_N] * root_N1
-        self.hh_EE.add_(exact_bmm(h_NE.mT[None], h_NE[None])[0])
+        add_gram(self.hh_EE, h_NE)
         self.hr_ED.add_(exact_bmm(h_NE.mT[None], r_ND[None])[0])
         self.rr.add_(r_ND.square().sum(dtype=torch.float64))
         self.n_tokens.add_(len(h_NE))
+
+
+def add_gram(total_EE: Tensor, h_NE: Tensor, *, n_blocks: int = 4) -> None:
+    """Add h^T h in place, as blocks of rows from the diagonal on: the other half is their mirror image."""
+    edges = torch.linspace(0, h_NE.shape[1], n_blocks + 1).round().int().tolist()
+    for start, stop in zip(edges, edges[1:], strict=False):
+        rows = exact_bmm(h_NE[:, start:stop].mT[None], h_NE[None, :, start:])[0]
+        total_EE[start:stop, start:].add_(rows)
+        total_EE[stop:, start:stop].add_(rows[:, stop - start :].mT)
 
 
 def no_sums(n_inputs: int, n_outputs: int, *, device: torch.device | str = "cpu") -> MapSums:

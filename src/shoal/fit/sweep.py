@@ -30,6 +30,7 @@ from shoal.fit.result import LayerFit, MapFit
 from shoal.fit.solve import Solution
 from shoal.fit.sums import Sums, folds_of
 from shoal.types import Batch
+from shoal.workers import ALONE, Workers
 
 Find = Callable[..., Place[Any]]
 """``find(view, layer, kind, reading=..., h_BTD=...)``: what of a sublayer is set; raises CannotRefit."""
@@ -68,6 +69,7 @@ def sweep_layers(
     config: FitConfig = FitConfig(),  # noqa: B008  (frozen)
     known: Mapping[int, States] | None = None,
     after_layer: Callable[[int], None] | None = None,
+    workers: Workers = ALONE,
 ) -> Swept:
     """Refit layers of a student, each with the refits before it in place.
 
@@ -78,12 +80,13 @@ def sweep_layers(
         finds: what is set in each, the first that has a closed form.
         known: the teacher's states of all batches at some boundaries, so that they are not run again.
         after_layer: called with each finished layer, for progress.
+        workers: who share the batches; folds are those of all samples, sums are added, and all of them get the same values.
     Raises:
         CannotRefit: too few samples; no sublayer of any of the layers can be refitted.
     """
     known = known or {}
-    readings = [view.read(batch) for batch in batches]
-    folds = [one.to(view.device) for one in folds_of(batches)]
+    readings = [view.read(batch) for batch in workers.share(batches)]
+    folds = [one.to(view.device) for one in workers.share(folds_of(batches))]
     teacher: States = [reading.h_BTD for reading in readings]
     ours = teacher
     probe = probe_of(view, batches)
@@ -99,14 +102,14 @@ def sweep_layers(
             stop = targets.get(layer, layer + 1)
             is_teacher = ours is teacher and layer not in targets and student.step(layer).key == TEACHER.step(layer).key
             if stop in known:
-                teacher = known[stop]
+                teacher = list(workers.share(known[stop]))
             else:
                 for between in range(layer, stop):
                     teacher = advance(view, between, TEACHER.step(between), readings, teacher)
             if layer in targets:
                 found, reasons = places_of(view, layer, kinds, finds, probe)
                 skipped += reasons
-                fitting = _LayerInFit(view, layer, Ends(readings, ours, teacher, folds), config)
+                fitting = _LayerInFit(view, layer, Ends(readings, ours, teacher, folds, workers), config)
                 swept[layer], ours, fit = fitting.run(found, target=stop, started=started)
                 fits.append(fit)
             elif is_teacher:

@@ -17,6 +17,7 @@ from shoal.fit.sweep import WHOLE, Find, Swept, sweep_layers
 from shoal.fit.targets import before_cuts, from_first_cut
 from shoal.plan import Plan
 from shoal.types import Batch, spans_of
+from shoal.workers import ALONE, Workers
 
 MAPS: tuple[MapKind, ...] = ("mlp", "attn", "mlp")
 """What is solved for in each layer, in order. The MLP's map first: its change reaches the stream as it is, while a change of
@@ -36,6 +37,7 @@ class Fit(Protocol):
         config: FitConfig,
         known: Mapping[int, States] | None = None,
         after_layer: Callable[[int], None] | None = None,
+        workers: Workers = ALONE,
     ) -> Swept: ...
 
     def last_layer(self, plan: Plan) -> int:
@@ -61,6 +63,7 @@ class Maps:
         config: FitConfig,
         known: Mapping[int, States] | None = None,
         after_layer: Callable[[int], None] | None = None,
+        workers: Workers = ALONE,
     ) -> Swept:
         return sweep_layers(
             view,
@@ -72,6 +75,7 @@ class Maps:
             config=config,
             known=known,
             after_layer=after_layer,
+            workers=workers,
         )
 
     def last_layer(self, plan: Plan) -> int:
@@ -80,7 +84,7 @@ class Maps:
 
 @dataclass(frozen=True)
 class Magnitude:
-    """One scale per cut."""
+    """One scale per cut. It takes one pass: every worker makes it for itself."""
 
     def __call__(
         self,
@@ -92,6 +96,7 @@ class Magnitude:
         config: FitConfig,
         known: Mapping[int, States] | None = None,
         after_layer: Callable[[int], None] | None = None,
+        workers: Workers = ALONE,
     ) -> Swept:
         cuts = spans_of(plan.removed_layers)
         return scale_cuts(view, student, batches, cuts=cuts, config=config, known=known, after_layer=after_layer)

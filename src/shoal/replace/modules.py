@@ -42,8 +42,9 @@ class Norm(nn.Module):
         if self.kind == "layer":
             x_BTD = x_BTD - x_BTD.mean(-1, keepdim=True)
         x_BTD = x_BTD * torch.rsqrt(x_BTD.square().mean(-1, keepdim=True) + self.eps)
-        x_BTD = x_BTD * self.weight
-        return (x_BTD if self.bias is None else x_BTD + self.bias).to(h_BTD.dtype)
+        if self.bias is not None:
+            return (x_BTD * self.weight + self.bias).to(h_BTD.dtype)
+        return x_BTD.to(h_BTD.dtype) * self.weight  # rounded before the gain, as Llama's norm does: equal bits in a stock layer
 
 
 class Patch(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,8 @@ def _panel(axes: Any, sweep: RatioSweep, of: str) -> None:
         low_P, high_P = np.nanquantile(curve.loss_RP, [tail, 1 - tail], axis=0)
         x_P, colour = 100 * curve.share_P, COLOURS[index % len(COLOURS)]
         marker = MARKERS[index % len(MARKERS)]
-        axes.fill_between(x_P, _shown(low_P, of), _shown(high_P, of), color=colour, alpha=0.15, linewidth=0)
-        axes.plot(x_P, _shown(curve.loss_P, of), color=colour, marker=marker, markersize=4, linewidth=1.4, label=method)
+        axes.fill_between(x_P, shown(low_P, of), shown(high_P, of), color=colour, alpha=0.15, linewidth=0)
+        axes.plot(x_P, shown(curve.loss_P, of), color=colour, marker=marker, markersize=4, linewidth=1.4, label=method)
         for cliff in sweep.cliffs:
             if (cliff.method, cliff.of) == (method, of) and cliff.last is not None and cliff.first is not None:
                 axes.axvspan(100 * cliff.last, 100 * cliff.first, color=colour, alpha=0.12, hatch="//", linewidth=0)
@@ -94,8 +95,9 @@ def _panel(axes: Any, sweep: RatioSweep, of: str) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _shown(loss_P: np.ndarray, of: str) -> np.ndarray:
+def shown(loss_P: Sequence[float] | np.ndarray, of: str) -> np.ndarray:
     """What people read: perplexity instead of its logarithm, accuracy in percent instead of errors."""
+    loss_P = np.asarray(loss_P)
     if of == "perplexity":
         return np.exp(np.minimum(loss_P, 700.0))
     return loss_P if of in ON_TEXT else 100 * (1 - loss_P)

@@ -17,7 +17,7 @@ from shoal.types import SpanTable, write_atomically
 FORMATS = ("png", "svg")
 COLOURS = "viridis_r"
 """Even in lightness and safe for colour-blind readers; yellow marks what may go, as in the paper."""
-GAMMA = 0.5
+GAMMA = 0.35
 """Exponent of the colours only: a span from layer 0 is so far from all others that it would wash out the rest of its row."""
 
 

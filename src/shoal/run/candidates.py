@@ -81,6 +81,7 @@ def repairer(inputs: Inputs, size: ModelSize, *, progress: Progress) -> Repair |
                 batch_size=inputs.batch_size,
                 config=inputs.recipe.fit,
                 progress=lambda done, total: progress("repair a candidate", done, total),
+                workers=inputs.workers,
             )
         except ValueError:  # this cut leaves nothing that can be refitted: it competes as it is
             return None

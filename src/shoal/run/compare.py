@@ -147,9 +147,19 @@ class _Side:
     def _alone(self, name: str, view: Any, tokens_T: Any) -> dict[str, Any]:
         from shoal.evaluate import Figures, cost, perplexity
         from shoal.evaluate.comparison import bits_per_byte
+        from shoal.evaluate.perplexity import n_batches
 
-        length = self.inputs.length
-        found = perplexity(view, tokens_T, window=length, stride=max(1, length // 2), batch_size=self.inputs.batch_size)
+        what, length = f"{name}, perplexity", self.inputs.length
+        stride, batch_size = max(1, length // 2), self.inputs.batch_size
+        total = n_batches(len(tokens_T), window=length, stride=stride, batch_size=batch_size)
+        found = perplexity(
+            view,
+            tokens_T,
+            window=length,
+            stride=stride,
+            batch_size=batch_size,
+            after_batch=lambda batch: self.progress(what, batch.index + 1, total),
+        )
         figures = Figures(name=name, cost=cost(view, context=length), perplexity=found)
         return {"figures": figures, "bits_per_byte": bits_per_byte(found, self.n_bytes)}
 

@@ -11,6 +11,7 @@ from shoal.run.early import check_budget, check_recipe
 from shoal.run.fit import fit_stage
 from shoal.run.folder import RunFolder
 from shoal.run.inputs import Inputs, Progress, open_inputs, silent, versions
+from shoal.run.report import report_stage
 from shoal.run.stages import evaluate_stage, needs_scan, plan_stage, save_stage, scan_stage, train_stage
 from shoal.types import write_atomically
 from shoal.workers import join
@@ -90,4 +91,5 @@ def run_stages(inputs: Inputs, folder: RunFolder, *, command: str = "", progress
     model = save_stage(inputs, folder, plan, fitted)
     evaluation = evaluate_stage(inputs, folder, plan, fitted, command=command, progress=progress)
     inputs.workers.on_first(lambda: write_atomically(recipe_file, recipe))
+    inputs.workers.on_first(lambda: report_stage(folder.path))
     return Outcome(folder.path, model, found, plan, repaired.result, fitted.results, evaluation)

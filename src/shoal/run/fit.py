@@ -61,6 +61,7 @@ def fit_stage(inputs: Inputs, folder: RunFolder, plan: Plan, *, progress: Progre
         config=inputs.recipe.fit,
         quality=lambda students: [quality.kl for quality in judge.measure(students)],
         progress=lambda done, total: progress(repair, done, total),
+        workers=inputs.workers,
     )
 
     def write() -> None:

@@ -187,9 +187,7 @@ def open_inputs(
     model, workers = recipe.model, join()
     device = workers.device(device)
     n_resident = workers.from_first(
-        lambda: layers_in_memory(
-            model, resident, device=device, trust_remote_code=trust_remote_code, n_processes=workers.local_size
-        )
+        lambda: layers_in_memory(model, resident, device=device, trust_remote_code=trust_remote_code)
     )
     residency: Residency | None = None
     if n_resident is None:
@@ -204,11 +202,9 @@ def open_inputs(
     return Inputs(recipe, opened, DecoderView(opened.model, residency=residency), corpus, workers)
 
 
-def layers_in_memory(model: str, resident: str, *, device: str, trust_remote_code: bool, n_processes: int = 1) -> int | None:
+def layers_in_memory(model: str, resident: str, *, device: str, trust_remote_code: bool) -> int | None:
     """Layers to hold at a time, or None for all of them.
 
-    Args:
-        n_processes: of this machine, each with weights of its own.
     Raises:
         ValueError: not ``all``, ``auto`` or a number of layers.
     """
@@ -222,7 +218,7 @@ def layers_in_memory(model: str, resident: str, *, device: str, trust_remote_cod
         path = resolve_source(model, trust_remote_code=trust_remote_code)
         check_source(path, trust_remote_code=trust_remote_code)
         n_bytes = sum(slot.n_bytes for shard in read_shards(path) for slot in shard.slots.values())
-        return None if n_bytes * n_processes < SHARE_FOR_WEIGHTS * free_memory() else 2
+        return None if n_bytes < SHARE_FOR_WEIGHTS * free_memory() else 2
     if not resident.isdigit() or int(resident) < 1:
         raise ValueError(f"--resident {resident!r} needs all, auto, or a number of layers from 1")
     return int(resident)

@@ -86,6 +86,8 @@ class Scan:
         from safetensors.numpy import load
 
         file = ScanFile.load(Path(folder) / FILE)
+        if not (Path(folder) / VALUES).is_file():
+            raise ValueError(f"{Path(folder) / VALUES} is missing; {FILE} beside it needs it, so scan again")
         content = (Path(folder) / VALUES).read_bytes()
         if stable_hash(content) != file.values_hash:
             raise ValueError(f"{Path(folder) / VALUES} does not belong to {FILE} beside it (or is damaged); scan again")

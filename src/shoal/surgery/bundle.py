@@ -36,13 +36,15 @@ MODEL_CODE = """
 
 # -- the model -------------------------------------------------------------------------------------------------------------
 
-from transformers import conversion_mapping  # noqa: E402
-
 from {module} import {names}  # noqa: E402
 
 from .{config_file} import Shoal{config}  # noqa: E402
+"""
 
-# Weights are stored as those of {family} are (experts one by one, names of earlier versions, where it has them).
+STORED_AS_CODE = """
+from transformers import conversion_mapping  # noqa: E402
+
+# Weights are stored as those of {family} are: experts one by one, or under names of earlier versions.
 for _stock, _ours in {stored_as}.items():
     _mapping = conversion_mapping.get_checkpoint_conversion_mapping(_stock)
     if _mapping is not None:
@@ -122,6 +124,8 @@ def _add_weights(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _write_code(folder: Path, model: Any, layers_path: str) -> None:
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
     stock, config, family = type(model).__name__, type(model.config).__name__, model.config.model_type
     words = {"stock": stock, "config": config, "family": family, "model_type": _model_type(model), "config_file": CONFIG_FILE}
     code = CONFIG_CODE.format(module=type(model.config).__module__, **words)
@@ -129,8 +133,10 @@ def _write_code(folder: Path, model: Any, layers_path: str) -> None:
     inner = _inner(model, layers_path)
     names = sorted({stock, *([inner[0]] if inner else [])})
     text = Path(modules.__file__).read_text(encoding="utf-8")
+    text += MODEL_CODE.format(module=type(model).__module__, names=", ".join(names), **words)
     stored_as = {family: _model_type(model), **{name: f"Shoal{name}" for name in names}}
-    text += MODEL_CODE.format(module=type(model).__module__, names=", ".join(names), stored_as=stored_as, **words)
+    if any(get_checkpoint_conversion_mapping(one) is not None for one in stored_as):
+        text += STORED_AS_CODE.format(stored_as=stored_as, **words)
     text += CLASS_CODE.format(layers_path=layers_path, **words)
     if inner:
         text += CLASS_CODE.format(layers_path=inner[1], **{**words, "stock": inner[0]})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -81,8 +81,12 @@ def jsonl_rows(path: Path) -> Iterator[Row]:
             yield where, row
 
 
-def parquet_rows(path: Path) -> Iterator[Row]:
-    """Rows of a parquet file, read a thousand at a time."""
+def parquet_rows(path: Path, fields: Collection[str] = ()) -> Iterator[Row]:
+    """Rows of a parquet file, read a thousand at a time.
+
+    Args:
+        fields: columns to read; all of them where the file has none of these. Other columns, such as embeddings, stay on disk.
+    """
     try:
         import pyarrow.parquet
         from pyarrow import ArrowException
@@ -91,7 +95,8 @@ def parquet_rows(path: Path) -> Iterator[Row]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             number = 0
-            for batch in file.iter_batches(batch_size=1000):
+            columns = [name for name in file.schema_arrow.names if name in fields] or None
+            for batch in file.iter_batches(batch_size=1000, columns=columns):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}, row {number}", row

@@ -61,11 +61,16 @@ class Source:
         for path in files_of(Path(self.spec).expanduser()):
             reader = ROW_FORMATS.get(suffix_of(path))
             if reader is not None:
-                yield from self._of_rows(reader(path))
+                yield from self._of_rows(parquet_rows(path, self._fields) if reader is parquet_rows else reader(path))
             elif self.domain_key is not None:
                 raise ValueError(f"{path} names no domains; this mixture needs rows (.jsonl, .parquet) with {self.domain_key}")
             else:
                 yield from (Document(text, None, content_digest(text)) for text in txt_documents(path))
+
+    @property
+    def _fields(self) -> tuple[str, ...]:
+        """The fields of a row that are looked at."""
+        return ("text", "messages") if self.domain_key is None else ("text", "messages", self.domain_key.split(".")[0])
 
     def _of_rows(self, rows: Iterator[Row]) -> Iterator[Document]:
         for where, row in rows:

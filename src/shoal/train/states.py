@@ -19,6 +19,7 @@ from torch import Tensor
 from shoal.decoder import TEACHER, DecoderView, Reading, Student
 from shoal.decoder.spill import SHARE, Spill, free_memory, spill_folder
 from shoal.types import Batch, stable_hash
+from shoal.workers import join
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +126,7 @@ class Rounds:
     def _room(self) -> int:
         if self._n_bytes is not None:
             return self._n_bytes
-        return free_memory() // SHARE + shutil.disk_usage(spill_folder()).free // SHARE
+        return free_memory() // SHARE + shutil.disk_usage(spill_folder()).free // SHARE // join().local_size
 
     def _bytes_of(self, batch: Batch, asked: Asked) -> int:
         """Of the states that are kept, and of those that move through the layers."""

@@ -1,0 +1,126 @@
+"""The pictures of docs/report.md: a run and a sweep of the bundled model, opened in headless Chromium.
+
+Needs chromium, chromedriver and the extra ``browser``; takes a few minutes and no network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from shoal.recipe import load_recipe
+from shoal.run.compress import compress
+from shoal.run.inputs import bundled_model
+from shoal.run.methods import method_choice
+from shoal.run.report import write_report
+from shoal.run.sweep import sweep_ratios
+
+OUT = Path(__file__).parent.parent / "docs" / "figures"
+TEXT = {"samples": 32, "length": 128}
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--hide-scrollbars",
+)
+PHONE, DESK = 375, 1000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--work", type=Path, help="folder of the run and the sweep; kept, and continued  [default: a temporary one]"
+    )
+    work = parser.parse_args().work or Path(tempfile.mkdtemp())
+    run, sweep = make(work)
+    browser = start()
+    try:
+        shoot(browser, run, "report-head", width=DESK, upto="#figures")
+        point_at_span(browser, start=6, n=4)
+        clip(browser, "report-heatmap", "#figure-heatmap")
+        shoot(browser, sweep, "report-sweep-dark", width=DESK, scheme="dark", upto=".table")
+        shoot(browser, run, "report-phone", width=PHONE, upto="#figures")
+    finally:
+        browser.quit()
+
+
+def make(work: Path) -> tuple[Path, Path]:
+    """A run and a sweep, each with its report."""
+    model = str(bundled_model())
+    recipe = load_recipe("default", {"model": model, "text": TEXT, "train": {"tokens": 60_000}})
+    compress(recipe, work / "run", command=f"shoal compress {model} --samples 32 --length 128 --train-tokens 60000 --out run")
+    methods = {}
+    for name in ("none", "uidl", "shortgpt"):
+        base, changes = method_choice(name)
+        methods[name] = load_recipe(base, {**changes, "model": model, "text": TEXT})
+    sweep_ratios(
+        methods,
+        work / "sweep",
+        drop="0..50%",
+        n_points=7,
+        command=f"shoal sweep {model} --methods none,uidl,shortgpt --points 7 --samples 32 --length 128 --out sweep",
+    )
+    for one in ("run", "sweep"):
+        write_report(work / one)
+    return work / "run" / "report.html", work / "sweep" / "report.html"
+
+
+def start() -> Any:
+    """A browser without a window, with a profile of its own."""
+    from selenium import webdriver
+
+    chrome, driver = (shutil.which(name) for name in ("chromium", "chromedriver"))
+    if chrome is None or driver is None:
+        raise SystemExit("no chromium or chromedriver here; on Debian: apt install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chrome
+    for flag in (*FLAGS, f"--user-data-dir={tempfile.mkdtemp()}"):
+        options.add_argument(flag)
+    return webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+
+
+def shoot(browser: Any, page: Path, name: str, *, width: int, upto: str, scheme: str = "light") -> None:
+    """A page from its top to where an element begins."""
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    metrics = {"width": width, "height": 9000, "deviceScaleFactor": 1, "mobile": width == PHONE}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(page.resolve().as_uri())
+    top = browser.execute_script(f"return document.querySelector('{upto}').getBoundingClientRect().top + scrollY")
+    save(browser, name, 0, 0, width, top)
+
+
+def point_at_span(browser: Any, *, start: int, n: int) -> None:
+    """Bring the mouse to a cell of the heat map."""
+    from selenium.webdriver import ActionChains
+
+    cell = browser.find_elements("css selector", ".cells rect")
+    n_layers = browser.execute_script("return JSON.parse(document.querySelector('.heatmap script').textContent).layers")
+    index = sum(n_layers - k + 1 for k in range(1, n)) + start  # row by row from n = 1
+    ActionChains(browser).move_to_element(cell[index]).perform()
+
+
+def clip(browser: Any, name: str, selector: str) -> None:
+    """One element, with a little air."""
+    script = f"const b = document.querySelector('{selector}').getBoundingClientRect(); "
+    x, y, width, height = browser.execute_script(script + "return [b.x + scrollX, b.y + scrollY, b.width, b.height]")
+    save(browser, name, x - 8, y - 8, width + 16, height + 16)
+
+
+def save(browser: Any, name: str, x: float, y: float, width: float, height: float) -> None:
+    area = {"x": x, "y": y, "width": width, "height": height, "scale": 1}
+    shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "png", "clip": area})
+    OUT.mkdir(exist_ok=True)
+    path = OUT / f"{name}.png"
+    path.write_bytes(base64.b64decode(shot["data"]))
+    print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()

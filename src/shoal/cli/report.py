@@ -1,0 +1,32 @@
+"""The verb ``report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from shoal.cli.console import Screen
+from shoal.cli.options import Json, Overwrite
+
+
+def report(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder of compress, run, sweep, scan or plan; may be unfinished.")
+    ],
+    out: Annotated[Optional[Path], typer.Option("--out", help="HTML file.  [default: DIR/report.html]")] = None,  # noqa: UP045
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Make one self-contained HTML page of a run or a sweep, and its charts as SVG and PNG."""
+    from shoal.run.report import FIGURES, write_report
+
+    screen = Screen(as_json=json)
+    page, figures = write_report(folder, out, overwrite=overwrite)
+    screen.say(f"report:     {page}")
+    if figures:
+        screen.say(f"charts:     {page.parent / FIGURES}, {len(figures)} files")
+    else:
+        screen.say("charts:     not drawn; pip install 'shoal[plot]'")
+    screen.result({"report": str(page), "figures": [str(path) for path in figures]})
