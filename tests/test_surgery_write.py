@@ -253,6 +253,22 @@ def test_a_model_with_code_of_its_own_cannot_be_extended(source, tmp_path):
         write(again, tmp_path / "once", plan_with(replaced(3, 4, "free"), n_layers=5), tmp_path / "twice")
 
 
+def test_a_checkpoint_with_code_can_lose_further_layers(source, tmp_path):
+    """Its patches move with the layers they follow, in memory and on disk."""
+    view, folder = source("llama")
+    student, values = trained(view, plan_with(replaced(2, 3, "free"), replaced(4, 5, "hadamard")))
+    write(view, folder, plan_with(replaced(2, 3, "free"), replaced(4, 5, "hadamard")), tmp_path / "once", values=values)
+    once = DecoderView(load_strictly(tmp_path / "once", trust_remote_code=True))
+    for gone, patches in ((0, {"0", "1"}), (1, {"1"}), (3, {"1", "2"})):  # a layer takes the patch that follows it along
+        plan = plan_with(Drop(indices=(gone,)), n_layers=4)
+        out = tmp_path / f"without {gone}"
+        write(once, tmp_path / "once", plan, out)
+        reference = once.logits(Batch(IDS_BT), student=student_of(once, plan))
+        checked = verify(out, ids_BT=IDS_BT, reference=lambda ids, logits=reference: logits, own_code=True)
+        assert checked.logit_difference == 0.0
+        assert set(json.loads((out / "config.json").read_text())["replacements"]) == patches
+
+
 def test_a_checkpoint_that_does_not_compute_the_student_is_found(source, tmp_path):
     view, folder = source("llama")
     plan = plan_with(replaced(2, 4, "free"))

@@ -115,7 +115,7 @@ def test_the_size_of_rounds_does_not_matter(pair, n_bytes, monkeypatch):
 
 
 def test_states_that_spill_give_the_same_bits(pair, monkeypatch):
-    monkeypatch.setattr(states, "Spill", lambda: Spill(0))
+    monkeypatch.setattr(states, "Spill", lambda *_: Spill(0))
     assert_same_training(*(train_plan(view, ONE, config=CONFIG, **TEXT) for view in pair))
 
 
@@ -139,7 +139,7 @@ def test_a_round_reads_each_layer_of_the_prefix_once(pair):
 
 @pytest.mark.parametrize("limit", [0, 10**9])
 def test_states_of_a_round_are_those_of_single_readings(pair, limit, monkeypatch):
-    monkeypatch.setattr(states, "Spill", lambda: Spill(limit))
+    monkeypatch.setattr(states, "Spill", lambda *_: Spill(limit))
     whole, streamed = pair
     students = [
         Student(name="teacher"),
@@ -233,7 +233,7 @@ def test_a_full_disk_says_where_and_what_to_do(pair, monkeypatch):
         def write(self, data):
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(states, "Spill", lambda: Spill(0))
+    monkeypatch.setattr(states, "Spill", lambda *_: Spill(0))
     monkeypatch.setattr(Spill, "_open", lambda self: setattr(self, "_file", Full()) or self._file)
     monkeypatch.setattr(Full, "close", lambda self: None, raising=False)
     with pytest.raises(ValueError, match="no space left in .* set TMPDIR"):

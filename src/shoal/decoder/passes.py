@@ -152,7 +152,7 @@ def _run_by_layer(
     """
     taps = {tap for observer in observers for tap in observer.taps(view)}
     watched = 0 if taps else -1
-    waiting = Spill()
+    waiting = Spill(view.residency.state_bytes)
     try:
         for i, batch in enumerate(batches):
             waiting.put((0, i), view.read(batch).h_BTD)

@@ -15,10 +15,12 @@ class Residency(Protocol):
     Attributes:
         layer_major: a pass should run all batches through a layer before the next one.
         n_resident: so many layers, once lent, stay in memory until others are asked for.
+        state_bytes: of hidden states that a pass may keep in memory between layers; None: a share of what is free.
     """
 
     layer_major: bool
     n_resident: int
+    state_bytes: int | None
 
     @contextmanager
     def layer(self, index: int) -> Iterator[nn.Module]:
@@ -30,6 +32,7 @@ class Resident:
     """All layers in memory."""
 
     layer_major = False
+    state_bytes: int | None = None
 
     def __init__(self, layers: nn.ModuleList) -> None:
         self._layers = layers

@@ -39,7 +39,7 @@ class Spill:
     def __init__(self, limit: int | None = None, *, folder: Path | None = None) -> None:
         self.limit = free_memory() // SHARE if limit is None else limit
         self._folder = folder
-        self._kept: dict[Hashable, Tensor] = {}
+        self._kept: dict[Hashable, tuple[Tensor, torch.device]] = {}  # on the CPU, and where it came from
         self._written: dict[Hashable, _Place] = {}
         self._n_kept = 0
         self._free: dict[int, list[int]] = {}
@@ -54,7 +54,7 @@ class Spill:
         self.drop(key)
         n_bytes = value.numel() * value.element_size()
         if self._n_kept + n_bytes <= self.limit:
-            self._kept[key] = value
+            self._kept[key] = (value.cpu(), value.device)
             self._n_kept += n_bytes
             return
         free = self._free.get(n_bytes)
@@ -73,7 +73,8 @@ class Spill:
 
     def get(self, key: Hashable) -> Tensor:
         if key in self._kept:
-            return self._kept[key]
+            value, device = self._kept[key]
+            return value.to(device)
         place = self._written[key]
         raw = torch.empty(place.n_bytes, dtype=torch.uint8)
         self._file.seek(place.offset)
@@ -84,7 +85,7 @@ class Spill:
     def drop(self, key: Hashable) -> None:
         kept = self._kept.pop(key, None)
         if kept is not None:
-            self._n_kept -= kept.numel() * kept.element_size()
+            self._n_kept -= kept[0].numel() * kept[0].element_size()
         place = self._written.pop(key, None)
         if place is not None:
             self._free.setdefault(place.n_bytes, []).append(place.offset)

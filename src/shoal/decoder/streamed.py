@@ -12,17 +12,17 @@ import mmap
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from shoal.decoder.families import find_layers, refuse_coupled_layers, text_config
-from shoal.decoder.open import DTYPES, Opened, load_tokenizer, quiet_loading, refuse_nonfinite, refuse_quantised
+from shoal.decoder.open import DTYPES, Opened, load_tokenizer, quiet_loading, refuse_nonfinite, refuse_quantised, usable_device
 from shoal.decoder.shards import Shard, Slot, read_shards
 from shoal.decoder.source import check_source, fingerprint, resolve_source
 
@@ -41,16 +41,27 @@ class Streamed:
         model: skeleton from :func:`skeleton`; its layers are filled and emptied in place.
         folder: the checkpoint.
         n_resident: layers kept in memory.
+        device: where layers run. On CUDA they are read into pinned memory and copied on a stream of their own.
+        state_bytes: of hidden states that a pass may keep in memory; None: a quarter of what is free when it begins.
 
     ``bytes_read`` counts weight bytes of layers read from disk.
     """
 
     layer_major = True
 
-    def __init__(self, model: nn.Module, folder: Path, *, n_resident: int = 1) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        folder: Path,
+        *,
+        n_resident: int = 1,
+        device: torch.device | str = "cpu",
+        state_bytes: int | None = None,
+    ) -> None:
         if n_resident < 1:
             raise ValueError(f"n_resident={n_resident} needs at least 1")
         self.model, self.folder, self.n_resident = model.requires_grad_(False), folder, n_resident
+        self.device, self.state_bytes = torch.device(device), state_bytes
         self._checked: set[int] = set()
         self.bytes_read = 0
         self.path, layers = find_layers(model)
@@ -58,12 +69,12 @@ class Streamed:
         self._places = tensors_by_layer(read_shards(folder), len(layers))
         self._loaded: OrderedDict[int, None] = OrderedDict()
         self._ahead: dict[int, Future[dict[str, Tensor]]] = {}
-        # Pages of each layer in memory, and those of layers that left, by size. Plain memory would be the allocator's to keep.
-        self._pages: dict[int | None, list[mmap.mmap]] = {}
-        self._spare: dict[int, list[mmap.mmap]] = {}
-        self._lock = threading.Lock()
+        self._pages = Pages(pinned=self.device.type == "cuda")
+        self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shoal-reader")
-        load_tensors(model, self._read(None))
+        move_buffers(model, self.device)
+        load_tensors(model, self._read(None), device=self.device)
+        self._pages.forget(None)
         model.tie_weights()  # type: ignore[operator]
         left = [n for n, p in model.named_parameters() if p.is_meta and not n.startswith(self.path + ".")]
         if left:
@@ -75,21 +86,34 @@ class Streamed:
         if index not in self._loaded:
             self._make_room()
             waiting = self._ahead.pop(index, None)
-            load_tensors(self.model, waiting.result() if waiting else self._read(index))
-            refuse_unfilled(self._layers[index].requires_grad_(False), index)
+            load_tensors(self.model, waiting.result() if waiting else self._read(index), device=self.device)
+            del waiting  # and with it the tensors as they were read: some may not be what the layer holds
+            layer = self._layers[index].requires_grad_(False)
+            refuse_unfilled(layer, index)
+            self._pages.give_back(index, but=[*layer.parameters(), *layer.buffers()])
             if index not in self._checked:
-                refuse_nonfinite(self._layers[index], f"layer {index} of {self.folder}")
+                refuse_nonfinite(layer, f"layer {index} of {self.folder}")
                 self._checked.add(index)
             self._loaded[index] = None
             self._read_ahead(index + 1)
         self._loaded.move_to_end(index)
         yield self._layers[index]
 
+    def release(self) -> None:
+        """Give all layers back, and all memory they were read into."""
+        self._read_ahead(len(self._layers))
+        while self._loaded:
+            self._push_out()
+        self._pages.clear()
+
     def _make_room(self) -> None:
         while len(self._loaded) >= self.n_resident:
-            oldest, _ = self._loaded.popitem(last=False)
-            empty(self._layers[oldest])
-            self._give_back(oldest)
+            self._push_out()
+
+    def _push_out(self) -> None:
+        oldest, _ = self._loaded.popitem(last=False)
+        empty(self._layers[oldest])
+        self._pages.give_back(oldest)
 
     def _read_ahead(self, index: int) -> None:
         """Start reading the layer that comes next in a pass; drop what was read for a pass that went another way."""
@@ -97,30 +121,76 @@ class Streamed:
             dropped = self._ahead.pop(stale)
             if not dropped.cancel():
                 dropped.exception()  # wait: its pages are in use until it is done
-                self._give_back(stale)
+                self._pages.give_back(stale)
         if index < len(self._layers) and index not in self._loaded and index not in self._ahead:
             self._ahead[index] = self._reader.submit(self._read, index)
 
     def _read(self, index: int | None) -> dict[str, Tensor]:
-        """Tensors of one layer (None: of everything else) under their names on disk."""
+        """Tensors of one layer (None: of everything else) under their names on disk, on the device."""
         places = self._places[index]
-        with self._lock:
-            self.bytes_read += 0 if index is None else sum(slot.n_bytes for _, slot in places.values())
-            pages = {name: self._take(slot.n_bytes) for name, (_, slot) in places.items()}
-            self._pages[index] = [one for one in pages.values() if one is not None]
-        return {name: read_tensor(shard, slot, pages[name]) for name, (shard, slot) in places.items()}
+        self.bytes_read += 0 if index is None else sum(slot.n_bytes for _, slot in places.values())
+        pages = self._pages.take(index, {name: slot.n_bytes for name, (_, slot) in places.items()})
+        tensors = {name: read_tensor(shard, slot, pages[name]) for name, (shard, slot) in places.items()}
+        if self.device.type == "cpu":
+            return tensors
+        with torch.cuda.stream(self._copies):  # does nothing on a device that is not CUDA
+            moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}
+        if self._copies is not None:
+            self._copies.synchronize()  # holds up the reader's thread, not the compute stream
+            for tensor in moved.values():
+                tensor.record_stream(torch.cuda.default_stream(self.device))
+        self._pages.give_back(index)
+        return moved
 
-    def _take(self, n_bytes: int) -> mmap.mmap | None:
-        """Pages for one tensor: those of a layer that left, if any fit, since fresh ones cost more than reading into them."""
-        if not n_bytes:
-            return None
+
+class Pages:
+    """Memory that layers are read into: taken for one layer, and again for the next of the same sizes.
+
+    Fresh pages cost more than reading into them, and plain memory would be the allocator's to keep. Pages that nothing in use
+    has the size of are unmapped.
+    """
+
+    def __init__(self, *, pinned: bool = False) -> None:
+        self._pinned = pinned
+        self._taken: dict[int | None, list[Tensor]] = {}
+        self._spare: dict[int, list[Tensor]] = {}
+        self._lock = threading.Lock()
+
+    def take(self, owner: int | None, sizes: Mapping[str, int]) -> dict[str, Tensor]:
+        """Bytes for each name, as (n,) uint8; spare ones that do not fit this owner go."""
+        with self._lock:
+            pages = {name: self._page(n_bytes) for name, n_bytes in sizes.items()}
+            self._taken[owner] = list(pages.values())
+            self._spare.clear()
+        return pages
+
+    def give_back(self, owner: int | None, *, but: Iterable[Tensor] = ()) -> None:
+        """Make an owner's pages spare, except those that tensors of ``but`` still live in."""
+        used = {tensor.untyped_storage().data_ptr() for tensor in but if not tensor.is_meta}
+        with self._lock:
+            pages = self._taken.pop(owner, [])
+            self._taken[owner] = [page for page in pages if page.untyped_storage().data_ptr() in used]
+            for page in pages:
+                if page.untyped_storage().data_ptr() not in used:
+                    self._spare.setdefault(len(page), []).append(page)
+
+    def forget(self, owner: int | None) -> None:
+        """Leave an owner's pages to the tensors in them; the others are unmapped."""
+        with self._lock:
+            self._taken.pop(owner, None)
+
+    def clear(self) -> None:
+        """Unmap what is spare."""
+        with self._lock:
+            self._spare.clear()
+
+    def _page(self, n_bytes: int) -> Tensor:
         spare = self._spare.get(n_bytes)
-        return spare.pop() if spare else mmap.mmap(-1, n_bytes)
-
-    def _give_back(self, index: int) -> None:
-        with self._lock:
-            for one in self._pages.pop(index, []):
-                self._spare.setdefault(len(one), []).append(one)
+        if spare:
+            return spare.pop()
+        if not n_bytes or self._pinned:
+            return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=self._pinned)
+        return torch.frombuffer(mmap.mmap(-1, n_bytes), dtype=torch.uint8)
 
 
 def skeleton(config: Any, *, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
@@ -134,24 +204,31 @@ def skeleton(config: Any, *, dtype: torch.dtype, trust_remote_code: bool = False
 
 
 def open_streamed(
-    source: str | Path, *, n_resident: int = 1, dtype: str | None = None, trust_remote_code: bool = False
+    source: str | Path,
+    *,
+    n_resident: int = 1,
+    dtype: str | None = None,
+    device: str = "cpu",
+    state_bytes: int | None = None,
+    trust_remote_code: bool = False,
 ) -> tuple[Opened, Streamed]:
     """Open a model without loading its layers.
 
-    Args: as :func:`shoal.decoder.open.open_model`; ``n_resident``: layers kept in memory.
+    Args: as :func:`shoal.decoder.open.open_model`, and ``n_resident``, ``state_bytes`` as :class:`Streamed`.
     Returns: the opened skeleton, and the residency that fills its layers: ``DecoderView(opened.model, residency=streamed)``.
     Raises:
         ValueError: as ``open_model``.
     """
     from transformers import AutoConfig
 
+    place = usable_device(device)
     path = resolve_source(source, trust_remote_code=trust_remote_code)
     check_source(path, trust_remote_code=trust_remote_code)
     refuse_quantised(path)
     config = AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=trust_remote_code)
     stored = text_config(config).dtype or torch.float32
     model = skeleton(config, dtype=stored if dtype is None else DTYPES[dtype], trust_remote_code=trust_remote_code)
-    streamed = Streamed(model, path, n_resident=n_resident)
+    streamed = Streamed(model, path, n_resident=n_resident, device=place, state_bytes=state_bytes)
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     return Opened(model, tokenizer, str(source), fingerprint(path), path), streamed
 
@@ -168,13 +245,11 @@ def tensors_by_layer(shards: list[Shard], n_layers: int) -> dict[int | None, dic
     return found
 
 
-def read_tensor(shard: Shard, slot: Slot, pages: mmap.mmap | None) -> Tensor:
-    """One tensor of a shard, read into ``pages`` (as many bytes; None for an empty tensor), which it then views."""
+def read_tensor(shard: Shard, slot: Slot, page: Tensor) -> Tensor:
+    """One tensor of a shard, read into ``page`` (as many bytes), which it then views."""
     if slot.dtype not in TORCH_DTYPES:
         raise ValueError(f"{shard.path} stores {slot.dtype}, which cannot be streamed; open it with --resident all")
-    if pages is None:
-        return torch.empty(slot.shape, dtype=TORCH_DTYPES[slot.dtype])
-    with shard.path.open("rb", buffering=0) as file, memoryview(pages) as view:
+    with shard.path.open("rb", buffering=0) as file, memoryview(cast(Any, page.numpy())) as view:
         file.seek(shard.data_start + slot.start)
         done = 0
         while done < slot.n_bytes:
@@ -182,23 +257,34 @@ def read_tensor(shard: Shard, slot: Slot, pages: mmap.mmap | None) -> Tensor:
             if not n:
                 raise ValueError(f"{shard.path} ended while it was read; download or copy it again")
             done += n
-    return torch.frombuffer(pages, dtype=TORCH_DTYPES[slot.dtype]).view(slot.shape)
+    return page.view(TORCH_DTYPES[slot.dtype]).view(slot.shape)
 
 
-def load_tensors(model: Any, tensors: Mapping[str, Tensor]) -> None:
+def load_tensors(model: Any, tensors: Mapping[str, Tensor], *, device: torch.device | str = "cpu") -> None:
     """Put tensors, named as on disk, into a model through transformers' own renaming and conversion."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import convert_and_load_state_dict_in_model
     from transformers.modeling_utils import LoadStateDictConfig
 
-    kept = model._get_dtype_plan(model.dtype)  # some families keep router biases or norms in fp32
-    mapping = get_model_conversion_mapping(model)
-    settings = LoadStateDictConfig(dtype=model.dtype, dtype_plan=kept, weight_mapping=mapping)
+    settings = LoadStateDictConfig(
+        dtype=model.dtype,
+        dtype_plan=model._get_dtype_plan(model.dtype),  # some families keep router biases or norms in fp32
+        weight_mapping=get_model_conversion_mapping(model),
+        device_map={"": device},
+    )
     with quiet_loading(), torch.no_grad():
         info, _ = convert_and_load_state_dict_in_model(model, dict(tensors), settings)
     problems = [*info.mismatched_keys, *info.conversion_errors, *info.error_msgs]
     if problems:
         raise ValueError(f"a tensor does not fit the model: {problems[0]}; config.json and the weights are not of one model")
+
+
+def move_buffers(model: nn.Module, device: torch.device) -> None:
+    """Move what is computed, not stored (rotary tables); parameters stay on ``meta``."""
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.to(device)
 
 
 def empty(layer: nn.Module) -> None:

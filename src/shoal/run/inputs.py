@@ -195,7 +195,9 @@ def open_inputs(
     if n_resident is None:
         opened = open_model(recipe.model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     else:
-        opened, residency = open_streamed(recipe.model, n_resident=n_resident, dtype=dtype, trust_remote_code=trust_remote_code)
+        opened, residency = open_streamed(
+            recipe.model, n_resident=n_resident, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+        )
     sources: Sequence[Any] = recipe.text.sources or (bundled_text(),)
     tokenizer = opened.need_tokenizer()
     corpus = workers.on_first(lambda: open_corpus(sources if len(sources) > 1 else sources[0], tokenizer, seed=recipe.seed))
@@ -208,7 +210,7 @@ def layers_in_memory(model: str, resident: str, *, device: str, trust_remote_cod
     Args:
         n_processes: of this machine, each with weights of its own.
     Raises:
-        ValueError: not ``all``, ``auto`` or a number of layers; a number on another device than the CPU.
+        ValueError: not ``all``, ``auto`` or a number of layers.
     """
     from shoal.decoder.shards import read_shards
     from shoal.decoder.source import check_source, resolve_source
@@ -223,8 +225,6 @@ def layers_in_memory(model: str, resident: str, *, device: str, trust_remote_cod
         return None if n_bytes * n_processes < SHARE_FOR_WEIGHTS * free_memory() else 2
     if not resident.isdigit() or int(resident) < 1:
         raise ValueError(f"--resident {resident!r} needs all, auto, or a number of layers from 1")
-    if device != "cpu":
-        raise ValueError(f"--resident {resident} streams layers on the CPU only; with --device {device} use --resident all")
     return int(resident)
 
 

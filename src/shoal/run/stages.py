@@ -333,6 +333,7 @@ def save_stage(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted) ->
 
 
 def _save_and_verify(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted, *, ids_BT: Tensor) -> None:
+    from shoal.decoder.streamed import Streamed
     from shoal.surgery.verify import verify, verify_streamed
     from shoal.surgery.write import is_bundled, write
 
@@ -342,7 +343,8 @@ def _save_and_verify(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitt
     write(view, inputs.opened.path, plan, target, values=fitted.values)
     try:
         reference = view.logits(Batch(ids_BT), student=fitted.student)
-        if inputs.is_streamed:
+        if isinstance(view.residency, Streamed):
+            view.residency.release()  # the checkpoint's own layers are read next
             checked = verify_streamed(target, ids_BT=ids_BT, reference_BTV=reference, own_code=own_code)
         else:
             checked = verify(target, ids_BT=ids_BT, reference=lambda ids: reference, device=str(view.device), own_code=own_code)

@@ -117,7 +117,7 @@ class Rounds:
             return
         if self._held is not None:
             self._held.close()  # before the next round takes its share of what is free
-        self._held, self._key = Spill(), key
+        self._held, self._key = Spill(self._view.residency.state_bytes), key
         self._asked = asked  # keeps the students alive whose ids are in the key
         read_round(self._view, batches, asked, into=self._held)
         self.n_readings += 1
