@@ -30,6 +30,7 @@ from shoal.cli.options import (
     Out,
     Overwrite,
     Parameters,
+    PolishBy,
     Protect,
     RecipeName,
     Remote,
@@ -108,6 +109,7 @@ def compress(
     replace: ReplaceBy = None,
     repair: RepairBy = None,
     fit_tokens: FitTokens = None,
+    polish: PolishBy = None,
     train_tokens: TrainTokens = None,
     lr: LearningRate = None,
     seed: Seed = None,
@@ -121,7 +123,7 @@ def compress(
     """Remove layers, repair the cut, measure what was lost, save a checkpoint for plain transformers."""
     chosen = with_options(
         recipe, model=model, drop=drop, params=params, text=text, samples=samples, length=length, select=select, by=by,
-        guard=guard, rounds=rounds, protect=protect, replace=replace, repair=repair, fit_tokens=fit_tokens,
+        guard=guard, rounds=rounds, protect=protect, replace=replace, repair=repair, fit_tokens=fit_tokens, polish=polish,
         train_tokens=train_tokens, lr=lr, seed=seed,
     )  # fmt: skip
     _compress(chosen, out, device, dtype, resident, trust_remote_code, overwrite, json)
