@@ -68,7 +68,7 @@ def test_selection_decides_and_evaluation_is_reported(small, tmp_path):
     outcome = compress(recipe(small), tmp_path / "run")
     inputs, plan = open_inputs(recipe(small)), outcome.plan
     plain = student_without(plan.candidates[0].layers)
-    student = student_of(inputs.view, plan, load_file(outcome.folder / "fit.safetensors"))
+    student = student_of(inputs.view, plan, load_file(outcome.folder / "train.safetensors"))
     decided, reported = (
         Oracle(inputs.view, inputs.batches(samples)).measure([plain, student])
         for samples in (inputs.selection, inputs.evaluation)
