@@ -164,7 +164,7 @@ def test_a_trained_replacement_is_a_method(small, tmp_path):
     found = sweep_ratios(recipes(small, "none", "layer"), tmp_path / "sweep", drop="2", n_points=1)
     plain, layer = found.points
     assert layer.size.layers == plain.size.layers == 4 and layer.layers_out != plain.layers_out
-    assert (tmp_path / "sweep" / layer.plan).with_name("fit.safetensors").exists()
+    assert (tmp_path / "sweep" / layer.plan).with_name("train.safetensors").exists()
 
 
 # -- ranges and names ------------------------------------------------------------------------------------------------------

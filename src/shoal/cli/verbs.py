@@ -14,6 +14,7 @@ import typer
 
 from shoal import __version__
 from shoal.cli.compare import compare
+from shoal.cli.criteria import criteria
 from shoal.cli.evaluate import evaluate, stability
 from shoal.cli.options import (
     By,
@@ -295,6 +296,7 @@ app.command()(compare)
 app.command()(stability)
 app.command()(sweep)
 app.command()(report)
+app.command()(criteria)
 
 
 # -- what the verbs share ------------------------------------------------------------------------------------------------
