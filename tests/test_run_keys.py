@@ -24,7 +24,13 @@ PLAN = Plan(
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     text = {"sources": [str(write_text(folder / "text.jsonl"))], "samples": 12, "length": 16, "selection": 8, "evaluation": 8}
-    return {"model": str(write_model(folder / "model")), "drop": "2", "text": text, "train": {"tokens": 640}}
+    return {
+        "model": str(write_model(folder / "model")),
+        "drop": "2",
+        "replace": "layer",
+        "text": text,
+        "train": {"tokens": 640},
+    }
 
 
 def keys(base, changes, **options):

@@ -23,7 +23,7 @@ def model(tmp_path_factory):
 
 
 def ask(model, changes=None, **options):
-    base = {"model": model, "drop": "2", "text": {"length": 16}}
+    base = {"model": model, "drop": "2", "replace": "layer", "text": {"length": 16}}
     return needs_of(load_recipe("default", merge(base, changes or {})), **options)
 
 

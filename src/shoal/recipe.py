@@ -143,8 +143,8 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         Recipe(
             name="default",
-            about="The best cuts of every criterion compete, each repaired, by KL; then a closed-form sweep of the layers around "
-            "the cut. Forward passes and linear solves only, no new parameters, a stock checkpoint.",
+            about="The best cuts of every criterion compete, each repaired, by KL; then a closed-form sweep of the layers "
+            "around the cut. Forward passes and linear solves only, no new parameters, a stock checkpoint.",
             papers=("2403.19135", "2403.17887"),
         ),
         Recipe(

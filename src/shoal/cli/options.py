@@ -48,8 +48,8 @@ RecipeName = Annotated[
     str,
     typer.Option(
         "--recipe",
-        help="default, high, llm-streamline, uidl, uidl-simple, shortgpt, replaceme, linearpatch, ghosted-layers, prune-comp, or "
-        "a YAML file. Options override it; the defaults shown are those of the recipe default.",
+        help="default, high, llm-streamline, uidl, uidl-simple, shortgpt, replaceme, linearpatch, ghosted-layers, prune-comp, "
+        "or a YAML file. Options override it; the defaults shown are those of the recipe default.",
     ),
 ]
 EffortOption = Annotated[

@@ -46,7 +46,7 @@ def method_choice(name: str) -> tuple[str, dict[str, str]]:
         else:
             recipe = part
     if recipe is None:
-        changes = {"replace": "none", "repair": "none", **changes}
+        changes.setdefault("replace", "none")
     return recipe or "default", changes
 
 
