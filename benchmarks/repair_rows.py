@@ -87,9 +87,9 @@ class Made:
 
 Method = Callable[[Cut], Made]
 
-POLISH_LR = 1e-3
-"""Peak rate of a polish: it starts at a solution, which the rate of a fresh replacement would throw away first. Of 1e-4, 3e-4,
-1e-3 and 3e-3 the best for KL on one cut of books-12l (layers 4..6), 15 k tokens."""
+POLISH_LR = {"hidden_mse": 3e-3, "forward_kl": 1e-3}
+"""Peak rates of a polish: it starts at a solution, which the rate of a fresh replacement would throw away first. Of 1e-4, 3e-4,
+1e-3 and 3e-3 the best on one cut of books-12l (layers 4..6), 15 k tokens."""
 
 
 def none(cut: Cut) -> Made:
@@ -190,7 +190,7 @@ def polished(*objectives: str) -> Method:
 
     def method(cut: Cut) -> Made:
         start = cut.fitted.get("sweep") or repaired("sweep")(cut)
-        made = trained(cut, start.student, *(Stage(objective=one, tokens=cut.short, lr=POLISH_LR) for one in objectives))
+        made = trained(cut, start.student, *(Stage(objective=one, tokens=cut.short, lr=POLISH_LR[one]) for one in objectives))
         return replace(made, fit_tokens=start.fit_tokens, seconds=made.seconds + start.seconds)
 
     return method

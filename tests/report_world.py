@@ -22,7 +22,7 @@ from shoal.evaluate import (
 from shoal.evaluate.cost import Cost
 from shoal.evaluate.curve import Cliff, Point, RatioSweep, SweptTask
 from shoal.evaluate.perplexity import Perplexity
-from shoal.evaluate.speed import Rates, Speed
+from shoal.evaluate.speed import AtDepth, Rates, Speed
 from shoal.fit.result import FitResult, LayerFit, MapFit
 from shoal.plan import Candidate, Drop, Plan, Refit, Replace, Size
 from shoal.run.folder import RunRecord, StageRecord
@@ -123,7 +123,11 @@ def evaluation(text: str = PLAIN, *, tasks=None) -> Evaluation:
     def rates(fast: float) -> Rates:
         return Rates(prefill=(100 * fast, 110 * fast, 90 * fast), decode=(10 * fast, 12 * fast, 11 * fast))
 
-    speed = Speed(teacher=rates(1.0), student=rates(1.25), teacher_layers=8, student_layers=6, batch_size=1, prompt_length=16,
+    def depth(layers: int, fast: float) -> AtDepth:
+        return AtDepth(layers=layers, prefill=rates(fast).prefill, decode=rates(fast).decode)
+
+    speed = Speed(teacher=rates(1.0), student=rates(1.25), depths=(depth(1, 4.0), depth(4, 1.75)),
+                  teacher_layers=8, student_layers=6, batch_size=1, prompt_length=16,
                   new_tokens=4, device="cpu", dtype="float32", n_threads=1)  # fmt: skip
     quality = Quality(kl=0.125, kl_stderr=0.0078125, agreement=0.75, nll=2.0, perplexity=7.389, n_tokens=93, n_samples=3)
     return Evaluation(

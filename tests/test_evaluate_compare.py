@@ -114,7 +114,7 @@ def test_the_table_shows_every_figure():
     labels = {row.label.split(",")[0].split(" (")[0] for row in rows(got)}
     assert {"layers", "parameters", "weights", "perplexity", "KL to the teacher", "KV cache per token"} <= labels
     text = shown(table(got))
-    for figure in ("-25.0 %", f"{got.student.perplexity.value:.4g}", f"{got.quality.kl:.4g}", "L/L' = 1.00", "random tokens"):
+    for figure in ("-25.0 %", f"{got.student.perplexity.value:.4g}", f"{got.quality.kl:.4g}", "bound 1.00", "random tokens"):
         assert figure in text
     assert [row for row in rows(got) if row.label == "layers"][0].student == "3"
 

@@ -42,7 +42,15 @@ def test_every_recipe_ends_in_a_stock_checkpoint_of_the_planned_size(name, small
     assert model.config.num_hidden_layers == outcome.plan.after.layers == 4
     assert sum(p.numel() for p in model.parameters()) == outcome.plan.after.parameters
     assert outcome.evaluation.student.cost.parameters == outcome.plan.after.parameters
-    for file in ("recipe.yaml", "plan.json", "evaluation.json", "run.json", "verification.json", "model/README.md"):
+    for file in (
+        "recipe.yaml",
+        "plan.json",
+        "evaluation.json",
+        "run.json",
+        "verification.json",
+        "model/README.md",
+        "report.html",
+    ):
         assert (outcome.folder / file).stat().st_size, file
     assert load_recipe(str(outcome.folder / "recipe.yaml")) == recipe(small, name)
     assert (outcome.scan is None) == (name == "uidl-simple")
@@ -60,7 +68,7 @@ def test_selection_decides_and_evaluation_is_reported(small, tmp_path):
     outcome = compress(recipe(small), tmp_path / "run")
     inputs, plan = open_inputs(recipe(small)), outcome.plan
     plain = student_without(plan.candidates[0].layers)
-    student = student_of(inputs.view, plan, load_file(outcome.folder / "fit.safetensors"))
+    student = student_of(inputs.view, plan, load_file(outcome.folder / "train.safetensors"))
     decided, reported = (
         Oracle(inputs.view, inputs.batches(samples)).measure([plain, student])
         for samples in (inputs.selection, inputs.evaluation)

@@ -8,7 +8,7 @@ from shoal.plan import Drop, Plan, Replace, Size
 from shoal.recipe import TextChoice, load_recipe, merge
 from shoal.run.compress import open_folder
 from shoal.run.inputs import open_inputs
-from shoal.run.keys import choice_key, edits_key, evaluation_key, fit_key, repair_key, save_key, scan_key
+from shoal.run.keys import choice_key, edits_key, evaluation_key, repair_key, save_key, scan_key, train_key
 from shoal.run.stages import budget_of, choosing, needs_scan, plan_stage
 from shoal.train.config import TrainConfig
 
@@ -34,7 +34,7 @@ def keys(base, changes, **options):
     return {
         "scan": scan,
         "plan": choice_key(inputs, budget_of(recipe), choosing(recipe, inputs.view), scan=scan),
-        "train": fit_key(inputs, PLAN),
+        "train": train_key(inputs, PLAN, {}),
         "model": save_key(inputs, PLAN, {}),
         "evaluation": evaluation_key(inputs, PLAN, {}),
     }
@@ -64,10 +64,10 @@ TRAIN = {
 
 
 def test_no_option_is_forgotten_here():
-    """``sources``, ``seed``, ``repair``, ``fit`` and ``stages`` are below; the rest is for people."""
+    """``sources``, ``seed``, ``repair``, ``fit``, ``polish`` and ``stages`` are below; the rest is for people."""
     assert {*TEXT, "sources"} == set(TextChoice.model_fields)
     assert {*TRAIN, "stages"} == set(TrainConfig.model_fields)
-    others = {"name", "about", "papers", "model", "text", "train", "observers", "seed", "repair", "fit"}
+    others = {"name", "about", "papers", "model", "text", "train", "observers", "seed", "repair", "fit", "polish"}
     assert {*CHOICE, *others} == set(load_recipe().model_dump())
 
 
@@ -79,7 +79,8 @@ def test_text(base, option):
 
 @pytest.mark.parametrize("option", CHOICE)
 def test_choice(base, option):
-    assert changed(base, {option: CHOICE[option]}) == PLANNING
+    decides_training = FITTING if option == "replace" else set()
+    assert changed(base, {option: CHOICE[option]}) == PLANNING | decides_training
 
 
 @pytest.mark.parametrize("option", TRAIN)
@@ -90,6 +91,12 @@ def test_training(base, option):
 def test_stages_of_training(base):
     staged = [{"objective": name, "tokens": 320} for name in ("hidden_mse", "forward_kl")]
     assert changed(base, {"train": {"tokens": None, "stages": staged}}) == FITTING
+
+
+def test_polish(base):
+    assert changed(base, {"polish": "kl"}) == FITTING
+    assert changed(base, {"polish": "hidden"}) == set(), "what a replacement has anyway"
+    assert changed(base, {"train": {"objective": "hidden_mse"}}) == set(), "the same, said in full"
 
 
 FITTED = ({"weights": "plain"}, {"sinks": "counted"}, {"ridge": 0.1}, {"keep": "always"}, {"hadamard": "ratio"})

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from shoal import compress, load_recipe
 from shoal.cli import main
-from shoal.fit.config import FEWEST_TOKENS, REPAIRS, TOKENS_PER_INPUT, FitConfig, RepairName
+from shoal.fit.config import FEWEST_TOKENS, PATCHES, REPAIRS, TOKENS_PER_INPUT, FitConfig, RepairName
+from shoal.fit.patch_forms import PATCH_FORMS
 from shoal.fit.table import FITS
 from shoal.plan import Plan, Refit
 from shoal.run.apply import apply_plan
@@ -102,15 +103,14 @@ def test_changing_the_repair_of_a_folder_needs_a_word_and_leaves_nothing_behind(
 def test_a_trained_layer_and_a_repair_take_turns_in_one_folder(small, tmp_path):
     train = {"tokens": 24 * LENGTH, "batch": 8, "micro_batch": 4}
     layer = recipe(small, "none", replace="layer", train=train)
-    values = load_file(compress(layer, tmp_path / "run").folder / "fit.safetensors")
+    values = load_file(compress(layer, tmp_path / "run").folder / "train.safetensors")
     assert compress(recipe(small), tmp_path / "run", overwrite=True).repaired.kept
     back = compress(layer, tmp_path / "run", overwrite=True)
-    assert same(load_file(back.folder / "fit.safetensors"), values) and back.repaired is None
+    assert same(load_file(back.folder / "train.safetensors"), values) and back.repaired is None
+    assert not (back.folder / "fit.safetensors").exists()
 
 
-def test_repair_and_a_trained_layer_together_are_refused(small):
-    with pytest.raises(ValueError, match="--replace none or --repair none"):
-        recipe(small, replace="layer")
+def test_an_unknown_repair_is_refused(small):
     with pytest.raises(ValueError, match="repair"):
         recipe(small, "swep")
 
@@ -134,8 +134,6 @@ def test_the_command_repairs_and_shows_it(small, tmp_path, capsys, monkeypatch):
     found = json.loads(shown.out)
     assert found["repair"]["kept"] and found["repair"]["n_tokens"] == 1600
     assert "Repair: 'sweep' of layers" in " ".join(shown.err.split())
-    code, shown = shoal("--repair", "sweep")
-    assert code == 2 and "--replace none" in shown.err
 
 
 def test_the_guard_ranks_repaired_candidates(whole, small, tmp_path):
@@ -162,5 +160,21 @@ def test_help_documents_and_implementation_read_one_table(shoal):
     said = " ".join(re.sub(r"[│\s]+", " ", out).split())
     page = (Path(__file__).parent.parent / "docs/repair.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| (.+?) \|$", page.split("| `--repair` |")[1].split("\n\n")[0], re.MULTILINE)
-    assert dict(rows) == REPAIRS and set(get_args(RepairName)) == set(REPAIRS) == {*FITS, "none", "auto"}
+    assert dict(rows) == REPAIRS and set(get_args(RepairName)) == set(REPAIRS) == {*FITS, "none", "auto", "patch"}
     assert code == 0 and all(f"{name}: {what.split()[0]}" in said for name, what in REPAIRS.items())
+
+
+@pytest.mark.parametrize("replacement", [*PATCHES, "linear:rank=2"])
+def test_a_patch_in_closed_form_ends_in_a_checkpoint_without_training(replacement, small, tmp_path):
+    outcome = compress(recipe(small, "patch", replace=replacement, polish="none"), tmp_path / "run")
+    assert outcome.repaired.repair == "patch" and not outcome.trained
+    assert outcome.repaired.kl_after < outcome.repaired.kl_before or not outcome.repaired.kept
+    assert {edit.replacement for edit in outcome.plan.replacements} == {replacement.partition(":")[0]}
+    assert outcome.evaluation.quality.kl >= 0
+
+
+def test_a_patch_needs_a_replacement_with_a_closed_form(small):
+    for replacement in ("none", "layer", "swiglu"):
+        with pytest.raises(ValueError, match="repair 'patch' sets a replacement that has a closed form"):
+            recipe(small, "patch", replace=replacement)
+    assert {kind.kind for kind in PATCH_FORMS} == set(PATCHES)

@@ -22,7 +22,7 @@ from shoal.select.guard import guard, guard_table, student_without, verdict
 from shoal.select.plan_of import plan_of
 from shoal.select.proposals import Proposer, other_proposers, propose
 from shoal.select.rounds import rescanner
-from shoal.select.size import NOTHING, model_size, put_back_of
+from shoal.select.size import NOTHING, PutBack, model_size, put_back_of
 from shoal.select.table import SELECTORS
 from shoal.select.wanted import Picked, Wanted
 from shoal.types import Batch
@@ -199,6 +199,18 @@ def test_a_replacement_that_inherits_also_competes_as_the_plain_span(tables):
     names = {p.name for p in other_proposers(tables, replace(asked, put_back=PUT_BACK["layer"]))}
     assert {"span cosine/rest", "plain span cosine/rest"} <= names
     assert not any(p.name.startswith("plain") for p in other_proposers(tables, asked)), "there the two are one"
+
+
+def test_several_spans_compete_where_their_modules_are_layers(tables):
+    asked = Wanted(n_layers=L, n=2, protected=frozenset({0, L - 1}))
+
+    def selectors(put_back):
+        return {p.name.split()[0] for p in other_proposers(tables, replace(asked, put_back=put_back))}
+
+    assert {"lowest", "disjoint"} <= selectors(NOTHING)
+    assert "disjoint" in selectors(PUT_BACK["layer"]) and "lowest" not in selectors(PUT_BACK["layer"])
+    for patch in (PutBack("swiglu", own_parameters=5), PutBack("swiglu", layers=1)):
+        assert not {"lowest", "disjoint"} & selectors(patch)
 
 
 def test_equal_proposals_are_one_candidate_with_all_its_proposers():

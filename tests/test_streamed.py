@@ -152,7 +152,7 @@ def contents(folder, *, but=()):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name not in but}
 
 
-SAME_FILES = ("scan.json", "scan.safetensors", "plan.json", "fit.safetensors")
+SAME_FILES = ("scan.json", "scan.safetensors", "plan.json", "fit.safetensors", "train.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Objectives equal naive references in value and gradient, ignore padding, and add up over pieces of a batch."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -238,3 +239,12 @@ def test_tensors_of_different_shapes_are_refused(name):
 
 def test_hidden_mse_is_the_mean_over_elements():
     assert float(hidden_mse(torch.full((1, 1, 4), 3.0), torch.full((1, 1, 4), 1.0), None)) == 4.0
+
+
+def test_the_page_lists_every_objective():
+    page = (Path(__file__).parent.parent / "docs" / "repair.md").read_text()
+    for name, one in OBJECTIVES.items():
+        example = {"alpha": "(0.1)", "k": "(128)"}.get(one.parameter or "", "")
+        reads = {"boundary": "the stream", "logits": "logits", "labels": "the text"}[one.needs]
+        said = one.about.replace("||", r"\|\|")
+        assert f"| `{name}{example}` | {reads} | {said} |" in page

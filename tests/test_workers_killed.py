@@ -70,7 +70,7 @@ def test_a_killed_worker_fails_the_job_and_a_restart_ends_as_an_unbroken_run(sma
         with job(small["model"], text, tmp_path / out) as run:
             _, err = run.communicate(timeout=240)
         assert run.returncode == 0, err
-    ours, theirs = (load_file(tmp_path / out / "fit.safetensors") for out in ("broken", "unbroken"))
+    ours, theirs = (load_file(tmp_path / out / "train.safetensors") for out in ("broken", "unbroken"))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     ours, theirs = (load_file(tmp_path / out / "model" / "model.safetensors") for out in ("broken", "unbroken"))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)

@@ -15,9 +15,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from shoal.fit.config import FitConfig, RepairName
+from shoal.fit.config import PATCHES, FitConfig, RepairName
 from shoal.replace.table import parse_replacement
-from shoal.train.config import TrainConfig
+from shoal.train.config import POLISH, TrainConfig
 from shoal.types import Record, nearest
 
 
@@ -57,7 +57,10 @@ class Recipe(Record):
         replace: module in place of each removed span, ``NAME`` or ``NAME:option=value,...`` (``none``: plain removal).
         repair: closed form, no new parameters; its name in :data:`shoal.fit.config.REPAIRS`.
         fit: how much text the repair reads and how tokens count; unused with ``repair: none``.
-        train: how the replacement is trained; unused with ``replace: none``.
+        polish: gradient training of exactly what replacement and repair put in: on ``hidden`` states, on the teacher's logits
+            (``kl``), or ``none``. None: as ``train`` says where it names an objective or stages; else ``hidden`` where
+            something is put in place of a span, ``none`` where nothing is.
+        train: how it is trained; unused where nothing is.
     """
 
     name: str = "custom"
@@ -77,6 +80,7 @@ class Recipe(Record):
     replace: str = "layer"
     repair: RepairName = "none"
     fit: FitConfig = FitConfig()
+    polish: Literal["none", "hidden", "kl"] | None = None
     train: TrainConfig = TrainConfig()
     seed: int = 0
 
@@ -92,13 +96,36 @@ class Recipe(Record):
         return value.strip()
 
     @model_validator(mode="after")
-    def _one_way_to_repair(self) -> Recipe:
-        if self.repair != "none" and self.replace != "none":
+    def _something_to_polish(self) -> Recipe:
+        states = self.train.objective is not None or bool(self.train.stages)
+        if self.polish in ("hidden", "kl") and states:
             raise ValueError(
-                f"repair {self.repair!r} sets kept layers and replace {self.replace!r} trains a new one on what they were; "
-                "use one of them: --replace none or --repair none"
+                f"polish {self.polish!r} and train name two objectives; leave out polish, or train.objective and train.stages"
+            )
+        if self.polish in ("hidden", "kl") and self.replace == "none" and self.repair == "none":
+            raise ValueError(
+                f"polish {self.polish!r} trains what a repair or a replacement put in, and there is neither; "
+                "add --repair sweep or --replace layer, or use --polish none"
+            )
+        replacement = parse_replacement(self.replace)
+        if self.repair == "patch" and (replacement is None or replacement.name not in PATCHES):
+            raise ValueError(
+                f"repair 'patch' sets a replacement that has a closed form, and replace is {self.replace!r}; "
+                f"use --replace {', '.join(PATCHES)}, or another --repair"
+            )
+        if self.repair == "magnitude" and self.polish == "hidden":
+            raise ValueError(
+                "repair 'magnitude' scales the stream away from the teacher's, so polish it on logits: --polish kl"
             )
         return self
+
+    def training(self) -> TrainConfig | None:
+        """How what the plan put in is trained, with its objective; None where nothing is."""
+        puts_in = self.replace != "none" or self.repair != "none"
+        if self.train.objective is not None or self.train.stages:
+            return None if self.polish == "none" or not puts_in else self.train
+        polish = self.polish or ("none" if self.replace == "none" else "hidden")
+        return None if polish == "none" else self.train.model_copy(update={"objective": POLISH[polish]})
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=120)
@@ -116,7 +143,7 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         Recipe(
             name="default",
-            about="Best contiguous span of every criterion, the guard decides by KL, one trained layer in its place.",
+            about="Best spans of every criterion, the guard decides by KL, one trained layer in place of each.",
             papers=("2403.19135", "2403.17887"),
         ),
         Recipe(
@@ -178,6 +205,31 @@ RECIPES: dict[str, Recipe] = {
             guard=1,
             replace="none",
             repair="map",
+            fit=FitConfig(weights="plain", sinks="counted", ridge=0.0, keep="always"),
+        ),
+        Recipe(
+            name="linearpatch",
+            about="Contiguous span by cosine, and one scale per Hadamard-rotated channel in its place, the ratio of mean "
+            "magnitudes. The paper's training of the scales is not part of this.",
+            papers=("2505.24680",),
+            by="cosine/every",
+            protect=(),
+            guard=1,
+            replace="hadamard",
+            repair="patch",
+            polish="none",
+            fit=FitConfig(sinks="counted", keep="always", hadamard="ratio"),
+        ),
+        Recipe(
+            name="ghosted-layers",
+            about="Contiguous span by cosine, and the least-squares linear map of the stream in its place.",
+            papers=("2605.15491",),
+            by="cosine/every",
+            protect=(),
+            guard=1,
+            replace="free",
+            repair="patch",
+            polish="none",
             fit=FitConfig(weights="plain", sinks="counted", ridge=0.0, keep="always"),
         ),
         Recipe(

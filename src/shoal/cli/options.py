@@ -46,8 +46,8 @@ RecipeName = Annotated[
     str,
     typer.Option(
         "--recipe",
-        help="default, llm-streamline, uidl, uidl-simple, shortgpt, replaceme, prune-comp, or a YAML file. Options override "
-        "it; the defaults shown are those of the recipe default.",
+        help="default, llm-streamline, uidl, uidl-simple, shortgpt, replaceme, linearpatch, ghosted-layers, prune-comp, or a "
+        "YAML file. Options override it; the defaults shown are those of the recipe default.",
     ),
 ]
 Drop = Annotated[
@@ -89,9 +89,17 @@ FitTokens = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option("--fit-tokens", help="Tokens the repair reads.  [default: 64 per input of the widest map, at least 200 k]"),
 ]
+PolishBy = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--polish",
+        help="Train exactly what --replace and --repair put in: on hidden states, on the teacher's logits (kl), or none.  "
+        "[default: hidden with a replacement, else none]",
+    ),
+]
 TrainTokens = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option("--train-tokens", help="Tokens the replacement is trained on.  [default: up to 1 M]"),
+    typer.Option("--train-tokens", help="Tokens of that training.  [default: up to 1 M]"),
 ]
 LearningRate = Annotated[
     Optional[float],  # noqa: UP045

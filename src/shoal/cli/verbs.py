@@ -14,6 +14,7 @@ import typer
 
 from shoal import __version__
 from shoal.cli.compare import compare
+from shoal.cli.criteria import criteria
 from shoal.cli.evaluate import evaluate, stability
 from shoal.cli.options import (
     By,
@@ -29,6 +30,7 @@ from shoal.cli.options import (
     Out,
     Overwrite,
     Parameters,
+    PolishBy,
     Protect,
     RecipeName,
     Remote,
@@ -107,6 +109,7 @@ def compress(
     replace: ReplaceBy = None,
     repair: RepairBy = None,
     fit_tokens: FitTokens = None,
+    polish: PolishBy = None,
     train_tokens: TrainTokens = None,
     lr: LearningRate = None,
     seed: Seed = None,
@@ -120,7 +123,7 @@ def compress(
     """Remove layers, repair the cut, measure what was lost, save a checkpoint for plain transformers."""
     chosen = with_options(
         recipe, model=model, drop=drop, params=params, text=text, samples=samples, length=length, select=select, by=by,
-        guard=guard, rounds=rounds, protect=protect, replace=replace, repair=repair, fit_tokens=fit_tokens,
+        guard=guard, rounds=rounds, protect=protect, replace=replace, repair=repair, fit_tokens=fit_tokens, polish=polish,
         train_tokens=train_tokens, lr=lr, seed=seed,
     )  # fmt: skip
     _compress(chosen, out, device, dtype, resident, trust_remote_code, overwrite, json)
@@ -290,6 +293,7 @@ app.command()(compare)
 app.command()(stability)
 app.command()(sweep)
 app.command()(report)
+app.command()(criteria)
 
 
 # -- what the verbs share ------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -47,6 +48,7 @@ class Cost(Record):
         layers: blocks that run: kept layers and replacement modules.
         parameters: numbers stored, tied ones once.
         weight_bytes: bytes of those numbers, in memory and in the checkpoint's safetensors (headers and buffers aside).
+        file_bytes: of the safetensors files in the folder the model was opened from; None for a student that has none.
         context: tokens that the measured token sees, itself included.
         macs_per_token: None when the active experts of a mixture cannot be told from the config.
         kv_bytes_per_token: bytes of the cache after ``context`` tokens, divided by ``context``.
@@ -55,6 +57,7 @@ class Cost(Record):
     layers: int
     parameters: int
     weight_bytes: int
+    file_bytes: int | None = None
     context: int
     macs_per_token: float | None
     kv_bytes_per_token: float
@@ -87,10 +90,17 @@ def cost(view: DecoderView, *, context: int, student: Student = TEACHER) -> Cost
         layers=sum(not isinstance(block.module, Patch) for block in blocks),
         parameters=sum(parameter.numel() for parameter in stored),
         weight_bytes=sum(parameter.numel() * parameter.element_size() for parameter in stored),
+        file_bytes=_file_bytes(view) if student is TEACHER else None,
         context=context,
         macs_per_token=None if None in maps else known,
         kv_bytes_per_token=sum(_kv_numbers(view, block, context) for block in blocks) * view.dtype.itemsize / context,
     )
+
+
+def _file_bytes(view: DecoderView) -> int | None:
+    folder = Path(str(getattr(view.model, "name_or_path", "") or ""))
+    files = list(folder.glob("*.safetensors")) if folder.name and folder.is_dir() else []
+    return sum(file.stat().st_size for file in files) or None
 
 
 # -- the parts that run and are stored -----------------------------------------------------------------------------------

@@ -1,11 +1,15 @@
 """Prefill and decode speed of teacher and student, measured in turns on real models with their own key/value cache.
 
-Prefill: tokens per second of one forward over the prompts, until the next token is known. Decode: tokens per second of
-``new_tokens`` greedy steps that follow, one token per sample and step. A round measures both models, and the order swaps
-from round to round, so that a machine that slows down slows both. Figures are medians over rounds with the interquartile
-range; so are the ratios, taken within rounds, student over teacher (above 1: the student is faster). Rounds of warm-up are
-not counted. The share of layers bounds what removal can give: L / L' where only layers cost time. A ratio above that bound,
-or a wide range, says that other work ran on the machine.
+Prefill: tokens per second of one forward over the prompts, until the first new token is known. Decode: tokens per second of
+``new_tokens`` greedy steps that follow, one token per sample and step. A round measures all models, and the order swaps from
+round to round, so that a machine that slows down slows all. Figures are medians over rounds with the interquartile range.
+Ratios are taken within rounds, student over teacher (above 1: the student is faster); their median has an interval between
+order statistics, which assumes no distribution. Rounds of warm-up are not counted.
+
+The bound. One forward of L layers takes t0 + L t1: t0 for embedding, head and the loop around them, t1 for a layer. Both are
+fitted by least squares to the teacher cut to several depths (its first layers) in the same rounds; the student takes no part.
+So (t0 + L t1) / (t0 + L' t1) is what removing layers can give on this machine and workload. It assumes layers of one cost. A
+ratio far from it, or a wide interval, says that other work ran on the machine.
 
 Prompts are random tokens: speed does not depend on the text (mixtures of experts: nearly).
 """
@@ -13,23 +17,28 @@ Prompts are random tokens: speed does not depend on the text (mixtures of expert
 from __future__ import annotations
 
 import inspect
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from shoal.decoder import DecoderView
-from shoal.types import Record
+from shoal.decoder import DecoderView, Student
+from shoal.evaluate.bootstrap import LEVEL, Interval
+from shoal.evaluate.memory import peak_bytes
+from shoal.types import Record, Unit
+
+Phase = Literal["prefill", "decode"]
 
 
 class Rates(Record):
     """Tokens per second of one model, one value per round, in the order measured.
 
     Attributes:
-        peak_bytes: on CUDA, the model's weights and the most that was allocated on top during a round; None elsewhere.
+        peak_bytes: weights, and the most that prefill and the first step hold on top (:mod:`shoal.evaluate.memory`).
     """
 
     prefill: tuple[float, ...]
@@ -37,11 +46,30 @@ class Rates(Record):
     peak_bytes: int | None = None
 
 
+class AtDepth(Record):
+    """The teacher cut to its first ``layers`` layers, in the same rounds."""
+
+    layers: int
+    prefill: tuple[float, ...]
+    decode: tuple[float, ...]
+
+
+class LayerTime(Record):
+    """Seconds of one forward: ``around`` (t0) and ``per_layer`` (t1)."""
+
+    around: float
+    per_layer: float
+
+    def seconds(self, n_layers: int) -> float:
+        return self.around + n_layers * self.per_layer
+
+
 class Speed(Record):
-    """Teacher and student at one workload; the conditions are part of the result."""
+    """Teacher and student at one workload; the conditions are part of the result. ``depths``: for the bound."""
 
     teacher: Rates
     student: Rates
+    depths: tuple[AtDepth, ...] = ()
     teacher_layers: int
     student_layers: int
     batch_size: int
@@ -61,10 +89,43 @@ class Speed(Record):
         """Student over teacher, per round."""
         return _ratios(self.student.decode, self.teacher.decode)
 
+    def ratio(self, phase: Phase) -> Interval:
+        """Median over rounds of student over teacher, with its interval."""
+        return median_interval(self.prefill_ratios if phase == "prefill" else self.decode_ratios)
+
+    def first_token_seconds(self, rates: Rates) -> float:
+        """Median seconds from the prompts to their first new tokens."""
+        return self.batch_size * self.prompt_length / statistics.median(rates.prefill)
+
     @property
-    def bound(self) -> float:
+    def bound_of_layers(self) -> float:
         """L / L': the ratio if nothing but layers cost time."""
         return self.teacher_layers / self.student_layers
+
+    def layer_time(self, phase: Phase) -> LayerTime | None:
+        """t0 and t1 of one forward; None where the teacher could not be measured at two depths."""
+        if not self.depths:
+            return None
+        n_tokens = self.batch_size * (self.prompt_length if phase == "prefill" else 1)
+        measured = [(one.layers, getattr(one, phase)) for one in self.depths]
+        measured.append((self.teacher_layers, getattr(self.teacher, phase)))
+        return fit_layer_time([(layers, n_tokens / statistics.median(rates)) for layers, rates in measured])
+
+    def bound(self, phase: Phase) -> float:
+        """(t0 + L t1) / (t0 + L' t1); L / L' where t0 and t1 are not known."""
+        found = self.layer_time(phase)
+        if found is None or found.seconds(self.student_layers) <= 0:
+            return self.bound_of_layers
+        return found.seconds(self.teacher_layers) / found.seconds(self.student_layers)
+
+
+def fit_layer_time(seconds: Sequence[tuple[int, float]]) -> LayerTime:
+    """Least squares of t0 + L t1 through (layers, seconds); a line through 0 where t0 would be negative."""
+    layers, times = [one[0] for one in seconds], [one[1] for one in seconds]
+    per_layer, around = statistics.linear_regression(layers, times)
+    if around < 0:
+        per_layer, around = statistics.linear_regression(layers, times, proportional=True)
+    return LayerTime(around=around, per_layer=per_layer)
 
 
 def median_iqr(values: Sequence[float]) -> tuple[float, float]:
@@ -73,6 +134,20 @@ def median_iqr(values: Sequence[float]) -> tuple[float, float]:
         return values[0], 0.0
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return middle, high - low
+
+
+def median_interval(values: Sequence[float], *, level: float = LEVEL) -> Interval:
+    """The median between two order statistics that enclose the true one in at least ``level`` of all cases (sign test).
+
+    The narrowest such pair; where even the extremes enclose it less often (fewer than 6 values for 95 %), those, and the
+    interval's ``level`` says how often: 1 - 2 P(Binomial(n, 1/2) < rank).
+    """
+    ordered, n = sorted(values), len(values)
+    rank, outside = 1, 2 * 0.5**n
+    while rank < (n + 1) // 2 and outside + 2 * math.comb(n, rank) * 0.5**n <= 1 - level:
+        outside += 2 * math.comb(n, rank) * 0.5**n
+        rank += 1
+    return Interval(value=statistics.median(ordered), low=ordered[rank - 1], high=ordered[n - rank], level=1 - outside)
 
 
 def speed(
@@ -86,7 +161,7 @@ def speed(
     warmup: int = 1,
     seed: int = 0,
 ) -> Speed:
-    """Measure both models in turns.
+    """Measure both models in turns, and the teacher at two smaller depths for the bound.
 
     Args:
         teacher, student: views of two models; the models are run directly, not replayed.
@@ -95,31 +170,27 @@ def speed(
     Raises:
         ValueError: a count below 1 (``warmup``: below 0), models on different devices, or a model that returns no cache.
     """
-    for name, value, least in (
-        ("batch_size", batch_size, 1),
-        ("prompt_length", prompt_length, 1),
-        ("new_tokens", new_tokens, 1),
-        ("rounds", rounds, 1),
-        ("warmup", warmup, 0),
-    ):
-        if value < least:
-            raise ValueError(f"{name}={value} needs at least {least}")
     if teacher.device != student.device:
         raise ValueError(
             f"teacher on {teacher.device}, student on {student.device}: put both on one device to compare their speed"
         )
-    generator = torch.Generator().manual_seed(seed)
-    ids_BT = torch.randint(teacher.config.vocab_size, (batch_size, prompt_length), generator=generator).to(teacher.device)
-    models = (teacher.model, student.model)
-    measured: tuple[list[tuple[float, float, int | None]], ...] = ([], [])
-    for index in range(warmup + rounds):
-        for which in (0, 1) if index % 2 == 0 else (1, 0):
-            one = _round(models[which], ids_BT, new_tokens)
-            if index >= warmup:
-                measured[which].append(one)
+    shallow = at_depths(teacher)
+    models = [teacher.model, student.model, *shallow.values()]
+    measured = in_turns(
+        models,
+        batch_size=batch_size,
+        prompt_length=prompt_length,
+        new_tokens=new_tokens,
+        rounds=rounds,
+        warmup=warmup,
+        seed=seed,
+    )
+    ours, theirs, *others = measured
+    depths = [AtDepth(layers=n, prefill=one.prefill, decode=one.decode) for n, one in zip(shallow, others, strict=True)]
     return Speed(
-        teacher=_rates(measured[0]),
-        student=_rates(measured[1]),
+        teacher=ours,
+        student=theirs,
+        depths=tuple(depths),
         teacher_layers=teacher.n_layers,
         student_layers=student.n_layers,
         batch_size=batch_size,
@@ -131,14 +202,69 @@ def speed(
     )
 
 
+def at_depths(view: DecoderView) -> dict[int, Any]:
+    """The model with its first layer alone and with its first half, by layers: stock models that share its weights.
+
+    Depths that the family cannot be left with are missing.
+    """
+    from shoal.surgery.cut import cut
+
+    found: dict[int, Any] = {}
+    for n in sorted({1, view.n_layers // 2} - {0, view.n_layers}):
+        gone = frozenset(Unit("layer", layer) for layer in range(n, view.n_layers))
+        try:
+            found[n] = cut(view, Student(removed=gone))
+        except ValueError:  # a family with a period, say; the bound then rests on fewer depths
+            continue
+    return found
+
+
+def in_turns(
+    models: Sequence[Any],
+    *,
+    batch_size: int = 1,
+    prompt_length: int = 128,
+    new_tokens: int = 32,
+    rounds: int = 9,
+    warmup: int = 1,
+    seed: int = 0,
+) -> list[Rates]:
+    """Rates of any number of models on one device, in rounds whose order swaps; the prompts fit the smallest vocabulary.
+
+    Raises:
+        ValueError: as :func:`speed`.
+    """
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("prompt_length", prompt_length, 1),
+        ("new_tokens", new_tokens, 1),
+        ("rounds", rounds, 1),
+        ("warmup", warmup, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{name}={value} needs at least {least}")
+    n_vocab = min(model.get_input_embeddings().num_embeddings for model in models)
+    device = models[0].get_input_embeddings().weight.device
+    generator = torch.Generator().manual_seed(seed)
+    ids_BT = torch.randint(n_vocab, (batch_size, prompt_length), generator=generator).to(device)
+    measured: list[list[tuple[float, float]]] = [[] for _ in models]
+    order = range(len(models))
+    for index in range(warmup + rounds):
+        for which in order if index % 2 == 0 else reversed(order):
+            one = _round(models[which], ids_BT, new_tokens)
+            if index >= warmup:
+                measured[which].append(one)
+    peaks = [_peak(model, ids_BT) for model in models]
+    return [
+        Rates(prefill=tuple(p for p, _ in one), decode=tuple(d for _, d in one), peak_bytes=peak)
+        for one, peak in zip(measured, peaks, strict=True)
+    ]
+
+
 @torch.inference_mode()
-def _round(model: Any, ids_BT: Tensor, new_tokens: int) -> tuple[float, float, int | None]:
-    """Prefill and decode rates of one model, tokens per second, and its peak memory on CUDA."""
+def _round(model: Any, ids_BT: Tensor, new_tokens: int) -> tuple[float, float]:
+    """Prefill and decode rates of one model, tokens per second."""
     device = ids_BT.device
-    before = 0
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
     started = _now(device)
     out = model(input_ids=ids_BT, use_cache=True, **_last_logits_only(model))
     next_B1 = out.logits[:, -1:].argmax(-1)
@@ -151,12 +277,21 @@ def _round(model: Any, ids_BT: Tensor, new_tokens: int) -> tuple[float, float, i
         out = model(input_ids=next_B1, past_key_values=out.past_key_values, use_cache=True)
         next_B1 = out.logits[:, -1:].argmax(-1)
     done = _now(device)
-    peak = None
-    if device.type == "cuda":
-        weights = sum(p.numel() * p.element_size() for p in model.parameters())
-        peak = torch.cuda.max_memory_allocated(device) - before + weights
     n_samples, n_prompt = ids_BT.shape
-    return n_samples * n_prompt / (prefilled - started), n_samples * new_tokens / (done - prefilled), peak
+    return n_samples * n_prompt / (prefilled - started), n_samples * new_tokens / (done - prefilled)
+
+
+@torch.inference_mode()
+def _peak(model: Any, ids_BT: Tensor) -> int:
+    """Bytes of the weights, and of the most that prefill and one step hold at a time."""
+
+    def run() -> None:
+        out = model(input_ids=ids_BT, use_cache=True, **_last_logits_only(model))
+        model(input_ids=out.logits[:, -1:].argmax(-1), past_key_values=out.past_key_values, use_cache=True)
+
+    weights = {id(p): p for p in model.parameters()}.values()
+    held = [*weights, *model.buffers(), ids_BT]
+    return sum(p.numel() * p.element_size() for p in weights) + peak_bytes(run, held=held, device=ids_BT.device)
 
 
 def _now(device: torch.device) -> float:
@@ -169,11 +304,6 @@ def _last_logits_only(model: Any) -> dict[str, int]:
     """As ``generate`` does: prefill needs the logits of the last position only, where the family can leave out the rest."""
     forward: Callable[..., Any] = model.forward
     return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(forward).parameters else {}
-
-
-def _rates(measured: Sequence[tuple[float, float, int | None]]) -> Rates:
-    prefill, decode, peaks = zip(*measured, strict=True)
-    return Rates(prefill=prefill, decode=decode, peak_bytes=None if peaks[0] is None else max(peaks))
 
 
 def _ratios(student: Sequence[float], teacher: Sequence[float]) -> tuple[float, ...]:

@@ -11,7 +11,7 @@ from shoal.evaluate.evaluation import Evaluation, Measured
 from shoal.evaluate.figures import count, in_bytes, number
 from shoal.evaluate.generate import Generation
 from shoal.evaluate.positions import ByPosition
-from shoal.evaluate.speed import Speed, median_iqr
+from shoal.evaluate.speed import Phase, Speed, median_iqr
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,6 +36,8 @@ def rows(evaluation: Evaluation) -> list[Row]:
         Row("parameters", count(a.parameters), count(b.parameters), _share(b.parameters, a.parameters)),
         Row("weights", in_bytes(a.weight_bytes), in_bytes(b.weight_bytes), _share(b.weight_bytes, a.weight_bytes)),
     ]
+    if a.file_bytes and b.file_bytes:
+        lines.append(Row("weight files", in_bytes(a.file_bytes), in_bytes(b.file_bytes), _share(b.file_bytes, a.file_bytes)))
     if a.macs_per_token is not None and b.macs_per_token is not None:
         change = _share(b.macs_per_token, a.macs_per_token)
         lines.append(Row(f"MACs per token at {a.context} tokens", count(a.macs_per_token), count(b.macs_per_token), change))
@@ -61,13 +63,17 @@ def _speed_rows(speed: Speed) -> list[Row]:
     work = f"batch {speed.batch_size}, {speed.dtype}, {speed.device}"
     lines = []
     for verb, n in (("prefill", speed.prompt_length), ("decode", speed.new_tokens)):
+        phase: Phase = "prefill" if verb == "prefill" else "decode"
         ours, theirs = (_spread(getattr(one, verb)) for one in (speed.teacher, speed.student))
-        median, iqr = median_iqr(getattr(speed, f"{verb}_ratios"))
+        ratio = speed.ratio(phase)
         label = f"{verb} tokens/s, median ± IQR ({n} tokens, {work})"
-        lines.append(Row(label, ours, theirs, f"x {median:.2f} ± {iqr:.2f}, L/L' = {speed.bound:.2f}"))
+        change = f"x {ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f}), bound {speed.bound(phase):.2f}"
+        lines.append(Row(label, ours, theirs, change))
+    first = [1000 * speed.first_token_seconds(one) for one in (speed.teacher, speed.student)]
+    lines.append(Row("time to first token, ms", number(first[0]), number(first[1]), _share(first[1], first[0])))
     if speed.teacher.peak_bytes and speed.student.peak_bytes:
         a, b = speed.teacher.peak_bytes, speed.student.peak_bytes
-        lines.append(Row("peak memory", in_bytes(a), in_bytes(b), _share(b, a)))
+        lines.append(Row("peak memory of prefill and one step", in_bytes(a), in_bytes(b), _share(b, a)))
     return lines
 
 

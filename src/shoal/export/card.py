@@ -132,7 +132,7 @@ def _figures(evaluation: Evaluation) -> str:
         speed = evaluation.speed
         note += (
             f" Speed: {len(speed.teacher.decode)} rounds in turns, CPU threads: {speed.n_threads}; "
-            "L/L' is the ratio if only layers cost time."
+            "the bound is what removing layers can give on that machine, from the teacher's own time per layer."
         )
     return "## Figures\n\n" + "\n".join(lines) + f"\n\n{note}"
 

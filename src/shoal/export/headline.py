@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shoal.evaluate import Benchmark, Evaluation
-from shoal.evaluate.speed import Speed, median_iqr
+from shoal.evaluate.speed import Phase, Speed
 from shoal.plan import Plan
 
 
@@ -77,7 +77,7 @@ def _cost(evaluation: Evaluation, tasks: Benchmark | None) -> tuple[Fact, ...]:
 
 def _gain(evaluation: Evaluation) -> tuple[Fact, ...]:
     ours, theirs = evaluation.teacher.cost, evaluation.student.cost
-    facts = [_rate(evaluation.speed, verb) for verb in ("decode", "prefill")] if evaluation.speed else []
+    facts = [_rate(evaluation.speed, "decode"), _rate(evaluation.speed, "prefill")] if evaluation.speed else []
     facts.append(
         Fact(
             "Weights",
@@ -91,11 +91,12 @@ def _gain(evaluation: Evaluation) -> tuple[Fact, ...]:
     return tuple(facts)
 
 
-def _rate(speed: Speed, verb: str) -> Fact:
-    middle, spread = median_iqr(getattr(speed, f"{verb}_ratios"))
-    label = {"decode": "Decoding speed", "prefill": "Prefill speed"}[verb]
-    note = f"± {spread:.2f} (interquartile, {len(speed.teacher.decode)} rounds, {speed.device}); L/L' is {speed.bound:.2f}"
-    return Fact(label, f"x {middle:.2f}", note)
+def _rate(speed: Speed, phase: Phase) -> Fact:
+    ratio = speed.ratio(phase)
+    label = {"decode": "Decoding speed", "prefill": "Prefill speed"}[phase]
+    rounds = f"{len(speed.teacher.decode)} rounds, {speed.device}"
+    note = f"{ratio.low:.2f} to {ratio.high:.2f} ({rounds}); bound {speed.bound(phase):.2f}"
+    return Fact(label, f"x {ratio.value:.2f}", note)
 
 
 def _times(student: float, teacher: float) -> str:

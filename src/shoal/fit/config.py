@@ -11,7 +11,7 @@ from shoal.types import Record
 FEWEST_TOKENS = 200_000
 TOKENS_PER_INPUT = 64
 
-RepairName = Literal["none", "auto", "magnitude", "map", "bias", "refit", "sweep"]
+RepairName = Literal["none", "auto", "magnitude", "map", "bias", "refit", "sweep", "patch"]
 
 REPAIRS: dict[RepairName, str] = {
     "none": "plain removal",
@@ -21,8 +21,13 @@ REPAIRS: dict[RepairName, str] = {
     "bias": "the biases of the last kept layer, where the family has them",
     "refit": "the maps of the last kept layer before each cut",
     "sweep": "the maps of that layer and of every kept layer after it, front to back",
+    "patch": "the replacement itself, with --replace linear, free, hadamard or rotation",
 }
 """What every repair does, in one line; help and docs read it. :data:`shoal.fit.table.FITS` holds what they run."""
+
+
+PATCHES = ("linear", "free", "hadamard", "rotation")
+"""The replacements whose values have a closed form."""
 
 
 class FitConfig(Record):

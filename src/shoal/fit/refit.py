@@ -13,10 +13,12 @@ from torch import Tensor
 
 from shoal.decoder import DecoderView, Student
 from shoal.fit.config import REPAIRS, FitConfig, RepairName
+from shoal.fit.patches import fit_patches
 from shoal.fit.result import CannotRefit, FitResult
 from shoal.fit.sweep import Swept
 from shoal.fit.table import FITS
 from shoal.plan import Plan, Refit
+from shoal.replace import student_of, values_of
 from shoal.text.samples import Samples
 from shoal.types import nearest
 from shoal.workers import ALONE, Workers
@@ -63,6 +65,8 @@ def fit_plan(
     if repair not in known:
         raise ValueError(f"unknown repair {repair!r}; {nearest(repair, known)} (or none)")
     plan = without_refits(plan)
+    if repair == "patch":
+        return _fit_patches(view, plan, samples, batch_size=batch_size, config=config, quality=quality, progress=progress)
     started = time.monotonic()
     student = Student(removed=plan.dropped_units, name="without repair")
     try:
@@ -120,6 +124,37 @@ def _fit(
     after_layer = None if progress is None else lambda layer: progress(layer + 1, n_layers)
     batches = samples.batches(batch_size)
     return fit(view, plan, student, batches, config=config, after_layer=after_layer, workers=workers)
+
+
+def _fit_patches(
+    view: DecoderView,
+    plan: Plan,
+    samples: Samples,
+    *,
+    batch_size: int,
+    config: FitConfig,
+    quality: Quality | None,
+    progress: Callable[[int, int], None] | None,
+) -> FittedPlan:
+    """Closed-form values of the plan's replacements; where they are worse than none of them, the start stands."""
+    started = time.monotonic()
+    student = replace(student_of(view, plan), name="without repair")
+    last = max((edit.start for edit in plan.replacements), default=0)
+    after_layer = None if progress is None else lambda layer: progress(min(layer, last) + 1, last + 1)
+    found = fit_patches(view, student, samples.batches(batch_size), config=config, after_layer=after_layer)
+    result = FitResult(
+        repair="patch",
+        layers=found.layers,
+        n_samples=samples.n_samples,
+        n_tokens=samples.n_tokens,
+        data=samples.data,
+        data_hash=samples.data_hash,
+        seconds=time.monotonic() - started,
+    )
+    if quality is not None:
+        before, after = quality([student, replace(found.student, name="repaired")])
+        result = result.model_copy(update=dict(kl_before=before, kl_after=after, kept=after < before))
+    return FittedPlan(plan, values_of(found.student.attached) if result.kept else {}, result)
 
 
 def without_refits(plan: Plan) -> Plan:

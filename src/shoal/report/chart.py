@@ -18,7 +18,7 @@ MARKERS: tuple[Marker, ...] = ("circle", "square", "triangle", "diamond", "arrow
 
 @dataclass(frozen=True)
 class Point:
-    """One value with its interval, and what is said about it when it is pointed at."""
+    """One value with its interval, and what is said where it is pointed at; without words it is only a bend of a line."""
 
     x: float
     y: float

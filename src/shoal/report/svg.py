@@ -118,7 +118,7 @@ def _series(one: Series, points: Sequence[Point], *, x: Scale, y: Scale, size: f
                 )
             except ValueError:  # a lower end that a logarithmic axis cannot show
                 continue
-    return tag("g", line, bars, [_marker(one.style, x(p.x), y(p.y), p.tip, size=size) for p in points])
+    return tag("g", line, bars, [_marker(one.style, x(p.x), y(p.y), p.tip, size=size) for p in points if p.tip])
 
 
 def _interval(x: Scale, point: Point, y: float, style: int) -> Html | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shoal.plan import Plan, Size
-from shoal.run.stages import VALUES
+from shoal.run.train import read_values
 from shoal.types import Batch
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ def apply_plan(
     """Write the checkpoint that a plan describes.
 
     Args:
-        plan_file: ``plan.json``, perhaps edited by hand; ``fit.safetensors`` beside it holds the values of replacements.
+        plan_file: ``plan.json``, perhaps edited by hand; its values are beside it, in ``train.safetensors`` where they were
+            trained, else in ``fit.safetensors``.
         out: new or empty folder.
         model: the source, when it is not where the plan says.
     Raises:
@@ -58,15 +59,13 @@ def apply_plan(
 
 
 def _apply_in_memory(plan: Plan, folder: Path, source: Path, out: Path, *, device: str, trust_remote_code: bool) -> Applied:
-    from safetensors.torch import load_file
-
     from shoal.decoder import DecoderView
     from shoal.decoder.open import open_model
     from shoal.replace import student_of
     from shoal.surgery.verify import verify
     from shoal.surgery.write import is_bundled, write
 
-    values = load_file(str(folder / VALUES)) if (folder / VALUES).exists() else {}
+    values = read_values(folder)
     opened = open_model(source, device=device, trust_remote_code=trust_remote_code)
     view = DecoderView(opened.model)
     student = student_of(view, plan, values)

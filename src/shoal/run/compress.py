@@ -12,7 +12,8 @@ from shoal.run.fit import fit_stage
 from shoal.run.folder import RunFolder
 from shoal.run.inputs import Inputs, Progress, open_inputs, silent, versions
 from shoal.run.report import report_stage
-from shoal.run.stages import evaluate_stage, needs_scan, plan_stage, save_stage, scan_stage, train_stage
+from shoal.run.stages import evaluate_stage, needs_scan, plan_stage, save_stage, scan_stage
+from shoal.run.train import train_stage
 from shoal.types import write_atomically
 from shoal.workers import join
 
@@ -87,7 +88,7 @@ def run_stages(inputs: Inputs, folder: RunFolder, *, command: str = "", progress
     plan = plan_stage(inputs, folder, found, progress=progress)
     repaired = fit_stage(inputs, folder, plan, progress=progress)
     plan = repaired.plan
-    fitted = train_stage(inputs, folder, plan, refits=repaired.values, progress=progress)
+    fitted = train_stage(inputs, folder, plan, values=repaired.values, progress=progress)
     model = save_stage(inputs, folder, plan, fitted)
     evaluation = evaluate_stage(inputs, folder, plan, fitted, command=command, progress=progress)
     inputs.workers.on_first(lambda: write_atomically(recipe_file, recipe))

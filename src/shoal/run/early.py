@@ -16,14 +16,18 @@ def check_recipe(recipe: Recipe, out: Path) -> None:
     """Before anything is loaded.
 
     Raises:
-        ValueError: a budget that cannot be read, a score that no scan measures, or ``out`` inside the model's folder.
+        ValueError: a budget that cannot be read, a score that no scan measures, an unknown objective, or ``out`` inside the
+            model's folder.
     """
     from shoal.run.stages import budget_of
     from shoal.scan.tokens import TOKENS
     from shoal.score.pairwise import CRITERIA
     from shoal.select.wanted import PATCHED
+    from shoal.train.objectives import weighted_sum
 
     budget_of(recipe)
+    for stage in recipe.train.schedule():
+        weighted_sum(stage.objective)
     known = [f"{criterion}/{tokens}" for criterion in CRITERIA for tokens in TOKENS]
     known += ["cka/rest"] if "cka" in recipe.observers else []
     if recipe.by == PATCHED and (recipe.select != "span" or recipe.rounds > 1):

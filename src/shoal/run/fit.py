@@ -36,6 +36,7 @@ def fit_stage(inputs: Inputs, folder: RunFolder, plan: Plan, *, progress: Progre
     """
     from safetensors.torch import load_file, save
 
+    from shoal.fit.put_back import as_removal, put_back
     from shoal.fit.refit import fit_plan, without_refits
     from shoal.fit.result import FitResult
     from shoal.plan import Plan
@@ -50,11 +51,11 @@ def fit_stage(inputs: Inputs, folder: RunFolder, plan: Plan, *, progress: Progre
         values = load_file(str(folder / VALUES)) if (folder / VALUES).exists() else {}
         return Repaired(Plan.load(folder / "plan.json"), values, FitResult.load(folder / "fit.json"))
     started = time.monotonic()
-    folder.forget(["train"])  # of an earlier recipe; its files have the same names
     judge = oracle(inputs, inputs.selection, what="check the repair", progress=progress)
+    of_modules = repair == "patch"  # all others set what is there without the replacements
     fitted = fit_plan(
         inputs.view,
-        cut,
+        cut if of_modules else as_removal(cut),
         inputs.fitting,
         repair=repair,
         batch_size=inputs.batch_size,
@@ -63,6 +64,8 @@ def fit_stage(inputs: Inputs, folder: RunFolder, plan: Plan, *, progress: Progre
         progress=lambda done, total: progress(repair, done, total),
         workers=inputs.workers,
     )
+    if cut.replacements and not of_modules:
+        fitted = put_back(inputs.view, cut, fitted)
 
     def write() -> None:
         fitted.result.save(folder / "fit.json")

@@ -45,9 +45,11 @@ def edits_key(plan: Plan) -> str:
     return stable_hash(plan.source_hash, [edit.model_dump(mode="json") for edit in plan.edits])
 
 
-def fit_key(inputs: Inputs, plan: Plan) -> str:
-    texts = (inputs.training.data_hash, inputs.selection.data_hash)
-    return stable_hash("train", inputs.model_key, edits_key(plan), texts, inputs.recipe.train.model_dump(mode="json"))
+def train_key(inputs: Inputs, plan: Plan, values: Mapping[str, Tensor]) -> str:
+    """``values``: those that training starts from."""
+    texts, config = (inputs.training.data_hash, inputs.selection.data_hash), inputs.recipe.training()
+    how = None if config is None else config.model_dump(mode="json")
+    return stable_hash("train", inputs.model_key, edits_key(plan), _hashes(values), texts, how)
 
 
 def repair_key(inputs: Inputs, cut: Plan) -> str:
@@ -63,9 +65,12 @@ def _how_fitted(recipe: Recipe) -> str:
 
 def save_key(inputs: Inputs, plan: Plan, values: Mapping[str, Tensor]) -> str:
     """``values``: of the plan's replacements and refits."""
-    hashes = sorted((name, stable_hash(value.float().cpu().numpy().tobytes())) for name, value in values.items())
-    return stable_hash("model", inputs.model_key, edits_key(plan), hashes)
+    return stable_hash("model", inputs.model_key, edits_key(plan), _hashes(values))
 
 
 def evaluation_key(inputs: Inputs, plan: Plan, values: Mapping[str, Tensor]) -> str:
     return stable_hash("evaluation", save_key(inputs, plan, values), inputs.evaluation.data_hash)
+
+
+def _hashes(values: Mapping[str, Tensor]) -> list[tuple[str, str]]:
+    return sorted((name, stable_hash(value.float().cpu().numpy().tobytes())) for name, value in values.items())

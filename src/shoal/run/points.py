@@ -14,7 +14,8 @@ from shoal.run.folder import RunFolder
 from shoal.run.inputs import Inputs, Progress, window_of
 from shoal.run.keys import evaluation_key
 from shoal.run.methods import is_plain, slug
-from shoal.run.stages import needs_scan, oracle, plan_stage, train_stage
+from shoal.run.stages import needs_scan, oracle, plan_stage
+from shoal.run.train import train_stage
 from shoal.types import stable_hash, write_atomically
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def make_cut(
         student = student_of(inputs.view, plan)
     else:
         repaired = fit_stage(inputs, own, plan, progress=step)
-        fitted = train_stage(inputs, own, repaired.plan, refits=repaired.values, progress=step)
+        fitted = train_stage(inputs, own, repaired.plan, values=repaired.values, progress=step)
         plan, student, values = repaired.plan, fitted.student, fitted.values
     key = stable_hash("point", evaluation_key(inputs, plan, values), bench.key)
     return Cut(method, n_net, own, key, plan, student, time.monotonic() - started)

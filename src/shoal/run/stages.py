@@ -1,4 +1,4 @@
-"""The stages of a run: scan, plan, train, save, evaluate; fit.py has the one before train.
+"""The stages of a run: scan, plan, save, evaluate; between plan and save come those of fit.py and train.py.
 
 Each reads its inputs, writes its files, and can be read back.
 
@@ -17,11 +17,11 @@ from shoal.run.candidates import patch_table_of, repairer
 from shoal.run.evaluate import against_teacher
 from shoal.run.folder import RunFolder
 from shoal.run.inputs import Inputs, Progress, silent
-from shoal.run.keys import choice_key, evaluation_key, fit_key, save_key, scan_key, unopened_choice_key
+from shoal.run.keys import choice_key, evaluation_key, save_key, scan_key, unopened_choice_key
 from shoal.types import Batch, write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -256,50 +256,6 @@ class Fitted:
     student: Student
     values: dict[str, Tensor]
     results: tuple[TrainResult, ...]
-
-
-def train_stage(
-    inputs: Inputs, folder: RunFolder, plan: Plan, *, refits: Mapping[str, Tensor] | None = None, progress: Progress = silent
-) -> Fitted:
-    """``fit.safetensors`` and ``train/``: values of the plan's replacements. Nothing to do where it has none.
-
-    Args:
-        refits: values of the plan's refits; a plan has these or replacements.
-    """
-    from safetensors.torch import load_file, save
-
-    from shoal.replace import student_of
-    from shoal.train.plan import train_plan
-    from shoal.train.result import TrainResults
-
-    if not plan.replacements:
-        return Fitted(student_of(inputs.view, plan, refits), dict(refits or {}), ())
-    key = fit_key(inputs, plan)
-    if folder.is_done("train", key):
-        values = load_file(str(folder / VALUES))
-        return Fitted(student_of(inputs.view, plan, values), values, TrainResults.load(folder / "fit.json").results)
-    started = time.monotonic()
-    folder.workers.on_first(lambda: claim(folder, "train", key))
-    judge = oracle(inputs, inputs.selection, what="validate", progress=silent)
-    trained = train_plan(
-        inputs.view,
-        plan,
-        training=inputs.training,
-        selection=inputs.selection,
-        config=inputs.recipe.train,
-        folder=folder / "train",
-        quality=lambda student: judge.measure([student])[0].kl,
-        progress=lambda step, n_steps, loss: progress("train", step, n_steps),
-        workers=inputs.workers,
-    )
-
-    def write() -> None:
-        write_atomically(folder / VALUES, save({name: value.contiguous().cpu() for name, value in trained.values.items()}))
-        TrainResults(results=trained.results).save(folder / "fit.json")
-
-    inputs.workers.on_first(write)
-    folder.finish("train", key, seconds=time.monotonic() - started, files=[VALUES, "fit.json", "train"])
-    return Fitted(trained.student, trained.values, trained.results)
 
 
 def claim(folder: RunFolder, name: str, key: str) -> None:

@@ -16,6 +16,9 @@ MOST_LR = 8e-3
 
 DEFAULT_OBJECTIVE = "hidden_mse"
 
+POLISH = {"hidden": DEFAULT_OBJECTIVE, "kl": "forward_kl"}
+"""What ``--polish`` trains for. docs/repair.md has the figures behind it."""
+
 
 class Stage(Record):
     """One stretch of training: an objective, its text and its learning rates.

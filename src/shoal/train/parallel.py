@@ -28,8 +28,7 @@ def data_parallel(trainees: nn.Module, workers: Workers, *, device: torch.device
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.utils import DistributedType
 
-    # experts that no token of a worker was sent to have no gradient there
-    options = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)
+    options = DistributedDataParallelKwargs(find_unused_parameters=_has_single_experts(trainees))
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no", kwargs_handlers=[options])
     if accelerator.distributed_type not in (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise ValueError(
@@ -37,6 +36,11 @@ def data_parallel(trainees: nn.Module, workers: Workers, *, device: torch.device
             "or with accelerate launch --multi_gpu"
         )
     return cast(nn.Module, accelerator.prepare_model(trainees, device_placement=False))
+
+
+def _has_single_experts(trainees: nn.Module) -> bool:
+    """True where experts are modules of their own: one that no token of a worker was sent to has no gradient there at all."""
+    return any(isinstance(one, nn.ModuleList) and name.endswith("experts") for name, one in trainees.named_modules())
 
 
 def without_exchange(trainees: nn.Module) -> AbstractContextManager[None]:

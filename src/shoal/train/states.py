@@ -90,6 +90,7 @@ class Rounds:
         self._view, self._n_bytes = view, n_bytes
         self._held: Spill | None = None
         self._key: tuple[object, ...] = ()
+        self._asked: Asked | None = None  # keeps the students alive whose ids are in the key
         self.n_readings = 0
 
     def ahead(self, steps: Steps, asked: Asked) -> Iterator[tuple[int, list[Batch]]]:
@@ -119,7 +120,7 @@ class Rounds:
         if self._held is not None:
             self._held.close()  # before the next round takes its share of what is free
         self._held, self._key = Spill(self._view.residency.state_bytes), key
-        self._asked = asked  # keeps the students alive whose ids are in the key
+        self._asked = asked
         read_round(self._view, batches, asked, into=self._held)
         self.n_readings += 1
 

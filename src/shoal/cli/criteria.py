@@ -1,0 +1,53 @@
+"""The verb ``criteria``: do scores choose the same layers, and does the text decide?"""
+
+from __future__ import annotations
+
+from typing import Annotated, Optional
+
+import typer
+
+from shoal.cli.options import Device, Drop, Dtype, Json, Length, Model, Protect, Remote, Resident, Samples, Seed, with_options
+
+
+def criteria(
+    model: Model,
+    drop: Drop = None,
+    text: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--text", help="A corpus, as for shoal scan; again: one more.  [default: the bundled sample]"),
+    ] = None,
+    samples: Samples = None,
+    length: Length = None,
+    protect: Protect = None,
+    seed: Seed = None,
+    device: Device = "cpu",
+    dtype: Dtype = None,
+    resident: Resident = "auto",
+    trust_remote_code: Remote = False,
+    json: Json = False,
+) -> None:
+    """Compare criteria over corpora: cosine, angle, block influence, perplexity of the cut model; overlap and cost."""
+    from shoal.cli.console import Screen
+    from shoal.evaluate.criteria import choices_table, overlap_table
+    from shoal.run.criteria import compare_criteria
+
+    screen = Screen(as_json=json)
+    chosen = with_options(
+        "default", model=model, drop=drop, samples=samples, length=length, protect=protect, seed=seed, replace="none"
+    )
+    if not text:
+        screen.say("Text: the bundled sample of public-domain books (give your own with --text)")
+    with screen.progress():
+        found = compare_criteria(
+            chosen,
+            text or (),
+            device=device,
+            dtype=dtype,
+            resident=resident,
+            trust_remote_code=trust_remote_code,
+            progress=screen.step,
+        )
+    screen.show(choices_table(found))
+    for shape in ("span", "lowest"):
+        screen.show(overlap_table(found, shape))
+    screen.result(found.model_dump(mode="json"))

@@ -1,0 +1,69 @@
+"""A closed-form repair of a plan with replacements: fitted on the plain removal that the untrained replacements equal.
+
+A replacement that inherits starts as the first layers of its span, so a repair refits those like any kept layer, and what it
+finds is where the replacement's training starts. One that starts as the identity is no layer yet: the layers around it are
+refitted without it. Fit first, then train: the closed form is exact and cheap, and training goes on from it with everything
+that was put in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from shoal.decoder import DecoderView
+from shoal.fit.refit import FittedPlan
+from shoal.plan import Drop, Plan, Refit, Replace
+from shoal.replace import new_attached, replacement_named, values_of
+
+
+def as_removal(plan: Plan) -> Plan:
+    """The plain removal that a plan equals before anything in it is trained.
+
+    Raises:
+        ValueError: a replacement that starts at random.
+    """
+    edits: list[Drop | Replace | Refit] = []
+    for edit in plan.edits:
+        if isinstance(edit, Replace):
+            gone = tuple(edit.span.layers)[_n_inherited(edit) :]
+            edits += [Drop(indices=gone)] if gone else []
+        else:
+            edits.append(edit)
+    return plan.model_copy(update={"edits": tuple(edits)})
+
+
+def put_back(view: DecoderView, plan: Plan, fitted: FittedPlan) -> FittedPlan:
+    """The plan with its replacements again, where ``fitted`` is the repair of :func:`as_removal` of it.
+
+    Returns:
+        Refits of inherited layers as values of their replacement; the others as they are. The student is the same, bit for bit.
+    """
+    inside = {layer: edit for edit in plan.replacements for layer in tuple(edit.span.layers)[: _n_inherited(edit)]}
+    refits = [edit for edit in fitted.plan.edits if isinstance(edit, Refit)]
+    outside = tuple(edit for edit in refits if edit.layer not in inside)
+    values = {
+        f"refit.{one.layer}.{name}": fitted.values[f"refit.{one.layer}.{name}"] for one in outside for name in one.parameters
+    }
+    for edit in plan.replacements:
+        own = [one for one in refits if inside.get(one.layer) == edit]
+        if not own:
+            continue
+        state = values_of([new_attached(view, edit)])
+        for one in own:
+            at = "layer." if _n_inherited(edit) == 1 else f"{one.layer - edit.start}.layer."
+            for name in one.parameters:
+                key = f"replace.{edit.start}-{edit.stop}.{at}{name}"
+                assert key in state, f"{key} is not among {sorted(state)}"
+                state[key] = fitted.values[f"refit.{one.layer}.{name}"]
+        values.update(state)
+    return replace(fitted, plan=plan.model_copy(update={"edits": (*plan.edits, *outside)}), values=values)
+
+
+def _n_inherited(edit: Replace) -> int:
+    found = replacement_named(edit.replacement, edit.options)
+    if found.starts_as == "random":
+        raise ValueError(
+            f"the replacement {edit.replacement!r} of {edit.span} starts at random, so there is no student to repair yet; "
+            "use --repair none, or a replacement that starts as the identity or as a layer"
+        )
+    return found.n_inherited

@@ -1,0 +1,79 @@
+"""The stage after the fit: what the plan put in is trained, in ``train/``, ``train.json`` and ``train.safetensors``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shoal.run.folder import RunFolder
+from shoal.run.inputs import Inputs, Progress, silent
+from shoal.run.keys import train_key
+from shoal.run.stages import VALUES, Fitted, claim, oracle
+from shoal.types import write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from shoal.plan import Plan
+
+TRAINED = "train.safetensors"
+
+
+def train_stage(
+    inputs: Inputs, folder: RunFolder, plan: Plan, *, values: Mapping[str, Tensor] | None = None, progress: Progress = silent
+) -> Fitted:
+    """Polish a plan as the recipe asks; with ``polish: none`` its values stand as they are.
+
+    Args:
+        values: of the plan's refits and replacements, where training starts.
+    """
+    from safetensors.torch import load_file, save
+
+    from shoal.replace import student_of
+    from shoal.train.plan import train_plan
+    from shoal.train.result import TrainResults
+
+    values = dict(values or {})
+    config = inputs.recipe.training()
+    if config is None or not (plan.replacements or values):  # a repair that was undone leaves nothing to polish
+        if "train" in folder.record.stages:
+            folder.is_done("train", "none")  # refused without --overwrite, else forgotten
+        return Fitted(student_of(inputs.view, plan, values), values, ())
+    key = train_key(inputs, plan, values)
+    if folder.is_done("train", key):
+        found = load_file(str(folder / TRAINED))
+        return Fitted(student_of(inputs.view, plan, found), found, TrainResults.load(folder / "train.json").results)
+    started = time.monotonic()
+    folder.workers.on_first(lambda: claim(folder, "train", key))
+    judge = oracle(inputs, inputs.selection, what="validate", progress=silent)
+    trained = train_plan(
+        inputs.view,
+        plan,
+        training=inputs.training,
+        selection=inputs.selection,
+        config=config,
+        values=values,
+        folder=folder / "train",
+        quality=lambda student: judge.measure([student])[0].kl,
+        progress=lambda step, n_steps, loss: progress("train", step, n_steps),
+        workers=inputs.workers,
+    )
+
+    def write() -> None:
+        write_atomically(folder / TRAINED, save({name: value.contiguous().cpu() for name, value in trained.values.items()}))
+        TrainResults(results=trained.results).save(folder / "train.json")
+
+    inputs.workers.on_first(write)
+    folder.finish("train", key, seconds=time.monotonic() - started, files=[TRAINED, "train.json", "train"])
+    return Fitted(trained.student, trained.values, trained.results)
+
+
+def read_values(folder: Path) -> dict[str, Tensor]:
+    """Values beside a plan: the trained ones where they were, else those of the closed form; none where there are no files."""
+    from safetensors.torch import load_file
+
+    files = (folder / TRAINED, folder / VALUES)
+    return next((load_file(str(file)) for file in files if file.exists()), {})
