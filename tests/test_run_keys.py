@@ -166,7 +166,7 @@ def test_a_plan_is_what_it_does_not_how_it_was_found():
 
 def test_a_rule_without_measurements_needs_no_calibration_text(base, tmp_path):
     """There is far less text than this number of samples takes."""
-    recipe = load_recipe("uidl-simple", merge(base, {"text": {"samples": 10**6}}))
+    recipe = load_recipe("uidl-simple", merge(base, {"text": {"samples": 10**6}, "replace": "none"}))
     plan = plan_stage(open_inputs(recipe), open_folder(tmp_path), None)
     assert plan.removed_layers == (3, 4)
     with pytest.raises(ValueError, match="too little text"):
