@@ -53,9 +53,8 @@ ROWS: tuple[Row, ...] = (
     ("layer, hidden, one sample a step", True, False, 60_000, FEW),
     ("layer, hidden, one sample a step", True, False, 90_000, FEW),
     ("layer, hidden, four samples a step", True, False, 300_000, {}),
-    ("layer, hidden, four samples a step, lr 1e-3", True, False, 300_000, {"lr": 1e-3}),
-    ("layer, hidden, four samples a step, lr 1e-3", True, False, 600_000, {"lr": 1e-3}),
-    ("layer, hidden, the paper's rates", True, False, 600_000, PAPER),
+    ("layer, hidden, lr 1e-3", True, False, 300_000, {"lr": 1e-3}),
+    ("layer, hidden, the paper's rates", True, False, 300_000, PAPER),
 )
 
 
@@ -81,14 +80,14 @@ def main() -> None:
     selection = corpus.samples("selection", n=args.selection, length=args.length)
     measure = open_corpus(args.text, opened.tokenizer).samples("evaluation", n=args.samples, length=args.length, fewest=8)
     oracle, judge = (Oracle(view, one.batches(BATCH)) for one in (measure, selection))
-    start, stop = args.layers[0] - 1, args.layers[-1] + 1
+    first, stop = args.layers[0] - 1, args.layers[-1] + 1
     size = Size(layers=view.n_layers, parameters=sum(p.numel() for p in opened.model.parameters()))
     plans = [
         Plan(
             source=opened.name, source_hash=opened.fingerprint, teacher=opened.name, n_layers=view.n_layers,
             edits=(edit,), before=size, after=size,
         )
-        for edit in (Drop(indices=tuple(args.layers)), Replace(start=start, stop=stop, replacement="layer"))
+        for edit in (Drop(indices=tuple(args.layers)), Replace(start=first, stop=stop, replacement="layer"))
     ]  # fmt: skip
     began = time.monotonic()
     swept = fit_plan(view, plans[0], fit, repair="sweep", batch_size=BATCH)
@@ -113,8 +112,9 @@ def main() -> None:
     for name, replaced, is_swept, tokens, options in ROWS:
         if args.rows not in name:
             continue
-        row = trained(view, starts[replaced, is_swept], training, selection, tokens=tokens, options=options, judge=judge)
-        row = {"repair": name, "tokens": tokens + is_swept * fit.n_tokens, **row, **figures(oracle, row.pop("student"))}
+        start = starts[replaced, is_swept]
+        student, about = trained(view, start, training, selection, tokens=tokens, options=options, judge=judge)
+        row = {"repair": name, "tokens": tokens + is_swept * fit.n_tokens, **about, **figures(oracle, student)}
         rows.append(row)
         print(f"{name:48} {row['tokens']:>8,} tokens  KL {row['kl']:.4f}  {row['seconds']:.0f} s", flush=True)
         args.out.parent.mkdir(exist_ok=True)
@@ -130,10 +130,10 @@ def trained(
     tokens: int,
     options: dict[str, object],
     judge: Oracle,
-) -> dict[str, object]:
-    """A row's training from its start; without tokens the start itself."""
+) -> tuple[Student, dict[str, object]]:
+    """A row's student, trained from its start (without tokens the start itself), and what the training was."""
     if not tokens:
-        return {"student": start, "seconds": 0.0, "steps": 0}
+        return start, {"seconds": 0.0, "steps": 0}
     config = TrainConfig.model_validate({**({} if "stages" in options else {"tokens": tokens}), **options})
     began = time.monotonic()
     (one,) = train_starts(
@@ -141,8 +141,7 @@ def trained(
         quality=lambda student: judge.measure([student])[0].kl,
     )  # fmt: skip
     found = one.result
-    return {
-        "student": one.student,
+    return one.student, {
         "seconds": time.monotonic() - began,
         "steps": found.n_steps,
         "best_step": found.best_step,
@@ -151,8 +150,7 @@ def trained(
     }
 
 
-def figures(oracle: Oracle, student: object) -> dict[str, float]:
-    assert isinstance(student, Student)
+def figures(oracle: Oracle, student: Student) -> dict[str, float]:
     found = oracle.measure([student])[0]
     return {"kl": found.kl, "kl_stderr": found.kl_stderr, "agreement": found.agreement, "perplexity": found.perplexity}
 

@@ -160,6 +160,12 @@ def test_other_text_or_tasks_need_the_users_word(small, swept, tmp_path):
     assert sweep_ratios(methods, tmp_path / "sweep", drop="2", tasks=[quiz(tmp_path)], overwrite=True).tasks
 
 
+def test_layers_read_from_disk_give_the_same_points(small, swept, tmp_path):
+    methods = recipes(small, "none", "uidl", "refit")
+    found = sweep_ratios(methods, tmp_path / "sweep", drop="0..3", tasks=[quiz(tmp_path)], resident="1")
+    assert without_clocks(found) == without_clocks(swept[1])
+
+
 def test_a_trained_replacement_is_a_method(small, tmp_path):
     found = sweep_ratios(recipes(small, "none", "layer"), tmp_path / "sweep", drop="2", n_points=1)
     plain, layer = found.points
@@ -212,6 +218,7 @@ def test_method_names():
     assert method_choice("refit") == ("default", {"repair": "refit", "replace": "none"})
     assert method_choice("layer") == ("default", {"replace": "layer"})
     assert method_choice("uidl+sweep") == ("uidl", {"repair": "sweep"})
+    assert method_choice("refit+kl") == ("default", {"repair": "refit", "polish": "kl", "replace": "none"})
     assert method_choice("mine.yaml") == ("mine.yaml", {})
     assert all(method_choice(name) == (name, {}) for name in RECIPES)
     assert method_choice("swiglu:width=8,layout=code") == ("default", {"replace": "swiglu:width=8,layout=code"})

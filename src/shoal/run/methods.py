@@ -28,18 +28,18 @@ def method_choice(name: str) -> tuple[str, dict[str, str]]:
     from shoal.replace.table import REPLACEMENTS
 
     repairs = set(get_args(Recipe.model_fields["repair"].annotation)) - {"none"}
-    known = {"repair": repairs, "replace": set(REPLACEMENTS)}
+    known = {"repair": repairs, "replace": set(REPLACEMENTS), "polish": {"hidden", "kl"}}
     recipe: str | None = None
     changes: dict[str, str] = {}
     for part in [] if name == "none" else name.split("+"):
         field = next((field for field, names in known.items() if part.split(":")[0] in names), None)
         is_recipe = part in RECIPES or Path(part).suffix in (".yaml", ".yml")
         if field is None and not is_recipe:
-            names = {"none", *RECIPES, *known["repair"], *known["replace"]}
+            names = {"none", *RECIPES}.union(*known.values())
             raise ValueError(f"--methods has no {part!r}; {nearest(part, names)}, or a YAML file")
         if field in changes or (is_recipe and recipe is not None):
             raise ValueError(
-                f"--methods {name!r}: a method has one recipe, one repair and one replacement; {part!r} is one more"
+                f"--methods {name!r}: a method has one recipe, repair, replacement and polish; {part!r} is one more"
             )
         if field is not None:
             changes[field] = part

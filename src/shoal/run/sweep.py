@@ -82,8 +82,6 @@ def sweep_ratios(
     observers = tuple(dict.fromkeys(name for recipe in methods.values() for name in recipe.observers))
     shared = first.model_copy(update={"observers": observers})  # one scan for all
     base = open_inputs(shared, device=device, dtype=dtype, resident=resident, trust_remote_code=trust_remote_code)
-    if base.is_streamed and any(recipe.replace != "none" for recipe in methods.values()):
-        raise ValueError("a replacement cannot be trained in a sweep while layers are read from disk; use --resident all")
     size = model_size(base.view)
     counts = counts_in(drop, size, protected=base.recipe.protected(size.n_layers), n_points=n_points)
     check_counts(methods, counts, base.view, size)
