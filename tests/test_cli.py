@@ -206,7 +206,11 @@ def test_wrong_text_is_one_clear_line(make, world, shoal, tmp_path):
         (["--protect", "0,1,2,3,4,5"], "protect fewer"),
         (["--length", "100000"], "window"),
         (["--samples", "100000"], "needed"),
-        (["--train-tokens", "1000000000"], "needed"),
+        (["--train-tokens", "1000000000", "--replace", "layer"], "needed"),
+        (["--train-tokens", "1000"], "nothing is trained"),
+        (["--replace", "none", "--fit-tokens", "1000"], "--repair auto"),
+        (["--effort", "low"], "default, high"),
+        (["--effort", "high", "--recipe", "uidl"], "two methods"),
         (["--device", "gpu"], "gpu"),
         (["--dtype", "int3"], "int3"),
         (["--text", "nowhere.txt"], "nowhere.txt"),
@@ -350,7 +354,19 @@ def test_help_and_version_work(shoal):
 def test_an_interrupt_says_how_to_go_on(number, world, tmp_path):
     command = [sys.executable, "-c", "from shoal.cli import main; main()", "compress", str(world / "model")]
     command += [
-        str(arg) for arg in ("--out", tmp_path / "run", "--text", world / "text.jsonl", "--length", 16, "--train-tokens", 7000)
+        str(arg)
+        for arg in (
+            "--out",
+            tmp_path / "run",
+            "--text",
+            world / "text.jsonl",
+            "--length",
+            16,
+            "--replace",
+            "layer",
+            "--train-tokens",
+            7000,
+        )
     ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
@@ -364,7 +380,9 @@ def test_an_interrupt_says_how_to_go_on(number, world, tmp_path):
 
 def test_the_model_is_left_as_it_was(world, shoal):
     before = {path.name: path.read_bytes() for path in (world / "model").iterdir()}
-    code, _, err = shoal("compress", world / "model", "--out", "run", "--drop", "2", *options(world), "--train-tokens", 600)
+    code, _, err = shoal(
+        "compress", world / "model", "--out", "run", "--drop", "2", *options(world), "--replace", "layer", "--train-tokens", 600
+    )
     assert code == 0, err
     assert before == {path.name: path.read_bytes() for path in (world / "model").iterdir()}
 

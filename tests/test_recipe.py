@@ -82,3 +82,21 @@ def test_protected_layers_count_from_both_ends():
     assert Recipe(protect=(0, -1, 3)).protected(8) == {0, 7, 3}
     with pytest.raises(ValueError, match="protect=8"):
         Recipe(protect=(8,)).protected(8)
+
+
+def test_who_names_a_replacement_means_it_alone():
+    """The repair of the recipe is for its own plain cut; with both named, both are done."""
+    assert (load_recipe().replace, load_recipe().repair, load_recipe().training()) == ("none", "auto", None)
+    assert load_recipe("default", {"replace": "layer"}).repair == "none"
+    assert load_recipe("default", {"replace": "none"}).repair == "none"
+    assert load_recipe("default", {"replace": "layer", "repair": "sweep"}).repair == "sweep"
+    assert load_recipe("default", {"repair": "map"}).replace == "none"
+    assert load_recipe("high").training() is not None and load_recipe("high").repair == "auto"
+
+
+@pytest.mark.parametrize("start", ["", "recipe: default\n"])
+def test_the_same_holds_in_a_file(start, tmp_path):
+    (tmp_path / "mine.yaml").write_text(start + "replace: layer\n")
+    assert load_recipe(str(tmp_path / "mine.yaml")).repair == "none"
+    (tmp_path / "mine.yaml").write_text(start + "drop: 2\n")
+    assert load_recipe(str(tmp_path / "mine.yaml")).repair == "auto"

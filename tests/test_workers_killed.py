@@ -21,7 +21,9 @@ ROOT = Path(__file__).parent.parent
 @contextmanager
 def job(model, text, out):
     """Three workers that train for a few hundred steps, under PyTorch's launcher; ended with the block."""
-    options = f"{model} --text {text} --out {out} --length 16 --drop 2 --guard 2 --samples 16 --train-tokens 20000"
+    options = (
+        f"{model} --text {text} --out {out} --length 16 --drop 2 --guard 2 --samples 16 --replace layer --train-tokens 20000"
+    )
     command = [sys.executable, *"-m torch.distributed.run --nproc-per-node 3 -m shoal compress".split(), *options.split()]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

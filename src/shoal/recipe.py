@@ -247,10 +247,11 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             name="prune-comp",
             about="Contiguous span by cosine, and one scale of the stream behind it. The paper drops layers one by one and "
-            "compensates and measures anew after each; here the span is chosen at once.",
+            "compensates and measures anew after each; here the span is chosen at once, and the last layer stays: a scale "
+            "before the final norm does nothing.",
             papers=("2507.18212",),
             by="cosine/every",
-            protect=(),
+            protect=(-1,),
             guard=1,
             replace="none",
             repair="magnitude",

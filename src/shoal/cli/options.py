@@ -179,7 +179,14 @@ def with_options(recipe: str, **options: Any) -> Recipe:
         train["min_lr"] = train["lr"] / 10
     nested = {"text": text, "fit": fit, "train": train}
     changes: dict[str, Any] = {**given, **{name: below for name, below in nested.items() if below}}
-    return load_recipe(recipe, changes)
+    found = load_recipe(recipe, changes)
+    if train and found.training() is None:
+        raise ValueError(
+            "--train-tokens and --lr are for training, and nothing is trained; add --polish kl, or --replace layer"
+        )
+    if fit and found.repair == "none":
+        raise ValueError("--fit-tokens is for a repair, and there is none; add --repair auto")
+    return found
 
 
 def _layers(text: str) -> list[int]:
