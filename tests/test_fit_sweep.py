@@ -5,7 +5,7 @@ import torch
 from families import FAMILIES, VOCAB, tiny_model
 
 from shoal.decoder import DecoderView, Student
-from shoal.decoder.families import contribution
+from shoal.decoder.families import contribution, output_map
 from shoal.decoder.streamed import open_streamed
 from shoal.fit.gain import find_gain
 from shoal.fit.maps import find_map
@@ -124,6 +124,25 @@ def test_a_place_is_found_where_its_change_arrives_and_refused_elsewhere(family,
         values = found.changed(dict(layer.named_parameters()), change)
     arrived = arrives(view, found, change, values=values, h_BTD=h_BTD, reading=reading)
     torch.testing.assert_close(arrived, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("kind", ["attn", "mlp"])
+@torch.no_grad()
+def test_a_map_is_found_in_bfloat16_where_the_layer_dwarfs_its_input(family, kind):
+    """Places are tried on the embeddings, which trained layers exceed many times: the rounding of their sum is no norm."""
+    model = tiny_model(family, n_layers=6)
+    path = output_map(DecoderView(model).model.get_submodule(f"{DecoderView(model).layers_path}.2"), kind)
+    if path is not None:
+        model.get_submodule(f"{DecoderView(model).layers_path}.2.{path}").weight.mul_(200.0)
+    view = DecoderView(model.to(torch.bfloat16))
+    reading = view.read(Batch(samples(2).ids_NT))
+    if not has(family, kind, "weight"):
+        with pytest.raises(CannotRefit):
+            find_map(view, 2, kind, reading=reading, h_BTD=reading.h_BTD)
+        return
+    found = find_map(view, 2, kind, reading=reading, h_BTD=reading.h_BTD)
+    assert found.gain == pytest.approx(0.22 if family == "granite" else 1.0, rel=1e-2)
 
 
 # -- which layers --------------------------------------------------------------------------------------------------------

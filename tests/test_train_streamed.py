@@ -152,6 +152,7 @@ def test_a_round_reads_each_layer_of_the_prefix_once(pair):
         pass
     before = residency.bytes_read
     list(source.ahead([(0, batches)], asked))
+    residency._reader.submit(lambda: None).result()  # what was begun is done
     assert residency.bytes_read - before == sum(sizes[:5])  # layer 4 was read ahead, for whoever comes next
     before = residency.bytes_read
     list(source.ahead([(0, batches)], asked))

@@ -149,9 +149,10 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             name="high",
-            about="As default, and then exactly what the sweep set is trained on the teacher's logits (KL).",
+            about="As default, but one layer takes the place of each cut, is set by the sweep with the kept layers behind it, and all "
+            "of them are trained on hidden states. A stock checkpoint of the same size.",
             papers=("2403.19135", "2403.17887"),
-            polish="kl",
+            replace="layer",
         ),
         Recipe(
             name="llm-streamline",

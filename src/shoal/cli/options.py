@@ -54,7 +54,10 @@ RecipeName = Annotated[
 ]
 EffortOption = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option("--effort", help="default: forward passes and linear solves; high: then trains what they set (recipe high)."),
+    typer.Option(
+        "--effort",
+        help="default: forward passes and linear solves; high: a layer is put back and trained as well (recipe high).",
+    ),
 ]
 Drop = Annotated[
     Optional[str],  # noqa: UP045

@@ -152,12 +152,15 @@ def run(
     _compress(chosen, out, device, dtype, resident, trust_remote_code, overwrite, json)
 
 
+DEMO_TOKENS = 80_000  # of the repair: about a minute on two cores
+
+
 @app.command()
 def demo(out: Out = Path("demo-run"), overwrite: Overwrite = False, json: Json = False) -> None:
     """Compress the bundled model by 25 % on the bundled text, offline."""
     from shoal.run.inputs import bundled_model
 
-    chosen = with_options("default", model=str(bundled_model()))
+    chosen = with_options("default", model=str(bundled_model()), fit_tokens=DEMO_TOKENS)
     _compress(chosen, out, "cpu", None, "all", False, overwrite, json)
 
 

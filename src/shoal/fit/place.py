@@ -78,7 +78,7 @@ def gain_into_stream(
 
     def move(args: Any, output: Any) -> Any:
         first = output[0] if isinstance(output, tuple) else output
-        sent.append(_step_like(first, scale=_rms(h_BTD)))
+        sent.append(_step_like(first, scale=_rms(still_BTD)))  # of what it is added to: a small step drowns in the rounding
         return (first + sent[-1], *output[1:]) if isinstance(output, tuple) else first + sent[-1]
 
     with view.residency.layer(layer) as module, zeroed_other(module, kind):
