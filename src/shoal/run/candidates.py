@@ -23,6 +23,10 @@ SHARE_FOR_RANKING = 4
 """Candidates are repaired on that part of the text of the fit: to rank them takes less than to repair the winner."""
 
 
+RANKING_RIDGE = 1e-2
+"""Of those repairs, unless the recipe has one: cross-validation would take longer than the rest, and ranks them alike."""
+
+
 def patch_table_of(inputs: Inputs, *, progress: Progress) -> PatchTable | None:
     """None where nothing is put back or a single candidate is proposed by another score: the error after a patch is no help."""
     from shoal.fit.patch_error import bytes_per_span, patch_errors
@@ -68,7 +72,9 @@ def repairer(inputs: Inputs, size: ModelSize, *, progress: Progress) -> Repair |
     from shoal.select.plan_of import plan_of
     from shoal.select.size import NOTHING
 
-    samples, opened = ranking_text(inputs), inputs.opened
+    samples, opened, config = ranking_text(inputs), inputs.opened, inputs.recipe.fit
+    if config.ridge is None:
+        config = config.model_copy(update={"ridge": RANKING_RIDGE})
 
     def repaired(layers: Sequence[int]) -> Student | None:
         cut = plan_of(layers, size, put_back=NOTHING, source=opened.name, source_hash=opened.fingerprint)
@@ -79,7 +85,7 @@ def repairer(inputs: Inputs, size: ModelSize, *, progress: Progress) -> Repair |
                 samples,
                 repair=inputs.recipe.repair,
                 batch_size=inputs.batch_size,
-                config=inputs.recipe.fit,
+                config=config,
                 progress=lambda done, total: progress("repair a candidate", done, total),
                 workers=inputs.workers,
             )
