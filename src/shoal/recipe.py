@@ -149,8 +149,8 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             name="high",
-            about="As default, with one layer in place of each cut: the sweep sets it and the kept layers behind it, then all of "
-            "them are trained on hidden states. A stock checkpoint of the same size.",
+            about="As default, with one layer in place of each cut: the sweep sets it and the kept layers behind it, then "
+            "all of them are trained on hidden states. A stock checkpoint of the same size.",
             papers=("2403.19135", "2403.17887"),
             replace="layer",
         ),
