@@ -232,12 +232,13 @@ def _stages(recipe: Recipe, shape: Shape, *, n_removed: int, held: int | None, b
     choose = need("plan", states=memory, work=work + logits, scratch=disk)
     if recipe.repair != "none":
         n_fit = recipe.fit.n_tokens(max(shape.ffn, 4 * shape.hidden))
-        fitting = _fit(recipe, shape, n_tokens=n_fit)
+        fitting, scratch = _fit(shape, n_tokens=n_fit, spill=spill)
         if recipe.guard > 1 and recipe.replace == "none":
-            ranked = need("plan", work=work, **_fit(recipe, shape, n_tokens=n_fit // 4))
+            ranking, on_disk = _fit(shape, n_tokens=n_fit // 4, spill=spill)
+            ranked = need("plan", work=work, **ranking, scratch=on_disk)
             choose = max(choose, ranked, key=lambda one: one.memory)
         values = (kept if recipe.repair != "refit" else 1) * (shape.ffn + shape.hidden) * shape.hidden * shape.itemsize
-        found += [choose, need("fit", work=work, **fitting, values=values, disk=values)]
+        found += [choose, need("fit", work=work, **fitting, values=values, disk=values, scratch=scratch)]
     else:
         found.append(choose)
 
@@ -261,10 +262,11 @@ def _stages(recipe: Recipe, shape: Shape, *, n_removed: int, held: int | None, b
     return tuple(found)
 
 
-def _fit(recipe: Recipe, shape: Shape, *, n_tokens: int) -> dict[str, int]:
-    """States of the teacher and three of the student, and the sums of the widest map with what solves them."""
+def _fit(shape: Shape, *, n_tokens: int, spill: int) -> tuple[dict[str, int], int]:
+    """States of the teacher and three of the student, and the sums of the widest map with what solves them; scratch on disk."""
     square = (shape.ffn + 1) * (shape.ffn + 1 + shape.hidden) * 8
-    return {"states": 4 * n_tokens * shape.hidden * shape.itemsize, "sums": N_SUMS * square}
+    states = 4 * n_tokens * shape.hidden * shape.itemsize
+    return {"states": min(states, spill), "sums": N_SUMS * square}, max(0, states - spill)
 
 
 def _advice(found: Needs, streamed: tuple[StageNeed, ...], recipe: Recipe) -> tuple[str, ...]:
