@@ -181,11 +181,12 @@ def _stages(recipe: Recipe, shape: Shape, *, cut: Cut, held: int | None, base: i
     values = _refitted(recipe, shape, kept) * shape.itemsize
     if recipe.repair != "none":
         n_fit = recipe.fit.n_tokens(max(shape.ffn, 4 * shape.hidden))
-        fitting = _fit(recipe, shape, n_tokens=n_fit)
+        fitting, scratch = _fit(recipe, shape, n_tokens=n_fit, spill=spill)
         if recipe.guard > 1 and recipe.replace == "none":
-            ranked = need("plan", work=work, **_fit(recipe, shape, n_tokens=n_fit // 4))
+            ranking, on_disk = _fit(recipe, shape, n_tokens=n_fit // 4, spill=spill)
+            ranked = need("plan", work=work, **ranking, scratch=on_disk)
             choose = max(choose, ranked, key=lambda one: one.memory)
-        found += [choose, need("fit", work=work, **fitting, values=values, disk=values)]
+        found += [choose, need("fit", work=work, **fitting, values=values, disk=values, scratch=scratch)]
     else:
         found.append(choose)
 
@@ -211,10 +212,12 @@ def _stages(recipe: Recipe, shape: Shape, *, cut: Cut, held: int | None, base: i
     return tuple(found)
 
 
-def _fit(recipe: Recipe, shape: Shape, *, n_tokens: int) -> dict[str, int]:
-    """States of the teacher and three of the student, and the sums of the widest map with what solves them."""
-    square = (_inputs_of_sums(recipe, shape) + 1) * (_inputs_of_sums(recipe, shape) + 1 + shape.hidden) * 8
-    return {"states": 4 * n_tokens * shape.hidden * shape.itemsize, "sums": N_SUMS * square}
+def _fit(recipe: Recipe, shape: Shape, *, n_tokens: int, spill: int) -> tuple[dict[str, int], int]:
+    """States of the teacher and three of the student, and the sums of the widest map with what solves them; scratch on disk."""
+    n_inputs = _inputs_of_sums(recipe, shape)
+    square = (n_inputs + 1) * (n_inputs + 1 + shape.hidden) * 8
+    states = 4 * n_tokens * shape.hidden * shape.itemsize
+    return {"states": min(states, spill), "sums": N_SUMS * square}, max(0, states - spill)
 
 
 def _inputs_of_sums(recipe: Recipe, shape: Shape) -> int:
