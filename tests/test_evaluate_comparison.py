@@ -109,7 +109,13 @@ def test_the_verb_prints_one_table(world, shoal, found):
     assert code == 0, err
     got = Comparison.from_json(out)
     assert got.models[1:] == found[0].models[2:]
-    for said in ("bits per byte", "KL to the first", "stability against the first", "stranger: no KL", "1 of 11 contexts cut"):
+    for said in (
+        "bits per byte",
+        "KL to the first",
+        "stability against the first, mean_nll",
+        "stranger: no KL",
+        "1 of 11 contexts cut",
+    ):
         assert said in err, said
 
 
