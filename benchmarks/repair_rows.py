@@ -15,9 +15,9 @@ from torch import Tensor
 
 from shoal.decoder import Attached, DecoderView, Student, Tap
 from shoal.fit.config import FitConfig
-from shoal.fit.observe import States
 from shoal.fit.output import find_output
 from shoal.fit.patches import fit_patches
+from shoal.fit.states import States
 from shoal.fit.sweep import probe_of
 from shoal.fit.table import FITS
 from shoal.plan import Drop, Plan, Size

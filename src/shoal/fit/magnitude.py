@@ -21,12 +21,13 @@ from torch import Tensor
 
 from shoal.decoder import TEACHER, DecoderView, Reading, Student
 from shoal.fit.config import FitConfig
-from shoal.fit.observe import WEIGHTS, States, counted, real_and_sinks
+from shoal.fit.observe import WEIGHTS, counted, real_and_sinks
 from shoal.fit.place import CannotRefit, Place
 from shoal.fit.ratio import mean_ratio, whole
 from shoal.fit.result import LayerFit, MapFit
+from shoal.fit.states import States, advance, read_all
 from shoal.fit.sums import folds_of
-from shoal.fit.sweep import WHOLE, Swept, advance, places_of, probe_of
+from shoal.fit.sweep import WHOLE, Swept, places_of, probe_of
 from shoal.types import Batch, Span
 
 # The epsilon of a norm shows where the stream is small; anything above this is another function of the stream's scale.
@@ -81,10 +82,11 @@ def _scales(
     after_layer: Callable[[int], None] | None,
 ) -> tuple[list[float], list[LayerFit]]:
     """One scale per cut, those before it in place on the stream itself; 1 where it does not stand."""
-    readings = [view.read(batch) for batch in batches]
+    readings, boundary = read_all(view, batches)
     folds = [one.to(view.device) for one in folds_of(batches)]
-    teacher: States = [reading.h_BTD for reading in readings]
+    teacher: States = boundary
     ours = teacher
+    del boundary  # it is let go with the first layer
     stops = {cut.start: cut.stop for cut in cuts}
     scales: list[float] = []
     fits: list[LayerFit] = []

@@ -13,13 +13,11 @@ from torch import Tensor
 
 from shoal.decoder import Reading
 from shoal.fit.config import FitConfig
+from shoal.fit.states import States, emptied
 from shoal.fit.sums import N_FOLDS, Sums
 from shoal.scan.tokens import massive_tokens, real_lengths
 from shoal.types import Batch
 from shoal.workers import ALONE, Workers
-
-States = Sequence[Tensor]
-"""Of all batches at one boundary."""
 
 Run = Callable[[Tensor, Reading], tuple[Tensor, Tensor | None]]
 """States before and a reading to the states after, and what a place read on the way (None: nothing is solved for)."""
@@ -42,16 +40,14 @@ class Ends:
     workers: Workers = ALONE
 
 
-def observe(
-    ends: Ends, run: Run, *, config: FitConfig, no_sums: Callable[[], Sums] | None
-) -> tuple[list[Tensor], float, list[Sums]]:
+def observe(ends: Ends, run: Run, *, config: FitConfig, no_sums: Callable[[], Sums] | None) -> tuple[States, float, list[Sums]]:
     """Outputs of all batches, the held-out error (weighted squared miss over squared norm), and the sums of every other fold.
 
     Args:
         no_sums: empty sums of what is solved for next; None: nothing is.
     """
     sums = [no_sums() for _ in range(1, N_FOLDS)] if no_sums is not None else []
-    outputs: list[Tensor] = []
+    outputs = emptied(ends.inputs)
     miss, norm = 0.0, 0.0
     for reading, h_BTD, goal_BTD, folds_B in zip(ends.readings, ends.inputs, ends.goals, ends.folds, strict=True):
         output_BTD, read_BTF = run(h_BTD, reading)

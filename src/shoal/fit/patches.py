@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from shoal.decoder import TEACHER, Attached, DecoderView, Reading, Student
 from shoal.fit.config import FitConfig
-from shoal.fit.observe import Ends, States, observe
+from shoal.fit.observe import Ends, observe
 from shoal.fit.patch_forms import PATCH_FORMS, PatchForm, rotation_matrix
 from shoal.fit.ratio import mean_ratio, rotated
 from shoal.fit.result import CannotRefit, LayerFit, MapFit
 from shoal.fit.solve import solve_for
+from shoal.fit.states import States, advance, read_all
 from shoal.fit.sums import MapSums, folds_of, no_sums
-from shoal.fit.sweep import advance
 from shoal.replace.modules import Hadamard, Patch
 from shoal.types import Batch
 
@@ -64,11 +64,11 @@ def fit_patches(
     if not places:
         raise CannotRefit("no replacement of this plan has a closed form; those that have: linear, free, hadamard, rotation")
     known = known or {}
-    readings = [view.read(batch) for batch in batches]
+    readings, boundary = read_all(view, batches)
     folds = [one.to(view.device) for one in folds_of(batches)]
-    teacher: States = [reading.h_BTD for reading in readings]
+    teacher: States = boundary
     ours = teacher
-    readings = [replace(reading, h_BTD=torch.empty(0)) for reading in readings]
+    del boundary  # it is let go with the first layer
     fits: list[LayerFit] = []
     layer = 0
     while layer <= max(places):
@@ -96,7 +96,7 @@ def fit_patches(
     return Patched(replace(student, attached=attached), tuple(fits))
 
 
-def _fit(place: Attached, ends: Ends, config: FitConfig) -> tuple[Attached, list[Tensor], LayerFit]:
+def _fit(place: Attached, ends: Ends, config: FitConfig) -> tuple[Attached, States, LayerFit]:
     """A fitted copy (or the start, where it is better), the states behind it, and the record."""
     module = copy.deepcopy(place.module)
     assert isinstance(module, Patch)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from shoal.decoder import Reading
 from shoal.fit.config import FitConfig
-from shoal.fit.observe import States, counted
+from shoal.fit.observe import counted
+from shoal.fit.states import States
 from shoal.replace.modules import rotate
 
 

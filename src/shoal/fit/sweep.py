@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,11 +23,12 @@ from shoal.decoder.student import Step
 from shoal.fit.config import FitConfig
 from shoal.fit.gain import find_gain
 from shoal.fit.maps import find_map
-from shoal.fit.observe import Ends, States, observe
+from shoal.fit.observe import Ends, observe
 from shoal.fit.output import find_output
 from shoal.fit.place import CannotRefit, Form, MapKind, Place
 from shoal.fit.result import LayerFit, MapFit
 from shoal.fit.solve import Solution
+from shoal.fit.states import States, advance, read_all
 from shoal.fit.sums import Sums, folds_of
 from shoal.types import Batch
 from shoal.workers import ALONE, Workers
@@ -85,13 +86,13 @@ def sweep_layers(
         CannotRefit: too few samples; no sublayer of any of the layers can be refitted.
     """
     known = known or {}
-    readings = [view.read(batch) for batch in workers.share(batches)]
+    readings, boundary = read_all(view, workers.share(batches))
     folds = [one.to(view.device) for one in workers.share(folds_of(batches))]
-    teacher: States = [reading.h_BTD for reading in readings]
+    teacher: States = boundary
     ours = teacher
+    del boundary  # it is let go with the first layer
     probe = probe_of(view, batches)
     refuse_where_nothing_fits(view, targets, kinds, finds, probe)
-    readings = [replace(reading, h_BTD=torch.empty(0)) for reading in readings]  # only the arguments of layers are needed on
     swept: dict[int, Values] = {}
     fits: list[LayerFit] = []
     skipped: list[str] = []
@@ -120,10 +121,6 @@ def sweep_layers(
             after_layer(layer)
         layer = stop
     return Swept({layer: values for layer, values in swept.items() if values}, tuple(fits), tuple(dict.fromkeys(skipped)))
-
-
-def advance(view: DecoderView, layer: int, step: Step, readings: Sequence[Reading], states: States) -> list[Tensor]:
-    return [view.run_step(layer, step, h_BTD, reading) for h_BTD, reading in zip(states, readings, strict=True)]
 
 
 def probe_of(view: DecoderView, batches: Sequence[Batch]) -> Reading:
@@ -178,14 +175,14 @@ class _LayerInFit:
     ends: Ends
     config: FitConfig
 
-    def run(self, places: Sequence[Place[Any]], *, target: int, started: float) -> tuple[Values, list[Tensor], LayerFit]:
+    def run(self, places: Sequence[Place[Any]], *, target: int, started: float) -> tuple[Values, States, LayerFit]:
         """Values that stand (empty: none), the student's states after the layer with them, and the record."""
         with self.view.residency.layer(self.layer) as module:
             parameters: Values = dict(module.named_parameters())
         values: Values = {}
         errors: list[float] = []
         solutions: list[tuple[Place[Any], Solution]] = []
-        best: tuple[Values, list[Tensor]] = ({}, [])
+        best: tuple[Values, States] = ({}, [])
         for place in (*places, None):
             outputs, error, sums = self._observe(values, place)
             if not errors or error < min(errors) or self.config.keep == "always":
@@ -208,7 +205,7 @@ class _LayerInFit:
         )
         return *best, record
 
-    def _observe(self, values: Values, place: Place[Any] | None) -> tuple[list[Tensor], float, list[Sums]]:
+    def _observe(self, values: Values, place: Place[Any] | None) -> tuple[States, float, list[Sums]]:
         """Run the layer with ``values``: its outputs, the held-out error, and the sums per fold for the next solve."""
         step = Step("run", overrides=values)
 

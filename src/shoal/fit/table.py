@@ -10,9 +10,9 @@ from shoal.decoder import DecoderView, Student
 from shoal.fit.bias import find_bias
 from shoal.fit.config import FitConfig, RepairName
 from shoal.fit.magnitude import scale_cuts
-from shoal.fit.observe import States
 from shoal.fit.output import find_output
 from shoal.fit.place import MapKind
+from shoal.fit.states import States
 from shoal.fit.sweep import WHOLE, Find, Swept, sweep_layers
 from shoal.fit.targets import before_cuts, from_first_cut
 from shoal.plan import Plan
