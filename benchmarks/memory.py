@@ -76,6 +76,13 @@ def main() -> None:
     cases = {
         "layer": {"replace": "layer", "train": {"tokens": 4096}},
         "sweep": {"replace": "none", "repair": "sweep", "fit": {"tokens": 16384}},
+        "polish": {
+            "replace": "none",
+            "repair": "sweep",
+            "fit": {"tokens": 16384},
+            "polish": "hidden",
+            "train": {"tokens": 4096},
+        },
     }
     rows = []
     with tempfile.TemporaryDirectory() as scratch:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -225,6 +226,9 @@ def test_what_cannot_be_scored_is_one_clear_line():
     long = task_of((words(1), [" " + words(*range(9)), " w3"], 0))
     with pytest.raises(ValueError, match="line 1: an option of 9 tokens is longer than the model's window of 8"):
         score_task(view, long, tokenizer=TOKENIZER, window=8)
+    written = replace(nothing, form="generation")
+    with pytest.raises(ValueError, match="a task of written answers, not of choices or last words"):
+        score_task(view, written, tokenizer=TOKENIZER)
 
 
 # -- last words --------------------------------------------------------------------------------------------------------

@@ -109,7 +109,13 @@ def test_the_verb_prints_one_table(world, shoal, found):
     assert code == 0, err
     got = Comparison.from_json(out)
     assert got.models[1:] == found[0].models[2:]
-    for said in ("bits per byte", "KL to the first", "stability against the first", "stranger: no KL", "1 of 11 contexts cut"):
+    for said in (
+        "bits per byte",
+        "KL to the first",
+        "stability against the first, mean_nll",
+        "stranger: no KL",
+        "1 of 11 contexts cut",
+    ):
         assert said in err, said
 
 
@@ -134,6 +140,27 @@ def test_what_cannot_be_compared_is_one_line(world, shoal, tmp_path):
     ):
         code, out, err = shoal("compare", *args, "--text", world / "text.jsonl", *COMMON)
         assert code == 2 and said in err.strip().splitlines()[-1] and "Traceback" not in err
+
+
+def test_eval_refuses_a_student_of_other_tokens(world, shoal, tmp_path):
+    """Equal numbers of tokens do not make them the same tokens, and a student may read less at a time."""
+    narrow = tiny_model("gpt2", n_layers=2)
+    narrow.config.n_positions = 8
+    narrow.transformer.wpe.weight = torch.nn.Parameter(narrow.transformer.wpe.weight[:8].clone())
+    narrow.save_pretrained(tmp_path / "narrow")
+    word_tokenizer(N_WORDS).save_pretrained(tmp_path / "narrow")
+    for student, said in (
+        (world / "stranger", "its tokenizer is another"),
+        (tmp_path / "narrow", "give --length 8 or less"),
+    ):
+        code, _, err = shoal("eval", student, "--teacher", world / "model", "--text", world / "text.jsonl", *COMMON)
+        assert code == 2 and said in err.strip().splitlines()[-1] and "Traceback" not in err
+
+
+def test_no_flips_are_said_in_a_line(world, shoal):
+    text = ("--text", world / "text.jsonl", *COMMON, "--task", world / "quiz.jsonl")
+    code, out, _ = shoal("eval", world / "model", "--teacher", world / "model", *text)
+    assert code == 0 and "No flips" in out and "in brackets" not in out
 
 
 def test_other_numbers_of_logits_are_said(world, tmp_path):

@@ -87,6 +87,14 @@ def test_models_on_two_devices_are_refused():
         speed(view, elsewhere)
 
 
+def test_two_dtypes_are_both_named():
+    teacher, student = (DecoderView(tiny_model("llama", n_layers=2)) for _ in range(2))
+    student.model.to(torch.bfloat16)
+    rest = dict(prompt_length=2, new_tokens=1, rounds=1, warmup=0)
+    assert speed(teacher, teacher, **rest).dtype == "float32"
+    assert speed(teacher, student, **rest).dtype == "float32 and bfloat16"
+
+
 # -- the bound -------------------------------------------------------------------------------------------------------------
 
 

@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from families import FAMILIES, VOCAB, tiny_model
+from families import FAMILIES, VOCAB, tiny_config, tiny_model
 from test_replace_layer import MASK_BT, PADDED, SPAN, plan_with, removed
+from transformers import AutoModelForCausalLM
 
 from shoal.decoder import DecoderView, Student
 from shoal.plan import Replace
@@ -230,3 +231,35 @@ def test_options_behind_the_name():
 def test_a_rank_above_the_hidden_size_is_refused(llama):
     with pytest.raises(ValueError, match="rank=33 is above the hidden size 32"):
         replacement_named("linear", {"rank": 33}).resolved(llama)
+
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    ("family", "patch", "layout"),
+    [
+        ("llama", "swiglu", "stock"),
+        ("granite", "swiglu", "stock"),  # the scale of its residual is divided out
+        ("stablelm", "swiglu", "stock"),
+        ("gpt2", "ffn", "stock"),
+        ("phi", "linear:rank=2", "stock"),
+        ("gemma2", "swiglu", "code"),  # a norm behind the MLP
+    ],
+)
+def test_what_a_stock_layer_can_hold_is_the_same_in_every_precision(family, patch, layout, dtype):
+    view = DecoderView(tiny_model(family, n_layers=3).to(dtype))
+    assert parse_replacement(patch).resolved(view).layout == layout
+
+
+@DTYPES
+def test_a_norm_inside_a_wide_mlp_is_seen_in_every_precision(dtype):
+    """Random outputs of many units have nearly one length, so a norm nearly passes for a factor; rounding must not hide it."""
+    config = tiny_config("bitnet", n_layers=3)
+    config.hidden_size, config.intermediate_size, config.hidden_act = 128, 512, "silu"
+    config.head_dim = 128 // config.num_attention_heads
+    torch.manual_seed(0)
+    view = DecoderView(AutoModelForCausalLM.from_config(config).eval().to(dtype))
+    for width in (16, 128, 512):
+        assert parse_replacement(f"swiglu:width={width}").resolved(view).layout == "code", width

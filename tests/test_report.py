@@ -16,12 +16,14 @@ from safetensors.numpy import load_file
 from shoal.evaluate import Evaluation, rows
 from shoal.evaluate.curve_table import cliff_lines, sweep_rows
 from shoal.evaluate.keep import sentence
+from shoal.evaluate.stability import Flip
 from shoal.export import card, headline
 from shoal.plan import Drop, Plan, Refit, Replace
 from shoal.report import page as report_page
 from shoal.report.heat import CODES, LEVELS, colours, heat, levels
 from shoal.report.heatmap import GAMMA, rescaled_rows
 from shoal.report.paper import save_figures
+from shoal.report.sections.tasks import _options
 from shoal.report.strip import fates
 from shoal.run.report import read_run, report_stage, write_report
 
@@ -157,6 +159,7 @@ def test_the_repair_is_the_files(pages, runs):
 def test_tasks_are_the_files(pages, runs):
     (one,) = raw(runs["plain"], "tasks.json")["tasks"]["tasks"]
     quiz, average = table_of(read_page(pages["plain"]), "Tasks: value and interval")[1:]
+    assert quiz[5].endswith(", mean_nll")
     assert quiz[0] == "quiz" and quiz[1] == "40" and quiz[8] == "8 / 8"
     for cell, figure in zip(quiz[2:5], (one["teacher"], one["student"], one["retained"]), strict=True):
         assert [float(x) for x in re.findall(r"[\d.]+", cell)] == [
@@ -167,6 +170,11 @@ def test_tasks_are_the_files(pages, runs):
     flips = table_of(read_page(pages["plain"]), label)[1:]
     first = one["answers"]["right_to_wrong"][0]
     assert flips[0][0] == first["text"] and f"[{first['teacher_scores'][first['gold']]:.3f}]" in flips[0][2]
+
+
+def test_flips_of_written_answers_show_what_was_written():
+    sides = dict(teacher=0, student=None, teacher_scores=(0.0,), student_scores=(1.0,), teacher_said="42", student_said="7")
+    assert _options(Flip(key="k", text="six times seven", gold=0, **sides)) == ["'42'", "'7'"]
 
 
 def test_speed_is_the_files_round_by_round(pages, runs):

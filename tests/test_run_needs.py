@@ -11,7 +11,8 @@ from shoal.cli import main
 from shoal.decoder import DecoderView
 from shoal.recipe import load_recipe, merge
 from shoal.run import needs as planner
-from shoal.run.needs import in_bytes, needs_of, shape_of
+from shoal.run.needs import in_bytes, needs_of
+from shoal.run.shape import shape_of
 from shoal.select.size import model_size
 
 GB = 10**9
@@ -76,6 +77,57 @@ def test_what_takes_more_is_said_to_take_more(stage, part, changes, model):
     assert of[0] < of[1]
 
 
+def stage_of(found, name):
+    return next(one for one in found.stages if one.stage == name)
+
+
+def test_training_counts_what_a_repair_set_and_every_replacement(model):
+    shape = shape_of(model)
+    both = (shape.ffn + shape.hidden) * shape.hidden
+    per_parameter = planner.ADAM + 2 * shape.itemsize
+
+    def trained(changes):
+        return stage_of(ask(model, changes), "train").parts["trained"] / per_parameter
+
+    assert trained({}) == shape.layer_parameters
+    assert trained({"select": "disjoint", "max_spans": 2}) == 2 * shape.layer_parameters
+    assert trained({"select": "lowest"}) == 2 * shape.layer_parameters  # both of --drop 2, each with a layer in its place
+    assert trained({"replace": "none", "repair": "refit", "polish": "hidden"}) == both
+    assert trained({"replace": "none", "repair": "sweep", "polish": "kl"}) == 4 * both  # 6 layers less 2
+    assert trained({"repair": "sweep"}) == shape.layer_parameters + 4 * both
+    assert "train" not in [one.stage for one in ask(model, {"replace": "none", "repair": "sweep"}).stages]
+
+
+def test_training_that_runs_on_behind_the_cut_takes_more(model):
+    def work(changes):
+        big = {"train": {"micro_batch": 4096}, **changes}
+        return stage_of(ask(model, big), "train").parts["work"]
+
+    one, behind, logits = work({}), work({"repair": "sweep"}), work({"polish": "kl"})
+    assert one < behind < logits
+
+
+def test_training_that_a_streamed_run_would_refuse_is_said_before(model):
+    both = {"repair": "sweep"}
+    assert ["--resident" in one for one in ask(model, both, resident="1").advice] == [True]
+    assert not ask(model, both, resident="all").advice and not ask(model, both, resident="4").advice
+    assert not ask(model, {**both, "train": {"several": "sequential"}}, resident="1").advice
+
+
+def test_candidates_ranked_by_their_patch_take_its_sums(model, monkeypatch):
+    monkeypatch.setattr("shoal.fit.patch_error.bytes_per_span", lambda hidden: GB)
+    assert stage_of(ask(model), "plan").parts["sums"] == 3 * GB  # of layers 1..4, two at a time
+    assert "sums" not in stage_of(ask(model, {"guard": 1}), "plan").parts
+    monkeypatch.setattr("shoal.fit.patch_error.bytes_per_span", lambda hidden: 3 * GB)
+    assert stage_of(ask(model), "plan").parts["sums"] == 3 * GB  # no more spans than the share for them
+
+
+@pytest.mark.parametrize(("repair", "less"), [("map", "refit"), ("bias", "map")])
+def test_what_solves_for_less_has_smaller_sums(repair, less, model):
+    small, large = (stage_of(ask(model, {"replace": "none", "repair": one}), "fit").parts["sums"] for one in (repair, less))
+    assert small < large
+
+
 def test_what_does_not_fit_says_what_to_change(model, monkeypatch):
     monkeypatch.setattr(planner, "process_memory", lambda: 0)
     monkeypatch.setattr("shoal.decoder.spill.free_memory", lambda: 1000)
@@ -109,5 +161,7 @@ def test_the_command_says_it_and_runs_nothing(model, tmp_path, capsys, monkeypat
     assert code == 0 and "fit" in [one["stage"] for one in json.loads(said.out)["stages"]]
     code, said = shoal(model, "--memory", "--drop", "2", "--length", "16")
     assert code == 0 and "fits:" in said.out and not list(tmp_path.iterdir())
+    code, said = shoal(model, "--memory", "--json", "--effort", "high", "--polish", "kl", "--length", "16")
+    assert code == 0 and "train" in [one["stage"] for one in json.loads(said.out)["stages"]]
     code, said = shoal(str(tmp_path / "nothing"), "--memory")
     assert code == 2 and said.err.count("\n") == 1

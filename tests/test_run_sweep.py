@@ -11,7 +11,7 @@ from shoal.evaluate import load_task
 from shoal.evaluate.curve import RatioSweep
 from shoal.recipe import RECIPES
 from shoal.run.methods import method_choice, method_names, slug
-from shoal.run.sweep import sweep_ratios
+from shoal.run.sweep import Keeping, sweep_ratios
 from shoal.score.oracle import Oracle
 from shoal.select.ratios import counts_in, spread
 from shoal.select.size import ModelSize
@@ -104,6 +104,18 @@ def test_the_guards_share_one_pass_and_so_do_the_plain_cuts(small, tmp_path, mon
     found = sweep_ratios(recipes(small, "none", "uidl", "shortgpt"), tmp_path / "sweep", drop="0..3")
     different = {one.layers_out for one in found.points}
     assert len(passes) == 3 and passes[0] == 1 and passes[2] == len(different), "the teacher, the guards, the cuts"
+
+
+def test_what_a_sweep_cannot_score_is_refused_before_a_cut_is_made(small, tmp_path):
+    written, unknown = tmp_path / "written.jsonl", tmp_path / "unknown.jsonl"
+    written.write_text(json.dumps({"ctx": "w1 w2", "answer": "w3"}) + "\n")
+    with pytest.raises(ValueError, match="task 'written' has written answers; a sweep scores choices and last words"):
+        sweep_ratios(recipes(small, "uidl"), tmp_path / "sweep", drop="0..2", tasks=[load_task(written)])
+    unknown.write_text(json.dumps({"ctx": "w1 w2", "target": " w3 w3 w3 w3 w3 w3"}) + "\n")
+    keep = Keeping(0.9, "unknown")
+    with pytest.raises(ValueError, match="the teacher has no item of 'unknown' right"):
+        sweep_ratios(recipes(small, "uidl"), tmp_path / "sweep", drop="0..2", tasks=[load_task(unknown)], keep=keep)
+    assert not (tmp_path / "sweep" / "points").exists()
 
 
 class Killed(Exception):

@@ -24,14 +24,14 @@ from shoal.cli.options import (
     TextOption,
     with_options,
 )
-from shoal.cli.show import say_text, show_tasks
+from shoal.cli.show import say_text, show_flips, show_tasks
 
 
 def evaluate(
     model: Model,
     teacher: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--teacher", help="Reference model for KL and agreement; without it: perplexity and cost alone."),
+        typer.Option("--teacher", help="Reference model, for all that compares two; without it MODEL is measured alone."),
     ] = None,
     task: TaskNames = None,
     engine: Engine = "auto",
@@ -98,18 +98,18 @@ def evaluate(
 def stability(
     teacher: Annotated[Path, typer.Argument(metavar="TEACHER", help="Folder of OpenCompass predictions or lm-eval logs.")],
     student: Annotated[Path, typer.Argument(metavar="STUDENT", help="The same of the compressed model.")],
-    seed: Seed = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Resamples of the intervals.")] = 0,
     json: Json = False,
 ) -> None:
     """Compare answers that another evaluator wrote: stability, agreement, flips."""
     from shoal.cli.console import Screen
-    from shoal.evaluate import flip_table, stability_notes, stability_table
+    from shoal.evaluate import stability_notes, stability_table
     from shoal.run.tasks import stability_of_files
 
     screen = Screen(as_json=json)
-    found = stability_of_files(teacher, student, seed=seed or 0)
+    found = stability_of_files(teacher, student, seed=seed)
     screen.show(stability_table(found.tasks, found.official))
     for note in stability_notes(found.tasks):
         screen.say(note)
-    screen.show(flip_table(found.tasks))
+    show_flips(screen, found.tasks)
     screen.result({"tasks": [one.model_dump(mode="json") for one in found.tasks], "official_script": found.official})

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from shoal.cli.console import Screen
-from shoal.cli.options import Json, Overwrite
+from shoal.cli.options import Json
 
 
 def report(
@@ -16,7 +16,7 @@ def report(
         Path, typer.Argument(metavar="DIR", help="Folder of compress, run, sweep, scan or plan; may be unfinished.")
     ],
     out: Annotated[Optional[Path], typer.Option("--out", help="HTML file.  [default: DIR/report.html]")] = None,  # noqa: UP045
-    overwrite: Overwrite = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out even where it is no report.")] = False,
     json: Json = False,
 ) -> None:
     """Make one self-contained HTML page of a run or a sweep, and its charts as SVG and PNG."""

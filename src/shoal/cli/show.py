@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from shoal.cli.console import Screen
-    from shoal.evaluate import Evaluation
+    from shoal.evaluate import Evaluation, Stability
     from shoal.plan import Plan
     from shoal.recipe import Recipe
     from shoal.run.compress import Outcome
@@ -60,18 +61,28 @@ def say_spread(screen: Screen, plan: Plan) -> None:
 
 def show_tasks(screen: Screen, found: Evaluation) -> None:
     """Tasks, what the table cannot say, a warning where the measures disagree, and flips."""
-    from shoal.evaluate import disagreement, flip_table, kept_shares, task_notes, task_table
+    from shoal.evaluate import disagreement, kept_shares, task_notes, task_table
 
     if found.tasks is None:
         return
     screen.show(task_table(found.tasks))
     for note in task_notes(found.tasks):
         screen.say(note)
-    screen.show(flip_table([one.answers for one in found.tasks.tasks]))
+    show_flips(screen, [one.answers for one in found.tasks.tasks])
     ours, theirs = found.teacher.perplexity, found.student.perplexity
     warning = disagreement(kept_shares(found.tasks, teacher=ours, student=theirs))
     if warning is not None:
         screen.say(warning)
+
+
+def show_flips(screen: Screen, results: Sequence[Stability]) -> None:
+    """The first flips of every task, where there are any."""
+    from shoal.evaluate import flip_table
+
+    if any(one.right_to_wrong or one.wrong_to_right for one in results):
+        screen.show(flip_table(results))
+    elif results:
+        screen.say("No flips: both models have the same items right")
 
 
 def say_text(screen: Screen, chosen: Recipe) -> None:

@@ -51,7 +51,7 @@ def sweep(
     ] = None,
     task: Annotated[
         Optional[list[Path]],  # noqa: UP045
-        typer.Option("--task", metavar="FILE", help="Task file, as for shoal eval; may be repeated."),
+        typer.Option("--task", metavar="FILE", help="Task file of choices or last words, as for shoal eval; may be repeated."),
     ] = None,
     keep: Annotated[
         Optional[str],  # noqa: UP045

@@ -209,6 +209,7 @@ def plan(
     target: Annotated[str, typer.Argument(metavar="DIR|MODEL", help="A run folder with a scan, or a model to scan first.")],
     out: Annotated[Optional[Path], typer.Option("--out", help="Run folder; the given DIR unless told.")] = None,  # noqa: UP045
     recipe: RecipeName = "default",
+    effort: EffortOption = None,
     drop: Drop = None,
     params: Parameters = None,
     text: TextOption = None,
@@ -222,6 +223,7 @@ def plan(
     replace: ReplaceBy = None,
     repair: RepairBy = None,
     fit_tokens: FitTokens = None,
+    polish: PolishBy = None,
     train_tokens: TrainTokens = None,
     seed: Seed = None,
     device: Device = "cpu",
@@ -246,9 +248,9 @@ def plan(
     if (Path(target) / "scan.json").exists():
         model, out = Scan.load(Path(target)).provenance.model, out or Path(target)
     chosen = with_options(
-        recipe, model=model, drop=drop, params=params, text=text, samples=samples, length=length, select=select, by=by,
-        guard=guard, rounds=rounds, protect=protect, replace=replace, repair=repair, fit_tokens=fit_tokens,
-        train_tokens=train_tokens, seed=seed,
+        recipe_of(recipe, effort), model=model, drop=drop, params=params, text=text, samples=samples, length=length,
+        select=select, by=by, guard=guard, rounds=rounds, protect=protect, replace=replace, repair=repair,
+        fit_tokens=fit_tokens, polish=polish, train_tokens=train_tokens, seed=seed,
     )  # fmt: skip
     if memory:
         needs = needs_of(chosen, resident=resident, device=device, dtype=dtype, trust_remote_code=trust_remote_code, out=out)

@@ -88,8 +88,10 @@ def score_task(
         tokens_per_batch: tokens read at once, padding included; at least one row. 1024 on a CPU, 8192 elsewhere unless given.
         progress: called with (batches done, batches in all).
     Raises:
-        ValueError: an item that cannot be scored (with the file and line), NaN or infinite states.
+        ValueError: a task of written answers, an item that cannot be scored (with the file and line), NaN or infinite states.
     """
+    if task.form == "generation":
+        raise ValueError(f"{task.path} is a task of written answers, not of choices or last words; use write_answers")
     try:
         pairs = [pairs_of(item, tokenizer=tokenizer, window=window) for item in task.items]
     except ValueError as error:

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
+from shoal.evaluate.benchmark import Benchmark
 from shoal.evaluate.bootstrap import Interval
 from shoal.evaluate.comparison import Compared, Comparison
 from shoal.evaluate.disagreement import disagreement, kept_shares
 from shoal.evaluate.figures import count, in_bytes, number
+from shoal.evaluate.stability import Stability
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -81,17 +83,17 @@ def _rows(found: Comparison) -> list[tuple[str, list[str]]]:
     for index, task in enumerate(found.models[0].tasks):
         mark = " *" if task.at_chance else ""
         rows.append((f"{task.task}{mark}, {task.metric}, %", [_interval(one.tasks[index].accuracy) for one in found.models]))
-        rows.append(("  stability against the first, %", ["100.0", *(_stable(one, index) for one in found.models[1:])]))
+        stable = [_stable(one.against_first, index) for one in found.models[1:] if one.against_first is not None]
+        label = f"  stability against the first, {stable[0].variant}, %"
+        rows.append((label, ["100.0", *(_interval(one.stability) for one in stable)]))
     if any(one.against_first is not None and one.against_first.counted for one in found.models):
         rows.append(("retained, average of tasks, %", ["100.0", *(_retained(one) for one in found.models[1:])]))
     return rows
 
 
-def _stable(one: Compared, index: int) -> str:
-    if one.against_first is None:
-        return ""
-    task = one.against_first.tasks[index]
-    return _interval((task.stability or task.answers).stability)
+def _stable(against_first: Benchmark, index: int) -> Stability:
+    task = against_first.tasks[index]
+    return task.stability or task.answers
 
 
 def _retained(one: Compared) -> str:

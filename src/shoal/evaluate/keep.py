@@ -33,8 +33,7 @@ def largest_cut(curve: Curve, *, method: str, keep: float, level: float = LEVEL)
     Raises:
         ValueError: the teacher has nothing right, so that no share of it can be told.
     """
-    if not math.isfinite(curve.retained_P[0]):
-        raise ValueError(f"the teacher has no item of {curve.of!r} right; --keep needs another --of")
+    refuse_nothing_right(curve.of, math.isfinite(curve.retained_P[0]))
     cuts = [
         KeptCut(n_net=n, share=float(curve.share_P[place]), retained=curve.retained(place, level=level))
         for place, n in enumerate(curve.n_P)
@@ -52,6 +51,12 @@ def largest_cut(curve: Curve, *, method: str, keep: float, level: float = LEVEL)
         certain=last(lambda one: one.low),
         possible=last(lambda one: one.high),
     )
+
+
+def refuse_nothing_right(of: str, has_any: bool) -> None:
+    """Raises ValueError when the teacher has no item right, so that no share of it can be kept."""
+    if not has_any:
+        raise ValueError(f"the teacher has no item of {of!r} right; --keep needs another --of")
 
 
 def sentence(kept: Kept) -> str:

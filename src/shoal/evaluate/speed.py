@@ -65,7 +65,12 @@ class LayerTime(Record):
 
 
 class Speed(Record):
-    """Teacher and student at one workload; the conditions are part of the result. ``depths``: for the bound."""
+    """Teacher and student at one workload; the conditions are part of the result.
+
+    Attributes:
+        depths: for the bound.
+        dtype: of both; where they differ the teacher's and the student's, and a ratio then is not of the layers alone.
+    """
 
     teacher: Rates
     student: Rates
@@ -197,7 +202,7 @@ def speed(
         prompt_length=prompt_length,
         new_tokens=new_tokens,
         device=torch.cuda.get_device_name(teacher.device) if teacher.device.type == "cuda" else str(teacher.device),
-        dtype=str(student.dtype).removeprefix("torch."),
+        dtype=" and ".join(dict.fromkeys(str(view.dtype).removeprefix("torch.") for view in (teacher, student))),
         n_threads=torch.get_num_threads(),
     )
 

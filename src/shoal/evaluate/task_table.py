@@ -151,7 +151,7 @@ def _cells(one: TaskResult) -> list[str]:
         _share(one.teacher),
         _share(one.student),
         _share(one.retained),
-        _share(stable.stability),
+        f"{_share(stable.stability)}\n{stable.variant}",
         _number(one.answers.kl),
         _flips(one.answers),
         f"{one.answers.p_value:.2g}",

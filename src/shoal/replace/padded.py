@@ -27,7 +27,7 @@ from shoal.replace.modules import ACTIVATIONS, Ffn, Linear, Norm, Patch, Swiglu
 from shoal.types import Batch
 
 # Of what a random patch adds, relative to its largest entry: rounding of the stream. A wrong form is off by its whole size.
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 SUM_IS_INPUT = ("silu", "gelu", "gelu_tanh", "relu")  # act(x) - act(-x) = x
 OPEN_GATE = 2.0  # any bias where the activation is far from 0
 
@@ -66,9 +66,11 @@ def _gain(view: DecoderView, index: int, patch: Patch) -> float:
     probe = copy.deepcopy(patch).to("cpu", torch.float32)
     for parameter in probe.parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * (0.5 if parameter.ndim == 1 else 0.2))
+        if parameter.ndim == 2:  # few units own the output, so its length differs from token to token and a norm on it shows
+            parameter.mul_((1.5 * torch.randn(len(parameter), 1, generator=generator)).exp())
     probe = probe.to(view.device, view.dtype)
-    h_BTD = torch.randn(1, 3, view.hidden_size, generator=generator).to(view.device, view.dtype)
-    reading = view.read(Batch(torch.zeros(1, 3, dtype=torch.long)))
+    h_BTD = torch.randn(1, 16, view.hidden_size, generator=generator).to(view.device, view.dtype)
+    reading = view.read(Batch(torch.zeros(1, 16, dtype=torch.long)))
 
     def change(values: dict[str, Tensor]) -> Tensor:
         with view.residency.layer(index) as layer:
@@ -83,7 +85,7 @@ def _gain(view: DecoderView, index: int, patch: Patch) -> float:
         raise NotStock("its layers do not pass the MLP's output on to the stream")
     with view.residency.layer(index) as layer:
         scaled = plain if abs(gain - 1) < 1e-3 else _values(layer, probe, gain=gain)
-    limit = TOLERANCE.get(view.dtype, 1e-1) * float(wanted.abs().max())
+    limit = TOLERANCE.get(view.dtype, 3e-2) * float(wanted.abs().max())
     if not float((change(scaled) - wanted).abs().max()) <= limit:
         raise NotStock("its layers do more to the MLP's input or output than the patch does (a norm after it, or inside)")
     return 1.0 if abs(gain - 1) < 1e-3 else gain

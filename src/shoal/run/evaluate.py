@@ -10,6 +10,7 @@ from shoal.run.tasks import Tasks, answer_tasks, tasks_against_teacher
 
 if TYPE_CHECKING:
     from shoal.decoder import DecoderView, Student
+    from shoal.decoder.open import Opened
     from shoal.evaluate import Evaluation, Generation, Measured, Speed, TaskFigures
     from shoal.score.oracle import Quality
 
@@ -71,7 +72,7 @@ def evaluate_pair(
     Args:
         tasks: opened by :func:`shoal.run.tasks.open_tasks`; asked of both models.
     Raises:
-        ValueError: different vocabularies, and everything that opening models and text can meet.
+        ValueError: other tokens or a shorter window than the text needs, and everything that opening models and text can meet.
     """
     from shoal.decoder import DecoderView
     from shoal.decoder.open import open_model
@@ -79,11 +80,32 @@ def evaluate_pair(
     inputs = open_inputs(recipe, device=device, dtype=dtype, resident="all", trust_remote_code=trust_remote_code)
     other = open_model(student, dtype=dtype, device=inputs.workers.device(device), trust_remote_code=trust_remote_code)
     view = DecoderView(other.model)
+    _refuse_other_tokens(inputs, other, view)
     found = against_teacher(inputs, view, progress=progress)
     if not tasks:
         return found
     scored = inputs.workers.from_first(lambda: tasks_against_teacher(inputs, view, tasks, progress=progress))
     return found.model_copy(update={"tasks": scored})
+
+
+def _refuse_other_tokens(inputs: Inputs, student: Opened, view: DecoderView) -> None:
+    """Raises ValueError where the student cannot read the teacher's samples as the teacher does."""
+    from shoal.evaluate.comparison import other_tokenizer
+    from shoal.evaluate.evaluation import refuse_other_vocabulary
+
+    # a student saved without a tokenizer reads the teacher's
+    why = student.tokenizer and other_tokenizer(inputs.opened.need_tokenizer(), student.tokenizer)
+    if why:
+        raise ValueError(
+            f"{student.name} cannot be held against {inputs.opened.name}: {why}; give the teacher it was made from, "
+            "or see both side by side with `shoal compare`"
+        )
+    refuse_other_vocabulary(inputs.view, view)
+    window = window_of(view.config)
+    if window is not None and inputs.length > window:
+        raise ValueError(
+            f"samples of {inputs.length} tokens are longer than the window of {student.name}; give --length {window} or less"
+        )
 
 
 def against_teacher(

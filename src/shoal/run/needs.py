@@ -10,17 +10,20 @@ Letters: T tokens per batch, D hidden size, F inputs of the MLP's map, V vocabul
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shoal.recipe import Recipe
-from shoal.run.inputs import DEFAULT_SAMPLES, LONGEST_DEFAULT, TOKENS_PER_BATCH, layers_in_memory, window_of
-from shoal.train.config import DEFAULT_TOKENS
+from shoal.run.candidates import PATCH_BYTES
+from shoal.run.inputs import DEFAULT_SAMPLES, LONGEST_DEFAULT, TOKENS_PER_BATCH, layers_in_memory
+from shoal.run.shape import Shape, shape_of
+from shoal.train.config import DEFAULT_TOKENS, TrainConfig
 from shoal.types import Record
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from shoal.select.budget import Cut
 
 N_SUMS = 4 + 3
 """Sums of the four folds of a fit, and what a solve holds beside them: their total, one fold less, its factor."""
@@ -30,6 +33,10 @@ CHUNK = 64 << 20
 
 ADAM = 4 + 4 + 8
 """Bytes per trained parameter: the fp32 master, its gradient, two moments."""
+
+
+EVERY_LAYER = ("auto", "sweep", "magnitude")
+"""Repairs that set something in every kept layer behind a cut."""
 
 
 class StageNeed(Record):
@@ -53,7 +60,7 @@ class Needs(Record):
     Attributes:
         resident: layers held in memory; None: all.
         free_memory, free_disk: now, the process as it is included in the first.
-        advice: what to change where it does not fit; empty where it does.
+        advice: what to change where it does not fit, or where training may be refused; else empty.
     """
 
     model: str
@@ -75,28 +82,6 @@ class Needs(Record):
     @property
     def fits(self) -> bool:
         return self.peak.memory <= self.free_memory and self.disk <= self.free_disk
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of a model as it will run."""
-
-    n_layers: int
-    hidden: int
-    ffn: int
-    vocabulary: int
-    itemsize: int
-    layer_parameters: int
-    other_parameters: int
-    window: int | None
-
-    @property
-    def layer_bytes(self) -> int:
-        return self.layer_parameters * self.itemsize
-
-    @property
-    def other_bytes(self) -> int:
-        return self.other_parameters * self.itemsize
 
 
 def needs_of(
@@ -123,11 +108,11 @@ def needs_of(
         raise ValueError("no model given; name a hub id or a folder")
     shape = shape_of(recipe.model, dtype=dtype, trust_remote_code=trust_remote_code)
     held = layers_in_memory(recipe.model, resident, device=device, trust_remote_code=trust_remote_code)
-    n_removed = _layers_removed(recipe, shape)
+    cut = _cut(recipe, shape)
     base = process_memory()
     free = free_memory() + base
     folder = next(place for place in (Path(out or "."), *Path(out or ".").absolute().parents) if place.exists())
-    stages = _stages(recipe, shape, n_removed=n_removed, held=held, base=base, spill=free_memory() // 4)
+    stages = _stages(recipe, shape, cut=cut, held=held, base=base, spill=free_memory() // 4)
     found = Needs(
         model=recipe.model,
         resident=held,
@@ -135,52 +120,12 @@ def needs_of(
         free_memory=free,
         free_disk=shutil.disk_usage(folder).free,
     )
-    streamed = _stages(recipe, shape, n_removed=n_removed, held=1, base=base, spill=free_memory() // 4)
-    return found.model_copy(update={"advice": _advice(found, streamed, recipe)})
+    streamed = _stages(recipe, shape, cut=cut, held=1, base=base, spill=free_memory() // 4)
+    return found.model_copy(update={"advice": (*_advice(found, streamed), *_refused(recipe, shape, cut, held))})
 
 
-def shape_of(model: str, *, dtype: str | None = None, trust_remote_code: bool = False) -> Shape:
-    """Sizes from ``config.json``; the model is built without weights."""
-    import torch
-
-    from shoal.decoder.families import find_layers, text_config
-    from shoal.decoder.open import DTYPES
-    from shoal.decoder.source import check_source, resolve_source
-    from shoal.select.size import size_of
-    from shoal.surgery.blueprint import blueprint
-    from shoal.surgery.rewrite import read_config
-
-    path = resolve_source(model, trust_remote_code=trust_remote_code)
-    check_source(path, trust_remote_code=trust_remote_code)
-    config = read_config(path)
-    text = text_config(config)
-    skeleton = blueprint(config)
-    size = size_of(skeleton, find_layers(skeleton)[0])
-    stored = text.dtype if isinstance(text.dtype, torch.dtype) else torch.float32
-    hidden = int(text.hidden_size)
-    return Shape(
-        n_layers=size.n_layers,
-        hidden=hidden,
-        ffn=_ffn_of(text, hidden),
-        vocabulary=int(text.vocab_size),
-        itemsize=(stored if dtype is None else DTYPES[dtype]).itemsize,
-        layer_parameters=max(size.layers),
-        other_parameters=size.total - sum(size.layers),
-        window=window_of(text),
-    )
-
-
-def _ffn_of(config: Any, hidden: int) -> int:
-    """Inputs of the MLP's map into the stream that a token meets: of all its experts together."""
-    experts = getattr(config, "num_experts_per_tok", None)
-    width = getattr(config, "moe_intermediate_size", None) if experts else None
-    if experts and width:
-        return int(experts) * int(width)
-    return int(getattr(config, "intermediate_size", None) or 4 * hidden) * int(experts or 1)
-
-
-def _layers_removed(recipe: Recipe, shape: Shape) -> int:
-    """Layers that the budget removes, as if all were alike; what a replacement has beyond its layers does not count."""
+def _cut(recipe: Recipe, shape: Shape) -> Cut:
+    """How many layers the budget removes, as if all were alike; what a replacement has beyond its layers does not count."""
     from shoal.replace import parse_replacement
     from shoal.run.stages import budget_of
     from shoal.select.budget import resolve
@@ -191,12 +136,10 @@ def _layers_removed(recipe: Recipe, shape: Shape) -> int:
     removable = tuple(sorted(set(range(shape.n_layers)) - recipe.protected(shape.n_layers)))
     kind = parse_replacement(recipe.replace)
     put_back = NOTHING if kind is None else PutBack(kind.name, kind.n_layers, kind.n_inherited)
-    return resolve(budget_of(recipe), size, put_back=put_back, removable=removable, n_most=len(removable)).n
+    return resolve(budget_of(recipe), size, put_back=put_back, removable=removable, n_most=len(removable))
 
 
-def _stages(recipe: Recipe, shape: Shape, *, n_removed: int, held: int | None, base: int, spill: int) -> tuple[StageNeed, ...]:
-    from shoal.replace import parse_replacement
-
+def _stages(recipe: Recipe, shape: Shape, *, cut: Cut, held: int | None, base: int, spill: int) -> tuple[StageNeed, ...]:
     length = recipe.text.length or min(shape.window or LONGEST_DEFAULT, LONGEST_DEFAULT)
     n_batch = max(1, TOKENS_PER_BATCH // length) * length
     state = shape.hidden * shape.itemsize  # of one token
@@ -207,7 +150,7 @@ def _stages(recipe: Recipe, shape: Shape, *, n_removed: int, held: int | None, b
         weights = shape.other_bytes + shape.n_layers * shape.layer_bytes
     else:
         weights = shape.other_bytes + min(shape.n_layers, held + 1) * shape.layer_bytes  # one more is read ahead
-    kept = shape.n_layers - n_removed
+    kept = shape.n_layers - cut.n_net
     student = shape.other_bytes + kept * shape.layer_bytes
 
     def states(n_streams: int, n_tokens: int) -> tuple[int, int]:
@@ -230,29 +173,36 @@ def _stages(recipe: Recipe, shape: Shape, *, n_removed: int, held: int | None, b
     n_students = recipe.guard + 1 if recipe.guard > 1 else 1
     memory, disk = states(n_students, n_selection)
     choose = need("plan", states=memory, work=work + logits, scratch=disk)
+    if recipe.guard > 1 and (recipe.repair != "none" or recipe.replace != "none"):
+        n_spans, sums = _patch_sums(recipe, shape, cut)
+        memory, disk = states(min(2 * n_spans, shape.n_layers + 1), n_calibration)
+        patches = need("plan", states=memory, work=work, sums=sums, scratch=disk)
+        choose = max(choose, patches, key=lambda one: one.memory)
+    values = _refitted(recipe, shape, kept) * shape.itemsize
     if recipe.repair != "none":
         n_fit = recipe.fit.n_tokens(max(shape.ffn, 4 * shape.hidden))
-        fitting, scratch = _fit(shape, n_tokens=n_fit, spill=spill)
+        fitting, scratch = _fit(recipe, shape, n_tokens=n_fit, spill=spill)
         if recipe.guard > 1 and recipe.replace == "none":
-            ranking, on_disk = _fit(shape, n_tokens=n_fit // 4, spill=spill)
+            ranking, on_disk = _fit(recipe, shape, n_tokens=n_fit // 4, spill=spill)
             ranked = need("plan", work=work, **ranking, scratch=on_disk)
             choose = max(choose, ranked, key=lambda one: one.memory)
-        values = (kept if recipe.repair != "refit" else 1) * (shape.ffn + shape.hidden) * shape.hidden * shape.itemsize
         found += [choose, need("fit", work=work, **fitting, values=values, disk=values, scratch=scratch)]
     else:
         found.append(choose)
 
-    kind = parse_replacement(recipe.replace)
-    if kind is not None:
-        trained = max(1, kind.n_layers) * shape.layer_parameters  # a patch is at most a layer
-        n_micro = recipe.train.micro_batch * length
-        graph = n_micro * (16 * shape.hidden + 6 * shape.ffn) * 4
+    config = recipe.training()
+    if config is not None:
+        trained, most_run, widened = _trained(recipe, shape, cut, kept)
+        n_micro = config.micro_batch * length
+        graph = most_run * n_micro * (16 * shape.hidden + 6 * shape.ffn) * 4
+        if _on_logits(config):
+            graph += 3 * n_micro * shape.vocabulary * shape.itemsize + CHUNK
         copies = trained * (ADAM + 2 * shape.itemsize)  # what would be saved, and the best of it so far
-        n_training = min(recipe.train.tokens or DEFAULT_TOKENS, DEFAULT_TOKENS) if is_streamed else n_micro
+        n_training = min(config.all_tokens() or DEFAULT_TOKENS, DEFAULT_TOKENS) if is_streamed else n_micro
         memory, scratch = states(3, max(n_training, n_selection))
         found.append(
-            need("train", states=memory, work=max(graph, work + logits), trained=copies, disk=trained * (ADAM + shape.itemsize),
-                 scratch=scratch)
+            need("train", states=memory, work=max(graph, work + logits), trained=copies, values=values, widened=widened,
+                 disk=trained * (ADAM + shape.itemsize), scratch=scratch)
         )  # fmt: skip
     second = 0 if is_streamed else student
     found.append(need("model", second_model=second, work=2 * length * shape.vocabulary * 4 + work, disk=student))
@@ -262,14 +212,60 @@ def _stages(recipe: Recipe, shape: Shape, *, n_removed: int, held: int | None, b
     return tuple(found)
 
 
-def _fit(shape: Shape, *, n_tokens: int, spill: int) -> tuple[dict[str, int], int]:
+def _fit(recipe: Recipe, shape: Shape, *, n_tokens: int, spill: int) -> tuple[dict[str, int], int]:
     """States of the teacher and three of the student, and the sums of the widest map with what solves them; scratch on disk."""
-    square = (shape.ffn + 1) * (shape.ffn + 1 + shape.hidden) * 8
+    n_inputs = _inputs_of_sums(recipe, shape)
+    square = (n_inputs + 1) * (n_inputs + 1 + shape.hidden) * 8
     states = 4 * n_tokens * shape.hidden * shape.itemsize
     return {"states": min(states, spill), "sums": N_SUMS * square}, max(0, states - spill)
 
 
-def _advice(found: Needs, streamed: tuple[StageNeed, ...], recipe: Recipe) -> tuple[str, ...]:
+def _inputs_of_sums(recipe: Recipe, shape: Shape) -> int:
+    """What the widest thing that a repair solves for reads; a scale or a constant reads nothing."""
+    return {"magnitude": 0, "bias": 0, "map": shape.hidden, "patch": shape.hidden}.get(recipe.repair, shape.ffn)
+
+
+def _refitted(recipe: Recipe, shape: Shape, kept: int) -> int:
+    """Parameters that a repair sets, without those of replacements. Where a cut will be is not known yet: as if in front."""
+    mlp, both = shape.ffn * shape.hidden, (shape.ffn + shape.hidden) * shape.hidden
+    of = {"none": 0, "patch": 0, "bias": 2 * shape.hidden, "map": mlp, "refit": both}
+    return kept * both if recipe.repair in EVERY_LAYER else of[recipe.repair]
+
+
+def _patch_sums(recipe: Recipe, shape: Shape, cut: Cut) -> tuple[int, int]:
+    """Spans that are ranked by their patch, and the bytes of their sums."""
+    from shoal.fit.patch_error import bytes_per_span
+
+    n_spans = max(1, shape.n_layers - len(recipe.protected(shape.n_layers)) - cut.n + 1)
+    n_spans = min(n_spans, max(1, PATCH_BYTES // bytes_per_span(shape.hidden)))
+    return n_spans, n_spans * bytes_per_span(shape.hidden)
+
+
+def _trained(recipe: Recipe, shape: Shape, cut: Cut, kept: int) -> tuple[int, int, int]:
+    """Parameters that are trained; most layers that a step runs with gradients; bytes of the fp32 copies of refitted layers.
+
+    One span is assumed unless the selector looks for several: where the guard picks a candidate of several, each takes as much.
+    """
+    from shoal.replace import parse_replacement
+
+    kind, config = parse_replacement(recipe.replace), recipe.training()
+    several = {"disjoint": recipe.max_spans, "lowest": cut.n}
+    n_spans = 0 if kind is None else min(several.get(recipe.select, 1), cut.n)
+    modules = 0 if kind is None else n_spans * max(1, kind.n_layers)  # a patch is at most a layer
+    refitted = _refitted(recipe, shape, kept)
+    n_refits = kept if recipe.repair in EVERY_LAYER else min(refitted, 1)
+    runs_on = config is not None and (n_spans > 1 or recipe.repair in EVERY_LAYER or _on_logits(config))
+    widened = n_refits * shape.layer_parameters * 4 if shape.itemsize < 4 else 0
+    return modules * shape.layer_parameters + refitted, kept if runs_on else max(modules, 1), widened
+
+
+def _on_logits(config: TrainConfig) -> bool:
+    from shoal.train.objectives import weighted_sum
+
+    return any(weighted_sum(stage.objective).needs - {"boundary"} for stage in config.schedule())
+
+
+def _advice(found: Needs, streamed: tuple[StageNeed, ...]) -> tuple[str, ...]:
     said = []
     if found.peak.memory > found.free_memory:
         peak, most = found.peak, max(found.peak.parts, key=lambda part: found.peak.parts[part])
@@ -282,11 +278,25 @@ def _advice(found: Needs, streamed: tuple[StageNeed, ...], recipe: Recipe) -> tu
         if most == "sums":
             said.append("--repair none or map has smaller sums than one that solves for the whole MLP map")
         if most in ("trained", "second_model"):
-            said.append("--dtype bfloat16 halves what a float32 model takes; --replace none trains nothing")
+            said.append("--dtype bfloat16 halves what a float32 model takes; --polish none trains nothing")
     if found.disk > found.free_disk:
         there = in_bytes(found.free_disk)
         said.append(f"the run writes {in_bytes(found.disk)}, {there} are free; give an --out on a larger disk")
     return tuple(said)
+
+
+def _refused(recipe: Recipe, shape: Shape, cut: Cut, held: int | None) -> tuple[str, ...]:
+    """Layers that a step of the training runs stay in memory; which they are shows when the cut is chosen."""
+    config = recipe.training()
+    if held is None or config is None:
+        return ()
+    _, most_run, _ = _trained(recipe, shape, cut, shape.n_layers - cut.n_net)
+    if most_run <= held or (config.several != "joint" and not _on_logits(config)):
+        return ()
+    return (
+        f"training runs all kept layers behind the cut at every step, at most {most_run}: with fewer in memory it is refused; "
+        "give a larger --resident, or train one part after the other (several: sequential under train of a recipe)",
+    )
 
 
 def process_memory() -> int:
@@ -316,7 +326,7 @@ def needs_table(found: Needs) -> Table:
     """The stages for people; the largest stands out."""
     from rich.table import Table
 
-    layers = "all layers" if found.resident is None else f"{found.resident} layers, the rest read from disk,"
+    layers = "all layers" if found.resident is None else f"{found.resident} of the layers, the rest read from disk,"
     verdict = "fits" if found.fits else "does not fit"
     table = Table(
         title=f"Memory and disk of every stage, {layers} in memory",

@@ -69,6 +69,7 @@ def sweep_ratios(
     Raises:
         ValueError: one line for anything the user can mend.
     """
+    from shoal.evaluate.keep import refuse_nothing_right
     from shoal.select.ratios import check_range, counts_in
     from shoal.select.size import model_size
 
@@ -90,6 +91,8 @@ def sweep_ratios(
     bench = Bench(base, tasks, progress)
     work = _Work({name: with_recipe(base, recipe) for name, recipe in methods.items()}, counts, folder, found, bench, command)
     sweep = _without_points(methods, counts, drop=drop, bench=bench, folder=folder, size=size, command=command)
+    if keep is not None and keep.of in sweep.teacher.right:
+        refuse_nothing_right(keep.of, any(sweep.teacher.right[keep.of]))
     for points in work.run(work.warm_judge(size)):
         sweep = sweep.model_copy(update={"points": _in_order(points, list(methods))})
         sweep.save(folder / SWEEP)
@@ -127,12 +130,18 @@ def conclude(sweep: RatioSweep, *, keep: Keeping | None = None) -> RatioSweep:
 
 
 def check_measures(tasks: Sequence[Task], keep: Keeping | None) -> None:
-    """Raises ValueError: two measures of one name, or a wanted one that is not measured."""
+    """Raises ValueError: two measures of one name, a wanted one that is not measured, answers that would have to be written."""
     from shoal.evaluate.curve import ON_TEXT
 
     names = [*ON_TEXT, *(task.name for task in tasks)]
     if len(set(names)) < len(names):
         raise ValueError(f"the measures need names of their own, got {', '.join(names)}; rename a task file")
+    written = [task.name for task in tasks if task.form == "generation"]
+    if written:
+        raise ValueError(
+            f"task {written[0]!r} has written answers; a sweep scores choices and last words, "
+            "so give `shoal eval` the checkpoint of a point for these"
+        )
     if keep is not None and keep.of not in names:
         raise ValueError(f"--of {keep.of!r} is not measured here; {nearest(keep.of, names)} (tasks: give --task)")
 

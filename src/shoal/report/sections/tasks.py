@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shoal.evaluate import Flip, Interval, Stability, task_notes
+from shoal.evaluate import Flip, Interval, task_notes
 from shoal.evaluate.benchmark import Benchmark, TaskResult
 from shoal.evaluate.disagreement import NAMES, disagreement, kept_shares
 from shoal.report.chart import Dots, Point, Rule, Series
@@ -73,11 +73,12 @@ def _table(found: Benchmark) -> Html:
     )  # fmt: skip
     rows = []
     for one in found.tasks:
-        answers, stable = one.answers, (one.stability or one.answers).stability
+        answers, stable = one.answers, one.stability or one.answers
         lost = f"{len(answers.right_to_wrong)} / {len(answers.wrong_to_right)}"
-        intervals = (one.teacher, one.student, one.retained, stable, answers.correctness)
+        intervals = (one.teacher, one.student, one.retained, stable.stability, answers.correctness)
         cells = [_percent(interval) for interval in intervals]
         kl = "" if answers.kl is None else f"{answers.kl.value:.3g}"
+        cells[3] += f", {stable.variant}"
         rows.append([_name(one), f"{one.n_items:,}", *cells, kl, lost, f"{answers.p_value:.2g}"])
     if found.retained is not None and found.teacher_average is not None and found.student_average is not None:
         means = [f"{100 * found.teacher_average:.1f}", f"{100 * found.student_average:.1f}", _percent(found.retained)]
@@ -94,19 +95,28 @@ def _kinds(found: Benchmark) -> Html:
 def _flips(one: TaskResult) -> Html:
     answers = one.answers
     ways = (("right → wrong", answers.right_to_wrong), ("wrong → right", answers.wrong_to_right))
-    rows = [[flip.text, way, *_options(flip, answers)] for way, flips in ways for flip in flips[:N_FLIPS]]
+    rows = [[flip.text, way, *_options(flip)] for way, flips in ways for flip in flips[:N_FLIPS]]
     if not rows:
         return tag("p", f"{one.task}: no answer turned.", class_="note")
     n_all = len(answers.right_to_wrong) + len(answers.wrong_to_right)
-    caption = f"{one.task}: flips, the teacher's surest first; scores in nats, lower is better, the right option in brackets"
-    columns = [Column("item"), Column("flip"), Column("teacher's scores"), Column("student's scores")]
+    if one.form == "generation":
+        caption, what = f"{one.task}: flips, and what each model answered", "answer"
+    else:
+        caption = (
+            f"{one.task}: flips, the teacher's surest first; scores in nats, lower is better, the right option in brackets"
+        )
+        what = "scores"
+    columns = [Column("item"), Column("flip"), Column(f"teacher's {what}"), Column(f"student's {what}")]
     return details(f"{one.task}: {len(rows)} of {n_all} answers that turned", table(caption, columns, rows))
 
 
-def _options(flip: Flip, answers: Stability) -> list[str]:
+def _options(flip: Flip) -> list[str]:
+    """What each wrote, or its scores."""
     return [
         "  ".join(f"[{value:.3f}]" if index == flip.gold else f"{value:.3f}" for index, value in enumerate(scores))
-        for scores in (flip.teacher_scores, flip.student_scores)
+        if said is None
+        else repr(said)
+        for scores, said in ((flip.teacher_scores, flip.teacher_said), (flip.student_scores, flip.student_said))
     ]
 
 
