@@ -64,8 +64,9 @@ class Trainees(nn.Module):
             needed |= {layer for layer in range(member.first, stop) if member.deployed.step(layer).action == "run"}
         held = self._view.residency.n_resident
         if len(needed) > held:
-            cure = "an objective on hidden states, " if has_head else ""
-            cure += "train.several=sequential, " if any(len(member.parts) > 1 for member in self.members) else ""
+            cures = ["an objective on hidden states"] * has_head  # with logits every layer behind a part runs, one part or not
+            cures += ["train.several=sequential"] * any(len(member.parts) > 1 for member in self.members)
+            cure = " and ".join(cures) + ", " if cures else ""
             raise ValueError(
                 f"every step of {objective} runs {len(needed)} kept layers ({min(needed)}..{max(needed)}), and {held} of the "
                 f"layers on disk are held in memory; use {cure}--resident {len(needed)} or --resident all"
