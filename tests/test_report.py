@@ -409,6 +409,12 @@ def test_a_damaged_file_is_one_line_and_the_old_page_stays(run, shoal, file, con
     assert (run / "report.html").read_bytes() == before
 
 
+def test_tasks_that_are_none_say_how_to_make_them(run, shoal):
+    (run / "tasks.json").write_text("")
+    _, _, err = shoal("report", run)
+    assert "make tasks.json with `shoal eval" in err
+
+
 def test_other_damage_is_one_line_too(run, shoal):
     (run / "recipe.yaml").write_text("a: [")
     code, _, err = shoal("report", run)

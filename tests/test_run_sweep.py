@@ -7,6 +7,7 @@ import pytest
 from world import write_model
 
 from shoal import compress, load_recipe
+from shoal.cli.sweep import _recipes
 from shoal.evaluate import load_task
 from shoal.evaluate.curve import RatioSweep
 from shoal.recipe import RECIPES
@@ -116,6 +117,17 @@ def test_what_a_sweep_cannot_score_is_refused_before_a_cut_is_made(small, tmp_pa
     with pytest.raises(ValueError, match="the teacher has no item of 'unknown' right"):
         sweep_ratios(recipes(small, "uidl"), tmp_path / "sweep", drop="0..2", tasks=[load_task(unknown)], keep=keep)
     assert not (tmp_path / "sweep" / "points").exists()
+
+
+def test_tokens_go_to_the_methods_that_read_them():
+    common = dict(model="m", samples=4)
+    found = _recipes("none,refit,layer", common, fit_tokens=500, train_tokens=640)
+    assert [one.fit.tokens == 500 for one in found.values()] == [False, True, False]
+    assert [one.train.tokens == 640 for one in found.values()] == [False, False, True]
+    with pytest.raises(ValueError, match="--fit-tokens is for a repair, and no method has one"):
+        _recipes("none,layer", common, fit_tokens=500, train_tokens=None)
+    with pytest.raises(ValueError, match="--train-tokens is for training, and no method trains"):
+        _recipes("none,refit", common, fit_tokens=None, train_tokens=640)
 
 
 class Killed(Exception):

@@ -109,7 +109,7 @@ PolishBy = Annotated[
 ]
 TrainTokens = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option("--train-tokens", help="Tokens of that training.  [default: up to 1 M]"),
+    typer.Option("--train-tokens", help="Tokens of the training.  [default: up to 1 M]"),
 ]
 LearningRate = Annotated[
     Optional[float],  # noqa: UP045

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -26,6 +26,9 @@ from shoal.cli.options import (
     with_options,
 )
 from shoal.cli.show import say_files, say_text
+
+if TYPE_CHECKING:
+    from shoal.recipe import Recipe
 
 DEFAULT_METHODS = "none,uidl,shortgpt"
 
@@ -85,7 +88,6 @@ def sweep(
     from shoal.evaluate.curve_table import cliff_lines, sweep_table
     from shoal.evaluate.keep import parse_keep, sentence
     from shoal.report.curve import draw_curves
-    from shoal.run.methods import method_choice, method_names
     from shoal.run.sweep import Keeping, sweep_ratios
 
     screen = Screen(as_json=json)
@@ -93,13 +95,8 @@ def sweep(
         raise ValueError(f"--of {of} says what --keep is told of; give --keep as well, such as --keep 95%")
     wanted = None if keep is None else Keeping(parse_keep(keep), of)
     tasks = [load_task(path) for path in task or ()]
-    recipes = {}
-    for name in method_names(methods):
-        recipe, changes = method_choice(name)
-        recipes[name] = with_options(
-            recipe, model=model, text=text, samples=samples, length=length, protect=protect, fit_tokens=fit_tokens,
-            train_tokens=train_tokens, seed=seed, **changes,
-        )  # fmt: skip
+    common = dict(model=model, text=text, samples=samples, length=length, protect=protect, seed=seed)
+    recipes = _recipes(methods, common, fit_tokens=fit_tokens, train_tokens=train_tokens)
     if recipes:
         say_text(screen, next(iter(recipes.values())))
     with screen.progress():
@@ -126,3 +123,27 @@ def sweep(
         screen.say(sentence(one))
     say_files(screen, out, ("figures", "sweep.json"), ("curve", "sweep.png"))
     screen.result(found.model_dump(mode="json"))
+
+
+def _recipes(methods: str, common: dict[str, Any], *, fit_tokens: int | None, train_tokens: int | None) -> dict[str, Recipe]:
+    """Recipes by method; tokens go to the methods that repair, or train.
+
+    Raises:
+        ValueError: an unknown method, a value that is not allowed, or tokens that no method reads.
+    """
+    from shoal.run.methods import method_choice, method_names
+
+    found: dict[str, Recipe] = {}
+    reads_fit = reads_train = False
+    for name in method_names(methods):
+        recipe, changes = method_choice(name)
+        chosen = with_options(recipe, **common, **changes)
+        fits, trains = chosen.repair != "none", chosen.training() is not None
+        tokens = {"fit_tokens": fit_tokens if fits else None, "train_tokens": train_tokens if trains else None}
+        found[name] = with_options(recipe, **common, **changes, **tokens)
+        reads_fit, reads_train = reads_fit or fits, reads_train or trains
+    if found and fit_tokens is not None and not reads_fit:
+        raise ValueError("--fit-tokens is for a repair, and no method has one; add refit to --methods")
+    if found and train_tokens is not None and not reads_train:
+        raise ValueError("--train-tokens is for training, and no method trains; add layer to --methods")
+    return found

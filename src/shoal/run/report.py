@@ -90,7 +90,7 @@ def read_run(folder: Path) -> RunData:
     evaluation = Evaluation.load(folder / "evaluation.json") if has["evaluation.json"] else None
     facts, reads_scan = _facts(folder)
     needed = [name for name in STEPS if name != "scan.json" or reads_scan]
-    answers = Evaluation.load(folder / TASKS) if (folder / TASKS).is_file() else None
+    answers = _answers(folder)
     missing = [f"{name} (step {STEPS[name]})" for name in needed if not has[name]]
     if answers and evaluation and not _are_of_one_run(answers, evaluation):  # left by a run before this one
         answers = None
@@ -127,6 +127,23 @@ def _read_sweep(folder: Path) -> RunData:
         sweep=sweep,
         missing=missing,
     )
+
+
+def _answers(folder: Path) -> Evaluation | None:
+    """What `shoal eval` printed into the folder.
+
+    Raises:
+        ValueError: something else, or nothing, as an evaluation that failed leaves it.
+    """
+    from shoal.evaluate import Evaluation
+
+    file = folder / TASKS
+    try:
+        return Evaluation.load(file) if file.is_file() else None
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; make {TASKS} with `shoal eval {folder}/model --teacher TEACHER --task FILE --json`, or remove it"
+        ) from None
 
 
 def _are_of_one_run(answers: Evaluation, evaluation: Evaluation) -> bool:
