@@ -68,6 +68,7 @@ def repairer(inputs: Inputs, size: ModelSize, *, progress: Progress) -> Repair |
     if not repairs_candidates(inputs.recipe):
         return None
     from shoal.fit.refit import fit_plan
+    from shoal.fit.result import CannotRefit
     from shoal.replace import student_of
     from shoal.select.plan_of import plan_of
     from shoal.select.size import NOTHING
@@ -89,7 +90,7 @@ def repairer(inputs: Inputs, size: ModelSize, *, progress: Progress) -> Repair |
                 progress=lambda done, total: progress("repair a candidate", done, total),
                 workers=inputs.workers,
             )
-        except ValueError:  # this cut leaves nothing that can be refitted: it competes as it is
+        except CannotRefit:  # this cut leaves nothing that can be refitted: it competes as it is
             return None
         return student_of(inputs.view, fitted.plan, fitted.values)
 

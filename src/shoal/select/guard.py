@@ -61,7 +61,7 @@ def _measured(candidate: Candidate, quality: Quality) -> Candidate:
 def _as_kept(candidate: Candidate, oracle: Oracle, repair: Repair) -> Candidate:
     students = [student_without(candidate.layers), repair(candidate.layers)]
     plain, *repaired = oracle.measure([one for one in students if one is not None])
-    best = repaired[0] if repaired and repaired[0].kl < plain.kl else plain
+    best = repaired[0] if repaired and not repaired[0].kl >= plain.kl and math.isfinite(repaired[0].kl) else plain
     return _measured(candidate, best).model_copy(update={"kl_plain": plain.kl})
 
 
