@@ -149,10 +149,10 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             name="high",
-            about="As default, with one layer in place of each cut: the sweep sets it and the kept layers behind it, then "
-            "all of them are trained on hidden states. A stock checkpoint of the same size.",
+            about="As default, and then exactly what the sweep set is trained on the teacher's logits (KL). The same plan, so "
+            "on the text that decides it is never worse.",
             papers=("2403.19135", "2403.17887"),
-            replace="layer",
+            polish="kl",
         ),
         Recipe(
             name="llm-streamline",

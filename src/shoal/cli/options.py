@@ -56,7 +56,7 @@ EffortOption = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         "--effort",
-        help="default: forward passes and linear solves; high: a layer is put back and trained as well (recipe high).",
+        help="default: forward passes and linear solves; high: then trains what they set (recipe high).",
     ),
 ]
 Drop = Annotated[
