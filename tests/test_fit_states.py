@@ -10,7 +10,7 @@ from shoal.decoder import TEACHER, DecoderView
 from shoal.decoder.spill import Spill
 from shoal.fit.config import FitConfig
 from shoal.fit.refit import fit_plan
-from shoal.fit.states import Kept, advance, emptied, read_all
+from shoal.fit.states import Between, Kept, advance, emptied, read_all
 from shoal.plan import Drop, Plan, Size
 from shoal.text.samples import Samples
 
@@ -50,6 +50,13 @@ def test_the_file_does_not_grow_with_the_layers():
         states = advance(view, layer, TEACHER.step(layer), readings, states)
         gc.collect()
         assert spill.bytes_on_disk == 2 * one, layer
+
+
+def test_states_on_the_way_are_made_in_fp32_at_least():
+    near, far = ([torch.full((1, 2), value, dtype=torch.bfloat16) for value in values] for values in ((0.0, 1.0), (3.0, 1.0)))
+    between = Between(near, far, 1 / 3)
+    assert len(between) == 2 and between[0].dtype == torch.float32
+    assert [float(one[0, 0]) for one in between] == pytest.approx([1.0, 1.0]) == [float(one[0, 0]) for one in between[:]]
 
 
 def test_a_sequence_that_is_let_go_frees_its_place():

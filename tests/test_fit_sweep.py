@@ -7,6 +7,7 @@ from families import FAMILIES, VOCAB, tiny_model
 from shoal.decoder import DecoderView, Student
 from shoal.decoder.families import contribution, output_map
 from shoal.decoder.streamed import open_streamed
+from shoal.fit.config import FitConfig
 from shoal.fit.gain import find_gain
 from shoal.fit.maps import find_map
 from shoal.fit.observe import plain, relative
@@ -15,7 +16,7 @@ from shoal.fit.place import CannotRefit, on_output
 from shoal.fit.refit import fit_plan, without_refits
 from shoal.fit.sums import folds_of
 from shoal.fit.sweep import sweep_layers
-from shoal.fit.table import FITS, MAPS, Maps
+from shoal.fit.table import FITS, MAPS, SHARE, Maps
 from shoal.fit.targets import before_cuts, from_first_cut
 from shoal.plan import Drop, Plan, Refit, Replace, Size
 from shoal.replace import student_of
@@ -54,12 +55,13 @@ def boundary(view, batch, student, stop):
     return list(view.stream(reading, stop=stop, student=student))[-1][1].detach()
 
 
-def relative_miss(view, batches, student, *, layer, target):
+def relative_miss(view, batches, student, *, layer, target, share=1.0):
     """The record's error, from its definition: the held-out fold's squared relative miss per token."""
     miss, n = 0.0, 0
     for batch, folds_B in zip(batches, folds_of(batches), strict=True):
         held = folds_B == 0
-        goal = boundary(view, batch, Student(), target)[held].double()
+        near, far = (boundary(view, batch, Student(), one)[held].double() for one in (layer + 1, target))
+        goal = near + share * (far - near)
         ours = boundary(view, batch, student, layer + 1)[held].double()
         miss += float(((goal - ours).square().sum(-1) / goal.square().sum(-1)).sum())
         n += goal.shape[0] * goal.shape[1]
@@ -177,13 +179,15 @@ def test_errors_are_those_of_the_student_and_never_rise(family, repair):
     done: dict[int, dict[str, torch.Tensor]] = {}
     for one in fitted.result.layers:
         assert one.error_after <= one.error_before
-        expected = relative_miss(view, batches, Student(lacking(2, 4).removed, done), layer=one.layer, target=one.target)
+        goal = dict(layer=one.layer, target=one.target, share=one.share)
+        assert one.share == (SHARE if repair == "sweep" and one.layer in (1, 3) else 1.0)
+        expected = relative_miss(view, batches, Student(lacking(2, 4).removed, done), **goal)
         assert one.error_before == pytest.approx(expected, rel=1e-4)
         prefix = f"refit.{one.layer}."
         own = {name.removeprefix(prefix): value for name, value in fitted.values.items() if name.startswith(prefix)}
         assert bool(own) == bool(one.n_kept)
         done |= {one.layer: own} if own else {}
-        expected = relative_miss(view, batches, Student(lacking(2, 4).removed, done), layer=one.layer, target=one.target)
+        expected = relative_miss(view, batches, Student(lacking(2, 4).removed, done), **goal)
         assert one.error_after == pytest.approx(expected, rel=1e-4)
     assert fitted.values, "random layers leave something to repair"
 
@@ -204,6 +208,38 @@ def test_a_planted_constant_layer_is_repaired_exactly():
     gap = (view.logits(batch, student=student_of(view, fitted.plan, fitted.values)) - teacher).abs().max()
     assert gap < 1e-2 * plain_gap
     assert fitted.result.layers[0].maps[0].r2_folds > 0.99
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_the_layer_before_a_cut_changes_by_its_share(share):
+    """With the student's input the teacher's own, what is missing is linear in the share, and so is its least squares."""
+    view, batches = view_of(), samples(60).batches(20)
+    options = dict(targets={1: 4, 4: 5}, kinds=("mlp",), config=FitConfig(weights="plain", ridge=1e-3, keep="always"))
+    whole, part = (sweep_layers(view, lacking(2, 3), batches, share=s, **options) for s in (1.0, share))
+    name = "mlp.down_proj.weight"
+    before = dict(view.model.model.layers[1].named_parameters())[name].detach()
+    torch.testing.assert_close(part.values[1][name] - before, share * (whole.values[1][name] - before), rtol=1e-3, atol=1e-6)
+    assert [one.share for one in part.layers] == [share, 1.0]
+
+
+def test_the_last_layer_that_is_fitted_takes_all_that_is_left():
+    view, batches = view_of(), samples(60).batches(20)
+    last = [sweep_layers(view, lacking(4, 5), batches, targets={3: 6}, kinds=("mlp",), share=s) for s in (0.5, 1.0)]
+    assert all(torch.equal(value, last[1].values[3][name]) for name, value in last[0].values[3].items())
+    assert last[0].layers[0].share == 1.0
+
+
+def test_known_states_of_the_teacher_change_no_bit():
+    view, batches = view_of(), samples(60).batches(20)
+    known = {at: [boundary(view, batch, Student(), at) for batch in batches] for at in range(7)}
+    some = {at: known[at] for at in (2, 5)}
+    ours, all_known, some_known = (
+        sweep_layers(view, lacking(2, 3), batches, targets={1: 4, 4: 5, 5: 6}, kinds=("mlp",), share=0.5, known=one)
+        for one in (None, known, some)
+    )
+    for layer, own in ours.values.items():
+        for name, value in own.items():
+            assert torch.equal(value, all_known.values[layer][name]) and torch.equal(value, some_known.values[layer][name])
 
 
 def test_an_idle_layer_asks_for_no_repair():

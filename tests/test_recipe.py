@@ -94,6 +94,21 @@ def test_who_names_a_replacement_means_it_alone():
     assert load_recipe("high").training() is not None and load_recipe("high").repair == "auto"
 
 
+def test_who_names_a_polish_means_it_instead_of_the_stages_of_the_recipe():
+    stages = load_recipe("high").training().schedule()
+    assert [stage.objective for stage in stages] == ["hidden_mse", "forward_kl"]
+    (one,) = load_recipe("high", {"polish": "kl"}).training().schedule()
+    assert one.objective == "forward_kl"
+    assert load_recipe("high", {"polish": "none"}).training() is None
+    with pytest.raises(ValueError, match="two objectives"):
+        load_recipe("high", {"polish": "kl", "train": {"stages": [{"objective": "cosine"}]}})
+
+
+def test_what_starts_at_random_cannot_be_repaired():
+    with pytest.raises(ValueError, match="'ffn:form=paper' starts at random.*use --repair none"):
+        load_recipe("default", {"replace": "ffn:form=paper", "repair": "sweep"})
+
+
 @pytest.mark.parametrize("start", ["", "recipe: default\n"])
 def test_the_same_holds_in_a_file(start, tmp_path):
     (tmp_path / "mine.yaml").write_text(start + "replace: layer\n")

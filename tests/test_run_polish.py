@@ -75,6 +75,23 @@ def test_without_polish_the_values_of_the_repair_stand_again(small, whole, tmp_p
     assert same(read_values(bare.folder), load_file(whole.folder / "fit.safetensors"))
 
 
+def test_high_trains_the_layer_before_each_cut_whole_from_the_repair_of_the_plan_it_chose(small, tmp_path):
+    changes = {key: value for key, value in TRAIN.items() if key != "lr"}
+    text = {"sources": [small["text"]], "samples": 12, "length": LENGTH, "selection": 8, "evaluation": 8}
+    base = {"model": small["model"], "drop": "2", "text": text, "guard": 3, "fit": {"tokens": 100 * LENGTH}, "train": changes}
+    outcome = compress(load_recipe("high", base), tmp_path / "run")
+    fronts = {edit.start for edit in outcome.plan.replacements}
+    assert fronts and not any(isinstance(edit, Refit) and edit.layer in fronts for edit in outcome.plan.edits)
+    assert outcome.plan.candidates[0].kl < outcome.plan.candidates[0].kl_plain, "candidates are compared as they are repaired"
+    (result,) = outcome.trained
+    assert result.objective == "hidden_mse, then forward_kl"
+    assert result.n_tokens == pytest.approx(TRAIN["tokens"], abs=2 * LENGTH)
+    assert result.first.quality == pytest.approx(outcome.repaired.kl_after), "it starts where the repair ended"
+    assert result.best.quality <= result.first.quality
+    model, info = AutoModelForCausalLM.from_pretrained(outcome.model, output_loading_info=True)
+    assert not any(info.values()) and sum(p.numel() for p in model.parameters()) == outcome.plan.after.parameters
+
+
 def test_a_repaired_replacement_is_trained_from_the_repair(small, tmp_path):
     outcome = compress(recipe(small, replace="layer", polish=None), tmp_path / "run")
     assert outcome.plan.replacements and any(isinstance(edit, Refit) for edit in outcome.plan.edits)

@@ -55,6 +55,41 @@ def test_unstated_tokens_are_the_default_or_all_there_are():
     assert only_course(long, TrainConfig()).samples.n_tokens == DEFAULT_TOKENS
 
 
+THIRDS = (Stage(objective="hidden_mse", share=2 / 3, rate=0.5), Stage(objective="forward_kl", share=1 / 3))
+
+
+@pytest.mark.parametrize("tokens", [None, 12])
+def test_stages_that_state_shares_divide_the_tokens_of_the_run(tokens):
+    config = TrainConfig(stages=THIRDS, tokens=tokens)
+    first, second = plan_courses(TEXT, config)
+    whole = only_course(TEXT, TrainConfig(tokens=tokens)).samples
+    together = torch.cat([first.samples.ids_NT, second.samples.ids_NT])
+    assert torch.equal(together[: whole.n_samples], whole.ids_NT[: len(together)]), "one reading, front to back"
+    assert first.samples.n_tokens >= 2 / 3 * whole.n_tokens - 1 and config.all_tokens() == tokens
+    assert config.with_rates(4096) == config.with_rates(4096).with_rates(4096), "as a checkpoint is resumed"
+    assert [stage.lr for stage in config.with_rates(4096).stages] == [pytest.approx(1e-4), 2e-4]
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        (dict(stages=(Stage(share=0.7), Stage(share=0.7))), "add up to 1.4"),
+        (dict(stages=(Stage(share=0.5), Stage())), "its own tokens, or each its share"),
+        (dict(stages=(Stage(tokens=5), Stage(tokens=5)), tokens=9), "leave out tokens"),
+        (dict(stages=THIRDS, lr=1e-3), "leave out lr"),
+    ],
+)
+def test_stages_give_one_answer(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        TrainConfig(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [dict(tokens=5, share=0.5), dict(lr=1e-3, rate=0.5)])
+def test_a_stage_gives_one_answer(wrong):
+    with pytest.raises(ValueError, match="two answers; give one of them"):
+        Stage(**wrong)
+
+
 @pytest.mark.parametrize(
     "n_steps,n_tokens,selection,expected",
     [

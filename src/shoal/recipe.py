@@ -17,7 +17,7 @@ from pydantic import Field, field_validator, model_validator
 
 from shoal.fit.config import PATCHES, FitConfig, RepairName
 from shoal.replace.table import parse_replacement
-from shoal.train.config import POLISH, TrainConfig
+from shoal.train.config import POLISH, Stage, TrainConfig
 from shoal.types import Record, nearest
 
 
@@ -113,6 +113,11 @@ class Recipe(Record):
                 f"repair 'patch' sets a replacement that has a closed form, and replace is {self.replace!r}; "
                 f"use --replace {', '.join(PATCHES)}, or another --repair"
             )
+        if self.repair != "none" and replacement is not None and replacement.starts_as == "random":
+            raise ValueError(
+                f"replace {self.replace!r} starts at random, so there is no student to repair yet; use --repair none, or a "
+                "replacement that starts as the identity or as a layer"
+            )
         if self.repair == "magnitude" and self.polish == "hidden":
             raise ValueError(
                 "repair 'magnitude' scales the stream away from the teacher's, so polish it on logits: --polish kl"
@@ -149,10 +154,17 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             name="high",
-            about="As default, and then exactly what the sweep set is trained on the teacher's logits (KL). The same plan, so "
-            "on the text that decides it is never worse.",
+            about="As default, and then the layer before each cut is trained whole, with all that the sweep set: two thirds of "
+            "the tokens on hidden states, the rest on the teacher's logits (KL). The step with the lowest KL on the text that "
+            "decides is kept, the start included.",
             papers=("2403.19135", "2403.17887"),
-            polish="kl",
+            replace="layer",
+            train=TrainConfig(
+                stages=(
+                    Stage(objective="hidden_mse", share=2 / 3, rate=0.5),
+                    Stage(objective="forward_kl", share=1 / 3, rate=0.25),
+                )
+            ),
         ),
         Recipe(
             name="llm-streamline",
@@ -269,7 +281,7 @@ def load_recipe(name_or_path: str = "default", changes: Mapping[str, Any] | None
 
     Args:
         changes: fields that differ, nested as in the file: ``{"model": "org/name", "train": {"tokens": 500_000}}``. With
-            ``replace`` the recipe's ``repair`` is not used, unless named as well.
+            ``replace`` the recipe's ``repair`` is not used, unless named as well; with ``polish`` neither is its objective.
     Raises:
         ValueError: no such recipe; not YAML; an unknown key or a value out of range (says which, and what is allowed).
     """
@@ -280,8 +292,15 @@ def load_recipe(name_or_path: str = "default", changes: Mapping[str, Any] | None
 
 
 def _one_method(changes: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Who names a replacement means it alone: a repair that the recipe would add has to be named, too."""
-    return {"repair": "none", **changes} if "replace" in changes else changes
+    """Who names a replacement means it alone: a repair that the recipe would add has to be named, too.
+
+    Who names a polish means it instead of what the recipe trains for.
+    """
+    changes = {"repair": "none", **changes} if "replace" in changes else changes
+    train = changes.get("train") or {}
+    if changes.get("polish") is None or not isinstance(train, Mapping):
+        return changes
+    return {**changes, "train": {"objective": None, "stages": [], **train}}
 
 
 def _read(name_or_path: str) -> dict[str, Any]:

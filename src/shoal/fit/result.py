@@ -46,13 +46,16 @@ class LayerFit(Record):
     """The refit of one layer; its output is fitted to the teacher's boundary ``target``.
 
     Attributes:
-        error_before, error_after: on samples no fit has seen, weighted squared miss of the target over its squared norm.
+        share: of the way from the teacher's boundary behind this layer to ``target`` where what it is fitted to lies; below 1
+            where a cut follows and the layers behind it are fitted, too.
+        error_before, error_after: on samples no fit has seen, weighted squared miss of that goal over its squared norm.
         maps: solves in order; ``n_kept`` of them, from the first, stand (0: none lowered the held-out error).
         seconds: teacher's layers up to the target included.
     """
 
     layer: int
     target: int
+    share: float = 1.0
     error_before: float
     error_after: float
     maps: tuple[MapFit, ...]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import overload
 
 import torch
@@ -47,6 +47,29 @@ class Kept(Sequence[Tensor]):
         if isinstance(index, slice):
             return [self.spill.get(key) for key in self._keys[index]]
         return self.spill.get(self._keys[index])
+
+
+@dataclass(frozen=True, eq=False)
+class Between(Sequence[Tensor]):
+    """States ``share`` of the way from one boundary to another, made as they are asked for, in fp32 at least."""
+
+    near: States
+    far: States
+    share: float
+
+    def __len__(self) -> int:
+        return len(self.near)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Tensor]: ...
+    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        near_BTD, far_BTD = self.near[index], self.far[index]
+        exact = torch.promote_types(near_BTD.dtype, torch.float32)
+        return torch.lerp(near_BTD.to(exact), far_BTD.to(exact), self.share)
 
 
 def _drop(spill: Spill, keys: list[object]) -> None:

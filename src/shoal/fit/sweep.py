@@ -1,5 +1,8 @@
 """Refit kept layers front to back: the student's own inputs, the teacher's boundary as target.
 
+The layer before a cut need not make up all that the cut leaves out: where layers behind it are fitted, too, it aims at a
+point on the way (``share``), and they take the rest. docs/log.md has the figures.
+
 Layer-major: teacher and student states of all batches advance together, so each layer is read once, and the one before a cut
 once more where memory does not hold it until its target is known. A layer's error after each
 solve is measured by running it on a held-out fold, not predicted; what does not lower it is not kept.
@@ -28,7 +31,7 @@ from shoal.fit.output import find_output
 from shoal.fit.place import CannotRefit, Form, MapKind, Place
 from shoal.fit.result import LayerFit, MapFit
 from shoal.fit.solve import Solution
-from shoal.fit.states import States, advance, read_all
+from shoal.fit.states import Between, States, advance, read_all
 from shoal.fit.sums import Sums, folds_of
 from shoal.types import Batch
 from shoal.workers import ALONE, Workers
@@ -67,6 +70,7 @@ def sweep_layers(
     targets: Mapping[int, int],
     kinds: Sequence[MapKind],
     finds: Sequence[Find] = WHOLE,
+    share: float = 1.0,
     config: FitConfig = FitConfig(),  # noqa: B008  (frozen)
     known: Mapping[int, States] | None = None,
     after_layer: Callable[[int], None] | None = None,
@@ -79,6 +83,8 @@ def sweep_layers(
         targets: layer to the teacher's boundary that its output is fitted to; the student has no layer in between.
         kinds: sublayers solved one after the other in each layer, each against what is missing after the one before.
         finds: what is set in each, the first that has a closed form.
+        share: of the teacher's change over a cut, what the layer before it is fitted to make up where a later layer is fitted,
+            too. The last one is always fitted to its whole target.
         known: the teacher's states of all batches at some boundaries, so that they are not run again.
         after_layer: called with each finished layer, for progress.
         workers: who share the batches; folds are those of all samples, sums are added, and all of them get the same values.
@@ -93,6 +99,15 @@ def sweep_layers(
     del boundary  # it is let go with the first layer
     probe = probe_of(view, batches)
     refuse_where_nothing_fits(view, targets, kinds, finds, probe)
+
+    def teacher_at(boundary: int, start: int, states: States) -> States:
+        """The teacher's states at a boundary, run on from ``start`` unless they are known."""
+        if boundary in known:
+            return list(workers.share(known[boundary]))
+        for layer in range(start, boundary):
+            states = advance(view, layer, TEACHER.step(layer), readings, states)
+        return states
+
     swept: dict[int, Values] = {}
     fits: list[LayerFit] = []
     skipped: list[str] = []
@@ -102,16 +117,16 @@ def sweep_layers(
             started = time.monotonic()
             stop = targets.get(layer, layer + 1)
             is_teacher = ours is teacher and layer not in targets and student.step(layer).key == TEACHER.step(layer).key
-            if stop in known:
-                teacher = list(workers.share(known[stop]))
-            else:
-                for between in range(layer, stop):
-                    teacher = advance(view, between, TEACHER.step(between), readings, teacher)
+            aim = share if stop > layer + 1 and layer < max(targets) else 1.0
+            near = teacher_at(layer + 1, layer, teacher) if aim < 1.0 else None
+            teacher = teacher_at(stop, layer, teacher) if near is None else teacher_at(stop, layer + 1, near)
+            goals = teacher if near is None else Between(near, teacher, aim)
+            del near
             if layer in targets:
                 found, reasons = places_of(view, layer, kinds, finds, probe)
                 skipped += reasons
-                fitting = _LayerInFit(view, layer, Ends(readings, ours, teacher, folds, workers), config)
-                swept[layer], ours, fit = fitting.run(found, target=stop, started=started)
+                fitting = _LayerInFit(view, layer, Ends(readings, ours, goals, folds, workers), config)
+                swept[layer], ours, fit = fitting.run(found, target=stop, share=aim, started=started)
                 fits.append(fit)
             elif is_teacher:
                 ours = teacher
@@ -175,7 +190,9 @@ class _LayerInFit:
     ends: Ends
     config: FitConfig
 
-    def run(self, places: Sequence[Place[Any]], *, target: int, started: float) -> tuple[Values, States, LayerFit]:
+    def run(
+        self, places: Sequence[Place[Any]], *, target: int, share: float, started: float
+    ) -> tuple[Values, States, LayerFit]:
         """Values that stand (empty: none), the student's states after the layer with them, and the record."""
         with self.view.residency.layer(self.layer) as module:
             parameters: Values = dict(module.named_parameters())
@@ -197,6 +214,7 @@ class _LayerInFit:
         record = LayerFit(
             layer=self.layer,
             target=target,
+            share=share,
             error_before=errors[0],
             error_after=errors[n_kept],
             maps=tuple(fits),

@@ -23,6 +23,10 @@ MAPS: tuple[MapKind, ...] = ("mlp", "attn", "mlp")
 """What is solved for in each layer, in order. The MLP's map first: its change reaches the stream as it is, while a change of
 the attention's map also moves what the MLP reads. docs/repair.md has the figures."""
 
+SHARE = 2 / 3
+"""What of a cut a sweep asks of the layer before it; those behind the cut make up the rest. On all cuts tried a whole share left
+more KL. docs/log.md has the figures."""
+
 
 class Fit(Protocol):
     """Solves a plan's cuts; arguments as for :func:`shoal.fit.sweep.sweep_layers`."""
@@ -47,11 +51,15 @@ class Fit(Protocol):
 
 @dataclass(frozen=True)
 class Maps:
-    """Places of layers, solved in order: ``targets`` says of which layers, ``kinds`` of which sublayers, ``finds`` what."""
+    """Places of layers, solved in order: ``targets`` says of which layers, ``kinds`` of which sublayers, ``finds`` what.
+
+    ``share`` is :func:`shoal.fit.sweep.sweep_layers`'s.
+    """
 
     targets: Callable[[Plan], dict[int, int]]
     kinds: tuple[MapKind, ...]
     finds: tuple[Find, ...] = WHOLE
+    share: float = 1.0
 
     def __call__(
         self,
@@ -72,6 +80,7 @@ class Maps:
             targets=self.targets(plan),
             kinds=self.kinds,
             finds=self.finds,
+            share=self.share,
             config=config,
             known=known,
             after_layer=after_layer,
@@ -110,5 +119,5 @@ FITS: dict[RepairName, Fit] = {
     "map": Maps(before_cuts, ("mlp",), (find_output,)),
     "bias": Maps(before_cuts, ("mlp", "attn"), (find_bias,)),
     "refit": Maps(before_cuts, MAPS),
-    "sweep": Maps(from_first_cut, MAPS),
+    "sweep": Maps(from_first_cut, MAPS, share=SHARE),
 }

@@ -52,8 +52,11 @@ def patch_table_of(inputs: Inputs, *, progress: Progress) -> PatchTable | None:
 
 
 def repairs_candidates(recipe: Recipe) -> bool:
-    """True where the guard compares repaired students. A replacement is trained later and compared by its start."""
-    return recipe.guard > 1 and recipe.repair != "none" and recipe.replace == "none"
+    """True where the guard compares repaired students.
+
+    A replacement is compared by its start: the plain removal it equals, repaired where the recipe repairs that.
+    """
+    return recipe.guard > 1 and recipe.repair not in ("none", "patch")
 
 
 def ranking_text(inputs: Inputs) -> Samples:

@@ -213,10 +213,10 @@ def _stages(recipe: Recipe, shape: Shape, *, cut: Cut, held: int | None, base: i
 
 
 def _fit(recipe: Recipe, shape: Shape, *, n_tokens: int, spill: int) -> tuple[dict[str, int], int]:
-    """States of the teacher and three of the student, and the sums of the widest map with what solves them; scratch on disk."""
+    """Two states of the teacher and three of the student; the sums of the widest map with what solves them; scratch on disk."""
     n_inputs = _inputs_of_sums(recipe, shape)
     square = (n_inputs + 1) * (n_inputs + 1 + shape.hidden) * 8
-    states = 4 * n_tokens * shape.hidden * shape.itemsize
+    states = 5 * n_tokens * shape.hidden * shape.itemsize
     return {"states": min(states, spill), "sums": N_SUMS * square}, max(0, states - spill)
 
 

@@ -53,14 +53,14 @@ class _Proposal:
 def other_proposers(tables: Tables, wanted: Wanted) -> list[Proposer]:
     """The house's criteria on the tables at hand, as far as a replacement allows.
 
-    Layers in several spans need a module for each. Where these are layers of the family that costs no size, and the selector
-    with a bounded number of spans takes part; other modules cost parameters each, so there one span is looked for.
+    Layers in several spans need a module for each. Where these are layers of the family that costs no size; other modules cost
+    parameters each, so there one span is looked for.
     """
     found: list[Proposer] = []
     if PATCHED in tables:
         found.append(Proposer(f"span {PATCHED}", plain_span_by(tables, replace(wanted, by=PATCHED))))
     for selector, by in OTHERS:
-        one_span = wanted.put_back.name != "none" and not (wanted.put_back.inherits and selector == "disjoint")
+        one_span = wanted.put_back.name != "none" and not wanted.put_back.inherits
         if by not in tables or (one_span and not SELECTORS[selector].is_contiguous):
             continue
         asked = replace(wanted, by=by)

@@ -26,10 +26,14 @@ class Stage(Record):
     Attributes:
         objective: name, or weighted sum of names such as ``hidden_mse + 0.1*forward_kl``; see ``train.objectives``.
         tokens, lr, min_lr: as in :class:`TrainConfig`.
+        share: of the run's tokens, instead of ``tokens``.
+        rate: times the learning rate that follows from the width, instead of ``lr``.
     """
 
     objective: str = DEFAULT_OBJECTIVE
     tokens: int | None = Field(default=None, ge=1)
+    share: float | None = Field(default=None, gt=0, le=1)
+    rate: float | None = Field(default=None, gt=0)
     lr: float | None = Field(default=None, gt=0)
     min_lr: float | None = Field(default=None, ge=0)
 
@@ -37,6 +41,10 @@ class Stage(Record):
     def _floor_below_peak(self) -> Stage:
         if self.lr is not None and self.min_lr is not None and self.min_lr > self.lr:
             raise ValueError(f"min_lr={self.min_lr:g} needs to be at most lr={self.lr:g}")
+        if self.tokens is not None and self.share is not None:
+            raise ValueError(f"tokens={self.tokens} and share={self.share:g} are two answers; give one of them")
+        if self.lr is not None and self.rate is not None:
+            raise ValueError(f"lr={self.lr:g} and rate={self.rate:g} are two answers; give one of them")
         return self
 
     def rates(self, hidden_size: int) -> tuple[float, float]:
@@ -49,7 +57,7 @@ class Stage(Record):
         Raises:
             ValueError: the configured floor is above the peak that follows from the width.
         """
-        lr = min(MOST_LR, 2e-4 * 4096 / hidden_size) if self.lr is None else self.lr
+        lr = min(MOST_LR, 2e-4 * 4096 / hidden_size) * (self.rate or 1.0) if self.lr is None else self.lr
         min_lr = lr / 10 if self.min_lr is None else self.min_lr
         if min_lr > lr:
             raise ValueError(f"min_lr={min_lr:g} needs to be at most lr={lr:g} (of hidden size {hidden_size}); give lr as well")
@@ -66,7 +74,8 @@ class TrainConfig(Record):
         lr, min_lr: peak and final learning rate (AdamW, linear warm-up, cosine). None: 2e-4 at a hidden size of 4096 and in
             inverse proportion to it, at most ``MOST_LR``; a tenth of the peak.
         stages: instead of the four above: several, one after the other on the same values, each reading on in the text where
-            the one before stopped, each with its own warm-up, cosine and fresh moments. Each states its tokens.
+            the one before stopped, each with its own warm-up, cosine and fresh moments. Each states its tokens, or each its
+            share of ``tokens``.
         several: how a plan with several refits or replacements is trained. ``joint``: all at once, gradients running through
             all of them. ``sequential``: front to back, each with the student's own input, the tokens once for each.
             ``teacher_forced``: each in the teacher, on one reading of the text.
@@ -98,20 +107,38 @@ class TrainConfig(Record):
     def _one_answer(self) -> TrainConfig:
         self.schedule()  # checks the rates
         single = {"objective": self.objective, "tokens": self.tokens, "lr": self.lr, "min_lr": self.min_lr}
+        if self.has_shares:
+            del single["tokens"]
         given = [name for name, value in single.items() if value is not None]
         if self.stages and given:
             raise ValueError(f"stages say all of {', '.join(single)}; leave out {', '.join(given)}, or the stages")
-        if len(self.stages) > 1 and any(stage.tokens is None for stage in self.stages):
-            raise ValueError("each of several stages needs its own tokens")
+        shares = [stage.share for stage in self.stages]
+        if len(self.stages) > 1 and any(stage.tokens is None for stage in self.stages) and None in shares:
+            raise ValueError("each of several stages needs its own tokens, or each its share of them")
+        if sum(share or 0 for share in shares) > 1 + 1e-9:
+            raise ValueError(f"the shares of the stages add up to {sum(share or 0 for share in shares):g}; at most 1")
         return self
+
+    @property
+    def has_shares(self) -> bool:
+        """The stages divide the tokens of the run among them."""
+        return bool(self.stages) and all(stage.share is not None for stage in self.stages)
 
     def schedule(self) -> tuple[Stage, ...]:
         """The stages in order; one where none are listed."""
         one = Stage(objective=self.objective or DEFAULT_OBJECTIVE, tokens=self.tokens, lr=self.lr, min_lr=self.min_lr)
         return self.stages or (one,)
 
+    def stage_tokens(self, available: int) -> tuple[int, ...]:
+        """Training tokens of each stage where the text holds ``available``."""
+        whole = min(DEFAULT_TOKENS, available) if self.tokens is None else self.tokens
+        stages = self.schedule()
+        return tuple(stage.tokens or int(whole * (1 if stage.share is None else stage.share)) for stage in stages)
+
     def all_tokens(self) -> int | None:
         """Training tokens of all stages together; None: not stated."""
+        if self.has_shares:
+            return self.tokens
         stated = [stage.tokens for stage in self.schedule()]
         return None if None in stated else sum(tokens for tokens in stated if tokens is not None)
 
@@ -120,5 +147,7 @@ class TrainConfig(Record):
         stages = []
         for stage in self.schedule():
             lr, min_lr = stage.rates(hidden_size)
-            stages.append(stage.model_copy(update={"lr": lr, "min_lr": min_lr}))
-        return self.model_copy(update={"objective": None, "tokens": None, "lr": None, "min_lr": None, "stages": tuple(stages)})
+            stages.append(stage.model_copy(update={"lr": lr, "min_lr": min_lr, "rate": None}))
+        tokens = self.tokens if self.has_shares else None
+        update = {"objective": None, "tokens": tokens, "lr": None, "min_lr": None, "stages": tuple(stages)}
+        return self.model_copy(update=update)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from shoal.text.samples import Samples
-from shoal.train.config import DEFAULT_TOKENS, TrainConfig
+from shoal.train.config import TrainConfig
 from shoal.types import Batch
 from shoal.workers import ALONE, Workers
 
@@ -74,11 +74,11 @@ def plan_courses(training: Samples, config: TrainConfig) -> tuple[Course, ...]:
     read_N = training.lengths_N[order_N].cumsum(0)
     courses: list[Course] = []
     start, wanted, first_step = 0, 0, 0
-    for number, stage in enumerate(config.schedule()):
-        wanted += min(DEFAULT_TOKENS, training.n_tokens) if stage.tokens is None else stage.tokens
+    for number, tokens in enumerate(config.stage_tokens(training.n_tokens)):
+        wanted += tokens
         stop = int(torch.searchsorted(read_N, wanted)) + 1
         if stop <= start:
-            raise ValueError(f"train.stages[{number}]: {stage.tokens} tokens are less than one sample; give more")
+            raise ValueError(f"train.stages[{number}]: {tokens} tokens are less than one sample; give more")
         rows_N = order_N[start:stop]
         chosen = replace(training, ids_NT=training.ids_NT[rows_N], lengths_N=training.lengths_N[rows_N])
         courses.append(Course(chosen, config.batch, config.micro_batch, first_step))
