@@ -1,6 +1,7 @@
 """The methods of the repair table: each makes a student of one cut. One line each in ``ROWS``.
 
-All rows share the cut, the text they fit or train on, and the teacher's states at every boundary.
+All rows share the cut, the text they fit or train on, and the teacher's states at every boundary. Seconds are CPU seconds of
+one thread, which other work on the machine does not stretch.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from shoal.fit.output import find_output
 from shoal.fit.patches import fit_patches
 from shoal.fit.states import States
 from shoal.fit.sweep import probe_of
-from shoal.fit.table import FITS
+from shoal.fit.table import FITS, MAPS, Fit, Maps
+from shoal.fit.targets import from_first_cut
 from shoal.plan import Drop, Plan, Size
+from shoal.recipe import RECIPES
 from shoal.replace import replacement_named
 from shoal.text.samples import Samples
 from shoal.train.config import Stage, TrainConfig
@@ -96,14 +99,15 @@ def none(cut: Cut) -> Made:
     return Made(cut.plain)
 
 
-def repaired(name: str, config: FitConfig = FitConfig()) -> Method:  # noqa: B008  (frozen)
-    """A ``--repair``."""
+def repaired(name: str, config: FitConfig = FitConfig(), *, fit: Fit | None = None) -> Method:  # noqa: B008  (frozen)
+    """A ``--repair``; ``fit``: what it runs instead of its own."""
 
     def method(cut: Cut) -> Made:
-        started = time.monotonic()
-        swept = FITS[name](cut.view, cut.plan, cut.plain, cut.batches, config=config, known=cut.known)  # type: ignore[index]
-        made = Made(replace(cut.plain, overrides=swept.values, name=name), cut.fit.n_tokens, 0, time.monotonic() - started)
-        if config == FitConfig():
+        started = time.process_time()
+        run = fit or FITS[name]  # type: ignore[index]
+        swept = run(cut.view, cut.plan, cut.plain, cut.batches, config=config, known=cut.known)
+        made = Made(replace(cut.plain, overrides=swept.values, name=name), cut.fit.n_tokens, 0, time.process_time() - started)
+        if config == FitConfig() and fit is None:
             cut.fitted[name] = made
         return made
 
@@ -115,9 +119,9 @@ def patched(kind: str, config: FitConfig = FitConfig(), **options: object) -> Me
 
     def method(cut: Cut) -> Made:
         student = cut.patched(kind, layout="code", **options)
-        started = time.monotonic()
+        started = time.process_time()
         found = fit_patches(cut.view, student, cut.batches, config=config, known=cut.known)
-        seconds = time.monotonic() - started
+        seconds = time.process_time() - started
         return Made(found.student, cut.fit.n_tokens, 0, seconds, new_parameters=_n_attached(found.student))
 
     return method
@@ -129,7 +133,7 @@ def map_by_cosine(cut: Cut, *, epochs: int = 10, rows: int = 1024, lr: float = 1
     Source: arXiv 2505.02819 (``accurate`` variant: the residual is added before the cosine). Epochs, batch of 1024 tokens and
     learning rate are those of its configs; the text is ours.
     """
-    started = time.monotonic()
+    started = time.process_time()
     view, layer = cut.view, cut.span.start - 1
     probe = probe_of(view, cut.batches)
     place = find_output(view, layer, "mlp", reading=probe, h_BTD=probe.h_BTD)
@@ -156,7 +160,7 @@ def map_by_cosine(cut: Cut, *, epochs: int = 10, rows: int = 1024, lr: float = 1
     with view.residency.layer(layer) as module:
         values = place.changed(dict(module.named_parameters()), change_ED)
     student = replace(cut.plain, overrides={layer: values}, name="map by cosine")
-    return Made(student, cut.fit.n_tokens, epochs * cut.fit.n_tokens, time.monotonic() - started)
+    return Made(student, cut.fit.n_tokens, epochs * cut.fit.n_tokens, time.process_time() - started)
 
 
 # -- gradient training -----------------------------------------------------------------------------------------------------
@@ -164,8 +168,10 @@ def map_by_cosine(cut: Cut, *, epochs: int = 10, rows: int = 1024, lr: float = 1
 
 def trained(cut: Cut, student: Student, *stages: Stage) -> Made:
     """Train what a student holds; the best of five steps by KL on the selection text is kept, step 0 is one of them."""
+    started = time.process_time()
     (one,) = _train(cut, [student], stages)
-    return Made(one.student, 0, one.result.n_tokens, one.result.seconds, new_parameters=_n_attached(one.student))
+    seconds = time.process_time() - started
+    return Made(one.student, 0, one.result.n_tokens, seconds, new_parameters=_n_attached(one.student))
 
 
 def _n_attached(student: Student) -> int:
@@ -191,6 +197,27 @@ def polished(*objectives: str) -> Method:
     def method(cut: Cut) -> Made:
         start = cut.fitted.get("sweep") or repaired("sweep")(cut)
         made = trained(cut, start.student, *(Stage(objective=one, tokens=cut.short, lr=POLISH_LR[one]) for one in objectives))
+        return replace(made, fit_tokens=start.fit_tokens, seconds=made.seconds + start.seconds)
+
+    return method
+
+
+def full(*, tokens: Literal["long", "short"]) -> Method:
+    """The sweep, then the layer before the cut whole with all that the sweep set, in the stages of the recipe ``high``."""
+
+    def method(cut: Cut) -> Made:
+        start = cut.fitted.get("sweep") or repaired("sweep")(cut)
+        front = cut.span.start - 1
+        with cut.view.residency.layer(front) as module:
+            whole = {name: value.detach().clone() for name, value in module.named_parameters()}
+        overrides = {**start.student.overrides, front: {**whole, **start.student.overrides.get(front, {})}}
+        n_tokens, width = getattr(cut, tokens), cut.view.hidden_size
+        config = RECIPES["high"].train.model_copy(update={"tokens": n_tokens})
+        stages = [
+            Stage(objective=one.objective, tokens=spent, lr=one.rates(width)[0])
+            for one, spent in zip(config.schedule(), config.stage_tokens(n_tokens), strict=True)
+        ]
+        made = trained(cut, replace(start.student, overrides=overrides, name="full"), *stages)
         return replace(made, fit_tokens=start.fit_tokens, seconds=made.seconds + start.seconds)
 
     return method
@@ -258,9 +285,12 @@ ROWS: dict[str, Row] = {
     "refit": Row(repaired("refit")),
     "sweep": Row(repaired("sweep")),
     "sweep, plain weights": Row(repaired("sweep", FitConfig(weights="plain"))),
+    "sweep, the whole change asked of the first layer": Row(repaired("sweep", fit=Maps(from_first_cut, MAPS))),
     "sweep + polish hidden": Row(polished("hidden_mse"), trains=True),
     "sweep + polish KL": Row(polished("forward_kl"), trains=True),
     "sweep + polish hidden + KL": Row(polished("hidden_mse", "forward_kl"), trains=True),
+    "full recipe, a tenth of the tokens": Row(full(tokens="short"), trains=True),
+    "full recipe": Row(full(tokens="long"), trains=True),
     "Adam on the swept maps, equal tokens": Row(control(equal="tokens"), trains=True),
     "Adam on the swept maps, equal time": Row(control(equal="time"), trains=True),
     "LLM-Streamline: layer": Row(layer, trains=True),

@@ -24,8 +24,8 @@ MAPS: tuple[MapKind, ...] = ("mlp", "attn", "mlp")
 the attention's map also moves what the MLP reads. docs/repair.md has the figures."""
 
 SHARE = 2 / 3
-"""What of a cut a sweep asks of the layer before it; those behind the cut make up the rest. On all cuts tried a whole share left
-more KL. docs/log.md has the figures."""
+"""What of a cut a sweep asks of the layer before it; those behind the cut make up the rest. On all cuts tried a whole share
+left more KL. docs/log.md has the figures."""
 
 
 class Fit(Protocol):
