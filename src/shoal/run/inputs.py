@@ -208,17 +208,22 @@ def layers_in_memory(model: str, resident: str, *, device: str, trust_remote_cod
     Raises:
         ValueError: not ``all``, ``auto`` or a number of layers.
     """
+    from shoal.decoder.open import usable_device
     from shoal.decoder.shards import read_shards
     from shoal.decoder.source import check_source, resolve_source
-    from shoal.decoder.spill import free_memory
+    from shoal.decoder.spill import free_memory, free_on_card
 
-    if resident == "all" or (resident == "auto" and device != "cpu"):
+    if resident == "all":
         return None
     if resident == "auto":
         path = resolve_source(model, trust_remote_code=trust_remote_code)
         check_source(path, trust_remote_code=trust_remote_code)
         n_bytes = sum(slot.n_bytes for shard in read_shards(path) for slot in shard.slots.values())
-        return None if n_bytes < SHARE_FOR_WEIGHTS * free_memory() else 2
+        room = free_memory()
+        place = usable_device(device)
+        if place.type == "cuda":
+            room = min(room, free_on_card(place))  # weights come to the card through memory
+        return None if n_bytes < SHARE_FOR_WEIGHTS * room else 2
     if not resident.isdigit() or int(resident) < 1:
         raise ValueError(f"--resident {resident!r} needs all, auto, or a number of layers from 1")
     return int(resident)
