@@ -439,14 +439,15 @@ def memory(asked: Asked) -> list[dict[str, Any]]:
                     asked.say("memory", case=case, resident=resident, seconds=round(took, 1))
                     for stage in planned.stages:
                         peak = peaks.get(stage.stage)
+                        ours = stage.memory - stage.parts["process"]  # the driver's part is not the allocator's
                         row = {
                             "case": case,
                             "resident": resident,
                             "stage": stage.stage,
-                            "planned_mb": round(stage.memory / 1e6),
+                            "planned_mb": round(ours / 1e6),
                         }
                         if peak:
-                            row |= {"allocated_mb": round(peak / 1e6), "ratio": round(stage.memory / peak, 3)}
+                            row |= {"allocated_mb": round(peak / 1e6), "ratio": round(ours / peak, 3)}
                         row["parts_mb"] = {part: round(n_bytes / 1e6) for part, n_bytes in stage.parts.items() if n_bytes}
                         rows.append(row)
                         asked.say("memory", **row)

@@ -7,6 +7,7 @@ from world import write_model
 
 from shoal import compress, load_recipe
 from shoal.run.inputs import layers_in_memory
+from shoal.run.needs import needs_of
 
 TEXT = {"samples": 6, "length": 16, "selection": 4, "evaluation": 4}
 CASES = {
@@ -50,3 +51,16 @@ def test_auto_asks_the_card(small):
     for free, expected in ((1 << 30, None), (1000, 2)):
         with pretend_card(free=free):
             assert layers_in_memory(small["model"], "auto", device="cuda", trust_remote_code=False) == expected
+
+
+def test_the_plan_counts_the_cards_memory_and_the_machines_beside_it(small):
+    changes = {"model": small["model"], "drop": "2", "text": {"length": 16, "samples": 10**4}, "replace": "layer"}
+    recipe, found = load_recipe("default", changes), {}
+    for free in (1 << 40, 10**6):
+        with pretend_card(free=free):
+            found[free] = needs_of(recipe, resident="1", device="cuda")
+    large, full = (found[free] for free in found)
+    assert large.fits and not full.fits and full.free_host is not None and full.free_host > full.free_memory
+    scans = [one.stages[0] for one in (large, full)]
+    assert scans[0].host < scans[1].host and not scans[1].scratch  # states that the card has no room for wait in memory
+    assert sum(scans[0].parts.values()) == scans[0].memory
