@@ -28,8 +28,8 @@ from typing import Any
 BUNDLED = Path(__file__).parents[1] / "src/shoal/assets/books-16l"
 SMALL = "--samples 8 --length 64 --drop 4 --guard 2".split()
 CASES = {
-    "layer": [*SMALL, "--replace", "layer", "--train-tokens", "24000"],
-    "sweep": [*SMALL, "--replace", "none", "--repair", "sweep", "--fit-tokens", "24000"],
+    "layer": [*SMALL, "--replace", "layer", "--train-tokens", "8000"],
+    "sweep": [*SMALL, "--replace", "none", "--repair", "sweep", "--fit-tokens", "8000"],
 }
 SAME_BYTES = ("scan.safetensors", "fit.safetensors", "model/model.safetensors", "model/config.json", "plan.json", "recipe.yaml")
 TIMED = {"seconds", "speed", "generated_at", "command", "started"}  # what a clock says differs between any two runs
