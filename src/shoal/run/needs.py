@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING
 
 from shoal.recipe import Recipe
 from shoal.run.candidates import PATCH_BYTES
-from shoal.run.inputs import DEFAULT_SAMPLES, LONGEST_DEFAULT, TOKENS_PER_BATCH, layers_in_memory
+from shoal.run.inputs import (
+    DEFAULT_SAMPLES,
+    LONGEST_DEFAULT,
+    SHARE_BESIDE_STUDENT,
+    TOKENS_PER_BATCH,
+    layers_in_memory,
+)
 from shoal.run.shape import Shape, shape_of
 from shoal.train.config import DEFAULT_TOKENS, TrainConfig
 from shoal.types import Record
@@ -152,7 +158,9 @@ def needs_of(
     if recipe.model is None:
         raise ValueError("no model given; name a hub id or a folder")
     shape = shape_of(recipe.model, dtype=dtype, trust_remote_code=trust_remote_code)
-    held = layers_in_memory(recipe.model, resident, device=device, trust_remote_code=trust_remote_code)
+    held = layers_in_memory(
+        recipe.model, resident, device=device, trust_remote_code=trust_remote_code, share=SHARE_BESIDE_STUDENT
+    )
     cut = _cut(recipe, shape)
     place = place_of(device)
     folder = next(place for place in (Path(out or "."), *Path(out or ".").absolute().parents) if place.exists())
