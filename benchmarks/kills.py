@@ -2,11 +2,11 @@
 
     python benchmarks/kills.py [--kills 50] [--seed 0] [--out FILE]
 
-Small runs of the bundled model: one that trains a layer, one that refits (a sweep), with two layers in memory and the others read
-from disk (speed is not measured there, which would be most of the time). Each is killed with SIGKILL at a uniformly
-random moment after its start-up, started again, killed again, until it ends; then its files are compared with the unbroken
-run's, byte for byte (weights, values, plan, scan) and figure for figure (the evaluation; seconds and speeds aside), and a new
-run begins. Threads are fixed to one, so that equal bits can be asked for.
+Small runs of the bundled model: one that trains a layer, one that refits (a sweep), with two layers in memory and the others
+read from disk (speed is not measured there, which would be most of the time). Each is killed with SIGKILL at a uniformly random
+moment after its start-up, started again, killed again, until it ends; then its files are compared with the unbroken run's, byte
+for byte (weights, values, plan, scan) and figure for figure (the evaluation; seconds and speeds aside), and a new run begins.
+Threads are fixed to one, so that equal bits can be asked for.
 """
 
 from __future__ import annotations
