@@ -11,7 +11,7 @@ from shoal.decoder import TEACHER, DecoderView, Student, Tap, run_pass
 from shoal.decoder.open import open_model
 from shoal.decoder.spill import Spill, free_memory
 from shoal.decoder.streamed import Pages, open_streamed
-from shoal.run.inputs import layers_in_memory
+from shoal.run.inputs import layers_in_memory, weights_and_room
 from shoal.types import Batch, Unit
 
 IDS = torch.randint(3, VOCAB, (3, 4, 9), generator=torch.Generator().manual_seed(0))
@@ -186,7 +186,7 @@ def test_a_scan_in_memory_is_continued_by_a_streamed_run(small, tmp_path):
 
 
 def test_what_cannot_be_streamed_is_said(small, tmp_path):
-    for wrong in ("0", "some", "-1"):
+    for wrong in ("0", "some", "-1", "1.5", "²", ""):
         with pytest.raises(ValueError, match="--resident"):
             compress(recipe(small), tmp_path / "b", resident=wrong)
 
@@ -195,6 +195,16 @@ def test_auto_streams_only_what_does_not_fit(small, tmp_path, monkeypatch):
     assert layers_in_memory(small["model"], "auto", device="cpu", trust_remote_code=False) is None
     monkeypatch.setattr("shoal.decoder.spill.free_memory", lambda: 1000)
     assert layers_in_memory(small["model"], "auto", device="cpu", trust_remote_code=False) == 2
+
+
+def test_auto_leaves_room_for_the_student_beside_its_teacher_and_says_what_it_decided(small, shoal, monkeypatch):
+    n_bytes, _ = weights_and_room(small["model"], device="cpu", trust_remote_code=False)
+    monkeypatch.setattr("shoal.decoder.spill.free_memory", lambda: 2 * n_bytes)  # for one of them, not for both
+    options = [small["model"], "--text", small["text"], "--length", "16", "--samples", "8"]
+    code, said, _ = shoal("scan", *options, "--out", "scan")
+    assert code == 0 and "Layers: all in memory" in said
+    code, said, _ = shoal("compress", *options, "--out", "run", "--drop", "2", "--guard", "1", "--repair", "none")
+    assert code == 0 and "Layers: 2 in memory, the others are read from disk" in said
 
 
 def test_experts_read_in_pieces_are_held_once(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from shoal.train import logit_losses
+from shoal.score import divergence
 from shoal.train.objectives import OBJECTIVES, n_real_tokens, objective_named, weighted_sum
 from shoal.train.stream_losses import hidden_mse
 from shoal.types import Batch
@@ -71,7 +71,7 @@ def test_every_objective_has_a_naive_reference():
 @pytest.mark.parametrize("mask", [None, MASK_BT], ids=["packed", "padded"])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_value_and_gradient_equal_the_definition(name, mask, elements, monkeypatch):
-    monkeypatch.setattr(logit_losses, "CHUNK_ELEMENTS", elements)  # 20: chunks of two tokens
+    monkeypatch.setattr(divergence, "CHUNK_ELEMENTS", {"cpu": elements})  # 20: chunks of two tokens
     ours, theirs = A.clone().requires_grad_(), A.clone().requires_grad_()
     loss, expected = loss_of(name)(ours, reference_of(name), mask), naive(name, theirs, reference_of(name), mask)
     loss.backward()

@@ -79,8 +79,11 @@ def _report(error: Exception) -> int:
     if isinstance(error, ValueError) and _raised_by_us(error):
         _fail(f"error: {' '.join(str(error).split())}")
         return 2
-    if type(error).__name__ == "OutOfMemoryError" or "not enough memory" in str(error):
-        _fail("error: out of memory; use a smaller --length, --batch-size or --dtype bfloat16")
+    if is_out_of_memory(error):
+        _fail(
+            "error: out of memory; finished steps are kept: give --resident 1, a smaller --length or --dtype bfloat16 "
+            "(`shoal plan MODEL --memory` says what each step takes)"
+        )
         return 2
     if isinstance(error, LostWorker):
         time.sleep(UNTIL_THE_LAUNCHER_ACTS)  # it knows who went first; leaving now, this one could be taken for it
@@ -88,6 +91,17 @@ def _report(error: Exception) -> int:
         return 1
     _fail(f"{''.join(traceback.format_exception(error))}this is a fault of shoal, not of your input: please report it")
     return 1
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for memory of the machine or of a card, whoever of torch, its solvers and the system says so."""
+    said = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or isinstance(error, RuntimeError)
+        and any(words in said for words in ("not enough memory", "out of memory", "ALLOC_FAILED"))
+    )
 
 
 def _raised_by_us(error: Exception) -> bool:

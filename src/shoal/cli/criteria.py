@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 import typer
 
 from shoal.cli.options import Device, Drop, Dtype, Json, Length, Model, Protect, Remote, Resident, Samples, Seed, with_options
+from shoal.cli.show import settle_resident
 
 
 def criteria(
@@ -30,6 +31,7 @@ def criteria(
     from shoal.cli.console import Screen
     from shoal.evaluate.criteria import choices_table, overlap_table
     from shoal.run.criteria import compare_criteria
+    from shoal.run.inputs import SHARE_FOR_WEIGHTS
 
     screen = Screen(as_json=json)
     chosen = with_options(
@@ -37,6 +39,9 @@ def criteria(
     )
     if not text:
         screen.say("Text: the bundled sample of public-domain books (give your own with --text)")
+    resident = settle_resident(
+        screen, model, resident, device=device, trust_remote_code=trust_remote_code, share=SHARE_FOR_WEIGHTS
+    )
     with screen.progress():
         found = compare_criteria(
             chosen,

@@ -51,6 +51,32 @@ def show_outcome(screen: Screen, outcome: Outcome) -> None:
     )
 
 
+def settle_resident(
+    screen: Screen, model: str | None, resident: str, *, device: str, trust_remote_code: bool, share: float
+) -> str:
+    """What ``--resident auto`` means here, said aloud; the same for all processes of a job. Others are as they were given."""
+    from shoal.run.inputs import layers_in_memory, weights_and_room
+    from shoal.run.needs import in_bytes
+    from shoal.workers import join
+
+    if resident != "auto" or model is None:
+        return resident
+    workers = join()
+    place = workers.device(device)
+
+    def decide() -> tuple[int | None, int, int]:
+        held = layers_in_memory(model, resident, device=place, trust_remote_code=trust_remote_code, share=share)
+        return held, *weights_and_room(model, device=place, trust_remote_code=trust_remote_code)
+
+    held, n_bytes, room = workers.from_first(decide)
+    sizes = f"weights of {in_bytes(n_bytes)}, {in_bytes(room)} free"
+    if held is None:
+        screen.say(f"Layers: all in memory ({sizes})")
+        return "all"
+    screen.say(f"Layers: {held} in memory, the others are read from disk as needed ({sizes}, of which {share:.0%} for weights)")
+    return str(held)
+
+
 def say_spread(screen: Screen, plan: Plan) -> None:
     """What the selector alone would have chosen on parts of the text."""
     from shoal.select.guard import spread_said

@@ -25,7 +25,7 @@ from shoal.cli.options import (
     TrainTokens,
     with_options,
 )
-from shoal.cli.show import say_files, say_text
+from shoal.cli.show import say_files, say_text, settle_resident
 
 if TYPE_CHECKING:
     from shoal.recipe import Recipe
@@ -88,6 +88,7 @@ def sweep(
     from shoal.evaluate.curve_table import cliff_lines, sweep_table
     from shoal.evaluate.keep import parse_keep, sentence
     from shoal.report.curve import draw_curves
+    from shoal.run.inputs import SHARE_BESIDE_STUDENT
     from shoal.run.sweep import Keeping, sweep_ratios
 
     screen = Screen(as_json=json)
@@ -99,6 +100,9 @@ def sweep(
     recipes = _recipes(methods, common, fit_tokens=fit_tokens, train_tokens=train_tokens)
     if recipes:
         say_text(screen, next(iter(recipes.values())))
+    resident = settle_resident(
+        screen, model, resident, device=device, trust_remote_code=trust_remote_code, share=SHARE_BESIDE_STUDENT
+    )
     with screen.progress():
         found = sweep_ratios(
             recipes,

@@ -48,7 +48,7 @@ from shoal.cli.options import (
     with_options,
 )
 from shoal.cli.report import report
-from shoal.cli.show import HEAT_MAP, say_files, say_spread, say_text, show_outcome
+from shoal.cli.show import HEAT_MAP, say_files, say_spread, say_text, settle_resident, show_outcome
 from shoal.cli.sweep import sweep
 from shoal.workers import join
 
@@ -184,7 +184,7 @@ def scan(
     """Measure every span of layers in one pass: scan.json, scan.safetensors, heat map."""
     from shoal.run.compress import open_folder
     from shoal.run.early import check_recipe
-    from shoal.run.inputs import open_inputs
+    from shoal.run.inputs import SHARE_FOR_WEIGHTS, open_inputs
     from shoal.run.stages import scan_stage
     from shoal.scan.show import PAPERS, best_spans_table
 
@@ -195,6 +195,9 @@ def scan(
     )
     check_recipe(chosen, out)
     folder = open_folder(out, command=_command(), overwrite=overwrite)
+    resident = settle_resident(
+        screen, chosen.model, resident, device=device, trust_remote_code=trust_remote_code, share=SHARE_FOR_WEIGHTS
+    )
     inputs = open_inputs(chosen, device=device, dtype=dtype, resident=resident, trust_remote_code=trust_remote_code)
     say_text(screen, chosen)
     with screen.progress():
@@ -237,7 +240,7 @@ def plan(
     """Choose what to remove: plan.json, readable and editable by hand."""
     from shoal.run.compress import open_folder
     from shoal.run.early import check_budget, check_recipe
-    from shoal.run.inputs import open_inputs
+    from shoal.run.inputs import SHARE_FOR_WEIGHTS, open_inputs
     from shoal.run.needs import needs_of, needs_table
     from shoal.run.stages import needs_scan, plan_stage, plan_unopened, scan_stage
     from shoal.scan import Scan
@@ -264,6 +267,9 @@ def plan(
     if not needs_scan(chosen) and chosen.replace == "none":
         made = plan_unopened(chosen, folder, trust_remote_code=trust_remote_code)
     else:
+        resident = settle_resident(
+            screen, chosen.model, resident, device=device, trust_remote_code=trust_remote_code, share=SHARE_FOR_WEIGHTS
+        )
         inputs = open_inputs(chosen, device=device, dtype=dtype, resident=resident, trust_remote_code=trust_remote_code)
         say_text(screen, chosen)
         with screen.progress():
@@ -318,9 +324,13 @@ def _compress(
     json: bool,
 ) -> None:
     from shoal.run.compress import compress as compress_model
+    from shoal.run.inputs import SHARE_BESIDE_STUDENT
 
     screen = _screen(json)
     say_text(screen, chosen)
+    resident = settle_resident(
+        screen, chosen.model, resident, device=device, trust_remote_code=trust_remote_code, share=SHARE_BESIDE_STUDENT
+    )
     with screen.progress():
         outcome = compress_model(
             chosen,

@@ -83,12 +83,12 @@ def refuse_quantised(path: Path) -> None:
 def usable_device(device: str) -> torch.device:
     """A torch device that works here. Raises ValueError when it does not."""
     try:
-        place = torch.device(device)
-        torch.zeros(1, device=place, dtype=torch.float64).item()  # sums are fp64, which mps has not; meta holds no values
+        found = torch.zeros(1, device=torch.device(device), dtype=torch.float64)
+        found.item()  # sums are fp64, which mps has not; meta holds no values
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")[:80]
         raise ValueError(f"device {device!r} cannot be used here ({reason}); try cpu or cuda") from None
-    return place
+    return found.device  # with its number, so that it equals the device of what lives there
 
 
 def load_strictly(path: Path, *, dtype: str | None = None, trust_remote_code: bool = False) -> Any:
@@ -140,13 +140,14 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any | None
 
 def refuse_nonfinite(model: nn.Module, where: str) -> None:
     """Raises ValueError naming the first parameter that holds NaN or infinity."""
+    names, finite = [], []
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and parameter.numel() and not parameter.is_meta:
-            low, high = torch.aminmax(parameter.detach())  # NaN propagates; no copy of the weight is made
-            if not (torch.isfinite(low) and torch.isfinite(high)):
-                raise ValueError(
-                    f"{where}: weight {name!r} holds NaN or infinite values; the checkpoint is damaged, use another"
-                )
+            names.append(name)
+            finite.append(torch.isfinite(torch.stack(torch.aminmax(parameter.detach()))).all())  # no copy of the weight is made
+    for name, is_finite in zip(names, torch.stack(finite).tolist() if finite else (), strict=True):  # a card is asked once
+        if not is_finite:
+            raise ValueError(f"{where}: weight {name!r} holds NaN or infinite values; the checkpoint is damaged, use another")
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ Shapes: B samples, T positions, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -153,9 +154,17 @@ def _run_by_layer(
     taps = {tap for observer in observers for tap in observer.taps(view)}
     watched = 0 if taps else -1
     waiting = Spill(view.residency.state_bytes)
+    unpadded: dict[int, Reading] = {}  # those whose arguments all batches of their shape share, so that they can be held
+
+    def reading_of(i: int) -> Reading:
+        return unpadded[i] if i in unpadded else view.read(batches[i])
+
     try:
         for i, batch in enumerate(batches):
-            waiting.put((0, i), view.read(batch).h_BTD)
+            reading = view.read(batch)
+            waiting.put((0, i), reading.h_BTD)
+            if batch.mask_BT is None and batch.branches is None:
+                unpadded[i] = replace(reading, h_BTD=reading.h_BTD.new_empty(0))
         groups: list[tuple[list[int], int]] = [(list(range(len(streams))), 0)]
         n_groups = 1
         boundary: dict[int, int] = {}  # tapped boundary -> group whose states it is
@@ -174,8 +183,8 @@ def _run_by_layer(
                     else:
                         split.append((alike, group, n_groups))
                         n_groups += 1
-            for i, batch in enumerate(batches):
-                reading = view.read(batch)
+            for i in range(len(batches)):
+                reading = reading_of(i)
                 for alike, before, after in split:
                     if after == before:
                         continue
@@ -194,7 +203,7 @@ def _run_by_layer(
         if Tap("boundary", stop) in taps:
             boundary[stop] = _group_of(groups, watched)
         for i, batch in enumerate(batches):
-            reading = view.read(batch)
+            reading = reading_of(i)
             finals = [waiting.get((_group_of(groups, member), i)) for member in range(len(streams))]
             _refuse_nonfinite(view, finals[0])
             for observer in observers:

@@ -1,5 +1,6 @@
-"""Hidden states between the layers of a pass: in memory while they fit, in one temporary file beyond that.
+"""Hidden states between the layers of a pass: on the card they were made on, in memory, and in one temporary file beyond that.
 
+States of a card go through pinned memory without waiting: copies and layers share a stream, so each sees what came before it.
 The file is written and read, never mapped: mapped pages would count as memory. It has no name and is gone with the process.
 """
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from shoal.workers import join
 
-SHARE = 4  # a pass may keep states in a quarter of the memory that is free when it starts
+SHARE = 4  # a pass may keep states in a quarter of the memory that is free when it starts, and of that of the card
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,18 @@ class Spill:
 
     Args:
         limit: bytes that may stay in memory; None: a quarter of what is free now.
+        card_limit: bytes that may stay on a card, of states that were made there; None: a quarter of what is free when the
+            first of them comes.
         folder: of the temporary file; :func:`spill_folder` unless given.
     """
 
-    def __init__(self, limit: int | None = None, *, folder: Path | None = None) -> None:
+    def __init__(self, limit: int | None = None, *, card_limit: int | None = None, folder: Path | None = None) -> None:
         self.limit = free_memory() // SHARE if limit is None else limit
+        self.card_limit = card_limit
         self._folder = folder
-        self._kept: dict[Hashable, tuple[Tensor, torch.device]] = {}  # on the CPU, and where it came from
+        self._kept: dict[Hashable, tuple[Tensor, torch.device]] = {}  # and where it came from
         self._written: dict[Hashable, _Place] = {}
-        self._n_kept = 0
+        self._n_kept = self._n_on_card = 0
         self._free: dict[int, list[int]] = {}
         self._end = 0
         self._file: Any = None
@@ -55,9 +59,16 @@ class Spill:
     def put(self, key: Hashable, value: Tensor) -> None:
         self.drop(key)
         n_bytes = value.numel() * value.element_size()
-        if self._n_kept + n_bytes <= self.limit:
-            self._kept[key] = (value.cpu(), value.device)
-            self._n_kept += n_bytes
+        if value.device.type == "cuda":
+            if self.card_limit is None:
+                self.card_limit = free_on_card(value.device) // SHARE
+            if self._n_on_card + n_bytes <= self.card_limit:
+                self._kept[key] = (value.detach(), value.device)
+                self._n_on_card += n_bytes
+                return
+        if self._n_kept + _held(value) <= self.limit:
+            self._kept[key] = (_in_memory(value), value.device)
+            self._n_kept += _held(value)
             return
         free = self._free.get(n_bytes)
         offset = free.pop() if free else self._end
@@ -76,7 +87,7 @@ class Spill:
     def get(self, key: Hashable) -> Tensor:
         if key in self._kept:
             value, device = self._kept[key]
-            return value.to(device)
+            return value.to(device, non_blocking=True)
         place = self._written[key]
         raw = torch.empty(place.n_bytes, dtype=torch.uint8)
         self._file.seek(place.offset)
@@ -87,7 +98,11 @@ class Spill:
     def drop(self, key: Hashable) -> None:
         kept = self._kept.pop(key, None)
         if kept is not None:
-            self._n_kept -= kept[0].numel() * kept[0].element_size()
+            value, device = kept
+            if value.device.type == "cuda":
+                self._n_on_card -= value.numel() * value.element_size()
+            else:
+                self._n_kept -= _held(value) if device.type != "cuda" else _pinned_bytes(value)
         place = self._written.pop(key, None)
         if place is not None:
             self._free.setdefault(place.n_bytes, []).append(place.offset)
@@ -102,6 +117,24 @@ class Spill:
         if self._file is None:
             self._file = tempfile.TemporaryFile(dir=self._folder or spill_folder())  # noqa: SIM115 (lives as long as the pass)
         return self._file
+
+
+def _in_memory(value: Tensor) -> Tensor:
+    """On the CPU: itself, or a copy in pinned memory that the card makes when it comes to it."""
+    if value.device.type != "cuda":
+        return value.cpu()
+    return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value.detach(), non_blocking=True)
+
+
+def _held(value: Tensor) -> int:
+    """Bytes of memory that a value takes when it is kept there."""
+    return _pinned_bytes(value) if value.device.type == "cuda" else value.numel() * value.element_size()
+
+
+def _pinned_bytes(value: Tensor) -> int:
+    """The allocator of pinned memory hands out powers of two."""
+    n_bytes = value.numel() * value.element_size()
+    return 1 << max(0, n_bytes - 1).bit_length()
 
 
 def spill_folder() -> Path:
@@ -124,6 +157,12 @@ def free_memory() -> int:
         except (OSError, ValueError):  # no such limit here, or "max"
             continue
     return min(found) // join().local_size
+
+
+def free_on_card(device: torch.device | str) -> int:
+    """Bytes of a card that this process can take now: what nobody has, and what its own allocator keeps and does not use."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
 
 
 def _meminfo_available() -> int:

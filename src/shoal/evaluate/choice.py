@@ -26,7 +26,7 @@ from shoal.decoder.view import Reading
 from shoal.evaluate.rows import Pair, Row, batch_of, first_equal, grouped, pairs_of, rows_of, shares_context
 from shoal.evaluate.stability import Answer, Answers
 from shoal.evaluate.tasks import Task, TaskItem
-from shoal.score.divergence import CHUNK_ELEMENTS
+from shoal.score.divergence import tokens_per_chunk
 
 TOKENS_PER_BATCH = {"cpu": 1024}  # more leaves the cache: a third slower on the bundled model
 TOKENS_ON_DEVICES = 8192
@@ -143,9 +143,8 @@ class _Places:
 
     def measure(self, logits_BTV: Tensor) -> tuple[list[float], list[bool]]:
         """Per segment: the sum of log-likelihoods, and whether every token is the most probable one."""
-        n_vocab = logits_BTV.shape[-1]
         pieces = []
-        for flat_NV in logits_BTV.reshape(-1, n_vocab).split(max(1, CHUNK_ELEMENTS // n_vocab)):
+        for flat_NV in logits_BTV.flatten(0, 1).split(tokens_per_chunk(logits_BTV)):
             flat_NV = flat_NV.float()
             pieces.append((flat_NV.logsumexp(-1), flat_NV.argmax(-1)))
         norm_N, best_N = (torch.cat(parts) for parts in zip(*pieces, strict=True))

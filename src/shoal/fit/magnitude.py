@@ -25,7 +25,7 @@ from shoal.fit.observe import WEIGHTS, counted, real_and_sinks
 from shoal.fit.place import CannotRefit, Place
 from shoal.fit.ratio import mean_ratio, whole
 from shoal.fit.result import LayerFit, MapFit
-from shoal.fit.states import States, advance, read_all
+from shoal.fit.states import Kept, States, advance, emptied, read_all
 from shoal.fit.sums import folds_of
 from shoal.fit.sweep import WHOLE, Swept, places_of, probe_of
 from shoal.types import Batch, Span
@@ -104,7 +104,7 @@ def _scales(
             scale = float(mean_ratio(readings, ours, teacher, folds, of=whole, config=config))
             fit = _record(layer, stop, scale, readings, ours, teacher, folds, config)
             scales.append(scale if fit.n_kept else 1.0)
-            ours = [scales[-1] * one for one in ours]
+            ours = _scaled_states(ours, scales[-1])
             fits.append(fit.model_copy(update=dict(seconds=time.monotonic() - started)))
         else:
             ours = teacher if was_teacher else advance(view, layer, student.step(layer), readings, ours)
@@ -112,6 +112,13 @@ def _scales(
             after_layer(layer)
         layer = stop
     return scales, fits
+
+
+def _scaled_states(states: States, scale: float) -> Kept:
+    scaled = emptied(states)
+    for one in states:
+        scaled.append(scale * one)
+    return scaled
 
 
 def _places(view: DecoderView, layer: int, probe: Reading) -> list[Place[Any]]:

@@ -10,7 +10,7 @@ from shoal.recipe import Recipe
 from shoal.run.early import check_budget, check_recipe
 from shoal.run.fit import fit_stage
 from shoal.run.folder import RunFolder
-from shoal.run.inputs import Inputs, Progress, open_inputs, silent, versions
+from shoal.run.inputs import SHARE_BESIDE_STUDENT, Inputs, Progress, open_inputs, silent, versions
 from shoal.run.report import report_stage
 from shoal.run.stages import evaluate_stage, needs_scan, plan_stage, save_stage, scan_stage
 from shoal.run.train import train_stage
@@ -72,7 +72,14 @@ def compress(
     """
     check_recipe(recipe, Path(out))
     folder = open_folder(Path(out), command=command, overwrite=overwrite)
-    inputs = open_inputs(recipe, device=device, dtype=dtype, resident=resident, trust_remote_code=trust_remote_code)
+    inputs = open_inputs(
+        recipe,
+        device=device,
+        dtype=dtype,
+        resident=resident,
+        trust_remote_code=trust_remote_code,
+        share=SHARE_BESIDE_STUDENT,
+    )
     return run_stages(inputs, folder, command=command, progress=progress)
 
 

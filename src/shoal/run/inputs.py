@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 """Called with (what, steps done, steps in all)."""
 
-SHARE_FOR_WEIGHTS = 0.7  # of the free memory; the rest is for activations
+SHARE_FOR_WEIGHTS = 0.7  # of the free memory; the rest is for activations ...
+SHARE_BESIDE_STUDENT = 0.45  # ... and where the student is opened beside its teacher, to be verified and measured
 TOKENS_PER_BATCH = 4096
 LONGEST_DEFAULT = 2048
 DEFAULT_SAMPLES = {"calibration": 128, "selection": 64, "evaluation": 64}
@@ -167,12 +168,13 @@ def open_inputs(
     dtype: str | None = None,
     resident: str = "auto",
     trust_remote_code: bool = False,
+    share: float = SHARE_FOR_WEIGHTS,
 ) -> Inputs:
     """Open model and text.
 
     Args:
         resident: ``all`` layers in memory, a number of layers (the rest is read from disk as it is needed), or ``auto``: all
-            where the weights fit in the memory that is free, else two.
+            where the weights fit in a share of the memory that is free, else two.
         device: ``cuda`` is a card of its own for each process of the job.
     Raises:
         ValueError: one line for anything the user can mend.
@@ -187,7 +189,7 @@ def open_inputs(
     model, workers = recipe.model, join()
     device = workers.device(device)
     n_resident = workers.from_first(
-        lambda: layers_in_memory(model, resident, device=device, trust_remote_code=trust_remote_code)
+        lambda: layers_in_memory(model, resident, device=device, trust_remote_code=trust_remote_code, share=share)
     )
     residency: Residency | None = None
     if n_resident is None:
@@ -202,26 +204,40 @@ def open_inputs(
     return Inputs(recipe, opened, DecoderView(opened.model, residency=residency), corpus, workers)
 
 
-def layers_in_memory(model: str, resident: str, *, device: str, trust_remote_code: bool) -> int | None:
+def layers_in_memory(
+    model: str, resident: str, *, device: str, trust_remote_code: bool, share: float = SHARE_FOR_WEIGHTS
+) -> int | None:
     """Layers to hold at a time, or None for all of them.
 
     Raises:
         ValueError: not ``all``, ``auto`` or a number of layers.
     """
-    from shoal.decoder.shards import read_shards
-    from shoal.decoder.source import check_source, resolve_source
-    from shoal.decoder.spill import free_memory
-
-    if resident == "all" or (resident == "auto" and device != "cpu"):
+    if resident == "all":
         return None
     if resident == "auto":
-        path = resolve_source(model, trust_remote_code=trust_remote_code)
-        check_source(path, trust_remote_code=trust_remote_code)
-        n_bytes = sum(slot.n_bytes for shard in read_shards(path) for slot in shard.slots.values())
-        return None if n_bytes < SHARE_FOR_WEIGHTS * free_memory() else 2
-    if not resident.isdigit() or int(resident) < 1:
+        n_bytes, room = weights_and_room(model, device=device, trust_remote_code=trust_remote_code)
+        return None if n_bytes < share * room else 2
+    if not (resident.isascii() and resident.isdigit()) or int(resident) < 1:
         raise ValueError(f"--resident {resident!r} needs all, auto, or a number of layers from 1")
     return int(resident)
+
+
+def weights_and_room(model: str, *, device: str, trust_remote_code: bool) -> tuple[int, int]:
+    """Bytes of a model's weights as stored, and of the memory that is free for them: a card's where they go to one.
+
+    Raises:
+        ValueError: no such model or device.
+    """
+    from shoal.decoder.open import usable_device
+    from shoal.decoder.shards import read_shards
+    from shoal.decoder.source import check_source, resolve_source
+    from shoal.decoder.spill import free_memory, free_on_card
+
+    path = resolve_source(model, trust_remote_code=trust_remote_code)
+    check_source(path, trust_remote_code=trust_remote_code)
+    n_bytes = sum(slot.n_bytes for shard in read_shards(path) for slot in shard.slots.values())
+    room, place = free_memory(), usable_device(device)
+    return n_bytes, min(room, free_on_card(place)) if place.type == "cuda" else room  # they pass through memory
 
 
 def refuse_unknown_tokens(ids: Tensor, opened: Opened) -> None:

@@ -2,7 +2,8 @@
 
 A stage takes what the process has anyway, the weights it holds, and what it works on: states of a batch (of all batches where
 layers are read from disk, up to the share that a pass may keep), sums, gradients and moments, a second model. Terms that are
-below a percent on any real model are left out. ``benchmarks/memory.py`` compares the figures with what a process then takes.
+below a percent on any real model are left out. With ``--device cuda`` the memory that counts is the card's, and the machine's
+is told beside it. ``benchmarks/memory.py`` and ``gpu.py`` compare the figures with what a run then takes.
 
 Letters: T tokens per batch, D hidden size, F inputs of the MLP's map, V vocabulary, b bytes per element.
 """
@@ -10,12 +11,19 @@ Letters: T tokens per batch, D hidden size, F inputs of the MLP's map, V vocabul
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shoal.recipe import Recipe
 from shoal.run.candidates import PATCH_BYTES
-from shoal.run.inputs import DEFAULT_SAMPLES, LONGEST_DEFAULT, TOKENS_PER_BATCH, layers_in_memory
+from shoal.run.inputs import (
+    DEFAULT_SAMPLES,
+    LONGEST_DEFAULT,
+    SHARE_BESIDE_STUDENT,
+    TOKENS_PER_BATCH,
+    layers_in_memory,
+)
 from shoal.run.shape import Shape, shape_of
 from shoal.train.config import DEFAULT_TOKENS, TrainConfig
 from shoal.types import Record
@@ -29,7 +37,10 @@ N_SUMS = 4 + 3
 """Sums of the four folds of a fit, and what a solve holds beside them: their total, one fold less, its factor."""
 
 CHUNK = 64 << 20
-"""fp32 temporaries of the divergences and of the scan's geometry, together."""
+"""fp32 temporaries of the divergences and of the scan's geometry, together, on a CPU."""
+
+CONTEXT = 600 << 20
+"""Of a card: the driver's, and the libraries' work space."""
 
 ADAM = 4 + 4 + 8
 """Bytes per trained parameter: the fp32 master, its gradient, two moments."""
@@ -44,12 +55,14 @@ class StageNeed(Record):
 
     Attributes:
         memory: of the whole process at the stage's peak; ``parts`` add up to it.
+        host: where that is a card's memory, bytes of the machine's; most of it while the model is opened.
         disk: what the stage writes and leaves; ``scratch``: what it writes and removes.
     """
 
     stage: str
     memory: int
     parts: dict[str, int]
+    host: int = 0
     disk: int = 0
     scratch: int = 0
 
@@ -59,7 +72,8 @@ class Needs(Record):
 
     Attributes:
         resident: layers held in memory; None: all.
-        free_memory, free_disk: now, the process as it is included in the first.
+        free_memory, free_disk: now, the process as it is included in the first; with a card the memory is the card's.
+        free_host: of the machine, where layers run on a card.
         advice: what to change where it does not fit, or where training may be refused; else empty.
     """
 
@@ -68,6 +82,7 @@ class Needs(Record):
     stages: tuple[StageNeed, ...]
     free_memory: int
     free_disk: int
+    free_host: int | None = None
     advice: tuple[str, ...] = ()
 
     @property
@@ -81,7 +96,45 @@ class Needs(Record):
 
     @property
     def fits(self) -> bool:
-        return self.peak.memory <= self.free_memory and self.disk <= self.free_disk
+        is_enough = self.free_host is None or max(one.host for one in self.stages) <= self.free_host
+        return self.peak.memory <= self.free_memory and self.disk <= self.free_disk and is_enough
+
+
+@dataclass(frozen=True)
+class Place:
+    """The memory that layers run in.
+
+    Attributes:
+        base: taken before anything is opened.
+        free: what there is in all, ``base`` included.
+        spill: of states that a pass may keep there.
+        scan, logits: temporaries of the scan and of the divergences.
+        host: the machine's, where this is a card.
+    """
+
+    base: int
+    free: int
+    spill: int
+    scan: int = CHUNK
+    logits: int = CHUNK
+    host: Place | None = None
+
+
+def place_of(device: str) -> Place:
+    """The memory of a device as it is now. Raises ValueError: a device that cannot be used."""
+    from shoal.decoder.open import usable_device
+    from shoal.decoder.spill import SHARE, free_memory, free_on_card
+    from shoal.scan.gram import OTHER_CHUNK_BYTES
+    from shoal.score.divergence import CHUNK_ELSEWHERE
+
+    base = process_memory()
+    machine = Place(base, free_memory() + base, free_memory() // SHARE)
+    where = usable_device(device)
+    if where.type != "cuda":
+        return machine
+    free = free_on_card(where)
+    # a handful of fp32 temporaries in a divergence; the updates of a chunk in a scan, and its geometry
+    return Place(CONTEXT, free + CONTEXT, free // SHARE, 2 * OTHER_CHUNK_BYTES, 5 * 4 * CHUNK_ELSEWHERE, machine)
 
 
 def needs_of(
@@ -102,25 +155,25 @@ def needs_of(
     Raises:
         ValueError: no such model, a model that cannot be cut, a budget out of reach.
     """
-    from shoal.decoder.spill import free_memory
-
     if recipe.model is None:
         raise ValueError("no model given; name a hub id or a folder")
     shape = shape_of(recipe.model, dtype=dtype, trust_remote_code=trust_remote_code)
-    held = layers_in_memory(recipe.model, resident, device=device, trust_remote_code=trust_remote_code)
+    held = layers_in_memory(
+        recipe.model, resident, device=device, trust_remote_code=trust_remote_code, share=SHARE_BESIDE_STUDENT
+    )
     cut = _cut(recipe, shape)
-    base = process_memory()
-    free = free_memory() + base
+    place = place_of(device)
     folder = next(place for place in (Path(out or "."), *Path(out or ".").absolute().parents) if place.exists())
-    stages = _stages(recipe, shape, cut=cut, held=held, base=base, spill=free_memory() // 4)
+    stages = _stages(recipe, shape, cut=cut, held=held, place=place)
     found = Needs(
         model=recipe.model,
         resident=held,
         stages=stages,
-        free_memory=free,
+        free_memory=place.free,
         free_disk=shutil.disk_usage(folder).free,
+        free_host=None if place.host is None else place.host.free,
     )
-    streamed = _stages(recipe, shape, cut=cut, held=1, base=base, spill=free_memory() // 4)
+    streamed = _stages(recipe, shape, cut=cut, held=1, place=place)
     return found.model_copy(update={"advice": (*_advice(found, streamed), *_refused(recipe, shape, cut, held))})
 
 
@@ -139,12 +192,12 @@ def _cut(recipe: Recipe, shape: Shape) -> Cut:
     return resolve(budget_of(recipe), size, put_back=put_back, removable=removable, n_most=len(removable))
 
 
-def _stages(recipe: Recipe, shape: Shape, *, cut: Cut, held: int | None, base: int, spill: int) -> tuple[StageNeed, ...]:
+def _stages(recipe: Recipe, shape: Shape, *, cut: Cut, held: int | None, place: Place) -> tuple[StageNeed, ...]:
     length = recipe.text.length or min(shape.window or LONGEST_DEFAULT, LONGEST_DEFAULT)
     n_batch = max(1, TOKENS_PER_BATCH // length) * length
     state = shape.hidden * shape.itemsize  # of one token
     work = n_batch * (8 * shape.hidden + 3 * shape.ffn) * shape.itemsize
-    logits = 2 * n_batch * shape.vocabulary * shape.itemsize + CHUNK
+    logits = 2 * n_batch * shape.vocabulary * shape.itemsize + place.logits
     is_streamed = held is not None
     if held is None:
         weights = shape.other_bytes + shape.n_layers * shape.layer_bytes
@@ -154,21 +207,26 @@ def _stages(recipe: Recipe, shape: Shape, *, cut: Cut, held: int | None, base: i
     student = shape.other_bytes + kept * shape.layer_bytes
 
     def states(n_streams: int, n_tokens: int) -> tuple[int, int]:
-        """In memory and on disk: of one batch, or of all where they wait between the layers."""
+        """In memory and beyond it: of one batch, or of all where they wait between the layers."""
         if not is_streamed:
             return n_streams * n_batch * state, 0
         everything = n_streams * n_tokens * state
-        return min(everything, spill), max(0, everything - spill)
+        return min(everything, place.spill), max(0, everything - place.spill)
 
     def need(stage: str, *, disk: int = 0, scratch: int = 0, **parts: int) -> StageNeed:
-        parts = {"process": base, "weights": weights, **parts}
-        return StageNeed(stage=stage, memory=sum(parts.values()), parts=parts, disk=disk, scratch=scratch)
+        """``scratch``: states beyond the memory of the place; a card's go to the machine's before they go to disk."""
+        parts = {"process": place.base, "weights": weights, **parts}
+        on_host, host = 0, 0
+        if place.host is not None:
+            on_host = min(scratch, place.host.spill)
+            host = place.host.base + (weights if held is None else shape.layer_bytes) + on_host
+        return StageNeed(stage=stage, memory=sum(parts.values()), parts=parts, host=host, disk=disk, scratch=scratch - on_host)
 
     found = []
     n_calibration = (recipe.text.samples or DEFAULT_SAMPLES["calibration"]) * length
     n_selection = (recipe.text.selection or DEFAULT_SAMPLES["selection"]) * length
     memory, disk = states(shape.n_layers + 1, n_calibration)
-    found.append(need("scan", states=memory, work=work + CHUNK, scratch=disk))
+    found.append(need("scan", states=memory, work=work + place.scan, scratch=disk))
 
     n_students = recipe.guard + 1 if recipe.guard > 1 else 1
     memory, disk = states(n_students, n_selection)
@@ -181,9 +239,9 @@ def _stages(recipe: Recipe, shape: Shape, *, cut: Cut, held: int | None, base: i
     values = _refitted(recipe, shape, kept) * shape.itemsize
     if recipe.repair != "none":
         n_fit = recipe.fit.n_tokens(max(shape.ffn, 4 * shape.hidden))
-        fitting, scratch = _fit(recipe, shape, n_tokens=n_fit, spill=spill)
+        fitting, scratch = _fit(recipe, shape, n_tokens=n_fit, spill=place.spill)
         if recipe.guard > 1 and recipe.replace == "none":
-            ranking, on_disk = _fit(recipe, shape, n_tokens=n_fit // 4, spill=spill)
+            ranking, on_disk = _fit(recipe, shape, n_tokens=n_fit // 4, spill=place.spill)
             ranked = need("plan", work=work, **ranking, scratch=on_disk)
             choose = max(choose, ranked, key=lambda one: one.memory)
         found += [choose, need("fit", work=work, **fitting, values=values, disk=values, scratch=scratch)]
@@ -196,7 +254,7 @@ def _stages(recipe: Recipe, shape: Shape, *, cut: Cut, held: int | None, base: i
         n_micro = config.micro_batch * length
         graph = most_run * n_micro * (16 * shape.hidden + 6 * shape.ffn) * 4
         if _on_logits(config):
-            graph += 3 * n_micro * shape.vocabulary * shape.itemsize + CHUNK
+            graph += 3 * n_micro * shape.vocabulary * shape.itemsize + place.logits
         copies = trained * (ADAM + 2 * shape.itemsize)  # what would be saved, and the best of it so far
         n_training = min(config.all_tokens() or DEFAULT_TOKENS, DEFAULT_TOKENS) if is_streamed else n_micro
         memory, scratch = states(3, max(n_training, n_selection))
@@ -279,6 +337,10 @@ def _advice(found: Needs, streamed: tuple[StageNeed, ...]) -> tuple[str, ...]:
             said.append("--repair none or map has smaller sums than one that solves for the whole MLP map")
         if most in ("trained", "second_model"):
             said.append("--dtype bfloat16 halves what a float32 model takes; --polish none trains nothing")
+    host = max(one.host for one in found.stages)
+    if found.free_host is not None and host > found.free_host:
+        there = in_bytes(found.free_host)
+        said.append(f"beside the card it takes {in_bytes(host)} of the machine's memory, {there} are there; give --resident 1")
     if found.disk > found.free_disk:
         there = in_bytes(found.free_disk)
         said.append(f"the run writes {in_bytes(found.disk)}, {there} are free; give an --out on a larger disk")
@@ -328,11 +390,13 @@ def needs_table(found: Needs) -> Table:
 
     layers = "all layers" if found.resident is None else f"{found.resident} of the layers, the rest read from disk,"
     verdict = "fits" if found.fits else "does not fit"
+    host = max(one.host for one in found.stages)
+    beside = "" if found.free_host is None else f" of the card, {in_bytes(host)} of {in_bytes(found.free_host)} of the machine"
     table = Table(
-        title=f"Memory and disk of every stage, {layers} in memory",
+        title=f"Memory and disk of every stage, {layers} in memory" + (" of the card" if found.free_host is not None else ""),
         caption="\n".join(
             [
-                f"{verdict}: {in_bytes(found.peak.memory)} of {in_bytes(found.free_memory)} memory, "
+                f"{verdict}: {in_bytes(found.peak.memory)} of {in_bytes(found.free_memory)} memory{beside}, "
                 f"{in_bytes(found.disk)} of {in_bytes(found.free_disk)} disk",
                 *found.advice,
             ]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from shoal.recipe import Recipe
 from shoal.run.compress import open_folder
 from shoal.run.folder import RunFolder
-from shoal.run.inputs import Inputs, Progress, open_inputs, silent
+from shoal.run.inputs import SHARE_BESIDE_STUDENT, Inputs, Progress, open_inputs, silent
 from shoal.run.methods import check_methods, is_plain
 from shoal.run.points import Bench, Cut, make_cut, point_path, with_recipe
 from shoal.run.stages import choosing, needs_scan, oracle, scan_stage, why_not
@@ -82,7 +82,14 @@ def sweep_ratios(
     first = next(iter(methods.values()))
     observers = tuple(dict.fromkeys(name for recipe in methods.values() for name in recipe.observers))
     shared = first.model_copy(update={"observers": observers})  # one scan for all
-    base = open_inputs(shared, device=device, dtype=dtype, resident=resident, trust_remote_code=trust_remote_code)
+    base = open_inputs(
+        shared,
+        device=device,
+        dtype=dtype,
+        resident=resident,
+        trust_remote_code=trust_remote_code,
+        share=SHARE_BESIDE_STUDENT,
+    )
     size = model_size(base.view)
     counts = counts_in(drop, size, protected=base.recipe.protected(size.n_layers), n_points=n_points)
     check_counts(methods, counts, base.view, size)

@@ -23,7 +23,7 @@ from shoal.types import Batch, SpanTable, stable_hash
 
 CHUNK_BYTES = {"cpu": 8 << 20}
 """Updates held at once: on a CPU they should stay in cache, elsewhere fewer and larger products win."""
-OTHER_CHUNK_BYTES = 256 << 20
+OTHER_CHUNK_BYTES = 1 << 30
 MIN_CHUNK = 16
 
 N_PARTS = 4
@@ -64,9 +64,10 @@ class GramObserver:
     def update(self, batch: Batch, values: Mapping[Tap, Tensor]) -> None:
         states = [values[Tap("boundary", index)] for index in range(self.n_layers + 1)]
         self._sums = {name: total.to(states[0].device) for name, total in self._sums.items()}
+        ids_BT = batch.ids_BT.cpu()
         for sample, length in enumerate(real_lengths(batch)):
             grams_TLL, norms_ET = self._inner_products([h_BTD[sample, :length] for h_BTD in states])
-            self._add_sample(grams_TLL, norms_ET, part=part_of(batch.ids_BT[sample, :length]))
+            self._add_sample(grams_TLL, norms_ET, part=part_of(ids_BT[sample, :length]))
 
     def _inner_products(self, states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """<delta_i, delta_j> and ‖x_l‖ of the tokens of one sample, chunk by chunk, in fp32 (in fp64 for fp64 states)."""

@@ -44,4 +44,4 @@ def real_lengths(batch: Batch) -> list[int]:
     on_the_right = torch.arange(n_positions, device=lengths_B.device) < lengths_B[:, None]
     if not torch.equal(on_the_right, batch.mask_BT.bool()) or not bool((lengths_B > 0).all()):
         raise ValueError(f"batch {batch.index} has samples that are empty or not padded on the right; pad on the right")
-    return [int(length) for length in lengths_B]
+    return [int(length) for length in lengths_B.tolist()]

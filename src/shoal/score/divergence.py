@@ -15,7 +15,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-CHUNK_ELEMENTS = 1 << 20  # of one fp32 temporary (4 MB): a handful of them stay in cache
+CHUNK_ELEMENTS = {"cpu": 1 << 20}  # of one fp32 temporary (4 MB): a handful of them stay in cache ...
+CHUNK_ELSEWHERE = 1 << 25  # ... which a card has not; there each operation costs a launch, so they are few and large
+
+
+def tokens_per_chunk(logits_V: Tensor) -> int:
+    """Tokens whose logits are worked on at once."""
+    return max(1, CHUNK_ELEMENTS.get(logits_V.device.type, CHUNK_ELSEWHERE) // logits_V.shape[-1])
 
 
 def forward_kl(teacher_V: Tensor, student_V: Tensor) -> Tensor:
@@ -71,7 +77,7 @@ def token_nll(logits_V: Tensor, target: Tensor) -> Tensor:
     def nll(logits_NV: Tensor, target_N: Tensor) -> Tensor:
         return torch.nn.functional.cross_entropy(logits_NV.float(), target_N, reduction="none")
 
-    return _chunked(nll, logits_V, target.reshape(-1), logits_V.shape[-1]).reshape(target.shape)
+    return _chunked(nll, logits_V, target.reshape(-1)).reshape(target.shape)
 
 
 def predicts(ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
@@ -125,12 +131,11 @@ def _check_shapes(teacher_V: Tensor, student_V: Tensor) -> None:
 
 def _per_token(divergence: Callable[[Tensor, Tensor], Tensor], p_V: Tensor, q_V: Tensor) -> Tensor:
     _check_shapes(p_V, q_V)
-    n_vocab = p_V.shape[-1]
-    return _chunked(divergence, p_V, q_V.reshape(-1, n_vocab), n_vocab).reshape(p_V.shape[:-1])
+    return _chunked(divergence, p_V, q_V.reshape(-1, q_V.shape[-1])).reshape(p_V.shape[:-1])
 
 
-def _chunked(function: Callable[[Tensor, Tensor], Tensor], first_V: Tensor, second_N: Tensor, n_vocab: int) -> Tensor:
-    first_NV = first_V.reshape(-1, n_vocab)
-    size = max(1, CHUNK_ELEMENTS // n_vocab)
+def _chunked(function: Callable[[Tensor, Tensor], Tensor], first_V: Tensor, second_N: Tensor) -> Tensor:
+    first_NV = first_V.reshape(-1, first_V.shape[-1])
+    size = tokens_per_chunk(first_V)
     pieces = zip(first_NV.split(size), second_N.split(size), strict=True)
     return torch.cat([function(first, second) for first, second in pieces])

@@ -9,7 +9,7 @@ Shapes: T tokens, L layers, E = L + 1 boundaries, S spans (all l < m, row-major)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -49,9 +49,10 @@ class SpanGeometry:
         return (self.norm_start.square() + self.norm_stop.square() - self.dist2).mul_(0.5)
 
 
-def span_ends(n_layers: int) -> tuple[Tensor, Tensor]:
-    """(S,) starts and stops of all spans of ``n_layers`` layers, sorted by start, then stop."""
-    starts, stops = torch.triu_indices(n_layers + 1, n_layers + 1, offset=1)
+@cache  # a copy to a card waits for it, and every sample would make one
+def span_ends(n_layers: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """(S,) starts and stops of all spans of ``n_layers`` layers, sorted by start, then stop. Shared: not to be edited."""
+    starts, stops = torch.triu_indices(n_layers + 1, n_layers + 1, offset=1, device=device)
     return starts, stops
 
 
@@ -63,7 +64,7 @@ def span_geometry(gram_TLL: Tensor, norms_ET: Tensor) -> SpanGeometry:
         norms_ET: ‖x_l‖ at every boundary, float64.
     """
     n_tokens, n_layers, _ = gram_TLL.shape
-    starts, stops = (ends.to(gram_TLL.device) for ends in span_ends(n_layers))
+    starts, stops = span_ends(n_layers, gram_TLL.device)
     n_ends = n_layers + 1
     # fp64 double prefix sums: block_EET[l, m] = <x_l - x_0, x_m - x_0>. A zero update repeats a row and a column exactly.
     block_EET = torch.zeros(n_ends, n_ends, n_tokens, dtype=torch.float64, device=gram_TLL.device)

@@ -150,12 +150,13 @@ def _n_parameters(model: nn.Module) -> int:
 def verify_streamed(path: Path, *, ids_BT: Tensor, reference_BTV: Tensor, own_code: bool = False) -> Verification:
     """As :func:`verify` for a checkpoint that may not fit in memory: its layers are read one after the other.
 
-    The cached step is left out, because it needs all layers at once; ``cache_difference`` is NaN.
+    It runs on the device of the reference. The cached step is left out, because it needs all layers at once;
+    ``cache_difference`` is NaN.
 
     Raises:
         ValueError: any check failed; says which, with the difference and the limit.
     """
-    opened, residency = open_streamed(path, trust_remote_code=own_code)
+    opened, residency = open_streamed(path, device=str(reference_BTV.device), trust_remote_code=own_code)
     view = DecoderView(opened.model, residency=residency)
     logits_BTV = view.logits(Batch(ids_BT)).float()
     difference = float((logits_BTV - reference_BTV.float()).abs().max())

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoal.score.divergence import CHUNK_ELEMENTS, kl_of_log_probs, mixed, predicts
+from shoal.score.divergence import kl_of_log_probs, mixed, predicts, tokens_per_chunk
 
 Pair = Callable[[Tensor, Tensor], Tensor]
 
@@ -156,7 +156,7 @@ class _PerToken(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, student_NV: Tensor, reference: Tensor, divergence: Divergence) -> Tensor:
-        size = max(1, CHUNK_ELEMENTS // student_NV.shape[-1])
+        size = tokens_per_chunk(student_NV)
         slopes_NV = torch.empty_like(student_NV) if ctx.needs_input_grad[0] else None
         values = []
         for at in range(0, len(student_NV), size):

@@ -1,0 +1,180 @@
+"""A card that is not there: tensors on ``cuda`` live on the CPU, but say otherwise, and meeting one of the CPU's is an error.
+
+What runs under :func:`pretend_card` computes what the CPU computes, bit for bit, and fails where a real card would because
+tensors are on two devices: the rules are those of CUDA (a tensor of no dimension may come from the CPU, indices too).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import weakref
+from concurrent.futures import Future
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+CARD = torch.device("cuda", 0)
+MOVES = {"aten::copy_", "aten::_to_copy", "aten::set_", "aten::set_data"}
+INDEXED = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_unsafe_index", "aten::_index_put_impl_"}
+NO_SCALARS = {"aten::cat", "aten::stack", "aten::mm", "aten::bmm", "aten::addmm", "aten::embedding"}
+
+
+class Tags:
+    """Which storages are on the card."""
+
+    def __init__(self):
+        self._on = {}
+
+    def has(self, tensor):
+        return tensor.untyped_storage()._cdata in self._on
+
+    def set(self, tensor, on):
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if on and key not in self._on:
+            self._on[key] = weakref.finalize(storage, self._on.pop, key, None)
+        elif not on and key in self._on:
+            self._on.pop(key).detach()
+
+
+class Watch(TorchDispatchMode):
+    """What an operation makes is where its inputs are; inputs on two devices are an error."""
+
+    def __init__(self, tags):
+        super().__init__()
+        self.tags = tags
+        self.inside_the_card = False  # of an operation that was asked for on the card: what it makes on the way is there, too
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = function._schema.name
+        watched = [args[0], *args[2:], kwargs] if name in INDEXED else [args, kwargs]
+        tensors = [one for one in tree_leaves(watched) if isinstance(one, Tensor) and one.device.type == "cpu"]
+        on = [self.tags.has(one) for one in tensors]
+        others = [one for one, is_on in zip(tensors, on, strict=True) if not is_on and (one.ndim or name in NO_SCALARS)]
+        if any(on) and others and name not in MOVES:
+            raise RuntimeError(f"{name}: tensors on the card and on the CPU (of shape {tuple(others[0].shape)})")
+        made = function(*args, **kwargs)
+        if not self.inside_the_card and (name == "aten::copy_" or not any(on)):
+            return made
+        for one in tree_leaves(made):
+            if isinstance(one, Tensor) and one.device.type == "cpu":
+                self.tags.set(one, True)
+        return made
+
+
+class Rename(TorchFunctionMode):
+    """Takes ``cuda`` out of what torch is asked for, and puts it where a tensor is asked for its device."""
+
+    def __init__(self, watch):
+        super().__init__()
+        self.watch, self.tags = watch, watch.tags
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if function == torch._C._nn._parse_to:  # reads the arguments of Module.to
+            return function(*args, **kwargs)
+        pinned = kwargs.pop("pin_memory", False)
+        assert not pinned or kwargs.get("device") is None
+        if function == Tensor.device.__get__:
+            return CARD if self._on(args[0]) else function(*args)
+        if function == Tensor.is_cuda.__get__:
+            return self._on(args[0])
+        if function in (Tensor.numpy, Tensor.__array__) and self._on(args[0]):
+            raise TypeError("a tensor on the card has no numpy array")
+        if function in (Tensor.to, Tensor.cpu, Tensor.cuda):
+            return self._moved(function, args, kwargs)
+        device = kwargs.get("device")
+        if device is None or torch.device(device).type == "meta":
+            return self._inside(function, args, kwargs)
+        kwargs["device"] = torch.device("cpu")
+        made = function(*args, **kwargs)
+        wanted = torch.device(device).type == "cuda"
+        for one in tree_leaves(made):
+            if isinstance(one, Tensor):
+                self.tags.set(one, wanted)
+        return made
+
+    def _inside(self, function, args, kwargs):
+        on = [one for one in tree_leaves([args, kwargs]) if isinstance(one, Tensor) and self._on(one)]
+        if function == Tensor.copy_ or not on:
+            return function(*args, **kwargs)
+        if function == torch.histc and not on[0].is_floating_point():  # which only the card has
+            return function(on[0].float(), *args[1:], **kwargs).to(on[0].dtype)
+        before, self.watch.inside_the_card = self.watch.inside_the_card, True
+        try:
+            return function(*args, **kwargs)
+        finally:
+            self.watch.inside_the_card = before
+
+    def _on(self, tensor):
+        return not tensor.is_meta and self.tags.has(tensor)
+
+    def _moved(self, function, args, kwargs):
+        tensor, *rest = args
+        if function == Tensor.cpu:
+            wanted, rest = torch.device("cpu"), ["cpu"]
+        elif function == Tensor.cuda:
+            wanted, rest = CARD, ["cpu"]
+        else:
+            other = next((one for one in rest if isinstance(one, Tensor)), None)
+            if other is not None:
+                return self._moved(function, (tensor, CARD if self._on(other) else other.device, other.dtype), kwargs)
+            asked = kwargs.pop("device", next((one for one in rest if isinstance(one, (str, torch.device, int))), None))
+            if asked is None:
+                return function(tensor, *rest, **kwargs)
+            wanted = torch.device(asked)
+            rest = [one for one in rest if not isinstance(one, (str, torch.device))]
+        if wanted.type == "meta" or tensor.is_meta:
+            return Tensor.to(tensor, *["meta" if wanted.type == "meta" else "cpu"], *rest[:1])
+        kwargs.pop("non_blocking", None)
+        moved = Tensor.to(tensor, "cpu", *[one for one in rest if one != "cpu"], **kwargs)
+        is_on = wanted.type == "cuda"
+        if is_on != self.tags.has(tensor) and moved.untyped_storage()._cdata == tensor.untyped_storage()._cdata:
+            moved = moved.clone()
+        self.tags.set(moved, is_on)
+        return moved
+
+
+class AtOnce:
+    """An executor without threads: the modes are of one thread."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def submit(self, function, *args, **kwargs):
+        done = Future()
+        try:
+            done.set_result(function(*args, **kwargs))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+
+@contextlib.contextmanager
+def pretend_card(*, free=1 << 30):
+    """Inside the block ``--device cuda`` works; ``free`` bytes of the card are."""
+    tags = Tags()
+    nothing = mock.MagicMock()
+    numbers = {"memory_reserved": 0, "memory_allocated": 0, "max_memory_allocated": 0}
+    with contextlib.ExitStack() as stack:
+        patch = functools.partial(mock.patch.object)
+        for name, value in numbers.items():
+            stack.enter_context(patch(torch.cuda, name, lambda *a, value=value: value))
+        for name in ("synchronize", "reset_peak_memory_stats", "Stream", "default_stream", "current_stream"):
+            stack.enter_context(patch(torch.cuda, name, nothing))
+        stack.enter_context(patch(torch.Tensor, "record_stream", lambda *a: None, create=True))
+        stack.enter_context(patch(torch.cuda, "stream", lambda stream: contextlib.nullcontext()))
+        stack.enter_context(patch(torch.cuda, "mem_get_info", lambda *a: (free, 2 * free)))
+        stack.enter_context(patch(torch.cuda, "get_device_capability", lambda *a: (0, 0)))
+        stack.enter_context(patch(torch.cuda, "get_device_name", lambda *a: "a card that is not there"))
+        stack.enter_context(mock.patch("shoal.decoder.streamed.ThreadPoolExecutor", AtOnce))
+        stack.enter_context(mock.patch.dict("os.environ", {"HF_DEACTIVATE_ASYNC_LOAD": "1"}))
+        watch = stack.enter_context(Watch(tags))
+        stack.enter_context(Rename(watch))
+        yield tags
