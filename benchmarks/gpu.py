@@ -129,8 +129,12 @@ def random_model(asked: Asked) -> Any:
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     torch.manual_seed(0)
+    config = LlamaConfig(**asked.shape)
     with torch.device(asked.device):
-        return AutoModelForCausalLM.from_config(LlamaConfig(**asked.shape), dtype=asked.dtype).eval()
+        model = AutoModelForCausalLM.from_config(config, dtype=asked.dtype).eval()
+    # the table of rotary frequencies as a model that is loaded has it: computed on the card its last bits differ
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(asked.device)
+    return model
 
 
 def random_batches(asked: Asked, *, n_tokens: int, per_batch: int) -> list[Any]:
