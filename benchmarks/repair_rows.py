@@ -20,7 +20,7 @@ from shoal.fit.output import find_output
 from shoal.fit.patches import fit_patches
 from shoal.fit.states import States
 from shoal.fit.sweep import probe_of
-from shoal.fit.table import FITS, MAPS, Fit, Maps
+from shoal.fit.table import FITS, MAPS, SHARE, Fit, Maps
 from shoal.fit.targets import from_first_cut
 from shoal.plan import Drop, Plan, Size
 from shoal.recipe import RECIPES
@@ -285,7 +285,8 @@ ROWS: dict[str, Row] = {
     "refit": Row(repaired("refit")),
     "sweep": Row(repaired("sweep")),
     "sweep, plain weights": Row(repaired("sweep", FitConfig(weights="plain"))),
-    "sweep, the whole change asked of the first layer": Row(repaired("sweep", fit=Maps(from_first_cut, MAPS))),
+    "sweep without neurons of removed layers": Row(repaired("sweep", fit=Maps(from_first_cut, MAPS, share=SHARE))),
+    "the same, the whole change asked of the first layer": Row(repaired("sweep", fit=Maps(from_first_cut, MAPS))),
     "sweep + polish hidden": Row(polished("hidden_mse"), trains=True),
     "sweep + polish KL": Row(polished("forward_kl"), trains=True),
     "sweep + polish hidden + KL": Row(polished("hidden_mse", "forward_kl"), trains=True),

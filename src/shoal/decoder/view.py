@@ -22,14 +22,14 @@ from shoal.decoder.residency import Residency, Resident
 from shoal.decoder.student import TEACHER, Step, Student, parts_of
 from shoal.types import Batch, Branches
 
-TapKind = Literal["boundary", "attn_in", "attn_map_in", "mlp_map_in", "attn_out", "mlp_out"]
+TapKind = Literal["boundary", "attn_in", "mlp_in", "attn_map_in", "mlp_map_in", "attn_out", "mlp_out"]
 
 
 @dataclass(frozen=True, order=True)
 class Tap:
     """One place in the teacher's stream: boundary ``index`` (0..L), or a place inside layer ``index``.
 
-    ``attn_in``: what the attention sublayer reads; ``attn_map_in``, ``mlp_map_in``: what the output map reads;
+    ``attn_in``, ``mlp_in``: what the sublayer reads; ``attn_map_in``, ``mlp_map_in``: what the output map reads;
     ``attn_out``, ``mlp_out``: what the sublayer (its output map, where it has one) returns.
     """
 
@@ -335,7 +335,7 @@ def _listen(layer: nn.Module, tap: Tap, values: dict[Tap, Tensor]) -> Any:
     kind = "attn" if tap.kind.startswith("attn") else "mlp"
     inside = sublayer(layer, kind)
     path = contribution(layer, kind) if tap.kind.endswith("_out") else output_map(layer, kind)
-    if tap.kind == "attn_in":
+    if tap.kind in ("attn_in", "mlp_in"):
         path = None if inside is None else inside[0]
     if path is None:
         raise ValueError(f"layer {tap.index} has no place {tap.kind!r}: its {kind} sublayer does not end in one linear map")

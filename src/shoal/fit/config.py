@@ -20,7 +20,7 @@ REPAIRS: dict[RepairName, str] = {
     "map": "a linear map of the last kept MLP's output, folded into its down_proj or experts (ReplaceMe)",
     "bias": "the biases of the last kept layer, where the family has them",
     "refit": "the maps of the last kept layer before each cut",
-    "sweep": "the maps of that layer and of every kept layer after it, front to back",
+    "sweep": "the maps of that layer, whose MLP takes the best neurons of the removed ones, and of every kept layer after it",
     "patch": "the replacement itself, with --replace linear, free, hadamard or rotation",
 }
 """What every repair does, in one line; help and docs read it. :data:`shoal.fit.table.FITS` holds what they run."""

@@ -40,13 +40,16 @@ class Ends:
     workers: Workers = ALONE
 
 
-def observe(ends: Ends, run: Run, *, config: FitConfig, no_sums: Callable[[], Sums] | None) -> tuple[States, float, list[Sums]]:
+def observe(
+    ends: Ends, run: Run, *, config: FitConfig, no_sums: Callable[[], Sums] | None, n_sums: int = N_FOLDS - 1
+) -> tuple[States, float, list[Sums]]:
     """Outputs of all batches, the held-out error (weighted squared miss over squared norm), and the sums of every other fold.
 
     Args:
         no_sums: empty sums of what is solved for next; None: nothing is.
+        n_sums: how many the folds are added up to; 1: all of them together.
     """
-    sums = [no_sums() for _ in range(1, N_FOLDS)] if no_sums is not None else []
+    sums = [no_sums() for _ in range(n_sums)] if no_sums is not None else []
     outputs = emptied(ends.inputs)
     miss, norm = 0.0, 0.0
     for reading, h_BTD, goal_BTD, folds_B in zip(ends.readings, ends.inputs, ends.goals, ends.folds, strict=True):
@@ -66,7 +69,7 @@ def observe(ends: Ends, run: Run, *, config: FitConfig, no_sums: Callable[[], Su
                 norm += float(counted_N @ goal_ND.double().square().sum(-1))
             elif read_BTF is not None and sums:
                 read_NF = read_BTF.reshape(*chosen_BT.shape, read_BTF.shape[-1])[chosen_BT]
-                sums[fold - 1].add_tokens(read_NF, missing_ND, weights_N=weights_N, sinks_N=sinks_N)
+                sums[(fold - 1) % n_sums].add_tokens(read_NF, missing_ND, weights_N=weights_N, sinks_N=sinks_N)
     sums, (miss, norm) = _of_all(ends.workers, sums, (miss, norm))
     return outputs, miss / norm if norm else 0.0, [one for one in sums if one.n_tokens]
 

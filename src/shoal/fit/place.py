@@ -20,8 +20,9 @@ from shoal.fit.sums import Sums
 
 MapKind = Literal["attn", "mlp"]
 
-Form = Literal["weight", "output", "bias", "gain"]
-"""``weight``: a linear map as a whole. ``output``: a linear map behind a sublayer. ``bias``; ``gain``: of a norm behind it."""
+Form = Literal["weight", "output", "bias", "gain", "neurons"]
+"""``weight``: a linear map as a whole. ``output``: a linear map behind a sublayer. ``bias``; ``gain``: of a norm behind it.
+``neurons``: all of an MLP, filled with the best of several layers."""
 
 # Largest relative difference of what arrives from gain times what was sent: rounding of the stream, far below a norm's effect.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}

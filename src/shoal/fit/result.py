@@ -20,7 +20,7 @@ class MapFit(Record):
 
     Attributes:
         form: what was solved for: a map as a ``weight``, a map behind an ``output``, a ``bias``, the ``gain`` of a norm, the
-            ``scale`` of the stream, or the ``patch`` in place of a span.
+            ``scale`` of the stream, the ``patch`` in place of a span, or all ``neurons`` of an MLP, from several layers.
         parameters: names inside the layer.
         ridge: in units of the inputs' mean second moment; infinite: no change was best.
         r2, r2_folds: share of the weighted squared change that the map explains, in-sample and on folds left out in turn.
@@ -29,7 +29,7 @@ class MapFit(Record):
         n_tokens, n_sinks: of the fit. held_out_error: of the layer with this map refitted, as in :class:`LayerFit`.
     """
 
-    form: Literal["weight", "output", "bias", "gain", "scale", "patch"] = "weight"
+    form: Literal["weight", "output", "bias", "gain", "neurons", "scale", "patch"] = "weight"
     parameters: tuple[str, ...]
     ridge: float
     r2: float
@@ -124,5 +124,7 @@ def what(fit: MapFit) -> str:
         return f"the stream, times {fit.scale:.3g}"
     if fit.form == "patch":
         return "the patch"
+    if fit.form == "neurons":
+        return f"neurons of {fit.parameters[0].rpartition('.')[0].rpartition('.')[0] or 'the MLP'}"
     name = fit.parameters[0].removesuffix(".weight")
     return name if fit.form == "weight" or fit.form == "bias" else f"{fit.form} of {name}"

@@ -26,13 +26,14 @@ from shoal.decoder.student import Step
 from shoal.fit.config import FitConfig
 from shoal.fit.gain import find_gain
 from shoal.fit.maps import find_map
+from shoal.fit.neurons import Gathering, ranking_batches
 from shoal.fit.observe import Ends, observe
 from shoal.fit.output import find_output
 from shoal.fit.place import CannotRefit, Form, MapKind, Place
 from shoal.fit.result import LayerFit, MapFit
 from shoal.fit.solve import Solution
 from shoal.fit.states import Between, States, advance, read_all
-from shoal.fit.sums import Sums, folds_of
+from shoal.fit.sums import N_FOLDS, Sums, folds_of
 from shoal.types import Batch
 from shoal.workers import ALONE, Workers
 
@@ -45,6 +46,7 @@ WHOLE: tuple[Find, ...] = (find_map, find_output, find_gain)
 """The most of a sublayer that has a closed form: its output map; a map folded into its experts; the gain of its norm."""
 
 INSTEAD: dict[Form, str] = {
+    "neurons": "it takes neurons of the removed layers",
     "weight": "its output map is refitted",
     "output": "a map of its output is folded into the weights that end it",
     "bias": "its bias is refitted",
@@ -71,6 +73,7 @@ def sweep_layers(
     kinds: Sequence[MapKind],
     finds: Sequence[Find] = WHOLE,
     share: float = 1.0,
+    gathers: bool = False,
     config: FitConfig = FitConfig(),  # noqa: B008  (frozen)
     known: Mapping[int, States] | None = None,
     after_layer: Callable[[int], None] | None = None,
@@ -85,6 +88,7 @@ def sweep_layers(
         finds: what is set in each, the first that has a closed form.
         share: of the teacher's change over a cut, what the layer before it is fitted to make up where a later layer is fitted,
             too. The last one is always fitted to its whole target.
+        gathers: a layer before a cut whose MLP is solved first takes the best neurons of the removed layers (``fit.neurons``).
         known: the teacher's states of all batches at some boundaries, so that they are not run again.
         after_layer: called with each finished layer, for progress.
         workers: who share the batches; folds are those of all samples, sums are added, and all of them get the same values.
@@ -100,13 +104,22 @@ def sweep_layers(
     probe = probe_of(view, batches)
     refuse_where_nothing_fits(view, targets, kinds, finds, probe)
 
-    def teacher_at(boundary: int, start: int, states: States) -> States:
+    def teacher_at(boundary: int, start: int, states: States, gathering: Gathering | None = None) -> States:
         """The teacher's states at a boundary, run on from ``start`` unless they are known."""
-        if boundary in known:
-            return list(workers.share(known[boundary]))
         for layer in range(start, boundary):
-            states = advance(view, layer, TEACHER.step(layer), readings, states)
-        return states
+            if boundary not in known:
+                states = advance(view, layer, TEACHER.step(layer), readings, states)
+            if gathering is not None and layer != gathering.layer:
+                gathering.visit(layer)
+        return list(workers.share(known[boundary])) if boundary in known else states
+
+    def gathering_for(layer: int, ours: States) -> Gathering | None:
+        """None where the MLP's neurons cannot be set one by one."""
+        n = len(list(workers.share(batches[: ranking_batches(batches)])))
+        try:
+            return Gathering(view, layer, probe=probe, readings=readings[:n], inputs=ours[:n], config=config, workers=workers)
+        except CannotRefit:
+            return None
 
     swept: dict[int, Values] = {}
     fits: list[LayerFit] = []
@@ -118,12 +131,18 @@ def sweep_layers(
             stop = targets.get(layer, layer + 1)
             is_teacher = ours is teacher and layer not in targets and student.step(layer).key == TEACHER.step(layer).key
             aim = share if stop > layer + 1 and layer < max(targets) else 1.0
+            gathering = gathering_for(layer, ours) if gathers and stop > layer + 1 and "mlp" in kinds else None
             near = teacher_at(layer + 1, layer, teacher) if aim < 1.0 else None
-            teacher = teacher_at(stop, layer, teacher) if near is None else teacher_at(stop, layer + 1, near)
+            teacher = (
+                teacher_at(stop, layer, teacher, gathering) if near is None else teacher_at(stop, layer + 1, near, gathering)
+            )
             goals = teacher if near is None else Between(near, teacher, aim)
             del near
             if layer in targets:
                 found, reasons = places_of(view, layer, kinds, finds, probe)
+                if gathering is not None and gathering.found:
+                    found = [gathering.place(), *found]
+                del gathering
                 skipped += reasons
                 fitting = _LayerInFit(view, layer, Ends(readings, ours, goals, folds, workers), config)
                 swept[layer], ours, fit = fitting.run(found, target=stop, share=aim, started=started)
@@ -234,7 +253,8 @@ class _LayerInFit:
             return output_BTD, None if place is None else place.inputs(seen[place.tap])
 
         no_sums = None if place is None else functools.partial(place.no_sums, self.view.device)
-        return observe(self.ends, run, config=self.config, no_sums=no_sums)
+        n_sums = 1 if place is not None and place.form == "neurons" else N_FOLDS - 1  # those of all candidates are large
+        return observe(self.ends, run, config=self.config, no_sums=no_sums, n_sums=n_sums)
 
 
 def _record(place: Place[Any], solution: Solution, error: float) -> MapFit:

@@ -53,13 +53,14 @@ class Fit(Protocol):
 class Maps:
     """Places of layers, solved in order: ``targets`` says of which layers, ``kinds`` of which sublayers, ``finds`` what.
 
-    ``share`` is :func:`shoal.fit.sweep.sweep_layers`'s.
+    ``share`` and ``gathers`` are :func:`shoal.fit.sweep.sweep_layers`'s.
     """
 
     targets: Callable[[Plan], dict[int, int]]
     kinds: tuple[MapKind, ...]
     finds: tuple[Find, ...] = WHOLE
     share: float = 1.0
+    gathers: bool = False
 
     def __call__(
         self,
@@ -81,6 +82,7 @@ class Maps:
             kinds=self.kinds,
             finds=self.finds,
             share=self.share,
+            gathers=self.gathers,
             config=config,
             known=known,
             after_layer=after_layer,
@@ -119,5 +121,5 @@ FITS: dict[RepairName, Fit] = {
     "map": Maps(before_cuts, ("mlp",), (find_output,)),
     "bias": Maps(before_cuts, ("mlp", "attn"), (find_bias,)),
     "refit": Maps(before_cuts, MAPS),
-    "sweep": Maps(from_first_cut, MAPS, share=SHARE),
+    "sweep": Maps(from_first_cut, MAPS, share=SHARE, gathers=True),
 }

@@ -1,0 +1,401 @@
+"""The best neurons of the removed layers for the MLP of the layer before a cut, at equal width.
+
+A neuron is one input of the MLP's output map. Candidates are the layer's own and, of each removed layer, those that would write
+most, all reading what the kept layer's MLP reads: the gain of a removed layer's norm is folded into their weights. Least
+squares on all candidates towards the fit's target gives each a share; those whose absence would cost most stay, as many as
+there were, and the output map is solved on them. The layer keeps its shapes.
+
+Source: own; the cost of leaving an input out of a least-squares fit, |m_i|^2 / (A^-1)_ii, is that of Optimal Brain Surgeon
+(Hassibi and Stork 1993). Width pruning picks neurons of one layer by such a solve; here they come from the layers that go.
+Assumption: the MLP's neurons do not read each other. It is tried, not assumed: an MLP run on rows drawn with repetition must
+return exactly those neurons.
+
+Shapes: B samples, T positions, D hidden size, F neurons of the layer, P candidates, E = P + 1, N tokens, k maps stacked in one
+weight.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from shoal.decoder import DecoderView, Reading, Tap
+from shoal.decoder.families import sublayer
+from shoal.fit.config import FitConfig
+from shoal.fit.maps import LinearMap, find_map, is_transposed
+from shoal.fit.observe import WEIGHTS, real_and_sinks
+from shoal.fit.place import CannotRefit, Form, MapKind, is_close, tolerance_of
+from shoal.fit.solve import Solution, ridge_change, share, solve, spectrum, squared_error
+from shoal.fit.states import States
+from shoal.fit.sums import MapSums, no_sums
+from shoal.types import Batch
+from shoal.workers import Workers
+
+EXTRA = 0.5
+"""Candidates from the removed layers, over the neurons of the layer: what the sums of all of them may take."""
+
+RANKING_TOKENS = 16_384
+"""That many say which neurons of the removed layers would write most."""
+
+RIDGE = 1e-3
+"""Of the solve on all candidates, in units of the inputs' mean second moment. The output map is cross-validated afterwards."""
+
+PROBES = 64
+
+
+class _Read(Exception):
+    """Ends an MLP's forward once its neurons are known."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One parameter whose rows belong to neurons: ``axis`` holds k maps of F rows each."""
+
+    name: str
+    axis: int
+    k: int
+
+    def rows(self, value: Tensor, n: int) -> Tensor:
+        """The parameter with the neurons (n of them) last: (..., k, n)."""
+        return value.unflatten(self.axis, (self.k, n)).movedim((self.axis, self.axis + 1), (-2, -1))
+
+    def joined(self, rows: Tensor) -> Tensor:
+        """Back from :meth:`rows`."""
+        return rows.movedim((-2, -1), (self.axis, self.axis + 1)).flatten(self.axis, self.axis + 1).contiguous()
+
+
+@dataclass(frozen=True, eq=False)
+class Neurons:
+    """The MLP of the layer before a cut, to be filled from ``pool``.
+
+    Attributes:
+        map: its output map. ``mlp``: the module, whose code runs the candidates.
+        path: of the MLP inside the layer; ``parts``: its parameters besides the output map.
+        pool: of every part the rows of all candidates, (..., k, P); the layer's own come first.
+    """
+
+    layer: int
+    map: LinearMap
+    mlp: nn.Module
+    path: str
+    parts: tuple[Part, ...]
+    pool: dict[str, Tensor]
+    form: ClassVar[Form] = "neurons"
+    kind: ClassVar[MapKind] = "mlp"
+    _chunks: list[tuple[dict[str, Tensor], int]] = field(default_factory=list)
+
+    @property
+    def tap(self) -> Tap:
+        return Tap("mlp_in", self.layer)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return (*(f"{self.path}.{part.name}" for part in self.parts), *self.map.parameters)
+
+    @property
+    def n_pool(self) -> int:
+        return self.pool[self.parts[0].name].shape[-1]
+
+    def inputs(self, seen_BTD: Tensor) -> Tensor:
+        """(B, T, P): what every candidate gives, run through the MLP's own code in groups of as many as it has."""
+        width = self.map.n_inputs
+        if not self._chunks:
+            for first in range(0, self.n_pool, width):
+                chosen_F = torch.arange(first, first + width) % self.n_pool
+                self._chunks.append((self._values(chosen_F), min(width, self.n_pool - first)))
+        inner = self.map.path.removeprefix(self.path + ".")
+        return torch.cat([neurons_of(self.mlp, inner, own, seen_BTD)[..., :n] for own, n in self._chunks], dim=-1)
+
+    def no_sums(self, device: torch.device) -> MapSums:
+        return no_sums(self.n_pool, self.map.n_outputs, device=device)
+
+    def solve(self, folds: list[MapSums], *, ridge: float | None) -> Solution:
+        """Which candidates stay, and the change of the output map over all of them: minus what it was where its own go."""
+        (sums,) = folds
+        written_PD = self._written(sums.hh_EE.device)
+        without = moved(sums, written_PD)  # what is missing where the MLP gives nothing
+        all_ED = ridge_change(without, RIDGE if ridge is None else max(ridge, 1e-6), bias=self.map.has_bias)
+        a_PP = sums.hh_EE[:-1, :-1].clone()
+        a_PP.diagonal().add_(RIDGE * float(a_PP.diagonal().mean()))
+        inverse_P = torch.cholesky_inverse(torch.linalg.cholesky(a_PP)).diagonal()
+        cost_P = all_ED[:-1].square().sum(1) / inverse_P
+        kept_F = cost_P.argsort(descending=True, stable=True)[: self.map.n_inputs].sort().values
+        gone_P = torch.ones(self.n_pool, dtype=torch.bool, device=kept_F.device)
+        gone_P[kept_F] = False
+        left = moved(sums, written_PD * gone_P[:, None])  # what is missing without the own neurons that go
+        of_kept = part_of(left, kept_F)
+        found = solve([of_kept], bias=self.map.has_bias, ridge=RIDGE if ridge is None else ridge)
+        change_ED = sums.hr_ED.new_zeros(self.n_pool + 1, self.map.n_outputs)
+        change_ED[:-1] = -written_PD * gone_P[:, None]
+        change_ED[kept_F] = found.change_ED[:-1]
+        change_ED[-1] = found.change_ED[-1]
+        condition, rank = spectrum(of_kept, found.ridge)
+        return replace(
+            found,
+            change_ED=change_ED,
+            r2=share(squared_error(sums, change_ED), float(sums.rr)),
+            r2_folds=share(squared_error(sums, change_ED), float(sums.rr)),
+            condition=condition,
+            effective_rank=rank,
+        )
+
+    def changed(self, parameters: Mapping[str, Tensor], change_ED: Tensor) -> dict[str, Tensor]:
+        rows_PD = self._written(change_ED.device) + change_ED[:-1]
+        writes_P = (rows_PD != 0).any(1)  # what goes writes exactly nothing
+        kept_F = writes_P.logical_not().int().argsort(stable=True)[: self.map.n_inputs].sort().values
+        values = {f"{self.path}.{name}": value for name, value in self._values(kept_F).items()}
+        weight = self.map.parameters[0]
+        rows_FD = (rows_PD[kept_F] / self.map.gain).to(parameters[weight].device)
+        values[weight] = (rows_FD if self.map.is_transposed else rows_FD.mT).to(parameters[weight].dtype).contiguous()
+        for name in self.map.parameters[1:]:
+            step_D = change_ED[-1] / self.map.gain
+            values[name] = (parameters[name].double() + step_D.to(parameters[name].device)).to(parameters[name].dtype)
+        return values
+
+    def scaled(self, parameters: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
+        return self.map.scaled(parameters, factor)
+
+    def _values(self, chosen_F: Tensor) -> dict[str, Tensor]:
+        """Parameters of the MLP that holds these candidates."""
+        return {
+            part.name: part.joined(self.pool[part.name].index_select(-1, chosen_F.to(self.pool[part.name].device)))
+            for part in self.parts
+        }
+
+    def _written(self, device: torch.device) -> Tensor:
+        """(P, D): what each candidate adds to the stream now, per unit: nothing where it is not the layer's own."""
+        weight = self.mlp.get_submodule(self.map.path.removeprefix(self.path + ".")).weight
+        assert isinstance(weight, Tensor)
+        own_FD = (weight if self.map.is_transposed else weight.mT).detach().to(device, torch.float64) * self.map.gain
+        return torch.nn.functional.pad(own_FD, (0, 0, 0, self.n_pool - len(own_FD)))
+
+
+@torch.no_grad()
+def neurons_of(mlp: nn.Module, inner: str, values: Mapping[str, Tensor], z_BTD: Tensor) -> Tensor:
+    """(B, T, F): what the output map (``inner``) of an MLP with other values reads."""
+    seen: list[Tensor] = []
+
+    def stop(module: nn.Module, args: tuple[Any, ...]) -> None:
+        seen.append(args[0])
+        raise _Read
+
+    handle = mlp.get_submodule(inner).register_forward_pre_hook(stop)
+    try:
+        torch.func.functional_call(mlp, dict(values), (z_BTD,))
+    except _Read:
+        pass
+    finally:
+        handle.remove()
+    return seen[0].reshape(*z_BTD.shape[:-1], -1)
+
+
+def moved(sums: MapSums, by_PD: Tensor) -> MapSums:
+    """The sums of the same tokens with ``h by`` more missing."""
+    hb_ED = sums.hh_EE[:, :-1] @ by_PD
+    rr = sums.rr + 2 * (by_PD * sums.hr_ED[:-1]).sum() + (by_PD * hb_ED[:-1]).sum()
+    return replace(sums, hr_ED=sums.hr_ED + hb_ED, rr=rr, sink_r_D=sums.sink_r_D + sums.sink_E[:-1] @ by_PD)
+
+
+def part_of(sums: MapSums, kept_F: Tensor) -> MapSums:
+    """The sums of some of the inputs."""
+    at_E = torch.cat([kept_F, kept_F.new_tensor([len(sums.hh_EE) - 1])])
+    return replace(sums, hh_EE=sums.hh_EE[at_E][:, at_E], hr_ED=sums.hr_ED[at_E], sink_E=sums.sink_E[at_E])
+
+
+class Gathering:
+    """Collects candidates while the removed layers pass by, each read once.
+
+    Args:
+        inputs: the student's states before the layer, of the batches that rank.
+    Raises:
+        CannotRefit: the MLP has no neurons that can be set one by one.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        view: DecoderView,
+        layer: int,
+        *,
+        probe: Reading,
+        readings: Sequence[Reading],
+        inputs: States,
+        config: FitConfig,
+        workers: Workers,
+    ) -> None:
+        self.view, self.layer, self.workers = view, layer, workers
+        where = f"layer {layer} of this {view.family} model"
+        with view.residency.layer(layer) as module:
+            self.map = find_map(view, layer, "mlp", reading=probe, h_BTD=probe.h_BTD)
+            inside = sublayer(module, "mlp")
+            if inside is None or not self.map.path.startswith(inside[0] + "."):
+                raise CannotRefit(f"{where}: its MLP is no module of its own")
+            self.path, self.mlp = inside
+            try:
+                inspect.signature(self.mlp.forward).bind(probe.h_BTD)
+            except TypeError:
+                raise CannotRefit(f"{where}: its MLP reads more than the normed stream") from None
+            self.inner = self.map.path.removeprefix(self.path + ".")
+            self.parts = _parts(self.mlp, self.inner, self.map, width=view.hidden_size, where=where)
+            self.norm = _norm_before(view, layer, self.path, probe)
+            values = dict(self.mlp.named_parameters())
+            self.own = {part.name: part.rows(values[part.name].detach(), self.map.n_inputs) for part in self.parts}
+            self.x_ND = torch.randn(PROBES, view.hidden_size, generator=torch.Generator().manual_seed(0)).to(view.device)
+            self.z_ND = _normed(module.get_submodule(self.norm), self.x_ND)
+            self._refuse_coupled(where)
+            self.z: list[tuple[Tensor, Tensor]] = []
+            for reading, h_BTD in zip(readings, inputs, strict=True):
+                seen: dict[Tap, Tensor] = {}
+                tap = Tap("mlp_in", layer)
+                with view.tapped(layer, [tap], seen):
+                    view.run_layer(layer, h_BTD, reading)
+                real_BT, sinks_BT = real_and_sinks(reading.batch, h_BTD, h_BTD)
+                chosen_BT = real_BT & ~sinks_BT
+                self.z.append((seen[tap].reshape(h_BTD.shape)[chosen_BT], WEIGHTS[config.weights](h_BTD[chosen_BT])))
+        self.n_most = int(EXTRA * self.map.n_inputs)
+        self.found: dict[str, Tensor] = {}
+        self.score = torch.zeros(0, dtype=torch.float64)
+
+    def _refuse_coupled(self, where: str) -> None:
+        n = self.map.n_inputs
+        drawn_F = torch.randint(0, n, (n,), generator=torch.Generator().manual_seed(1)).to(self.z_ND.device)
+        z_BTD = self.z_ND.to(self.view.dtype)[None]
+        mixed = {part.name: part.joined(self.own[part.name].index_select(-1, drawn_F)) for part in self.parts}
+        ours, theirs = (neurons_of(self.mlp, self.inner, one, z_BTD) for one in ({}, mixed))
+        if ours.shape[-1] != n or not is_close(theirs.double(), ours[..., drawn_F].double(), tolerance_of(z_BTD)):
+            raise CannotRefit(f"{where}: the neurons of its MLP read each other")
+
+    @torch.no_grad()
+    def visit(self, layer: int) -> None:
+        """Take the candidates of a removed layer; none where its MLP or norm is of another form."""
+        with self.view.residency.layer(layer) as module:
+            try:
+                mlp, norm = module.get_submodule(self.path), module.get_submodule(self.norm)
+            except AttributeError:
+                return
+            rows = self._folded(dict(mlp.named_parameters()), _normed(norm, self.x_ND))
+            if rows is None or type(mlp) is not type(self.mlp):
+                return
+            values = {part.name: part.joined(rows[part.name]) for part in self.parts}
+            weight = mlp.get_submodule(self.inner).weight
+            assert isinstance(weight, Tensor)
+            energy_F = torch.zeros(self.map.n_inputs, dtype=torch.float64, device=self.view.device)
+            for z_ND, weights_N in self.z:
+                h_NF = neurons_of(mlp, self.inner, values, z_ND[None])[0]
+                energy_F += (h_NF.float().square() * weights_N[:, None]).sum(0, dtype=torch.float64)
+            written_F = (weight if self.map.is_transposed else weight.mT).detach().double().square().sum(1)
+        score_F = self.workers.sum({"energy": energy_F})["energy"].to(written_F.device) * written_F
+        score_P = torch.cat([self.score.to(score_F.device), score_F])
+        best = score_P.argsort(descending=True, stable=True)[: self.n_most]
+        self.score = score_P[best]
+        both = {name: torch.cat([self.found[name], own], dim=-1) if self.found else own for name, own in rows.items()}
+        self.found = {name: value.index_select(-1, best) for name, value in both.items()}
+
+    def place(self) -> Neurons:
+        """The MLP with all candidates that were found.
+
+        Raises:
+            CannotRefit: no removed layer had any.
+        """
+        if not self.found:
+            raise CannotRefit(
+                f"layer {self.layer} of this {self.view.family} model: the removed layers have MLPs of another form"
+            )
+        pool = {name: torch.cat([own, self.found[name]], dim=-1) for name, own in self.own.items()}
+        return Neurons(self.layer, self.map, self.mlp, self.path, self.parts, pool)
+
+    def _folded(self, values: Mapping[str, Tensor], theirs_ND: Tensor) -> dict[str, Tensor] | None:
+        """Rows that make of this layer's normed stream what the removed layer's make of its own; None where none do."""
+        ours_ND = self.z_ND
+        ours_0, theirs_0 = ours_ND - ours_ND.mean(0), theirs_ND - theirs_ND.mean(0)
+        ratio_D = (ours_0 * theirs_0).sum(0) / ours_0.square().sum(0).clamp(min=1e-30)
+        shift_D = theirs_ND.mean(0) - ratio_D * ours_ND.mean(0)
+        if not is_close(ours_ND * ratio_D + shift_D, theirs_ND, 1e-3):
+            return None
+        shifts = bool(shift_D.norm() > 1e-4 * theirs_ND.std())
+        n, rows = self.map.n_inputs, {}
+        for part in self.parts:
+            value = values.get(part.name)
+            if value is None or value.shape != part.joined(self.own[part.name]).shape or not value.is_floating_point():
+                return None
+            own = part.rows(value.detach(), n)
+            if value.ndim == 2:
+                if shifts and not any(one.name == part.name.removesuffix("weight") + "bias" for one in self.parts):
+                    return None
+                rows[part.name] = (own.double() * ratio_D[:, None, None]).to(value.dtype)
+            else:
+                weight = next(one for one in self.parts if one.name == part.name.removesuffix("bias") + "weight")
+                moved_kF = torch.einsum("dkf,d->kf", weight.rows(values[weight.name].detach(), n).double(), shift_D)
+                rows[part.name] = (own.double() + moved_kF).to(value.dtype)
+        return rows
+
+
+def ranking_batches(batches: Sequence[Batch]) -> int:
+    """How many of them, from the first, hold the tokens that rank."""
+    n_tokens = 0
+    for count, batch in enumerate(batches, start=1):
+        n_tokens += batch.ids_BT.numel()
+        if n_tokens >= RANKING_TOKENS:
+            return count
+    return len(batches)
+
+
+def _parts(mlp: nn.Module, inner: str, output: LinearMap, *, width: int, where: str) -> tuple[Part, ...]:
+    """The parameters of an MLP besides its output map.
+
+    Raises:
+        CannotRefit: one has no rows of neurons.
+    """
+    parts = []
+    for name, value in mlp.named_parameters():
+        owner, _, last = name.rpartition(".")
+        if owner == inner:
+            continue
+        axis = 1 if value.ndim == 2 and is_transposed(mlp.get_submodule(owner)) else 0
+        k, rest = divmod(value.shape[axis], output.n_inputs)
+        fits = k >= 1 and not rest and last in ("weight", "bias") and value.is_floating_point()
+        if not fits or value.ndim > 2 or (value.ndim == 2 and value.shape[1 - axis] != width):
+            raise CannotRefit(f"{where}: {name!r} of its MLP has no rows of neurons")
+        parts.append(Part(name, axis, k))
+    return tuple(parts)
+
+
+def _norm_before(view: DecoderView, layer: int, path: str, probe: Reading) -> str:
+    """Path of the module whose output the MLP reads.
+
+    Raises:
+        CannotRefit: it reads something else.
+    """
+    outputs: dict[str, Any] = {}
+    read: list[Any] = []
+    with view.residency.layer(layer) as module:
+        handles = [
+            child.register_forward_hook(lambda _, args, output, name=name: outputs.__setitem__(name, output))
+            for name, child in module.named_children()
+            if name != path
+        ]
+        tap = Tap("mlp_in", layer)
+        seen: dict[Tap, Tensor] = {}
+        try:
+            with view.tapped(layer, [tap], seen):
+                view.run_layer(layer, probe.h_BTD, probe)
+        finally:
+            for handle in handles:
+                handle.remove()
+        read.append(seen[tap])
+    for name, output in outputs.items():
+        if isinstance(output, Tensor) and output.numel() == read[0].numel() and output.data_ptr() == read[0].data_ptr():
+            return name
+    raise CannotRefit(f"layer {layer} of this {view.family} model: its MLP does not read the output of a norm of the layer")
+
+
+def _normed(norm: nn.Module, x_ND: Tensor) -> Tensor:
+    """A norm's answer in fp64."""
+    values = {name: value.detach().double() for name, value in [*norm.named_parameters(), *norm.named_buffers()]}
+    answer = torch.func.functional_call(norm, values, (x_ND.double(),))
+    return answer.double()
