@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from shoal.fit.solve import RIDGES, cross_validated, mean_diagonal, ridge_change, solve, spectrum, squared_error
+from shoal.fit.solve import RIDGES, cross_validated, effective_rank, mean_diagonal, ridge_change, solve, spectrum, squared_error
 from shoal.fit.sums import HELD_OUT, N_FOLDS, add_gram, folds_of, no_sums
 from shoal.types import Batch
 
@@ -161,6 +161,18 @@ def test_rank_and_condition_of_known_spectra():
     one[:, 0] = 1.0
     single = sums_of(one, torch.zeros(10, D), torch.ones(10), torch.zeros(10, dtype=torch.bool))
     assert spectrum(single, 1.0) == pytest.approx((1.0 + F, 1.0))  # the mean diagonal is a seventh of the only value
+    assert math.isinf(spectrum(single, 0.0)[0])
+
+
+@pytest.mark.parametrize("ridge", [1e-3, 1.0])
+def test_rank_and_condition_are_those_of_the_eigenvalues(ridge):
+    sums = sums_of(*data())
+    values_F = torch.linalg.eigvalsh(sums.hh_EE[:-1, :-1])
+    lifted_F = values_F + ridge * mean_diagonal(sums)
+    condition, rank = spectrum(sums, ridge)
+    assert condition == pytest.approx(float(lifted_F.max() / lifted_F.min()), rel=0.05)
+    assert rank == pytest.approx(float(values_F.sum() ** 2 / values_F.square().sum()))
+    assert rank == pytest.approx(effective_rank(values_F))
 
 
 def test_folds_follow_the_samples_wherever_they_are():

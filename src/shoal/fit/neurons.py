@@ -30,7 +30,7 @@ from shoal.fit.config import FitConfig
 from shoal.fit.maps import LinearMap, find_map, is_transposed
 from shoal.fit.observe import WEIGHTS, real_and_sinks
 from shoal.fit.place import CannotRefit, Form, MapKind, is_close, tolerance_of
-from shoal.fit.solve import Solution, ridge_change, share, solve, spectrum, squared_error
+from shoal.fit.solve import Solution, ridge_change, share, solve, squared_error
 from shoal.fit.states import States
 from shoal.fit.sums import MapSums, no_sums
 from shoal.types import Batch
@@ -134,14 +134,11 @@ class Neurons:
         change_ED[:-1] = -written_PD * gone_P[:, None]
         change_ED[kept_F] = found.change_ED[:-1]
         change_ED[-1] = found.change_ED[-1]
-        condition, rank = spectrum(of_kept, found.ridge)
         return replace(
             found,
             change_ED=change_ED,
             r2=share(squared_error(sums, change_ED), float(sums.rr)),
             r2_folds=share(squared_error(sums, change_ED), float(sums.rr)),
-            condition=condition,
-            effective_rank=rank,
         )
 
     def changed(self, parameters: Mapping[str, Tensor], change_ED: Tensor) -> dict[str, Tensor]:
