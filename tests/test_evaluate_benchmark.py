@@ -209,6 +209,20 @@ def test_tasks_that_cannot_be_are_one_line(world, shoal, tmp_path):
         assert code == 2 and out == "" and message in err and len(err.strip().splitlines()) == 1
 
 
+def test_an_item_that_cannot_be_scored_is_said_before_anything_is_read(world, shoal, tmp_path, monkeypatch):
+    def read(*args, **kwargs):
+        raise AssertionError("a model was asked")
+
+    monkeypatch.setattr("shoal.evaluate.choice.run_pass", read)
+    monkeypatch.setattr("shoal.run.evaluate.against_teacher", read)
+    long = {"ctx": "w1", "choices": [words(*[1] * 200), " w2"], "gold": 0}
+    (tmp_path / "long.jsonl").write_text(json.dumps(long))
+    tasks = ("--task", world / "quiz.jsonl", "--task", "long.jsonl")
+    for more in ((), ("--teacher", world / "model")):
+        code, _, err = shoal("eval", world / "other", "--text", world / "text.jsonl", *more, *tasks)
+        assert code == 2 and "long.jsonl, line 1: an option of 199 tokens is longer than the model's window" in err, err
+
+
 def test_stability_of_folders(shoal, tmp_path):
     pair = random_pair(12)
     for who, answers in zip("ts", pair, strict=True):
