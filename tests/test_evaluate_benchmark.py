@@ -126,7 +126,7 @@ def test_no_task_above_chance_has_no_average():
     got = compare_tasks([made("a", [0] * 10, form="last_word")], [made("a", [0] * 10, form="last_word")], **FEW)
     assert got.counted == () and got.retained is None and got.tasks[0].retained is None and got.tasks[0].at_chance
     assert got.tasks[0].teacher_perplexity == pytest.approx(2.718281828**2)
-    assert "average" not in shown(task_table(got))
+    assert "average" not in shown(task_table(got)) and task_notes(got)[0].startswith("No average: the teacher is at chance")
 
 
 def test_flips_are_listed_with_their_scores_and_are_not_markup():

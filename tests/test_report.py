@@ -158,9 +158,16 @@ def test_the_repair_is_the_files(pages, runs):
 
 def test_tasks_are_the_files(pages, runs):
     (one,) = raw(runs["plain"], "tasks.json")["tasks"]["tasks"]
-    quiz, average = table_of(read_page(pages["plain"]), "Tasks: value and interval")[1:]
-    assert quiz[5].endswith(", mean_nll")
-    assert quiz[0] == "quiz" and quiz[1] == "40" and quiz[8] == "8 / 8"
+    quiz, average = table_of(read_page(pages["plain"]), "Accuracy: value and interval")[1:]
+    assert quiz[0] == "quiz" and quiz[1] == "40" and quiz[5] == "8 / 8"
+    (agreed,) = table_of(read_page(pages["plain"]), "Agreement with the teacher")[1:]
+    assert agreed[2] == "mean_nll" and agreed[3] == f"{one['stability']['effective_items']:.3g}"
+    for cell, figure in (
+        (1, one["stability"]["stability"]),
+        (4, one["answers"]["correctness"]),
+        (5, one["answers"]["answers"]),
+    ):
+        assert agreed[cell].startswith(f"{100 * figure['value']:.1f} ({100 * figure['low']:.1f} to")
     for cell, figure in zip(quiz[2:5], (one["teacher"], one["student"], one["retained"]), strict=True):
         assert [float(x) for x in re.findall(r"[\d.]+", cell)] == [
             pytest.approx(100 * figure[k], abs=0.051) for k in ("value", "low", "high")

@@ -56,6 +56,6 @@ def _chart(found: RatioSweep, of: str) -> Chart:
     title = LABELS.get(of, f"{of}: accuracy, %")
     name = f"sweep-{of}" if of in LABELS else f"sweep-task-{found.measures.index(of)}"
     return Chart(
-        name, title[:1].upper() + title[1:], "parameters removed, %", title.split(" (")[0], tuple(series), rules=tuple(chance),
+        name, title[:1].upper() + title[1:] if of in LABELS else title, "parameters removed, %", title.split(" (")[0], tuple(series), rules=tuple(chance),
         bands=tuple(bands), log_y=of == "perplexity", whole_x=False,
     )  # fmt: skip
