@@ -93,6 +93,18 @@ def test_candidates_are_those_of_the_plan(pages, runs):
     assert "span cosine/rest (0.875)" in table[0][3]
 
 
+def test_candidates_that_were_repaired_are_not_called_plain(runs, tmp_path):
+    folder = shutil.copytree(runs["plain"], tmp_path / "run")
+    content = raw(folder, "plan.json")
+    for n, one in enumerate(content["candidates"], start=1):
+        one["kl_plain"] = n / 8
+    (folder / "plan.json").write_text(json.dumps(content))
+    found = read_page(write_report(folder)[0].read_text())
+    table = table_of(found, "Candidates, each repaired on a part of the text, best first")
+    assert table[0][2] == "KL before repair" and [row[2] for row in table[1:]] == ["0.125", "0.25", "0.375"]
+    assert "plain cuts, before any repair" not in (folder / "report.html").read_text()
+
+
 @pytest.mark.parametrize("index", range(4))
 def test_the_heat_map_holds_every_value_of_the_scan(pages, runs, index):
     page = read_page(pages["plain"])
