@@ -188,6 +188,22 @@ def test_eval_adds_the_tasks(world, shoal):
     assert itself.tasks[0].stability.kl.value == itself.tasks[0].answers.kl.high == 0.0
 
 
+def test_the_result_is_json_for_any_reader(world, shoal, tmp_path):
+    """One sample has no standard error: JSON knows no NaN, and the file reads back as it was."""
+    common = ("--text", world / "text.jsonl", "--samples", 1, "--length", 16)
+    code, out, err = shoal("eval", world / "other", "--teacher", world / "model", *common, "--json")
+    assert code == 0, err
+
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    content = json.loads(out, parse_constant=refuse)
+    found = Evaluation.from_json(out)
+    assert content["quality"]["kl_stderr"] == "NaN" and math.isnan(found.quality.kl_stderr)
+    found.save(tmp_path / "again.json")
+    json.loads((tmp_path / "again.json").read_text(), parse_constant=refuse)
+
+
 def test_eval_without_a_teacher_has_the_tasks_too(world, shoal):
     tasks = ("--task", world / "quiz.jsonl", "--task", world / "last.jsonl")
     code, out, err = shoal(

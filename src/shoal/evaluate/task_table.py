@@ -143,6 +143,7 @@ def stability_table(results: Sequence[Stability], official: Mapping[str, float])
         shown.add_column("official")
     for column in shown.columns[2:]:
         column.justify = "right"
+    shown.columns[3].min_width = len("(100.0..100.0)")  # an interval is not cut short
     for one in results:
         cells = [
             one.task, one.variant, f"{one.n_items} ({one.effective_items:.3g})", _share(one.stability),
