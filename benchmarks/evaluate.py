@@ -55,7 +55,8 @@ class Commands:
         last = (found.stderr.strip().splitlines() or [""])[-1]
         if found.returncode not in allowed:
             raise SystemExit(f"shoal {shlex.join(line)} ended with {found.returncode}:\n{found.stderr[-2000:]}")
-        row = {"command": shlex.join(["shoal", *line]), "seconds": round(time.monotonic() - started, 1)}
+        said = shlex.join(["shoal", *(Path(word).name if Path(word).is_absolute() else word for word in line)])
+        row = {"command": said, "seconds": round(time.monotonic() - started, 1)}
         self.done.append(row if found.returncode == 0 else {**row, "refused": last})
         print(f"{self.done[-1]['seconds']:6.0f} s  {self.done[-1]['command'][:140]}", flush=True)
         return json.loads(found.stdout) if found.returncode == 0 else None

@@ -5,6 +5,7 @@ import math
 import random
 import sys
 
+import numpy as np
 import pytest
 from families import tiny_model
 from test_evaluate_choice import TOKENIZER, task_of, words
@@ -87,6 +88,19 @@ def test_the_average_is_of_accuracies_and_its_interval_is_paired():
     assert (got.teacher_average, got.retained.value) == (pytest.approx((0.75 + 1) / 2), 1.0)
     assert (got.retained.low, got.retained.high) == (1.0, 1.0)  # same items, same draws: no spread although 60 of 80 has one
     assert got.tasks[0].teacher.low < 0.75
+
+
+def test_the_interval_of_what_is_retained_covers_the_truth_as_often_as_it_says():
+    """Studies of 60 paired items: 70 % right for the teacher, of which the student loses 20 % and wins 10 % of the others."""
+    truth = (0.7 * 0.8 + 0.3 * 0.1) / 0.7
+    draw = np.random.default_rng(5)
+    covered = 0
+    for study in range(100):
+        teacher = draw.random(60) < 0.7
+        student = np.where(teacher, draw.random(60) < 0.8, draw.random(60) < 0.1)
+        found = compare_tasks([made("a", teacher)], [made("a", student)], n_resamples=200, seed=study).tasks[0].retained
+        covered += found.low <= truth <= found.high
+    assert 0.88 <= covered / 100  # one standard error is 2.2 %, and so few items cost a little
 
 
 def test_kinds_of_tasks_stand_apart_above_chance():

@@ -83,7 +83,7 @@ def _accuracies(found: Benchmark) -> Html:
 
 def _agreement(found: Sequence[TaskResult]) -> Html:
     """Stability with what its weights are made of, and the agreement that weighs all items alike."""
-    names = ("stability, %", "of scores", "effective items", "both right or wrong, %", "same answer, %", "KL over options")
+    names = ("stability, %", "of scores", "effective items", "both right or wrong, %", "same answer, %", "KL, nats")
     rows = []
     for one in found:
         answers, stable = one.answers, one.stability or one.answers
