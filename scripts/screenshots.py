@@ -1,5 +1,6 @@
 """The pictures of docs/report.md: a run and a sweep of the bundled model, opened in headless Chromium.
 
+With ``--models DIR``, the ``--work`` of benchmarks/evaluate.py, instead the head of every model's report, and the tasks of one.
 Needs chromium, chromedriver and the extra ``browser``; takes a few minutes and no network.
 """
 
@@ -37,8 +38,13 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, help="folder of the run and the sweep; kept, and continued  [default: a temporary one]"
     )
-    work = parser.parse_args().work or Path(tempfile.mkdtemp())
-    run, sweep = make(work)
+    parser.add_argument("--models", type=Path, help="folder of finished runs by model; only their pictures are made")
+    parser.add_argument("--tasks", help="the one of them whose tasks are shown")
+    args = parser.parse_args()
+    if args.models:
+        of_models(args.models, tasks=args.tasks)
+        return
+    run, sweep = make(args.work or Path(tempfile.mkdtemp()))
     browser = start()
     try:
         shoot(browser, run, "report-head", width=DESK, upto="#figures")
@@ -46,6 +52,19 @@ def main() -> None:
         clip(browser, "report-heatmap", "#figure-heatmap")
         shoot(browser, sweep, "report-sweep-dark", width=DESK, scheme="dark", upto=".table")
         shoot(browser, run, "report-phone", width=PHONE, upto="#figures")
+    finally:
+        browser.quit()
+
+
+def of_models(folder: Path, *, tasks: str | None) -> None:
+    """The head of each report as ``report-MODEL.png``; tables and charts of the tasks of one as ``report-tasks.png``."""
+    browser = start()
+    try:
+        for page in sorted(folder.glob("*/run/report.html")):
+            name = page.parent.parent.name
+            shoot(browser, page, f"report-{name}", width=DESK, upto="#figures")
+            if name == tasks:
+                clip(browser, "report-tasks", "#tasks", upto="#tasks details")
     finally:
         browser.quit()
 
@@ -106,10 +125,12 @@ def point_at_span(browser: Any, *, start: int, n: int) -> None:
     ActionChains(browser).move_to_element(cell[index]).perform()
 
 
-def clip(browser: Any, name: str, selector: str) -> None:
-    """One element, with a little air."""
+def clip(browser: Any, name: str, selector: str, *, upto: str | None = None) -> None:
+    """One element, or as much of it as lies above another, with a little air."""
     script = f"const b = document.querySelector('{selector}').getBoundingClientRect(); "
     x, y, width, height = browser.execute_script(script + "return [b.x + scrollX, b.y + scrollY, b.width, b.height]")
+    if upto is not None:
+        height = browser.execute_script(f"return document.querySelector('{upto}').getBoundingClientRect().top + scrollY") - y
     save(browser, name, x - 8, y - 8, width + 16, height + 16)
 
 

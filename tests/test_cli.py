@@ -274,6 +274,8 @@ def test_foreign_and_unusable_folders_are_refused(world, shoal, tmp_path):
     (tmp_path / "thesis" / "chapter.txt").write_text("x")
     code, _, err = shoal("compress", world / "model", "--out", "thesis", *options(world), "--overwrite")
     one_line(code, err, "not written by shoal")
+    code, _, err = shoal("compress", world / "model", "--out", "thesis/chapter.txt/run", *options(world))
+    one_line(code, err, "--out thesis/chapter.txt/run cannot be made")
     code, _, err = shoal("apply", "nowhere.json", "--out", "out")
     one_line(code, err, "nowhere.json")
     code, _, err = shoal("compres", world / "model")

@@ -5,6 +5,7 @@ import math
 import random
 import sys
 
+import numpy as np
 import pytest
 from families import tiny_model
 from test_evaluate_choice import TOKENIZER, task_of, words
@@ -89,6 +90,19 @@ def test_the_average_is_of_accuracies_and_its_interval_is_paired():
     assert got.tasks[0].teacher.low < 0.75
 
 
+def test_the_interval_of_what_is_retained_covers_the_truth_as_often_as_it_says():
+    """Studies of 60 paired items: 70 % right for the teacher, of which the student loses 20 % and wins 10 % of the others."""
+    truth = (0.7 * 0.8 + 0.3 * 0.1) / 0.7
+    draw = np.random.default_rng(5)
+    covered = 0
+    for study in range(100):
+        teacher = draw.random(60) < 0.7
+        student = np.where(teacher, draw.random(60) < 0.8, draw.random(60) < 0.1)
+        found = compare_tasks([made("a", teacher)], [made("a", student)], n_resamples=200, seed=study).tasks[0].retained
+        covered += found.low <= truth <= found.high
+    assert 0.88 <= covered / 100  # one standard error is 2.2 %, and so few items cost a little
+
+
 def test_kinds_of_tasks_stand_apart_above_chance():
     """Choices keep (0.6 - 0.5) / (0.9 - 0.5) of what guessing does not give, last words 3 of 4; the warning says so."""
     teacher = [made("quiz", [1] * 90 + [0] * 10), made("last", [1] * 80 + [0] * 20, form="last_word")]
@@ -126,7 +140,7 @@ def test_no_task_above_chance_has_no_average():
     got = compare_tasks([made("a", [0] * 10, form="last_word")], [made("a", [0] * 10, form="last_word")], **FEW)
     assert got.counted == () and got.retained is None and got.tasks[0].retained is None and got.tasks[0].at_chance
     assert got.tasks[0].teacher_perplexity == pytest.approx(2.718281828**2)
-    assert "average" not in shown(task_table(got))
+    assert "average" not in shown(task_table(got)) and task_notes(got)[0].startswith("No average: the teacher is at chance")
 
 
 def test_flips_are_listed_with_their_scores_and_are_not_markup():
@@ -188,6 +202,22 @@ def test_eval_adds_the_tasks(world, shoal):
     assert itself.tasks[0].stability.kl.value == itself.tasks[0].answers.kl.high == 0.0
 
 
+def test_the_result_is_json_for_any_reader(world, shoal, tmp_path):
+    """One sample has no standard error: JSON knows no NaN, and the file reads back as it was."""
+    common = ("--text", world / "text.jsonl", "--samples", 1, "--length", 16)
+    code, out, err = shoal("eval", world / "other", "--teacher", world / "model", *common, "--json")
+    assert code == 0, err
+
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    content = json.loads(out, parse_constant=refuse)
+    found = Evaluation.from_json(out)
+    assert content["quality"]["kl_stderr"] == "NaN" and math.isnan(found.quality.kl_stderr)
+    found.save(tmp_path / "again.json")
+    json.loads((tmp_path / "again.json").read_text(), parse_constant=refuse)
+
+
 def test_eval_without_a_teacher_has_the_tasks_too(world, shoal):
     tasks = ("--task", world / "quiz.jsonl", "--task", world / "last.jsonl")
     code, out, err = shoal(
@@ -207,6 +237,20 @@ def test_tasks_that_cannot_be_are_one_line(world, shoal, tmp_path):
     ):
         code, out, err = shoal("eval", world / "other", "--text", world / "text.jsonl", *args)
         assert code == 2 and out == "" and message in err and len(err.strip().splitlines()) == 1
+
+
+def test_an_item_that_cannot_be_scored_is_said_before_anything_is_read(world, shoal, tmp_path, monkeypatch):
+    def read(*args, **kwargs):
+        raise AssertionError("a model was asked")
+
+    monkeypatch.setattr("shoal.evaluate.choice.run_pass", read)
+    monkeypatch.setattr("shoal.run.evaluate.against_teacher", read)
+    long = {"ctx": "w1", "choices": [words(*[1] * 200), " w2"], "gold": 0}
+    (tmp_path / "long.jsonl").write_text(json.dumps(long))
+    tasks = ("--task", world / "quiz.jsonl", "--task", "long.jsonl")
+    for more in ((), ("--teacher", world / "model")):
+        code, _, err = shoal("eval", world / "other", "--text", world / "text.jsonl", *more, *tasks)
+        assert code == 2 and "long.jsonl, line 1: an option of 199 tokens is longer than the model's window" in err, err
 
 
 def test_stability_of_folders(shoal, tmp_path):

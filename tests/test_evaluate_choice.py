@@ -279,6 +279,11 @@ WRONG = {
     "an empty choice": ({**GOOD, "choices": ["b", ""]}, "line 2: a choice is empty"),
     "a choice that is a number": ({**GOOD, "choices": ["b", 3]}, "line 2: every choice needs a text, got 3"),
     "a context that is null": ({**GOOD, "ctx": None}, "line 2: ctx needs a text, got null"),
+    "a field that comes twice": (
+        '{"ctx": "a", "choices": ["b", "c"], "gold": 0, "gold": 1}',
+        "line 2: the field 'gold' comes twice",
+    ),
+    "half a character": ({**GOOD, "ctx": "a\ud800"}, "line 2: ctx holds half of a surrogate pair"),
     "a list": ([1], "line 2: needs an object"),
     "no JSON": ("{'ctx': 1}", "line 2: not JSON"),
 }
@@ -292,6 +297,13 @@ def test_a_wrong_task_file_is_one_clear_line(tmp_path, fault):
     with pytest.raises(ValueError, match=message) as caught:
         load_task(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_items(tmp_path):
+    plain, marked = tmp_path / "plain.jsonl", tmp_path / "marked.jsonl"
+    plain.write_text(json.dumps(GOOD) + "\n", encoding="utf-8")
+    marked.write_text(json.dumps(GOOD) + "\n", encoding="utf-8-sig")
+    assert marked.read_bytes() != plain.read_bytes() and load_task(marked).items == load_task(plain).items
 
 
 def test_files_without_items_or_of_no_form_are_refused(tmp_path):

@@ -93,6 +93,18 @@ def test_candidates_are_those_of_the_plan(pages, runs):
     assert "span cosine/rest (0.875)" in table[0][3]
 
 
+def test_candidates_that_were_repaired_are_not_called_plain(runs, tmp_path):
+    folder = shutil.copytree(runs["plain"], tmp_path / "run")
+    content = raw(folder, "plan.json")
+    for n, one in enumerate(content["candidates"], start=1):
+        one["kl_plain"] = n / 8
+    (folder / "plan.json").write_text(json.dumps(content))
+    found = read_page(write_report(folder)[0].read_text())
+    table = table_of(found, "Candidates, each repaired on a part of the text, best first")
+    assert table[0][2] == "KL before repair" and [row[2] for row in table[1:]] == ["0.125", "0.25", "0.375"]
+    assert "plain cuts, before any repair" not in (folder / "report.html").read_text()
+
+
 @pytest.mark.parametrize("index", range(4))
 def test_the_heat_map_holds_every_value_of_the_scan(pages, runs, index):
     page = read_page(pages["plain"])
@@ -158,9 +170,16 @@ def test_the_repair_is_the_files(pages, runs):
 
 def test_tasks_are_the_files(pages, runs):
     (one,) = raw(runs["plain"], "tasks.json")["tasks"]["tasks"]
-    quiz, average = table_of(read_page(pages["plain"]), "Tasks: value and interval")[1:]
-    assert quiz[5].endswith(", mean_nll")
-    assert quiz[0] == "quiz" and quiz[1] == "40" and quiz[8] == "8 / 8"
+    quiz, average = table_of(read_page(pages["plain"]), "Accuracy: value and interval")[1:]
+    assert quiz[0] == "quiz" and quiz[1] == "40" and quiz[5] == "8 / 8"
+    (agreed,) = table_of(read_page(pages["plain"]), "Agreement with the teacher")[1:]
+    assert agreed[2] == "mean_nll" and agreed[3] == f"{one['stability']['effective_items']:.3g}"
+    for cell, figure in (
+        (1, one["stability"]["stability"]),
+        (4, one["answers"]["correctness"]),
+        (5, one["answers"]["answers"]),
+    ):
+        assert agreed[cell].startswith(f"{100 * figure['value']:.1f} ({100 * figure['low']:.1f} to")
     for cell, figure in zip(quiz[2:5], (one["teacher"], one["student"], one["retained"]), strict=True):
         assert [float(x) for x in re.findall(r"[\d.]+", cell)] == [
             pytest.approx(100 * figure[k], abs=0.051) for k in ("value", "low", "high")

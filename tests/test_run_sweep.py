@@ -286,6 +286,17 @@ def test_the_command(shoal, small, tmp_path):
         assert (tmp_path / "run" / name).stat().st_size
 
 
+def test_the_first_items_are_those_that_every_point_is_scored_on(shoal, small, tmp_path):
+    quiz(tmp_path)
+    code, out, err = shoal(
+        "sweep", small["model"], "--out", "run", "--drop", "0..1", "--methods", "none", "--task", "quiz.jsonl", "--items", 2,
+        *options(small), "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    found = RatioSweep.from_json(out)
+    assert [one.n_items for one in found.tasks] == [2] and len(found.points[0].right["quiz"]) == 2
+
+
 def test_the_cut_of_a_point_can_be_applied(shoal, small, tmp_path):
     code, _, err = shoal("sweep", small["model"], "--out", "run", "--drop", "2..2", "--methods", "refit", *options(small))
     assert code == 0, err
@@ -305,6 +316,9 @@ def test_the_cut_of_a_point_can_be_applied(shoal, small, tmp_path):
         (("--of", "kl"), "give --keep as well"),
         (("--keep", "95%", "--of", "lambada"), "--of 'lambada' is not measured"),
         (("--task", "nowhere.jsonl"), "nowhere.jsonl"),
+        (("--drop", "0..0"), "--drop '0..0' removes nothing at its upper end"),
+        (("--items", "3"), "--items is about tasks"),
+        (("--seed", "-1"), "seed: input should be greater than or equal to 0"),
     ],
 )
 def test_mistakes_get_one_line_and_leave_nothing(shoal, small, tmp_path, more, said):

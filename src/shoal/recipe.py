@@ -82,7 +82,7 @@ class Recipe(Record):
     fit: FitConfig = FitConfig()
     polish: Literal["none", "hidden", "kl"] | None = None
     train: TrainConfig = TrainConfig()
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
 
     @field_validator("drop", mode="before")
     @classmethod

@@ -164,7 +164,7 @@ class SpanTable:
 class Record(BaseModel):
     """A frozen value that is a JSON file: unknown keys are refused, saving is atomic."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")  # NaN is no JSON; "NaN" reads back
 
     def to_json(self) -> str:
         return self.model_dump_json(indent=2) + "\n"

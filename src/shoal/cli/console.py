@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -83,4 +84,15 @@ class Screen:
     def result(self, content: Any) -> None:
         """The verb's result as JSON on stdout, when asked for."""
         if self.as_json and not self._silent:
-            print(json.dumps(content, indent=2))
+            print(json.dumps(_as_in_files(content), indent=2, allow_nan=False))
+
+
+def _as_in_files(content: Any) -> Any:
+    """With "NaN" and "Infinity" as texts, as :class:`shoal.types.Record` writes them: JSON has no such numbers."""
+    if isinstance(content, dict):
+        return {name: _as_in_files(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_as_in_files(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return "NaN" if math.isnan(content) else "Infinity" if content > 0 else "-Infinity"
+    return content

@@ -87,11 +87,12 @@ def say_spread(screen: Screen, plan: Plan) -> None:
 
 def show_tasks(screen: Screen, found: Evaluation) -> None:
     """Tasks, what the table cannot say, a warning where the measures disagree, and flips."""
-    from shoal.evaluate import disagreement, kept_shares, task_notes, task_table
+    from shoal.evaluate import agreement_table, disagreement, kept_shares, task_notes, task_table
 
     if found.tasks is None:
         return
     screen.show(task_table(found.tasks))
+    screen.show(agreement_table(found.tasks))
     for note in task_notes(found.tasks):
         screen.say(note)
     show_flips(screen, [one.answers for one in found.tasks.tasks])

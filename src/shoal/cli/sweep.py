@@ -11,6 +11,7 @@ from shoal.cli.options import (
     Device,
     Dtype,
     FitTokens,
+    Items,
     Json,
     Length,
     Model,
@@ -56,6 +57,7 @@ def sweep(
         Optional[list[Path]],  # noqa: UP045
         typer.Option("--task", metavar="FILE", help="Task file of choices or last words, as for shoal eval; may be repeated."),
     ] = None,
+    items: Items = None,
     keep: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option("--keep", help="Say the largest cut that keeps so much of the teacher's quality, such as 95%."),
@@ -84,18 +86,18 @@ def sweep(
     """Cut by every ratio of a range with several methods: KL, perplexity, tasks, the cliff, and what can be cut safely."""
     from shoal.cli.console import Screen
     from shoal.cli.verbs import _command
-    from shoal.evaluate import load_task
     from shoal.evaluate.curve_table import cliff_lines, sweep_table
     from shoal.evaluate.keep import parse_keep, sentence
     from shoal.report.curve import draw_curves
     from shoal.run.inputs import SHARE_BESIDE_STUDENT
     from shoal.run.sweep import Keeping, sweep_ratios
+    from shoal.run.tasks import task_files
 
     screen = Screen(as_json=json)
     if keep is None and of != "perplexity":
         raise ValueError(f"--of {of} says what --keep is told of; give --keep as well, such as --keep 95%")
     wanted = None if keep is None else Keeping(parse_keep(keep), of)
-    tasks = [load_task(path) for path in task or ()]
+    tasks = task_files(task or (), n_items=items)
     common = dict(model=model, text=text, samples=samples, length=length, protect=protect, seed=seed)
     recipes = _recipes(methods, common, fit_tokens=fit_tokens, train_tokens=train_tokens)
     if recipes:

@@ -20,7 +20,15 @@ from shoal.evaluate.positions import ByPosition, Positions
 from shoal.evaluate.speed import Speed, speed
 from shoal.evaluate.stability import Answer, Answers, Flip, Stability, official_stability, stability
 from shoal.evaluate.table import Row, figures_table, generation_table, position_table, rows, table
-from shoal.evaluate.task_table import accuracy_table, flip_table, stability_notes, stability_table, task_notes, task_table
+from shoal.evaluate.task_table import (
+    accuracy_table,
+    agreement_table,
+    flip_table,
+    stability_notes,
+    stability_table,
+    task_notes,
+    task_table,
+)
 from shoal.evaluate.tasks import Task, TaskItem, load_task
 
 __all__ = [
@@ -52,6 +60,7 @@ __all__ = [
     "TaskResult",
     "TaskScores",
     "accuracy_table",
+    "agreement_table",
     "answer_with_harness",
     "answered",
     "choice_answers",

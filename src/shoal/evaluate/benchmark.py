@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shoal.evaluate.answered import Engine, TaskAnswers, answered
-from shoal.evaluate.bootstrap import LEVEL, N_RESAMPLES, Interval, bootstrap, interval_of, mean, resampled_sums
+from shoal.evaluate.bootstrap import LEVEL, N_RESAMPLES, Interval, interval_of, resampled_sums, share_of
 from shoal.evaluate.choice import TaskScores
 from shoal.evaluate.stability import Answers, Stability, matched, stability
 from shoal.evaluate.tasks import Form
@@ -231,8 +231,8 @@ class Draw:
 
     def accuracy(self, answers: Answers) -> Interval:
         by_key = sorted(answers.items, key=lambda one: (one.key, one.scores))
-        columns_N2 = np.array([[one.is_right, 1] for one in by_key], dtype=float)
-        return bootstrap(columns_N2, mean, n_resamples=self.n_resamples, level=self.level, seed=self.seed)
+        right_N = np.array([one.is_right for one in by_key])
+        return share_of(right_N, n_resamples=self.n_resamples, level=self.level, seed=self.seed)
 
 
 def _answers(one: Asked) -> TaskAnswers:

@@ -87,6 +87,21 @@ def bootstrap(
     return interval_of(value, samples_R, level=level)
 
 
+def share_of(right_N: np.ndarray, *, n_resamples: int = N_RESAMPLES, level: float = LEVEL, seed: int = 0) -> Interval:
+    """The share of items that are right, with its interval.
+
+    Where all or none are, every resample is the same, and the bound that is missing is the exact one: the share at which so
+    extreme a result has the chance (1 - level) / 2.
+    """
+    right_N = np.asarray(right_N, dtype=float)
+    columns_N2 = np.column_stack([right_N, np.ones(len(right_N))])
+    found = bootstrap(columns_N2, mean, n_resamples=n_resamples, level=level, seed=seed)
+    exact = ((1 - level) / 2) ** (1 / len(right_N))
+    low = exact if found.value == 1 else found.low
+    high = 1 - exact if found.value == 0 else found.high
+    return found.model_copy(update={"low": low, "high": high})
+
+
 def sign_test(n_lost: int, n_won: int) -> float:
     """Two-sided exact p-value that items flip either way with equal chance (McNemar's test without approximation)."""
     n, k = n_lost + n_won, min(n_lost, n_won)

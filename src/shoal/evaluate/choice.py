@@ -23,7 +23,7 @@ from torch import Tensor
 
 from shoal.decoder import TEACHER, DecoderView, Student, run_pass
 from shoal.decoder.view import Reading
-from shoal.evaluate.rows import Pair, Row, batch_of, first_equal, grouped, pairs_of, rows_of, shares_context
+from shoal.evaluate.rows import Pair, Row, batch_of, first_equal, grouped, rows_of, shares_context, task_pairs
 from shoal.evaluate.stability import Answer, Answers
 from shoal.evaluate.tasks import Task, TaskItem
 from shoal.score.divergence import tokens_per_chunk
@@ -90,12 +90,7 @@ def score_task(
     Raises:
         ValueError: a task of written answers, an item that cannot be scored (with the file and line), NaN or infinite states.
     """
-    if task.form == "generation":
-        raise ValueError(f"{task.path} is a task of written answers, not of choices or last words; use write_answers")
-    try:
-        pairs = [pairs_of(item, tokenizer=tokenizer, window=window) for item in task.items]
-    except ValueError as error:
-        raise ValueError(f"{task.path}, {error}") from None
+    pairs = task_pairs(task, tokenizer=tokenizer, window=window)
     longest = max(len(pair.context) + len(pair.option) for options in pairs for pair in options)
     share = any(len(options) > 1 for options in pairs) and shares_context(view, longest=longest)
     size = TOKENS_PER_BATCH.get(view.device.type, TOKENS_ON_DEVICES) if tokens_per_batch is None else tokens_per_batch

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from shoal.evaluate.bootstrap import LEVEL, N_RESAMPLES, Interval, bootstrap, interval_of, mean, resampled_sums
+from shoal.evaluate.bootstrap import LEVEL, N_RESAMPLES, Interval, interval_of, resampled_sums, share_of
 from shoal.evaluate.tasks import Form
 from shoal.plan import Size
 from shoal.score.oracle import Quality
@@ -239,8 +239,7 @@ def is_at_chance(sweep: RatioSweep, of: str) -> bool:
     task = next((one for one in sweep.tasks if one.task == of), None)
     if task is None:
         return False
-    right_N2 = np.column_stack([np.array(sweep.teacher.right[of], dtype=float), np.ones(task.n_items)])
-    return bootstrap(right_N2, mean, n_resamples=sweep.n_resamples, seed=sweep.seed).low <= task.chance
+    return share_of(np.array(sweep.teacher.right[of]), n_resamples=sweep.n_resamples, seed=sweep.seed).low <= task.chance
 
 
 def _retained(of: str, loss_P: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from shoal.evaluate.answered import TaskAnswers
 from shoal.evaluate.generate import model_of
 from shoal.evaluate.harness_answers import NEW_TOKENS, answers_of_samples
 from shoal.evaluate.harness_source import HarnessTask, harness_version, quiet
-from shoal.evaluate.rows import pairs_of
+from shoal.evaluate.rows import task_pairs
 
 
 def answer_with_harness(
@@ -123,11 +123,7 @@ def _model_class(progress: Callable[[int, int], None] | None) -> Any:
 def _refuse_what_does_not_fit(task: HarnessTask, tokenizer: Any, window: int | None) -> None:
     """Raises ValueError where lm-eval would stop with an assertion: options longer than the window, no room to write."""
     if task.file is not None and task.file.form != "generation":
-        for item in task.file.items:
-            try:
-                pairs_of(item, tokenizer=tokenizer, window=window)
-            except ValueError as error:
-                raise ValueError(f"{task.file.path}, {error}") from None
+        task_pairs(task.file, tokenizer=tokenizer, window=window)
     if task.inner.config.output_type == "generate_until" and window is not None:
         limit = (task.inner.config.generation_kwargs or {}).get("max_gen_toks", NEW_TOKENS)
         if limit >= window:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from shoal.decoder import DecoderView
-from shoal.evaluate.tasks import TaskItem
+from shoal.evaluate.tasks import Task, TaskItem
 from shoal.types import Batch, Branches
 
 
@@ -111,6 +111,20 @@ def pairs_of(item: TaskItem, *, tokenizer: Any, window: int | None) -> list[Pair
         cut = _n_cut(context, option, window)
         found.append(Pair(tuple(context[cut:]), tuple(option), cut))
     return found
+
+
+def task_pairs(task: Task, *, tokenizer: Any, window: int | None) -> list[list[Pair]]:
+    """The pairs of every item of a task of choices or last words.
+
+    Raises:
+        ValueError: a task of written answers, an item that cannot be scored (with the file and line).
+    """
+    if task.form == "generation":
+        raise ValueError(f"{task.path} is a task of written answers, not of choices or last words; use write_answers")
+    try:
+        return [pairs_of(item, tokenizer=tokenizer, window=window) for item in task.items]
+    except ValueError as error:
+        raise ValueError(f"{task.path}, {error}") from None
 
 
 def rows_of(pairs: Sequence[Sequence[Pair]], *, share: bool) -> list[Row]:

@@ -25,7 +25,7 @@ from typing import Literal
 
 import numpy as np
 
-from shoal.evaluate.bootstrap import LEVEL, N_RESAMPLES, Interval, bootstrap, mean, sign_test
+from shoal.evaluate.bootstrap import LEVEL, N_RESAMPLES, Interval, bootstrap, mean, share_of, sign_test
 from shoal.types import Record
 
 Variant = Literal["mean_nll", "option_nll", "last_word", "exact_match"]
@@ -155,8 +155,8 @@ def stability(
         correctness=measure(agree_N, one_N),
         answers=measure(same_N, one_N) if many or is_written else None,
         kl=measure(np.array([option_kl(a.scores, b.scores) for a, b in pairs]), one_N) if many else None,
-        teacher_accuracy=measure(right_N2[:, 0], one_N),
-        student_accuracy=measure(right_N2[:, 1], one_N),
+        teacher_accuracy=share_of(right_N2[:, 0], n_resamples=n_resamples, level=level, seed=seed),
+        student_accuracy=share_of(right_N2[:, 1], n_resamples=n_resamples, level=level, seed=seed),
         effective_items=float(weight_N.sum() ** 2 / (weight_N**2).sum()),
         right_to_wrong=lost,
         wrong_to_right=won,

@@ -17,12 +17,12 @@ FEW_ITEMS = 0.1  # share of the items below which the weights of stability rest 
 
 
 def task_table(found: Benchmark) -> Table:
-    """Accuracy of both with intervals, share kept, stability, flips."""
+    """Accuracy of both with intervals, share kept, flips and their sign test."""
     from rich.table import Table
 
     level = f"{100 * found.tasks[0].teacher.level:g} %" if found.tasks else ""
     shown = Table(
-        "task", "teacher", "student", "retained", "stability", "KL", "lost / won", "p",
+        "task", "items", "teacher", "student", "retained", "lost / won", "p",
         title=f"Tasks, accuracy in % ({level} intervals)",
     )  # fmt: skip
     for column in shown.columns[1:]:
@@ -32,9 +32,26 @@ def task_table(found: Benchmark) -> Table:
     if found.retained is not None:
         average = f"average of {len(found.counted)}"
         shown.add_section()
+        shown.add_row(average, "", _per_cent(found.teacher_average), _per_cent(found.student_average), _share(found.retained))
+    return shown
+
+
+def agreement_table(found: Benchmark) -> Table:
+    """How far the student answers as the teacher does: stability with its variant, the rest by the accuracy's answers."""
+    from rich.table import Table
+
+    shown = Table(
+        "task", "stability", "of scores", "effective items", "both right or wrong", "same answer", "KL",
+        title="Agreement with the teacher, %; KL between the options, nats",
+    )  # fmt: skip
+    for column in shown.columns[1:]:
+        column.justify = "right"
+    for one in found.tasks:
+        stable, answers = one.stability or one.answers, one.answers
         shown.add_row(
-            average, f"{_per_cent(found.teacher_average)}", f"{_per_cent(found.student_average)}", _share(found.retained)
-        )
+            one.task, _share(stable.stability), stable.variant, f"{stable.effective_items:.3g}", _share(answers.correctness),
+            _share(answers.answers), _number(answers.kl),
+        )  # fmt: skip
     return shown
 
 
@@ -68,6 +85,8 @@ def accuracy_table(found: Sequence[TaskFigures]) -> Table:
 def task_notes(found: Benchmark) -> list[str]:
     """What the table cannot say: tasks left out, contexts cut, accuracies per character, perplexity per word."""
     notes = []
+    if found.tasks and not found.counted:
+        notes.append("No average: the teacher is at chance on every task, so none says what was lost")
     for one in found.tasks:
         if one.at_chance:
             notes.append(
@@ -81,7 +100,7 @@ def task_notes(found: Benchmark) -> list[str]:
             notes.append(f"{one.task}: acc_norm {_share(one.teacher_norm)} -> {_share(one.student_norm)}")
         if one.teacher_perplexity is not None and one.student_perplexity is not None:
             notes.append(f"{one.task}: perplexity per word {one.teacher_perplexity:.4g} -> {one.student_perplexity:.4g}")
-    return notes
+    return notes + stability_notes([one.stability or one.answers for one in found.tasks])
 
 
 def flip_table(results: Sequence[Stability], *, n: int = N_SHOWN) -> Table:
@@ -124,6 +143,7 @@ def stability_table(results: Sequence[Stability], official: Mapping[str, float])
         shown.add_column("official")
     for column in shown.columns[2:]:
         column.justify = "right"
+    shown.columns[3].min_width = len("(100.0..100.0)")  # an interval is not cut short
     for one in results:
         cells = [
             one.task, one.variant, f"{one.n_items} ({one.effective_items:.3g})", _share(one.stability),
@@ -145,14 +165,12 @@ def stability_notes(results: Sequence[Stability]) -> list[str]:
 
 
 def _cells(one: TaskResult) -> list[str]:
-    stable = one.stability or one.answers
     return [
         f"{one.task} *" if one.at_chance else one.task,
+        str(one.n_items),
         _share(one.teacher),
         _share(one.student),
         _share(one.retained),
-        f"{_share(stable.stability)}\n{stable.variant}",
-        _number(one.answers.kl),
         _flips(one.answers),
         f"{one.answers.p_value:.2g}",
     ]

@@ -37,6 +37,13 @@ def evaluate_alone(
     from shoal.evaluate.evaluation import token_stream
 
     inputs = open_inputs(recipe, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+
+    def ask() -> tuple[TaskFigures, ...]:
+        tokenizer, window = inputs.opened.need_tokenizer(), window_of(inputs.view.config)
+        answers = answer_tasks(inputs.view, tasks or Tasks(), tokenizer=tokenizer, window=window, progress=progress)
+        return tuple(task_figures(one, seed=recipe.seed) for one in answers)
+
+    scored = inputs.workers.from_first(ask) if tasks else ()  # first: a task may hold an item that cannot be scored
     stream_T = token_stream(inputs.batches(inputs.evaluation))
     found = perplexity(
         inputs.view,
@@ -47,13 +54,6 @@ def evaluate_alone(
         workers=inputs.workers,
     )
     figures = Figures(name=inputs.opened.name, cost=cost(inputs.view, context=inputs.length), perplexity=found)
-
-    def ask() -> tuple[TaskFigures, ...]:
-        tokenizer, window = inputs.opened.need_tokenizer(), window_of(inputs.view.config)
-        answers = answer_tasks(inputs.view, tasks or Tasks(), tokenizer=tokenizer, window=window, progress=progress)
-        return tuple(task_figures(one, seed=recipe.seed) for one in answers)
-
-    scored = inputs.workers.from_first(ask) if tasks else ()
     return Measured(model=figures, tasks=scored, provenance=inputs.provenance(inputs.evaluation))
 
 
@@ -81,11 +81,9 @@ def evaluate_pair(
     other = open_model(student, dtype=dtype, device=inputs.workers.device(device), trust_remote_code=trust_remote_code)
     view = DecoderView(other.model)
     _refuse_other_tokens(inputs, other, view)
-    found = against_teacher(inputs, view, progress=progress)
-    if not tasks:
-        return found
-    scored = inputs.workers.from_first(lambda: tasks_against_teacher(inputs, view, tasks, progress=progress))
-    return found.model_copy(update={"tasks": scored})
+    # tasks first: one may hold an item that cannot be scored
+    scored = inputs.workers.from_first(lambda: tasks_against_teacher(inputs, view, tasks, progress=progress)) if tasks else None
+    return against_teacher(inputs, view, progress=progress).model_copy(update={"tasks": scored})
 
 
 def _refuse_other_tokens(inputs: Inputs, student: Opened, view: DecoderView) -> None:

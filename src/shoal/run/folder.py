@@ -74,7 +74,12 @@ class RunFolder:
         """Lock the folder for this job; the stages that stand in it."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"--out {self.path} is a file; give a new or empty folder")
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:  # a file on the way, a place that takes none
+            raise ValueError(
+                f"--out {self.path} cannot be made ({error.strerror}); give a folder in a place that can hold it"
+            ) from None
         hold(self.path)
         if (self.path / RECORD).exists():
             return RunRecord.load(self.path / RECORD).stages

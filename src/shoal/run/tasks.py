@@ -70,15 +70,13 @@ def open_tasks(
         ValueError: an unknown engine or name, a file that cannot be read, a count below 1.
         ImportError: lm-eval is needed and not installed.
     """
-    from shoal.evaluate import load_task
     from shoal.evaluate.harness_source import harness_tasks, harness_version
 
     if engine not in ENGINES:
         raise ValueError(f"unknown --engine {engine!r}; {nearest(engine, ENGINES)}")
     if not names and (engine != "auto" or (shots, n_items, include) != (None, None, None)):
         raise ValueError("--engine, --shots, --items and --include are about tasks; give --task as well")
-    if n_items is not None and n_items < 1:
-        raise ValueError(f"--items {n_items} needs at least 1")
+    _refuse_no_items(n_items)
     if shots is not None and shots < 0:
         raise ValueError(f"--shots {shots} needs 0 or more")
     files = [name for name in names if _is_file(name)]
@@ -89,14 +87,32 @@ def open_tasks(
         )
     if engine == "lm-eval":
         harness_version()
-    read = [load_task(name, shots=shots or 0) for name in files]
-    if n_items is not None:
-        read = [task.head(n_items) for task in read]
+    read = task_files(files, shots=shots or 0, n_items=n_items) if files else []
     named = harness_tasks(others, shots=shots, include=include) if others else []
     found = [*(task.name for task in read), *(task.name for task in named)]
     if len(set(found)) != len(found):
         raise ValueError(f"two tasks have one name ({', '.join(found)}); rename the file of one of them")
     return Tasks(tuple(read), tuple(named), engine == "lm-eval", n_items)
+
+
+def task_files(paths: Sequence[Path | str], *, shots: int = 0, n_items: int | None = None) -> list[Task]:
+    """Task files for the built-in scorer, all items or the first ``n_items`` of each.
+
+    Raises:
+        ValueError: a file that cannot be read, a count below 1, a count without a file.
+    """
+    from shoal.evaluate import load_task
+
+    _refuse_no_items(n_items)
+    if n_items is not None and not paths:
+        raise ValueError("--items is about tasks; give --task as well")
+    read = [load_task(path, shots=shots) for path in paths]
+    return read if n_items is None else [task.head(n_items) for task in read]
+
+
+def _refuse_no_items(n_items: int | None) -> None:
+    if n_items is not None and n_items < 1:
+        raise ValueError(f"--items {n_items} needs at least 1")
 
 
 def _is_file(name: str) -> bool:
@@ -129,7 +145,11 @@ def answer_tasks(
     from shoal.evaluate.generate import model_of
     from shoal.evaluate.harness import answer_with_harness
     from shoal.evaluate.harness_source import file_task
+    from shoal.evaluate.rows import task_pairs
 
+    for task in tasks.files:  # before the first is scored, which may take hours
+        if task.form != "generation":
+            task_pairs(task, tokenizer=tokenizer, window=window)
     student = TEACHER if student is None else student
     found: list[TaskAnswers] = []
     for task in () if tasks.by_harness else tasks.files:

@@ -31,7 +31,10 @@ def split_range(drop: str) -> tuple[str, str]:
 
 def check_range(drop: str) -> None:
     """Before a model is opened. Raises ValueError: not a range of budgets."""
-    for end in split_range(drop):
+    ends = split_range(drop)
+    if ends[1] == "0":
+        raise ValueError(f"--drop {drop!r} removes nothing at its upper end; write {FORMS}")
+    for end in ends:
         try:
             _ = None if end == "0" else parse_budget(end)
         except ValueError:

@@ -10,6 +10,9 @@ from shoal.report.data import RunData, Section
 from shoal.report.html import Column, number_columns, table, tag
 from shoal.select.guard import describe_short, verdict
 
+PLAIN = "Candidates as plain cuts, before any repair, best first"
+REPAIRED = "Candidates, each repaired on a part of the text, best first"
+
 
 def candidates(data: RunData) -> Section | None:
     plan = data.plan
@@ -21,12 +24,15 @@ def candidates(data: RunData) -> Section | None:
         parts.append(tag("p", f"{plan.method[:1].upper()}{plan.method[1:]}."))
     elif measured:
         parts.append(tag("p", f"Chosen: {verdict(plan.candidates, n_layers=plan.n_layers)}."))
-    rows = [
-        [describe_short(one.layers) or "none", _kl(one), "" if one.perplexity is None else f"{one.perplexity:.4g}", _by(one)]
-        for one in plan.candidates
-    ]
-    columns = [Column("layers out"), *number_columns("KL, nats per token", "perplexity"), Column("proposed by (score)")]
-    shown = [table("Candidates as plain cuts, before any repair, best first", columns, rows)] if rows else []
+    repaired = any(one.kl_plain is not None for one in plan.candidates)
+    rows = []
+    for one in plan.candidates:
+        plain = [] if not repaired else ["" if one.kl_plain is None else f"{one.kl_plain:.4g}"]
+        perplexity = "" if one.perplexity is None else f"{one.perplexity:.4g}"
+        rows.append([describe_short(one.layers) or "none", _kl(one), *plain, perplexity, _by(one)])
+    names = ("KL, nats per token", *(["KL before repair"] if repaired else []), "perplexity")
+    columns = [Column("layers out"), *number_columns(*names), Column("proposed by (score)")]
+    shown = [table(REPAIRED if repaired else PLAIN, columns, rows)] if rows else []
     chart = [_chart(measured)] if len(measured) > 1 else []
     note = "Measured on the selection text, which no figure of the result is taken from."
     return Section("candidates", "Why these layers", "plan.json", (*parts, *chart, *shown, tag("p", note, class_="note")))

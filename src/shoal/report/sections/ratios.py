@@ -55,7 +55,8 @@ def _chart(found: RatioSweep, of: str) -> Chart:
     chance = [Rule("y", 100 * one.chance, "guessing") for one in found.tasks if one.task == of and one.chance]
     title = LABELS.get(of, f"{of}: accuracy, %")
     name = f"sweep-{of}" if of in LABELS else f"sweep-task-{found.measures.index(of)}"
+    heading = title[:1].upper() + title[1:] if of in LABELS else title  # a task keeps the name of its file
     return Chart(
-        name, title[:1].upper() + title[1:], "parameters removed, %", title.split(" (")[0], tuple(series), rules=tuple(chance),
+        name, heading, "parameters removed, %", title.split(" (")[0], tuple(series), rules=tuple(chance),
         bands=tuple(bands), log_y=of == "perplexity", whole_x=False,
     )  # fmt: skip

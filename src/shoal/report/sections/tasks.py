@@ -32,7 +32,8 @@ def tasks(data: RunData) -> Section | None:
         tag("p", intro),
         _accuracy(found.tasks),
         _stability(found.tasks),
-        _table(found),
+        _accuracies(found),
+        _agreement(found.tasks),
         *([_kinds(found)] if len(found.kinds) > 1 else []),
         *([tag("ul", [tag("li", f"{note}.") for note in notes])] if notes else []),
         *(_flips(one) for one in found.tasks),
@@ -66,24 +67,30 @@ def _series(name: str, style: int, found: Sequence[TaskResult], intervals: Seque
     return Series(name, tuple(points), style=style, is_line=False)
 
 
-def _table(found: Benchmark) -> Html:
-    names = (
-        "items", "teacher, %", "student, %", "kept, %", "stability, %", "both right or wrong, %", "KL over options",
-        "lost / won", "sign test p",
-    )  # fmt: skip
+def _accuracies(found: Benchmark) -> Html:
+    names = ("items", "teacher, %", "student, %", "kept, %", "lost / won", "sign test p")
     rows = []
     for one in found.tasks:
-        answers, stable = one.answers, one.stability or one.answers
+        answers = one.answers
         lost = f"{len(answers.right_to_wrong)} / {len(answers.wrong_to_right)}"
-        intervals = (one.teacher, one.student, one.retained, stable.stability, answers.correctness)
-        cells = [_percent(interval) for interval in intervals]
-        kl = "" if answers.kl is None else f"{answers.kl.value:.3g}"
-        cells[3] += f", {stable.variant}"
-        rows.append([_name(one), f"{one.n_items:,}", *cells, kl, lost, f"{answers.p_value:.2g}"])
+        cells = [_percent(interval) for interval in (one.teacher, one.student, one.retained)]
+        rows.append([_name(one), f"{one.n_items:,}", *cells, lost, f"{answers.p_value:.2g}"])
     if found.retained is not None and found.teacher_average is not None and found.student_average is not None:
         means = [f"{100 * found.teacher_average:.1f}", f"{100 * found.student_average:.1f}", _percent(found.retained)]
-        rows.append([f"average of {len(found.counted)}", "", *means, *[""] * 5])
-    return table("Tasks: value and interval", [Column("task"), *number_columns(*names)], rows)
+        rows.append([f"average of {len(found.counted)}", "", *means, "", ""])
+    return table("Accuracy: value and interval", [Column("task"), *number_columns(*names)], rows)
+
+
+def _agreement(found: Sequence[TaskResult]) -> Html:
+    """Stability with what its weights are made of, and the agreement that weighs all items alike."""
+    names = ("stability, %", "of scores", "effective items", "both right or wrong, %", "same answer, %", "KL, nats")
+    rows = []
+    for one in found:
+        answers, stable = one.answers, one.stability or one.answers
+        kl = "" if answers.kl is None else f"{answers.kl.value:.3g}"
+        shares = (_percent(answers.correctness), _percent(answers.answers))
+        rows.append([_name(one), _percent(stable.stability), stable.variant, f"{stable.effective_items:.3g}", *shares, kl])
+    return table("Agreement with the teacher", [Column("task"), *number_columns(*names)], rows)
 
 
 def _kinds(found: Benchmark) -> Html:
