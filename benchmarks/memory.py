@@ -1,6 +1,6 @@
 """Memory of every stage: what ``shoal plan --memory`` says before anything runs, against what the process then took.
 
-    python benchmarks/memory.py [--gigabytes 0.3] [--resident all|1] [--out FILE]
+    python benchmarks/memory.py [--gigabytes 0.3] [--resident 1 all] [--out FILE]
 
 A random Llama is written to a temporary folder and compressed in a fresh process per case; the peak resident size is reset when
 a stage ends, so every stage has its own.
@@ -68,7 +68,7 @@ def measure(changes: dict[str, Any], out: Path, *, resident: str, dtype: str) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=0.3)
-    parser.add_argument("--resident", nargs="+", default=["all", "1"])
+    parser.add_argument("--resident", nargs="+", default=["1", "all"])
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "memory.json")
     asked = parser.parse_args()
@@ -87,8 +87,8 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         write_model(Path(scratch) / "model", gigabytes=asked.gigabytes, dtype=asked.dtype)
-        for name, more in cases.items():
-            for resident in asked.resident:
+        for resident in asked.resident:
+            for name, more in cases.items():
                 changes = {"model": str(Path(scratch) / "model"), "drop": "25%layers", "guard": 2, "text": text, **more}
                 out = Path(scratch) / f"{name}-{resident}"
                 found = measure(changes, out, resident=resident, dtype=asked.dtype)
@@ -98,7 +98,8 @@ def main() -> None:
                     row.update(planned_mb=round(planned[stage] / 1e6), ratio=round(planned[stage] / took, 3))
                     rows.append(row)
                     print(row, flush=True)
-    asked.out.write_text(json.dumps({"gigabytes": asked.gigabytes, "dtype": asked.dtype, "stages": rows}, indent=2) + "\n")
+                found = {"gigabytes": asked.gigabytes, "dtype": asked.dtype, "stages": rows}
+                asked.out.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The command: one clear line and exit 2 for what the user can mend, JSON on stdout, tables for people elsewhere."""
 
+import errno
 import json
 import os
 import shutil
@@ -430,3 +431,23 @@ def test_a_run_folder_inside_the_model_is_refused(verb, world, shoal, tmp_path):
     code, _, err = shoal(verb, folder, "--out", folder / "out", *options(world))
     one_line(code, err, "inside the model")
     assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.EROFS, "Read-only file system", "/mnt/run"), "/mnt/run"),
+        (PermissionError(errno.EACCES, "Permission denied", "/mnt/run"), "/mnt/run"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0 has"), "--resident 1"),
+        (RuntimeError("CUDA error: out of memory\nsearch for"), "--resident 1"),
+        (RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling"), "--resident 1"),
+    ],
+    ids=lambda one: str(one)[:30],
+)
+def test_what_the_machine_has_not_is_one_line(error, said, shoal, monkeypatch):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("shoal.run.compress.open_folder", fail)
+    code, _, err = shoal("scan", "model", "--out", "run")
+    one_line(code, err, said)

@@ -70,8 +70,8 @@ def _report(error: Exception) -> int:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         _fail(f"error: the disk is full ({error.filename or 'while writing'}); free some space and run the same command again")
         return 2
-    if isinstance(error, PermissionError):
-        _fail(f"error: no permission for {error.filename}; choose another folder or change its rights")
+    if isinstance(error, PermissionError) or isinstance(error, OSError) and error.errno == errno.EROFS:
+        _fail(f"error: no permission to write {error.filename}; choose another folder or change its rights")
         return 2
     if isinstance(error, ImportError) and "shoal[" in str(error):
         _fail(f"error: {error}")

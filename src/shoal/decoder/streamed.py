@@ -8,13 +8,16 @@ Files are read, never mapped: mapped pages would count as memory.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import platform
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -85,6 +88,7 @@ class Streamed:
         """The layer with its weights, which stay until others push it out."""
         if index not in self._loaded:
             self._make_room()
+            return_freed_memory()
             waiting = self._ahead.pop(index, None)
             load_tensors(self.model, waiting.result() if waiting else self._read(index), device=self.device)
             del waiting  # and with it the tensors as they were read: some may not be what the layer holds
@@ -141,6 +145,26 @@ class Streamed:
                 tensor.record_stream(torch.cuda.default_stream(self.device))
         self._pages.give_back(index)
         return moved
+
+
+def return_freed_memory() -> None:
+    """Give the system back what the C library keeps of freed blocks (glibc; elsewhere nothing is done).
+
+    A new layer's small objects come to lie between blocks of activations, which then fit no activation any more: without this
+    each layer leaves some of them behind, and a pass over many layers ends with several times its working memory
+    (docs/log.md). Once per layer that is read, its cost is lost in the reading.
+    """
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    if platform.libc_ver()[0] != "glibc":
+        return None
+    found: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    return found
 
 
 class Pages:
