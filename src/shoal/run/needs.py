@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 N_SUMS = 4 + 3
 """Sums of the four folds of a fit, and what a solve holds beside them: their total, one fold less, its factor."""
 
-N_SUMS_OF_POOL = 1 + 3
-"""Sums of all folds together, and what the choice among the candidates holds beside them: a copy, its factor, its inverse."""
+N_SUMS_OF_POOL = 1 + 5
+"""Sums of all folds together, and what the choice among the candidates holds beside them: a copy, its factor, its inverse, and
+what the solver copies for each of the last two."""
 
 CHUNK = 64 << 20
 """fp32 temporaries of the divergences and of the scan's geometry, together, on a CPU."""
@@ -50,6 +51,7 @@ ADAM = 4 + 4 + 8
 
 
 EVERY_LAYER = ("auto", "sweep", "magnitude")
+GATHERS = ("auto", "sweep")
 """Repairs that set something in every kept layer behind a cut."""
 
 
@@ -281,7 +283,7 @@ def _fit(recipe: Recipe, shape: Shape, *, n_tokens: int, spill: int) -> tuple[di
     square = (n_inputs + 1) * (n_inputs + 1 + shape.hidden) * 8
     states = 5 * n_tokens * shape.hidden * shape.itemsize
     sums, pool = N_SUMS * square, 0
-    if recipe.repair in ("auto", "sweep"):  # the candidates for the MLP before a cut: sums and weights, as rows and as maps
+    if recipe.repair in GATHERS:  # the candidates for the MLP before a cut: sums and weights, as rows and as maps
         n_pool = int((1 + EXTRA) * shape.ffn)
         sums = max(sums, N_SUMS_OF_POOL * (n_pool + 1) * (n_pool + 1 + shape.hidden) * 8)
         pool = 2 * 2 * n_pool * shape.hidden * shape.itemsize
@@ -297,7 +299,8 @@ def _refitted(recipe: Recipe, shape: Shape, kept: int) -> int:
     """Parameters that a repair sets, without those of replacements. Where a cut will be is not known yet: as if in front."""
     mlp, both = shape.ffn * shape.hidden, (shape.ffn + shape.hidden) * shape.hidden
     of = {"none": 0, "patch": 0, "bias": 2 * shape.hidden, "map": mlp, "refit": both}
-    return kept * both + 2 * mlp if recipe.repair in EVERY_LAYER else of[recipe.repair]
+    filled = 2 * mlp if recipe.repair in GATHERS and recipe.replace == "none" else 0  # the MLP before the cut, as a whole
+    return kept * both + filled if recipe.repair in EVERY_LAYER else of[recipe.repair]
 
 
 def _patch_sums(recipe: Recipe, shape: Shape, cut: Cut) -> tuple[int, int]:
