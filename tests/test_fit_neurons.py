@@ -7,7 +7,7 @@ from families import FAMILIES, VOCAB, tiny_model
 from shoal.decoder import DecoderView, Student
 from shoal.decoder.families import contribution
 from shoal.fit.config import FitConfig
-from shoal.fit.neurons import Gathering, moved, neurons_of, part_of, ranking_batches
+from shoal.fit.neurons import Gathering, diagonal_of_inverse, moved, neurons_of, part_of, ranking_batches
 from shoal.fit.place import CannotRefit
 from shoal.fit.states import read_all
 from shoal.fit.sums import no_sums
@@ -143,6 +143,14 @@ def test_moved_and_partial_sums_are_sums_of_moved_and_partial_tokens():
     for ours, theirs in ((moved(sums, by), expected_moved), (part_of(sums, kept), expected_part)):
         for name in ("hh_EE", "hr_ED", "rr", "sink_E", "sink_r_D", "n_tokens"):
             torch.testing.assert_close(getattr(ours, name), getattr(theirs, name))
+
+
+@pytest.mark.parametrize("width", [3, 8, 100])
+def test_the_diagonal_of_an_inverse_needs_no_inverse(width):
+    a_PP = torch.randn(8, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    a_PP = a_PP @ a_PP.mT
+    found = diagonal_of_inverse(torch.linalg.cholesky(a_PP), width=width)
+    torch.testing.assert_close(found, torch.linalg.inv(a_PP).diagonal())
 
 
 def test_ranking_takes_the_first_batches_that_hold_its_tokens(monkeypatch):

@@ -122,8 +122,8 @@ class Neurons:
         all_ED = ridge_change(without, RIDGE if ridge is None else max(ridge, 1e-6), bias=self.map.has_bias)
         a_PP = sums.hh_EE[:-1, :-1].clone()
         a_PP.diagonal().add_(RIDGE * float(a_PP.diagonal().mean()))
-        inverse_P = torch.cholesky_inverse(torch.linalg.cholesky(a_PP)).diagonal()
-        cost_P = all_ED[:-1].square().sum(1) / inverse_P
+        cost_P = all_ED[:-1].square().sum(1) / diagonal_of_inverse(torch.linalg.cholesky(a_PP))
+        del a_PP
         kept_F = cost_P.argsort(descending=True, stable=True)[: self.map.n_inputs].sort().values
         gone_P = torch.ones(self.n_pool, dtype=torch.bool, device=kept_F.device)
         gone_P[kept_F] = False
@@ -170,6 +170,17 @@ class Neurons:
         assert isinstance(weight, Tensor)
         own_FD = (weight if self.map.is_transposed else weight.mT).detach().to(device, torch.float64) * self.map.gain
         return torch.nn.functional.pad(own_FD, (0, 0, 0, self.n_pool - len(own_FD)))
+
+
+def diagonal_of_inverse(root_PP: Tensor, *, width: int = 1024) -> Tensor:
+    """(P,) of A^-1 from the lower factor of A, some columns at a time: the whole inverse would be as large again."""
+    columns = []
+    for first in range(0, len(root_PP), width):
+        n = min(width, len(root_PP) - first)
+        ones_Pw = root_PP.new_zeros(len(root_PP), n)
+        ones_Pw[first : first + n].fill_diagonal_(1.0)
+        columns.append(torch.linalg.solve_triangular(root_PP, ones_Pw, upper=False).square().sum(0))
+    return torch.cat(columns)
 
 
 @torch.no_grad()

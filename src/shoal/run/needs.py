@@ -36,9 +36,8 @@ if TYPE_CHECKING:
 N_SUMS = 4 + 3
 """Sums of the four folds of a fit, and what a solve holds beside them: their total, one fold less, its factor."""
 
-N_SUMS_OF_POOL = 1 + 5
-"""Sums of all folds together, and what the choice among the candidates holds beside them: a copy, its factor, its inverse, and
-what the solver copies for each of the last two."""
+N_SUMS_OF_POOL = 1 + 3
+"""Sums of all folds together, and what the choice among the candidates holds beside them: a copy, its factor, a copy of that."""
 
 CHUNK = 64 << 20
 """fp32 temporaries of the divergences and of the scan's geometry, together, on a CPU."""
