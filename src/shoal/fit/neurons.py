@@ -77,6 +77,7 @@ class Neurons:
         map: its output map. ``mlp``: the module, whose code runs the candidates.
         path: of the MLP inside the layer; ``parts``: its parameters besides the output map.
         pool: of every part the rows of all candidates, (..., k, P); the layer's own come first.
+        written_FD: the output map as it is.
     """
 
     layer: int
@@ -85,6 +86,7 @@ class Neurons:
     path: str
     parts: tuple[Part, ...]
     pool: dict[str, Tensor]
+    written_FD: Tensor
     form: ClassVar[Form] = "neurons"
     kind: ClassVar[MapKind] = "mlp"
     _chunks: list[tuple[dict[str, Tensor], int]] = field(default_factory=list)
@@ -166,9 +168,7 @@ class Neurons:
 
     def _written(self, device: torch.device) -> Tensor:
         """(P, D): what each candidate adds to the stream now, per unit: nothing where it is not the layer's own."""
-        weight = self.mlp.get_submodule(self.map.path.removeprefix(self.path + ".")).weight
-        assert isinstance(weight, Tensor)
-        own_FD = (weight if self.map.is_transposed else weight.mT).detach().to(device, torch.float64) * self.map.gain
+        own_FD = self.written_FD.to(device, torch.float64) * self.map.gain
         return torch.nn.functional.pad(own_FD, (0, 0, 0, self.n_pool - len(own_FD)))
 
 
@@ -252,7 +252,11 @@ class Gathering:
             self.parts = _parts(self.mlp, self.inner, self.map, width=view.hidden_size, where=where)
             self.norm = _norm_before(view, layer, self.path, probe)
             values = dict(self.mlp.named_parameters())
-            self.own = {part.name: part.rows(values[part.name].detach(), self.map.n_inputs) for part in self.parts}
+            # copies: a layer's memory is another layer's once it is read from disk
+            self.own = {part.name: part.rows(values[part.name].detach(), self.map.n_inputs).clone() for part in self.parts}
+            weight = self.mlp.get_submodule(self.inner).weight
+            assert isinstance(weight, Tensor)
+            self.written_FD = (weight if self.map.is_transposed else weight.mT).detach().clone()
             self.x_ND = torch.randn(PROBES, view.hidden_size, generator=torch.Generator().manual_seed(0)).to(view.device)
             self.z_ND = _normed(module.get_submodule(self.norm), self.x_ND)
             self._refuse_coupled(where)
@@ -315,7 +319,7 @@ class Gathering:
                 f"layer {self.layer} of this {self.view.family} model: the removed layers have MLPs of another form"
             )
         pool = {name: torch.cat([own, self.found[name]], dim=-1) for name, own in self.own.items()}
-        return Neurons(self.layer, self.map, self.mlp, self.path, self.parts, pool)
+        return Neurons(self.layer, self.map, self.mlp, self.path, self.parts, pool, self.written_FD)
 
     def _folded(self, values: Mapping[str, Tensor], theirs_ND: Tensor) -> dict[str, Tensor] | None:
         """Rows that make of this layer's normed stream what the removed layer's make of its own; None where none do."""

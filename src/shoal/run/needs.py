@@ -37,7 +37,7 @@ N_SUMS = 4 + 3
 """Sums of the four folds of a fit, and what a solve holds beside them: their total, one fold less, its factor."""
 
 N_SUMS_OF_POOL = 1 + 3
-"""Sums of all folds together, and what the choice among the candidates holds beside them: a copy, its factor, a copy of that."""
+"""Sums of all folds together, and what the choice among candidates holds beside them: a copy, its factor, a copy of that."""
 
 CHUNK = 64 << 20
 """fp32 temporaries of the divergences and of the scan's geometry, together, on a CPU."""
