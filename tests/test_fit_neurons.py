@@ -2,12 +2,23 @@
 
 import pytest
 import torch
-from families import FAMILIES, VOCAB, tiny_model
+from families import FAMILIES, VOCAB, tiny_config, tiny_model
+from transformers import AutoModelForCausalLM
 
 from shoal.decoder import DecoderView, Student
 from shoal.decoder.families import contribution
+from shoal.decoder.streamed import open_streamed
 from shoal.fit.config import FitConfig
-from shoal.fit.neurons import Gathering, diagonal_of_inverse, moved, neurons_of, part_of, ranking_batches
+from shoal.fit.neurons import (
+    Gathering,
+    Ranking,
+    diagonal_of_inverse,
+    moved,
+    neurons_of,
+    part_of,
+    ranking_batches,
+    saliency,
+)
 from shoal.fit.place import CannotRefit
 from shoal.fit.states import read_all
 from shoal.fit.sums import no_sums
@@ -61,12 +72,24 @@ def planted(family):
     return view
 
 
-def gathering(view, layer, batches):
+class Normed(torch.nn.Module):
+    """An activation over the root mean square of all neurons."""
+
+    def forward(self, h):
+        h = torch.nn.functional.silu(h)
+        return h / h.float().square().mean(-1, keepdim=True).sqrt().to(h.dtype)
+
+
+def gathering(view, layer, batches, *, removed=()):
     readings, states = read_all(view, batches)
     for at in range(layer):
         states = [view.run_layer(at, h, reading).detach() for h, reading in zip(states, readings, strict=True)]
     probe = probe_of(view, batches)
-    return Gathering(view, layer, probe=probe, readings=readings, inputs=states, config=FitConfig(), workers=ALONE)
+    ranking = Ranking(readings, states, [torch.ones(len(batch.ids_BT), dtype=torch.int64) for batch in batches])
+    found = Gathering(view, layer, probe=probe, ranking=ranking, config=FitConfig(), workers=ALONE)
+    for at in removed:
+        found.visit(at)
+    return found
 
 
 @pytest.mark.parametrize("family", IN_PLACE_OF)
@@ -121,14 +144,129 @@ def test_a_layer_takes_neurons_only_where_that_lowers_its_error(family):
     (ours,), (theirs,) = with_.layers, without.layers
     assert ours.error_after <= ours.error_before == theirs.error_before
     if ours.maps[0].form != "neurons":
-        assert all(torch.equal(value, without.values[2][name]) for name, value in with_.values.get(2, {}).items())
+        assert with_.values.keys() == without.values.keys()
+        for name, value in without.values.get(2, {}).items():
+            assert torch.equal(value, with_.values[2][name])
 
 
 def test_neurons_that_read_each_other_are_left():
     """A norm inside the MLP (BitNet): a neuron's answer depends on the others."""
     view = DecoderView(tiny_model("bitnet"))
-    with pytest.raises(CannotRefit, match="layer 2 of this bitnet model.*read"):
+    with pytest.raises(
+        CannotRefit, match="layer 2 of this bitnet model: 'ffn_sub_norm.weight' of its MLP has no rows of neurons"
+    ):
         gathering(view, 2, samples(8).batches(8))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_norm_over_many_neurons_is_seen_in_every_precision(dtype):
+    """Over thousands of neurons a mean square hardly feels a few; the weakest ones alone it lifts."""
+    config = tiny_config("llama", n_layers=3)
+    config.intermediate_size = 4096
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    gathering(DecoderView(model), 1, samples(8).batches(8))
+    for layer in model.model.layers:
+        layer.mlp.act_fn = Normed()
+    with pytest.raises(CannotRefit, match="the neurons of its MLP read each other"):
+        gathering(DecoderView(model), 1, samples(8).batches(8))
+
+
+def test_a_parameter_that_is_no_map_and_no_bias_is_left_alone():
+    model = tiny_model("llama")
+    for layer in model.model.layers:
+        layer.mlp.act_fn.register_parameter("weight", torch.nn.Parameter(torch.ones(48)))
+    with pytest.raises(CannotRefit, match="'act_fn.weight' of its MLP has no rows of neurons"):
+        gathering(DecoderView(model), 2, samples(8).batches(8))
+
+
+@pytest.mark.parametrize("silent", ["gate_proj", "up_proj"])
+def test_neurons_that_never_answer_change_nothing(silent):
+    """Layer 2's and the removed layer 3's neurons are all zero: nothing to choose, and the rest of the sweep stands."""
+    model = tiny_model("llama")
+    with torch.no_grad():
+        for index in (2, 3):
+            getattr(model.model.layers[index].mlp, silent).weight.zero_()
+    lacks = Student(removed=frozenset({Unit("layer", 3)}))
+    ours, theirs = (
+        sweep_layers(DecoderView(model), lacks, samples().batches(20), targets={2: 4}, kinds=("attn",), gathers=gathers)
+        for gathers in (True, False)
+    )
+    assert all(torch.equal(value, theirs.values[2][name]) for name, value in ours.values[2].items())
+    swept = sweep_layers(DecoderView(model), lacks, samples().batches(20), targets={2: 4}, kinds=("mlp", "attn"), gathers=True)
+    assert swept.layers[0].error_after < swept.layers[0].error_before
+
+
+def test_the_map_on_the_kept_neurons_is_the_ridge_solution_with_what_the_others_wrote_missing():
+    """Normal equations of the change on what stays, where the change on what goes is minus what it wrote."""
+    view = DecoderView(tiny_model("llama"))
+    batches = samples().batches(20)
+    place = gathering(view, 2, batches, removed=(3, 4)).place()
+    draw = torch.Generator().manual_seed(0)
+    n, ridge = place.n_pool, 1e-3
+    h, noise = (torch.randn(500, width, generator=draw, dtype=torch.float64) for width in (n, 32))
+    written, others = place._written(torch.device("cpu")), torch.randn(n, 32, generator=draw, dtype=torch.float64)
+    others[: place.map.n_inputs] = -written[: place.map.n_inputs] * (torch.arange(place.map.n_inputs) % 2)[:, None]
+    r = h @ others + 1e-3 * noise  # every second own neuron should write nothing, and all others something new
+    sums = place.no_sums(torch.device("cpu"))
+    sums.add_tokens(h, r, weights_N=torch.ones(500, dtype=torch.float64), sinks_N=torch.zeros(500, dtype=torch.bool))
+    change = place.solve([sums], ridge=ridge).change_ED[:-1]
+    goes = ((written + change) == 0).all(1)
+    assert int((~goes).sum()) == place.map.n_inputs
+    assert int(goes[: place.map.n_inputs].sum()) == place.map.n_inputs // 2 and not goes[place.map.n_inputs :].any()
+    kept = (~goes).nonzero()[:, 0]
+    assert torch.equal(change[goes], -written[goes])
+    unit = ridge * h[:, kept].square().sum(0).mean()
+    gradient = h[:, kept].mT @ (h @ change - r) + unit * change[kept]
+    assert gradient.norm() < 1e-8 * (h[:, kept].mT @ r).norm()
+
+
+def test_saliency_is_what_leaving_one_out_costs():
+    draw = torch.Generator().manual_seed(0)
+    h, r = (torch.randn(shape, generator=draw, dtype=torch.float64) for shape in ((60, 6), (60, 3)))
+    h[:, 1] = h[:, 0] + 0.1 * h[:, 1]  # alike: each can stand for the other
+    sums = no_sums(6, 3)
+    sums.add_tokens(h, r, weights_N=torch.ones(60, dtype=torch.float64), sinks_N=torch.zeros(60, dtype=torch.bool))
+    unit = 0.01 * h.square().sum(0).mean()
+
+    def objective(columns):
+        own = h[:, columns]
+        m = torch.linalg.solve(own.mT @ own + unit * torch.eye(len(columns), dtype=torch.float64), own.mT @ r)
+        return (r - own @ m).square().sum() + unit * m.square().sum()
+
+    every = list(range(6))
+    expected = [objective([j for j in every if j != i]) - objective(every) for i in every]
+    torch.testing.assert_close(saliency(sums, ridge=0.01), torch.stack(expected))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "starcoder2", "gpt_neox", "phi", "llama"])
+@pytest.mark.parametrize("removed", [(2, 5), (2, 4)])
+def test_candidates_of_layers_on_disk_are_those_of_layers_in_memory(family, removed, tmp_path):
+    """Every layer's memory is another one's in turn; the file has the type that runs, so nothing is copied on the way."""
+    model = tiny_model(family, n_layers=8)
+    model.save_pretrained(tmp_path)
+    opened, streamed = open_streamed(tmp_path, n_resident=1)
+    lacks = Student(removed=frozenset(Unit("layer", layer) for layer in removed))
+    kept = [layer for layer in range(8) if layer not in removed]
+    targets = {layer: end for layer, end in zip(kept, [*kept[1:], 8], strict=True) if layer >= removed[0] - 1}
+    ours, theirs = (
+        sweep_layers(
+            view, lacks, samples().batches(20), targets=targets, kinds=("mlp", "attn", "mlp"), gathers=True, share=2 / 3
+        )
+        for view in (DecoderView(opened.model, residency=streamed), DecoderView(model))
+    )
+    assert any(one.maps and one.maps[0].form == "neurons" for one in theirs.layers)
+    assert ours.values.keys() == theirs.values.keys()
+    for layer, own in theirs.values.items():
+        assert all(torch.equal(ours.values[layer][name], value) for name, value in own.items())
+
+
+def test_what_keeps_its_own_neurons_says_why():
+    lacks = Student(removed=frozenset({Unit("layer", 3)}))
+    swept = sweep_layers(
+        DecoderView(tiny_model("bitnet")), lacks, samples().batches(20), targets={2: 4}, kinds=("mlp",), gathers=True
+    )
+    assert len(swept.skipped) == 1 and swept.skipped[0].endswith("it keeps its own neurons")
 
 
 def test_moved_and_partial_sums_are_sums_of_moved_and_partial_tokens():

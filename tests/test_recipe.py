@@ -104,6 +104,15 @@ def test_who_names_a_polish_means_it_instead_of_the_stages_of_the_recipe():
         load_recipe("high", {"polish": "kl", "train": {"stages": [{"objective": "cosine"}]}})
 
 
+def test_a_scaled_stream_is_not_trained_towards_the_teachers():
+    from shoal.train.config import ON_THE_STREAM
+    from shoal.train.objectives import OBJECTIVES, weighted_sum
+
+    assert {name for name in OBJECTIVES if "boundary" in weighted_sum(name).needs} == set(ON_THE_STREAM)
+    with pytest.raises(ValueError, match="'magnitude' scales the stream"):
+        load_recipe("high", {"repair": "magnitude"})
+
+
 def test_what_starts_at_random_cannot_be_repaired():
     with pytest.raises(ValueError, match="'ffn:form=paper' starts at random.*use --repair none"):
         load_recipe("default", {"replace": "ffn:form=paper", "repair": "sweep"})

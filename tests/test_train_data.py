@@ -76,12 +76,19 @@ def test_stages_that_state_shares_divide_the_tokens_of_the_run(tokens):
         (dict(stages=(Stage(share=0.7), Stage(share=0.7))), "add up to 1.4"),
         (dict(stages=(Stage(share=0.5), Stage())), "its own tokens, or each its share"),
         (dict(stages=(Stage(tokens=5), Stage(tokens=5)), tokens=9), "leave out tokens"),
-        (dict(stages=THIRDS, lr=1e-3), "leave out lr"),
+        (dict(stages=THIRDS, lr=1e-3), "leave out lr"),  # only one of them multiplies it
     ],
 )
 def test_stages_give_one_answer(wrong, said):
     with pytest.raises(ValueError, match=said):
         TrainConfig(**wrong)
+
+
+def test_rates_multiply_the_learning_rate_of_the_run():
+    stages = (Stage(rate=0.5, share=0.5), Stage(rate=0.25, share=0.5))
+    found = TrainConfig(stages=stages, lr=1e-3, min_lr=1e-4).with_rates(4096)
+    assert [(one.lr, one.min_lr) for one in found.stages] == [(5e-4, 5e-5), (2.5e-4, 2.5e-5)]
+    assert found.with_rates(4096) == found
 
 
 @pytest.mark.parametrize("wrong", [dict(tokens=5, share=0.5), dict(lr=1e-3, rate=0.5)])

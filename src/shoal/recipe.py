@@ -17,7 +17,7 @@ from pydantic import Field, field_validator, model_validator
 
 from shoal.fit.config import PATCHES, FitConfig, RepairName
 from shoal.replace.table import parse_replacement
-from shoal.train.config import POLISH, Stage, TrainConfig
+from shoal.train.config import ON_THE_STREAM, POLISH, Stage, TrainConfig
 from shoal.types import Record, nearest
 
 
@@ -118,7 +118,9 @@ class Recipe(Record):
                 f"replace {self.replace!r} starts at random, so there is no student to repair yet; use --repair none, or a "
                 "replacement that starts as the identity or as a layer"
             )
-        if self.repair == "magnitude" and self.polish == "hidden":
+        trained = self.training()
+        objectives = "" if trained is None else " ".join(stage.objective for stage in trained.schedule())
+        if self.repair == "magnitude" and any(name in objectives for name in ON_THE_STREAM):
             raise ValueError(
                 "repair 'magnitude' scales the stream away from the teacher's, so polish it on logits: --polish kl"
             )

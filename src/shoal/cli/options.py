@@ -56,7 +56,8 @@ EffortOption = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         "--effort",
-        help="default: forward passes and linear solves; high: then trains what they set (recipe high).",
+        help="default: forward passes and linear solves; high: then trains the layer before each cut whole, with all that they "
+        "set (recipe high).",
     ),
 ]
 Drop = Annotated[

@@ -7,8 +7,8 @@ there were, and the output map is solved on them. The layer keeps its shapes.
 
 Source: own; the cost of leaving an input out of a least-squares fit, |m_i|^2 / (A^-1)_ii, is that of Optimal Brain Surgeon
 (Hassibi and Stork 1993). Width pruning picks neurons of one layer by such a solve; here they come from the layers that go.
-Assumption: the MLP's neurons do not read each other. It is tried, not assumed: an MLP run on rows drawn with repetition must
-return exactly those neurons.
+Assumption: the MLP's neurons do not read each other. It is tried, not assumed: an MLP run on the rows of its weakest neurons,
+drawn with repetition, must return exactly those neurons.
 
 Shapes: B samples, T positions, D hidden size, F neurons of the layer, P candidates, E = P + 1, N tokens, k maps stacked in one
 weight.
@@ -17,6 +17,7 @@ weight.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -30,7 +31,7 @@ from shoal.fit.config import FitConfig
 from shoal.fit.maps import LinearMap, find_map, is_transposed
 from shoal.fit.observe import WEIGHTS, real_and_sinks
 from shoal.fit.place import CannotRefit, Form, MapKind, is_close, tolerance_of
-from shoal.fit.solve import Solution, ridge_change, share, solve, squared_error
+from shoal.fit.solve import Solution, mean_diagonal, share, solve, squared_error
 from shoal.fit.states import States
 from shoal.fit.sums import MapSums, no_sums
 from shoal.types import Batch
@@ -41,6 +42,9 @@ EXTRA = 0.5
 
 RANKING_TOKENS = 16_384
 """That many say which neurons of the removed layers would write most."""
+
+FLOOR = 1e-6
+"""The least ridge of the solve on all candidates: they are many, and some may be alike."""
 
 RIDGE = 1e-3
 """Of the solve on all candidates, in units of the inputs' mean second moment. The output map is cross-validated afterwards."""
@@ -120,18 +124,22 @@ class Neurons:
         """Which candidates stay, and the change of the output map over all of them: minus what it was where its own go."""
         (sums,) = folds
         written_PD = self._written(sums.hh_EE.device)
-        without = moved(sums, written_PD)  # what is missing where the MLP gives nothing
-        all_ED = ridge_change(without, RIDGE if ridge is None else max(ridge, 1e-6), bias=self.map.has_bias)
-        a_PP = sums.hh_EE[:-1, :-1].clone()
-        a_PP.diagonal().add_(RIDGE * float(a_PP.diagonal().mean()))
-        cost_P = all_ED[:-1].square().sum(1) / diagonal_of_inverse(torch.linalg.cholesky(a_PP))
-        del a_PP
+        ridge = RIDGE if ridge is None else ridge
+        try:
+            cost_P = saliency(
+                moved(sums, written_PD), ridge=max(ridge, FLOOR)
+            )  # of what is missing where the MLP gives nothing
+        except ValueError:  # candidates that say nothing: the layer keeps its own
+            return _nothing(sums)
         kept_F = cost_P.argsort(descending=True, stable=True)[: self.map.n_inputs].sort().values
         gone_P = torch.ones(self.n_pool, dtype=torch.bool, device=kept_F.device)
         gone_P[kept_F] = False
         left = moved(sums, written_PD * gone_P[:, None])  # what is missing without the own neurons that go
         of_kept = part_of(left, kept_F)
-        found = solve([of_kept], bias=self.map.has_bias, ridge=RIDGE if ridge is None else ridge)
+        try:
+            found = solve([of_kept], bias=self.map.has_bias, ridge=ridge)
+        except ValueError:
+            return _nothing(sums)
         change_ED = sums.hr_ED.new_zeros(self.n_pool + 1, self.map.n_outputs)
         change_ED[:-1] = -written_PD * gone_P[:, None]
         change_ED[kept_F] = found.change_ED[:-1]
@@ -140,7 +148,7 @@ class Neurons:
             found,
             change_ED=change_ED,
             r2=share(squared_error(sums, change_ED), float(sums.rr)),
-            r2_folds=share(squared_error(sums, change_ED), float(sums.rr)),
+            r2_folds=math.nan,
         )
 
     def changed(self, parameters: Mapping[str, Tensor], change_ED: Tensor) -> dict[str, Tensor]:
@@ -170,6 +178,29 @@ class Neurons:
         """(P, D): what each candidate adds to the stream now, per unit: nothing where it is not the layer's own."""
         own_FD = self.written_FD.to(device, torch.float64) * self.map.gain
         return torch.nn.functional.pad(own_FD, (0, 0, 0, self.n_pool - len(own_FD)))
+
+
+def saliency(sums: MapSums, *, ridge: float) -> Tensor:
+    """(P,) by how much the ridge objective on all candidates grows without each: |m_i|^2 / (A^-1)_ii. The constant is left out.
+
+    Raises:
+        ValueError: the second moments are singular, or not finite.
+    """
+    a_PP = sums.hh_EE[:-1, :-1].clone()
+    a_PP.diagonal().add_(ridge * mean_diagonal(sums))
+    root_PP, info = torch.linalg.cholesky_ex(a_PP)
+    if int(info) or not bool(root_PP.isfinite().all()):
+        raise ValueError("the second moments of the candidates are singular")
+    del a_PP
+    m_PD = torch.cholesky_solve(sums.hr_ED[:-1], root_PP)
+    return m_PD.square().sum(1) / diagonal_of_inverse(root_PP)
+
+
+def _nothing(sums: MapSums) -> Solution:
+    """No change at all: the layer keeps its own neurons."""
+    change_ED = torch.zeros_like(sums.hr_ED)
+    n_tokens, n_sinks = int(sums.n_tokens), int(sums.sink_E[-1])
+    return Solution(change_ED, math.inf, 0.0, math.nan, 1.0, 0.0, n_tokens, n_sinks)
 
 
 def diagonal_of_inverse(root_PP: Tensor, *, width: int = 1024) -> Tensor:
@@ -215,11 +246,20 @@ def part_of(sums: MapSums, kept_F: Tensor) -> MapSums:
     return replace(sums, hh_EE=sums.hh_EE[at_E][:, at_E], hr_ED=sums.hr_ED[at_E], sink_E=sums.sink_E[at_E])
 
 
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """Batches with the student's states before a layer, and the folds of their samples; fold 0 is held out."""
+
+    readings: Sequence[Reading]
+    inputs: States
+    folds: Sequence[Tensor]
+
+
 class Gathering:
     """Collects candidates while the removed layers pass by, each read once.
 
     Args:
-        inputs: the student's states before the layer, of the batches that rank.
+        ranking: text that says which neurons would write most.
     Raises:
         CannotRefit: the MLP has no neurons that can be set one by one.
     """
@@ -231,8 +271,7 @@ class Gathering:
         layer: int,
         *,
         probe: Reading,
-        readings: Sequence[Reading],
-        inputs: States,
+        ranking: Ranking,
         config: FitConfig,
         workers: Workers,
     ) -> None:
@@ -261,13 +300,13 @@ class Gathering:
             self.z_ND = _normed(module.get_submodule(self.norm), self.x_ND)
             self._refuse_coupled(where)
             self.z: list[tuple[Tensor, Tensor]] = []
-            for reading, h_BTD in zip(readings, inputs, strict=True):
+            for reading, h_BTD, folds_B in zip(ranking.readings, ranking.inputs, ranking.folds, strict=True):
                 seen: dict[Tap, Tensor] = {}
                 tap = Tap("mlp_in", layer)
                 with view.tapped(layer, [tap], seen):
                     view.run_layer(layer, h_BTD, reading)
                 real_BT, sinks_BT = real_and_sinks(reading.batch, h_BTD, h_BTD)
-                chosen_BT = real_BT & ~sinks_BT
+                chosen_BT = real_BT & ~sinks_BT & (folds_B != 0)[:, None]  # what is held out chooses nothing
                 self.z.append((seen[tap].reshape(h_BTD.shape)[chosen_BT], WEIGHTS[config.weights](h_BTD[chosen_BT])))
         self.n_most = int(EXTRA * self.map.n_inputs)
         self.found: dict[str, Tensor] = {}
@@ -275,11 +314,19 @@ class Gathering:
 
     def _refuse_coupled(self, where: str) -> None:
         n = self.map.n_inputs
-        drawn_F = torch.randint(0, n, (n,), generator=torch.Generator().manual_seed(1)).to(self.z_ND.device)
         z_BTD = self.z_ND.to(self.view.dtype)[None]
+        ours = neurons_of(self.mlp, self.inner, {}, z_BTD)
+        if ours.shape[-1] != n:
+            raise CannotRefit(f"{where}: its MLP has {ours.shape[-1]} neurons where its output map reads {n}")
+        # the weakest that answer at all, again and again: a norm over the neurons would lift them
+        energy_F = ours.double().square().sum((0, 1))
+        weak_F = energy_F.argsort(stable=True)[int((energy_F == 0).sum()) :][: max(1, n // 8)]
+        if not len(weak_F):
+            raise CannotRefit(f"{where}: no neuron of its MLP answers")
+        drawn_F = weak_F.repeat(-(-n // len(weak_F)))[:n]
         mixed = {part.name: part.joined(self.own[part.name].index_select(-1, drawn_F)) for part in self.parts}
-        ours, theirs = (neurons_of(self.mlp, self.inner, one, z_BTD) for one in ({}, mixed))
-        if ours.shape[-1] != n or not is_close(theirs.double(), ours[..., drawn_F].double(), tolerance_of(z_BTD)):
+        theirs = neurons_of(self.mlp, self.inner, mixed, z_BTD)
+        if not is_close(theirs.double(), ours[..., drawn_F].double(), tolerance_of(z_BTD)):
             raise CannotRefit(f"{where}: the neurons of its MLP read each other")
 
     @torch.no_grad()
@@ -302,8 +349,10 @@ class Gathering:
                 energy_F += (h_NF.float().square() * weights_N[:, None]).sum(0, dtype=torch.float64)
             written_F = (weight if self.map.is_transposed else weight.mT).detach().double().square().sum(1)
         score_F = self.workers.sum({"energy": energy_F})["energy"].to(written_F.device) * written_F
-        score_P = torch.cat([self.score.to(score_F.device), score_F])
-        best = score_P.argsort(descending=True, stable=True)[: self.n_most]
+        for own in rows.values():  # a folded row may overflow
+            score_F = score_F.where(own.isfinite().flatten(0, -2).all(0), 0.0)
+        score_P = torch.cat([self.score.to(score_F.device), score_F.nan_to_num(0.0, posinf=0.0)])
+        best = score_P.argsort(descending=True, stable=True)[: min(self.n_most, int((score_P > 0).sum()))]
         self.score = score_P[best]
         both = {name: torch.cat([self.found[name], own], dim=-1) if self.found else own for name, own in rows.items()}
         self.found = {name: value.index_select(-1, best) for name, value in both.items()}
@@ -314,10 +363,9 @@ class Gathering:
         Raises:
             CannotRefit: no removed layer had any.
         """
-        if not self.found:
-            raise CannotRefit(
-                f"layer {self.layer} of this {self.view.family} model: the removed layers have MLPs of another form"
-            )
+        if not len(self.score):
+            where = f"layer {self.layer} of this {self.view.family} model"
+            raise CannotRefit(f"{where}: the removed layers have no neurons that read what its MLP reads")
         pool = {name: torch.cat([own, self.found[name]], dim=-1) for name, own in self.own.items()}
         return Neurons(self.layer, self.map, self.mlp, self.path, self.parts, pool, self.written_FD)
 
@@ -363,15 +411,17 @@ def _parts(mlp: nn.Module, inner: str, output: LinearMap, *, width: int, where: 
     Raises:
         CannotRefit: one has no rows of neurons.
     """
-    parts = []
+    parts, names = [], {name for name, _ in mlp.named_parameters()}
     for name, value in mlp.named_parameters():
         owner, _, last = name.rpartition(".")
         if owner == inner:
             continue
         axis = 1 if value.ndim == 2 and is_transposed(mlp.get_submodule(owner)) else 0
         k, rest = divmod(value.shape[axis], output.n_inputs)
-        fits = k >= 1 and not rest and last in ("weight", "bias") and value.is_floating_point()
-        if not fits or value.ndim > 2 or (value.ndim == 2 and value.shape[1 - axis] != width):
+        fits = k >= 1 and not rest and value.is_floating_point()
+        is_map = value.ndim == 2 and last == "weight" and value.shape[1 - axis] == width
+        is_bias = value.ndim == 1 and last == "bias" and f"{owner}.weight" in names
+        if not fits or not (is_map or is_bias):
             raise CannotRefit(f"{where}: {name!r} of its MLP has no rows of neurons")
         parts.append(Part(name, axis, k))
     return tuple(parts)

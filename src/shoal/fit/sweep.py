@@ -26,10 +26,10 @@ from shoal.decoder.student import Step
 from shoal.fit.config import FitConfig
 from shoal.fit.gain import find_gain
 from shoal.fit.maps import find_map
-from shoal.fit.neurons import Gathering, ranking_batches
+from shoal.fit.neurons import Gathering, Ranking, ranking_batches
 from shoal.fit.observe import Ends, observe
 from shoal.fit.output import find_output
-from shoal.fit.place import CannotRefit, Form, MapKind, Place
+from shoal.fit.place import CannotRefit, MapKind, Place
 from shoal.fit.result import LayerFit, MapFit
 from shoal.fit.solve import Solution
 from shoal.fit.states import Between, States, advance, read_all
@@ -45,8 +45,7 @@ Values = dict[str, Tensor]
 WHOLE: tuple[Find, ...] = (find_map, find_output, find_gain)
 """The most of a sublayer that has a closed form: its output map; a map folded into its experts; the gain of its norm."""
 
-INSTEAD: dict[Form, str] = {
-    "neurons": "it takes neurons of the removed layers",
+INSTEAD: dict[str, str] = {
     "weight": "its output map is refitted",
     "output": "a map of its output is folded into the weights that end it",
     "bias": "its bias is refitted",
@@ -113,13 +112,14 @@ def sweep_layers(
                 gathering.visit(layer)
         return list(workers.share(known[boundary])) if boundary in known else states
 
-    def gathering_for(layer: int, ours: States) -> Gathering | None:
-        """None where the MLP's neurons cannot be set one by one."""
+    def gathering_for(layer: int, ours: States) -> tuple[Gathering | None, str]:
+        """None and why, where the MLP's neurons cannot be set one by one."""
         n = len(list(workers.share(batches[: ranking_batches(batches)])))
+        of = Ranking(readings[:n], ours[:n], folds[:n])
         try:
-            return Gathering(view, layer, probe=probe, readings=readings[:n], inputs=ours[:n], config=config, workers=workers)
-        except CannotRefit:
-            return None
+            return Gathering(view, layer, probe=probe, ranking=of, config=config, workers=workers), ""
+        except CannotRefit as reason:
+            return None, str(reason)
 
     swept: dict[int, Values] = {}
     fits: list[LayerFit] = []
@@ -131,7 +131,8 @@ def sweep_layers(
             stop = targets.get(layer, layer + 1)
             is_teacher = ours is teacher and layer not in targets and student.step(layer).key == TEACHER.step(layer).key
             aim = share if stop > layer + 1 and layer < max(targets) else 1.0
-            gathering = gathering_for(layer, ours) if gathers and stop > layer + 1 and "mlp" in kinds else None
+            has_cut = gathers and stop > layer + 1 and "mlp" in kinds
+            gathering, left = gathering_for(layer, ours) if has_cut else (None, "")
             near = teacher_at(layer + 1, layer, teacher) if aim < 1.0 else None
             teacher = (
                 teacher_at(stop, layer, teacher, gathering) if near is None else teacher_at(stop, layer + 1, near, gathering)
@@ -140,9 +141,14 @@ def sweep_layers(
             del near
             if layer in targets:
                 found, reasons = places_of(view, layer, kinds, finds, probe)
-                if gathering is not None and gathering.found:
-                    found = [gathering.place(), *found]
+                if gathering is not None:
+                    try:
+                        found = [gathering.place(), *found]
+                    except CannotRefit as reason:
+                        left = str(reason)
                 del gathering
+                if left and not any(one.startswith(left) for one in reasons):
+                    reasons.append(f"{left}; it keeps its own neurons")
                 skipped += reasons
                 fitting = _LayerInFit(view, layer, Ends(readings, ours, goals, folds, workers), config)
                 swept[layer], ours, fit = fitting.run(found, target=stop, share=aim, started=started)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shoal.recipe import Recipe
-from shoal.run.candidates import PATCH_BYTES
+from shoal.run.candidates import PATCH_BYTES, repairs_candidates
 from shoal.run.inputs import (
     DEFAULT_SAMPLES,
     LONGEST_DEFAULT,
@@ -244,7 +244,7 @@ def _stages(recipe: Recipe, shape: Shape, *, cut: Cut, held: int | None, place: 
     if recipe.repair != "none":
         n_fit = recipe.fit.n_tokens(max(shape.ffn, 4 * shape.hidden))
         fitting, scratch = _fit(recipe, shape, n_tokens=n_fit, spill=place.spill)
-        if recipe.guard > 1 and recipe.replace == "none":
+        if repairs_candidates(recipe):
             ranking, on_disk = _fit(recipe, shape, n_tokens=n_fit // 4, spill=place.spill)
             ranked = need("plan", work=work, **ranking, scratch=on_disk)
             choose = max(choose, ranked, key=lambda one: one.memory)
@@ -285,7 +285,7 @@ def _fit(recipe: Recipe, shape: Shape, *, n_tokens: int, spill: int) -> tuple[di
     if recipe.repair in GATHERS:  # the candidates for the MLP before a cut: sums and weights, as rows and as maps
         n_pool = int((1 + EXTRA) * shape.ffn)
         sums = max(sums, N_SUMS_OF_POOL * (n_pool + 1) * (n_pool + 1 + shape.hidden) * 8)
-        pool = 2 * 2 * n_pool * shape.hidden * shape.itemsize
+        pool = 5 * n_pool * shape.hidden * shape.itemsize  # two maps of candidates twice, and those of one more layer
     return {"states": min(states, spill), "sums": sums, "pool": pool}, max(0, states - spill)
 
 
@@ -296,9 +296,13 @@ def _inputs_of_sums(recipe: Recipe, shape: Shape) -> int:
 
 def _refitted(recipe: Recipe, shape: Shape, kept: int) -> int:
     """Parameters that a repair sets, without those of replacements. Where a cut will be is not known yet: as if in front."""
+    from shoal.replace import parse_replacement
+
     mlp, both = shape.ffn * shape.hidden, (shape.ffn + shape.hidden) * shape.hidden
     of = {"none": 0, "patch": 0, "bias": 2 * shape.hidden, "map": mlp, "refit": both}
-    filled = 2 * mlp if recipe.repair in GATHERS and recipe.replace == "none" else 0  # the MLP before the cut, as a whole
+    replacement = parse_replacement(recipe.replace)
+    inherits = replacement is not None and replacement.n_inherited > 0  # then that MLP is the replacement's
+    filled = 2 * mlp if recipe.repair in GATHERS and not inherits else 0  # the MLP before the cut, as a whole
     return kept * both + filled if recipe.repair in EVERY_LAYER else of[recipe.repair]
 
 

@@ -16,6 +16,9 @@ MOST_LR = 8e-3
 
 DEFAULT_OBJECTIVE = "hidden_mse"
 
+ON_THE_STREAM = ("hidden_mse", "relative_mse", "cosine")
+"""Objectives that compare hidden states."""
+
 POLISH = {"hidden": DEFAULT_OBJECTIVE, "kl": "forward_kl"}
 """What ``--polish`` trains for. docs/repair.md has the figures behind it."""
 
@@ -27,7 +30,7 @@ class Stage(Record):
         objective: name, or weighted sum of names such as ``hidden_mse + 0.1*forward_kl``; see ``train.objectives``.
         tokens, lr, min_lr: as in :class:`TrainConfig`.
         share: of the run's tokens, instead of ``tokens``.
-        rate: times the learning rate that follows from the width, instead of ``lr``.
+        rate: times the run's ``lr``, or that which follows from the width, instead of ``lr``.
     """
 
     objective: str = DEFAULT_OBJECTIVE
@@ -47,8 +50,8 @@ class Stage(Record):
             raise ValueError(f"lr={self.lr:g} and rate={self.rate:g} are two answers; give one of them")
         return self
 
-    def rates(self, hidden_size: int) -> tuple[float, float]:
-        """Peak and final learning rate for a model of this width.
+    def rates(self, hidden_size: int, *, base: float | None = None, floor: float | None = None) -> tuple[float, float]:
+        """Peak and final learning rate for a model of this width; ``rate`` multiplies ``base`` and ``floor`` where given.
 
         The step of Adam on a d x d matrix moves the layer's output in proportion to d, so one rate for all widths would be
         too small for narrow models or too large for wide ones (arXiv 2203.03466). The anchor is LLM-Streamline's 2e-4, used
@@ -57,8 +60,9 @@ class Stage(Record):
         Raises:
             ValueError: the configured floor is above the peak that follows from the width.
         """
-        lr = min(MOST_LR, 2e-4 * 4096 / hidden_size) * (self.rate or 1.0) if self.lr is None else self.lr
-        min_lr = lr / 10 if self.min_lr is None else self.min_lr
+        times = self.rate or 1.0
+        lr = (base or min(MOST_LR, 2e-4 * 4096 / hidden_size)) * times if self.lr is None else self.lr
+        min_lr = self.min_lr if self.min_lr is not None else lr / 10 if floor is None else floor * times
         if min_lr > lr:
             raise ValueError(f"min_lr={min_lr:g} needs to be at most lr={lr:g} (of hidden size {hidden_size}); give lr as well")
         return lr, min_lr
@@ -75,7 +79,7 @@ class TrainConfig(Record):
             inverse proportion to it, at most ``MOST_LR``; a tenth of the peak.
         stages: instead of the four above: several, one after the other on the same values, each reading on in the text where
             the one before stopped, each with its own warm-up, cosine and fresh moments. Each states its tokens, or each its
-            share of ``tokens``.
+            share of ``tokens``; its learning rates, or its ``rate`` times those of the run.
         several: how a plan with several refits or replacements is trained. ``joint``: all at once, gradients running through
             all of them. ``sequential``: front to back, each with the student's own input, the tokens once for each.
             ``teacher_forced``: each in the teacher, on one reading of the text.
@@ -109,6 +113,8 @@ class TrainConfig(Record):
         single = {"objective": self.objective, "tokens": self.tokens, "lr": self.lr, "min_lr": self.min_lr}
         if self.has_shares:
             del single["tokens"]
+        if self.has_rates:
+            del single["lr"], single["min_lr"]
         given = [name for name, value in single.items() if value is not None]
         if self.stages and given:
             raise ValueError(f"stages say all of {', '.join(single)}; leave out {', '.join(given)}, or the stages")
@@ -129,6 +135,11 @@ class TrainConfig(Record):
         one = Stage(objective=self.objective or DEFAULT_OBJECTIVE, tokens=self.tokens, lr=self.lr, min_lr=self.min_lr)
         return self.stages or (one,)
 
+    @property
+    def has_rates(self) -> bool:
+        """The stages multiply the learning rate of the run."""
+        return bool(self.stages) and all(stage.rate is not None for stage in self.stages)
+
     def stage_tokens(self, available: int) -> tuple[int, ...]:
         """Training tokens of each stage where the text holds ``available``."""
         whole = min(DEFAULT_TOKENS, available) if self.tokens is None else self.tokens
@@ -146,7 +157,8 @@ class TrainConfig(Record):
         """Every stage listed, with the learning rates that follow from the width."""
         stages = []
         for stage in self.schedule():
-            lr, min_lr = stage.rates(hidden_size)
+            base, floor = (self.lr, self.min_lr) if self.has_rates else (None, None)
+            lr, min_lr = stage.rates(hidden_size, base=base, floor=floor)
             stages.append(stage.model_copy(update={"lr": lr, "min_lr": min_lr, "rate": None}))
         tokens = self.tokens if self.has_shares else None
         update = {"objective": None, "tokens": tokens, "lr": None, "min_lr": None, "stages": tuple(stages)}
