@@ -105,7 +105,7 @@ PolishBy = Annotated[
     typer.Option(
         "--polish",
         help="Train exactly what --replace and --repair put in: on hidden states, on the teacher's logits (kl), or none.  "
-        "[default: hidden with a replacement, else none]",
+        "[default: as the recipe says, else hidden with a replacement, else none]",
     ),
 ]
 TrainTokens = Annotated[
