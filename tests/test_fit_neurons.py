@@ -9,16 +9,8 @@ from shoal.decoder import DecoderView, Student
 from shoal.decoder.families import contribution
 from shoal.decoder.streamed import open_streamed
 from shoal.fit.config import FitConfig
-from shoal.fit.neurons import (
-    Gathering,
-    Ranking,
-    diagonal_of_inverse,
-    moved,
-    neurons_of,
-    part_of,
-    ranking_batches,
-    saliency,
-)
+from shoal.fit.gathering import Gathering, Ranking, ranking_batches
+from shoal.fit.neurons import diagonal_of_inverse, moved, neurons_of, part_of, saliency
 from shoal.fit.place import CannotRefit
 from shoal.fit.states import read_all
 from shoal.fit.sums import no_sums
@@ -125,9 +117,9 @@ def test_folded_neurons_are_those_of_the_removed_layer(family):
 
 
 def _normed(norm, x):
-    from shoal.fit import neurons
+    from shoal.fit import gathering
 
-    return neurons._normed(norm, x)
+    return gathering._normed(norm, x)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
@@ -293,7 +285,7 @@ def test_the_diagonal_of_an_inverse_needs_no_inverse(width):
 
 def test_ranking_takes_the_first_batches_that_hold_its_tokens(monkeypatch):
     batches = samples(40).batches(10)
-    monkeypatch.setattr("shoal.fit.neurons.RANKING_TOKENS", 10 * LENGTH + 1)
+    monkeypatch.setattr("shoal.fit.gathering.RANKING_TOKENS", 10 * LENGTH + 1)
     assert ranking_batches(batches) == 2
-    monkeypatch.setattr("shoal.fit.neurons.RANKING_TOKENS", 10**9)
+    monkeypatch.setattr("shoal.fit.gathering.RANKING_TOKENS", 10**9)
     assert ranking_batches(batches) == len(batches)

@@ -25,8 +25,8 @@ from shoal.decoder import TEACHER, DecoderView, Reading, Student, Tap
 from shoal.decoder.student import Step
 from shoal.fit.config import FitConfig
 from shoal.fit.gain import find_gain
+from shoal.fit.gathering import Gathering, Ranking, ranking_batches
 from shoal.fit.maps import find_map
-from shoal.fit.neurons import Gathering, Ranking, ranking_batches
 from shoal.fit.observe import Ends, observe
 from shoal.fit.output import find_output
 from shoal.fit.place import CannotRefit, MapKind, Place

@@ -276,7 +276,7 @@ def _stages(recipe: Recipe, shape: Shape, *, cut: Cut, held: int | None, place: 
 
 def _fit(recipe: Recipe, shape: Shape, *, n_tokens: int, spill: int) -> tuple[dict[str, int], int]:
     """Two states of the teacher and three of the student; the sums of the widest map with what solves them; scratch on disk."""
-    from shoal.fit.neurons import EXTRA
+    from shoal.fit.gathering import EXTRA
 
     n_inputs = _inputs_of_sums(recipe, shape)
     square = (n_inputs + 1) * (n_inputs + 1 + shape.hidden) * 8
