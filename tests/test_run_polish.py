@@ -80,6 +80,11 @@ def test_high_trains_the_layer_before_each_cut_whole_from_the_repair_of_the_plan
     text = {"sources": [small["text"]], "samples": 12, "length": LENGTH, "selection": 8, "evaluation": 8}
     base = {"model": small["model"], "drop": "2", "text": text, "guard": 3, "fit": {"tokens": 100 * LENGTH}, "train": changes}
     outcome = compress(load_recipe("high", base), tmp_path / "run")
+    default = compress(
+        load_recipe("default", {key: value for key, value in base.items() if key != "train"}), tmp_path / "default"
+    )
+    candidates = [[(one.layers, one.kl) for one in run.plan.candidates] for run in (outcome, default)]
+    assert candidates[0] == candidates[1] and outcome.repaired.kl_after == default.repaired.kl_after, "the default's own choice"
     fronts = {edit.start for edit in outcome.plan.replacements}
     assert fronts and not any(isinstance(edit, Refit) and edit.layer in fronts for edit in outcome.plan.edits)
     assert outcome.plan.candidates[0].kl < outcome.plan.candidates[0].kl_plain, "candidates are compared as they are repaired"

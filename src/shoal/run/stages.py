@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shoal.run.candidates import patch_table_of, repairer
+from shoal.run.candidates import patch_table_of, repairer, repairs_candidates
 from shoal.run.evaluate import against_teacher
 from shoal.run.folder import RunFolder
 from shoal.run.inputs import Inputs, Progress, silent
@@ -201,6 +201,7 @@ def choosing(recipe: Recipe, view: DecoderView) -> Choosing:
 
     found = parse_replacement(recipe.replace)
     put_back = put_back_of(None if found is None else found.resolved(view), view.hidden_size)
+    put_back = replace(put_back, scores_inherited=not repairs_candidates(recipe))
     return replace(choosing_unopened(recipe, view.n_layers), put_back=put_back)
 
 

@@ -65,7 +65,7 @@ def other_proposers(tables: Tables, wanted: Wanted) -> list[Proposer]:
             continue
         asked = replace(wanted, by=by)
         found.append(Proposer(f"{selector} {by}", SELECTORS[selector].pick(tables, asked)))
-        if wanted.put_back.inherits and selector == "span":
+        if wanted.put_back.inherits and wanted.put_back.scores_inherited and selector == "span":
             found.append(Proposer(f"plain span {by}", plain_span_by(tables, asked)))
     found.append(Proposer("deepest", SELECTORS["deepest"].pick(tables, wanted)))
     return found

@@ -56,12 +56,14 @@ class PutBack:
         layers: layers it counts as in the checkpoint; they have the sizes of the span's first ones.
         inherits: layers it starts as a copy of, so that its step 0 equals removing the rest of the span.
         own_parameters: what it has beyond its ``layers``.
+        scores_inherited: spans are scored over the layers it inherits, too; not where candidates are compared by their repair.
     """
 
     name: str = "none"
     layers: int = 0
     inherits: int = 0
     own_parameters: int = 0
+    scores_inherited: bool = True
     options: tuple[tuple[str, Any], ...] = ()
 
     @property

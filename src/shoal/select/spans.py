@@ -2,7 +2,8 @@
 (arXiv 2403.17887, arg-min of the mean angle).
 
 A replacement that inherits the first layers of its span is scored over them too, as LLM-Streamline does with one: n + 1
-layers are compared, the first of them stays and is trained.
+layers are compared, the first of them stays and is trained. Where candidates are repaired before they are compared, they are
+those of plain removal.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def span_by(tables: Tables, wanted: Wanted) -> Iterator[Picked]:
     Raises:
         ValueError: no such table.
     """
-    goes_only = wanted.by == PATCHED  # measured of exactly the layers that go
+    goes_only = wanted.by == PATCHED or not wanted.put_back.scores_inherited  # exactly the layers that go
     return _ranked(tables, wanted, n_inherited=0 if goes_only else wanted.put_back.inherits)
 
 
