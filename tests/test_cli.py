@@ -1,6 +1,7 @@
 """The command: one clear line and exit 2 for what the user can mend, JSON on stdout, tables for people elsewhere."""
 
 import errno
+import functools
 import json
 import os
 import shutil
@@ -371,7 +372,9 @@ def test_an_interrupt_says_how_to_go_on(number, world, tmp_path):
             7000,
         )
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    # a suite that a shell runs in the background ignores Ctrl-C, and so would what it starts
+    heeds = functools.partial(signal.signal, number, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=heeds)
     deadline = time.monotonic() + 120
     while not (tmp_path / "run" / "scan.json").exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)

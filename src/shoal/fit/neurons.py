@@ -130,7 +130,7 @@ class Neurons:
             found,
             change_ED=change_ED,
             r2=share(squared_error(sums, change_ED), float(sums.rr)),
-            r2_folds=math.nan,
+            r2_folds=None,
         )
 
     def changed(self, parameters: Mapping[str, Tensor], change_ED: Tensor) -> dict[str, Tensor]:
@@ -182,7 +182,7 @@ def _nothing(sums: MapSums) -> Solution:
     """No change at all: the layer keeps its own neurons."""
     change_ED = torch.zeros_like(sums.hr_ED)
     n_tokens, n_sinks = int(sums.n_tokens), int(sums.sink_E[-1])
-    return Solution(change_ED, math.inf, 0.0, math.nan, 1.0, 0.0, n_tokens, n_sinks)
+    return Solution(change_ED, math.inf, 0.0, None, 1.0, 0.0, n_tokens, n_sinks)
 
 
 def diagonal_of_inverse(root_PP: Tensor, *, width: int = 1024) -> Tensor:

@@ -23,7 +23,8 @@ class MapFit(Record):
             ``scale`` of the stream, the ``patch`` in place of a span, or all ``neurons`` of an MLP, from several layers.
         parameters: names inside the layer.
         ridge: in units of the inputs' mean second moment; infinite: no change was best.
-        r2, r2_folds: share of the weighted squared change that the map explains, in-sample and on folds left out in turn.
+        r2, r2_folds: share of the weighted squared change that the map explains, in-sample and on folds left out in turn
+            (None where none were).
         condition, effective_rank: of the inputs' second moments.
         scale: of the stream after the cut, where that is what was solved for.
         n_tokens, n_sinks: of the fit. held_out_error: of the layer with this map refitted, as in :class:`LayerFit`.
@@ -33,7 +34,7 @@ class MapFit(Record):
     parameters: tuple[str, ...]
     ridge: float
     r2: float
-    r2_folds: float
+    r2_folds: float | None
     condition: float
     effective_rank: float
     n_tokens: int
@@ -110,12 +111,17 @@ def fit_table(result: FitResult) -> Table:
             str(one.layer),
             str(one.target),
             ", ".join(names[: one.n_kept]) or "nothing: no gain" if names else "nothing",
-            ", ".join(f"{fit.r2_folds:.2f}" for fit in one.maps),
+            ", ".join(explained(fit) for fit in one.maps),
             ", ".join(f"{fit.ridge:.0e}" for fit in one.maps),
             f"{one.error_before:.4g}",
             f"{one.error_after:.4g}",
         )
     return table
+
+
+def explained(fit: MapFit) -> str:
+    """The share of the change that it explains, on folds left out where there are, for people."""
+    return f"{fit.r2 if fit.r2_folds is None else fit.r2_folds:.2f}"
 
 
 def what(fit: MapFit) -> str:

@@ -31,7 +31,8 @@ class Solution:
     Attributes:
         change_ED: add ``change_ED[:-1]`` to the transposed weight and ``change_ED[-1]`` to the bias; float64.
         ridge: chosen, in units of the mean diagonal.
-        r2: share of the weighted squared miss that goes, on the tokens of the fit; ``r2_folds``: on folds left out in turn.
+        r2: share of the weighted squared miss that goes, on the tokens of the fit; ``r2_folds``: on folds left out in turn,
+            None where none were.
         condition: of the inputs' second moments with the ridge added; 1 for an infinite ridge.
         effective_rank: participation ratio of their eigenvalues, (sum)^2 / sum of squares, without the ridge.
         n_tokens, n_sinks: of the fit.
@@ -40,7 +41,7 @@ class Solution:
     change_ED: Tensor
     ridge: float
     r2: float
-    r2_folds: float
+    r2_folds: float | None
     condition: float
     effective_rank: float
     n_tokens: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shoal.fit.result import FitResult, what
+from shoal.fit.result import FitResult, explained, what
 from shoal.report.chart import Chart, Point, Series
 from shoal.report.data import RunData, Section
 from shoal.report.html import Column, Html, number_columns, table, tag
@@ -46,7 +46,7 @@ def _table(found: FitResult) -> Html:
                 str(one.layer),
                 str(one.target),
                 ", ".join(names[: one.n_kept]) or "nothing",
-                ", ".join(f"{fit.r2_folds:.2f}" for fit in one.maps),
+                ", ".join(explained(fit) for fit in one.maps),
                 ", ".join(f"{fit.ridge:.0e}" for fit in one.maps),
                 f"{one.error_before:.4g}",
                 f"{one.error_after:.4g}",
