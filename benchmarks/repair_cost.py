@@ -22,12 +22,22 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from shoal.decoder import DecoderView, Student
 from shoal.fit.config import FitConfig
 from shoal.fit.maps import LinearMap
-from shoal.fit.table import FITS
+from shoal.fit.neurons import Neurons
+from shoal.fit.output import Output
+from shoal.fit.table import FITS, Fit, Maps
+from shoal.fit.targets import before_cuts
 from shoal.plan import Drop, Plan, Size
 from shoal.run.inputs import versions
 from shoal.types import Batch, Unit
 
 HERE = Path(__file__).parent
+TIMED: dict[str, Fit] = {
+    "map": FITS["map"],
+    "one refit": Maps(before_cuts, ("mlp",)),
+    "refit": FITS["refit"],
+    "sweep": FITS["sweep"],
+}
+"""``one refit``: the whole output map of the MLP before the cut, once."""
 
 
 def main() -> None:
@@ -54,13 +64,13 @@ def main() -> None:
     )  # fmt: skip
     student = Student(removed=frozenset(Unit("layer", layer) for layer in removed))
     with torch.no_grad():
-        known = {boundary: [] for boundary in range(args.layers + 1)}
+        known: dict[int, list[torch.Tensor]] = {boundary: [] for boundary in range(args.layers + 1)}
         forward = _seconds(lambda: _run(view, batches, known), repeats=2)
     per_layer = forward / args.layers
     rows = []
-    for name in ("map", "refit", "sweep"):
+    for name, fit in TIMED.items():
         with _timed_solves() as solving:
-            seconds = _seconds(lambda fit=FITS[name]: fit(view, plan, student, batches, config=FitConfig(), known=known))
+            seconds = _seconds(lambda fit=fit: fit(view, plan, student, batches, config=FitConfig(), known=known))
         layers = 1 if name != "sweep" else args.layers - n_out - start + 1
         running = seconds - sum(solving)
         rows.append(
@@ -112,9 +122,8 @@ def _seconds(work: object, *, repeats: int = 1) -> float:
 def _timed_solves() -> Iterator[list[float]]:
     """CPU seconds of every solve inside the block."""
     seconds: list[float] = []
-    from shoal.fit import output
-
-    plain_map, plain_output = LinearMap.solve, output.Output.solve
+    places = (LinearMap, Output, Neurons)
+    plain = [place.solve for place in places]
 
     def timed(solve: object) -> object:
         def inner(*args: object, **options: object) -> object:
@@ -125,11 +134,13 @@ def _timed_solves() -> Iterator[list[float]]:
 
         return inner
 
-    LinearMap.solve, output.Output.solve = timed(plain_map), timed(plain_output)  # type: ignore[method-assign,assignment]
+    for place, solve in zip(places, plain, strict=True):
+        place.solve = timed(solve)  # type: ignore[attr-defined]
     try:
         yield seconds
     finally:
-        LinearMap.solve, output.Output.solve = plain_map, plain_output  # type: ignore[method-assign]
+        for place, solve in zip(places, plain, strict=True):
+            place.solve = solve  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from shoal.fit.states import States
 from shoal.types import Batch
 from shoal.workers import Workers
 
-EXTRA = 0.5
+EXTRA = 1.0
 """Candidates from the removed layers, over the neurons of the layer: what the sums of all of them may take."""
 
 RANKING_TOKENS = 16_384

@@ -6,12 +6,12 @@ Shapes: B samples, T positions, D hidden size, F inputs of a place, N tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
-from shoal.decoder import Reading
+from shoal.decoder import DecoderView, Reading
 from shoal.fit.config import FitConfig
 from shoal.fit.states import States, emptied
 from shoal.fit.sums import N_FOLDS, Sums
@@ -38,6 +38,22 @@ class Ends:
     goals: States
     folds: Sequence[Tensor]
     workers: Workers = ALONE
+
+
+def held_out(view: DecoderView, ends: Ends) -> Ends:
+    """Of the held-out samples alone: all that the error of :func:`observe` is over."""
+    readings, folds = [], []
+    inputs, goals = emptied(ends.inputs), emptied(ends.inputs)
+    for reading, h_BTD, goal_BTD, folds_B in zip(ends.readings, ends.inputs, ends.goals, ends.folds, strict=True):
+        chosen_B = folds_B == 0
+        if chosen_B.any():
+            mask_BT = None if reading.batch.mask_BT is None else reading.batch.mask_BT[chosen_B]
+            own = view.read(replace(reading.batch, ids_BT=reading.batch.ids_BT[chosen_B], mask_BT=mask_BT))
+            readings.append(replace(own, h_BTD=torch.empty(0)))
+            inputs.append(h_BTD[chosen_B])
+            goals.append(goal_BTD[chosen_B])
+            folds.append(folds_B[chosen_B])
+    return Ends(readings, inputs, goals, folds, ends.workers)
 
 
 def observe(

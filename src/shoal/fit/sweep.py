@@ -13,6 +13,7 @@ Shapes: B samples, T positions, D hidden size, F inputs of a map, N tokens.
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from shoal.fit.config import FitConfig
 from shoal.fit.gain import find_gain
 from shoal.fit.gathering import Gathering, Ranking, ranking_batches
 from shoal.fit.maps import find_map
-from shoal.fit.observe import Ends, observe
+from shoal.fit.observe import Ends, held_out, observe
 from shoal.fit.output import find_output
 from shoal.fit.place import CannotRefit, MapKind, Place
 from shoal.fit.result import LayerFit, MapFit
@@ -143,14 +144,19 @@ def sweep_layers(
                 found, reasons = places_of(view, layer, kinds, finds, probe)
                 if gathering is not None:
                     try:
-                        found = [gathering.place(), *found]
+                        filled = gathering.place()
+                        # it ends in a solve of the output map, which would find nothing left to gain
+                        found = [filled, *(found[1:] if found and found[0].kind == filled.kind else found)]
                     except CannotRefit as reason:
                         left = str(reason)
                 del gathering
                 if left and not any(one.startswith(left) for one in reasons):
                     reasons.append(f"{left}; it keeps its own neurons")
                 skipped += reasons
-                fitting = _LayerInFit(view, layer, Ends(readings, ours, goals, folds, workers), config)
+                ends = Ends(readings, ours, goals, folds, workers)
+                # nobody reads what the last layer makes of the other samples
+                judged = held_out(view, ends) if layer == max(targets) else ends
+                fitting = _LayerInFit(view, layer, ends, judged, config)
                 swept[layer], ours, fit = fitting.run(found, target=stop, share=aim, started=started)
                 fits.append(fit)
             elif is_teacher:
@@ -208,11 +214,15 @@ def places_of(
 
 @dataclass(frozen=True, eq=False)
 class _LayerInFit:
-    """One layer with the student's states before it and the teacher's it should arrive at."""
+    """One layer with the student's states before it and the teacher's it should arrive at.
+
+    ``judged`` are the same, of all samples that are run once more when everything is solved.
+    """
 
     view: DecoderView
     layer: int
     ends: Ends
+    judged: Ends
     config: FitConfig
 
     def run(
@@ -225,15 +235,20 @@ class _LayerInFit:
         errors: list[float] = []
         solutions: list[tuple[Place[Any], Solution]] = []
         best: tuple[Values, States] = ({}, [])
+        changed = True
         for place in (*places, None):
             outputs, error, sums = self._observe(values, place)
+            error = error if changed else errors[-1]  # of the same values: no sum of other samples makes it better
             if not errors or error < min(errors) or self.config.keep == "always":
                 best = (values, outputs)
             errors.append(error)
             del outputs
             if place is not None:
-                solutions.append((place, place.solve(sums, ridge=self.config.ridge)))
-                values = {**values, **place.changed({**parameters, **values}, solutions[-1][1].change_ED)}
+                solution = place.solve(sums, ridge=self.config.ridge)
+                solutions.append((place, solution))
+                changed = not math.isinf(solution.ridge)
+                if changed:
+                    values = {**values, **place.changed({**parameters, **values}, solution.change_ED)}
         fits = [_record(place, solution, error) for (place, solution), error in zip(solutions, errors[1:], strict=True)]
         n_kept = errors.index(min(errors)) if self.config.keep == "if_better" else len(places)
         record = LayerFit(
@@ -260,7 +275,8 @@ class _LayerInFit:
 
         no_sums = None if place is None else functools.partial(place.no_sums, self.view.device)
         n_sums = 1 if place is not None and place.form == "neurons" else N_FOLDS - 1  # those of all candidates are large
-        return observe(self.ends, run, config=self.config, no_sums=no_sums, n_sums=n_sums)
+        ends = self.judged if place is None else self.ends
+        return observe(ends, run, config=self.config, no_sums=no_sums, n_sums=n_sums)
 
 
 def _record(place: Place[Any], solution: Solution, error: float) -> MapFit:
