@@ -90,6 +90,9 @@ class Made:
 
 Method = Callable[[Cut], Made]
 
+BATCH = 4
+"""Samples a step where a row trains on ``long`` tokens. A polish is short: it takes one sample a step, to have steps enough."""
+
 POLISH_LR = {"hidden_mse": 3e-3, "forward_kl": 1e-3}
 """Peak rates of a polish: it starts at a solution, which the rate of a fresh replacement would throw away first. Of 1e-4, 3e-4,
 1e-3 and 3e-3 the best on one cut of books-12l (layers 4..6), 15 k tokens."""
@@ -166,10 +169,10 @@ def map_by_cosine(cut: Cut, *, epochs: int = 10, rows: int = 1024, lr: float = 1
 # -- gradient training -----------------------------------------------------------------------------------------------------
 
 
-def trained(cut: Cut, student: Student, *stages: Stage) -> Made:
+def trained(cut: Cut, student: Student, *stages: Stage, batch: int = BATCH) -> Made:
     """Train what a student holds; the best of five steps by KL on the selection text is kept, step 0 is one of them."""
     started = time.process_time()
-    (one,) = _train(cut, [student], stages)
+    (one,) = _train(cut, [student], stages, batch=batch)
     seconds = time.process_time() - started
     return Made(one.student, 0, one.result.n_tokens, seconds, new_parameters=_n_attached(one.student))
 
@@ -178,9 +181,9 @@ def _n_attached(student: Student) -> int:
     return sum(parameter.numel() for one in student.attached for parameter in one.module.parameters())
 
 
-def _train(cut: Cut, students: Sequence[Student], stages: Sequence[Stage]) -> tuple[Trained, ...]:
+def _train(cut: Cut, students: Sequence[Student], stages: Sequence[Stage], *, batch: int = BATCH) -> tuple[Trained, ...]:
     n_samples = sum(stage.tokens or 0 for stage in stages) // cut.training.length
-    config = TrainConfig(stages=tuple(stages), batch=4, micro_batch=4, eval_every=max(1, n_samples // 4 // 4))
+    config = TrainConfig(stages=tuple(stages), batch=batch, micro_batch=batch, eval_every=max(1, n_samples // batch // 4))
     return train_starts(
         cut.view,
         [Start(student) for student in students],
@@ -192,35 +195,49 @@ def _train(cut: Cut, students: Sequence[Student], stages: Sequence[Stage]) -> tu
 
 
 def polished(*objectives: str) -> Method:
-    """The sweep, then its values trained for one objective after the other."""
+    """The sweep, then its values trained for one objective after the other, one sample a step."""
 
     def method(cut: Cut) -> Made:
         start = cut.fitted.get("sweep") or repaired("sweep")(cut)
-        made = trained(cut, start.student, *(Stage(objective=one, tokens=cut.short, lr=POLISH_LR[one]) for one in objectives))
-        return replace(made, fit_tokens=start.fit_tokens, seconds=made.seconds + start.seconds)
+        return _after(start, _polish(cut, start.student, *objectives))
 
     return method
 
 
-def full(*, tokens: Literal["long", "short"]) -> Method:
-    """The sweep, then the layer before the cut whole with all that the sweep set, in the stages of the recipe ``high``."""
+def polished_layer(cut: Cut) -> Made:
+    """The sweep, then the layer before the cut whole with all that the sweep set: hidden states, one sample a step."""
+    start = cut.fitted.get("sweep") or repaired("sweep")(cut)
+    return _after(start, _polish(cut, _with_layer(cut, start.student), "hidden_mse"))
 
-    def method(cut: Cut) -> Made:
-        start = cut.fitted.get("sweep") or repaired("sweep")(cut)
-        front = cut.span.start - 1
-        with cut.view.residency.layer(front) as module:
-            whole = {name: value.detach().clone() for name, value in module.named_parameters()}
-        overrides = {**start.student.overrides, front: {**whole, **start.student.overrides.get(front, {})}}
-        n_tokens, width = getattr(cut, tokens), cut.view.hidden_size
-        config = RECIPES["high"].train.model_copy(update={"tokens": n_tokens})
-        stages = [
-            Stage(objective=one.objective, tokens=spent, lr=one.rates(width)[0])
-            for one, spent in zip(config.schedule(), config.stage_tokens(n_tokens), strict=True)
-        ]
-        made = trained(cut, replace(start.student, overrides=overrides, name="full"), *stages)
-        return replace(made, fit_tokens=start.fit_tokens, seconds=made.seconds + start.seconds)
 
-    return method
+def full(cut: Cut) -> Made:
+    """As :func:`polished_layer`, in the stages, at the rates and with the batch of the recipe ``high``."""
+    start = cut.fitted.get("sweep") or repaired("sweep")(cut)
+    config = RECIPES["high"].train.model_copy(update={"tokens": cut.long})
+    stages = [
+        Stage(objective=one.objective, tokens=spent, lr=one.rates(cut.view.hidden_size)[0])
+        for one, spent in zip(config.schedule(), config.stage_tokens(cut.long), strict=True)
+    ]
+    return _after(start, trained(cut, _with_layer(cut, start.student), *stages))
+
+
+def _polish(cut: Cut, student: Student, *objectives: str) -> Made:
+    stages = (Stage(objective=one, tokens=cut.short, lr=POLISH_LR[one]) for one in objectives)
+    return trained(cut, student, *stages, batch=1)
+
+
+def _after(start: Made, made: Made) -> Made:
+    """What was trained from a fit, with what the fit cost."""
+    return replace(made, fit_tokens=start.fit_tokens, seconds=made.seconds + start.seconds)
+
+
+def _with_layer(cut: Cut, student: Student) -> Student:
+    """The student with every value of the layer before the cut among its own."""
+    front = cut.span.start - 1
+    with cut.view.residency.layer(front) as module:
+        whole = {name: value.detach().clone() for name, value in module.named_parameters()}
+    overrides = {**student.overrides, front: {**whole, **student.overrides.get(front, {})}}
+    return replace(student, overrides=overrides, name="layer")
 
 
 def control(*, equal: Literal["tokens", "time"]) -> Method:
@@ -253,11 +270,16 @@ def replaced(kind: str, **options: object) -> Method:
     return lambda cut: trained(cut, cut.patched(kind, **options), Stage(objective="hidden_mse", tokens=cut.long))
 
 
-def layer(cut: Cut) -> Made:
+def layer(*, batch: int = BATCH) -> Method:
     """LLM-Streamline's layer at the same cut: the last kept layer before it is what is trained, so no layer is added."""
-    span = Span(cut.span.start - 1, cut.span.stop)
-    made = trained(cut, cut.patched("layer", span=span), Stage(objective="hidden_mse", tokens=cut.long))
-    return replace(made, new_parameters=0)  # it is the kept layer's own
+
+    def method(cut: Cut) -> Made:
+        span = Span(cut.span.start - 1, cut.span.stop)
+        stage = Stage(objective="hidden_mse", tokens=cut.long)
+        made = trained(cut, cut.patched("layer", span=span), stage, batch=batch)
+        return replace(made, new_parameters=0)  # it is the kept layer's own
+
+    return method
 
 
 @dataclass(frozen=True)
@@ -290,11 +312,12 @@ ROWS: dict[str, Row] = {
     "sweep + polish hidden": Row(polished("hidden_mse"), trains=True),
     "sweep + polish KL": Row(polished("forward_kl"), trains=True),
     "sweep + polish hidden + KL": Row(polished("hidden_mse", "forward_kl"), trains=True),
-    "full recipe, a tenth of the tokens": Row(full(tokens="short"), trains=True),
-    "full recipe": Row(full(tokens="long"), trains=True),
+    "sweep + layer before the cut, polish hidden": Row(polished_layer, trains=True),
+    "full recipe": Row(full, trains=True),
     "Adam on the swept maps, equal tokens": Row(control(equal="tokens"), trains=True),
     "Adam on the swept maps, equal time": Row(control(equal="time"), trains=True),
-    "LLM-Streamline: layer": Row(layer, trains=True),
+    "LLM-Streamline: layer": Row(layer(), trains=True),
+    "LLM-Streamline: layer, one sample a step": Row(layer(batch=1), trains=True),
     "LLM-Streamline: random FFN": Row(replaced("ffn", form="paper"), trains=True),
     "FFN, residual": Row(replaced("ffn"), trains=True),
     "SwiGLU, residual": Row(replaced("swiglu"), trains=True),

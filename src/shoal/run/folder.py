@@ -117,6 +117,9 @@ class RunFolder:
         entry = StageRecord(key=key, seconds=round(seconds, 3), files=tuple(files))
         self.record = self.record.model_copy(update={"stages": {**self.record.stages, stage: entry}})
         self.workers.on_first(self._save)
+        from shoal.decoder.streamed import return_freed_memory  # a stage has loaded torch; reading a folder has not
+
+        return_freed_memory()  # one stage's peak would otherwise stay for all after it
 
     def forget(self, stages: Iterable[str]) -> None:
         """Drop stages from the record, then their files: a crash in between leaves files that are simply written again."""
