@@ -54,6 +54,7 @@ def write_model(folder: Path, *, gigabytes: float, dtype: str) -> None:
         hidden_size=hidden, intermediate_size=ffn, num_attention_heads=8, num_key_value_heads=8, vocab_size=len(tokenizer),
         num_hidden_layers=max(6, round(gigabytes * 1e9 / layer)), max_position_embeddings=256,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.05,  # layers that do something, so that a repair helps, stands, and can be polished
     )  # fmt: skip
     AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).save_pretrained(folder, max_shard_size="200MB")
     tokenizer.save_pretrained(folder)
@@ -81,7 +82,7 @@ def main() -> None:
             "repair": "sweep",
             "fit": {"tokens": 16384},
             "polish": "hidden",
-            "train": {"tokens": 4096},
+            "train": {"tokens": 4096, "several": "sequential"},  # joint, all layers behind the cut would have to stay
         },
     }
     rows = []

@@ -42,6 +42,9 @@ N_SUMS_OF_POOL = 1 + 3
 CHUNK = 64 << 20
 """fp32 temporaries of the divergences and of the scan's geometry, together, on a CPU."""
 
+N_DIVERGENCE = 5
+"""fp32 temporaries of a chunk of logits while a divergence is computed."""
+
 CONTEXT = 600 << 20
 """Of a card: the driver's, and the libraries' work space."""
 
@@ -137,8 +140,8 @@ def place_of(device: str) -> Place:
     if where.type != "cuda":
         return machine
     free = free_on_card(where)
-    # a handful of fp32 temporaries in a divergence; the updates of a chunk in a scan, and its geometry
-    return Place(CONTEXT, free + CONTEXT, free // SHARE, 2 * OTHER_CHUNK_BYTES, 5 * 4 * CHUNK_ELSEWHERE, machine)
+    # the updates of a chunk in a scan, and its geometry
+    return Place(CONTEXT, free + CONTEXT, free // SHARE, 2 * OTHER_CHUNK_BYTES, N_DIVERGENCE * 4 * CHUNK_ELSEWHERE, machine)
 
 
 def needs_of(
@@ -201,7 +204,7 @@ def _stages(recipe: Recipe, shape: Shape, *, cut: Cut, held: int | None, place: 
     n_batch = max(1, TOKENS_PER_BATCH // length) * length
     state = shape.hidden * shape.itemsize  # of one token
     work = n_batch * (8 * shape.hidden + 3 * shape.ffn) * shape.itemsize
-    logits = 2 * n_batch * shape.vocabulary * shape.itemsize + place.logits
+    geometry = min(place.scan, 2 * length * shape.n_layers * shape.hidden * 4)
     is_streamed = held is not None
     if held is None:
         weights = shape.other_bytes + shape.n_layers * shape.layer_bytes
@@ -217,6 +220,12 @@ def _stages(recipe: Recipe, shape: Shape, *, cut: Cut, held: int | None, place: 
         everything = n_streams * n_tokens * state
         return min(everything, place.spill), max(0, everything - place.spill)
 
+    def judging(n_tokens: int) -> int:
+        """Temporaries of a measure on the logits of so many tokens, batch by batch."""
+        n = min(n_batch, n_tokens)
+        logits = 2 * n * shape.vocabulary * shape.itemsize + min(place.logits, N_DIVERGENCE * n * shape.vocabulary * 4)
+        return n * (8 * shape.hidden + 3 * shape.ffn) * shape.itemsize + logits
+
     def need(stage: str, *, disk: int = 0, scratch: int = 0, **parts: int) -> StageNeed:
         """``scratch``: states beyond the memory of the place; a card's go to the machine's before they go to disk."""
         parts = {"process": place.base, "weights": weights, **parts}
@@ -230,11 +239,11 @@ def _stages(recipe: Recipe, shape: Shape, *, cut: Cut, held: int | None, place: 
     n_calibration = (recipe.text.samples or DEFAULT_SAMPLES["calibration"]) * length
     n_selection = (recipe.text.selection or DEFAULT_SAMPLES["selection"]) * length
     memory, disk = states(shape.n_layers + 1, n_calibration)
-    found.append(need("scan", states=memory, work=work + place.scan, scratch=disk))
+    found.append(need("scan", states=memory, work=work + geometry, scratch=disk))
 
     n_students = recipe.guard + 1 if recipe.guard > 1 else 1
     memory, disk = states(n_students, n_selection)
-    choose = need("plan", states=memory, work=work + logits, scratch=disk)
+    choose = need("plan", states=memory, work=judging(n_selection), scratch=disk)
     if recipe.guard > 1 and (recipe.repair != "none" or recipe.replace != "none"):
         n_spans, sums = _patch_sums(recipe, shape, cut)
         memory, disk = states(min(2 * n_spans, shape.n_layers + 1), n_calibration)
@@ -246,7 +255,7 @@ def _stages(recipe: Recipe, shape: Shape, *, cut: Cut, held: int | None, place: 
         fitting, scratch = _fit(recipe, shape, n_tokens=n_fit, spill=place.spill)
         if repairs_candidates(recipe):
             ranking, on_disk = _fit(recipe, shape, n_tokens=n_fit // 4, spill=place.spill)
-            ranked = need("plan", work=work, **ranking, scratch=on_disk)
+            ranked = need("plan", work=work, **ranking, values=recipe.guard * values, scratch=on_disk)
             choose = max(choose, ranked, key=lambda one: one.memory)
         found += [choose, need("fit", work=work, **fitting, values=values, disk=values, scratch=scratch)]
     else:
@@ -258,19 +267,20 @@ def _stages(recipe: Recipe, shape: Shape, *, cut: Cut, held: int | None, place: 
         n_micro = config.micro_batch * length
         graph = most_run * n_micro * (16 * shape.hidden + 6 * shape.ffn) * 4
         if _on_logits(config):
-            graph += 3 * n_micro * shape.vocabulary * shape.itemsize + place.logits
+            graph += 3 * n_micro * shape.vocabulary * shape.itemsize
+            graph += min(place.logits, N_DIVERGENCE * n_micro * shape.vocabulary * 4)
         copies = trained * (ADAM + 2 * shape.itemsize)  # what would be saved, and the best of it so far
         n_training = min(config.all_tokens() or DEFAULT_TOKENS, DEFAULT_TOKENS) if is_streamed else n_micro
         memory, scratch = states(3, max(n_training, n_selection))
         found.append(
-            need("train", states=memory, work=max(graph, work + logits), trained=copies, values=values, widened=widened,
+            need("train", states=memory, work=max(graph, judging(n_selection)), trained=copies, values=values, widened=widened,
                  disk=trained * (ADAM + shape.itemsize), scratch=scratch)
         )  # fmt: skip
     second = 0 if is_streamed else student
     found.append(need("model", second_model=second, work=2 * length * shape.vocabulary * 4 + work, disk=student))
     n_evaluation = (recipe.text.evaluation or DEFAULT_SAMPLES["evaluation"]) * length
     memory, disk = states(2, n_evaluation)
-    found.append(need("evaluation", second_model=second, states=memory, work=work + logits, scratch=disk))
+    found.append(need("evaluation", second_model=second, states=memory, work=judging(n_evaluation), scratch=disk))
     return tuple(found)
 
 
@@ -328,8 +338,11 @@ def _trained(recipe: Recipe, shape: Shape, cut: Cut, kept: int) -> tuple[int, in
     modules = 0 if kind is None else n_spans * max(1, kind.n_layers)  # a patch is at most a layer
     refitted = _refitted(recipe, shape, kept)
     n_refits = kept if recipe.repair in EVERY_LAYER else min(refitted, 1)
-    runs_on = config is not None and (n_spans > 1 or recipe.repair in EVERY_LAYER or _on_logits(config))
     widened = n_refits * shape.layer_parameters * 4 if shape.itemsize < 4 else 0
+    if config is not None and config.several == "sequential":  # one module or one layer's refit after the other
+        largest = max(modules // max(n_spans, 1) * shape.layer_parameters, min(refitted, shape.layer_parameters))
+        return largest, kept if _on_logits(config) else max(modules // max(n_spans, 1), 1), widened
+    runs_on = config is not None and (n_spans > 1 or recipe.repair in EVERY_LAYER or _on_logits(config))
     return modules * shape.layer_parameters + refitted, kept if runs_on else max(modules, 1), widened
 
 

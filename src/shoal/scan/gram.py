@@ -89,13 +89,17 @@ class GramObserver:
         return grams_TLL, norms_ET
 
     def _delta_buffer(self, like_TD: Tensor) -> Tensor:
-        """(chunk, L, D), kept between samples: fresh pages would cost as much as the products."""
+        """(chunk, L, D), as long as the longest sample at most; kept, since fresh pages would cost as much as the products."""
         dtype = torch.promote_types(like_TD.dtype, torch.float32)
-        if self._deltas is None or (self._deltas.dtype, self._deltas.device) != (dtype, like_TD.device):
-            budget = CHUNK_BYTES.get(like_TD.device.type, OTHER_CHUNK_BYTES)
-            chunk = max(MIN_CHUNK, budget // (self.n_layers * like_TD.shape[1] * dtype.itemsize))
-            self._deltas = torch.empty(chunk, self.n_layers, like_TD.shape[1], dtype=dtype, device=like_TD.device)
-        return self._deltas
+        budget = CHUNK_BYTES.get(like_TD.device.type, OTHER_CHUNK_BYTES)
+        chunk = min(len(like_TD), max(MIN_CHUNK, budget // (self.n_layers * like_TD.shape[1] * dtype.itemsize)))
+        deltas_TLD = self._deltas
+        is_like = deltas_TLD is not None and (deltas_TLD.dtype, deltas_TLD.device) == (dtype, like_TD.device)
+        if deltas_TLD is None or not is_like or len(deltas_TLD) < chunk:
+            self._deltas = deltas_TLD = None  # gone before the larger one is taken
+            deltas_TLD = torch.empty(chunk, self.n_layers, like_TD.shape[1], dtype=dtype, device=like_TD.device)
+            self._deltas = deltas_TLD
+        return deltas_TLD
 
     def _add_sample(self, grams_TLL: Tensor, norms_ET: Tensor, *, part: int) -> None:
         massive_ET = massive_tokens(norms_ET)
