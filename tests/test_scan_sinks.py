@@ -131,6 +131,13 @@ def test_a_sample_longer_than_a_chunk_is_measured_whole(monkeypatch):
         np.testing.assert_allclose(other.values, one.values, rtol=1e-12, err_msg=one.name)
 
 
+def test_samples_of_any_order_of_lengths_are_summed_alike():
+    """The buffer grows with the longest sample so far."""
+    short, long = planted(n_tokens=8), planted(n_tokens=40)
+    for one, other in zip(observe(short, long).tables(), observe(long, short).tables(), strict=True):
+        np.testing.assert_allclose(other.values, one.values, rtol=1e-12, err_msg=one.name)
+
+
 @pytest.mark.parametrize("asked", ["by backend", "at once"])
 def test_products_are_in_full_fp32_whatever_the_process_has_set(asked, monkeypatch):
     backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
