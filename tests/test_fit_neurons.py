@@ -189,6 +189,41 @@ def test_neurons_that_never_answer_change_nothing(silent):
     assert swept.layers[0].error_after < swept.layers[0].error_before
 
 
+def test_where_no_neurons_can_be_chosen_the_map_is_solved_as_without_them(monkeypatch):
+    from shoal.fit import neurons
+
+    def singular(*args, **options):
+        raise ValueError
+
+    monkeypatch.setattr(neurons, "saliency", singular)
+    view, lacks, batches = (
+        DecoderView(tiny_model("llama")),
+        Student(removed=frozenset({Unit("layer", 3)})),
+        samples().batches(20),
+    )
+    ours, theirs = (
+        sweep_layers(view, lacks, batches, targets={2: 4}, kinds=("mlp",), gathers=gathers) for gathers in (True, False)
+    )
+    assert [one.form for one in ours.layers[0].maps] == ["neurons", "weight"] and theirs.layers[0].n_kept == 1
+    assert ours.layers[0].error_after == theirs.layers[0].error_after < ours.layers[0].error_before
+    assert all(torch.equal(value, theirs.values[2][name]) for name, value in ours.values[2].items())
+
+
+def test_a_map_that_was_solved_with_its_neurons_is_not_solved_again_at_once():
+    view, lacks, batches = (
+        DecoderView(tiny_model("llama")),
+        Student(removed=frozenset({Unit("layer", 3)})),
+        samples().batches(20),
+    )
+    (one,) = sweep_layers(view, lacks, batches, targets={2: 4}, kinds=("mlp", "attn", "mlp"), gathers=True).layers
+    assert [place.form for place in one.maps] == ["neurons", "weight", "weight"]
+    assert [place.parameters[-1] for place in one.maps] == [
+        "mlp.down_proj.weight",
+        "self_attn.o_proj.weight",
+        "mlp.down_proj.weight",
+    ]
+
+
 def test_the_map_on_the_kept_neurons_is_the_ridge_solution_with_what_the_others_wrote_missing():
     """Normal equations of the change on what stays, where the change on what goes is minus what it wrote."""
     view = DecoderView(tiny_model("llama"))

@@ -1,5 +1,7 @@
 """Laws of refit and sweep on tiny models of every family: exact maps, honest errors, planted repairs, padding, undoing."""
 
+import math
+
 import pytest
 import torch
 from families import FAMILIES, VOCAB, tiny_model
@@ -10,10 +12,11 @@ from shoal.decoder.streamed import open_streamed
 from shoal.fit.config import FitConfig
 from shoal.fit.gain import find_gain
 from shoal.fit.maps import find_map
-from shoal.fit.observe import plain, relative
+from shoal.fit.observe import Ends, held_out, observe, plain, relative
 from shoal.fit.output import find_output
 from shoal.fit.place import CannotRefit, on_output
 from shoal.fit.refit import fit_plan, without_refits
+from shoal.fit.states import Between, read_all
 from shoal.fit.sums import folds_of
 from shoal.fit.sweep import sweep_layers
 from shoal.fit.table import FITS, MAPS, SHARE, Maps
@@ -190,6 +193,34 @@ def test_errors_are_those_of_the_student_and_never_rise(family, repair):
         expected = relative_miss(view, batches, Student(lacking(2, 4).removed, done), **goal)
         assert one.error_after == pytest.approx(expected, rel=1e-4)
     assert fitted.values, "random layers leave something to repair"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_the_held_out_samples_alone_have_the_error_that_all_have(share):
+    """Padded batches, one of them without a held-out sample, goals between two boundaries."""
+    view, text = view_of(), samples(60, lengths=torch.arange(60) % (LENGTH - 3) + 4)
+    batches = text.batches(4)
+    readings, states = read_all(view, batches)
+    goals = Between(states, [2 * one for one in states], share)
+    folds = folds_of(batches)
+    assert any(not (one == 0).any() for one in folds) and any((one == 0).any() for one in folds)
+
+    def run(h_BTD, reading):
+        return view.run_layer(0, h_BTD, reading), None
+
+    ends = Ends(readings, states, goals, folds)
+    found = [observe(one, run, config=FitConfig(), no_sums=None) for one in (ends, held_out(view, ends))]
+    assert found[1][1] == pytest.approx(found[0][1], rel=1e-6)
+    assert sum(len(one) for one in found[1][0]) == sum(int((one == 0).sum()) for one in folds)
+
+
+def test_no_change_is_no_gain():
+    """An infinite ridge leaves the values, so no rounding on other samples may count it as kept."""
+    fitted = fit_plan(
+        view_of(), plan_without(2, 4), samples(60), repair="sweep", config=FitConfig(ridge=math.inf), batch_size=16
+    )
+    assert not fitted.values and all(one.n_kept == 0 and one.error_after == one.error_before for one in fitted.result.layers)
 
 
 def test_a_planted_constant_layer_is_repaired_exactly():

@@ -95,6 +95,9 @@ def test_training_counts_what_a_repair_set_and_every_replacement(model):
     assert trained({"replace": "none", "repair": "refit", "polish": "hidden"}) == both
     assert trained({"replace": "none", "repair": "sweep", "polish": "kl"}) == 4 * both + 2 * shape.ffn * shape.hidden
     assert trained({"repair": "sweep"}) == shape.layer_parameters + 4 * both
+    # one after the other: a layer at a time, and of the others the values that they ended with
+    in_turns = shape.layer_parameters + 4 * both * shape.itemsize / per_parameter
+    assert trained({"repair": "sweep", "train": {"several": "sequential"}}) == pytest.approx(in_turns)
     assert "train" not in [one.stage for one in ask(model, {"replace": "none", "repair": "sweep"}).stages]
 
 

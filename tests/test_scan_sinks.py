@@ -132,8 +132,9 @@ def test_a_sample_longer_than_a_chunk_is_measured_whole(monkeypatch):
 
 
 def test_samples_of_any_order_of_lengths_are_summed_alike():
-    """The buffer grows with the longest sample so far."""
+    """The buffer is as long as the longest sample so far, whatever the order."""
     short, long = planted(n_tokens=8), planted(n_tokens=40)
+    assert [len(observe(*some)._deltas) for some in ((short,), (short, long), (long, short))] == [8, 40, 40]
     for one, other in zip(observe(short, long).tables(), observe(long, short).tables(), strict=True):
         np.testing.assert_allclose(other.values, one.values, rtol=1e-12, err_msg=one.name)
 

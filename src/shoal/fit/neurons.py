@@ -31,7 +31,8 @@ FLOOR = 1e-6
 """The least ridge of the solve on all candidates: they are many, and some may be alike."""
 
 RIDGE = 1e-3
-"""Of the solve on all candidates, in units of the inputs' mean second moment. The output map is cross-validated afterwards."""
+"""Of the solve on all candidates, in units of the inputs' mean second moment. A sweep solves the map again,
+cross-validated, once the attention's is set."""
 
 
 class _Read(Exception):

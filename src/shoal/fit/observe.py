@@ -41,11 +41,12 @@ class Ends:
 
 
 def held_out(view: DecoderView, ends: Ends) -> Ends:
-    """Of the held-out samples alone: all that the error of :func:`observe` is over."""
+    """Of the held-out samples alone: all that the error of :func:`observe` is over. Batches without one are left out."""
     readings, folds = [], []
     inputs, goals = emptied(ends.inputs), emptied(ends.inputs)
     for reading, h_BTD, goal_BTD, folds_B in zip(ends.readings, ends.inputs, ends.goals, ends.folds, strict=True):
         chosen_B = folds_B == 0
+        assert reading.batch.branches is None  # text to fit on is plain
         if chosen_B.any():
             mask_BT = None if reading.batch.mask_BT is None else reading.batch.mask_BT[chosen_B]
             own = view.read(replace(reading.batch, ids_BT=reading.batch.ids_BT[chosen_B], mask_BT=mask_BT))

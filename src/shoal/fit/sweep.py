@@ -144,9 +144,7 @@ def sweep_layers(
                 found, reasons = places_of(view, layer, kinds, finds, probe)
                 if gathering is not None:
                     try:
-                        filled = gathering.place()
-                        # it ends in a solve of the output map, which would find nothing left to gain
-                        found = [filled, *(found[1:] if found and found[0].kind == filled.kind else found)]
+                        found = [gathering.place(), *found]
                     except CannotRefit as reason:
                         left = str(reason)
                 del gathering
@@ -216,7 +214,7 @@ def places_of(
 class _LayerInFit:
     """One layer with the student's states before it and the teacher's it should arrive at.
 
-    ``judged`` are the same, of all samples that are run once more when everything is solved.
+    ``judged``: the samples of the last run; all of them, or the held-out ones where no layer follows.
     """
 
     view: DecoderView
@@ -237,6 +235,8 @@ class _LayerInFit:
         best: tuple[Values, States] = ({}, [])
         changed = True
         for place in (*places, None):
+            if place is not None and solutions and _ends_in(*solutions[-1], place):
+                continue
             outputs, error, sums = self._observe(values, place)
             error = error if changed else errors[-1]  # of the same values: no sum of other samples makes it better
             if not errors or error < min(errors) or self.config.keep == "always":
@@ -250,7 +250,7 @@ class _LayerInFit:
                 if changed:
                     values = {**values, **place.changed({**parameters, **values}, solution.change_ED)}
         fits = [_record(place, solution, error) for (place, solution), error in zip(solutions, errors[1:], strict=True)]
-        n_kept = errors.index(min(errors)) if self.config.keep == "if_better" else len(places)
+        n_kept = errors.index(min(errors)) if self.config.keep == "if_better" else len(solutions)
         record = LayerFit(
             layer=self.layer,
             target=target,
@@ -277,6 +277,11 @@ class _LayerInFit:
         n_sums = 1 if place is not None and place.form == "neurons" else N_FOLDS - 1  # those of all candidates are large
         ends = self.judged if place is None else self.ends
         return observe(ends, run, config=self.config, no_sums=no_sums, n_sums=n_sums)
+
+
+def _ends_in(filled: Place[Any], solution: Solution, place: Place[Any]) -> bool:
+    """An MLP that was just filled with neurons has its output map solved with them: once more would find nothing."""
+    return filled.form == "neurons" and place.kind == filled.kind and not math.isinf(solution.ridge)
 
 
 def _record(place: Place[Any], solution: Solution, error: float) -> MapFit:

@@ -113,13 +113,16 @@ class RunFolder:
         return done.key == key
 
     def finish(self, stage: str, key: str, *, seconds: float, files: Iterable[str]) -> None:
-        """Record a stage whose files are all in place; every worker comes here, and goes on when it is recorded."""
+        """Record a stage whose files are all in place; every worker comes here, and goes on when it is recorded.
+
+        What the stage freed goes back to the system.
+        """
         entry = StageRecord(key=key, seconds=round(seconds, 3), files=tuple(files))
         self.record = self.record.model_copy(update={"stages": {**self.record.stages, stage: entry}})
         self.workers.on_first(self._save)
         from shoal.decoder.streamed import return_freed_memory  # a stage has loaded torch; reading a folder has not
 
-        return_freed_memory()  # one stage's peak would otherwise stay for all after it
+        return_freed_memory()  # its peak would otherwise stay for all stages after it
 
     def forget(self, stages: Iterable[str]) -> None:
         """Drop stages from the record, then their files: a crash in between leaves files that are simply written again."""

@@ -203,7 +203,7 @@ def _stages(recipe: Recipe, shape: Shape, *, cut: Cut, held: int | None, place: 
     length = recipe.text.length or min(shape.window or LONGEST_DEFAULT, LONGEST_DEFAULT)
     n_batch = max(1, TOKENS_PER_BATCH // length) * length
     state = shape.hidden * shape.itemsize  # of one token
-    work = n_batch * (8 * shape.hidden + 3 * shape.ffn) * shape.itemsize
+    work = _activations(shape, n_batch)
     geometry = min(place.scan, 2 * length * shape.n_layers * shape.hidden * 4)
     is_streamed = held is not None
     if held is None:
@@ -224,7 +224,7 @@ def _stages(recipe: Recipe, shape: Shape, *, cut: Cut, held: int | None, place: 
         """Temporaries of a measure on the logits of so many tokens, batch by batch."""
         n = min(n_batch, n_tokens)
         logits = 2 * n * shape.vocabulary * shape.itemsize + min(place.logits, N_DIVERGENCE * n * shape.vocabulary * 4)
-        return n * (8 * shape.hidden + 3 * shape.ffn) * shape.itemsize + logits
+        return _activations(shape, n) + logits
 
     def need(stage: str, *, disk: int = 0, scratch: int = 0, **parts: int) -> StageNeed:
         """``scratch``: states beyond the memory of the place; a card's go to the machine's before they go to disk."""
@@ -255,7 +255,7 @@ def _stages(recipe: Recipe, shape: Shape, *, cut: Cut, held: int | None, place: 
         fitting, scratch = _fit(recipe, shape, n_tokens=n_fit, spill=place.spill)
         if repairs_candidates(recipe):
             ranking, on_disk = _fit(recipe, shape, n_tokens=n_fit // 4, spill=place.spill)
-            ranked = need("plan", work=work, **ranking, values=recipe.guard * values, scratch=on_disk)
+            ranked = need("plan", work=work, **ranking, values=values, scratch=on_disk)
             choose = max(choose, ranked, key=lambda one: one.memory)
         found += [choose, need("fit", work=work, **fitting, values=values, disk=values, scratch=scratch)]
     else:
@@ -263,13 +263,15 @@ def _stages(recipe: Recipe, shape: Shape, *, cut: Cut, held: int | None, place: 
 
     config = recipe.training()
     if config is not None:
-        trained, most_run, widened = _trained(recipe, shape, cut, kept)
+        trained, at_once, most_run, widened = _trained(recipe, shape, cut, kept)
         n_micro = config.micro_batch * length
         graph = most_run * n_micro * (16 * shape.hidden + 6 * shape.ffn) * 4
         if _on_logits(config):
             graph += 3 * n_micro * shape.vocabulary * shape.itemsize
             graph += min(place.logits, N_DIVERGENCE * n_micro * shape.vocabulary * 4)
-        copies = trained * (ADAM + 2 * shape.itemsize)  # what would be saved, and the best of it so far
+        copies = (
+            at_once * (ADAM + 2 * shape.itemsize) + (trained - at_once) * shape.itemsize
+        )  # what would be saved, and the best of it so far
         n_training = min(config.all_tokens() or DEFAULT_TOKENS, DEFAULT_TOKENS) if is_streamed else n_micro
         memory, scratch = states(3, max(n_training, n_selection))
         found.append(
@@ -282,6 +284,11 @@ def _stages(recipe: Recipe, shape: Shape, *, cut: Cut, held: int | None, place: 
     memory, disk = states(2, n_evaluation)
     found.append(need("evaluation", second_model=second, states=memory, work=judging(n_evaluation), scratch=disk))
     return tuple(found)
+
+
+def _activations(shape: Shape, n_tokens: int) -> int:
+    """Bytes of a layer's temporaries."""
+    return n_tokens * (8 * shape.hidden + 3 * shape.ffn) * shape.itemsize
 
 
 def _fit(recipe: Recipe, shape: Shape, *, n_tokens: int, spill: int) -> tuple[dict[str, int], int]:
@@ -325,8 +332,8 @@ def _patch_sums(recipe: Recipe, shape: Shape, cut: Cut) -> tuple[int, int]:
     return n_spans, n_spans * bytes_per_span(shape.hidden)
 
 
-def _trained(recipe: Recipe, shape: Shape, cut: Cut, kept: int) -> tuple[int, int, int]:
-    """Parameters that are trained; most layers that a step runs with gradients; bytes of the fp32 copies of refitted layers.
+def _trained(recipe: Recipe, shape: Shape, cut: Cut, kept: int) -> tuple[int, int, int, int]:
+    """Parameters that are trained, in all and at a time; most layers that a step runs with gradients; bytes of fp32 copies.
 
     One span is assumed unless the selector looks for several: where the guard picks a candidate of several, each takes as much.
     """
@@ -339,11 +346,12 @@ def _trained(recipe: Recipe, shape: Shape, cut: Cut, kept: int) -> tuple[int, in
     refitted = _refitted(recipe, shape, kept)
     n_refits = kept if recipe.repair in EVERY_LAYER else min(refitted, 1)
     widened = n_refits * shape.layer_parameters * 4 if shape.itemsize < 4 else 0
+    trained = modules * shape.layer_parameters + refitted
     if config is not None and config.several == "sequential":  # one module or one layer's refit after the other
         largest = max(modules // max(n_spans, 1) * shape.layer_parameters, min(refitted, shape.layer_parameters))
-        return largest, kept if _on_logits(config) else max(modules // max(n_spans, 1), 1), widened
+        return trained, largest, kept if _on_logits(config) else max(modules // max(n_spans, 1), 1), widened
     runs_on = config is not None and (n_spans > 1 or recipe.repair in EVERY_LAYER or _on_logits(config))
-    return modules * shape.layer_parameters + refitted, kept if runs_on else max(modules, 1), widened
+    return trained, trained, kept if runs_on else max(modules, 1), widened
 
 
 def _on_logits(config: TrainConfig) -> bool:
@@ -381,7 +389,7 @@ def _refused(recipe: Recipe, shape: Shape, cut: Cut, held: int | None) -> tuple[
     config = recipe.training()
     if held is None or config is None:
         return ()
-    _, most_run, _ = _trained(recipe, shape, cut, shape.n_layers - cut.n_net)
+    _, _, most_run, _ = _trained(recipe, shape, cut, shape.n_layers - cut.n_net)
     if most_run <= held or (config.several != "joint" and not _on_logits(config)):
         return ()
     return (
