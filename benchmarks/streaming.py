@@ -8,7 +8,7 @@ with a warm file cache, and keeps freed memory as the command does:
 - scan: all spans of the model, resident and with ``--resident 1``, in turns; the ratio is of the fastest of each, since other
   work on the machine can only slow them, and the ratio of every round is kept beside it;
 - offload: transformers with accelerate's disk offload, a plain forward of the same batches and of twice as many;
-- compress: scan, guard, a trained layer in place of the cut, checkpoint; resident, and with ``--resident 1``, evaluation too.
+- compress: scan, a trained layer in place of the cut, checkpoint; resident, and with ``--resident 1``, evaluation too.
 
 Memory is the peak of the resident size (VmHWM, set back after the imports; mapped pages count), less that of a process with the
 same imports that does nothing. What a streamed case may take: embeddings and head, 2.5 layers, the states it may keep,
@@ -103,7 +103,7 @@ elif case.startswith("compress"):
     from shoal import compress, load_recipe
     text = dict(sources=[str(folder / "text.jsonl")], samples=samples, length=length, selection=4, evaluation=4)
     train = dict(tokens=4 * length, batch=2, micro_batch=2, eval_every=100)
-    recipe = load_recipe("default", dict(model=str(folder), drop="4", replace="layer", guard=2, text=text, train=train))
+    recipe = load_recipe("default", dict(model=str(folder), drop="4", replace="layer", guard=1, text=text, train=train))
     if case == "compress_streamed":
         open_streamed_as_it_is = open_streamed
         import shoal.decoder.streamed as module
