@@ -39,6 +39,9 @@ N_SUMS = 4 + 3
 N_SUMS_OF_POOL = 1 + 3
 """Sums of all folds together, and what the choice among candidates holds beside them: a copy, its factor, a copy of that."""
 
+N_ANSWERS = 3
+"""What all candidates say of a batch, in fp32: by groups, joined, and weighted."""
+
 CHUNK = 64 << 20
 """fp32 temporaries of the divergences and of the scan's geometry, together, on a CPU."""
 
@@ -200,6 +203,8 @@ def _cut(recipe: Recipe, shape: Shape) -> Cut:
 
 
 def _stages(recipe: Recipe, shape: Shape, *, cut: Cut, held: int | None, place: Place) -> tuple[StageNeed, ...]:
+    from shoal.fit.gathering import EXTRA
+
     length = recipe.text.length or min(shape.window or LONGEST_DEFAULT, LONGEST_DEFAULT)
     n_batch = max(1, TOKENS_PER_BATCH // length) * length
     state = shape.hidden * shape.itemsize  # of one token
@@ -252,12 +257,16 @@ def _stages(recipe: Recipe, shape: Shape, *, cut: Cut, held: int | None, place: 
     values = _refitted(recipe, shape, kept) * shape.itemsize
     if recipe.repair != "none":
         n_fit = recipe.fit.n_tokens(max(shape.ffn, 4 * shape.hidden))
+        # on a CPU the heap keeps what they took beside the sums that come next; a card's allocator gives it to them
+        answers = (
+            N_ANSWERS * n_batch * int((1 + EXTRA) * shape.ffn) * 4 if recipe.repair in GATHERS and place.host is None else 0
+        )
         fitting, scratch = _fit(recipe, shape, n_tokens=n_fit, spill=place.spill)
         if repairs_candidates(recipe):
             ranking, on_disk = _fit(recipe, shape, n_tokens=n_fit // 4, spill=place.spill)
-            ranked = need("plan", work=work, **ranking, values=values, scratch=on_disk)
+            ranked = need("plan", work=work + answers, **ranking, values=values, scratch=on_disk)
             choose = max(choose, ranked, key=lambda one: one.memory)
-        found += [choose, need("fit", work=work, **fitting, values=values, disk=values, scratch=scratch)]
+        found += [choose, need("fit", work=work + answers, **fitting, values=values, disk=values, scratch=scratch)]
     else:
         found.append(choose)
 
