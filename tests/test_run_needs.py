@@ -132,7 +132,7 @@ def test_what_solves_for_less_has_smaller_sums(repair, less, model):
 
 
 def test_what_does_not_fit_says_what_to_change(model, monkeypatch):
-    monkeypatch.setattr(planner, "process_memory", lambda: 0)
+    monkeypatch.setattr("shoal.run.machine.process_memory", lambda: 0)
     monkeypatch.setattr("shoal.decoder.spill.free_memory", lambda: 1000)
     found = ask(model, resident="all")
     assert not found.fits and any("--resident 1" in one for one in found.advice)

@@ -11,7 +11,6 @@ Letters: T tokens per batch, D hidden size, F inputs of the MLP's map, V vocabul
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +23,7 @@ from shoal.run.inputs import (
     TOKENS_PER_BATCH,
     layers_in_memory,
 )
+from shoal.run.machine import N_DIVERGENCE, Place, place_of
 from shoal.run.shape import Shape, shape_of
 from shoal.train.config import DEFAULT_TOKENS, TrainConfig
 from shoal.types import Record
@@ -42,22 +42,14 @@ N_SUMS_OF_POOL = 1 + 3
 N_ANSWERS = 3
 """What all candidates say of a batch, in fp32: by groups, joined, and weighted."""
 
-CHUNK = 64 << 20
-"""fp32 temporaries of the divergences and of the scan's geometry, together, on a CPU."""
-
-N_DIVERGENCE = 5
-"""fp32 temporaries of a chunk of logits while a divergence is computed."""
-
-CONTEXT = 600 << 20
-"""Of a card: the driver's, and the libraries' work space."""
-
 ADAM = 4 + 4 + 8
 """Bytes per trained parameter: the fp32 master, its gradient, two moments."""
 
-
 EVERY_LAYER = ("auto", "sweep", "magnitude")
-GATHERS = ("auto", "sweep")
 """Repairs that set something in every kept layer behind a cut."""
+
+GATHERS = ("auto", "sweep")
+"""Repairs that fill the MLP before a cut with neurons of the removed layers."""
 
 
 class StageNeed(Record):
@@ -108,43 +100,6 @@ class Needs(Record):
     def fits(self) -> bool:
         is_enough = self.free_host is None or max(one.host for one in self.stages) <= self.free_host
         return self.peak.memory <= self.free_memory and self.disk <= self.free_disk and is_enough
-
-
-@dataclass(frozen=True)
-class Place:
-    """The memory that layers run in.
-
-    Attributes:
-        base: taken before anything is opened.
-        free: what there is in all, ``base`` included.
-        spill: of states that a pass may keep there.
-        scan, logits: temporaries of the scan and of the divergences.
-        host: the machine's, where this is a card.
-    """
-
-    base: int
-    free: int
-    spill: int
-    scan: int = CHUNK
-    logits: int = CHUNK
-    host: Place | None = None
-
-
-def place_of(device: str) -> Place:
-    """The memory of a device as it is now. Raises ValueError: a device that cannot be used."""
-    from shoal.decoder.open import usable_device
-    from shoal.decoder.spill import SHARE, free_memory, free_on_card
-    from shoal.scan.gram import OTHER_CHUNK_BYTES
-    from shoal.score.divergence import CHUNK_ELSEWHERE
-
-    base = process_memory()
-    machine = Place(base, free_memory() + base, free_memory() // SHARE)
-    where = usable_device(device)
-    if where.type != "cuda":
-        return machine
-    free = free_on_card(where)
-    # the updates of a chunk in a scan, and its geometry
-    return Place(CONTEXT, free + CONTEXT, free // SHARE, 2 * OTHER_CHUNK_BYTES, N_DIVERGENCE * 4 * CHUNK_ELSEWHERE, machine)
 
 
 def needs_of(
@@ -405,20 +360,6 @@ def _refused(recipe: Recipe, shape: Shape, cut: Cut, held: int | None) -> tuple[
         f"training runs all kept layers behind the cut at every step, at most {most_run}: with fewer in memory it is refused; "
         "give a larger --resident, or train one part after the other (several: sequential under train of a recipe)",
     )
-
-
-def process_memory() -> int:
-    """Bytes of this process now, the libraries a run needs included: they are imported first."""
-    import accelerate  # noqa: F401  (a run that reads layers from disk imports it)
-    import torch  # noqa: F401
-
-    from shoal.surgery import blueprint  # noqa: F401  (and transformers with it)
-
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
-    except (OSError, StopIteration):  # no such file outside Linux: what a process with these libraries has there
-        return 600 << 20
 
 
 def in_bytes(n: float) -> str:
