@@ -286,7 +286,7 @@ def streamed(asked: Asked) -> dict[str, Any]:
             for index in range(n_layers):
                 with layers.layer(index):
                     pass
-            layers.release()
+            layers.settle(())
 
         read()  # pinned memory is taken, and the files were just written
         for file in folder.glob("*.safetensors"):
@@ -299,12 +299,12 @@ def streamed(asked: Asked) -> dict[str, Any]:
             row[f"{name}_read_gb_per_s"] = round((layers.bytes_read - before) / seconds / 1e9, 2)
             asked.say("streamed", **{f"{name}_read_gb_per_s": row[f"{name}_read_gb_per_s"]})
         for name, batches in texts.items():
-            layers.release()
+            layers.settle(())
             before, took = layers.bytes_read, []
             with peak_of(asked.device, row, f"{name}_streamed_peak_gb"):
                 for _ in range(2):
                     took.append(timed(asked.device, lambda: scanned(view, batches)))  # noqa: B023
-                    layers.release()
+                    layers.settle(())
             row[f"{name}_tokens"] = sum(batch.ids_BT.numel() for batch in batches)
             row[f"{name}_bytes_read_over_stored"] = (layers.bytes_read - before) / stored / 2
             row[f"{name}_resident_seconds"], row[f"{name}_streamed_seconds"] = resident[name], took

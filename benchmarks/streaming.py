@@ -39,8 +39,10 @@ CASE = """
 import json, sys, threading, time
 from pathlib import Path
 import torch, transformers, accelerate
+import transformers.models.llama.modeling_llama
 from transformers import AutoModelForCausalLM
 import shoal.run.compress, shoal.run.inputs, shoal.scan, shoal.train.plan, shoal.evaluate, shoal.surgery.verify
+from shoal.report.heatmap import draws_pictures
 from shoal.run.memory import keep_freed_memory
 from shoal.decoder import DecoderView
 from shoal.decoder.open import load_strictly
@@ -48,6 +50,7 @@ from shoal.decoder.streamed import open_streamed
 from shoal.types import Batch, Provenance
 case, folder, samples, length, states = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
 keep_freed_memory()
+draws_pictures()  # loads matplotlib
 
 def memory(field):
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -84,21 +84,47 @@ def stage_of(found, name):
 def test_training_counts_what_a_repair_set_and_every_replacement(model):
     shape = shape_of(model)
     both = (shape.ffn + shape.hidden) * shape.hidden  # of each of 6 layers less 2; one MLP is filled as a whole
-    per_parameter = planner.ADAM + 2 * shape.itemsize
+    copy = shape.itemsize  # of a value in the model's dtype: what would be saved, the best of it, and a module's start
+    module, refit = planner.ADAM + 3 * copy, planner.ADAM + 2 * copy
 
     def trained(changes):
-        return stage_of(ask(model, changes), "train").parts["trained"] / per_parameter
+        return stage_of(ask(model, changes), "train").parts["trained"]
 
-    assert trained({}) == shape.layer_parameters
-    assert trained({"select": "disjoint", "max_spans": 2}) == 2 * shape.layer_parameters
-    assert trained({"select": "lowest"}) == 2 * shape.layer_parameters  # both of --drop 2, each with a layer in its place
-    assert trained({"replace": "none", "repair": "refit", "polish": "hidden"}) == both
-    assert trained({"replace": "none", "repair": "sweep", "polish": "kl"}) == 4 * both + 2 * shape.ffn * shape.hidden
-    assert trained({"repair": "sweep"}) == shape.layer_parameters + 4 * both
+    assert trained({}) == module * shape.layer_parameters
+    assert trained({"select": "disjoint", "max_spans": 2}) == 2 * module * shape.layer_parameters
+    # both of --drop 2, each with a layer in its place
+    assert trained({"select": "lowest"}) == 2 * module * shape.layer_parameters
+    assert trained({"replace": "none", "repair": "refit", "polish": "hidden"}) == refit * both
+    assert trained({"replace": "none", "repair": "sweep", "polish": "kl"}) == refit * (4 * both + 2 * shape.ffn * shape.hidden)
+    assert trained({"repair": "sweep"}) == module * shape.layer_parameters + refit * 4 * both
     # one after the other: a layer at a time, and of the others the values that they ended with
-    in_turns = shape.layer_parameters + 4 * both * shape.itemsize / per_parameter
-    assert trained({"repair": "sweep", "train": {"several": "sequential"}}) == pytest.approx(in_turns)
+    in_turns = module * shape.layer_parameters + 4 * both * copy
+    assert trained({"repair": "sweep", "train": {"several": "sequential"}}) == in_turns
     assert "train" not in [one.stage for one in ask(model, {"replace": "none", "repair": "sweep"}).stages]
+
+
+def test_a_step_counts_gradients_and_only_the_layers_that_it_runs(model):
+    """Of layers on disk; a measure, which has many tokens here, counts all that are held and no gradients."""
+    shape = shape_of(model)
+
+    def parts(changes, tokens):
+        return stage_of(ask(model, {"train": {"micro_batch": tokens}, **changes}, resident="1"), "train").parts
+
+    refit = {"replace": "none", "repair": "refit", "polish": "hidden"}
+    for changes, layers, parameters in (({}, 0, shape.layer_parameters), (refit, 1, (shape.ffn + shape.hidden) * shape.hidden)):
+        step, measure = parts(changes, 4096), parts(changes, 1)
+        assert step["weights"] == shape.other_bytes + layers * shape.layer_bytes
+        assert step["gradients"] == planner.GRADIENT * parameters
+        assert measure["weights"] == shape.other_bytes + 2 * shape.layer_bytes and "gradients" not in measure
+
+
+def test_what_waits_on_disk_for_the_scan_comes_back_sample_by_sample(model, monkeypatch):
+    shape, length = shape_of(model), 32
+    changes = {"text": {"length": length, "samples": 64}}
+    assert not stage_of(ask(model, changes, resident="1"), "scan").parts["sample"]
+    monkeypatch.setattr("shoal.decoder.spill.SHARE", 1 << 40)
+    kept = stage_of(ask(model, changes, resident="1"), "scan").parts
+    assert kept["sample"] == (shape.n_layers + 1) * length * shape.hidden * shape.itemsize and not kept["states"]
 
 
 def test_training_that_runs_on_behind_the_cut_takes_more(model):

@@ -8,7 +8,9 @@ import torch
 from families import FAMILIES, VOCAB, tiny_model
 
 from shoal.decoder import DecoderView, Student, Tap, run_pass
+from shoal.fit.patch_error import PatchObserver
 from shoal.scan import GramObserver, add_states, best_span, finish, scan
+from shoal.scan.cka import CkaObserver
 from shoal.scan.gram import N_PARTS, part_of
 from shoal.scan.tokens import TOKENS
 from shoal.score.pairwise import CRITERIA
@@ -195,6 +197,27 @@ def test_shards_add_up_to_the_whole_and_a_loaded_state_continues_bit_for_bit():
     merged.load_state(joined)
     table = finish(merged, provenance=SOURCE)["cosine/rest"]
     np.testing.assert_allclose(table.values, finish(whole, provenance=SOURCE)["cosine/rest"].values, rtol=1e-12)
+
+
+OBSERVERS = {
+    "gram": lambda view: GramObserver(N_LAYERS),
+    "cka": lambda view: CkaObserver(N_LAYERS, length=40, n_tokens=8),
+    "patch": lambda view: PatchObserver([Span(0, 2), Span(1, 3)], hidden_size=view.hidden_size),
+}
+
+
+@pytest.mark.parametrize("observer", OBSERVERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_samples_of_a_batch_one_by_one_add_the_same_bits(observer, dtype):
+    view = DecoderView(tiny_model("llama", n_layers=N_LAYERS).to(dtype))
+    whole, one_by_one = OBSERVERS[observer](view), OBSERVERS[observer](view)
+    for batch in (padded(samples(shortest=9, longest=40)), padded(samples(n=3, shortest=20, longest=20, seed=1), index=1)):
+        values = {Tap("boundary", index): h.detach() for index, h in view.stream(view.read(batch))}
+        whole.update(batch, values)
+        for row in range(len(batch.ids_BT)):
+            one_by_one.update(batch.sample(row), {tap: h_BTD[row : row + 1].clone() for tap, h_BTD in values.items()})
+    assert all(torch.equal(one_by_one.state()[name], total) for name, total in whole.state().items())
+    assert any(total.any() for total in whole.state().values())
 
 
 def test_sums_of_another_depth_are_refused():

@@ -53,16 +53,21 @@ def test_every_tensor_has_the_dtype_and_bits_of_the_resident_one(name, stored, d
 
 
 class Keep:
-    """Remembers everything it sees, in order."""
+    """Remembers everything it sees, in order; samples of a batch are joined."""
 
     def __init__(self, taps):
-        self.wanted, self.seen = taps, []
+        self.wanted, self.seen, self.longest = taps, [], 0
 
     def taps(self, view):
         return self.wanted
 
     def update(self, batch, values):
-        self.seen.append((batch.index, {tap: value.clone() for tap, value in values.items()}))
+        self.longest = max(self.longest, len(batch.ids_BT))
+        if not self.seen or self.seen[-1][0] != batch.index:
+            self.seen.append((batch.index, {tap: value.clone() for tap, value in values.items()}))
+        else:
+            seen = self.seen[-1][1]
+            seen.update({tap: torch.cat([seen[tap], value]) for tap, value in values.items()})
 
 
 def everything(view):
@@ -107,6 +112,14 @@ def test_each_weight_is_read_once_a_pass_and_one_layer_is_held(pair):
     assert held and max(held) == 1
 
 
+def test_observers_of_a_streamed_model_get_one_sample_at_a_time(pair):
+    for view, longest in zip(pair, (max(len(batch.ids_BT) for batch in BATCHES), 1), strict=True):
+        keep = Keep([Tap("boundary", 0)])
+        run_pass(view, BATCHES, observers=[keep])
+        assert keep.longest == longest
+        assert [len(values[Tap("boundary", 0)]) for _, values in keep.seen] == [len(batch.ids_BT) for batch in BATCHES]
+
+
 @pytest.mark.parametrize("limit", [0, 300, 10**9])
 def test_states_that_do_not_fit_come_back_from_the_file_as_they_were(limit):
     spill = Spill(limit)
@@ -117,6 +130,7 @@ def test_states_that_do_not_fit_come_back_from_the_file_as_they_were(limit):
         spill.drop(key)
     spill.put("again", values[3])
     assert torch.equal(spill.get("again"), values[3])
+    assert torch.equal(torch.cat([spill.get_sample("again", row) for row in range(4)]), values[3])
     for key in values.keys() - {3, 4}:
         got = spill.get(key)
         assert got.dtype == values[key].dtype and torch.equal(got, values[key])
@@ -278,10 +292,24 @@ def test_a_layer_that_was_read_leaves_no_memory_behind(tmp_path):
 def test_released_layers_come_back_as_they_were(pair):
     resident, streamed = pair
     before = streamed.logits(BATCHES[0])
-    streamed.residency.release()
+    streamed.residency.settle(())
     assert all(p.is_meta for layer in streamed._stub_layers for p in layer.parameters())
     assert not streamed.residency._pages._spare and not streamed.residency._ahead
     assert torch.equal(streamed.logits(BATCHES[0]), before)
+
+
+def test_of_held_layers_those_that_are_needed_stay_where_they_are(tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path)
+    opened, streamed = open_streamed(tmp_path, n_resident=3)
+    view = DecoderView(opened.model, residency=streamed)
+    view.logits(BATCHES[0])
+    last = view.n_layers - 1
+    streamed.settle({last - 1})
+    held = [index for index, layer in enumerate(view._stub_layers) if not any(p.is_meta for p in layer.parameters())]
+    assert held == [last - 1]
+    before = streamed.bytes_read
+    with streamed.layer(last - 1):
+        assert streamed.bytes_read == before
 
 
 def test_states_may_be_limited_to_a_number_of_bytes(pair, monkeypatch):

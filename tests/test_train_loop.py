@@ -322,7 +322,7 @@ def test_a_damaged_checkpoint_is_refused(view, tmp_path):
 def test_a_full_disk_leaves_the_last_checkpoint(view, tmp_path, monkeypatch):
     def stop(step, n_steps, loss):
         if step == 3:
-            monkeypatch.setattr("shoal.train.checkpoint.save_file", full)
+            monkeypatch.setattr("shoal.surgery.tensors.save_file", full)
 
     def full(tensors, path, metadata):
         path.write_bytes(b"half")

@@ -21,6 +21,7 @@ from shoal.train import states
 from shoal.train.config import TrainConfig
 from shoal.train.plan import train_plan
 from shoal.train.states import Asked, Live, Rounds
+from shoal.train.students import Trainees
 from shoal.types import Unit
 
 SIZE = Size(layers=6, parameters=1)
@@ -190,6 +191,32 @@ def test_steps_of_a_round_read_no_weights(pair):
     train_plan(streamed, ONE, config=config, **TEXT, progress=lambda step, n, loss: read.append(streamed.residency.bytes_read))
     assert len(read) == 4 and len(set(read)) == 1
     assert sum(not any(p.is_meta for p in layer.parameters()) for layer in streamed._stub_layers) <= 1
+
+
+@pytest.mark.parametrize(("edit", "needed"), [("replacement", set()), ("refit", {2})])
+def test_between_steps_no_layer_and_while_measuring_no_gradient_is_held(pair, edit, needed, monkeypatch):
+    whole, streamed = pair
+    plan, values = ONE, None
+    if edit == "refit":
+        fitted = fit_plan(whole, plan_of(Drop(indices=(3,))), TEXT["training"], repair="refit", batch_size=4)
+        plan, values = fitted.plan, fitted.values
+    held, gradients, optimised = [], [], torch.optim.AdamW.step
+
+    def step(self, *args):
+        layers = enumerate(streamed._stub_layers)
+        held.append({index for index, layer in layers if not all(p.is_meta for p in layer.parameters())})
+        gradients.append(all(p.grad is not None for group in self.param_groups for p in group["params"]))
+        return optimised(self, *args)
+
+    def deploy(self, deployed=Trainees.deploy):
+        gradients.append(any(p.grad is not None for p in self.parameters()))
+        deployed(self)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    monkeypatch.setattr(Trainees, "deploy", deploy)
+    train_plan(streamed, plan, values=values, config=CONFIG, **TEXT)
+    assert held == [needed] * 4
+    assert gradients == [False, True, True, False, True, True, False]
 
 
 @pytest.mark.parametrize("several", ["sequential", "teacher_forced"])

@@ -103,6 +103,12 @@ class Batch:
         branches = None if self.branches is None else self.branches.to(device)
         return Batch(self.ids_BT.to(device), mask, self.index, branches)
 
+    def sample(self, row: int) -> Batch:
+        """One of its samples, with the batch's padding and position."""
+        mask = None if self.mask_BT is None else self.mask_BT[row : row + 1]
+        branches = None if self.branches is None else self.branches.sample(row)
+        return Batch(self.ids_BT[row : row + 1], mask, self.index, branches)
+
 
 @dataclass(frozen=True)
 class Branches:
@@ -118,6 +124,9 @@ class Branches:
 
     def to(self, device: Any) -> Branches:
         return Branches(self.sees_BTT.to(device), self.positions_BT.to(device))
+
+    def sample(self, row: int) -> Branches:
+        return Branches(self.sees_BTT[row : row + 1], self.positions_BT[row : row + 1])
 
 
 @dataclass(frozen=True)

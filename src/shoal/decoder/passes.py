@@ -21,15 +21,16 @@ from shoal.workers import ALONE, Workers
 
 
 class Observer(Protocol):
-    """Collects additive sums from one stream, by default the teacher's; so it can be sharded over workers, saved, resumed."""
+    """Collects sums over samples of one stream, by default the teacher's; so it can be sharded over workers, saved, resumed."""
 
     def taps(self, view: DecoderView) -> Sequence[Tap]:
         """What it needs."""
         ...
 
     def update(self, batch: Batch, values: Mapping[Tap, Tensor]) -> None:
-        """One batch, in batch order.
+        """One batch, in batch order; or its samples one after the other, which must add the same bits.
 
+        Where layers are read from disk they come one by one, so that no more states than one sample's wait in memory for it.
         ``values``: (B, T, ...) in the model's dtype, on the view's device; not to be edited, and overwritten after ``update``
         returns, so copy what must outlive it.
         """
@@ -206,15 +207,27 @@ def _run_by_layer(
             reading = reading_of(i)
             finals = [waiting.get((_group_of(groups, member), i)) for member in range(len(streams))]
             _refuse_nonfinite(view, finals[0])
-            for observer in observers:
-                keys = {tap: boundary[tap.index] if tap.kind == "boundary" else tap for tap in observer.taps(view)}
-                observer.update(reading.batch, {tap: waiting.get((key, i)) for tap, key in keys.items()})
+            _deliver(view, reading.batch, observers, waiting, {tap: (_key_of(tap, boundary), i) for tap in taps})
             if sink is not None:
                 sink(reading, finals[1:] if observers else finals)
             if after_batch is not None:
                 after_batch(batch)
     finally:
         waiting.close()
+
+
+def _deliver(
+    view: DecoderView, batch: Batch, observers: Sequence[Observer], waiting: Spill, keys: Mapping[Tap, tuple[object, int]]
+) -> None:
+    """A batch's tapped values to all observers, sample by sample; they share what is read."""
+    for row in range(len(batch.ids_BT) if observers else 0):
+        values = {tap: waiting.get_sample(key, row) for tap, key in keys.items()}
+        for observer in observers:
+            observer.update(batch.sample(row), {tap: values[tap] for tap in observer.taps(view)})
+
+
+def _key_of(tap: Tap, boundary: Mapping[int, int]) -> object:
+    return boundary[tap.index] if tap.kind == "boundary" else tap
 
 
 def _group_of(groups: Sequence[tuple[list[int], int]], member: int) -> int:

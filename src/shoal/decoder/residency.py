@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -27,6 +27,10 @@ class Residency(Protocol):
         """The layer with its weights on the compute device, valid inside the ``with`` block only."""
         ...
 
+    def settle(self, layers: Collection[int]) -> None:
+        """No other layer is needed for a while: where memory is scarce, hold none, and give the system back what was freed."""
+        ...
+
 
 class Resident:
     """All layers in memory."""
@@ -41,3 +45,6 @@ class Resident:
     @contextmanager
     def layer(self, index: int) -> Iterator[nn.Module]:
         yield self._layers[index]
+
+    def settle(self, layers: Collection[int]) -> None:
+        """Nothing: all layers stay, and so do freed blocks, which the next step then need not fetch."""

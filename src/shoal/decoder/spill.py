@@ -89,11 +89,16 @@ class Spill:
             value, device = self._kept[key]
             return value.to(device, non_blocking=True)
         place = self._written[key]
-        raw = torch.empty(place.n_bytes, dtype=torch.uint8)
-        self._file.seek(place.offset)
-        n = self._file.readinto(memoryview(cast(Any, raw.numpy())))
-        assert n == place.n_bytes, "the temporary file of hidden states is shorter than what was written"
-        return raw.view(place.dtype).view(place.shape).to(place.device)
+        return self._read(place.offset, place.n_bytes, place).view(place.shape).to(place.device)
+
+    def get_sample(self, key: Hashable, row: int) -> Tensor:
+        """One row of the first dimension, as (1, ...); of what is in the file only that row is read."""
+        if key in self._kept:
+            value, device = self._kept[key]
+            return value[row : row + 1].to(device, non_blocking=True)
+        place = self._written[key]
+        n_bytes = place.n_bytes // place.shape[0]
+        return self._read(place.offset + row * n_bytes, n_bytes, place).view(1, *place.shape[1:]).to(place.device)
 
     def drop(self, key: Hashable) -> None:
         kept = self._kept.pop(key, None)
@@ -112,6 +117,13 @@ class Spill:
         self._written.clear()
         if self._file is not None:
             self._file.close()
+
+    def _read(self, offset: int, n_bytes: int, place: _Place) -> Tensor:
+        raw = torch.empty(n_bytes, dtype=torch.uint8)
+        self._file.seek(offset)
+        n = self._file.readinto(memoryview(cast(Any, raw.numpy())))
+        assert n == n_bytes, "the temporary file of hidden states is shorter than what was written"
+        return raw.view(place.dtype)
 
     def _open(self) -> Any:
         if self._file is None:

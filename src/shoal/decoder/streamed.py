@@ -14,7 +14,7 @@ import platform
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -103,21 +103,22 @@ class Streamed:
         self._loaded.move_to_end(index)
         yield self._layers[index]
 
-    def release(self) -> None:
-        """Give all layers back, and all memory they were read into."""
+    def settle(self, layers: Collection[int]) -> None:
+        """Give all other layers back, what is being read ahead, and all memory that was freed."""
         self._read_ahead(len(self._layers))
-        while self._loaded:
-            self._push_out()
+        for index in [one for one in self._loaded if one not in layers]:
+            self._push_out(index)
         self._pages.clear()
+        return_freed_memory()
 
     def _make_room(self) -> None:
         while len(self._loaded) >= self.n_resident:
-            self._push_out()
+            self._push_out(next(iter(self._loaded)))
 
-    def _push_out(self) -> None:
-        oldest, _ = self._loaded.popitem(last=False)
-        empty(self._layers[oldest])
-        self._pages.give_back(oldest)
+    def _push_out(self, index: int) -> None:
+        del self._loaded[index]
+        empty(self._layers[index])
+        self._pages.give_back(index)
 
     def _read_ahead(self, index: int) -> None:
         """Start reading the layer that comes next in a pass; drop what was read for a pass that went another way."""
@@ -152,7 +153,8 @@ def return_freed_memory() -> None:
 
     A new layer's small objects come to lie between blocks of activations, which then fit no activation any more: without this
     each layer leaves some of them behind, and a pass over many layers ends with several times its working memory
-    (docs/log.md). Once per layer that is read, its cost is lost in the reading.
+    (docs/log.md). Once per layer that is read, its cost is lost in the reading. So it is in a
+    training between gradients, optimizer and validation, whose blocks do not fit each other either.
     """
     trim = _malloc_trim()
     if trim is not None:

@@ -116,6 +116,15 @@ def save_heatmap(table: SpanTable, path: Path) -> Path:
     return path
 
 
+def draws_pictures() -> bool:
+    """Whether matplotlib, an extra, is there; it is loaded."""
+    try:
+        _matplotlib()
+    except ValueError:
+        return False
+    return True
+
+
 def _matplotlib() -> tuple[Any, Any, Any]:
     try:
         from matplotlib import ticker

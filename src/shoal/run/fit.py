@@ -10,7 +10,6 @@ from shoal.run.folder import RunFolder
 from shoal.run.inputs import Inputs, Progress, silent
 from shoal.run.keys import repair_key
 from shoal.run.stages import VALUES, oracle
-from shoal.types import write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,12 +33,11 @@ def fit_stage(inputs: Inputs, folder: RunFolder, plan: Plan, *, progress: Progre
     Args:
         plan: of the plan stage; refits that an earlier run of this folder left in it are dropped first.
     """
-    from safetensors.torch import load_file, save
-
     from shoal.fit.put_back import as_removal, put_back
     from shoal.fit.refit import fit_plan, without_refits
     from shoal.fit.result import FitResult
     from shoal.plan import Plan
+    from shoal.surgery.tensors import each_tensor, save_tensors
 
     repair, cut = inputs.recipe.repair, without_refits(plan)
     if repair == "none":
@@ -48,7 +46,7 @@ def fit_stage(inputs: Inputs, folder: RunFolder, plan: Plan, *, progress: Progre
         return Repaired(cut, {})
     key = repair_key(inputs, cut)
     if folder.is_done("fit", key):
-        values = load_file(str(folder / VALUES)) if (folder / VALUES).exists() else {}
+        values = dict(each_tensor(folder / VALUES)) if (folder / VALUES).exists() else {}
         return Repaired(Plan.load(folder / "plan.json"), values, FitResult.load(folder / "fit.json"))
     started = time.monotonic()
     judge = oracle(inputs, inputs.selection, what="check the repair", progress=progress)
@@ -70,7 +68,7 @@ def fit_stage(inputs: Inputs, folder: RunFolder, plan: Plan, *, progress: Progre
     def write() -> None:
         fitted.result.save(folder / "fit.json")
         if fitted.values:
-            write_atomically(folder / VALUES, save({name: value.contiguous().cpu() for name, value in fitted.values.items()}))
+            save_tensors(folder / VALUES, fitted.values)
         fitted.plan.save(folder / "plan.json")
 
     folder.workers.on_first(write)

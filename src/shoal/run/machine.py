@@ -57,8 +57,10 @@ def process_memory() -> int:
     import accelerate  # noqa: F401  (a run that reads layers from disk imports it)
     import torch  # noqa: F401
 
+    from shoal.report.heatmap import draws_pictures
     from shoal.surgery import blueprint  # noqa: F401  (and transformers with it)
 
+    draws_pictures()  # and loads what it draws with
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))

@@ -25,7 +25,8 @@ from shoal.run.inputs import (
 )
 from shoal.run.machine import N_DIVERGENCE, Place, place_of
 from shoal.run.shape import Shape, shape_of
-from shoal.train.config import DEFAULT_TOKENS, TrainConfig
+from shoal.run.sizes import GATHERS, on_logits, refitted, training_of
+from shoal.train.config import DEFAULT_TOKENS
 from shoal.types import Record
 
 if TYPE_CHECKING:
@@ -42,14 +43,8 @@ N_SUMS_OF_POOL = 1 + 3
 N_ANSWERS = 3
 """What all candidates say of a batch, in fp32: by groups, joined, and weighted."""
 
-ADAM = 4 + 4 + 8
-"""Bytes per trained parameter: the fp32 master, its gradient, two moments."""
-
-EVERY_LAYER = ("auto", "sweep", "magnitude")
-"""Repairs that set something in every kept layer behind a cut."""
-
-GATHERS = ("auto", "sweep")
-"""Repairs that fill the MLP before a cut with neurons of the removed layers."""
+ADAM, GRADIENT = 4 + 8, 4
+"""Bytes per trained parameter: the fp32 master and two moments; its gradient."""
 
 
 class StageNeed(Record):
@@ -180,6 +175,10 @@ def _stages(recipe: Recipe, shape: Shape, *, cut: Cut, held: int | None, place: 
         everything = n_streams * n_tokens * state
         return min(everything, place.spill), max(0, everything - place.spill)
 
+    def read_back(n_streams: int, on_disk: int) -> int:
+        """Of states that wait on disk for an observer, those of one sample."""
+        return n_streams * length * state if on_disk else 0
+
     def judging(n_tokens: int) -> int:
         """Temporaries of a measure on the logits of so many tokens, batch by batch."""
         n = min(n_batch, n_tokens)
@@ -188,7 +187,7 @@ def _stages(recipe: Recipe, shape: Shape, *, cut: Cut, held: int | None, place: 
 
     def need(stage: str, *, disk: int = 0, scratch: int = 0, **parts: int) -> StageNeed:
         """``scratch``: states beyond the memory of the place; a card's go to the machine's before they go to disk."""
-        parts = {"process": place.base, "weights": weights, **parts}
+        parts = {"process": place.base, "weights": weights} | parts
         on_host, host = 0, 0
         if place.host is not None:
             on_host = min(scratch, place.host.spill)
@@ -199,17 +198,18 @@ def _stages(recipe: Recipe, shape: Shape, *, cut: Cut, held: int | None, place: 
     n_calibration = (recipe.text.samples or DEFAULT_SAMPLES["calibration"]) * length
     n_selection = (recipe.text.selection or DEFAULT_SAMPLES["selection"]) * length
     memory, disk = states(shape.n_layers + 1, n_calibration)
-    found.append(need("scan", states=memory, work=work + geometry, scratch=disk))
+    found.append(need("scan", states=memory, work=work + geometry, sample=read_back(shape.n_layers + 1, disk), scratch=disk))
 
     n_students = recipe.guard + 1 if recipe.guard > 1 else 1
     memory, disk = states(n_students, n_selection)
     choose = need("plan", states=memory, work=judging(n_selection), scratch=disk)
     if recipe.guard > 1 and (recipe.repair != "none" or recipe.replace != "none"):
         n_spans, sums = _patch_sums(recipe, shape, cut)
-        memory, disk = states(min(2 * n_spans, shape.n_layers + 1), n_calibration)
-        patches = need("plan", states=memory, work=work, sums=sums, scratch=disk)
+        n_ends = min(2 * n_spans, shape.n_layers + 1)
+        memory, disk = states(n_ends, n_calibration)
+        patches = need("plan", states=memory, work=work, sums=sums, sample=read_back(n_ends, disk), scratch=disk)
         choose = max(choose, patches, key=lambda one: one.memory)
-    values = _refitted(recipe, shape, kept) * shape.itemsize
+    values = refitted(recipe, shape, kept) * shape.itemsize
     if recipe.repair != "none":
         n_fit = recipe.fit.n_tokens(max(shape.ffn, 4 * shape.hidden))
         # on a CPU the heap keeps what they took beside the sums that come next; a card's allocator gives it to them
@@ -227,21 +227,27 @@ def _stages(recipe: Recipe, shape: Shape, *, cut: Cut, held: int | None, place: 
 
     config = recipe.training()
     if config is not None:
-        trained, at_once, most_run, widened = _trained(recipe, shape, cut, kept)
+        size = training_of(recipe, config, shape, cut=cut, kept=kept)
         n_micro = config.micro_batch * length
-        graph = most_run * n_micro * (16 * shape.hidden + 6 * shape.ffn) * 4
-        if _on_logits(config):
+        graph = size.most_run * n_micro * (16 * shape.hidden + 6 * shape.ffn) * 4
+        if on_logits(config):
             graph += 3 * n_micro * shape.vocabulary * shape.itemsize
             graph += min(place.logits, N_DIVERGENCE * n_micro * shape.vocabulary * 4)
-        copies = (
-            at_once * (ADAM + 2 * shape.itemsize) + (trained - at_once) * shape.itemsize
-        )  # what would be saved, and the best of it so far
         n_training = min(config.all_tokens() or DEFAULT_TOKENS, DEFAULT_TOKENS) if is_streamed else n_micro
         memory, scratch = states(3, max(n_training, n_selection))
-        found.append(
-            need("train", states=memory, work=max(graph, judging(n_selection)), trained=copies, values=values, widened=widened,
-                 disk=trained * (ADAM + shape.itemsize), scratch=scratch)
-        )  # fmt: skip
+        parts = {
+            "states": memory,
+            "values": values,
+            "widened": size.widened,
+            # masters and moments; the start of modules; what would be saved, and the best of it so far
+            "trained": size.at_once * ADAM + (size.modules + size.parameters + size.at_once) * shape.itemsize,
+        }
+        files = {"disk": size.parameters * (ADAM + shape.itemsize), "scratch": scratch}
+        # gradients are there during a step, when of the layers on disk only those are held that it runs
+        step_weights = shape.other_bytes + size.most_kept * shape.layer_bytes if is_streamed else weights
+        step = need("train", weights=step_weights, work=graph, **parts, gradients=size.at_once * GRADIENT, **files)
+        measured = need("train", work=judging(n_selection), **parts, **files)
+        found.append(max(step, measured, key=lambda one: one.memory))
     second = 0 if is_streamed else student
     found.append(need("model", second_model=second, work=2 * length * shape.vocabulary * 4 + work, disk=student))
     n_evaluation = (recipe.text.evaluation or DEFAULT_SAMPLES["evaluation"]) * length
@@ -275,18 +281,6 @@ def _inputs_of_sums(recipe: Recipe, shape: Shape) -> int:
     return {"magnitude": 0, "bias": 0, "map": shape.hidden, "patch": shape.hidden}.get(recipe.repair, shape.ffn)
 
 
-def _refitted(recipe: Recipe, shape: Shape, kept: int) -> int:
-    """Parameters that a repair sets, without those of replacements. Where a cut will be is not known yet: as if in front."""
-    from shoal.replace import parse_replacement
-
-    mlp, both = shape.ffn * shape.hidden, (shape.ffn + shape.hidden) * shape.hidden
-    of = {"none": 0, "patch": 0, "bias": 2 * shape.hidden, "map": mlp, "refit": both}
-    replacement = parse_replacement(recipe.replace)
-    inherits = replacement is not None and replacement.n_inherited > 0  # then that MLP is the replacement's
-    filled = 2 * mlp if recipe.repair in GATHERS and not inherits else 0  # the MLP before the cut, as a whole
-    return kept * both + filled if recipe.repair in EVERY_LAYER else of[recipe.repair]
-
-
 def _patch_sums(recipe: Recipe, shape: Shape, cut: Cut) -> tuple[int, int]:
     """Spans that are ranked by their patch, and the bytes of their sums."""
     from shoal.fit.patch_error import bytes_per_span
@@ -294,34 +288,6 @@ def _patch_sums(recipe: Recipe, shape: Shape, cut: Cut) -> tuple[int, int]:
     n_spans = max(1, shape.n_layers - len(recipe.protected(shape.n_layers)) - cut.n + 1)
     n_spans = min(n_spans, max(1, PATCH_BYTES // bytes_per_span(shape.hidden)))
     return n_spans, n_spans * bytes_per_span(shape.hidden)
-
-
-def _trained(recipe: Recipe, shape: Shape, cut: Cut, kept: int) -> tuple[int, int, int, int]:
-    """Parameters that are trained, in all and at a time; most layers that a step runs with gradients; bytes of fp32 copies.
-
-    One span is assumed unless the selector looks for several: where the guard picks a candidate of several, each takes as much.
-    """
-    from shoal.replace import parse_replacement
-
-    kind, config = parse_replacement(recipe.replace), recipe.training()
-    several = {"disjoint": recipe.max_spans, "lowest": cut.n}
-    n_spans = 0 if kind is None else min(several.get(recipe.select, 1), cut.n)
-    modules = 0 if kind is None else n_spans * max(1, kind.n_layers)  # a patch is at most a layer
-    refitted = _refitted(recipe, shape, kept)
-    n_refits = kept if recipe.repair in EVERY_LAYER else min(refitted, 1)
-    widened = n_refits * shape.layer_parameters * 4 if shape.itemsize < 4 else 0
-    trained = modules * shape.layer_parameters + refitted
-    if config is not None and config.several == "sequential":  # one module or one layer's refit after the other
-        largest = max(modules // max(n_spans, 1) * shape.layer_parameters, min(refitted, shape.layer_parameters))
-        return trained, largest, kept if _on_logits(config) else max(modules // max(n_spans, 1), 1), widened
-    runs_on = config is not None and (n_spans > 1 or recipe.repair in EVERY_LAYER or _on_logits(config))
-    return trained, trained, kept if runs_on else max(modules, 1), widened
-
-
-def _on_logits(config: TrainConfig) -> bool:
-    from shoal.train.objectives import weighted_sum
-
-    return any(weighted_sum(stage.objective).needs - {"boundary"} for stage in config.schedule())
 
 
 def _advice(found: Needs, streamed: tuple[StageNeed, ...]) -> tuple[str, ...]:
@@ -336,7 +302,7 @@ def _advice(found: Needs, streamed: tuple[StageNeed, ...]) -> tuple[str, ...]:
             said.append("fewer tokens in a sample (--length) or fewer samples (--samples, --fit-tokens) take less")
         if most == "sums":
             said.append("--repair none or map has smaller sums than one that solves for the whole MLP map")
-        if most in ("trained", "second_model"):
+        if most in ("trained", "gradients", "second_model"):
             said.append("--dtype bfloat16 halves what a float32 model takes; --polish none trains nothing")
     host = max(one.host for one in found.stages)
     if found.free_host is not None and host > found.free_host:
@@ -353,12 +319,12 @@ def _refused(recipe: Recipe, shape: Shape, cut: Cut, held: int | None) -> tuple[
     config = recipe.training()
     if held is None or config is None:
         return ()
-    _, _, most_run, _ = _trained(recipe, shape, cut, shape.n_layers - cut.n_net)
-    if most_run <= held or (config.several != "joint" and not _on_logits(config)):
+    size = training_of(recipe, config, shape, cut=cut, kept=shape.n_layers - cut.n_net)
+    if size.most_run <= held or (config.several != "joint" and not on_logits(config)):
         return ()
     return (
-        f"training runs all kept layers behind the cut at every step, at most {most_run}: with fewer in memory it is refused; "
-        "give a larger --resident, or train one part after the other (several: sequential under train of a recipe)",
+        f"training runs all kept layers behind the cut at every step, at most {size.most_run}: with fewer in memory it is "
+        "refused; give a larger --resident, or train one part after the other (several: sequential under train of a recipe)",
     )
 
 

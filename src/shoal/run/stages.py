@@ -72,11 +72,9 @@ def scan_stage(inputs: Inputs, folder: RunFolder, *, progress: Progress = silent
 
 def draw(found: Scan, folder: Path, *, by: str) -> list[str]:
     """The heat map of UIDL's figure for the table in use (angular distance of the last token where it has none)."""
-    from shoal.report.heatmap import save_heatmap
+    from shoal.report.heatmap import draws_pictures, save_heatmap
 
-    try:
-        import matplotlib  # noqa: F401  (an extra: without it a run has no picture, and says so on the command line)
-    except ImportError:
+    if not draws_pictures():  # a run without pictures says so on the command line
         return []
     table = found.tables.get(by) or found["angular/last"]
     return [save_heatmap(table, folder / f"heatmap.{kind}").name for kind in ("png", "svg")]
@@ -301,7 +299,7 @@ def _save_and_verify(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitt
     try:
         reference = view.logits(Batch(ids_BT), student=fitted.student)
         if isinstance(view.residency, Streamed):
-            view.residency.release()  # the checkpoint's own layers are read next
+            view.residency.settle(())  # the checkpoint's own layers are read next
             checked = verify_streamed(target, ids_BT=ids_BT, reference_BTV=reference, own_code=own_code)
         else:
             checked = verify(target, ids_BT=ids_BT, reference=lambda ids: reference, device=str(view.device), own_code=own_code)

@@ -10,7 +10,6 @@ from shoal.run.folder import RunFolder
 from shoal.run.inputs import Inputs, Progress, silent
 from shoal.run.keys import train_key
 from shoal.run.stages import VALUES, Fitted, claim, oracle
-from shoal.types import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,9 +29,8 @@ def train_stage(
     Args:
         values: of the plan's refits and replacements, where training starts.
     """
-    from safetensors.torch import load_file, save
-
     from shoal.replace import student_of
+    from shoal.surgery.tensors import each_tensor, save_tensors
     from shoal.train.plan import train_plan
     from shoal.train.result import TrainResults
 
@@ -44,7 +42,7 @@ def train_stage(
         return Fitted(student_of(inputs.view, plan, values), values, ())
     key = train_key(inputs, plan, values)
     if folder.is_done("train", key):
-        found = load_file(str(folder / TRAINED))
+        found = dict(each_tensor(folder / TRAINED))
         return Fitted(student_of(inputs.view, plan, found), found, TrainResults.load(folder / "train.json").results)
     started = time.monotonic()
     folder.workers.on_first(lambda: claim(folder, "train", key))
@@ -63,7 +61,7 @@ def train_stage(
     )
 
     def write() -> None:
-        write_atomically(folder / TRAINED, save({name: value.contiguous().cpu() for name, value in trained.values.items()}))
+        save_tensors(folder / TRAINED, trained.values)
         TrainResults(results=trained.results).save(folder / "train.json")
 
     inputs.workers.on_first(write)
@@ -73,7 +71,7 @@ def train_stage(
 
 def read_values(folder: Path) -> dict[str, Tensor]:
     """Values beside a plan: the trained ones where they were, else those of the closed form; none where there are no files."""
-    from safetensors.torch import load_file
+    from shoal.surgery.tensors import each_tensor
 
     files = (folder / TRAINED, folder / VALUES)
-    return next((load_file(str(file)) for file in files if file.exists()), {})
+    return next((dict(each_tensor(file)) for file in files if file.exists()), {})

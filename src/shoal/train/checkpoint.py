@@ -6,16 +6,14 @@ eval mode and the order of the text follows from the seed, so no random state is
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from shoal.surgery.folder import is_full_disk, no_space
+from shoal.surgery.tensors import each_tensor, save_tensors
 from shoal.train.result import CurvePoint
 from shoal.train.trainee import Trainee
 from shoal.types import Record
@@ -90,41 +88,19 @@ def load_checkpoint(
         ValueError: as for :func:`read_progress`.
     """
     progress = read_progress(path, key)
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
-    best = []
-    for index, (member, optimizer) in enumerate(zip(members, optimizers, strict=True)):
-        member.masters.load_state_dict(_under(tensors, f"{index}.master."))
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in _under(tensors, f"{index}.adam.").items():
-            number, _, field = name.partition(".")
-            state.setdefault(int(number), {})[field] = value
+    masters = [dict(member.masters.state_dict()) for member in members]
+    best: list[dict[str, Tensor]] = [{} for _ in members]
+    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in members]
+    for name, value in each_tensor(path):
+        index, _, rest = name.partition(".")
+        kind, _, rest = rest.partition(".")
+        if kind == "master":
+            masters[int(index)][rest].copy_(value)
+        elif kind == "best":
+            best[int(index)][rest] = value
+        else:
+            number, _, field = rest.partition(".")
+            states[int(index)].setdefault(int(number), {})[field] = value
+    for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        best.append(_under(tensors, f"{index}.best."))
     return progress, best
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """A safetensors file under its final name, or nothing. Written tensor by tensor, never held as bytes.
-
-    Raises:
-        ValueError: the disk is full.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file({name: value.detach().contiguous() for name, value in tensors.items()}, temporary, metadata=dict(metadata))
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        if not is_full_disk(error):
-            raise
-        temporary.unlink(missing_ok=True)  # first, so that the message says what the next try will find
-        raise ValueError(no_space(path.parent, 0)) from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

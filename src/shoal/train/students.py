@@ -55,13 +55,18 @@ class Trainees(nn.Module):
         self._registered = nn.ModuleList(self.members)
         self._training, self._validating = source_of(view), source_of(view)
 
-    def refuse_absent_layers(self, objective: WeightedSum) -> None:
-        """Raises ValueError when a step would read layers from disk: those that run behind or inside the trained parts."""
-        has_head = bool(objective.needs - {"boundary"})
-        needed: set[int] = set()
+    def layers_of_a_step(self, objective: WeightedSum) -> set[int]:
+        """The kept layers that run behind or inside the trained parts."""
+        found: set[int] = set()
         for member in self.members:
-            stop = self._view.n_layers if has_head else member.targets[-1]
-            needed |= {layer for layer in range(member.first, stop) if member.deployed.step(layer).action == "run"}
+            stop = self._view.n_layers if objective.needs - {"boundary"} else member.targets[-1]
+            found |= {layer for layer in range(member.first, stop) if member.deployed.step(layer).action == "run"}
+        return found
+
+    def refuse_absent_layers(self, objective: WeightedSum) -> None:
+        """Raises ValueError when a step would read layers from disk."""
+        has_head = bool(objective.needs - {"boundary"})
+        needed = self.layers_of_a_step(objective)
         held = self._view.residency.n_resident
         if len(needed) > held:
             cures = ["an objective on hidden states"] * has_head  # with logits every layer behind a part runs, one part or not

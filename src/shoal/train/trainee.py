@@ -142,16 +142,17 @@ class Trainee(nn.Module):
                 found.update({f"refit.{part.start}.{name}": value.clone() for name, value in own.items()})
         return found
 
-    @torch.no_grad()
-    def load(self, values: Mapping[str, Tensor]) -> None:
-        """Set the deployed copy to what :meth:`values` returned."""
+    def adopt(self, values: Mapping[str, Tensor]) -> None:
+        """Make what :meth:`values` returned the deployed copy itself: the student is then in memory once."""
+        values = {name: value.to(self._view.device) for name, value in values.items()}  # a checkpoint's are not on the card
+        overrides = dict(self.deployed.overrides)
         for part in self.parts:
             if part.kind == "module":
-                prefix = f"replace.{part.start}-{part.stop}."
-                load_values(self._attached(part).module, _under(values, prefix), where="best values")
+                own = _under(values, f"replace.{part.start}-{part.stop}.")
+                self._attached(part).module.load_state_dict(own, assign=True)
             else:
-                for name, target in self.deployed.overrides[part.start].items():
-                    target.copy_(values[f"refit.{part.start}.{name}"])
+                overrides[part.start] = _under(values, f"refit.{part.start}.")
+        self.deployed = replace(self.deployed, overrides=overrides)
 
     def _run(self, part: Part, h_BTD: Tensor, reading: Reading) -> Tensor:
         """A trained part on fp32 states, with its layer's recorded arguments in fp32."""

@@ -1,0 +1,53 @@
+"""Tensors in one safetensors file: written under its final name or not at all, read one at a time and without a map.
+
+Mapped pages count as memory, and stay for as long as one tensor of the file is alive.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from shoal.decoder.shards import read_shard
+from shoal.decoder.streamed import read_tensor
+from shoal.surgery.folder import is_full_disk, no_space
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a file tensor by tensor; its content is never held as bytes.
+
+    Raises:
+        ValueError: the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    content = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    try:
+        save_file(content, temporary, metadata=dict(metadata) if metadata else None)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        if not is_full_disk(error):
+            raise
+        temporary.unlink(missing_ok=True)  # first, so that the message says what the next try will find
+        raise ValueError(no_space(path.parent, 0)) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def each_tensor(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Name and tensor, in the order of the file; each has memory of its own.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    shard = read_shard(path)
+    for name, slot in shard.slots.items():
+        yield name, read_tensor(shard, slot, torch.empty(slot.n_bytes, dtype=torch.uint8))
