@@ -1,21 +1,25 @@
 """A streamed model gives the bits of the resident one, reads each weight once a pass, and holds no more layers than it may."""
 
+import errno
+import mmap
 import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from families import FAMILIES, VOCAB, tiny_model
+from families import FAMILIES, VOCAB, tiny_config, tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from shoal import compress, load_recipe
 from shoal.decoder import TEACHER, DecoderView, Student, Tap, run_pass
 from shoal.decoder.open import open_model
+from shoal.decoder.shards import Shard, Slot
 from shoal.decoder.spill import Spill, free_memory
-from shoal.decoder.streamed import Pages, open_streamed
+from shoal.decoder.streamed import map_tensor, open_streamed
 from shoal.run.inputs import layers_in_memory, weights_and_room
 from shoal.types import Batch, Unit
 
@@ -226,34 +230,76 @@ def test_auto_leaves_room_for_the_student_beside_its_teacher_and_says_what_it_de
     assert code == 0 and "Layers: 2 in memory, the others are read from disk" in said
 
 
-def test_experts_read_in_pieces_are_held_once(tmp_path):
-    """Memory holds them fused, so what they were read into serves the next layer at once."""
-    tiny_model("mixtral").save_pretrained(tmp_path)
+def mapped_bytes(folder):
+    """Of the files of a folder, in this process."""
+    n, ours = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            ours = str(folder) in line
+        elif ours and line.startswith("Rss:"):
+            n += int(line.split()[1]) * 1024
+    return n
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="mapped pages are counted by Linux")
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_a_map_is_gone_with_its_layer(family, tmp_path):
+    """The files of a model that was read from end to end: embeddings, the layer in memory and the one ahead are mapped."""
+    config = tiny_config(family, n_layers=12)
+    config.intermediate_size = 4096
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path, max_shard_size="1MB")
     opened, streamed = open_streamed(tmp_path)
-    sizes = [sum(slot.n_bytes for _, slot in streamed._places[layer].values()) for layer in range(6)]
-    for index in range(5):
-        with streamed.layer(index) as layer:
-            streamed._ahead[index + 1].result()
-            used = sum(len(page) for page in streamed._pages._taken[index])
-            experts = sum(p.nbytes for name, p in layer.named_parameters() if "experts" in name)
-            assert used == sizes[index] - experts
-            assert sum(len(page) for page in streamed._pages._taken[index + 1]) == sizes[index + 1]
-            assert not any(streamed._pages._spare.values())
+    view = DecoderView(opened.model, residency=streamed)
+    stored = sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
+    of_layer = max(sum(slot.n_bytes for _, slot in streamed._places[layer].values()) for layer in range(12))
+    outside = stored - 12 * of_layer
+    seen = []
+    for index in range(12):
+        with streamed.layer(index):
+            if index + 1 in streamed._ahead:
+                streamed._ahead[index + 1].result()
+            seen.append(mapped_bytes(tmp_path))
+    pages = 3 * mmap.PAGESIZE * len(streamed._places[0])  # a tensor begins and ends inside a page
+    assert max(seen) <= outside + 2 * of_layer + pages and max(seen) >= of_layer
+    streamed.settle(())
+    assert mapped_bytes(tmp_path) <= outside + pages
+    assert torch.isfinite(view.logits(BATCHES[0])).all()
 
 
-def test_pages_are_used_again_and_what_fits_nobody_is_unmapped():
-    pages = Pages()
-    first = pages.take(0, {"a": 4096, "b": 100, "none": 0})
-    first["a"].fill_(7)
-    kept = first["b"].view(torch.int8)
-    pages.give_back(0, but=[kept])
-    second = pages.take(1, {"x": 4096})
-    assert second["x"].data_ptr() == first["a"].data_ptr(), "the same memory"
-    third = pages.take(2, {"x": 100})
-    assert third["x"].data_ptr() != kept.data_ptr(), "what a tensor still lives in is not lent again"
-    pages.give_back(1)
-    pages.take(3, {"y": 50})
-    assert not pages._spare
+@pytest.mark.parametrize("shift", [0, 1, 2, 3, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
+def test_a_mapped_tensor_has_the_bits_of_the_file_wherever_it_lies(dtype, shift, tmp_path):
+    content = torch.arange(3000, dtype=torch.uint8).view(torch.uint8)
+    value = torch.randint(0, 255, (7, 1024), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).view(dtype)
+    raw = value.view(torch.uint8).numpy().tobytes()
+    (tmp_path / "file").write_bytes(content[: 100 + shift].numpy().tobytes() + raw)
+    kind = {torch.float32: "F32", torch.bfloat16: "BF16", torch.uint8: "U8"}[dtype]
+    slot = Slot(kind, tuple(value.shape), shift, shift + len(raw))
+    shard = Shard(tmp_path / "file", {"x": slot}, {}, 100)
+    found = map_tensor(shard, slot)
+    assert torch.equal(found.view(torch.uint8), value.view(torch.uint8))
+    found.view(torch.uint8).fill_(0)  # a private map: the file stays as it is
+    assert (tmp_path / "file").read_bytes().endswith(raw)
+    with (tmp_path / "file").open("rb+") as file:
+        file.truncate(200)
+    with pytest.raises(ValueError, match="ended while it was read"):
+        map_tensor(shard, slot)
+
+
+def test_what_cannot_be_mapped_is_read(tmp_path, monkeypatch):
+    tiny_model("llama").save_pretrained(tmp_path)
+
+    def logits():
+        opened, streamed = open_streamed(tmp_path)
+        return DecoderView(opened.model, residency=streamed).logits(BATCHES[0])
+
+    mapped = logits()
+
+    def refused(*args, **options):
+        raise OSError(errno.ENODEV, "no such device")
+
+    monkeypatch.setattr("shoal.decoder.streamed.mmap.mmap", refused)
+    assert torch.equal(logits(), mapped)
 
 
 RISE = """
@@ -294,8 +340,22 @@ def test_released_layers_come_back_as_they_were(pair):
     before = streamed.logits(BATCHES[0])
     streamed.residency.settle(())
     assert all(p.is_meta for layer in streamed._stub_layers for p in layer.parameters())
-    assert not streamed.residency._pages._spare and not streamed.residency._ahead
+    assert not streamed.residency._ahead
     assert torch.equal(streamed.logits(BATCHES[0]), before)
+
+
+def test_a_further_pass_reads_only_the_layers_that_do_not_stay(tmp_path):
+    """Of N in memory all but the one that runs: evicting the oldest would read every layer in every pass."""
+    tiny_model("llama").save_pretrained(tmp_path)
+    opened, streamed = open_streamed(tmp_path, n_resident=4)
+    view = DecoderView(opened.model, residency=streamed)
+    sizes = [sum(slot.n_bytes for _, slot in streamed._places[layer].values()) for layer in range(6)]
+    streamed.settle(())  # of what opening looked at
+    before, logits = streamed.bytes_read, []
+    for _ in range(3):
+        run_pass(view, BATCHES, students=[TEACHER], sink=lambda reading, finals: logits.append(view.head(finals[0], reading)))
+    assert streamed.bytes_read - before == sum(sizes) + 2 * sum(sizes[3:])
+    assert all(torch.equal(a, b) for a, b in zip(logits[:3], logits[6:], strict=True))
 
 
 def test_of_held_layers_those_that_are_needed_stay_where_they_are(tmp_path):
@@ -303,12 +363,15 @@ def test_of_held_layers_those_that_are_needed_stay_where_they_are(tmp_path):
     opened, streamed = open_streamed(tmp_path, n_resident=3)
     view = DecoderView(opened.model, residency=streamed)
     view.logits(BATCHES[0])
-    last = view.n_layers - 1
-    streamed.settle({last - 1})
-    held = [index for index, layer in enumerate(view._stub_layers) if not any(p.is_meta for p in layer.parameters())]
-    assert held == [last - 1]
+
+    def held():
+        return [index for index, layer in enumerate(view._stub_layers) if not any(p.is_meta for p in layer.parameters())]
+
+    assert held() == [0, 1, 5]
+    streamed.settle({1, 3})
+    assert held() == [1]
     before = streamed.bytes_read
-    with streamed.layer(last - 1):
+    with streamed.layer(1):
         assert streamed.bytes_read == before
 
 

@@ -203,6 +203,7 @@ def _run_by_layer(
                         waiting.drop((before, i))
         if Tap("boundary", stop) in taps:
             boundary[stop] = _group_of(groups, watched)
+        view.residency.settle(range(stop - 1))
         for i, batch in enumerate(batches):
             reading = reading_of(i)
             finals = [waiting.get((_group_of(groups, member), i)) for member in range(len(streams))]

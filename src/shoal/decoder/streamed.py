@@ -3,18 +3,20 @@
 The skeleton has its parameters on the ``meta`` device and real buffers (rotary tables are computed, not stored). What is not a
 layer (embeddings, final norm, head) is loaded once. A layer's tensors go through transformers' own weight conversion, so
 experts that are split on disk and fused in memory need no code here; the next layer is read by a thread while one runs.
-Files are read, never mapped: mapped pages would count as memory.
+
+On a CPU a layer is a map of its part of the file, so its bytes are the page cache's own and are not copied; mapped pages count
+as memory, so a map is gone with its layer. For a card layers are read into pinned memory.
 """
 
 from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import platform
 import re
-import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -72,12 +74,11 @@ class Streamed:
         self._places = tensors_by_layer(read_shards(folder), len(layers))
         self._loaded: OrderedDict[int, None] = OrderedDict()
         self._ahead: dict[int, Future[dict[str, Tensor]]] = {}
-        self._pages = Pages(pinned=self.device.type == "cuda")
+        self._pages = Pages()
         self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shoal-reader")
         move_buffers(model, self.device)
         load_tensors(model, self._read(None), device=self.device)
-        self._pages.forget(None)
         model.tie_weights()  # type: ignore[operator]
         left = [n for n, p in model.named_parameters() if p.is_meta and not n.startswith(self.path + ".")]
         if left:
@@ -85,16 +86,17 @@ class Streamed:
 
     @contextmanager
     def layer(self, index: int) -> Iterator[nn.Module]:
-        """The layer with its weights, which stay until others push it out."""
+        """The layer with its weights, which stay until others push it out; the first ones stay from pass to pass."""
         if index not in self._loaded:
             self._make_room()
             return_freed_memory()
-            waiting = self._ahead.pop(index, None)
-            load_tensors(self.model, waiting.result() if waiting else self._read(index), device=self.device)
-            del waiting  # and with it the tensors as they were read: some may not be what the layer holds
+            self._read_ahead(index)
+            tensors = self._ahead.pop(index).result()
+            with self._alone(index):
+                load_tensors(self.model, tensors, device=self.device)
+            del tensors  # and with it the tensors as they were read: some may not be what the layer holds
             layer = self._layers[index].requires_grad_(False)
             refuse_unfilled(layer, index)
-            self._pages.give_back(index, but=[*layer.parameters(), *layer.buffers()])
             if index not in self._checked:
                 refuse_nonfinite(layer, f"layer {index} of {self.folder}")
                 self._checked.add(index)
@@ -111,22 +113,31 @@ class Streamed:
         self._pages.clear()
         return_freed_memory()
 
+    @contextmanager
+    def _alone(self, index: int) -> Iterator[None]:
+        """A model of one layer under its own index: loading walks all modules, for each layer anew."""
+        place, _, name = self.path.rpartition(".")
+        parent, nothing = self.model.get_submodule(place), nn.Module()
+        parent._modules[name] = nn.ModuleList(self._layers[i] if i == index else nothing for i in range(len(self._layers)))
+        try:
+            yield
+        finally:
+            parent._modules[name] = self._layers
+
     def _make_room(self) -> None:
         while len(self._loaded) >= self.n_resident:
-            self._push_out(next(iter(self._loaded)))
+            self._push_out(next(reversed(self._loaded)))  # passes go front to back: the next one needs the last used last
 
     def _push_out(self, index: int) -> None:
         del self._loaded[index]
         empty(self._layers[index])
-        self._pages.give_back(index)
 
     def _read_ahead(self, index: int) -> None:
-        """Start reading the layer that comes next in a pass; drop what was read for a pass that went another way."""
+        """Start reading a layer in the reader's thread, unless it is there; drop what was read for another way."""
         for stale in [i for i in self._ahead if i != index]:
             dropped = self._ahead.pop(stale)
             if not dropped.cancel():
-                dropped.exception()  # wait: its pages are in use until it is done
-                self._pages.give_back(stale)
+                dropped.exception()  # wait: what it reads into is in use until it is done
         if index < len(self._layers) and index not in self._loaded and index not in self._ahead:
             self._ahead[index] = self._reader.submit(self._read, index)
 
@@ -134,17 +145,16 @@ class Streamed:
         """Tensors of one layer (None: of everything else) under their names on disk, on the device."""
         places = self._places[index]
         self.bytes_read += 0 if index is None else sum(slot.n_bytes for _, slot in places.values())
-        pages = self._pages.take(index, {name: slot.n_bytes for name, (_, slot) in places.items()})
-        tensors = {name: read_tensor(shard, slot, pages[name]) for name, (shard, slot) in places.items()}
         if self.device.type == "cpu":
-            return tensors
+            return {name: map_tensor(shard, slot) for name, (shard, slot) in places.items()}
+        pages = self._pages.take({name: slot.n_bytes for name, (_, slot) in places.items()})
         with torch.cuda.stream(self._copies):  # does nothing on a device that is not CUDA
+            tensors = {name: read_tensor(shard, slot, pages[name]) for name, (shard, slot) in places.items()}
             moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}
         if self._copies is not None:
             self._copies.synchronize()  # holds up the reader's thread, not the compute stream
             for tensor in moved.values():
                 tensor.record_stream(torch.cuda.default_stream(self.device))
-        self._pages.give_back(index)
         return moved
 
 
@@ -170,53 +180,24 @@ def _malloc_trim() -> Callable[[int], int] | None:
 
 
 class Pages:
-    """Memory that layers are read into: taken for one layer, and again for the next of the same sizes.
+    """Pinned memory that layers on their way to a card are read into: of one layer, and again of the next of the same sizes."""
 
-    Fresh pages cost more than reading into them, and plain memory would be the allocator's to keep. Pages that nothing in use
-    has the size of are unmapped.
-    """
+    def __init__(self) -> None:
+        self._pages: dict[int, list[Tensor]] = {}
 
-    def __init__(self, *, pinned: bool = False) -> None:
-        self._pinned = pinned
-        self._taken: dict[int | None, list[Tensor]] = {}
-        self._spare: dict[int, list[Tensor]] = {}
-        self._lock = threading.Lock()
-
-    def take(self, owner: int | None, sizes: Mapping[str, int]) -> dict[str, Tensor]:
-        """Bytes for each name, as (n,) uint8; spare ones that do not fit this owner go."""
-        with self._lock:
-            pages = {name: self._page(n_bytes) for name, n_bytes in sizes.items()}
-            self._taken[owner] = list(pages.values())
-            self._spare.clear()
-        return pages
-
-    def give_back(self, owner: int | None, *, but: Iterable[Tensor] = ()) -> None:
-        """Make an owner's pages spare, except those that tensors of ``but`` still live in."""
-        used = {tensor.untyped_storage().data_ptr() for tensor in but if not tensor.is_meta}
-        with self._lock:
-            pages = self._taken.pop(owner, [])
-            self._taken[owner] = [page for page in pages if page.untyped_storage().data_ptr() in used]
-            for page in pages:
-                if page.untyped_storage().data_ptr() not in used:
-                    self._spare.setdefault(len(page), []).append(page)
-
-    def forget(self, owner: int | None) -> None:
-        """Leave an owner's pages to the tensors in them; the others are unmapped."""
-        with self._lock:
-            self._taken.pop(owner, None)
+    def take(self, sizes: Mapping[str, int]) -> dict[str, Tensor]:
+        """Bytes for each name, as (n,) uint8, valid until the next call; those that fit none of these sizes go."""
+        spare, self._pages = self._pages, {}
+        taken = {}
+        for name, n_bytes in sizes.items():
+            page = spare[n_bytes].pop() if spare.get(n_bytes) else torch.empty(n_bytes, dtype=torch.uint8, pin_memory=True)
+            self._pages.setdefault(n_bytes, []).append(page)
+            taken[name] = page
+        return taken
 
     def clear(self) -> None:
-        """Unmap what is spare."""
-        with self._lock:
-            self._spare.clear()
-
-    def _page(self, n_bytes: int) -> Tensor:
-        spare = self._spare.get(n_bytes)
-        if spare:
-            return spare.pop()
-        if not n_bytes or self._pinned:
-            return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=self._pinned)
-        return torch.frombuffer(mmap.mmap(-1, n_bytes), dtype=torch.uint8)
+        """Give all of it back."""
+        self._pages.clear()
 
 
 def skeleton(config: Any, *, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
@@ -271,19 +252,49 @@ def tensors_by_layer(shards: list[Shard], n_layers: int) -> dict[int | None, dic
     return found
 
 
+def map_tensor(shard: Shard, slot: Slot) -> Tensor:
+    """One tensor of a shard as a private map of its bytes, which are in memory when this returns; gone with the tensor."""
+    dtype = _torch_dtype(shard, slot)
+    first = shard.data_start + slot.start
+    skipped = first % mmap.ALLOCATIONGRANULARITY
+    if not slot.n_bytes or skipped % dtype.itemsize:  # rare; a dtype needs its alignment
+        return read_tensor(shard, slot, torch.empty(slot.n_bytes, dtype=torch.uint8))
+    with shard.path.open("rb", buffering=0) as file:
+        if os.fstat(file.fileno()).st_size < first + slot.n_bytes:  # else touching its pages would kill the process
+            raise ValueError(_ended(shard))
+        try:
+            pages = mmap.mmap(file.fileno(), skipped + slot.n_bytes, access=mmap.ACCESS_COPY, offset=first - skipped)
+        except OSError:  # a file system that cannot map
+            return read_tensor(shard, slot, torch.empty(slot.n_bytes, dtype=torch.uint8))
+    if hasattr(mmap, "MADV_WILLNEED"):
+        pages.madvise(mmap.MADV_WILLNEED)  # one large request to the disk instead of many small ones
+    found = torch.frombuffer(pages, dtype=torch.uint8)
+    found[:: mmap.PAGESIZE].sum()  # here, in the reader's thread, and not when the layer runs
+    return found[skipped:].view(dtype).view(slot.shape)
+
+
 def read_tensor(shard: Shard, slot: Slot, page: Tensor) -> Tensor:
     """One tensor of a shard, read into ``page`` (as many bytes), which it then views."""
-    if slot.dtype not in TORCH_DTYPES:
-        raise ValueError(f"{shard.path} stores {slot.dtype}, which cannot be streamed; open it with --resident all")
+    dtype = _torch_dtype(shard, slot)
     with shard.path.open("rb", buffering=0) as file, memoryview(cast(Any, page.numpy())) as view:
         file.seek(shard.data_start + slot.start)
         done = 0
         while done < slot.n_bytes:
             n = file.readinto(view[done:])
             if not n:
-                raise ValueError(f"{shard.path} ended while it was read; download or copy it again")
+                raise ValueError(_ended(shard))
             done += n
-    return page.view(TORCH_DTYPES[slot.dtype]).view(slot.shape)
+    return page.view(dtype).view(slot.shape)
+
+
+def _torch_dtype(shard: Shard, slot: Slot) -> torch.dtype:
+    if slot.dtype not in TORCH_DTYPES:
+        raise ValueError(f"{shard.path} stores {slot.dtype}, which cannot be streamed; open it with --resident all")
+    return TORCH_DTYPES[slot.dtype]
+
+
+def _ended(shard: Shard) -> str:
+    return f"{shard.path} ended while it was read; download or copy it again"
 
 
 def load_tensors(model: Any, tensors: Mapping[str, Tensor], *, device: torch.device | str = "cpu") -> None:
