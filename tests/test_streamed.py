@@ -220,6 +220,14 @@ def test_auto_streams_only_what_does_not_fit(small, tmp_path, monkeypatch):
     assert layers_in_memory(small["model"], "auto", device="cpu", trust_remote_code=False) == 2
 
 
+@pytest.mark.parametrize(("room", "expected"), [(0.0, 2), (0.5, 2), (1.0, 4), (1.3, 5), (1.4, 5), (1.5, None)])
+def test_auto_holds_as_many_layers_as_half_of_the_share_for_weights(room, expected, tmp_path, monkeypatch):
+    tiny_model("llama", n_layers=12).save_pretrained(tmp_path)
+    n_bytes, _ = weights_and_room(str(tmp_path), device="cpu", trust_remote_code=False)
+    monkeypatch.setattr("shoal.decoder.spill.free_memory", lambda: int(room * n_bytes))
+    assert layers_in_memory(str(tmp_path), "auto", device="cpu", trust_remote_code=False) == expected
+
+
 def test_auto_leaves_room_for_the_student_beside_its_teacher_and_says_what_it_decided(small, shoal, monkeypatch):
     n_bytes, _ = weights_and_room(small["model"], device="cpu", trust_remote_code=False)
     monkeypatch.setattr("shoal.decoder.spill.free_memory", lambda: 2 * n_bytes)  # for one of them, not for both

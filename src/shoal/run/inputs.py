@@ -209,14 +209,24 @@ def layers_in_memory(
 ) -> int | None:
     """Layers to hold at a time, or None for all of them.
 
+    ``auto`` holds what fits in ``share`` of the free memory; where that is not all, as many layers as fit in half of it: the
+    first of them are read once for all passes, and the rest is left to what a run of a large model needs beside them.
+
     Raises:
         ValueError: not ``all``, ``auto`` or a number of layers.
     """
     if resident == "all":
         return None
     if resident == "auto":
+        from shoal.decoder.families import text_config
+        from shoal.decoder.source import resolve_source
+        from shoal.surgery.rewrite import read_config
+
         n_bytes, room = weights_and_room(model, device=device, trust_remote_code=trust_remote_code)
-        return None if n_bytes < share * room else 2
+        if n_bytes < share * room:
+            return None
+        config = read_config(resolve_source(model, trust_remote_code=trust_remote_code))
+        return max(2, int(text_config(config).num_hidden_layers * share * room / 2 / n_bytes))
     if not (resident.isascii() and resident.isdigit()) or int(resident) < 1:
         raise ValueError(f"--resident {resident!r} needs all, auto, or a number of layers from 1")
     return int(resident)
