@@ -179,11 +179,14 @@ def _stages(recipe: Recipe, shape: Shape, *, cut: Cut, held: int | None, place: 
         """Of states that wait on disk for an observer, those of one sample."""
         return n_streams * length * state if on_disk else 0
 
-    def judging(n_tokens: int) -> int:
-        """Temporaries of a measure on the logits of so many tokens, batch by batch."""
+    def comparing(n_tokens: int) -> int:
+        """Logits of a batch, teacher's and student's, and what their divergence takes."""
         n = min(n_batch, n_tokens)
-        logits = 2 * n * shape.vocabulary * shape.itemsize + min(place.logits, N_DIVERGENCE * n * shape.vocabulary * 4)
-        return _activations(shape, n) + logits
+        return 2 * n * shape.vocabulary * shape.itemsize + min(place.logits, N_DIVERGENCE * n * shape.vocabulary * 4)
+
+    def judging(n_tokens: int) -> int:
+        """Temporaries of a measure on the logits of so many tokens, batch by batch; the heap keeps those of the layers."""
+        return _activations(shape, min(n_batch, n_tokens)) + comparing(n_tokens)
 
     def need(stage: str, *, disk: int = 0, scratch: int = 0, **parts: int) -> StageNeed:
         """``scratch``: states beyond the memory of the place; a card's go to the machine's before they go to disk."""
@@ -239,14 +242,16 @@ def _stages(recipe: Recipe, shape: Shape, *, cut: Cut, held: int | None, place: 
             "states": memory,
             "values": values,
             "widened": size.widened,
-            # masters and moments; the start of modules; what would be saved, and the best of it so far
-            "trained": size.at_once * ADAM + (size.modules + size.parameters + size.at_once) * shape.itemsize,
+            # masters and moments; what would be saved, and the best of it so far; the start of modules (of refits: the values)
+            "trained": size.at_once * ADAM + (2 * size.at_once + size.modules) * shape.itemsize,
         }
         files = {"disk": size.parameters * (ADAM + shape.itemsize), "scratch": scratch}
         # gradients are there during a step, when of the layers on disk only those are held that it runs
         step_weights = shape.other_bytes + size.most_kept * shape.layer_bytes if is_streamed else weights
         step = need("train", weights=step_weights, work=graph, **parts, gradients=size.at_once * GRADIENT, **files)
-        measured = need("train", work=judging(n_selection), **parts, **files)
+        # where layers are read from disk, freed memory goes back before a measure and before its logits
+        measuring = max(comparing(n_selection), work) if is_streamed else judging(n_selection)
+        measured = need("train", work=measuring, **parts, **files)
         found.append(max(step, measured, key=lambda one: one.memory))
     second = 0 if is_streamed else student
     found.append(need("model", second_model=second, work=2 * length * shape.vocabulary * 4 + work, disk=student))
