@@ -1,9 +1,9 @@
 """Memory of every stage: what ``shoal plan --memory`` says before anything runs, against what the process then took.
 
-    python benchmarks/memory.py [--gigabytes 0.3] [--resident 1 all] [--out FILE]
+    python benchmarks/memory.py [--gigabytes 0.3] [--resident 1 all] [--case layer sweep polish] [--out FILE]
 
 A random Llama is written to a temporary folder and compressed in a fresh process per case; the peak resident size is reset when
-a stage ends, so every stage has its own.
+a stage ends, so every stage has its own. Rows of other cases of the same model stay in the file.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--resident", nargs="+", default=["1", "all"])
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "memory.json")
+    parser.add_argument("--case", nargs="+", default=["layer", "sweep", "polish"])
     asked = parser.parse_args()
     text = {"samples": 16, "length": 256, "selection": 8, "evaluation": 8}
     cases = {
@@ -85,22 +86,26 @@ def main() -> None:
             "train": {"tokens": 4096, "several": "sequential"},  # joint, all layers behind the cut would have to stay
         },
     }
-    rows = []
+    model = {"gigabytes": asked.gigabytes, "dtype": asked.dtype}
+    before = json.loads(asked.out.read_text()) if asked.out.exists() else {}
+    rows = before.pop("stages", [])
+    rows = rows if before == model else []
     with tempfile.TemporaryDirectory() as scratch:
         write_model(Path(scratch) / "model", gigabytes=asked.gigabytes, dtype=asked.dtype)
         for resident in asked.resident:
-            for name, more in cases.items():
+            for name in asked.case:
+                more = cases[name]
                 changes = {"model": str(Path(scratch) / "model"), "drop": "25%layers", "guard": 2, "text": text, **more}
                 out = Path(scratch) / f"{name}-{resident}"
                 found = measure(changes, out, resident=resident, dtype=asked.dtype)
                 planned = {one["stage"]: one["memory"] for one in found["planned"]["stages"]}
+                rows = [row for row in rows if (row["case"], row["resident"]) != (name, resident)]
                 for stage, took in found["peaks"].items():
                     row = {"case": name, "resident": resident, "stage": stage, "measured_mb": round(took / 1e6)}
                     row.update(planned_mb=round(planned[stage] / 1e6), ratio=round(planned[stage] / took, 3))
                     rows.append(row)
                     print(row, flush=True)
-                found = {"gigabytes": asked.gigabytes, "dtype": asked.dtype, "stages": rows}
-                asked.out.write_text(json.dumps(found, indent=2) + "\n")
+                asked.out.write_text(json.dumps({**model, "stages": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
