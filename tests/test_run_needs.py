@@ -111,7 +111,7 @@ def test_a_step_counts_gradients_and_only_the_layers_that_it_runs(model):
         return stage_of(ask(model, {"train": {"micro_batch": tokens}, **changes}, resident="1"), "train").parts
 
     refit = {"replace": "none", "repair": "refit", "polish": "hidden"}
-    for changes, layers, parameters in (({}, 0, shape.layer_parameters), (refit, 1, (shape.ffn + shape.hidden) * shape.hidden)):
+    for changes, layers, parameters in (({}, 0, shape.layer_parameters), (refit, 2, (shape.ffn + shape.hidden) * shape.hidden)):
         step, measure = parts(changes, 4096), parts(changes, 1)
         assert step["weights"] == shape.other_bytes + layers * shape.layer_bytes
         assert step["gradients"] == planner.GRADIENT * parameters

@@ -14,6 +14,7 @@ from shoal.replace import new_attached, student_of, values_of
 from shoal.surgery.cut import cut
 from shoal.surgery.rewrite import rewrite
 from shoal.surgery.save import save
+from shoal.surgery.tensors import each_tensor, save_tensors
 
 SIZE = Size(layers=6, parameters=0)
 
@@ -142,3 +143,13 @@ def test_a_replacement_that_starts_untrained_is_the_layer_it_inherits(tmp_path):
     rewrite(tmp_path / "source", plan_of(Replace(start=1, stop=3, replacement="layer")), tmp_path / "replaced")
     rewrite(tmp_path / "source", plan_of(Drop(indices=(2,))), tmp_path / "dropped")
     assert_same_tensors(tensors_of(tmp_path / "replaced"), tensors_of(tmp_path / "dropped"))
+
+
+def test_a_file_of_tensors_comes_back_and_can_be_read_by_others(tmp_path):
+    tensors = {"a": torch.randn(3, 5), "b": torch.tensor(7), "c": torch.randn(4, 4).bfloat16().mT, "d": torch.zeros(0, 3)}
+    save_tensors(tmp_path / "deep" / "file.safetensors", tensors, {"kind": "planted"})
+    found = dict(each_tensor(tmp_path / "deep" / "file.safetensors"))
+    assert found.keys() == tensors.keys()
+    assert all(found[name].dtype == value.dtype and torch.equal(found[name], value) for name, value in tensors.items())
+    assert (tmp_path / "deep" / "file.safetensors").stat().st_mode & 0o777 == 0o644
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["file.safetensors"]

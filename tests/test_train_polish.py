@@ -185,6 +185,8 @@ def test_a_polish_that_only_harms_leaves_the_repair(view, swept):
     measures = iter(range(100))
     done = train_plan(view, swept.plan, values=swept.values, config=QUICK, quality=lambda s: float(next(measures)), **TEXT)
     assert done.results[0].best_step == 0 and same(done.values, swept.values)
+    of_student = {f"refit.{at}.{name}": value for at, own in done.student.overrides.items() for name, value in own.items()}
+    assert same(of_student, swept.values), "the student that goes on is the one whose values are kept"
 
 
 def test_polish_lowers_what_it_trains_for(view, swept):

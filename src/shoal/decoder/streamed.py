@@ -15,6 +15,7 @@ import mmap
 import os
 import platform
 import re
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,6 +38,10 @@ TORCH_DTYPES = {
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
+
+
+IN_USE = 2
+"""Layers used last that are not pushed out while there are others."""
 
 
 class Streamed:
@@ -86,7 +91,7 @@ class Streamed:
 
     @contextmanager
     def layer(self, index: int) -> Iterator[nn.Module]:
-        """The layer with its weights, which stay until others push it out; the first ones stay from pass to pass."""
+        """The layer with its weights, which stay until others push it out; most of many stay from pass to pass."""
         if index not in self._loaded:
             self._make_room()
             return_freed_memory()
@@ -106,7 +111,7 @@ class Streamed:
         yield self._layers[index]
 
     def settle(self, layers: Collection[int]) -> None:
-        """Give all other layers back, what is being read ahead, and all memory that was freed."""
+        """Give all other layers back, what is being read ahead, and what the C library keeps of freed memory."""
         self._read_ahead(len(self._layers))
         for index in [one for one in self._loaded if one not in layers]:
             self._push_out(index)
@@ -126,7 +131,8 @@ class Streamed:
 
     def _make_room(self) -> None:
         while len(self._loaded) >= self.n_resident:
-            self._push_out(next(reversed(self._loaded)))  # passes go front to back: the next one needs the last used last
+            # passes go front to back, so the next one needs the newest last; the two before it may be in use, or soon again
+            self._push_out(list(self._loaded)[max(0, len(self._loaded) - 1 - IN_USE)])
 
     def _push_out(self, index: int) -> None:
         del self._loaded[index]
@@ -196,7 +202,7 @@ class Pages:
         return taken
 
     def clear(self) -> None:
-        """Give all of it back."""
+        """Give all of it back, to the allocator of pinned memory."""
         self._pages.clear()
 
 
@@ -252,6 +258,17 @@ def tensors_by_layer(shards: list[Shard], n_layers: int) -> dict[int | None, dic
     return found
 
 
+def bytes_by_layer(shards: list[Shard]) -> tuple[int, int]:
+    """Stored bytes of what is no layer, and of the largest layer."""
+    found: dict[str | None, int] = {None: 0}
+    for name, slot in ((name, slot) for shard in shards for name, slot in shard.slots.items()):
+        match = LAYER_NAME.match(name)
+        index = match[1] if match else None
+        found[index] = found.get(index, 0) + slot.n_bytes
+    outside = found.pop(None)
+    return outside, max(found.values(), default=1)
+
+
 def map_tensor(shard: Shard, slot: Slot) -> Tensor:
     """One tensor of a shard as a private map of its bytes, which are in memory when this returns; gone with the tensor."""
     dtype = _torch_dtype(shard, slot)
@@ -262,15 +279,42 @@ def map_tensor(shard: Shard, slot: Slot) -> Tensor:
     with shard.path.open("rb", buffering=0) as file:
         if os.fstat(file.fileno()).st_size < first + slot.n_bytes:  # else touching its pages would kill the process
             raise ValueError(_ended(shard))
-        try:
-            pages = mmap.mmap(file.fileno(), skipped + slot.n_bytes, access=mmap.ACCESS_COPY, offset=first - skipped)
-        except OSError:  # a file system that cannot map
-            return read_tensor(shard, slot, torch.empty(slot.n_bytes, dtype=torch.uint8))
-    if hasattr(mmap, "MADV_WILLNEED"):
-        pages.madvise(mmap.MADV_WILLNEED)  # one large request to the disk instead of many small ones
+        pages = private_map(file.fileno(), first - skipped, skipped + slot.n_bytes)
+    if pages is None:
+        return read_tensor(shard, slot, torch.empty(slot.n_bytes, dtype=torch.uint8))
     found = torch.frombuffer(pages, dtype=torch.uint8)
     found[:: mmap.PAGESIZE].sum()  # here, in the reader's thread, and not when the layer runs
     return found[skipped:].view(dtype).view(slot.shape)
+
+
+def private_map(file: int, offset: int, n_bytes: int) -> ctypes.Array[ctypes.c_ubyte] | None:
+    """Bytes of an open file as memory, unmapped with the object; None where the system or the file system cannot.
+
+    Python's own maps keep a file descriptor each for as long as they live, and layers of many experts have more tensors than a
+    process may have open files.
+    """
+    calls = _map_calls()
+    if calls is None:
+        return None
+    map_, unmap, advise = calls
+    place = map_(None, n_bytes, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, file, offset)
+    if place in (None, ctypes.c_void_p(-1).value):
+        return None
+    advise(place, n_bytes, mmap.MADV_WILLNEED)  # one large request to the disk instead of many small ones
+    pages = (ctypes.c_ubyte * n_bytes).from_address(place)
+    weakref.finalize(pages, unmap, place, n_bytes).atexit = False  # tensors may live on until the very end
+    return pages
+
+
+@cache
+def _map_calls() -> tuple[Callable[..., int | None], Callable[..., int], Callable[..., int]] | None:
+    if os.name != "posix" or ctypes.sizeof(ctypes.c_void_p) != 8:
+        return None
+    libc, pointer, size, number = ctypes.CDLL(None), ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    libc.mmap.argtypes, libc.mmap.restype = (pointer, size, number, number, number, ctypes.c_int64), pointer
+    libc.munmap.argtypes = (pointer, size)
+    libc.madvise.argtypes = (pointer, size, number)
+    return libc.mmap, libc.munmap, libc.madvise
 
 
 def read_tensor(shard: Shard, slot: Slot, page: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ class Gathering:
             self.parts = _parts(self.mlp, self.inner, self.map, width=view.hidden_size, where=where)
             self.norm = _norm_before(view, layer, self.path, probe)
             values = dict(self.mlp.named_parameters())
-            # copies: a layer's memory is another layer's once it is read from disk
+            # copies: a layer that is read from disk is in memory no longer than it runs
             self.own = {part.name: part.rows(values[part.name].detach(), self.map.n_inputs).clone() for part in self.parts}
             weight = self.mlp.get_submodule(self.inner).weight
             assert isinstance(weight, Tensor)

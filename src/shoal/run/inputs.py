@@ -174,7 +174,7 @@ def open_inputs(
 
     Args:
         resident: ``all`` layers in memory, a number of layers (the rest is read from disk as it is needed), or ``auto``: all
-            where the weights fit in a share of the memory that is free, else two.
+            where the weights fit in a share of the memory that is free, else those that fit in half of it.
         device: ``cuda`` is a card of its own for each process of the job.
     Raises:
         ValueError: one line for anything the user can mend.
@@ -209,8 +209,8 @@ def layers_in_memory(
 ) -> int | None:
     """Layers to hold at a time, or None for all of them.
 
-    ``auto`` holds what fits in ``share`` of the free memory; where that is not all, as many layers as fit in half of it: the
-    first of them are read once for all passes, and the rest is left to what a run of a large model needs beside them.
+    ``auto`` holds what fits in ``share`` of the free memory; where that is not all, as many layers as fit in half of it beside
+    the embeddings: most of them stay from pass to pass, and the rest is left to what a run of a large model needs beside them.
 
     Raises:
         ValueError: not ``all``, ``auto`` or a number of layers.
@@ -218,15 +218,15 @@ def layers_in_memory(
     if resident == "all":
         return None
     if resident == "auto":
-        from shoal.decoder.families import text_config
+        from shoal.decoder.shards import read_shards
         from shoal.decoder.source import resolve_source
-        from shoal.surgery.rewrite import read_config
+        from shoal.decoder.streamed import bytes_by_layer
 
         n_bytes, room = weights_and_room(model, device=device, trust_remote_code=trust_remote_code)
         if n_bytes < share * room:
             return None
-        config = read_config(resolve_source(model, trust_remote_code=trust_remote_code))
-        return max(2, int(text_config(config).num_hidden_layers * share * room / 2 / n_bytes))
+        outside, of_layer = bytes_by_layer(read_shards(resolve_source(model, trust_remote_code=trust_remote_code)))
+        return max(2, int((share * room / 2 - outside) / of_layer) - 1)  # one more is read ahead
     if not (resident.isascii() and resident.isdigit()) or int(resident) < 1:
         raise ValueError(f"--resident {resident!r} needs all, auto, or a number of layers from 1")
     return int(resident)

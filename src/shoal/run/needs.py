@@ -246,8 +246,9 @@ def _stages(recipe: Recipe, shape: Shape, *, cut: Cut, held: int | None, place: 
             "trained": size.at_once * ADAM + (2 * size.at_once + size.modules) * shape.itemsize,
         }
         files = {"disk": size.parameters * (ADAM + shape.itemsize), "scratch": scratch}
-        # gradients are there during a step, when of the layers on disk only those are held that it runs
-        step_weights = shape.other_bytes + size.most_kept * shape.layer_bytes if is_streamed else weights
+        # gradients are there during a step, when of the layers on disk those it runs are held, and one that was read ahead
+        n_held = min(size.most_kept + 1, shape.n_layers) if size.most_kept else 0
+        step_weights = shape.other_bytes + n_held * shape.layer_bytes if is_streamed else weights
         step = need("train", weights=step_weights, work=graph, **parts, gradients=size.at_once * GRADIENT, **files)
         # where layers are read from disk, freed memory goes back before a measure and before its logits
         measuring = max(comparing(n_selection), work) if is_streamed else judging(n_selection)

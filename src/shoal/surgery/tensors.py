@@ -20,7 +20,7 @@ from shoal.surgery.folder import is_full_disk, no_space
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a file tensor by tensor; its content is never held as bytes.
+    """Write a file; from safetensors 0.8 on without a copy of its content.
 
     Raises:
         ValueError: the disk is full.
@@ -32,6 +32,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         save_file(content, temporary, metadata=dict(metadata) if metadata else None)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # the library makes it its owner's alone
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         if not is_full_disk(error):

@@ -40,7 +40,7 @@ Report = Callable[[int, int, float], None]
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A student with the best values of its trained parts, and those values, its own memory, under the names a plan's have."""
+    """A student with the best values of its trained parts, and those values under the names that a plan's have."""
 
     result: TrainResult
     student: Student
