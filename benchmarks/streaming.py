@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -211,7 +212,7 @@ def main() -> None:
     parser.add_argument("--skip-compress", action="store_true")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "streaming.json")
     args = parser.parse_args()
-    n_layers = max(8, round((args.gigabytes * 1e9 - OUTSIDE_BYTES) / LAYER_BYTES))
+    n_layers = max(8, math.ceil((args.gigabytes * 1e9 - OUTSIDE_BYTES) / LAYER_BYTES))
     names = ["idle", "scan_resident", "scan_streamed", "offload", "offload_twice"]
     names += [] if args.skip_compress else ["compress_resident", "compress_streamed"]
     with tempfile.TemporaryDirectory(dir="/var/tmp") as temporary:
