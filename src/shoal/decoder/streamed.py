@@ -169,8 +169,8 @@ def return_freed_memory() -> None:
 
     A new layer's small objects come to lie between blocks of activations, which then fit no activation any more: without this
     each layer leaves some of them behind, and a pass over many layers ends with several times its working memory
-    (docs/log.md). Once per layer that is read, its cost is lost in the reading. So it is in a
-    training between gradients, optimizer and validation, whose blocks do not fit each other either.
+    (docs/log.md). Once per layer that is read, its cost is lost in the reading. A streamed training does it, too, between
+    gradients, optimiser and measure, whose blocks do not fit each other either.
     """
     trim = _malloc_trim()
     if trim is not None:
