@@ -84,16 +84,16 @@ def test_another_vocabulary_has_bits_per_byte_and_no_kl(found, world):
     texts = [inputs.opened.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
     assert comparison.n_bytes == sum(len(text.encode()) for text in texts)
     opened = open_model(world / "stranger")
-    stream = [token for text in texts for token in opened.tokenizer(text)["input_ids"]]
-    nats, done = 0.0, 1  # windows of 16 tokens, every 8; each token but the first is scored once, in the first window it is in
+    stream = [token for text in texts for token in opened.tokenizer(text, add_special_tokens=False)["input_ids"]]
+    nats, done = 0.0, 0  # windows of BOS and 15 tokens, every 8; each token is scored once, in the first window it is in
     for start in range(0, len(stream), 8):
-        window = stream[start : start + 16]
+        window = [opened.tokenizer.bos_token_id, *stream[start : start + 15]]
         with torch.no_grad():
             logp_TV = opened.model(torch.tensor([window])).logits[0].double().log_softmax(-1)
-        for at in range(max(done, start + 1), start + len(window)):
-            nats -= float(logp_TV[at - start - 1, stream[at]])
-        done = max(done, start + len(window))
-    assert stranger.figures.perplexity.n_tokens == len(stream) - 1
+        for at in range(max(done, start), start + len(window) - 1):
+            nats -= float(logp_TV[at - start, stream[at]])
+        done = max(done, start + len(window) - 1)
+    assert stranger.figures.perplexity.n_tokens == len(stream)
     assert stranger.bits_per_byte == pytest.approx(nats / math.log(2) / comparison.n_bytes, rel=1e-5)
 
 

@@ -14,15 +14,16 @@ IDS_T = torch.randint(3, VOCAB, (29,), generator=torch.Generator().manual_seed(1
 SHAPES = [(8, 4, 29), (8, 8, 29), (8, 1, 12), (5, 3, 29), (40, 20, 29), (8, 8, 25), (7, 7, 15), (2, 1, 6), (2, 2, 5)]
 
 
-def naive(model, ids, *, window, stride):
+def naive(model, ids, *, window, stride, start=()):
     """One forward per scored token: the token's context is what the definition says, computed on its own."""
-    total, n = 0.0, 0
-    for target in range(1, len(ids)):
-        k = 0 if target < window else math.ceil((target + 1 - window) / stride)
-        if target == k * stride:
-            continue  # no context: only with stride == window
+    total, n, room, start_T = 0.0, 0, window - len(start), torch.tensor(start, dtype=torch.long)
+    for target in range(len(ids)):
+        k = 0 if target < room else math.ceil((target + 1 - room) / stride)
+        context_T = torch.cat([start_T, ids[k * stride : target]])
+        if not len(context_T):
+            continue  # only without a start token: the first token, and with stride == window that of every block
         with torch.no_grad():
-            logits = model(input_ids=ids[k * stride : target][None], use_cache=False).logits[0, -1]
+            logits = model(input_ids=context_T[None], use_cache=False).logits[0, -1]
         total -= logits.double().log_softmax(-1)[ids[target]].item()
         n += 1
     return total / n, n
@@ -46,6 +47,16 @@ def test_equals_the_token_by_token_reference(window, stride, n):
     assert got.n_tokens == count
     assert got.nll == pytest.approx(nll, rel=1e-5), "fp32 forwards of different lengths"
     assert got.value == math.exp(got.nll)
+
+
+@pytest.mark.parametrize("start", [(1,), (1, 2)])
+@pytest.mark.parametrize(("window", "stride", "n"), [(8, 4, 29), (8, 6, 29), (5, 3, 29), (40, 20, 29), (3, 1, 6)])
+def test_with_start_tokens_every_window_begins_with_them_and_every_token_is_scored(window, stride, n, start):
+    model = tiny_model("llama", n_layers=3)
+    nll, count = naive(model, IDS_T[:n], window=window, stride=stride, start=start)
+    got = perplexity(DecoderView(model), IDS_T[:n], window=window, stride=stride, start=start, batch_size=3)
+    assert got.n_tokens == count == n and got.start == start
+    assert got.nll == pytest.approx(nll, rel=1e-5)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
@@ -98,3 +109,11 @@ def test_impossible_requests_are_refused(ids, window, stride, message):
     view = DecoderView(tiny_model("llama", n_layers=2))
     with pytest.raises(ValueError, match=message):
         perplexity(view, ids, window=window, stride=stride)
+
+
+def test_start_tokens_leave_less_of_the_window():
+    view = DecoderView(tiny_model("llama", n_layers=2))
+    with pytest.raises(ValueError, match=r"stride=8 needs 1\.\.7 \(the window beside 1 start token\)"):
+        perplexity(view, IDS_T, window=8, stride=8, start=(1,))
+    with pytest.raises(ValueError, match="window=2 needs more than the 2 start tokens"):
+        perplexity(view, IDS_T, window=2, stride=1, start=(1, 2))

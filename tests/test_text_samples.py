@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from text_world import BOS, EOS, N_SPECIAL, PAD, own_words, word_tokenizer, words, write_jsonl
+from text_world import BOS, EOS, N_SPECIAL, PAD, UNK, own_words, word_tokenizer, words, write_jsonl
 
 from shoal.text import Samples, open_corpus
 from shoal.text.corpus import Corpus
@@ -26,26 +26,57 @@ def naive_ids(text):
 
 
 SEPARATORS = [
-    (word_tokenizer(), [EOS]),
-    (word_tokenizer(special=("eos",)), [EOS]),
-    (word_tokenizer(special=("bos",)), [BOS]),
-    (word_tokenizer(special=(), eos_token="<bos>"), [0]),  # id 0 is an id
-    (word_tokenizer(special=()), []),
+    (word_tokenizer(), [EOS], [BOS]),
+    (word_tokenizer(special=("eos",)), [EOS], []),
+    (word_tokenizer(special=("bos",)), [BOS], [BOS]),
+    (word_tokenizer(special=(), eos_token="<bos>"), [0], []),  # id 0 is an id
+    (word_tokenizer(special=()), [], []),
+    (word_tokenizer(start=("<unk>", "<bos>")), [EOS], [UNK, BOS]),  # as GLM's two
+    (word_tokenizer(start=()), [EOS], []),  # has a BOS, and does not add it
 ]
 
 
-@pytest.mark.parametrize(("tokenizer", "between"), SEPARATORS)
-@pytest.mark.parametrize("length", [2, 7, 64])
-def test_packing_equals_a_naive_reference(path, tokenizer, between, length):
+@pytest.mark.parametrize(("tokenizer", "between", "start"), SEPARATORS)
+@pytest.mark.parametrize("length", [3, 7, 64])
+def test_packing_equals_a_naive_reference(path, tokenizer, between, start, length):
+    """Every block is the start tokens and the next tokens of the stream."""
     corpus = open_corpus(path, tokenizer)
     stream = []
     for document in corpus.documents("training"):
         stream += (between if stream else []) + naive_ids(document.text)
-    n = len(stream) // length
+    room = length - len(start)
+    n = len(stream) // room
+    if start == between:  # where the separator is the start token, a block that begins with it has it once
+        blocks, at = [], 0
+        while True:
+            own = [] if stream[at : at + 1] == start else start
+            stop = at + length - len(own)
+            if stop > len(stream):
+                break
+            blocks, at = [*blocks, own + stream[at:stop]], stop
+        n = len(blocks)
+    else:
+        blocks = [start + stream[i * room : (i + 1) * room] for i in range(n)]
     samples = corpus.samples("training", n=n, length=length)
-    assert samples.ids_NT.flatten().tolist() == stream[: n * length]
+    assert samples.ids_NT.tolist() == blocks and samples.start == tuple(start)
     assert samples.ids_NT.shape == (n, length) and samples.ids_NT.dtype == torch.int64
     assert samples.n_tokens == n * length and all(batch.mask_BT is None for batch in samples.batches(3))
+
+
+def test_start_tokens_that_a_text_spells_are_not_doubled(tmp_path):
+    """Chat templates write BOS themselves."""
+    texts = [f"<bos> {text}" for text in own_words([9] * 200)]
+    tokenizer = word_tokenizer(special=("bos",))  # documents are joined by BOS, too
+    for packing in ("packed", "padded"):
+        samples = open_corpus(write_jsonl(tmp_path / "a.jsonl", texts), tokenizer).samples(
+            "training", n=8, length=10, packing=packing
+        )
+        assert (samples.ids_NT[:, 0] == BOS).all() and (samples.ids_NT[0, 1:] != BOS).all()
+
+
+def test_start_tokens_need_room(path):
+    with pytest.raises(ValueError, match="length=2 leaves no room for text: .* 2 tokens of its own; give at least 3"):
+        open_corpus(path, word_tokenizer(start=("<unk>", "<bos>"))).samples("training", n=1, length=2)
 
 
 @pytest.mark.parametrize(("special", "pad"), [(("bos", "eos", "pad"), PAD), (("bos", "eos"), 0)])
@@ -153,7 +184,7 @@ def test_too_little_text_says_how_much_is_needed_and_that_is_enough(tmp_path):
     with pytest.raises(ValueError) as error:
         corpus.samples("evaluation", n=100, length=32)
     message = str(error.value)
-    assert f"has {slice_tokens:,} tokens" in message and "100 x 32 = 3,200" in message and "\n" not in message
+    assert f"has {slice_tokens:,} tokens" in message and "100 x 31 = 3,100 (beside the start token of each sample)" in message and "\n" not in message
     needed, found = (float(value) * 1000 for value in re.findall(r"([\d.]+) k", message))
     assert abs(found - n_characters) < 1000
     # The stated amount, and a third more for the luck of the hash, is enough.

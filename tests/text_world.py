@@ -16,13 +16,22 @@ N_SPECIAL = 4
 CHAT_TEMPLATE = "{{ bos_token }}{% for m in messages %} {{ m.role }} {{ m.content }}{% endfor %}"
 
 
-def word_tokenizer(n_words: int = 2000, *, special: Sequence[str] = ("bos", "eos", "pad"), **options: Any) -> Any:
-    """``w7`` is id 4 + 7. Adds BOS (if it has one) where special tokens are asked for."""
+def word_tokenizer(
+    n_words: int = 2000,
+    *,
+    special: Sequence[str] = ("bos", "eos", "pad"),
+    start: Sequence[str] | None = None,
+    **options: Any,
+) -> Any:
+    """``w7`` is id 4 + 7. Adds ``start`` (BOS, if it has one, unless given) where special tokens are asked for."""
     names = ["<bos>", "<eos>", "<pad>", "<unk>", *(f"w{i}" for i in range(n_words)), "user", "assistant"]
     raw = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    if "bos" in special:
-        raw.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
+    added = tuple(("<bos>",) if "bos" in special else ()) if start is None else tuple(start)
+    if added:
+        raw.post_processor = processors.TemplateProcessing(
+            single=" ".join([*added, "$A"]), special_tokens=[(name, names.index(name)) for name in added]
+        )
     tokens = {f"{name}_token": f"<{name}>" for name in special}
     return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", **tokens, **options)
 

@@ -1,8 +1,8 @@
 """Any number of models side by side: the same text, the same items, the first one as the reference.
 
 Perplexity per token compares models of one tokenizer only. Across tokenizers stand *bits per byte*: the negative
-log-likelihood of the text in bits, divided by its bytes in UTF-8. Every token of the text is scored but the first, given what
-fits the window; special tokens count as tokens and have no bytes. KL, acceptance and agreement are with the first model,
+log-likelihood of the text in bits, divided by its bytes in UTF-8. Every token of the text is scored, given what fits the window,
+but the first where the tokenizer has no start token for it to follow; special tokens count as tokens and have no bytes. KL, acceptance and agreement are with the first model,
 where the vocabulary is the same.
 """
 
@@ -64,5 +64,6 @@ def other_tokenizer(first: Any, other: Any) -> str | None:
 
 
 def encoded(texts: Sequence[str], tokenizer: Any) -> Tensor:
-    """(T,) tokens of all texts in order, each with the special tokens that the tokenizer adds."""
-    return torch.tensor([token for text in texts for token in tokenizer(text)["input_ids"]], dtype=torch.long)
+    """(T,) tokens of all texts in order; start tokens are no part of the text (every window of the perplexity gets them)."""
+    ids = [token for text in texts for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    return torch.tensor(ids, dtype=torch.long)

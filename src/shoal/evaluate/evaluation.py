@@ -69,6 +69,7 @@ def compare(
     batches: Sequence[Batch],
     *,
     provenance: Provenance,
+    start: Sequence[int] = (),
     ids_T: Tensor | None = None,
     window: int | None = None,
     stride: int | None = None,
@@ -84,8 +85,9 @@ def compare(
     Args:
         teacher: the reference.
         student: an overlay on the teacher's view, or the view of a saved student.
-        batches: text for KL and agreement; also its tokens in order, padding left out, are the perplexity's stream unless
-            ``ids_T`` gives another one, (T,) token ids.
+        batches: text for KL and agreement; also its tokens in order, padding and start tokens left out, are the perplexity's
+            stream unless ``ids_T`` gives another one, (T,) token ids.
+        start: the tokens that every sample of ``batches`` begins with; every window of the perplexity gets them, too.
         window, stride: of the perplexity, in tokens; the longest batch and half of the window unless given. The window is
             also the context that cost is counted at.
         batch_size: perplexity windows per forward; as many tokens as the largest batch has unless given.
@@ -98,12 +100,13 @@ def compare(
     """
     if not batches:
         raise ValueError("evaluation got no text; give at least one batch of the evaluation slice")
-    stream_T = token_stream(batches) if ids_T is None else ids_T
+    stream_T = token_stream(batches, start=start) if ids_T is None else ids_T
     window = max(batch.ids_BT.shape[1] for batch in batches) if window is None else window
-    stride = max(1, window // 2) if stride is None else stride
+    stride = usual_stride(window, start) if stride is None else stride
     batch_size = max(1, max(batch.ids_BT.numel() for batch in batches) // max(1, window)) if batch_size is None else batch_size
     n_passes = 1 if isinstance(student, Student) else 2
-    n_steps = len(batches) + n_passes * n_batches(len(stream_T), window=window, stride=stride, batch_size=batch_size)
+    n_windows = n_batches(len(stream_T), window=window, stride=stride, batch_size=batch_size, n_start=len(start))
+    n_steps = len(batches) + n_passes * n_windows
     done = 0
 
     def step(batch: Batch) -> None:
@@ -113,7 +116,7 @@ def compare(
             progress(min(done, n_steps), n_steps)
 
     sharing: dict[str, Any] = {"after_batch": step, "workers": workers}
-    reading = {"window": window, "stride": stride, "batch_size": batch_size, **sharing}
+    reading = {"window": window, "stride": stride, "start": start, "batch_size": batch_size, **sharing}
     quality, by_position = closeness(teacher, student, batches, **sharing)
     if isinstance(student, Student):
         texts = perplexities(teacher, stream_T, students=[TEACHER, student], **reading)
@@ -175,12 +178,24 @@ def closeness(
     return quality.result(), positions.result()
 
 
-def token_stream(batches: Sequence[Batch]) -> Tensor:
-    """(T,) the real tokens of all samples, in order."""
+def token_stream(batches: Sequence[Batch], *, start: Sequence[int] = ()) -> Tensor:
+    """(T,) the tokens of the text of all samples, in order: neither padding nor the ``start`` tokens of a sample."""
     rows = []
     for batch in batches:
-        rows.append(batch.ids_BT.flatten() if batch.mask_BT is None else batch.ids_BT[batch.mask_BT.bool()])
-    return torch.cat([row.cpu() for row in rows])
+        lengths = [batch.ids_BT.shape[1]] * len(batch.ids_BT) if batch.mask_BT is None else batch.mask_BT.sum(1).tolist()
+        for row_T, length in zip(batch.ids_BT.cpu(), lengths, strict=True):
+            rows.append(row_T[n_started(row_T, start) : int(length)])
+    return torch.cat(rows)
+
+
+def n_started(row_T: Tensor, start: Sequence[int]) -> int:
+    """How many of a sample's first tokens are the start tokens: all of them or none."""
+    return len(start) if row_T[: len(start)].tolist() == list(start) else 0
+
+
+def usual_stride(window: int, start: Sequence[int]) -> int:
+    """Half of the window, or what the start tokens leave of it where that is less."""
+    return max(1, min(window // 2, window - len(start)))
 
 
 def refuse_other_vocabulary(teacher: DecoderView, student: DecoderView) -> None:

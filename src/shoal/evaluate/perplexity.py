@@ -5,8 +5,10 @@ stride S, up to the first window that reaches the end. A window scores the token
 given every token before it in the window. So each token is scored exactly once; tokens after the first window are given at
 least ``W - S`` tokens of context; the first token of the text has none and is not scored. With ``S = W`` the windows are
 disjoint blocks and the first token of every block is not scored (the way of GPTQ and most pruning papers).
+Where the tokenizer begins a text with start tokens, every window begins with them, and they count into W: of P start tokens,
+window k reads ``[k*S, min(k*S + W - P, T))`` of the text, S is at most W - P, and the first token of the text is scored, too.
 ``nll`` is the sum of ``-ln p(token | context)`` over scored tokens divided by their number: nats per token. Perplexity is
-``exp(nll)``. Logarithms in fp32, sums in fp64. Nothing is added to the text: a start token is in the stream or is not used.
+``exp(nll)``. Logarithms in fp32, sums in fp64. A start token is context and is never scored.
 
 Shapes: B windows, T tokens, W window, V vocabulary.
 """
@@ -28,13 +30,25 @@ from shoal.workers import ALONE, Workers
 
 
 class Perplexity(Record):
-    """``value`` = exp(``nll``); ``nll`` in nats per token over ``n_tokens`` scored tokens."""
+    """``value`` = exp(``nll``); ``nll`` in nats per token over ``n_tokens`` scored tokens.
+
+    Attributes:
+        start: the tokens that every window begins with; they count into ``window``.
+    """
 
     value: float
     nll: float
     n_tokens: int
     window: int
     stride: int
+    start: tuple[int, ...] = ()
+
+    @property
+    def how(self) -> str:
+        """How it was measured, for people."""
+        n = len(self.start)
+        begins = "" if n == 0 else " (its first is the start token)" if n == 1 else f" (its first {n} are the start tokens)"
+        return f"window {self.window}{begins}, stride {self.stride}, {self.n_tokens:,} scored tokens"
 
 
 @dataclass(frozen=True)
@@ -46,22 +60,28 @@ class Window:
     stop: int
 
 
-def windows(n_tokens: int, *, window: int, stride: int) -> Iterator[Window]:
+def windows(n_tokens: int, *, window: int, stride: int, n_start: int = 0) -> Iterator[Window]:
     """The windows over a text of ``n_tokens`` tokens (definition at the top of this file).
 
+    Args:
+        n_start: start tokens in front of every window, P of the definition.
     Raises:
-        ValueError: stride outside 1..window, window below 2, or fewer than 2 tokens.
+        ValueError: stride outside 1..window - P, window below 2 or without room for text, or fewer than 2 tokens.
     """
     if window < 2:
         raise ValueError(f"window={window} needs at least 2 tokens: one of context and one to score")
-    if not 1 <= stride <= window:
-        raise ValueError(f"stride={stride} needs 1..{window} (the window); the usual choices are the window and half of it")
+    room = window - n_start
+    if room < 1:
+        raise ValueError(f"window={window} needs more than the {n_start} start tokens that the tokenizer adds")
+    if not 1 <= stride <= room:
+        beside = f" beside {n_start} start token{'s' * (n_start > 1)}" if n_start else ""
+        raise ValueError(f"stride={stride} needs 1..{room} (the window{beside}); the usual choices are that and half of it")
     if n_tokens < 2:
         raise ValueError(f"perplexity needs a text of at least 2 tokens, got {n_tokens}")
     start = done = 0
     while done < n_tokens:
-        stop = min(start + window, n_tokens)
-        first = max(done, start + 1)
+        stop = min(start + room, n_tokens)
+        first = max(done, start if n_start else start + 1)
         if first < stop:
             yield Window(start, first, stop)
         start, done = start + stride, stop
@@ -73,6 +93,7 @@ def perplexity(
     *,
     window: int,
     stride: int,
+    start: Sequence[int] = (),
     student: Student = TEACHER,
     batch_size: int = 8,
     after_batch: Callable[[Batch], None] | None = None,
@@ -81,8 +102,9 @@ def perplexity(
     """Strided perplexity of a student (the teacher unless given) on one long text.
 
     Args:
-        ids_T: (T,) token ids, any integer dtype.
+        ids_T: (T,) token ids of the text, any integer dtype, without start tokens.
         window, stride: W and S of the definition above, in tokens.
+        start: the tokens that the tokenizer begins a text with (:func:`shoal.text.start.start_tokens`).
         batch_size: windows per forward; it does not enter the definition.
         after_batch: called when a batch is done, for progress.
         workers: who share the windows; all of them get the result of all windows, bit for bit that of one.
@@ -94,6 +116,7 @@ def perplexity(
         ids_T,
         window=window,
         stride=stride,
+        start=start,
         students=[student],
         batch_size=batch_size,
         after_batch=after_batch,
@@ -108,6 +131,7 @@ def perplexities(
     *,
     window: int,
     stride: int,
+    start: Sequence[int] = (),
     students: Sequence[Student],
     batch_size: int = 8,
     after_batch: Callable[[Batch], None] | None = None,
@@ -116,26 +140,30 @@ def perplexities(
     """As :func:`perplexity`, for many students of one view in one pass that shares their common layers."""
     if ids_T.ndim != 1:
         raise ValueError(f"perplexity reads one row of token ids, got the shape {tuple(ids_T.shape)}; flatten the text first")
-    ids_T = ids_T.long()
-    groups = list(_batched(windows(len(ids_T), window=window, stride=stride), batch_size))
+    ids_T, start_P = ids_T.long(), torch.tensor(list(start), dtype=torch.long)
+    groups = list(_batched(windows(len(ids_T), window=window, stride=stride, n_start=len(start_P)), batch_size))
     mine: list[tuple[int, list[float]]] = []  # per batch: tokens scored, and every student's sum
 
     def add(reading: Reading, finals: list[Tensor]) -> None:
-        scored_BT = _scored(groups[reading.batch.index]).to(view.device)
+        scored_BT = _scored(groups[reading.batch.index], n_start=len(start_P)).to(view.device)
         nll = [_nll_sum(view.head(h_BTD, reading), reading.batch.ids_BT, scored_BT) for h_BTD in finals]
         mine.append((int(scored_BT.sum()), nll))
 
-    batches = (Batch(torch.stack([ids_T[w.start : w.stop] for w in group]), index=i) for i, group in enumerate(groups))
+    def rows_of(group: Sequence[Window]) -> Tensor:
+        return torch.stack([torch.cat([start_P, ids_T[one.start : one.stop]]) for one in group])
+
+    batches = (Batch(rows_of(group), index=i) for i, group in enumerate(groups))
     run_pass(view, batches, students=students, sink=add, after_batch=after_batch, workers=workers)
     every = workers.gather(mine)
     n_tokens = sum(n for n, _ in every)
     means = [sum(nll[member] for _, nll in every) / n_tokens for member in range(len(students))]
-    return [Perplexity(value=_exp(nll), nll=nll, n_tokens=n_tokens, window=window, stride=stride) for nll in means]
+    said = {"n_tokens": n_tokens, "window": window, "stride": stride, "start": tuple(start_P.tolist())}
+    return [Perplexity(value=_exp(nll), nll=nll, **said) for nll in means]
 
 
-def n_batches(n_tokens: int, *, window: int, stride: int, batch_size: int) -> int:
+def n_batches(n_tokens: int, *, window: int, stride: int, batch_size: int, n_start: int = 0) -> int:
     """Forwards that :func:`perplexities` needs for a text of ``n_tokens`` tokens."""
-    return sum(1 for _ in _batched(windows(n_tokens, window=window, stride=stride), batch_size))
+    return sum(1 for _ in _batched(windows(n_tokens, window=window, stride=stride, n_start=n_start), batch_size))
 
 
 def _batched(every: Iterator[Window], batch_size: int) -> Iterator[list[Window]]:
@@ -150,10 +178,10 @@ def _batched(every: Iterator[Window], batch_size: int) -> Iterator[list[Window]]
         yield group
 
 
-def _scored(group: Sequence[Window]) -> Tensor:
-    """(B, T-1) bool: True where the *next* token is scored."""
-    offsets = torch.arange(1, group[0].stop - group[0].start)
-    return torch.stack([offsets >= one.first - one.start for one in group])
+def _scored(group: Sequence[Window], *, n_start: int) -> Tensor:
+    """(B, T-1) bool for windows of T tokens, start tokens included: True where the *next* token is scored."""
+    offsets = torch.arange(1, n_start + group[0].stop - group[0].start)
+    return torch.stack([offsets >= n_start + one.first - one.start for one in group])
 
 
 def _nll_sum(logits_BTV: Tensor, ids_BT: Tensor, scored_BT: Tensor) -> float:

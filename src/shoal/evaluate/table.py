@@ -114,7 +114,7 @@ def figures_table(measured: Measured) -> Table:
         lines.append((f"MACs per token at {cost.context} tokens", count(cost.macs_per_token)))
     lines += [
         ("KV cache per token", in_bytes(cost.kv_bytes_per_token)),
-        (f"perplexity (window {found.window}, stride {found.stride}, {found.n_tokens:,} tokens)", number(found.value)),
+        (f"perplexity: {found.how}", number(found.value)),
     ]
     shown = Table("", "value", title=f"{measured.model.name} on {measured.provenance.data}")
     shown.columns[1].justify = "right"

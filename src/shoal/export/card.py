@@ -125,7 +125,7 @@ def _figures(evaluation: Evaluation) -> str:
         for row in rows(evaluation)
     ]
     note = (
-        f"Perplexity: window {ours.window}, stride {ours.stride}, {ours.n_tokens:,} scored tokens. KL and agreement: "
+        f"Perplexity: {ours.how}. KL and agreement: "
         f"{quality.n_tokens:,} tokens of {quality.n_samples} samples; ± is the standard error over samples."
     )
     if evaluation.speed:

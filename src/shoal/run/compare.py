@@ -111,16 +111,18 @@ class _Side:
         from shoal.evaluate.comparison import Compared
 
         self.answers = self._ask(self.inputs.view, self.tokenizer, who=name)
-        return Compared(**self._alone(name, self.inputs.view, self._own_tokens()), tasks=self._figures(self.answers))
+        return Compared(**self._alone(name, self.inputs.view, self._own_tokens(), self.inputs.evaluation.start), tasks=self._figures(self.answers))
 
     def other(self, name: str, opened: Opened) -> Compared:
         from shoal.decoder import DecoderView
         from shoal.evaluate import closeness, compare_tasks
         from shoal.evaluate.comparison import Compared, encoded, other_tokenizer
+        from shoal.text.start import start_tokens
 
         view, tokenizer = DecoderView(opened.model), opened.need_tokenizer()
         why_not = other_tokenizer(self.tokenizer, tokenizer)
         tokens_T = self._own_tokens() if why_not is None else encoded(self.texts, tokenizer)
+        start = self.inputs.evaluation.start if why_not is None else start_tokens(tokenizer)
         refuse_unknown_tokens(tokens_T, opened)
         ours, theirs = (one.model.get_output_embeddings().weight.shape[0] for one in (self.inputs.view, view))
         if why_not is None and ours != theirs:
@@ -136,7 +138,7 @@ class _Side:
             )
         answers = self._ask(view, tokenizer, who=name)
         return Compared(
-            **self._alone(name, view, tokens_T),
+            **self._alone(name, view, tokens_T, start),
             quality=quality,
             by_position=by_position,
             why_not=why_not,
@@ -144,19 +146,21 @@ class _Side:
             against_first=compare_tasks(self.answers, answers, seed=self.inputs.recipe.seed) if answers else None,
         )
 
-    def _alone(self, name: str, view: Any, tokens_T: Any) -> dict[str, Any]:
+    def _alone(self, name: str, view: Any, tokens_T: Any, start: Sequence[int]) -> dict[str, Any]:
         from shoal.evaluate import Figures, cost, perplexity
         from shoal.evaluate.comparison import bits_per_byte
+        from shoal.evaluate.evaluation import usual_stride
         from shoal.evaluate.perplexity import n_batches
 
         what, length = f"{name}, perplexity", self.inputs.length
-        stride, batch_size = max(1, length // 2), self.inputs.batch_size
-        total = n_batches(len(tokens_T), window=length, stride=stride, batch_size=batch_size)
+        stride, batch_size = usual_stride(length, start), self.inputs.batch_size
+        total = n_batches(len(tokens_T), window=length, stride=stride, batch_size=batch_size, n_start=len(start))
         found = perplexity(
             view,
             tokens_T,
             window=length,
             stride=stride,
+            start=start,
             batch_size=batch_size,
             after_batch=lambda batch: self.progress(what, batch.index + 1, total),
         )
@@ -166,7 +170,7 @@ class _Side:
     def _own_tokens(self) -> Any:
         from shoal.evaluate.evaluation import token_stream
 
-        return token_stream(self.batches)
+        return token_stream(self.batches, start=self.inputs.evaluation.start)
 
     def _ask(self, view: Any, tokenizer: Any, *, who: str) -> list[TaskAnswers]:
         if not self.tasks:

@@ -34,7 +34,7 @@ def evaluate_alone(
         ValueError: everything that opening models and text and scoring tasks can meet.
     """
     from shoal.evaluate import Figures, Measured, cost, perplexity, task_figures
-    from shoal.evaluate.evaluation import token_stream
+    from shoal.evaluate.evaluation import token_stream, usual_stride
 
     inputs = open_inputs(recipe, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
 
@@ -44,12 +44,13 @@ def evaluate_alone(
         return tuple(task_figures(one, seed=recipe.seed) for one in answers)
 
     scored = inputs.workers.from_first(ask) if tasks else ()  # first: a task may hold an item that cannot be scored
-    stream_T = token_stream(inputs.batches(inputs.evaluation))
+    start = inputs.evaluation.start
     found = perplexity(
         inputs.view,
-        stream_T,
+        token_stream(inputs.batches(inputs.evaluation), start=start),
         window=inputs.length,
-        stride=max(1, inputs.length // 2),
+        stride=usual_stride(inputs.length, start),
+        start=start,
         batch_size=inputs.batch_size,
         workers=inputs.workers,
     )
@@ -127,6 +128,7 @@ def against_teacher(
         student,
         batches,
         provenance=inputs.provenance(inputs.evaluation),
+        start=inputs.evaluation.start,
         generated=written,
         timed=timed,
         plain=plain,

@@ -75,8 +75,9 @@ class Corpus:
     def samples(self, slice: str, *, n: int, length: int, packing: Packing = "packed", fewest: int | None = None) -> Samples:
         """n samples of ``length`` tokens from one slice; where the text ends before, those it holds (at least ``fewest``).
 
-        Packed: documents joined by EOS (BOS where there is none), cut to ``length``, the tail dropped; a block never mixes
-        slices. Padded: the first ``length`` tokens of one document each, with the special tokens the tokenizer adds.
+        Packed: documents joined by EOS (BOS where there is none), cut to ``length``, the tail dropped; every block begins with
+        the start tokens that the tokenizer adds, which count into ``length``, and never mixes slices. Padded: the first
+        ``length`` tokens of one document each, with the special tokens the tokenizer adds.
 
         Raises:
             ValueError: unknown slice or packing, n < 1, length < 2, or too little text, saying how much is needed.
@@ -101,14 +102,17 @@ class Corpus:
                 raise ValueError(self._too_little(slice, filler, documents, n_characters, least))
         ids_NT, lengths_N = filler.tensors()
         settings = stable_hash(tokenizer_hash(self.tokenizer), length, packing, slice, self.seed)
-        return Samples(ids_NT, lengths_N, slice, self.name, f"{settings}-{hash_ids(ids_NT, lengths_N)}", self.seed)
+        data_hash, start = f"{settings}-{hash_ids(ids_NT, lengths_N)}", tuple(filler.start.tolist())
+        return Samples(ids_NT, lengths_N, slice, self.name, data_hash, self.seed, start)
 
     def _too_little(self, slice: str, filler: Packer | Padder, documents: Interleave, n_characters: int, n: int) -> str:
         """One line: what the slice has, what is needed, how much text that is, what to do."""
         length, share = filler.length, SLICE_SHARES[slice]
         if isinstance(filler, Packer):
+            length -= len(filler.start)
             per_token = n_characters / filler.n_tokens if filler.n_tokens else 4.0
             has, needs = f"{filler.n_tokens:,} tokens", f"{n:,} x {length:,} = {n * length:,}"
+            needs += " (beside the start token of each sample)" if len(filler.start) else ""
             total = n * length * per_token / share
         else:
             per_document = n_characters / len(filler.rows) if filler.rows else 4.0 * length

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from shoal.text.sources import Document, groups
+from shoal.text.start import start_tokens
 from shoal.types import Batch, stable_hash
 
 Packing = Literal["packed", "padded"]
@@ -33,6 +34,7 @@ class Samples:
         data_hash: ``SETTINGS-CONTENT``. The first half is a hash of tokenizer, length, packing, slice and seed, the second
             of the ids and lengths. It does not depend on names of files.
         seed: of the order of the documents.
+        start: the tokens that every sample begins with, as the tokenizer begins a text; empty where it adds none.
     """
 
     ids_NT: Tensor
@@ -41,6 +43,7 @@ class Samples:
     data: str
     data_hash: str
     seed: int
+    start: tuple[int, ...] = ()
 
     @property
     def n_samples(self) -> int:
@@ -106,16 +109,16 @@ def tokenizer_hash(tokenizer: Any) -> str:
 def token_ids(documents: Iterable[Document], tokenizer: Any, *, special_tokens: bool) -> Iterator[tuple[Document, np.ndarray]]:
     """Each document with its ids (int64, any length), tokenised in groups, no further ahead than one group.
 
-    With ``special_tokens`` the tokenizer adds its own (usually BOS); a BOS that the text already spells (chat templates
-    do) is not doubled.
+    With ``special_tokens`` the tokenizer adds its own (usually BOS); start tokens that the text already spells (chat templates
+    do) are not doubled.
     """
-    bos = getattr(tokenizer, "bos_token_id", None)
+    start = list(start_tokens(tokenizer)) if special_tokens else []
     for group in groups(documents, GROUP_CHARACTERS):
         texts = [document.text for document in group]
         encoded = tokenizer(texts, add_special_tokens=special_tokens, verbose=False)["input_ids"]
         for document, ids in zip(group, encoded, strict=True):
-            doubled = special_tokens and bos is not None and list(ids[:2]) == [bos, bos]
-            yield document, np.asarray(ids[1:] if doubled else ids, dtype=np.int64)
+            doubled = start and list(ids[: 2 * len(start)]) == start + start
+            yield document, np.asarray(ids[len(start) :] if doubled else ids, dtype=np.int64)
 
 
 def separator(tokenizer: Any) -> int | None:
@@ -125,37 +128,55 @@ def separator(tokenizer: Any) -> int | None:
 
 
 class Packer:
-    """Fills n blocks of T tokens: documents one after the other, the separator between them, cut every T tokens.
+    """Fills n blocks of T tokens: documents one after the other, the separator between them, cut into blocks.
 
-    A document may go on in the next block. What does not fill a block is dropped. Nothing is added at the start of a block.
+    A document may go on in the next block. What does not fill a block is dropped. Every block begins with the start tokens
+    that the tokenizer adds, and holds T tokens with them; where the text spells them itself at that place (chat templates do),
+    they are not doubled. ``n_tokens``: tokens of the text so far, start tokens left out.
     """
 
     def __init__(self, tokenizer: Any, *, n: int, length: int) -> None:
         between = separator(tokenizer)
         self.between = np.asarray([] if between is None else [between], dtype=np.int64)
+        self.start = np.asarray(start_tokens(tokenizer), dtype=np.int64)
+        if len(self.start) >= length:
+            raise ValueError(
+                f"length={length} leaves no room for text: the tokenizer begins every text with {len(self.start)} tokens of its "
+                f"own; give at least {len(self.start) + 1}"
+            )
         self.n, self.length = n, length
-        self.pieces: list[np.ndarray] = []
+        self.blocks: list[np.ndarray] = []
         self.n_tokens = 0
+        self._rest = np.asarray([], dtype=np.int64)
 
     @property
     def n_samples(self) -> int:
         """Whole blocks so far, ``n`` at most."""
-        return min(self.n, self.n_tokens // self.length)
+        return min(self.n, len(self.blocks))
 
     @property
     def full(self) -> bool:
         return self.n_samples == self.n
 
     def add(self, ids: np.ndarray) -> None:
-        for piece in ([self.between] if self.pieces else []) + [ids]:
-            self.pieces.append(piece)
-            self.n_tokens += len(piece)
+        """Append a document and cut off every block that is whole now."""
+        stream = np.concatenate([self._rest, self.between if self.n_tokens else self._rest[:0], ids])
+        self.n_tokens += len(stream) - len(self._rest)
+        at = 0
+        while not self.full:
+            spelled = len(self.start) and np.array_equal(stream[at : at + len(self.start)], self.start)
+            own = self.start[:0] if spelled else self.start
+            stop = at + self.length - len(own)
+            if stop > len(stream):
+                break
+            self.blocks.append(np.concatenate([own, stream[at:stop]]))
+            at = stop
+        self._rest = stream[at:]
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """ids_NT and lengths_N."""
-        n = self.n_samples
-        stream = np.concatenate(self.pieces)[: n * self.length]
-        return torch.from_numpy(stream.reshape(n, self.length)), torch.full((n,), self.length, dtype=torch.int64)
+        ids_NT = np.stack(self.blocks) if self.blocks else np.zeros((0, self.length), dtype=np.int64)
+        return torch.from_numpy(ids_NT), torch.full((self.n_samples,), self.length, dtype=torch.int64)
 
 
 class Padder:
@@ -165,6 +186,7 @@ class Padder:
     """
 
     def __init__(self, tokenizer: Any, *, n: int, length: int) -> None:
+        self.start = np.asarray(start_tokens(tokenizer), dtype=np.int64)
         pad = getattr(tokenizer, "pad_token_id", None)
         self.pad = 0 if pad is None else pad
         self.n, self.length = n, length

@@ -16,7 +16,7 @@ def figures(data: RunData) -> Section | None:
     ours, source = found.student.perplexity, found.provenance
     note = (
         f"On {source.data}, {source.n_samples:,} samples of {source.length} tokens that nothing was chosen on. Perplexity: "
-        f"window {ours.window}, stride {ours.stride}, {ours.n_tokens:,} scored tokens. KL and agreement: "
+        f"{ours.how}. KL and agreement: "
         f"{found.quality.n_tokens:,} tokens of {found.quality.n_samples} samples; ± is the standard error over samples."
     )
     shown = table("Teacher and student", [Column(""), *number_columns("teacher", "student", "change")], lines)
