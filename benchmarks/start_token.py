@@ -53,7 +53,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         copies = {way: copy_with_start(args.model, Path(scratch) / way, adds=way == "with") for way in WAYS}
         for chosen in WAYS:
-            student = compress(load_recipe("default", {**changes, "model": str(copies[chosen])}), Path(scratch) / f"run-{chosen}")
+            student = compress(
+                load_recipe("default", {**changes, "model": str(copies[chosen])}), Path(scratch) / f"run-{chosen}"
+            )
             for read in WAYS:
                 recipe = load_recipe("default", {"model": str(copies[read]), "text": text})
                 found = evaluate_pair(recipe, str(student.model))

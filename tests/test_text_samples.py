@@ -184,7 +184,11 @@ def test_too_little_text_says_how_much_is_needed_and_that_is_enough(tmp_path):
     with pytest.raises(ValueError) as error:
         corpus.samples("evaluation", n=100, length=32)
     message = str(error.value)
-    assert f"has {slice_tokens:,} tokens" in message and "100 x 31 = 3,100 (beside the start token of each sample)" in message and "\n" not in message
+    assert (
+        f"has {slice_tokens:,} tokens" in message
+        and "100 x 31 = 3,100 (beside the start token of each sample)" in message
+        and "\n" not in message
+    )
     needed, found = (float(value) * 1000 for value in re.findall(r"([\d.]+) k", message))
     assert abs(found - n_characters) < 1000
     # The stated amount, and a third more for the luck of the hash, is enough.

@@ -111,7 +111,10 @@ class _Side:
         from shoal.evaluate.comparison import Compared
 
         self.answers = self._ask(self.inputs.view, self.tokenizer, who=name)
-        return Compared(**self._alone(name, self.inputs.view, self._own_tokens(), self.inputs.evaluation.start), tasks=self._figures(self.answers))
+        return Compared(
+            **self._alone(name, self.inputs.view, self._own_tokens(), self.inputs.evaluation.start),
+            tasks=self._figures(self.answers),
+        )
 
     def other(self, name: str, opened: Opened) -> Compared:
         from shoal.decoder import DecoderView

@@ -23,5 +23,3 @@ def start_tokens(tokenizer: Any) -> tuple[int, ...]:
         if plain and whole[at : at + len(plain)] == plain:
             return tuple(whole[:at])
     return ()
-
-
