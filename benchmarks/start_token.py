@@ -2,9 +2,9 @@
 
     python benchmarks/start_token.py MODEL TEXT [--drop 2] [--fit-tokens 60000] [--out results/start_token.json]
 
-The model's tokenizer must have a BOS. Two copies of the folder differ in the tokenizer alone: one adds BOS in front of a text, as
-those of Llama and Gemma do, and one does not, so that blocks begin with any word, as all blocks did until now. Each copy is cut
-with the same options; then both students are measured against the teacher both ways, on the same evaluation documents.
+The model's tokenizer must have a BOS. Two copies of the folder differ in the tokenizer alone: one adds BOS in front of a text,
+as those of Llama and Gemma do, and one does not, so that blocks begin with any word, as all blocks did until now. Each copy is
+cut with the same options; then both students are measured against the teacher both ways, on the same evaluation documents.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Any number of models side by side: the same text, the same items, the first one as the reference.
 
 Perplexity per token compares models of one tokenizer only. Across tokenizers stand *bits per byte*: the negative
-log-likelihood of the text in bits, divided by its bytes in UTF-8. Every token of the text is scored, given what fits the window,
-but the first where the tokenizer has no start token for it to follow; special tokens count as tokens and have no bytes. KL, acceptance and agreement are with the first model,
-where the vocabulary is the same.
+log-likelihood of the text in bits, divided by its bytes in UTF-8. Every token of the text is scored, given what fits the
+window, but the first where the tokenizer has no start token for it to follow; special tokens count as tokens and have no
+bytes. KL, acceptance and agreement are with the first model, where the vocabulary is the same.
 """
 
 from __future__ import annotations

@@ -141,8 +141,8 @@ class Packer:
         self.start = np.asarray(start_tokens(tokenizer), dtype=np.int64)
         if len(self.start) >= length:
             raise ValueError(
-                f"length={length} leaves no room for text: the tokenizer begins every text with {len(self.start)} tokens of its "
-                f"own; give at least {len(self.start) + 1}"
+                f"length={length} leaves no room for text: the tokenizer begins every text with {len(self.start)} tokens of"
+                f" its own; give at least {len(self.start) + 1}"
             )
         self.n, self.length = n, length
         self.blocks: list[np.ndarray] = []

@@ -1,7 +1,7 @@
 """The start tokens: what a tokenizer puts in front of a text, such as the BOS of Llama and Gemma or ``[gMASK]<sop>`` of GLM.
 
-A model that was trained with a start token is never run without it, and parks attention there: a Gemma read without its BOS has a
-perplexity of hundreds. So every block that Shoal cuts out of a text begins as the tokenizer would begin it.
+A model that was trained with a start token is never run without it, and parks attention there: a Gemma read without its BOS
+has a perplexity of hundreds. So every block that Shoal cuts out of a text begins as the tokenizer would begin it.
 """
 
 from __future__ import annotations
