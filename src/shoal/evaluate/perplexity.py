@@ -157,8 +157,10 @@ def perplexities(
     every = workers.gather(mine)
     n_tokens = sum(n for n, _ in every)
     means = [sum(nll[member] for _, nll in every) / n_tokens for member in range(len(students))]
-    said = {"n_tokens": n_tokens, "window": window, "stride": stride, "start": tuple(start_P.tolist())}
-    return [Perplexity(value=_exp(nll), nll=nll, **said) for nll in means]
+    return [
+        Perplexity(value=_exp(nll), nll=nll, n_tokens=n_tokens, window=window, stride=stride, start=tuple(start_P.tolist()))
+        for nll in means
+    ]
 
 
 def n_batches(n_tokens: int, *, window: int, stride: int, batch_size: int, n_start: int = 0) -> int:
