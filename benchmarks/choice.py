@@ -25,11 +25,12 @@ from typing import Any
 
 import torch
 
-from shoal.decoder import DecoderView
-from shoal.decoder.open import open_model
-from shoal.evaluate import Task, TaskScores, load_task, score_task
-from shoal.evaluate.rows import encode_pair, pairs_of
-from shoal.run.inputs import bundled_model, versions, window_of
+from shoal.engine.open import open_model
+from shoal.engine.view import DecoderView
+from shoal.evaluate.tasks.choice import TaskScores, score_task
+from shoal.evaluate.tasks.task_files import Task, load_task
+from shoal.evaluate.tasks.tokenised import encode_pair, pairs_of
+from shoal.run.job import bundled_model, versions, window_of
 
 HERE = Path(__file__).parent
 
@@ -95,8 +96,9 @@ def timed(model: Any, view: DecoderView, tokenizer: Any, task: Task, window: int
 
 def against_lm_eval(view: DecoderView, tokenizer: Any, tasks: list[Task], window: int | None) -> list[dict[str, Any]]:
     """Every item of every task under lm-eval and here, same model object."""
-    from shoal.evaluate import answer_with_harness, answered, file_task
-    from shoal.evaluate.harness_source import harness_version
+    from shoal.evaluate.tasks.answered import answered
+    from shoal.evaluate.tasks.harness import answer_with_harness
+    from shoal.evaluate.tasks.harness_source import file_task, harness_version
 
     found = answer_with_harness(view, [file_task(task) for task in tasks], tokenizer=tokenizer, window=window)
     rows = []

@@ -19,8 +19,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from shoal import compress, load_recipe
-from shoal.run.inputs import bundled_model, versions
-from shoal.types import write_atomically
+from shoal.run.job import bundled_model, versions
+from shoal.words.records import write_atomically
 
 HERE = Path(__file__).parent
 RECIPES = ("default", "high")

@@ -26,15 +26,15 @@ from typing import Any
 import torch
 from choice import fitting  # beside this file
 
-from shoal.decoder.open import open_model
-from shoal.evaluate import load_task
+from shoal.engine.open import open_model
 from shoal.evaluate.evaluation import Evaluation
-from shoal.evaluate.speed import Phase
-from shoal.run.inputs import versions, window_of
-from shoal.types import write_atomically
+from shoal.evaluate.speed import SpeedPhase
+from shoal.evaluate.tasks.task_files import load_task
+from shoal.run.job import versions, window_of
+from shoal.words.records import write_atomically
 
 HERE = Path(__file__).parent
-PHASES: tuple[Phase, Phase] = ("prefill", "decode")
+PHASES: tuple[SpeedPhase, SpeedPhase] = ("prefill", "decode")
 METHODS, POINTS = "none,refit", 4
 
 

@@ -138,7 +138,7 @@ def random_model(asked: Asked) -> Any:
 
 
 def random_batches(asked: Asked, *, n_tokens: int, per_batch: int) -> list[Any]:
-    from shoal.types import Batch
+    from shoal.words.types import Batch
 
     draw = torch.Generator().manual_seed(1)
     n_batches = max(1, n_tokens // (per_batch * asked.length))
@@ -149,8 +149,8 @@ def random_batches(asked: Asked, *, n_tokens: int, per_batch: int) -> list[Any]:
 
 
 def scanned(view: Any, batches: list[Any]) -> Any:
-    from shoal.scan import scan
-    from shoal.types import Provenance
+    from shoal.measure.scan import scan
+    from shoal.words.records import Provenance
 
     made = dict(model="random", model_hash="", data="random", data_hash="", dtype=str(view.dtype), seed=1)
     return scan(view, batches, provenance=Provenance(n_samples=0, n_tokens=0, length=batches[0].ids_BT.shape[1], **made))
@@ -219,7 +219,9 @@ def largest_difference(a: Path, b: Path) -> float:
 
 
 def scan_speed(asked: Asked) -> dict[str, Any]:
-    from shoal.decoder import TEACHER, DecoderView, run_pass
+    from shoal.engine.passes import run_pass
+    from shoal.engine.student import TEACHER
+    from shoal.engine.view import DecoderView
 
     model = random_model(asked)
     view = DecoderView(model)
@@ -254,8 +256,8 @@ def scan_speed(asked: Asked) -> dict[str, Any]:
 
 
 def streamed(asked: Asked) -> dict[str, Any]:
-    from shoal.decoder import DecoderView
-    from shoal.decoder.streamed import open_streamed
+    from shoal.engine.streamed import open_streamed
+    from shoal.engine.view import DecoderView
 
     row: dict[str, Any] = {}
     model = random_model(asked)
@@ -321,11 +323,12 @@ class TimeIsUp(Exception):
 
 
 def repair(asked: Asked) -> dict[str, Any]:
-    from shoal.decoder import DecoderView
-    from shoal.fit.config import FitConfig
-    from shoal.fit.refit import fit_plan
-    from shoal.plan import Drop, Plan, Size
+    from shoal.engine.view import DecoderView
+    from shoal.fit.fit_plan import fit_plan
+    from shoal.fit.repairs import FitConfig
     from shoal.text.samples import Samples
+    from shoal.words.edits import Drop
+    from shoal.words.plan import Plan, Size
 
     row: dict[str, Any] = {"solves": solves(asked)}
     forget(asked.device)
@@ -396,7 +399,7 @@ def memory(asked: Asked) -> list[dict[str, Any]]:
 
     from shoal import compress, load_recipe
     from shoal.run import folder as folders
-    from shoal.run.needs import needs_of
+    from shoal.run.memory_plan.needs import needs_of
 
     sizes = dict(hidden_size=2048, intermediate_size=5632, num_attention_heads=16, num_key_value_heads=16, num_hidden_layers=16)
     if asked.tiny:

@@ -13,19 +13,21 @@ import json
 import time
 from pathlib import Path
 
-from shoal.decoder import DecoderView, Student
-from shoal.decoder.open import open_model
+from shoal.edits.student_of import student_of
+from shoal.engine.open import open_model
+from shoal.engine.student import Student
+from shoal.engine.view import DecoderView
+from shoal.fit.fit_plan import fit_plan
 from shoal.fit.put_back import as_removal, put_back
-from shoal.fit.refit import fit_plan
-from shoal.plan import Drop, Plan, Replace, Size
-from shoal.replace import student_of
-from shoal.run.inputs import versions
-from shoal.score.oracle import Oracle
+from shoal.measure.oracle import Oracle
+from shoal.run.job import versions
 from shoal.text import open_corpus
 from shoal.text.samples import Samples
 from shoal.train.config import TrainConfig
 from shoal.train.loop import train_starts
-from shoal.train.trainee import Start
+from shoal.train.parts import Start
+from shoal.words.edits import Drop, Replace
+from shoal.words.plan import Plan, Size
 
 HERE = Path(__file__).parent
 BATCH = 16

@@ -25,15 +25,16 @@ import torch
 from repair_rows import ROWS, Cut, Made
 from repair_table import tables
 
-from shoal.decoder import DecoderView
-from shoal.decoder.open import open_model
-from shoal.fit.place import CannotRefit
-from shoal.run.inputs import bundled_model, versions
-from shoal.score.oracle import Oracle, Quality
-from shoal.select.guard import student_without
+from shoal.engine.open import open_model
+from shoal.engine.student import student_without
+from shoal.engine.view import DecoderView
+from shoal.fit.sites.site import CannotRefit
+from shoal.measure.oracle import Oracle, Quality
+from shoal.run.job import bundled_model, versions
 from shoal.text import open_corpus
 from shoal.text.samples import Samples
-from shoal.types import Span, write_atomically
+from shoal.words.records import write_atomically
+from shoal.words.types import Span
 
 HERE = Path(__file__).parent
 BATCH = 32

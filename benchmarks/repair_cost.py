@@ -19,16 +19,18 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from shoal.decoder import DecoderView, Student
-from shoal.fit.config import FitConfig
-from shoal.fit.maps import LinearMap
-from shoal.fit.neurons import Neurons
-from shoal.fit.output import Output
+from shoal.engine.student import Student
+from shoal.engine.view import DecoderView
+from shoal.fit.repairs import FitConfig
+from shoal.fit.sites.folded_map import FoldedMapSite
+from shoal.fit.sites.linear_map import LinearMap
+from shoal.fit.sites.neurons import Neurons
 from shoal.fit.table import FITS, Fit, Maps
 from shoal.fit.targets import before_cuts
-from shoal.plan import Drop, Plan, Size
-from shoal.run.inputs import versions
-from shoal.types import Batch, Unit
+from shoal.run.job import versions
+from shoal.words.edits import Drop
+from shoal.words.plan import Plan, Size
+from shoal.words.types import Batch, Unit
 
 HERE = Path(__file__).parent
 TIMED: dict[str, Fit] = {
@@ -122,7 +124,7 @@ def _seconds(work: object, *, repeats: int = 1) -> float:
 def _timed_solves() -> Iterator[list[float]]:
     """CPU seconds of every solve inside the block."""
     seconds: list[float] = []
-    places = (LinearMap, Output, Neurons)
+    places = (LinearMap, FoldedMapSite, Neurons)
     plain = [place.solve for place in places]
 
     def timed(solve: object) -> object:

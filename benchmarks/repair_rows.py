@@ -14,22 +14,24 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from shoal.decoder import Attached, DecoderView, Student, Tap
-from shoal.fit.config import FitConfig
-from shoal.fit.output import find_output
-from shoal.fit.patches import fit_patches
-from shoal.fit.states import States
+from shoal.edits.replace.table import replacement_named
+from shoal.engine.student import Attached, Student
+from shoal.engine.view import DecoderView, Tap
+from shoal.fit.boundary_states import BoundaryStates
+from shoal.fit.repairs import FitConfig
+from shoal.fit.replacement_fit import fit_patches
+from shoal.fit.sites.folded_map import find_output
 from shoal.fit.sweep import probe_of
 from shoal.fit.table import FITS, MAPS, SHARE, Fit, Maps
 from shoal.fit.targets import from_first_cut
-from shoal.plan import Drop, Plan, Size
-from shoal.recipe import RECIPES
-from shoal.replace import replacement_named
+from shoal.recipes.recipe import RECIPES
 from shoal.text.samples import Samples
-from shoal.train.config import Stage, TrainConfig
-from shoal.train.loop import Quality, Trained, train_starts
-from shoal.train.trainee import Start
-from shoal.types import Batch, Span, Unit
+from shoal.train.config import TrainConfig, TrainingPhase
+from shoal.train.loop import Judge, Trained, train_starts
+from shoal.train.parts import Start
+from shoal.words.edits import Drop
+from shoal.words.plan import Plan, Size
+from shoal.words.types import Batch, Span, Unit
 
 EQUAL = FitConfig(weights="plain", sinks="counted", ridge=0.0, keep="always")
 """Least squares as the papers have it: every token alike, no ridge, nothing undone."""
@@ -49,10 +51,10 @@ class Cut:
     span: Span
     fit: Samples
     batches: Sequence[Batch]
-    known: dict[int, States]
+    known: dict[int, BoundaryStates]
     training: Samples
     selection: Samples
-    quality: Quality
+    quality: Judge
     long: int
     short: int
     fitted: dict[str, Made] = field(default_factory=dict)
@@ -169,7 +171,7 @@ def map_by_cosine(cut: Cut, *, epochs: int = 10, rows: int = 1024, lr: float = 1
 # -- gradient training -----------------------------------------------------------------------------------------------------
 
 
-def trained(cut: Cut, student: Student, *stages: Stage, batch: int = BATCH) -> Made:
+def trained(cut: Cut, student: Student, *stages: TrainingPhase, batch: int = BATCH) -> Made:
     """Train what a student holds; the best of five steps by KL on the selection text is kept, step 0 is one of them."""
     started = time.process_time()
     (one,) = _train(cut, [student], stages, batch=batch)
@@ -181,7 +183,9 @@ def _n_attached(student: Student) -> int:
     return sum(parameter.numel() for one in student.attached for parameter in one.module.parameters())
 
 
-def _train(cut: Cut, students: Sequence[Student], stages: Sequence[Stage], *, batch: int = BATCH) -> tuple[Trained, ...]:
+def _train(
+    cut: Cut, students: Sequence[Student], stages: Sequence[TrainingPhase], *, batch: int = BATCH
+) -> tuple[Trained, ...]:
     n_samples = sum(stage.tokens or 0 for stage in stages) // cut.training.length
     config = TrainConfig(stages=tuple(stages), batch=batch, micro_batch=batch, eval_every=max(1, n_samples // batch // 4))
     return train_starts(
@@ -215,14 +219,14 @@ def full(cut: Cut) -> Made:
     start = cut.fitted.get("sweep") or repaired("sweep")(cut)
     config = RECIPES["high"].train.model_copy(update={"tokens": cut.long})
     stages = [
-        Stage(objective=one.objective, tokens=spent, lr=one.rates(cut.view.hidden_size)[0])
+        TrainingPhase(objective=one.objective, tokens=spent, lr=one.rates(cut.view.hidden_size)[0])
         for one, spent in zip(config.schedule(), config.stage_tokens(cut.long), strict=True)
     ]
     return _after(start, trained(cut, _with_layer(cut, start.student), *stages))
 
 
 def _polish(cut: Cut, student: Student, *objectives: str) -> Made:
-    stages = (Stage(objective=one, tokens=cut.short, lr=POLISH_LR[one]) for one in objectives)
+    stages = (TrainingPhase(objective=one, tokens=cut.short, lr=POLISH_LR[one]) for one in objectives)
     return trained(cut, student, *stages, batch=1)
 
 
@@ -247,11 +251,13 @@ def control(*, equal: Literal["tokens", "time"]) -> Method:
         sweep = cut.fitted.get("sweep") or repaired("sweep")(cut)
         start = replace(sweep.student, overrides=_original(cut.view, sweep.student), name="control")
         if equal == "tokens":
-            return trained(cut, start, Stage(objective="hidden_mse", tokens=cut.fit.n_tokens))
-        trial = trained(cut, start, Stage(objective="hidden_mse", tokens=40 * cut.training.length))
+            return trained(cut, start, TrainingPhase(objective="hidden_mse", tokens=cut.fit.n_tokens))
+        trial = trained(cut, start, TrainingPhase(objective="hidden_mse", tokens=40 * cut.training.length))
         affordable = int(sweep.seconds / trial.seconds * trial.train_tokens)
         most = cut.training.n_tokens
-        return trained(cut, start, Stage(objective="hidden_mse", tokens=max(40 * cut.training.length, min(affordable, most))))
+        return trained(
+            cut, start, TrainingPhase(objective="hidden_mse", tokens=max(40 * cut.training.length, min(affordable, most)))
+        )
 
     return method
 
@@ -267,7 +273,7 @@ def _original(view: DecoderView, student: Student) -> dict[int, dict[str, Tensor
 
 def replaced(kind: str, **options: object) -> Method:
     """A replacement trained on hidden states from its own start."""
-    return lambda cut: trained(cut, cut.patched(kind, **options), Stage(objective="hidden_mse", tokens=cut.long))
+    return lambda cut: trained(cut, cut.patched(kind, **options), TrainingPhase(objective="hidden_mse", tokens=cut.long))
 
 
 def layer(*, batch: int = BATCH) -> Method:
@@ -275,7 +281,7 @@ def layer(*, batch: int = BATCH) -> Method:
 
     def method(cut: Cut) -> Made:
         span = Span(cut.span.start - 1, cut.span.stop)
-        stage = Stage(objective="hidden_mse", tokens=cut.long)
+        stage = TrainingPhase(objective="hidden_mse", tokens=cut.long)
         made = trained(cut, cut.patched("layer", span=span), stage, batch=batch)
         return replace(made, new_parameters=0)  # it is the kept layer's own
 

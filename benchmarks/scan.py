@@ -46,7 +46,7 @@ def random_model() -> Any:
 
 
 def random_batches(n_batches: int, *, batch: int = BATCH) -> list[Any]:
-    from shoal.types import Batch
+    from shoal.words.types import Batch
 
     generator = torch.Generator().manual_seed(1)
     ids = [torch.randint(0, SHAPE["vocab_size"], (batch, LENGTH), generator=generator) for _ in range(n_batches)]
@@ -60,8 +60,8 @@ def plain(model: Any, batches: list[Any]) -> None:
 
 
 def full_scan(view: Any, batches: list[Any]) -> Any:
-    from shoal.scan import scan
-    from shoal.types import Provenance
+    from shoal.measure.scan import scan
+    from shoal.words.records import Provenance
 
     made = dict(model="random", model_hash="", data="random", data_hash="", dtype="float32", seed=1)
     source = Provenance(n_samples=0, n_tokens=0, length=LENGTH, **made)
@@ -94,7 +94,7 @@ def cpu_seconds(work: Any, *args: Any) -> float:
 
 
 def time_all(rounds: int) -> dict[str, Any]:
-    from shoal.decoder import DecoderView
+    from shoal.engine.view import DecoderView
 
     model, batches = random_model(), random_batches(N_BATCHES)
     view = DecoderView(model)
@@ -130,7 +130,7 @@ def extra_mb(case: str, n_batches: int) -> float:
 
 
 def run_case(case: str, n_batches: int) -> float:
-    from shoal.decoder import DecoderView
+    from shoal.engine.view import DecoderView
 
     model, batches = random_model(), random_batches(n_batches)
     view = DecoderView(model)

@@ -25,18 +25,19 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from shoal.decoder import DecoderView
-from shoal.decoder.families import find_layers
-from shoal.decoder.open import open_model
-from shoal.evaluate import cost
-from shoal.evaluate.bootstrap import Interval
+from shoal.checkpoint.in_memory import cut
+from shoal.cli.malloc import keep_freed_memory
+from shoal.edits.student_of import student_of
+from shoal.engine.families import find_layers
+from shoal.engine.open import open_model
+from shoal.engine.view import DecoderView
+from shoal.evaluate.cost import cost
+from shoal.evaluate.intervals import Interval
 from shoal.evaluate.speed import AtDepth, Rates, Speed, at_depths, in_turns, median_interval, median_iqr
-from shoal.plan import Drop, Plan, Replace
-from shoal.replace import student_of
-from shoal.run.inputs import bundled_model, versions
-from shoal.run.memory import keep_freed_memory
-from shoal.select.size import NOTHING, model_size
-from shoal.surgery.cut import cut
+from shoal.run.job import bundled_model, versions
+from shoal.select.model_size import NOTHING, model_size
+from shoal.words.edits import Drop, Replace
+from shoal.words.plan import Plan
 
 NEEDED = 0.97
 STOCK = ("none", "layer")

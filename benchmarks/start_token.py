@@ -20,9 +20,9 @@ from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer
 
 from shoal import compress, load_recipe
-from shoal.run.evaluate import evaluate_pair
-from shoal.run.inputs import versions
-from shoal.types import write_atomically
+from shoal.run.job import versions
+from shoal.run.measuring import evaluate_pair
+from shoal.words.records import write_atomically
 
 HERE = Path(__file__).parent
 WAYS = ("without", "with")

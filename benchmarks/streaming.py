@@ -42,7 +42,7 @@ from pathlib import Path
 import torch, transformers, accelerate
 import transformers.models.llama.modeling_llama
 from transformers import AutoModelForCausalLM
-import shoal.run.compress, shoal.run.inputs, shoal.scan, shoal.train.plan, shoal.evaluate, shoal.surgery.verify
+import shoal.run.compress, shoal.run.job, shoal.measure, shoal.train.train_plan, shoal.evaluate, shoal.checkpoint.verify
 from shoal.report.heatmap import draws_pictures
 from shoal.run.memory import keep_freed_memory
 from shoal.decoder import DecoderView
@@ -100,7 +100,7 @@ elif case.startswith("scan"):
     opened = time.perf_counter()
     facts = Provenance(model="random", model_hash="", data="random", data_hash="", n_samples=0, n_tokens=0, length=length,
                        seed=0, dtype="bfloat16")
-    shoal.scan.scan(view, batches, provenance=facts)
+    shoal.measure.scan(view, batches, provenance=facts)
     if case == "scan_streamed":
         read = residency.bytes_read - before
 elif case.startswith("compress"):
@@ -110,7 +110,7 @@ elif case.startswith("compress"):
     recipe = load_recipe("default", dict(model=str(folder), drop="4", replace="layer", guard=1, text=text, train=train))
     if case == "compress_streamed":
         open_streamed_as_it_is = open_streamed
-        import shoal.decoder.streamed as module
+        import shoal.engine.streamed as module
         module.open_streamed = lambda *a, **k: open_streamed_as_it_is(*a, **{**k, "state_bytes": states})
     else:  # the checkpoint is written before the evaluation, whose decoding takes long and is not of a streamed run
         import shoal.run.compress

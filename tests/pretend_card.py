@@ -173,7 +173,7 @@ def pretend_card(*, free=1 << 30):
         stack.enter_context(patch(torch.cuda, "mem_get_info", lambda *a: (free, 2 * free)))
         stack.enter_context(patch(torch.cuda, "get_device_capability", lambda *a: (0, 0)))
         stack.enter_context(patch(torch.cuda, "get_device_name", lambda *a: "a card that is not there"))
-        stack.enter_context(mock.patch("shoal.decoder.streamed.ThreadPoolExecutor", AtOnce))
+        stack.enter_context(mock.patch("shoal.engine.streamed.ThreadPoolExecutor", AtOnce))
         stack.enter_context(mock.patch.dict("os.environ", {"HF_DEACTIVATE_ASYNC_LOAD": "1"}))
         watch = stack.enter_context(Watch(tags))
         stack.enter_context(Rename(watch))

@@ -8,32 +8,28 @@ from pathlib import Path
 
 import numpy as np
 
-from shoal.evaluate import (
-    Benchmark,
-    Evaluation,
-    Figures,
-    Generation,
-    ItemScores,
-    Task,
-    TaskItem,
-    TaskScores,
-    compare_tasks,
-)
+from shoal.checkpoint.verify import Verification
 from shoal.evaluate.cost import Cost
-from shoal.evaluate.curve import Cliff, Point, RatioSweep, SweptTask
+from shoal.evaluate.curve.ratio_curve import Cliff, RatioPoint, RatioSweep, SweptTask
+from shoal.evaluate.evaluation import Evaluation, Figures
+from shoal.evaluate.generate import Generation
 from shoal.evaluate.perplexity import Perplexity
 from shoal.evaluate.speed import AtDepth, Rates, Speed
-from shoal.fit.result import FitResult, LayerFit, MapFit
-from shoal.plan import Candidate, Drop, Plan, Refit, Replace, Size
+from shoal.evaluate.tasks.benchmark import Benchmark, compare_tasks
+from shoal.evaluate.tasks.choice import ItemScores, TaskScores
+from shoal.evaluate.tasks.task_files import Task, TaskItem
+from shoal.fit.fit_result import FitResult, LayerFit, MapFit
+from shoal.measure.anatomy import Anatomy
+from shoal.measure.oracle import Quality
+from shoal.measure.scan import Scan
+from shoal.run.curve.over_ratios import Keeping, conclude
 from shoal.run.folder import RunRecord, StageRecord
-from shoal.run.sweep import Keeping, conclude
-from shoal.scan import Scan
-from shoal.scan.anatomy import Anatomy
-from shoal.score.oracle import Quality
-from shoal.surgery.verify import Verification
 from shoal.train.config import TrainConfig
-from shoal.train.result import CurvePoint, TrainResult, TrainResults, save_curve
-from shoal.types import Provenance, SpanTable
+from shoal.train.train_result import CurvePoint, TrainResult, TrainResults, save_curve
+from shoal.words.edits import Drop, Refit, Replace
+from shoal.words.plan import Candidate, Plan, Size
+from shoal.words.records import Provenance
+from shoal.words.types import SpanTable
 
 PLAIN = "a plain text"
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'`{{7*7}}&amp;\x00\x1b\u202e\r\nend"
@@ -183,12 +179,12 @@ def ratio_sweep(text: str = PLAIN) -> RatioSweep:
     n_tokens = (31, 31, 30)
     task = SweptTask(task=text, form="choice", data_hash="t", n_items=20, n_truncated=0, chance=0.25)
 
-    def point(method: str, n: int) -> Point:
+    def point(method: str, n: int) -> RatioPoint:
         loss = 0.125 * n + (2.0 if method == "uidl" and n > 2 else 0.0)
         quality = Quality(
             kl=loss, kl_stderr=0.0625, agreement=0.75, nll=2.0 + loss, perplexity=math.exp(2 + loss), n_tokens=92, n_samples=3
         )
-        return Point(
+        return RatioPoint(
             method=method,
             n_net=n,
             share=n / 8,

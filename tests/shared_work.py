@@ -13,26 +13,29 @@ from pathlib import Path
 import torch
 from families import VOCAB, tiny_model
 
-from shoal.decoder import DecoderView, Student
+from shoal.edits.replace.layer import LayerReplacement
+from shoal.edits.student_of import attach
+from shoal.engine.student import Student
+from shoal.engine.view import DecoderView
+from shoal.engine.workers import Workers, join
 from shoal.evaluate.evaluation import closeness
 from shoal.evaluate.perplexity import perplexities
-from shoal.fit.patch_error import patch_errors
+from shoal.fit.span_error import patch_errors
 from shoal.fit.sweep import sweep_layers
 from shoal.fit.table import MAPS
-from shoal.replace import attach
-from shoal.replace.layer import LayerReplacement
-from shoal.scan import CkaObserver, scan
-from shoal.score.oracle import Oracle, compare_views
+from shoal.measure.cka import CkaObserver
+from shoal.measure.oracle import Oracle, compare_views
+from shoal.measure.scan import scan
 from shoal.select.rounds import rescanner
 from shoal.text.samples import Samples
 from shoal.train.config import TrainConfig
+from shoal.train.data_parallel import data_parallel
+from shoal.train.joint import Trainees, accumulate
 from shoal.train.loop import train_starts
 from shoal.train.objectives import weighted_sum
-from shoal.train.parallel import data_parallel
-from shoal.train.students import Trainees, accumulate
-from shoal.train.trainee import Start
-from shoal.types import Provenance, Span, Unit
-from shoal.workers import Workers, join
+from shoal.train.parts import Start
+from shoal.words.records import Provenance
+from shoal.words.types import Span, Unit
 
 LENGTH = 12
 PROVENANCE = Provenance(

@@ -8,15 +8,20 @@ import yaml
 from families import VOCAB, tiny_model
 from huggingface_hub import ModelCard
 
-from shoal.decoder import DecoderView, Student
-from shoal.evaluate import Generation, compare, rows, speed
-from shoal.export import card, inherited_metadata
-from shoal.export.card import source_name
-from shoal.export.citations import BIBTEX, bibtex
-from shoal.plan import Candidate, Drop, Plan, Refit, Replace, Size
+from shoal.engine.student import Student
+from shoal.engine.view import DecoderView
+from shoal.evaluate.evaluation import compare
+from shoal.evaluate.generate import Generation
+from shoal.evaluate.speed import speed
+from shoal.show.card import card, inherited_metadata, source_name
+from shoal.show.citations import BIBTEX, bibtex
+from shoal.show.figures import rows
 from shoal.train.config import TrainConfig
-from shoal.train.result import CurvePoint, TrainResult
-from shoal.types import Batch, Provenance, Unit
+from shoal.train.train_result import CurvePoint, TrainResult
+from shoal.words.edits import Drop, Refit, Replace
+from shoal.words.plan import Candidate, Plan, Size
+from shoal.words.records import Provenance
+from shoal.words.types import Batch, Unit
 
 
 def made_plan(*edits, **rest):

@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 from world import write_model, write_text
 
-from shoal.decoder.open import DTYPES
-from shoal.plan import Plan
-from shoal.recipe import RECIPES
-from shoal.replace.table import REPLACEMENTS
+from shoal.edits.replace.table import REPLACEMENTS
+from shoal.engine.open import DTYPES
+from shoal.recipes.recipe import RECIPES
 from shoal.select.table import SELECTORS
 from shoal.text import PRESETS
+from shoal.words.plan import Plan
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +296,7 @@ def test_a_full_disk_is_one_clear_line(world, shoal, monkeypatch):
 
 
 def test_a_fault_of_ours_is_not_blamed_on_the_user(world, shoal, monkeypatch):
-    monkeypatch.setattr("shoal.scan.Scan.save", lambda self, folder: 1 / 0)
+    monkeypatch.setattr("shoal.measure.scan.Scan.save", lambda self, folder: 1 / 0)
     code, _, err = shoal("scan", world / "model", "--out", "out", *options(world))
     assert code == 1 and "Traceback" in err and "fault of shoal" in err
 

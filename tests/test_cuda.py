@@ -5,12 +5,15 @@ import torch
 from families import VOCAB, tiny_model
 
 from shoal import compress, load_recipe
-from shoal.decoder import TEACHER, DecoderView, Student, run_pass
-from shoal.decoder.open import open_model
-from shoal.decoder.spill import Spill
-from shoal.decoder.streamed import open_streamed
-from shoal.scan import scan
-from shoal.types import Batch, Provenance, Unit
+from shoal.engine.open import open_model
+from shoal.engine.passes import run_pass
+from shoal.engine.spill import Spill
+from shoal.engine.streamed import open_streamed
+from shoal.engine.student import TEACHER, Student
+from shoal.engine.view import DecoderView
+from shoal.measure.scan import scan
+from shoal.words.records import Provenance
+from shoal.words.types import Batch, Unit
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

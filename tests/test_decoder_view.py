@@ -6,9 +6,11 @@ import pytest
 import torch
 from families import FAMILIES, VOCAB, tiny_model
 
-from shoal.decoder import TEACHER, Attached, DecoderView, Student, Tap, run_pass
-from shoal.decoder.families import sublayer
-from shoal.types import Batch, Span, Unit
+from shoal.engine.families import sublayer
+from shoal.engine.passes import run_pass
+from shoal.engine.student import TEACHER, Attached, Student
+from shoal.engine.view import DecoderView, Tap
+from shoal.words.types import Batch, Span, Unit
 
 IDS_BT = torch.randint(3, VOCAB, (3, 11), generator=torch.Generator().manual_seed(0))
 PLAIN = Batch(IDS_BT)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from test_import_contract import ORDER, SRC, room_of
 
-from shoal.recipe import RECIPES, load_recipe
+from shoal.recipes.recipe import RECIPES, load_recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]

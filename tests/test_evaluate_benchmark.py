@@ -12,22 +12,15 @@ from test_evaluate_choice import TOKENIZER, task_of, words
 from test_evaluate_stability import FEW, opencompass, random_pair, sample_log
 from world import N_WORDS, write_model, write_text
 
-from shoal.decoder import TEACHER, DecoderView, Student
-from shoal.evaluate import (
-    Evaluation,
-    ItemScores,
-    Measured,
-    Perplexity,
-    TaskScores,
-    compare_tasks,
-    disagreement,
-    flip_table,
-    kept_shares,
-    score_task,
-    task_notes,
-    task_table,
-)
-from shoal.types import Unit
+from shoal.engine.student import TEACHER, Student
+from shoal.engine.view import DecoderView
+from shoal.evaluate.evaluation import Evaluation, Measured
+from shoal.evaluate.perplexity import Perplexity
+from shoal.evaluate.tasks.benchmark import compare_tasks
+from shoal.evaluate.tasks.choice import ItemScores, TaskScores, score_task
+from shoal.evaluate.tasks.disagreement import disagreement, kept_shares
+from shoal.show.task_table import flip_table, task_notes, task_table
+from shoal.words.types import Unit
 
 
 def made(name, right, *, n_choices=2, form="choice"):
@@ -243,8 +236,8 @@ def test_an_item_that_cannot_be_scored_is_said_before_anything_is_read(world, sh
     def read(*args, **kwargs):
         raise AssertionError("a model was asked")
 
-    monkeypatch.setattr("shoal.evaluate.choice.run_pass", read)
-    monkeypatch.setattr("shoal.run.evaluate.against_teacher", read)
+    monkeypatch.setattr("shoal.evaluate.tasks.choice.run_pass", read)
+    monkeypatch.setattr("shoal.run.measuring.against_teacher", read)
     long = {"ctx": "w1", "choices": [words(*[1] * 200), " w2"], "gold": 0}
     (tmp_path / "long.jsonl").write_text(json.dumps(long))
     tasks = ("--task", world / "quiz.jsonl", "--task", "long.jsonl")

@@ -9,14 +9,15 @@ import torch
 from families import FAMILIES, tiny_model
 from text_world import N_SPECIAL, word_tokenizer
 
-from shoal.decoder import TEACHER, DecoderView, Student
-from shoal.decoder.open import open_model
-from shoal.decoder.streamed import open_streamed
-from shoal.evaluate import Task, TaskItem, choice_answers, load_task, score_task
-from shoal.evaluate.last_word import accuracy, last_word_answers, word_perplexity
-from shoal.evaluate.rows import Row, batch_of, encode_pair, pairs_of, rows_of, shares_context
-from shoal.evaluate.tasks import _task
-from shoal.types import Unit
+from shoal.engine.open import open_model
+from shoal.engine.streamed import open_streamed
+from shoal.engine.student import TEACHER, Student
+from shoal.engine.view import DecoderView
+from shoal.evaluate.tasks.choice import choice_answers, score_task
+from shoal.evaluate.tasks.last_word import accuracy, last_word_answers, word_perplexity
+from shoal.evaluate.tasks.task_files import Task, TaskItem, _task, load_task
+from shoal.evaluate.tasks.tokenised import TokenRow, batch_of, encode_pair, pairs_of, rows_of, shares_context
+from shoal.words.types import Unit
 
 N_WORDS = 40
 TOKENIZER = word_tokenizer(N_WORDS)
@@ -181,7 +182,9 @@ def test_acc_and_acc_norm_are_lm_evals():
 
 
 def test_a_tree_attends_to_its_context_and_its_own_branch_only():
-    batch = batch_of([Row((1, 2), ((3, 4, 5), (6, 7)), ((0, 0), (0, 1))), Row((1,), ((3, 4), (6, 7)), ((1, 0), (1, 1)))], 0)
+    batch = batch_of(
+        [TokenRow((1, 2), ((3, 4, 5), (6, 7)), ((0, 0), (0, 1))), TokenRow((1,), ((3, 4), (6, 7)), ((1, 0), (1, 1)))], 0
+    )
     assert batch.ids_BT.tolist() == [[1, 2, 3, 4, 6], [1, 3, 6, 0, 0]]
     assert batch.branches.positions_BT.tolist() == [[0, 1, 2, 3, 2], [0, 1, 1, 0, 0]]
     seen = [[[s for s in range(5) if row[t][s]] for t in range(5)] for row in batch.branches.sees_BTT.tolist()]

@@ -6,11 +6,15 @@ import pytest
 import torch
 from families import FAMILIES, VOCAB, tiny_model
 
-from shoal.decoder import TEACHER, DecoderView, Student
-from shoal.evaluate import Evaluation, Generation, compare, generation_table, rows, speed, table
-from shoal.evaluate.evaluation import token_stream
-from shoal.score.oracle import Oracle
-from shoal.types import Batch, Provenance, Unit
+from shoal.engine.student import TEACHER, Student
+from shoal.engine.view import DecoderView
+from shoal.evaluate.evaluation import Evaluation, compare, token_stream
+from shoal.evaluate.generate import Generation
+from shoal.evaluate.speed import speed
+from shoal.measure.oracle import Oracle
+from shoal.show.figures import generation_table, rows, table
+from shoal.words.records import Provenance
+from shoal.words.types import Batch, Unit
 
 IDS_BT = torch.randint(3, VOCAB, (4, 9), generator=torch.Generator().manual_seed(3))
 MASK_BT = torch.arange(9)[None] < torch.tensor([9, 4, 6, 2])[:, None]

@@ -12,11 +12,12 @@ from text_world import word_tokenizer
 from world import N_WORDS, write_model, write_text
 
 from shoal import compare_models, load_recipe
-from shoal.decoder.open import open_model
-from shoal.evaluate import Comparison, Evaluation, Measured
-from shoal.evaluate.comparison_table import labels
-from shoal.run.inputs import open_inputs
-from shoal.run.tasks import open_tasks
+from shoal.engine.open import open_model
+from shoal.evaluate.comparison import Comparison
+from shoal.evaluate.evaluation import Evaluation, Measured
+from shoal.run.asked_tasks import open_tasks
+from shoal.run.job import open_inputs
+from shoal.show.comparison_table import labels
 
 COMMON = ("--samples", 4, "--length", 16)
 

@@ -8,10 +8,11 @@ from families import FAMILIES, VOCAB, tiny_model
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from shoal.decoder import Attached, DecoderView, Student
+from shoal.edits.replace.layer import LayerReplacement
+from shoal.engine.student import Attached, Student
+from shoal.engine.view import DecoderView
 from shoal.evaluate.cost import cost, n_keys
-from shoal.replace.layer import LayerReplacement
-from shoal.types import Span, Unit
+from shoal.words.types import Span, Unit
 
 T = 5  # within the window of the tiny sliding-window models, so eager T x T products are the formula's
 

@@ -5,14 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from shoal.evaluate.cliff import FEWEST, cliff_of
-from shoal.evaluate.curve import Curve, Point, RatioSweep, SweptTask, curve_of, is_at_chance
-from shoal.evaluate.curve_table import cliff_lines, sweep_table
-from shoal.evaluate.keep import largest_cut, parse_keep, sentence
-from shoal.plan import Size
-from shoal.run.sweep import Keeping, conclude
-from shoal.score.oracle import Quality
-from shoal.types import Provenance
+from shoal.evaluate.curve.cliff import FEWEST, cliff_of
+from shoal.evaluate.curve.largest_cut import largest_cut, parse_keep, sentence
+from shoal.evaluate.curve.ratio_curve import RatioCurve, RatioPoint, RatioSweep, SweptTask, curve_of, is_at_chance
+from shoal.measure.oracle import Quality
+from shoal.run.curve.over_ratios import Keeping, conclude
+from shoal.show.curve_table import cliff_lines, sweep_table
+from shoal.words.plan import Size
+from shoal.words.records import Provenance
 
 SHARES = np.linspace(0, 0.5, 11)
 SMOOTH = {
@@ -33,7 +33,7 @@ def curve(values_NP, share_P=SHARES):
     rng = np.random.default_rng(7)
     drawn = values_NP[rng.integers(0, len(values_NP), (200, len(values_NP)))].mean(1)
     mean = values_NP.mean(0)
-    return Curve("kl", tuple(range(len(share_P))), share_P, mean, drawn, np.exp(-mean), np.exp(-drawn))
+    return RatioCurve("kl", tuple(range(len(share_P))), share_P, mean, drawn, np.exp(-mean), np.exp(-drawn))
 
 
 def noisy(shape, *, seed, share_P=SHARES, n=48):
@@ -97,7 +97,7 @@ def point(method, n, *, kl=0.0, nll=NLL, right=None):
     quality = Quality(
         kl=kl, kl_stderr=0.0, agreement=1.0, nll=mean, perplexity=math.exp(mean), n_tokens=40, n_samples=3
     )  # fmt: skip
-    return Point(
+    return RatioPoint(
         method=method, n_net=n, share=n / 20, layers_out=tuple(range(n)), size=Size(layers=20 - n, parameters=100 - n),
         quality=quality, kl=tuple(kl * t for t in TOKENS), nll=nll, right={} if right is None else {"quiz": right},
     )  # fmt: skip

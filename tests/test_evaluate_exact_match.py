@@ -7,13 +7,14 @@ import torch
 from families import tiny_model
 from test_evaluate_choice import TOKENIZER, words
 
-from shoal.decoder import DecoderView, Student
-from shoal.evaluate import compare_tasks, load_task, task_figures, write_answers
-from shoal.evaluate.exact_match import new_tokens
+from shoal.engine.student import Student
+from shoal.engine.view import DecoderView
 from shoal.evaluate.generate import greedy_tokens, model_of
-from shoal.evaluate.rows import encode_prompt
-from shoal.evaluate.tasks import LINE, NUMBER
-from shoal.types import Unit
+from shoal.evaluate.tasks.benchmark import compare_tasks, task_figures
+from shoal.evaluate.tasks.exact_match import new_tokens, write_answers
+from shoal.evaluate.tasks.task_files import LINE, NUMBER, load_task
+from shoal.evaluate.tasks.tokenised import encode_prompt
+from shoal.words.types import Unit
 
 WINDOW = 24  # half of it is for the answer
 PROMPTS = [words(*range(n, n + n % 5 + 1)) for n in range(12)]

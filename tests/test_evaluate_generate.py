@@ -4,9 +4,10 @@ import pytest
 import torch
 from families import FAMILIES, VOCAB, tiny_model
 
-from shoal.decoder import TEACHER, DecoderView, Student
+from shoal.engine.student import TEACHER, Student
+from shoal.engine.view import DecoderView
 from shoal.evaluate.generate import generations, greedy_texts, greedy_tokens, model_of, n_equal_at_start
-from shoal.types import Unit
+from shoal.words.types import Unit
 
 PROMPT_T = torch.randint(3, VOCAB, (6,), generator=torch.Generator().manual_seed(2))
 

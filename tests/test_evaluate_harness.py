@@ -9,12 +9,15 @@ import pytest
 from families import tiny_model
 from test_evaluate_choice import N_WORDS, TOKENIZER, words
 
-from shoal.decoder import DecoderView, Student
-from shoal.evaluate import Measured, compare_tasks, load_task, task_figures
-from shoal.evaluate.harness_answers import answers_of_samples
-from shoal.run.inputs import bundled_model
-from shoal.run.tasks import answer_tasks, open_tasks
-from shoal.types import Unit
+from shoal.engine.student import Student
+from shoal.engine.view import DecoderView
+from shoal.evaluate.evaluation import Measured
+from shoal.evaluate.tasks.benchmark import compare_tasks, task_figures
+from shoal.evaluate.tasks.harness_answers import answers_of_samples
+from shoal.evaluate.tasks.task_files import load_task
+from shoal.run.asked_tasks import answer_tasks, open_tasks
+from shoal.run.job import bundled_model
+from shoal.words.types import Unit
 
 pytest.importorskip("lm_eval")
 pytest.importorskip("datasets")

@@ -6,9 +6,10 @@ import pytest
 import torch
 from families import FAMILIES, VOCAB, tiny_model
 
-from shoal.decoder import DecoderView, Student
+from shoal.engine.student import Student
+from shoal.engine.view import DecoderView
 from shoal.evaluate.perplexity import perplexities, perplexity, windows
-from shoal.types import Unit
+from shoal.words.types import Unit
 
 IDS_T = torch.randint(3, VOCAB, (29,), generator=torch.Generator().manual_seed(1))
 SHAPES = [(8, 4, 29), (8, 8, 29), (8, 1, 12), (5, 3, 29), (40, 20, 29), (8, 8, 25), (7, 7, 15), (2, 1, 6), (2, 2, 5)]

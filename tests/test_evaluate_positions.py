@@ -7,12 +7,14 @@ import torch
 from families import FAMILIES, tiny_model
 from test_evaluate_compare import BATCHES, FROM, shown
 
-from shoal.decoder import TEACHER, DecoderView, Student
-from shoal.evaluate import closeness, compare, position_table
+from shoal.engine.student import TEACHER, Student
+from shoal.engine.view import DecoderView
+from shoal.evaluate.evaluation import closeness, compare
 from shoal.evaluate.positions import PositionSums
-from shoal.score.divergence import overlap
-from shoal.score.oracle import token_figures
-from shoal.types import Batch, Unit
+from shoal.measure.divergence import overlap
+from shoal.measure.oracle import token_figures
+from shoal.show.figures import position_table
+from shoal.words.types import Batch, Unit
 
 CUT = Student(frozenset({Unit("layer", 1)}))
 

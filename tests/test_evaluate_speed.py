@@ -8,11 +8,12 @@ import pytest
 import torch
 from families import FAMILIES, tiny_model
 
-from shoal.decoder import DecoderView, Student
-from shoal.evaluate.memory import peak_bytes
+from shoal.checkpoint.in_memory import cut
+from shoal.engine.student import Student
+from shoal.engine.view import DecoderView
+from shoal.evaluate.peak_memory import peak_bytes
 from shoal.evaluate.speed import AtDepth, Rates, Speed, at_depths, fit_layer_time, in_turns, median_interval, median_iqr, speed
-from shoal.surgery.cut import cut
-from shoal.types import Unit
+from shoal.words.types import Unit
 
 
 def made(teacher, student):

@@ -6,9 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from shoal.evaluate import Answer, Answers, Stability, load_answers, official_stability, stability, stability_notes
-from shoal.evaluate.bootstrap import Interval, bootstrap, mean, resampled_sums, share_of, sign_test
-from shoal.evaluate.stability import option_kl
+from shoal.evaluate.intervals import Interval, bootstrap, mean, resampled_sums, share_of, sign_test
+from shoal.evaluate.stability import Answer, Answers, Stability, official_stability, option_kl, stability
+from shoal.evaluate.tasks.answer_files import load_answers
+from shoal.show.task_table import stability_notes
 
 FEW = {"n_resamples": 50}
 

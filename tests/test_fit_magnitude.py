@@ -5,16 +5,17 @@ import torch
 from families import FAMILIES, tiny_model
 from test_fit_sweep import boundary, lacking, plan_without, samples
 
-from shoal.decoder import Attached, DecoderView, Student
-from shoal.fit import magnitude
-from shoal.fit.config import FitConfig
-from shoal.fit.place import CannotRefit
-from shoal.fit.refit import fit_plan
+from shoal.checkpoint.in_memory import cut
+from shoal.edits.student_of import student_of
+from shoal.engine.student import Attached, Student
+from shoal.engine.view import DecoderView
+from shoal.fit import norm_scale as magnitude
+from shoal.fit.fit_plan import fit_plan
+from shoal.fit.repairs import FitConfig
+from shoal.fit.sites.site import CannotRefit
 from shoal.fit.sums import folds_of
 from shoal.fit.table import FITS
-from shoal.replace import student_of
-from shoal.surgery.cut import cut
-from shoal.types import Batch, spans_of
+from shoal.words.types import Batch, spans_of
 
 ABSENT = {"olmo2": "something else to a stream of another scale"}
 
@@ -44,8 +45,8 @@ def test_folding_equals_scaling_the_stream(family, monkeypatch):
     """Exact up to rounding where norms have no epsilon; tied heads included. Most norms compute in fp32 whatever they read."""
     view = DecoderView(without_epsilon(family))
     plan, text = plan_without(2, 4), samples(12)
-    monkeypatch.setattr("shoal.fit.magnitude.mean_ratio", lambda *args, **options: 1.25)  # whatever it is, it must fold
-    monkeypatch.setattr("shoal.fit.magnitude._record", always_kept())
+    monkeypatch.setattr("shoal.fit.norm_scale.mean_ratio", lambda *args, **options: 1.25)  # whatever it is, it must fold
+    monkeypatch.setattr("shoal.fit.norm_scale._record", always_kept())
     if family in ABSENT:
         with pytest.raises(CannotRefit, match=rf"this {family} model adds {ABSENT[family]}"):
             fit_plan(view, plan, text, repair="magnitude", batch_size=12)

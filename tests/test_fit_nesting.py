@@ -9,14 +9,15 @@ import torch
 from families import tiny_model
 from test_fit_sweep import boundary, lacking, plan_without, samples, view_of
 
-from shoal.decoder import DecoderView, Student
-from shoal.fit.config import FitConfig
-from shoal.fit.gain import Gain, GainSums, solve_gain
-from shoal.fit.maps import find_map
-from shoal.fit.output import find_output
-from shoal.fit.refit import fit_plan
+from shoal.edits.student_of import student_of
+from shoal.engine.student import Student
+from shoal.engine.view import DecoderView
+from shoal.fit.fit_plan import fit_plan
+from shoal.fit.repairs import FitConfig
+from shoal.fit.sites.folded_map import find_output
+from shoal.fit.sites.linear_map import find_map
+from shoal.fit.sites.norm_gain import GainSums, NormGainSite, solve_gain
 from shoal.fit.solve import ridge_change, squared_error
-from shoal.replace import student_of
 
 PLAIN = FitConfig(weights="plain", sinks="counted", ridge=0.0, keep="always")
 
@@ -105,7 +106,7 @@ def test_a_planted_gain_is_recovered_exactly():
     found = solve_gain(shards, ridge=0.0)
     torch.testing.assert_close(found.change_ED, gain_D)
     assert found.r2 == pytest.approx(1.0) and not solve_gain(shards, ridge=math.inf).change_ED.any()
-    assert Gain.form == "gain"
+    assert NormGainSite.form == "gain"
 
 
 def test_exact_sinks_do_not_bind_a_bias():

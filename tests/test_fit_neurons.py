@@ -5,19 +5,20 @@ import torch
 from families import FAMILIES, VOCAB, tiny_config, tiny_model
 from transformers import AutoModelForCausalLM
 
-from shoal.decoder import DecoderView, Student
-from shoal.decoder.families import contribution
-from shoal.decoder.streamed import open_streamed
-from shoal.fit.config import FitConfig
-from shoal.fit.gathering import Gathering, Ranking, ranking_batches
-from shoal.fit.neurons import diagonal_of_inverse, moved, neurons_of, part_of, saliency
-from shoal.fit.place import CannotRefit
-from shoal.fit.states import read_all
+from shoal.engine.families import contribution
+from shoal.engine.streamed import open_streamed
+from shoal.engine.student import Student
+from shoal.engine.view import DecoderView
+from shoal.engine.workers import ALONE
+from shoal.fit.boundary_states import read_all
+from shoal.fit.repairs import FitConfig
+from shoal.fit.sites.neuron_pool import Gathering, Ranking, ranking_batches
+from shoal.fit.sites.neurons import diagonal_of_inverse, moved, neurons_of, part_of, saliency
+from shoal.fit.sites.site import CannotRefit
 from shoal.fit.sums import no_sums
 from shoal.fit.sweep import probe_of, sweep_layers
 from shoal.text.samples import Samples
-from shoal.types import Batch, Unit
-from shoal.workers import ALONE
+from shoal.words.types import Batch, Unit
 
 LENGTH = 12
 IN_PLACE_OF = ["llama", "qwen3", "gpt2", "gptj", "phi", "phi3", "starcoder2", "gpt_neox", "granite", "cohere2"]
@@ -117,7 +118,7 @@ def test_folded_neurons_are_those_of_the_removed_layer(family):
 
 
 def _normed(norm, x):
-    from shoal.fit import gathering
+    from shoal.fit.sites import neuron_pool as gathering
 
     return gathering._normed(norm, x)
 
@@ -190,7 +191,7 @@ def test_neurons_that_never_answer_change_nothing(silent):
 
 
 def test_where_no_neurons_can_be_chosen_the_map_is_solved_as_without_them(monkeypatch):
-    from shoal.fit import neurons
+    from shoal.fit.sites import neurons
 
     def singular(*args, **options):
         raise ValueError
@@ -320,7 +321,7 @@ def test_the_diagonal_of_an_inverse_needs_no_inverse(width):
 
 def test_ranking_takes_the_first_batches_that_hold_its_tokens(monkeypatch):
     batches = samples(40).batches(10)
-    monkeypatch.setattr("shoal.fit.gathering.RANKING_TOKENS", 10 * LENGTH + 1)
+    monkeypatch.setattr("shoal.fit.sites.neuron_pool.RANKING_TOKENS", 10 * LENGTH + 1)
     assert ranking_batches(batches) == 2
-    monkeypatch.setattr("shoal.fit.gathering.RANKING_TOKENS", 10**9)
+    monkeypatch.setattr("shoal.fit.sites.neuron_pool.RANKING_TOKENS", 10**9)
     assert ranking_batches(batches) == len(batches)

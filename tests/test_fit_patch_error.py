@@ -7,17 +7,19 @@ import pytest
 import torch
 from families import FAMILIES, VOCAB, tiny_model
 
-from shoal.decoder import DecoderView, run_pass
-from shoal.decoder.streamed import open_streamed
-from shoal.fit.patch_error import N_FOLDS, PatchObserver, bytes_per_span, patch_errors
+from shoal.edits.replace.layer import LayerReplacement
+from shoal.engine.passes import run_pass
+from shoal.engine.streamed import open_streamed
+from shoal.engine.view import DecoderView
 from shoal.fit.solve import RIDGES
-from shoal.replace.layer import LayerReplacement
-from shoal.scan.scan import add_states
+from shoal.fit.span_error import N_FOLDS, PatchObserver, bytes_per_span, patch_errors
+from shoal.measure.scan import add_states
 from shoal.select.budget import parse_budget
 from shoal.select.choose import Choosing, choose
-from shoal.select.size import NOTHING, model_size, put_back_of
-from shoal.select.wanted import PATCHED
-from shoal.types import Batch, Span, stable_hash
+from shoal.select.model_size import NOTHING, model_size, put_back_of
+from shoal.select.request import PATCHED
+from shoal.words.records import stable_hash
+from shoal.words.types import Batch, Span
 
 L, T = 6, 40
 SPANS = [Span(1, 3), Span(2, 4), Span(3, 5)]
@@ -134,7 +136,7 @@ def test_padding_changes_nothing():
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_a_streamed_model_gives_the_same_bits(family, tmp_path):
     tiny_model(family, n_layers=L).save_pretrained(tmp_path)
-    from shoal.decoder.open import open_model
+    from shoal.engine.open import open_model
 
     opened, streamed = open_streamed(tmp_path)
     ours = patch_errors(DecoderView(opened.model, residency=streamed), BATCHES, spans=SPANS)

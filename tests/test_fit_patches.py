@@ -7,10 +7,13 @@ import torch
 from families import tiny_model
 from test_fit_sweep import LENGTH, boundary, samples
 
-from shoal.decoder import Attached, DecoderView, Student
-from shoal.fit.config import FitConfig
-from shoal.fit.observe import Ends, observe
-from shoal.fit.patch_forms import (
+from shoal.edits.replace.table import replacement_named
+from shoal.engine.student import Attached, Student
+from shoal.engine.view import DecoderView
+from shoal.fit.held_out import LayerEnds, observe
+from shoal.fit.repairs import FitConfig
+from shoal.fit.replacement_fit import fit_patches
+from shoal.fit.replacement_forms import (
     PATCH_FORMS,
     affine_change,
     low_rank_change,
@@ -18,12 +21,10 @@ from shoal.fit.patch_forms import (
     rotation_matrix,
     scaled_rotation,
 )
-from shoal.fit.patches import fit_patches
-from shoal.fit.place import CannotRefit
+from shoal.fit.sites.site import CannotRefit
 from shoal.fit.solve import solve_for, squared_error
 from shoal.fit.sums import folds_of, no_sums
-from shoal.replace import replacement_named
-from shoal.types import Batch, Span
+from shoal.words.types import Batch, Span
 
 D = 12
 KINDS = {"linear": {}, "low rank": {"rank": 3}, "free": {}, "free with bias": {"bias": True}, "hadamard": {}, "rotation": {}}
@@ -227,7 +228,7 @@ def test_padding_enters_no_observation():
         batch = Batch(ids_NT, (torch.arange(LENGTH) < lengths_N[:, None]).long())
         reading, folds = view.read(batch), folds_of([batch])
         goal = boundary(view, batch, Student(), 2)
-        ends.append(Ends([reading], [boundary(view, batch, Student(), 1)], [goal], folds))
+        ends.append(LayerEnds([reading], [boundary(view, batch, Student(), 1)], [goal], folds))
 
     def error(one):
         return observe(one, lambda h_BTD, reading: (h_BTD, h_BTD), config=FitConfig(), no_sums=lambda: no_sums(32, 32))

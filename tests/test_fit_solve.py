@@ -7,7 +7,7 @@ import torch
 
 from shoal.fit.solve import RIDGES, cross_validated, effective_rank, mean_diagonal, ridge_change, solve, spectrum, squared_error
 from shoal.fit.sums import HELD_OUT, N_FOLDS, add_gram, folds_of, no_sums
-from shoal.types import Batch
+from shoal.words.types import Batch
 
 F, D, N = 7, 5, 200
 

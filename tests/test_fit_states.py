@@ -6,13 +6,15 @@ import pytest
 import torch
 from families import VOCAB, tiny_model
 
-from shoal.decoder import TEACHER, DecoderView
-from shoal.decoder.spill import Spill
-from shoal.fit.config import FitConfig
-from shoal.fit.refit import fit_plan
-from shoal.fit.states import Between, Kept, advance, emptied, read_all
-from shoal.plan import Drop, Plan, Size
+from shoal.engine.spill import Spill
+from shoal.engine.student import TEACHER
+from shoal.engine.view import DecoderView
+from shoal.fit.boundary_states import Between, SpilledStates, advance, emptied, read_all
+from shoal.fit.fit_plan import fit_plan
+from shoal.fit.repairs import FitConfig
 from shoal.text.samples import Samples
+from shoal.words.edits import Drop
+from shoal.words.plan import Plan, Size
 
 SAMPLES = Samples(
     torch.randint(3, VOCAB, (24, 12), generator=torch.Generator().manual_seed(0)),
@@ -61,7 +63,7 @@ def test_states_on_the_way_are_made_in_fp32_at_least():
 
 def test_a_sequence_that_is_let_go_frees_its_place():
     spill = Spill(limit=10**6)
-    kept = Kept(spill)
+    kept = SpilledStates(spill)
     for value in range(3):
         kept.append(torch.full((4,), float(value)))
     assert len(kept) == 3 and [float(one[0]) for one in kept] == [0.0, 1.0, 2.0] and len(kept[1:]) == 2

@@ -6,26 +6,28 @@ import pytest
 import torch
 from families import FAMILIES, VOCAB, tiny_model
 
-from shoal.decoder import DecoderView, Student
-from shoal.decoder.families import contribution, output_map
-from shoal.decoder.streamed import open_streamed
-from shoal.fit.config import FitConfig
-from shoal.fit.gain import find_gain
-from shoal.fit.maps import find_map
-from shoal.fit.observe import Ends, held_out, observe, plain, relative
-from shoal.fit.output import find_output
-from shoal.fit.place import CannotRefit, on_output
-from shoal.fit.refit import fit_plan, without_refits
-from shoal.fit.states import Between, read_all
+from shoal.checkpoint.in_memory import cut
+from shoal.edits.student_of import student_of
+from shoal.engine.families import contribution, output_map
+from shoal.engine.streamed import open_streamed
+from shoal.engine.student import Student
+from shoal.engine.view import DecoderView
+from shoal.fit.boundary_states import Between, read_all
+from shoal.fit.fit_plan import fit_plan, without_refits
+from shoal.fit.held_out import LayerEnds, held_out, observe, plain, relative
+from shoal.fit.repairs import FitConfig
+from shoal.fit.sites.folded_map import find_output
+from shoal.fit.sites.linear_map import find_map
+from shoal.fit.sites.norm_gain import find_gain
+from shoal.fit.sites.site import CannotRefit, on_output
 from shoal.fit.sums import folds_of
 from shoal.fit.sweep import sweep_layers
 from shoal.fit.table import FITS, MAPS, SHARE, Maps
 from shoal.fit.targets import before_cuts, from_first_cut
-from shoal.plan import Drop, Plan, Refit, Replace, Size
-from shoal.replace import student_of
-from shoal.surgery.cut import cut
 from shoal.text.samples import Samples
-from shoal.types import Batch, Unit
+from shoal.words.edits import Drop, Refit, Replace
+from shoal.words.plan import Plan, Size
+from shoal.words.types import Batch, Unit
 
 POST_NORM = {"gemma2", "gemma3_text", "olmo2"}
 EXPERTS = {"qwen3_moe", "mixtral", "gpt_oss"}  # in layer 2; deepseek_v3 has experts from layer 2 on, too
@@ -209,7 +211,7 @@ def test_the_held_out_samples_alone_have_the_error_that_all_have(share):
     def run(h_BTD, reading):
         return view.run_layer(0, h_BTD, reading), None
 
-    ends = Ends(readings, states, goals, folds)
+    ends = LayerEnds(readings, states, goals, folds)
     found = [observe(one, run, config=FitConfig(), no_sums=None) for one in (ends, held_out(view, ends))]
     assert found[1][1] == pytest.approx(found[0][1], rel=1e-6)
     assert sum(len(one) for one in found[1][0]) == sum(int((one == 0).sum()) for one in folds)

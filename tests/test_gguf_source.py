@@ -11,10 +11,10 @@ import torch
 from gguf_world import TEMPLATE, TOKENS, stored, tiny_llama, write_gguf
 from transformers import AutoModelForCausalLM
 
-from shoal.decoder.gguf_source import DequantisedSource, read_facts
-from shoal.decoder.open import open_model
-from shoal.decoder.source import resolve_source
-from shoal.recipe import load_recipe
+from shoal.engine.gguf_source import DequantisedSource, read_facts
+from shoal.engine.open import open_model
+from shoal.engine.source import resolve_source
+from shoal.recipes.recipe import load_recipe
 from shoal.run.compress import compress
 
 
@@ -48,7 +48,7 @@ def test_an_opened_file_computes_what_the_model_in_it_computes(file, teacher):
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("F16", torch.float16), ("Q8_0", torch.bfloat16), ("Q4_1", torch.bfloat16)])
-@pytest.mark.filterwarnings("ignore::shoal.decoder.gguf_source.DequantisedSource")
+@pytest.mark.filterwarnings("ignore::shoal.engine.gguf_source.DequantisedSource")
 def test_blocks_are_unpacked_to_their_values(tmp_path, teacher, kind, dtype):
     model = open_model(write_gguf(tmp_path / "packed.gguf", teacher, kind=kind)).model
     name = "blk.1.ffn_up.weight"
@@ -69,7 +69,7 @@ def test_a_file_is_unpacked_once_and_never_changed(file, cache):
     assert [one.name for one in cache.iterdir()] == [first.name]
 
 
-@pytest.mark.filterwarnings("ignore::shoal.decoder.gguf_source.DequantisedSource")
+@pytest.mark.filterwarnings("ignore::shoal.engine.gguf_source.DequantisedSource")
 def test_a_changed_file_is_unpacked_again(file, teacher):
     first = resolve_source(file)
     write_gguf(file, tiny_llama(n_layers=2))
@@ -82,7 +82,7 @@ def test_a_folder_with_safetensors_is_read_as_before(file, teacher):
     assert resolve_source(file.parent) == file.parent
 
 
-@pytest.mark.filterwarnings("ignore::shoal.decoder.gguf_source.DequantisedSource")
+@pytest.mark.filterwarnings("ignore::shoal.engine.gguf_source.DequantisedSource")
 def test_a_packed_model_is_compressed_like_any_other(tmp_path, file, teacher):
     text = tmp_path / "text.jsonl"
     draw = np.random.default_rng(0)

@@ -41,10 +41,10 @@ ORDER = [line.split()[0] for line in ROOMS]
 
 # Where transformers may be imported at all: where a model is opened, cut, saved or generated from.
 TRANSFORMERS = (
-    "decoder/gguf_source.py",
-    "decoder/open.py",
-    "decoder/source.py",
-    "decoder/streamed.py",
+    "engine/gguf_source.py",
+    "engine/open.py",
+    "engine/source.py",
+    "engine/streamed.py",
     "surgery/",
     "evaluate/generate.py",
 )
@@ -55,11 +55,11 @@ LAZY = {"datasets", "matplotlib", "peft", "lm_eval", "gguf", "torchao", "bitsand
 # These reach the command's help or read a recipe or plan, so they may not need torch.
 LIGHT = (
     "shoal",
-    "shoal.types",
-    "shoal.plan",
-    "shoal.recipe",
-    "shoal.workers",
-    "shoal.run.memory",
+    "shoal.words.types",
+    "shoal.words.plan",
+    "shoal.recipes.recipe",
+    "shoal.engine.workers",
+    "shoal.cli.malloc",
     "shoal.cli",
     "shoal.cli.verbs",
 )

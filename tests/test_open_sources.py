@@ -9,9 +9,9 @@ from families import tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from shoal.decoder.open import open_model
-from shoal.decoder.shards import read_shard
-from shoal.decoder.source import SAMPLE_BYTES, WHOLE_BYTES, check_source, fingerprint, quantisation, sampled_ranges
+from shoal.engine.open import open_model
+from shoal.engine.shards import read_shard
+from shoal.engine.source import SAMPLE_BYTES, WHOLE_BYTES, check_source, fingerprint, quantisation, sampled_ranges
 
 
 @pytest.fixture(scope="module")

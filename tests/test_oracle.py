@@ -7,12 +7,13 @@ import pytest
 import torch
 from families import FAMILIES, VOCAB, tiny_model
 
-from shoal.decoder import TEACHER, Attached, DecoderView, Student
-from shoal.replace.layer import LayerReplacement
-from shoal.score import divergence
-from shoal.score.divergence import forward_kl, jensen_shannon, predicts, reverse_kl, token_nll, top1_agreement
-from shoal.score.oracle import Oracle, Quality, QualitySums, compare_views
-from shoal.types import Batch, Span, Unit
+from shoal.edits.replace.layer import LayerReplacement
+from shoal.engine.student import TEACHER, Attached, Student
+from shoal.engine.view import DecoderView
+from shoal.measure import divergence
+from shoal.measure.divergence import forward_kl, jensen_shannon, predicts, reverse_kl, token_nll, top1_agreement
+from shoal.measure.oracle import Oracle, Quality, QualitySums, compare_views
+from shoal.words.types import Batch, Span, Unit
 
 GENERATOR = torch.Generator().manual_seed(0)
 IDS_BT = torch.randint(3, VOCAB, (4, 11), generator=GENERATOR)

@@ -6,8 +6,8 @@ from pretend_card import pretend_card
 from world import write_model
 
 from shoal import compress, load_recipe
-from shoal.run.inputs import layers_in_memory
-from shoal.run.needs import needs_of
+from shoal.run.job import layers_in_memory
+from shoal.run.memory_plan.needs import needs_of
 
 TEXT = {"samples": 6, "length": 16, "selection": 4, "evaluation": 4}
 CASES = {

@@ -4,8 +4,8 @@ from typing import get_args
 
 import pytest
 
-from shoal.recipe import RECIPES, Recipe, load_recipe, merge
-from shoal.replace.table import REPLACEMENTS
+from shoal.edits.replace.table import REPLACEMENTS
+from shoal.recipes.recipe import RECIPES, Recipe, load_recipe, merge
 from shoal.select.table import SELECTORS
 from shoal.text.samples import PACKINGS
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from families import tiny_model
 
-from shoal.decoder import DecoderView
-from shoal.replace import REPLACEMENTS, replacement_named
-from shoal.replace.patch import PatchReplacement
+from shoal.edits.replace.described import PatchReplacement
+from shoal.edits.replace.table import REPLACEMENTS, replacement_named
+from shoal.engine.view import DecoderView
 
 PAGE = (Path(__file__).parent.parent / "docs/replacements.md").read_text()
 ROWS = {

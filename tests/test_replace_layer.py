@@ -6,12 +6,15 @@ import pytest
 import torch
 from families import FAMILIES, VOCAB, tiny_model
 
-from shoal.decoder import DecoderView, Student
-from shoal.plan import Drop, Plan, Refit, Replace, Size
-from shoal.replace import REPLACEMENTS, attach, replacement_named, student_of, values_of
-from shoal.replace.layer import LayerReplacement
-from shoal.select.size import put_back_of
-from shoal.types import Batch, Span, Unit
+from shoal.edits.replace.layer import LayerReplacement
+from shoal.edits.replace.table import REPLACEMENTS, replacement_named
+from shoal.edits.student_of import attach, student_of, values_of
+from shoal.engine.student import Student
+from shoal.engine.view import DecoderView
+from shoal.select.model_size import put_back_of
+from shoal.words.edits import Drop, Refit, Replace
+from shoal.words.plan import Plan, Size
+from shoal.words.types import Batch, Span, Unit
 
 IDS_BT = torch.randint(3, VOCAB, (3, 11), generator=torch.Generator().manual_seed(0))
 MASK_BT = torch.arange(11)[None] < torch.tensor([7, 11, 3])[:, None]

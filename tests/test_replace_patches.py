@@ -8,12 +8,14 @@ from families import FAMILIES, VOCAB, tiny_config, tiny_model
 from test_replace_layer import MASK_BT, PADDED, SPAN, plan_with, removed
 from transformers import AutoModelForCausalLM
 
-from shoal.decoder import DecoderView, Student
-from shoal.plan import Replace
-from shoal.replace import REPLACEMENTS, attach, parse_replacement, replacement_named, student_of, values_of
-from shoal.replace.forms import forms_of
-from shoal.replace.modules import ACTIVATIONS, PATCHES, new_patch, rotate
-from shoal.types import Batch, Span
+from shoal.edits.replace.family_mlp import forms_of
+from shoal.edits.replace.modules import ACTIVATIONS, PATCHES, new_patch, rotate
+from shoal.edits.replace.table import REPLACEMENTS, parse_replacement, replacement_named
+from shoal.edits.student_of import attach, student_of, values_of
+from shoal.engine.student import Student
+from shoal.engine.view import DecoderView
+from shoal.words.edits import Replace
+from shoal.words.types import Batch, Span
 
 PATCH_NAMES = [name for name in REPLACEMENTS if name != "layer"]
 RANDOM_START = {"ffn": {"form": "paper"}}

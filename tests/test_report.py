@@ -13,19 +13,22 @@ from page_reader import read_page, table_of
 from report_world import HOSTILE, PLAIN, curve, evaluation, plan, ratio_sweep, span_table, write_run, write_sweep
 from safetensors.numpy import load_file
 
-from shoal.evaluate import Evaluation, rows
-from shoal.evaluate.curve_table import cliff_lines, sweep_rows
-from shoal.evaluate.keep import sentence
+from shoal.evaluate.curve.largest_cut import sentence
+from shoal.evaluate.evaluation import Evaluation
 from shoal.evaluate.stability import Flip
-from shoal.export import card, headline
-from shoal.plan import Drop, Plan, Refit, Replace
-from shoal.report import page as report_page
-from shoal.report.heat import CODES, LEVELS, colours, heat, levels
-from shoal.report.heatmap import GAMMA, rescaled_rows
-from shoal.report.paper import save_figures
-from shoal.report.sections.tasks import _options
-from shoal.report.strip import fates
-from shoal.run.report import read_run, report_stage, write_report
+from shoal.run.stages.report import read_run, report_stage, write_report
+from shoal.show.card import card
+from shoal.show.chart_files import save_figures
+from shoal.show.curve_table import cliff_lines, sweep_rows
+from shoal.show.figures import rows
+from shoal.show.headline import headline
+from shoal.show.heatmap import GAMMA, rescaled_rows
+from shoal.show.report import page as report_page
+from shoal.show.report.heat import CODES, LEVELS, colours, heat, levels
+from shoal.show.report.layer_strip import fates
+from shoal.show.report.sections.tasks import _options
+from shoal.words.edits import Drop, Refit, Replace
+from shoal.words.plan import Plan
 
 KINDS = ("plain", "repair", "layer")
 
@@ -463,7 +466,7 @@ def test_tasks_of_another_model_are_left_out_and_said(run):
 
 
 def test_only_our_own_page_is_replaced(run, shoal, tmp_path, monkeypatch):
-    monkeypatch.setattr("shoal.report.paper.save_figures", lambda charts, folder: [])  # drawing takes seconds
+    monkeypatch.setattr("shoal.show.chart_files.save_figures", lambda charts, folder: [])  # drawing takes seconds
     assert shoal("report", run)[0] == 0 and shoal("report", run)[0] == 0
     mine = tmp_path / "thesis.html"
     mine.write_text("<p>months of work")

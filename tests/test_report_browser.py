@@ -13,7 +13,7 @@ import pytest
 from report_world import HOSTILE, write_run
 from safetensors.numpy import load_file
 
-from shoal.run.report import report_stage
+from shoal.run.stages.report import report_stage
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from page_reader import read_page
 
-from shoal.report.chart import MARKERS, Band, Chart, Dots, Point, Rule, Series, limits, log_ticks, said, ticks
-from shoal.report.colour import CIVIDIS, cividis
-from shoal.report.html import Html, code, data_block, tag
-from shoal.report.svg import Scale, draw
+from shoal.show.chart import MARKERS, Band, Chart, Dots, Point, Rule, Series, limits, log_ticks, said, ticks
+from shoal.show.colour import CIVIDIS, cividis
+from shoal.show.html import Html, code, data_block, tag
+from shoal.show.svg import Scale, draw
 
 finite = st.floats(-1e4, 1e4)
 positive = st.floats(1e-9, 1e9)

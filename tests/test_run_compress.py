@@ -10,15 +10,15 @@ from transformers import AutoModelForCausalLM
 from world import write_model
 
 from shoal import compress, load_recipe
-from shoal.plan import Plan
-from shoal.recipe import RECIPES
-from shoal.replace import student_of
+from shoal.edits.student_of import student_of
+from shoal.engine.student import student_without
+from shoal.measure.oracle import Oracle
+from shoal.measure.scan import Scan
+from shoal.recipes.recipe import RECIPES
 from shoal.run.apply import apply_plan
-from shoal.run.inputs import open_inputs
-from shoal.scan import Scan
-from shoal.score.oracle import Oracle
-from shoal.select.guard import student_without
-from shoal.train.data import plan_courses
+from shoal.run.job import open_inputs
+from shoal.train.course import plan_courses
+from shoal.words.plan import Plan
 
 LENGTH = 16
 

@@ -10,11 +10,11 @@ from text_world import word_tokenizer
 from world import N_WORDS, write_text
 
 from shoal import load_recipe
+from shoal.engine.student import student_without
 from shoal.evaluate.criteria import CriteriaComparison, choices_table, jaccard, overlap_table
+from shoal.measure.oracle import Oracle
 from shoal.run.criteria import compare_criteria
-from shoal.run.inputs import open_inputs
-from shoal.score.oracle import Oracle
-from shoal.select.guard import student_without
+from shoal.run.job import open_inputs
 
 IDLE = 3
 

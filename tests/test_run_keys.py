@@ -3,14 +3,15 @@
 import pytest
 from world import write_model, write_text
 
-from shoal.fit.config import FitConfig
-from shoal.plan import Drop, Plan, Replace, Size
-from shoal.recipe import TextChoice, load_recipe, merge
+from shoal.fit.repairs import FitConfig
+from shoal.recipes.recipe import TextChoice, load_recipe, merge
 from shoal.run.compress import open_folder
-from shoal.run.inputs import open_inputs
+from shoal.run.job import open_inputs
 from shoal.run.keys import choice_key, edits_key, evaluation_key, repair_key, save_key, scan_key, train_key
-from shoal.run.stages import budget_of, choosing, needs_scan, plan_stage
+from shoal.run.stages.stages import budget_of, choosing, needs_scan, plan_stage
 from shoal.train.config import TrainConfig
+from shoal.words.edits import Drop, Replace
+from shoal.words.plan import Plan, Size
 
 STAGES = {"scan", "plan", "train", "model", "evaluation"}
 PLANNING, FITTING = {"plan"}, {"train"}

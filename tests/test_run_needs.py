@@ -8,12 +8,12 @@ from families import FAMILIES, tiny_model
 from world import write_model
 
 from shoal.cli import main
-from shoal.decoder import DecoderView
-from shoal.recipe import load_recipe, merge
-from shoal.run import needs as planner
-from shoal.run.needs import in_bytes, needs_of
-from shoal.run.shape import shape_of
-from shoal.select.size import model_size
+from shoal.engine.view import DecoderView
+from shoal.recipes.recipe import load_recipe, merge
+from shoal.run.memory_plan import needs as planner
+from shoal.run.memory_plan.needs import in_bytes, needs_of
+from shoal.run.memory_plan.shape import shape_of
+from shoal.select.model_size import model_size
 
 GB = 10**9
 
@@ -122,7 +122,7 @@ def test_what_waits_on_disk_for_the_scan_comes_back_sample_by_sample(model, monk
     shape, length = shape_of(model), 32
     changes = {"text": {"length": length, "samples": 64}}
     assert not stage_of(ask(model, changes, resident="1"), "scan").parts["sample"]
-    monkeypatch.setattr("shoal.decoder.spill.SHARE", 1 << 40)
+    monkeypatch.setattr("shoal.engine.spill.ONE_IN", 1 << 40)
     kept = stage_of(ask(model, changes, resident="1"), "scan").parts
     assert kept["sample"] == (shape.n_layers + 1) * length * shape.hidden * shape.itemsize and not kept["states"]
 
@@ -144,10 +144,10 @@ def test_training_that_a_streamed_run_would_refuse_is_said_before(model):
 
 
 def test_candidates_ranked_by_their_patch_take_its_sums(model, monkeypatch):
-    monkeypatch.setattr("shoal.fit.patch_error.bytes_per_span", lambda hidden: GB)
+    monkeypatch.setattr("shoal.fit.span_error.bytes_per_span", lambda hidden: GB)
     assert stage_of(ask(model), "plan").parts["sums"] == 3 * GB  # of layers 1..4, two at a time
     assert "sums" not in stage_of(ask(model, {"guard": 1}), "plan").parts
-    monkeypatch.setattr("shoal.fit.patch_error.bytes_per_span", lambda hidden: 3 * GB)
+    monkeypatch.setattr("shoal.fit.span_error.bytes_per_span", lambda hidden: 3 * GB)
     assert stage_of(ask(model), "plan").parts["sums"] == 3 * GB  # no more spans than the share for them
 
 
@@ -158,15 +158,15 @@ def test_what_solves_for_less_has_smaller_sums(repair, less, model):
 
 
 def test_what_does_not_fit_says_what_to_change(model, monkeypatch):
-    monkeypatch.setattr("shoal.run.machine.process_memory", lambda: 0)
-    monkeypatch.setattr("shoal.decoder.spill.free_memory", lambda: 1000)
+    monkeypatch.setattr("shoal.run.memory_plan.machine.process_memory", lambda: 0)
+    monkeypatch.setattr("shoal.engine.spill.free_memory", lambda: 1000)
     found = ask(model, resident="all")
     assert not found.fits and any("--resident 1" in one for one in found.advice)
     assert not any("--resident 1" in one for one in ask(model, resident="1").advice)
 
 
 def test_states_beyond_the_share_of_a_pass_go_to_disk(model, monkeypatch):
-    monkeypatch.setattr("shoal.decoder.spill.free_memory", lambda: 4000)
+    monkeypatch.setattr("shoal.engine.spill.free_memory", lambda: 4000)
     scan = ask(model, {"text": {"samples": 100}}, resident="1").stages[0]
     shape = shape_of(model)
     assert scan.parts["states"] == 1000

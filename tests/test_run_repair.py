@@ -14,11 +14,12 @@ from transformers import AutoModelForCausalLM
 
 from shoal import compress, load_recipe
 from shoal.cli import main
-from shoal.fit.config import FEWEST_TOKENS, PATCHES, REPAIRS, TOKENS_PER_INPUT, FitConfig, RepairName
-from shoal.fit.patch_forms import PATCH_FORMS
+from shoal.fit.repairs import FEWEST_TOKENS, REPAIRS, SOLVED_REPLACEMENTS, TOKENS_PER_INPUT, FitConfig, RepairName
+from shoal.fit.replacement_forms import PATCH_FORMS
 from shoal.fit.table import FITS
-from shoal.plan import Plan, Refit
 from shoal.run.apply import apply_plan
+from shoal.words.edits import Refit
+from shoal.words.plan import Plan
 
 LENGTH = 16
 
@@ -164,7 +165,7 @@ def test_help_documents_and_implementation_read_one_table(shoal):
     assert code == 0 and all(f"{name}: {what.split()[0]}" in said for name, what in REPAIRS.items())
 
 
-@pytest.mark.parametrize("replacement", [*PATCHES, "linear:rank=2"])
+@pytest.mark.parametrize("replacement", [*SOLVED_REPLACEMENTS, "linear:rank=2"])
 def test_a_patch_in_closed_form_ends_in_a_checkpoint_without_training(replacement, small, tmp_path):
     outcome = compress(recipe(small, "patch", replace=replacement, polish="none"), tmp_path / "run")
     assert outcome.repaired.repair == "patch" and not outcome.trained
@@ -177,4 +178,4 @@ def test_a_patch_needs_a_replacement_with_a_closed_form(small):
     for replacement in ("none", "layer", "swiglu"):
         with pytest.raises(ValueError, match="repair 'patch' sets a replacement that has a closed form"):
             recipe(small, "patch", replace=replacement)
-    assert {kind.kind for kind in PATCH_FORMS} == set(PATCHES)
+    assert {kind.kind for kind in PATCH_FORMS} == set(SOLVED_REPLACEMENTS)

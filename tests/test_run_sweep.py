@@ -7,15 +7,15 @@ import pytest
 from world import write_model
 
 from shoal import compress, load_recipe
-from shoal.cli.sweep import _recipes
-from shoal.evaluate import load_task
-from shoal.evaluate.curve import RatioSweep
-from shoal.recipe import RECIPES
-from shoal.run.methods import method_choice, method_names, slug
-from shoal.run.sweep import Keeping, sweep_ratios
-from shoal.score.oracle import Oracle
-from shoal.select.ratios import counts_in, spread
-from shoal.select.size import ModelSize
+from shoal.cli.curve import _recipes
+from shoal.evaluate.curve.ratio_curve import RatioSweep
+from shoal.evaluate.tasks.task_files import load_task
+from shoal.measure.oracle import Oracle
+from shoal.recipes.recipe import RECIPES
+from shoal.run.curve.methods import method_choice, method_names, slug
+from shoal.run.curve.over_ratios import Keeping, sweep_ratios
+from shoal.select.budget_range import counts_in, spread
+from shoal.select.model_size import ModelSize
 
 TEXT = {"samples": 12, "length": 16, "selection": 8, "evaluation": 8}
 

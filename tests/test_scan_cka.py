@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from shoal.decoder import Tap
-from shoal.scan import CkaObserver, add_states
-from shoal.scan.cka import hsic_between
-from shoal.types import Batch, Span
+from shoal.engine.view import Tap
+from shoal.measure.cka import CkaObserver, hsic_between
+from shoal.measure.scan import add_states
+from shoal.words.types import Batch, Span
 
 
 def draw(*shape, seed=0):

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from shoal.report.heatmap import heatmap, rescaled_rows, save_heatmap
-from shoal.scan import Anatomy, Scan, best_span, best_spans_table
-from shoal.types import Provenance, Span, SpanTable
+from shoal.measure.anatomy import Anatomy
+from shoal.measure.scan import Scan
+from shoal.show.best_spans import best_span, best_spans_table
+from shoal.show.heatmap import heatmap, rescaled_rows, save_heatmap
+from shoal.words.records import Provenance
+from shoal.words.types import Span, SpanTable
 
 SOURCE = Provenance(
     model="m", model_hash="1", data="d", data_hash="2", n_samples=7, n_tokens=70, length=10, seed=3, dtype="float32"

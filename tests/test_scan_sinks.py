@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from shoal.decoder import Tap
-from shoal.scan import GramObserver
-from shoal.scan import gram as gram_file
-from shoal.scan.gram import exact_bmm, mean_and_stderr
-from shoal.scan.tokens import TOKENS, massive_tokens, sink_tokens
-from shoal.types import Batch, Span
+from shoal.engine.tensors import exact_bmm
+from shoal.engine.view import Tap
+from shoal.measure import gram as gram_file
+from shoal.measure.gram import GramObserver, mean_and_stderr
+from shoal.measure.sinks import TOKENS, massive_tokens, sink_tokens
+from shoal.words.types import Batch, Span
 
 E, D = 4, 16
 

@@ -7,14 +7,18 @@ import pytest
 import torch
 from families import FAMILIES, VOCAB, tiny_model
 
-from shoal.decoder import DecoderView, Student, Tap, run_pass
-from shoal.fit.patch_error import PatchObserver
-from shoal.scan import GramObserver, add_states, best_span, finish, scan
-from shoal.scan.cka import CkaObserver
-from shoal.scan.gram import N_PARTS, part_of
-from shoal.scan.tokens import TOKENS
-from shoal.score.pairwise import CRITERIA
-from shoal.types import Batch, Provenance, Span, Unit
+from shoal.engine.passes import run_pass
+from shoal.engine.student import Student
+from shoal.engine.view import DecoderView, Tap
+from shoal.fit.span_error import PatchObserver
+from shoal.measure.cka import CkaObserver
+from shoal.measure.gram import N_PARTS, GramObserver, fold_of_text
+from shoal.measure.pairwise import CRITERIA
+from shoal.measure.scan import add_states, finish, scan
+from shoal.measure.sinks import TOKENS
+from shoal.show.best_spans import best_span
+from shoal.words.records import Provenance
+from shoal.words.types import Batch, Span, Unit
 
 N_LAYERS = 4
 SOURCE = Provenance(
@@ -252,7 +256,7 @@ def test_every_part_is_the_scan_of_its_own_samples():
     view = DecoderView(tiny_model("llama", n_layers=N_LAYERS))
     texts = samples(n=11)
     whole = scan(view, [padded(texts[:4]), padded(texts[4:], 1)], provenance=SOURCE)
-    members = [[text for text in texts if part_of(text) == part] for part in range(N_PARTS)]
+    members = [[text for text in texts if fold_of_text(text) == part] for part in range(N_PARTS)]
     assert sorted(len(one) for one in members)[-2] > 0, "the texts of this test should fill at least two parts"
     for part, own in enumerate(members):
         for name, table in whole.tables.items():

@@ -7,15 +7,15 @@ import pytest
 import torch
 from families import FAMILIES, tiny_model
 
-from shoal.decoder import DecoderView
-from shoal.plan import Plan
-from shoal.replace.layer import LayerReplacement
-from shoal.replace.table import REPLACEMENTS, replacement_named
+from shoal.edits.replace.layer import LayerReplacement
+from shoal.edits.replace.table import REPLACEMENTS, replacement_named
+from shoal.engine.view import DecoderView
 from shoal.select.budget import parse_budget, parse_parameters, realised, resolve
+from shoal.select.model_size import NOTHING as NONE
+from shoal.select.model_size import ModelSize, PutBack, model_size, put_back_of
 from shoal.select.plan_of import plan_of
-from shoal.select.size import NOTHING as NONE
-from shoal.select.size import ModelSize, PutBack, model_size, put_back_of
-from shoal.types import Span
+from shoal.words.plan import Plan
+from shoal.words.types import Span
 
 LAYER = put_back_of(LayerReplacement(), 1)
 FFN = PutBack("ffn", own_parameters=60, options=(("width", 3),))

@@ -11,21 +11,23 @@ from families import VOCAB, tiny_config
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
-from shoal.decoder import DecoderView, run_pass
-from shoal.plan import Candidate
-from shoal.replace.layer import LayerReplacement
-from shoal.scan.gram import GramObserver
-from shoal.score.oracle import Oracle, Quality
+from shoal.edits.replace.layer import LayerReplacement
+from shoal.engine.passes import run_pass
+from shoal.engine.student import student_without
+from shoal.engine.view import DecoderView
+from shoal.measure.gram import GramObserver
+from shoal.measure.oracle import Oracle, Quality
 from shoal.select.budget import parse_budget
 from shoal.select.choose import Choosing, choose, spread_of
-from shoal.select.guard import guard, guard_table, student_without, verdict
+from shoal.select.guard import guard, guard_table, verdict
+from shoal.select.model_size import NOTHING, PutBack, model_size, put_back_of
 from shoal.select.plan_of import plan_of
-from shoal.select.proposals import Proposer, other_proposers, propose
+from shoal.select.request import Picked, Wanted
 from shoal.select.rounds import rescanner
-from shoal.select.size import NOTHING, PutBack, model_size, put_back_of
+from shoal.select.shortlist import Proposer, other_proposers, propose
 from shoal.select.table import SELECTORS
-from shoal.select.wanted import Picked, Wanted
-from shoal.types import Batch
+from shoal.words.plan import Candidate
+from shoal.words.types import Batch
 
 L, X = 10, 5
 PUT_BACK = {"none": NOTHING, "layer": put_back_of(LayerReplacement(), 32)}

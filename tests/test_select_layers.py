@@ -7,15 +7,17 @@ import pytest
 import torch
 from families import VOCAB, tiny_model
 
-from shoal.decoder import DecoderView, Student, run_pass
-from shoal.replace.layer import LayerReplacement
-from shoal.scan.gram import GramObserver
+from shoal.edits.replace.layer import LayerReplacement
+from shoal.engine.passes import run_pass
+from shoal.engine.student import Student
+from shoal.engine.view import DecoderView
+from shoal.measure.gram import GramObserver
+from shoal.select.model_size import put_back_of
+from shoal.select.request import Wanted, change_costs, most_layers
 from shoal.select.rounds import compact, in_rounds, rescanner, shares
-from shoal.select.size import put_back_of
-from shoal.select.spans import plain_span_by
+from shoal.select.span import plain_span_by
 from shoal.select.table import SELECTORS, selector_named
-from shoal.select.wanted import Wanted, change_costs, most_layers
-from shoal.types import Batch, Span, SpanTable, Unit, spans_of
+from shoal.words.types import Batch, Span, SpanTable, Unit, spans_of
 
 L = 8
 

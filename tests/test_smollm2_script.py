@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from gguf_world import tiny_llama, write_gguf
 
-from shoal.decoder.open import open_model
+from shoal.engine.open import open_model
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "smollm2.py"
 

@@ -7,12 +7,12 @@ import torch
 from text_world import BOS, EOS, UNK, word_tokenizer
 from world import N_WORDS, write_model, write_text
 
-import shoal.evaluate.choice
+import shoal.evaluate.tasks.choice
 from shoal import compress, load_recipe
-from shoal.decoder import DecoderView
-from shoal.run.compare import compare_models
-from shoal.run.evaluate import evaluate_alone, evaluate_pair
-from shoal.run.tasks import open_tasks
+from shoal.engine.view import DecoderView
+from shoal.run.asked_tasks import open_tasks
+from shoal.run.comparing import compare_models
+from shoal.run.measuring import evaluate_alone, evaluate_pair
 from shoal.text.start import start_tokens
 
 TOKENIZERS = {
@@ -53,7 +53,7 @@ def first_tokens(monkeypatch):
         return read(self, batch)
 
     monkeypatch.setattr(DecoderView, "read", spy)
-    monkeypatch.setattr(shoal.evaluate.choice, "shares_context", lambda view, longest: False)  # it reads random tokens
+    monkeypatch.setattr(shoal.evaluate.tasks.choice, "shares_context", lambda view, longest: False)  # it reads random tokens
     return seen
 
 

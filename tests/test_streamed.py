@@ -15,13 +15,15 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from shoal import compress, load_recipe
-from shoal.decoder import TEACHER, DecoderView, Student, Tap, run_pass
-from shoal.decoder.open import open_model
-from shoal.decoder.shards import Shard, Slot, read_shards
-from shoal.decoder.spill import Spill, free_memory
-from shoal.decoder.streamed import bytes_by_layer, map_tensor, open_streamed
-from shoal.run.inputs import SHARE_FOR_WEIGHTS, layers_in_memory, weights_and_room
-from shoal.types import Batch, Unit
+from shoal.engine.open import open_model
+from shoal.engine.passes import run_pass
+from shoal.engine.shards import Shard, Slot, read_shards
+from shoal.engine.spill import Spill, free_memory
+from shoal.engine.streamed import bytes_by_layer, map_tensor, open_streamed
+from shoal.engine.student import TEACHER, Student
+from shoal.engine.view import DecoderView, Tap
+from shoal.run.job import SHARE_FOR_WEIGHTS, layers_in_memory, weights_and_room
+from shoal.words.types import Batch, Unit
 
 IDS = torch.randint(3, VOCAB, (3, 4, 9), generator=torch.Generator().manual_seed(0))
 MASK_BT = torch.arange(9)[None] < torch.tensor([5, 9, 2, 7])[:, None]
@@ -144,7 +146,7 @@ def test_states_that_do_not_fit_come_back_from_the_file_as_they_were(limit):
 
 def test_a_pass_that_spills_gives_the_same_bits(pair, monkeypatch):
     resident, streamed = pair
-    monkeypatch.setattr("shoal.decoder.passes.Spill", lambda *_: Spill(0))
+    monkeypatch.setattr("shoal.engine.passes.Spill", lambda *_: Spill(0))
     (ours, our_logits), (theirs, their_logits) = everything(streamed), everything(resident)
     for (_, a), (_, b) in zip(ours, theirs, strict=True):
         assert all(torch.equal(a[tap], b[tap]) for tap in a)
@@ -216,7 +218,7 @@ def test_what_cannot_be_streamed_is_said(small, tmp_path):
 
 def test_auto_streams_only_what_does_not_fit(small, tmp_path, monkeypatch):
     assert layers_in_memory(small["model"], "auto", device="cpu", trust_remote_code=False) is None
-    monkeypatch.setattr("shoal.decoder.spill.free_memory", lambda: 1000)
+    monkeypatch.setattr("shoal.engine.spill.free_memory", lambda: 1000)
     assert layers_in_memory(small["model"], "auto", device="cpu", trust_remote_code=False) == 2
 
 
@@ -224,7 +226,7 @@ def test_auto_streams_only_what_does_not_fit(small, tmp_path, monkeypatch):
 def test_auto_holds_as_many_layers_as_half_of_the_share_for_weights(room, is_all, tmp_path, monkeypatch):
     tiny_model("llama", n_layers=12).save_pretrained(tmp_path)
     n_bytes, _ = weights_and_room(str(tmp_path), device="cpu", trust_remote_code=False)
-    monkeypatch.setattr("shoal.decoder.spill.free_memory", lambda: int(room * n_bytes))
+    monkeypatch.setattr("shoal.engine.spill.free_memory", lambda: int(room * n_bytes))
     held = layers_in_memory(str(tmp_path), "auto", device="cpu", trust_remote_code=False)
     assert (held is None) == is_all
     if held is not None:
@@ -241,7 +243,7 @@ def test_auto_needs_no_config_of_custom_code(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(
         json.dumps({**config, "model_type": "own", "auto_map": {"AutoModelForCausalLM": "own.Own"}})
     )
-    monkeypatch.setattr("shoal.decoder.spill.free_memory", lambda: 1000)
+    monkeypatch.setattr("shoal.engine.spill.free_memory", lambda: 1000)
     assert layers_in_memory(str(tmp_path), "auto", device="cpu", trust_remote_code=True) == 2
 
 
@@ -257,7 +259,7 @@ def test_layers_in_memory_keep_no_file_open(tmp_path):
 
 def test_auto_leaves_room_for_the_student_beside_its_teacher_and_says_what_it_decided(small, shoal, monkeypatch):
     n_bytes, _ = weights_and_room(small["model"], device="cpu", trust_remote_code=False)
-    monkeypatch.setattr("shoal.decoder.spill.free_memory", lambda: 2 * n_bytes)  # for one of them, not for both
+    monkeypatch.setattr("shoal.engine.spill.free_memory", lambda: 2 * n_bytes)  # for one of them, not for both
     options = [small["model"], "--text", small["text"], "--length", "16", "--samples", "8"]
     code, said, _ = shoal("scan", *options, "--out", "scan")
     assert code == 0 and "Layers: all in memory" in said
@@ -330,7 +332,7 @@ def test_what_cannot_be_mapped_is_read(tmp_path, monkeypatch):
 
     mapped = logits()
 
-    monkeypatch.setattr("shoal.decoder.streamed.private_map", lambda *args: None)
+    monkeypatch.setattr("shoal.engine.streamed.private_map", lambda *args: None)
     assert torch.equal(logits(), mapped)
 
 
@@ -417,7 +419,7 @@ def test_states_may_be_limited_to_a_number_of_bytes(pair, monkeypatch):
             spills.append((self.limit, self.bytes_on_disk))
             super().close()
 
-    monkeypatch.setattr("shoal.decoder.passes.Spill", Watched)
+    monkeypatch.setattr("shoal.engine.passes.Spill", Watched)
     monkeypatch.setattr(pair[1].residency, "state_bytes", 5000)
     everything(pair[1])
     assert all(limit == 5000 and written > 0 for limit, written in spills) and spills

@@ -7,9 +7,9 @@ import pytest
 from families import FAMILIES, tiny_config
 from transformers import AutoConfig
 
-from shoal.decoder.families import find_layers
-from shoal.surgery.blueprint import blueprint, check_can_be_cut, check_layers, edited_config, first_difference
-from shoal.surgery.config_fields import PER_LAYER, check_removal, count_layers, edited_config_dict
+from shoal.checkpoint.blueprint import blueprint, check_can_be_cut, check_layers, edited_config, first_difference
+from shoal.checkpoint.config_fields import PER_LAYER, check_removal, count_layers, edited_config_dict
+from shoal.engine.families import find_layers
 
 N = 6
 SUBSETS = [kept for size in range(1, N + 1) for kept in combinations(range(N), size)]

@@ -8,13 +8,14 @@ from families import FAMILIES, VOCAB, tiny_model
 from safetensors.torch import load_file
 from torch import nn
 
-from shoal.decoder import Attached, DecoderView, Student
-from shoal.decoder.families import output_map
-from shoal.decoder.open import load_strictly, open_model
-from shoal.surgery.cut import cut
-from shoal.surgery.save import save
-from shoal.surgery.verify import verify
-from shoal.types import Batch, Span, Unit
+from shoal.checkpoint.in_memory import cut
+from shoal.checkpoint.save import save
+from shoal.checkpoint.verify import verify
+from shoal.engine.families import output_map
+from shoal.engine.open import load_strictly, open_model
+from shoal.engine.student import Attached, Student
+from shoal.engine.view import DecoderView
+from shoal.words.types import Batch, Span, Unit
 
 IDS_BT = torch.randint(3, VOCAB, (2, 11), generator=torch.Generator().manual_seed(1))
 BATCH = Batch(IDS_BT)

@@ -13,17 +13,19 @@ from families import FAMILIES, tiny_model
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from shoal.decoder import DecoderView, Student
-from shoal.decoder.open import open_model
-from shoal.decoder.shards import read_shards
-from shoal.plan import Drop, Plan, Size
-from shoal.surgery import folder as folder_module
-from shoal.surgery import shard_copy
-from shoal.surgery.cut import cut
-from shoal.surgery.folder import new_folder
-from shoal.surgery.rewrite import layer_prefix, renumber_names, rewrite
-from shoal.surgery.save import save
-from shoal.types import Unit
+from shoal.checkpoint import copy_shards as shard_copy
+from shoal.checkpoint import new_folder as folder_module
+from shoal.checkpoint.in_memory import cut
+from shoal.checkpoint.new_folder import new_folder
+from shoal.checkpoint.rewrite import layer_prefix, renumber_names, rewrite
+from shoal.checkpoint.save import save
+from shoal.engine.open import open_model
+from shoal.engine.shards import read_shards
+from shoal.engine.student import Student
+from shoal.engine.view import DecoderView
+from shoal.words.edits import Drop
+from shoal.words.plan import Plan, Size
+from shoal.words.types import Unit
 
 SIZE = Size(layers=6, parameters=0)
 Usage = namedtuple("Usage", "total used free")

@@ -5,16 +5,17 @@ import torch
 from families import FAMILIES, tiny_model
 from safetensors.torch import load_file, save_file
 
-from shoal.decoder import DecoderView
-from shoal.decoder.families import output_map
-from shoal.decoder.open import open_model
-from shoal.decoder.streamed import open_streamed
-from shoal.plan import Drop, Plan, Refit, Replace, Size
-from shoal.replace import new_attached, student_of, values_of
-from shoal.surgery.cut import cut
-from shoal.surgery.rewrite import rewrite
-from shoal.surgery.save import save
-from shoal.surgery.tensors import each_tensor, save_tensors
+from shoal.checkpoint.in_memory import cut
+from shoal.checkpoint.rewrite import rewrite
+from shoal.checkpoint.save import save
+from shoal.edits.student_of import new_attached, student_of, values_of
+from shoal.engine.families import output_map
+from shoal.engine.open import open_model
+from shoal.engine.streamed import open_streamed
+from shoal.engine.tensors import each_tensor, save_tensors
+from shoal.engine.view import DecoderView
+from shoal.words.edits import Drop, Refit, Replace
+from shoal.words.plan import Plan, Size
 
 SIZE = Size(layers=6, parameters=0)
 

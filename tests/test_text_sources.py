@@ -11,7 +11,7 @@ from shoal.text.corpus import Corpus
 from shoal.text.formats import hub_parts, parquet_rows, txt_documents
 from shoal.text.mixture import parse_mixture
 from shoal.text.slices import SLICE_SHARES
-from shoal.text.sources import SUFFIXES, Source
+from shoal.text.sources import SUFFIXES, TextSource
 
 # Each is one .txt document: above 2000 characters, below 8000.
 LONG = own_words([500, 450, 600, 420, 430])
@@ -22,7 +22,7 @@ def no_chat(messages):
 
 
 def texts_of(spec):
-    return [document.text for document in Source(spec, no_chat).documents()]
+    return [document.text for document in TextSource(spec, no_chat).documents()]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -171,5 +171,5 @@ def test_of_a_parquet_file_only_the_columns_that_are_looked_at_are_read(tmp_path
     pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet")
     assert [row for _, row in parquet_rows(tmp_path / "a.parquet", ("text", "messages"))] == [{"text": "a b"}, {"text": "c d"}]
     assert [set(row) for _, row in parquet_rows(tmp_path / "a.parquet", ("words",))] == [set(rows)] * 2  # to name what is there
-    found = Source(str(tmp_path / "a.parquet"), no_chat, domain_key="meta.domain").documents()
+    found = TextSource(str(tmp_path / "a.parquet"), no_chat, domain_key="meta.domain").documents()
     assert [(one.text, one.domain) for one in found] == [("a b", "x"), ("c d", "y")]

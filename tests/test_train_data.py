@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from shoal.text.samples import Samples
-from shoal.train.config import DEFAULT_TOKENS, MOST_LR, Stage, TrainConfig
-from shoal.train.data import eval_interval, plan_courses
+from shoal.train.config import DEFAULT_TOKENS, MOST_LR, TrainConfig, TrainingPhase
+from shoal.train.course import eval_interval, plan_courses
 
 LENGTHS_N = torch.tensor([4, 2, 3, 4, 1 + 1, 4, 3])  # 22 tokens
 IDS_NT = torch.arange(7 * 4).reshape(7, 4)
@@ -55,7 +55,7 @@ def test_unstated_tokens_are_the_default_or_all_there_are():
     assert only_course(long, TrainConfig()).samples.n_tokens == DEFAULT_TOKENS
 
 
-THIRDS = (Stage(objective="hidden_mse", share=2 / 3, rate=0.5), Stage(objective="forward_kl", share=1 / 3))
+THIRDS = (TrainingPhase(objective="hidden_mse", share=2 / 3, rate=0.5), TrainingPhase(objective="forward_kl", share=1 / 3))
 
 
 @pytest.mark.parametrize("tokens", [None, 12])
@@ -73,9 +73,9 @@ def test_stages_that_state_shares_divide_the_tokens_of_the_run(tokens):
 @pytest.mark.parametrize(
     "wrong, said",
     [
-        (dict(stages=(Stage(share=0.7), Stage(share=0.7))), "add up to 1.4"),
-        (dict(stages=(Stage(share=0.5), Stage())), "its own tokens, or each its share"),
-        (dict(stages=(Stage(tokens=5), Stage(tokens=5)), tokens=9), "leave out tokens"),
+        (dict(stages=(TrainingPhase(share=0.7), TrainingPhase(share=0.7))), "add up to 1.4"),
+        (dict(stages=(TrainingPhase(share=0.5), TrainingPhase())), "its own tokens, or each its share"),
+        (dict(stages=(TrainingPhase(tokens=5), TrainingPhase(tokens=5)), tokens=9), "leave out tokens"),
         (dict(stages=THIRDS, lr=1e-3), "leave out lr"),  # only one of them multiplies it
     ],
 )
@@ -85,7 +85,7 @@ def test_stages_give_one_answer(wrong, said):
 
 
 def test_rates_multiply_the_learning_rate_of_the_run():
-    stages = (Stage(rate=0.5, share=0.5), Stage(rate=0.25, share=0.5))
+    stages = (TrainingPhase(rate=0.5, share=0.5), TrainingPhase(rate=0.25, share=0.5))
     found = TrainConfig(stages=stages, lr=1e-3, min_lr=1e-4).with_rates(4096)
     assert [(one.lr, one.min_lr) for one in found.stages] == [(5e-4, 5e-5), (2.5e-4, 2.5e-5)]
     assert found.with_rates(4096) == found
@@ -94,7 +94,7 @@ def test_rates_multiply_the_learning_rate_of_the_run():
 @pytest.mark.parametrize("wrong", [dict(tokens=5, share=0.5), dict(lr=1e-3, rate=0.5)])
 def test_a_stage_gives_one_answer(wrong):
     with pytest.raises(ValueError, match="two answers; give one of them"):
-        Stage(**wrong)
+        TrainingPhase(**wrong)
 
 
 @pytest.mark.parametrize(
@@ -119,10 +119,10 @@ def test_a_floor_above_the_peak_is_refused():
 
 
 def test_the_learning_rate_follows_the_width_from_the_papers_anchor():
-    assert Stage().rates(4096) == (2e-4, pytest.approx(2e-5))
-    assert Stage().rates(1024)[0] == pytest.approx(8e-4)
-    assert Stage().rates(8)[0] == MOST_LR
-    assert Stage(lr=3e-4).rates(8) == (3e-4, pytest.approx(3e-5))
-    assert Stage(lr=3e-4, min_lr=0.0).rates(8) == (3e-4, 0.0)
+    assert TrainingPhase().rates(4096) == (2e-4, pytest.approx(2e-5))
+    assert TrainingPhase().rates(1024)[0] == pytest.approx(8e-4)
+    assert TrainingPhase().rates(8)[0] == MOST_LR
+    assert TrainingPhase(lr=3e-4).rates(8) == (3e-4, pytest.approx(3e-5))
+    assert TrainingPhase(lr=3e-4, min_lr=0.0).rates(8) == (3e-4, 0.0)
     with pytest.raises(ValueError, match="min_lr=0.001 needs to be at most lr=0.0002 .*4096"):
-        Stage(min_lr=1e-3).rates(4096)
+        TrainingPhase(min_lr=1e-3).rates(4096)

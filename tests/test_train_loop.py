@@ -9,17 +9,18 @@ import torch
 from families import FAMILIES, VOCAB, tiny_model
 from safetensors import SafetensorError
 
-from shoal.decoder import TEACHER, Attached, DecoderView, Student
-from shoal.replace import attach
-from shoal.replace.layer import LayerReplacement
+from shoal.edits.replace.layer import LayerReplacement
+from shoal.edits.student_of import attach
+from shoal.engine.student import TEACHER, Attached, Student
+from shoal.engine.view import DecoderView
 from shoal.text.samples import Samples
-from shoal.train.checkpoint import load_checkpoint
 from shoal.train.config import TrainConfig
+from shoal.train.joint import Trainees, accumulate
 from shoal.train.loop import CHECKPOINT, train_starts
 from shoal.train.objectives import n_real_tokens, weighted_sum
-from shoal.train.students import Trainees, accumulate
-from shoal.train.trainee import Start, Trainee
-from shoal.types import Batch, Span, Unit
+from shoal.train.parts import Start, Trainee
+from shoal.train.progress_file import load_checkpoint
+from shoal.words.types import Batch, Span, Unit
 
 SPAN = Span(2, 4)
 MSE = weighted_sum("hidden_mse")
@@ -322,7 +323,7 @@ def test_a_damaged_checkpoint_is_refused(view, tmp_path):
 def test_a_full_disk_leaves_the_last_checkpoint(view, tmp_path, monkeypatch):
     def stop(step, n_steps, loss):
         if step == 3:
-            monkeypatch.setattr("shoal.surgery.tensors.save_file", full)
+            monkeypatch.setattr("shoal.engine.tensors.save_file", full)
 
     def full(tensors, path, metadata):
         path.write_bytes(b"half")

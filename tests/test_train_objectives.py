@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from shoal.score import divergence
+from shoal.measure import divergence
 from shoal.train.objectives import OBJECTIVES, n_real_tokens, objective_named, weighted_sum
 from shoal.train.stream_losses import hidden_mse
-from shoal.types import Batch
+from shoal.words.types import Batch
 
 G = torch.Generator().manual_seed(0)
 A, B = torch.randn(3, 5, 8, generator=G), torch.randn(3, 5, 8, generator=G)

@@ -6,18 +6,19 @@ import pytest
 import torch
 from families import VOCAB, tiny_model
 
-from shoal.decoder import DecoderView, Student
-from shoal.replace import attach
-from shoal.replace.layer import LayerReplacement
+from shoal.edits.replace.layer import LayerReplacement
+from shoal.edits.student_of import attach
+from shoal.engine.student import Student
+from shoal.engine.view import DecoderView
 from shoal.text.samples import Samples
 from shoal.train.config import TrainConfig
-from shoal.train.data import plan_courses
+from shoal.train.course import plan_courses
+from shoal.train.joint import Trainees, accumulate
 from shoal.train.loop import train_starts
 from shoal.train.objectives import weighted_sum
+from shoal.train.parts import Start
 from shoal.train.schedule import learning_rate
-from shoal.train.students import Trainees, accumulate
-from shoal.train.trainee import Start
-from shoal.types import Span
+from shoal.words.types import Span
 
 MSE = weighted_sum("hidden_mse")
 CONFIG = TrainConfig(

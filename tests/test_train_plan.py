@@ -4,12 +4,13 @@ import pytest
 import torch
 from families import VOCAB, tiny_model
 
-from shoal.decoder import DecoderView
-from shoal.plan import Drop, Plan, Replace, Size
-from shoal.replace import student_of
+from shoal.edits.student_of import student_of
+from shoal.engine.view import DecoderView
 from shoal.text.samples import Samples
 from shoal.train.config import TrainConfig
-from shoal.train.plan import train_plan
+from shoal.train.train_plan import train_plan
+from shoal.words.edits import Drop, Replace
+from shoal.words.plan import Plan, Size
 
 SIZE = Size(layers=8, parameters=1)
 

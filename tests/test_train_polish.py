@@ -6,19 +6,21 @@ import pytest
 import torch
 from families import FAMILIES, VOCAB, tiny_model
 
-from shoal.decoder import DecoderView, Student
+from shoal.edits.student_of import student_of
+from shoal.engine.student import Student
+from shoal.engine.view import DecoderView
+from shoal.fit.fit_plan import fit_plan
 from shoal.fit.put_back import as_removal, put_back
-from shoal.fit.refit import fit_plan
-from shoal.plan import Drop, Plan, Refit, Replace, Size
-from shoal.replace import student_of
 from shoal.text.samples import Samples
-from shoal.train.config import Stage, TrainConfig
+from shoal.train.config import TrainConfig, TrainingPhase
+from shoal.train.joint import Trainees, accumulate
 from shoal.train.loop import train_starts
 from shoal.train.objectives import OBJECTIVES, weighted_sum
-from shoal.train.plan import train_plan
-from shoal.train.students import Trainees, accumulate
-from shoal.train.trainee import Start, parts_of
-from shoal.types import Unit
+from shoal.train.parts import Start, trained_parts
+from shoal.train.train_plan import train_plan
+from shoal.words.edits import Drop, Refit, Replace
+from shoal.words.plan import Plan, Size
+from shoal.words.types import Unit
 
 SIZE = Size(layers=6, parameters=1)
 GONE = frozenset(Unit("layer", layer) for layer in (2, 3))
@@ -72,7 +74,7 @@ def same(a, b):
 
 
 def test_parts_are_fitted_to_where_the_students_next_layer_begins(view):
-    parts = parts_of(refitted(view), 6)
+    parts = trained_parts(refitted(view), 6)
     assert [(part.start, part.target, part.kind) for part in parts] == [(1, 4, "refit"), (4, 5, "refit"), (5, 6, "refit")]
 
 
@@ -253,8 +255,8 @@ STAGED = QUICK.model_copy(
         "lr": None,
         "min_lr": None,
         "stages": (
-            Stage(objective="hidden_mse", tokens=24 * 9, lr=5e-3),
-            Stage(objective="forward_kl", tokens=16 * 9, lr=2e-3),
+            TrainingPhase(objective="hidden_mse", tokens=24 * 9, lr=5e-3),
+            TrainingPhase(objective="forward_kl", tokens=16 * 9, lr=2e-3),
         ),
     }
 )

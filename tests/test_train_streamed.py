@@ -5,24 +5,26 @@ import torch
 from families import FAMILIES, VOCAB, tiny_model
 from safetensors.torch import load_file
 
-from shoal.decoder import DecoderView, Student
-from shoal.decoder.open import open_model
-from shoal.decoder.spill import Spill
-from shoal.decoder.streamed import open_streamed
-from shoal.fit.config import REPAIRS
-from shoal.fit.refit import fit_plan
-from shoal.plan import Drop, Plan, Replace, Size
-from shoal.replace import student_of
-from shoal.surgery.cut import cut
-from shoal.surgery.rewrite import rewrite
-from shoal.surgery.save import save
+from shoal.checkpoint.in_memory import cut
+from shoal.checkpoint.rewrite import rewrite
+from shoal.checkpoint.save import save
+from shoal.edits.student_of import student_of
+from shoal.engine.open import open_model
+from shoal.engine.spill import Spill
+from shoal.engine.streamed import open_streamed
+from shoal.engine.student import Student
+from shoal.engine.view import DecoderView
+from shoal.fit.fit_plan import fit_plan
+from shoal.fit.repairs import REPAIRS
 from shoal.text.samples import Samples
-from shoal.train import states
+from shoal.train import prefix as states
 from shoal.train.config import TrainConfig
-from shoal.train.plan import train_plan
-from shoal.train.states import Asked, Live, Rounds
-from shoal.train.students import Trainees
-from shoal.types import Unit
+from shoal.train.joint import Trainees
+from shoal.train.prefix import AskedBoundaries, Live, Rounds
+from shoal.train.train_plan import train_plan
+from shoal.words.edits import Drop, Replace
+from shoal.words.plan import Plan, Size
+from shoal.words.types import Unit
 
 SIZE = Size(layers=6, parameters=1)
 CONFIG = TrainConfig(lr=1e-3, min_lr=1e-3, warmup=0.0, batch=4, micro_batch=2, eval_every=2)
@@ -146,7 +148,7 @@ def test_a_round_reads_each_layer_of_the_prefix_once(pair):
     residency = streamed.residency
     sizes = [sum(slot.n_bytes for _, slot in residency._places[layer].values()) for layer in range(6)]
     teacher, student = Student(name="teacher"), Student(frozenset({Unit("layer", 1)}))
-    asked = Asked((teacher, student), (frozenset({2, 4}), frozenset({3})))
+    asked = AskedBoundaries((teacher, student), (frozenset({2, 4}), frozenset({3})))
     batches = TEXT["training"].batches(4)
     source = Rounds(streamed)
     with residency.layer(5):  # so that nothing of the prefix is there, nor read ahead
@@ -172,7 +174,7 @@ def test_states_of_a_round_are_those_of_single_readings(pair, limit, monkeypatch
         Student(frozenset({Unit("layer", 1)})),
     ]
     wanted = [{0, 2, 6}, {0, 1, 5}, {2, 3, 4}, {4, 6}, set()]
-    asked = Asked(tuple(students), tuple(frozenset(one) for one in wanted))
+    asked = AskedBoundaries(tuple(students), tuple(frozenset(one) for one in wanted))
     batches = [*TEXT["training"].batches(4), *TEXT["selection"].batches(3)]
     live, rounds = Live(whole), Rounds(streamed)
     list(rounds.ahead([(0, batches)], asked))

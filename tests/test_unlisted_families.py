@@ -12,8 +12,9 @@ from families import FAMILIES, VOCAB
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from shoal.decoder import DecoderView, Student
-from shoal.types import Batch, Unit
+from shoal.engine.student import Student
+from shoal.engine.view import DecoderView
+from shoal.words.types import Batch, Unit
 
 SEED = int(os.environ.get("SHOAL_FAMILY_SEED", "20261122"))
 COUNT = int(os.environ.get("SHOAL_FAMILY_COUNT", "3"))

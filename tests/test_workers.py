@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shared_work import launch, run_job, share_everything
 
-from shoal.workers import ALONE, Workers, join, report_failure
+from shoal.engine.workers import ALONE, Workers, join, report_failure
 
 SUMMATION = dict(rtol=1e-11, atol=1e-13, equal_nan=True)
 """Sums of nine samples in fp64 in another order: rounding of 1e-16 per term, times what differences of squares lose (1e4)."""
@@ -135,9 +135,9 @@ TROUBLE = """
 import os, signal, sys, time
 from datetime import timedelta
 import torch
-import shoal.workers
+import shoal.engine.workers
 from shoal.workers import LostWorker, join
-shoal.workers.LONGEST_SHARE = timedelta(seconds=3)
+shoal.engine.workers.LONGEST_SHARE = timedelta(seconds=3)
 job, one = join(), {"a": torch.ones(2, dtype=torch.float64)}
 assert job.sum(one)["a"].tolist() == [2.0, 2.0]
 assert job.gather(["first", "third"] if job.is_first else ["second"]) == ["first", "second", "third"]

@@ -14,7 +14,7 @@ __all__ = ["compare_models", "compress", "load_recipe", "open_model"]
 def __getattr__(name: str) -> Any:
     """The library's front doors, imported on first use so that the command line starts without torch."""
     if name == "compare_models":
-        from shoal.run.compare import compare_models
+        from shoal.run.comparing import compare_models
 
         return compare_models
     if name == "compress":
@@ -22,11 +22,11 @@ def __getattr__(name: str) -> Any:
 
         return compress
     if name == "load_recipe":
-        from shoal.recipe import load_recipe
+        from shoal.recipes.recipe import load_recipe
 
         return load_recipe
     if name == "open_model":
-        from shoal.decoder.open import open_model
+        from shoal.engine.open import open_model
 
         return open_model
     raise AttributeError(f"module 'shoal' has no attribute {name!r}")

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TextIO
 
-from shoal.workers import LostWorker, join, report_failure
+from shoal.engine.workers import LostWorker, join, report_failure
 
 INTERRUPTED = 130
 UNTIL_THE_LAUNCHER_ACTS = 6.0  # seconds; launchers look at their processes more often
@@ -24,7 +24,7 @@ HERE = Path(__file__).parent.parent
 
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
-    from shoal.run.memory import keep_freed_memory
+    from shoal.cli.malloc import keep_freed_memory
 
     keep_freed_memory()
     warnings.showwarning = _show_warning

@@ -7,18 +7,18 @@ from typing import Annotated
 import typer
 
 from shoal.cli.options import (
-    Device,
-    Dtype,
-    Engine,
-    EvaluationSamples,
-    Include,
-    Items,
-    Json,
-    Length,
-    Remote,
-    Seed,
-    Shots,
-    TaskNames,
+    DeviceOption,
+    DtypeOption,
+    EngineOption,
+    EvaluationSamplesOption,
+    IncludeOption,
+    ItemsOption,
+    JsonOption,
+    LengthOption,
+    RemoteOption,
+    SeedOption,
+    ShotsOption,
+    TaskOption,
     TextOption,
     with_options,
 )
@@ -30,25 +30,25 @@ def compare(
         list[str],
         typer.Argument(metavar="A B [C...]", help="Folders, hub ids, or run folders (their model/); A is the reference."),
     ],
-    task: TaskNames = None,
-    engine: Engine = "auto",
-    shots: Shots = None,
-    items: Items = None,
-    include: Include = None,
+    task: TaskOption = None,
+    engine: EngineOption = "auto",
+    shots: ShotsOption = None,
+    items: ItemsOption = None,
+    include: IncludeOption = None,
     text: TextOption = None,
-    samples: EvaluationSamples = None,
-    length: Length = None,
-    seed: Seed = None,
-    device: Device = "cpu",
-    dtype: Dtype = None,
-    trust_remote_code: Remote = False,
-    json: Json = False,
+    samples: EvaluationSamplesOption = None,
+    length: LengthOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = None,
+    trust_remote_code: RemoteOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Compare any models in one table, on the same text and the same items."""
     from shoal.cli.console import Screen
-    from shoal.evaluate import comparison_notes, comparison_table
-    from shoal.run.compare import compare_models
-    from shoal.run.tasks import open_tasks
+    from shoal.run.asked_tasks import open_tasks
+    from shoal.run.comparing import compare_models
+    from shoal.show.comparison_table import comparison_notes, comparison_table
 
     screen = Screen(as_json=json)
     tasks = open_tasks(task or (), engine=engine, shots=shots, n_items=items, include=include)

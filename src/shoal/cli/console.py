@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from shoal.workers import join
+from shoal.engine.workers import join
 
 PLAIN_WIDTH = 120  # columns of tables in a file or a pipe
 
@@ -88,7 +88,7 @@ class Screen:
 
 
 def _as_in_files(content: Any) -> Any:
-    """With "NaN" and "Infinity" as texts, as :class:`shoal.types.Record` writes them: JSON has no such numbers."""
+    """With "NaN" and "Infinity" as texts, as :class:`shoal.words.records.Record` writes them: JSON has no such numbers."""
     if isinstance(content, dict):
         return {name: _as_in_files(value) for name, value in content.items()}
     if isinstance(content, list | tuple):

@@ -6,32 +6,45 @@ from typing import Annotated, Optional
 
 import typer
 
-from shoal.cli.options import Device, Drop, Dtype, Json, Length, Model, Protect, Remote, Resident, Samples, Seed, with_options
+from shoal.cli.options import (
+    DeviceOption,
+    DropOption,
+    DtypeOption,
+    JsonOption,
+    LengthOption,
+    ModelOption,
+    ProtectOption,
+    RemoteOption,
+    ResidentOption,
+    SamplesOption,
+    SeedOption,
+    with_options,
+)
 from shoal.cli.show import settle_resident
 
 
 def criteria(
-    model: Model,
-    drop: Drop = None,
+    model: ModelOption,
+    drop: DropOption = None,
     text: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option("--text", help="A corpus, as for shoal scan; again: one more.  [default: the bundled sample]"),
     ] = None,
-    samples: Samples = None,
-    length: Length = None,
-    protect: Protect = None,
-    seed: Seed = None,
-    device: Device = "cpu",
-    dtype: Dtype = None,
-    resident: Resident = "auto",
-    trust_remote_code: Remote = False,
-    json: Json = False,
+    samples: SamplesOption = None,
+    length: LengthOption = None,
+    protect: ProtectOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = None,
+    resident: ResidentOption = "auto",
+    trust_remote_code: RemoteOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Compare criteria over corpora: cosine, angle, block influence, perplexity of the cut model; overlap and cost."""
     from shoal.cli.console import Screen
     from shoal.evaluate.criteria import choices_table, overlap_table
     from shoal.run.criteria import compare_criteria
-    from shoal.run.inputs import SHARE_FOR_WEIGHTS
+    from shoal.run.job import SHARE_FOR_WEIGHTS
 
     screen = Screen(as_json=json)
     chosen = with_options(

@@ -8,19 +8,19 @@ from typing import Annotated, Optional
 import typer
 
 from shoal.cli.options import (
-    Device,
-    Dtype,
-    Engine,
-    EvaluationSamples,
-    Include,
-    Items,
-    Json,
-    Length,
-    Model,
-    Remote,
-    Seed,
-    Shots,
-    TaskNames,
+    DeviceOption,
+    DtypeOption,
+    EngineOption,
+    EvaluationSamplesOption,
+    IncludeOption,
+    ItemsOption,
+    JsonOption,
+    LengthOption,
+    ModelOption,
+    RemoteOption,
+    SeedOption,
+    ShotsOption,
+    TaskOption,
     TextOption,
     with_options,
 )
@@ -28,31 +28,32 @@ from shoal.cli.show import say_text, show_flips, show_tasks
 
 
 def evaluate(
-    model: Model,
+    model: ModelOption,
     teacher: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option("--teacher", help="Reference model, for all that compares two; without it MODEL is measured alone."),
     ] = None,
-    task: TaskNames = None,
-    engine: Engine = "auto",
-    shots: Shots = None,
-    items: Items = None,
-    include: Include = None,
+    task: TaskOption = None,
+    engine: EngineOption = "auto",
+    shots: ShotsOption = None,
+    items: ItemsOption = None,
+    include: IncludeOption = None,
     text: TextOption = None,
-    samples: EvaluationSamples = None,
-    length: Length = None,
-    seed: Seed = None,
-    device: Device = "cpu",
-    dtype: Dtype = None,
-    trust_remote_code: Remote = False,
-    json: Json = False,
+    samples: EvaluationSamplesOption = None,
+    length: LengthOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = None,
+    trust_remote_code: RemoteOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Measure a model: perplexity, cost and tasks, and against a teacher KL, agreement, generations, speed, stability."""
     from shoal.cli.console import Screen
-    from shoal.evaluate import accuracy_table, figures_table, generation_table, position_table, table
-    from shoal.run.compare import checkpoint_of
-    from shoal.run.evaluate import evaluate_alone, evaluate_pair
-    from shoal.run.tasks import open_tasks
+    from shoal.run.asked_tasks import open_tasks
+    from shoal.run.comparing import checkpoint_of
+    from shoal.run.measuring import evaluate_alone, evaluate_pair
+    from shoal.show.figures import figures_table, generation_table, position_table, table
+    from shoal.show.task_table import accuracy_table
 
     screen = Screen(as_json=json)
     tasks = open_tasks(task or (), engine=engine, shots=shots, n_items=items, include=include)
@@ -99,12 +100,12 @@ def stability(
     teacher: Annotated[Path, typer.Argument(metavar="TEACHER", help="Folder of OpenCompass predictions or lm-eval logs.")],
     student: Annotated[Path, typer.Argument(metavar="STUDENT", help="The same of the compressed model.")],
     seed: Annotated[int, typer.Option("--seed", min=0, help="Resamples of the intervals.")] = 0,
-    json: Json = False,
+    json: JsonOption = False,
 ) -> None:
     """Compare answers that another evaluator wrote: stability, agreement, flips."""
     from shoal.cli.console import Screen
-    from shoal.evaluate import stability_notes, stability_table
-    from shoal.run.tasks import stability_of_files
+    from shoal.run.asked_tasks import stability_of_files
+    from shoal.show.task_table import stability_notes, stability_table
 
     screen = Screen(as_json=json)
     found = stability_of_files(teacher, student, seed=seed)

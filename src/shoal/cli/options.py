@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from shoal.fit.config import REPAIRS
-from shoal.replace.table import REPLACEMENTS
+from shoal.edits.replace.table import REPLACEMENTS
+from shoal.fit.repairs import REPAIRS
 
 if TYPE_CHECKING:
-    from shoal.recipe import Recipe
+    from shoal.recipes.recipe import Recipe
 
 # Optional[...], not X | None: typer reads these at run time.
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or local folder of a causal language model.")]
-Out = Annotated[Path, typer.Option("--out", help="Run folder: new, empty, or of an earlier run, which is continued.")]
+ModelOption = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or local folder of a causal language model.")]
+OutOption = Annotated[Path, typer.Option("--out", help="Run folder: new, empty, or of an earlier run, which is continued.")]
 TextOption = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option(
@@ -24,27 +24,27 @@ TextOption = Annotated[
         "0.7*a.txt+0.3*b.jsonl; may be repeated.  [default: the bundled sample]",
     ),
 ]
-Samples = Annotated[Optional[int], typer.Option("--samples", help="Calibration samples.  [default: up to 128]")]  # noqa: UP045
-Length = Annotated[
+SamplesOption = Annotated[Optional[int], typer.Option("--samples", help="Calibration samples.  [default: up to 128]")]  # noqa: UP045
+LengthOption = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option("--length", help="Tokens per sample.  [default: the model's window, at most 2048]"),
 ]
 EFFORTS = ("default", "high")
 
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1.")]
-Resident = Annotated[
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1.")]
+ResidentOption = Annotated[
     str,
     typer.Option("--resident", help="Layers in memory: all, a number (the rest is read from disk as needed), or auto."),
 ]
-Dtype = Annotated[
+DtypeOption = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--dtype", help="float32, bfloat16 or float16.  [default: the checkpoint's]"),
 ]
-Seed = Annotated[Optional[int], typer.Option("--seed", help="Order of the text.  [default: 0]")]  # noqa: UP045
-Remote = Annotated[bool, typer.Option("--trust-remote-code", help="Allow code that comes with the model.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace finished steps that were run with other options.")]
-Json = Annotated[bool, typer.Option("--json", help="Result as JSON on stdout; tables and progress on stderr.")]
-RecipeName = Annotated[
+SeedOption = Annotated[Optional[int], typer.Option("--seed", help="Order of the text.  [default: 0]")]  # noqa: UP045
+RemoteOption = Annotated[bool, typer.Option("--trust-remote-code", help="Allow code that comes with the model.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace finished steps that were run with other options.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Result as JSON on stdout; tables and progress on stderr.")]
+RecipeOption = Annotated[
     str,
     typer.Option(
         "--recipe",
@@ -60,26 +60,28 @@ EffortOption = Annotated[
         "set (recipe high).",
     ),
 ]
-Drop = Annotated[
+DropOption = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--drop", help="25% of all parameters, 8 layers, or 25%layers; net of replacements.  [default: 25%]"),
 ]
-Parameters = Annotated[Optional[str], typer.Option("--params", help="Target size instead of --drop, such as 6B.")]  # noqa: UP045
-Select = Annotated[Optional[str], typer.Option("--select", help="span, lowest, deepest or disjoint.  [default: span]")]  # noqa: UP045
-By = Annotated[Optional[str], typer.Option("--by", help="Score to select by, such as angular/last.  [default: cosine/rest]")]  # noqa: UP045
-Guard = Annotated[
+ParametersOption = Annotated[Optional[str], typer.Option("--params", help="Target size instead of --drop, such as 6B.")]  # noqa: UP045
+SelectOption = Annotated[Optional[str], typer.Option("--select", help="span, lowest, deepest or disjoint.  [default: span]")]  # noqa: UP045
+ByOption = Annotated[
+    Optional[str], typer.Option("--by", help="Score to select by, such as angular/last.  [default: cosine/rest]")
+]  # noqa: UP045
+GuardOption = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option("--guard", help="Candidates compared by their KL to the teacher; 1 trusts the score.  [default: 4]"),
 ]
-Rounds = Annotated[Optional[int], typer.Option("--rounds", help="Cut in that many steps, measuring anew.  [default: 1]")]  # noqa: UP045
-Protect = Annotated[
+RoundsOption = Annotated[Optional[int], typer.Option("--rounds", help="Cut in that many steps, measuring anew.  [default: 1]")]  # noqa: UP045
+ProtectOption = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         "--protect",
         help="Layers that are not removed, such as 0,1,-1, or none; a replacement may still retrain one.  [default: 0,-1]",
     ),
 ]
-ReplaceBy = Annotated[
+ReplaceOption = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         "--replace",
@@ -87,7 +89,7 @@ ReplaceBy = Annotated[
         "the default's repair.  [default: none]",
     ),
 ]
-RepairBy = Annotated[
+RepairOption = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         "--repair",
@@ -96,11 +98,11 @@ RepairBy = Annotated[
         + ".  [default: auto, or none with --replace]",
     ),
 ]
-FitTokens = Annotated[
+FitTokensOption = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option("--fit-tokens", help="Tokens the repair reads.  [default: 64 per input of the widest map, at least 200 k]"),
 ]
-PolishBy = Annotated[
+PolishOption = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         "--polish",
@@ -108,20 +110,20 @@ PolishBy = Annotated[
         "[default: as the recipe says, else hidden with a replacement, else none]",
     ),
 ]
-TrainTokens = Annotated[
+TrainTokensOption = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option("--train-tokens", help="Tokens of the training.  [default: up to 1 M]"),
 ]
-LearningRate = Annotated[
+LearningRateOption = Annotated[
     Optional[float],  # noqa: UP045
     typer.Option("--lr", help="Peak learning rate.  [default: 0.8 / hidden size, at most 8e-3]"),
 ]
 
-EvaluationSamples = Annotated[
+EvaluationSamplesOption = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option("--samples", help="Evaluation samples.  [default: up to 64]"),
 ]
-TaskNames = Annotated[
+TaskOption = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option(
         "--task",
@@ -130,16 +132,16 @@ TaskNames = Annotated[
         "lm-eval by name; may be repeated.",
     ),
 ]
-Engine = Annotated[
+EngineOption = Annotated[
     str,
     typer.Option("--engine", help="built-in (files), lm-eval, or auto: files built-in, names by lm-eval."),
 ]
-Shots = Annotated[
+ShotsOption = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option("--shots", help="Solved examples before each item: first items of the file.  [default: 0, or the task's]"),
 ]
-Items = Annotated[Optional[int], typer.Option("--items", help="The first items of every task.  [default: all]")]  # noqa: UP045
-Include = Annotated[Optional[Path], typer.Option("--include", help="Folder of lm-eval's YAML tasks of your own.")]  # noqa: UP045
+ItemsOption = Annotated[Optional[int], typer.Option("--items", help="The first items of every task.  [default: all]")]  # noqa: UP045
+IncludeOption = Annotated[Optional[Path], typer.Option("--include", help="Folder of lm-eval's YAML tasks of your own.")]  # noqa: UP045
 
 
 def recipe_of(recipe: str, effort: str | None) -> str:
@@ -163,7 +165,7 @@ def with_options(recipe: str, **options: Any) -> Recipe:
     Raises:
         ValueError: an unknown recipe, or a value that is not allowed.
     """
-    from shoal.recipe import load_recipe
+    from shoal.recipes.recipe import load_recipe
 
     given = {name: value for name, value in options.items() if value is not None}
     text: dict[str, Any] = {name: given.pop(name) for name in ("samples", "length", "evaluation") if name in given}

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from shoal.cli.console import Screen
-from shoal.cli.options import Json
+from shoal.cli.options import JsonOption
 
 
 def report(
@@ -17,10 +17,10 @@ def report(
     ],
     out: Annotated[Optional[Path], typer.Option("--out", help="HTML file.  [default: DIR/report.html]")] = None,  # noqa: UP045
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out even where it is no report.")] = False,
-    json: Json = False,
+    json: JsonOption = False,
 ) -> None:
     """Make one self-contained HTML page of a run or a sweep, and its charts as SVG and PNG."""
-    from shoal.run.report import FIGURES, write_report
+    from shoal.run.stages.report import FIGURES, write_report
 
     screen = Screen(as_json=json)
     page, figures = write_report(folder, out, overwrite=overwrite)

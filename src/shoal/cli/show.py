@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from shoal.cli.console import Screen
-    from shoal.evaluate import Evaluation, Stability
-    from shoal.plan import Plan
-    from shoal.recipe import Recipe
+    from shoal.evaluate.evaluation import Evaluation
+    from shoal.evaluate.stability import Stability
+    from shoal.recipes.recipe import Recipe
     from shoal.run.compress import Outcome
+    from shoal.words.plan import Plan
 
 HEAT_MAP = ("heat map", "heatmap.png")
 
 
 def show_outcome(screen: Screen, outcome: Outcome) -> None:
     """A whole run: scores, guard, training, figures, generations, plan, files; the plan and figures as JSON when asked for."""
-    from shoal.evaluate import generation_table, table
-    from shoal.fit.result import fit_table
-    from shoal.scan.show import PAPERS, best_spans_table
+    from shoal.fit.fit_result import fit_table
     from shoal.select.guard import guard_table
+    from shoal.show.best_spans import PAPERS, best_spans_table
+    from shoal.show.figures import generation_table, table
 
     plan, evaluation = outcome.plan, outcome.evaluation
     if outcome.scan is not None:
@@ -55,9 +56,9 @@ def settle_resident(
     screen: Screen, model: str | None, resident: str, *, device: str, trust_remote_code: bool, share: float
 ) -> str:
     """What ``--resident auto`` means here, said aloud; the same for all processes of a job. Others are as they were given."""
-    from shoal.run.inputs import layers_in_memory, weights_and_room
-    from shoal.run.needs import in_bytes
-    from shoal.workers import join
+    from shoal.engine.workers import join
+    from shoal.run.job import layers_in_memory, weights_and_room
+    from shoal.run.memory_plan.needs import in_bytes
 
     if resident != "auto" or model is None:
         return resident
@@ -87,7 +88,8 @@ def say_spread(screen: Screen, plan: Plan) -> None:
 
 def show_tasks(screen: Screen, found: Evaluation) -> None:
     """Tasks, what the table cannot say, a warning where the measures disagree, and flips."""
-    from shoal.evaluate import agreement_table, disagreement, kept_shares, task_notes, task_table
+    from shoal.evaluate.tasks.disagreement import disagreement, kept_shares
+    from shoal.show.task_table import agreement_table, task_notes, task_table
 
     if found.tasks is None:
         return
@@ -104,7 +106,7 @@ def show_tasks(screen: Screen, found: Evaluation) -> None:
 
 def show_flips(screen: Screen, results: Sequence[Stability]) -> None:
     """The first flips of every task, where there are any."""
-    from shoal.evaluate import flip_table
+    from shoal.show.task_table import flip_table
 
     if any(one.right_to_wrong or one.wrong_to_right for one in results):
         screen.show(flip_table(results))

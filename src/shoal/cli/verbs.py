@@ -15,46 +15,46 @@ import typer
 from shoal import __version__
 from shoal.cli.compare import compare
 from shoal.cli.criteria import criteria
+from shoal.cli.curve import sweep
 from shoal.cli.evaluate import evaluate, stability
 from shoal.cli.options import (
-    By,
-    Device,
-    Drop,
-    Dtype,
+    ByOption,
+    DeviceOption,
+    DropOption,
+    DtypeOption,
     EffortOption,
-    FitTokens,
-    Guard,
-    Json,
-    LearningRate,
-    Length,
-    Model,
-    Out,
-    Overwrite,
-    Parameters,
-    PolishBy,
-    Protect,
-    RecipeName,
-    Remote,
-    RepairBy,
-    ReplaceBy,
-    Resident,
-    Rounds,
-    Samples,
-    Seed,
-    Select,
+    FitTokensOption,
+    GuardOption,
+    JsonOption,
+    LearningRateOption,
+    LengthOption,
+    ModelOption,
+    OutOption,
+    OverwriteOption,
+    ParametersOption,
+    PolishOption,
+    ProtectOption,
+    RecipeOption,
+    RemoteOption,
+    RepairOption,
+    ReplaceOption,
+    ResidentOption,
+    RoundsOption,
+    SamplesOption,
+    SeedOption,
+    SelectOption,
     TextOption,
-    TrainTokens,
+    TrainTokensOption,
     recipe_of,
     with_options,
 )
 from shoal.cli.report import report
 from shoal.cli.show import HEAT_MAP, say_files, say_spread, say_text, settle_resident, show_outcome
-from shoal.cli.sweep import sweep
-from shoal.workers import join
+from shoal.engine.workers import join
 
 if TYPE_CHECKING:
     from shoal.cli.console import Screen
-    from shoal.recipe import Recipe
+    from shoal.recipes.recipe import Recipe
 
 app = typer.Typer(
     name="shoal",
@@ -95,33 +95,33 @@ def shoal(
 
 @app.command()
 def compress(
-    model: Model,
-    out: Out,
-    recipe: RecipeName = "default",
+    model: ModelOption,
+    out: OutOption,
+    recipe: RecipeOption = "default",
     effort: EffortOption = None,
-    drop: Drop = None,
-    params: Parameters = None,
+    drop: DropOption = None,
+    params: ParametersOption = None,
     text: TextOption = None,
-    samples: Samples = None,
-    length: Length = None,
-    select: Select = None,
-    by: By = None,
-    guard: Guard = None,
-    rounds: Rounds = None,
-    protect: Protect = None,
-    replace: ReplaceBy = None,
-    repair: RepairBy = None,
-    fit_tokens: FitTokens = None,
-    polish: PolishBy = None,
-    train_tokens: TrainTokens = None,
-    lr: LearningRate = None,
-    seed: Seed = None,
-    device: Device = "cpu",
-    dtype: Dtype = None,
-    resident: Resident = "auto",
-    trust_remote_code: Remote = False,
-    overwrite: Overwrite = False,
-    json: Json = False,
+    samples: SamplesOption = None,
+    length: LengthOption = None,
+    select: SelectOption = None,
+    by: ByOption = None,
+    guard: GuardOption = None,
+    rounds: RoundsOption = None,
+    protect: ProtectOption = None,
+    replace: ReplaceOption = None,
+    repair: RepairOption = None,
+    fit_tokens: FitTokensOption = None,
+    polish: PolishOption = None,
+    train_tokens: TrainTokensOption = None,
+    lr: LearningRateOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = None,
+    resident: ResidentOption = "auto",
+    trust_remote_code: RemoteOption = False,
+    overwrite: OverwriteOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Remove layers, repair the cut, measure what was lost, save a checkpoint for plain transformers."""
     chosen = with_options(
@@ -135,17 +135,17 @@ def compress(
 @app.command()
 def run(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="YAML file or the name of a recipe.")],
-    out: Out,
+    out: OutOption,
     model: Annotated[Optional[str], typer.Option("--model", help="Hub id or folder, when the recipe names none.")] = None,  # noqa: UP045
-    drop: Drop = None,
+    drop: DropOption = None,
     text: TextOption = None,
-    seed: Seed = None,
-    device: Device = "cpu",
-    dtype: Dtype = None,
-    resident: Resident = "auto",
-    trust_remote_code: Remote = False,
-    overwrite: Overwrite = False,
-    json: Json = False,
+    seed: SeedOption = None,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = None,
+    resident: ResidentOption = "auto",
+    trust_remote_code: RemoteOption = False,
+    overwrite: OverwriteOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Run a recipe from end to end."""
     chosen = with_options(recipe, model=model, drop=drop, text=text, seed=seed)
@@ -156,9 +156,9 @@ DEMO_TOKENS = 40_000  # of the repair, 64 per input of its widest map: about a m
 
 
 @app.command()
-def demo(out: Out = Path("demo-run"), overwrite: Overwrite = False, json: Json = False) -> None:
+def demo(out: OutOption = Path("demo-run"), overwrite: OverwriteOption = False, json: JsonOption = False) -> None:
     """Compress the bundled model by 25 % on the bundled text, offline."""
-    from shoal.run.inputs import bundled_model
+    from shoal.run.job import bundled_model
 
     chosen = with_options("default", model=str(bundled_model()), fit_tokens=DEMO_TOKENS)
     _compress(chosen, out, "cpu", None, "all", False, overwrite, json)
@@ -166,27 +166,27 @@ def demo(out: Out = Path("demo-run"), overwrite: Overwrite = False, json: Json =
 
 @app.command()
 def scan(
-    model: Model,
-    out: Out,
+    model: ModelOption,
+    out: OutOption,
     text: TextOption = None,
-    samples: Samples = None,
-    length: Length = None,
-    by: By = None,
+    samples: SamplesOption = None,
+    length: LengthOption = None,
+    by: ByOption = None,
     cka: Annotated[bool, typer.Option("--cka", help="Measure linear CKA of every span, too.")] = False,
-    seed: Seed = None,
-    device: Device = "cpu",
-    dtype: Dtype = None,
-    resident: Resident = "auto",
-    trust_remote_code: Remote = False,
-    overwrite: Overwrite = False,
-    json: Json = False,
+    seed: SeedOption = None,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = None,
+    resident: ResidentOption = "auto",
+    trust_remote_code: RemoteOption = False,
+    overwrite: OverwriteOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Measure every span of layers in one pass: scan.json, scan.safetensors, heat map."""
     from shoal.run.compress import open_folder
-    from shoal.run.early import check_recipe
-    from shoal.run.inputs import SHARE_FOR_WEIGHTS, open_inputs
-    from shoal.run.stages import scan_stage
-    from shoal.scan.show import PAPERS, best_spans_table
+    from shoal.run.job import SHARE_FOR_WEIGHTS, open_inputs
+    from shoal.run.refusals import check_recipe
+    from shoal.run.stages.stages import scan_stage
+    from shoal.show.best_spans import PAPERS, best_spans_table
 
     screen = _screen(json)
     observers = ["cka"] if cka else None
@@ -211,39 +211,39 @@ def scan(
 def plan(
     target: Annotated[str, typer.Argument(metavar="DIR|MODEL", help="A run folder with a scan, or a model to scan first.")],
     out: Annotated[Optional[Path], typer.Option("--out", help="Run folder; the given DIR unless told.")] = None,  # noqa: UP045
-    recipe: RecipeName = "default",
+    recipe: RecipeOption = "default",
     effort: EffortOption = None,
-    drop: Drop = None,
-    params: Parameters = None,
+    drop: DropOption = None,
+    params: ParametersOption = None,
     text: TextOption = None,
-    samples: Samples = None,
-    length: Length = None,
-    select: Select = None,
-    by: By = None,
-    guard: Guard = None,
-    rounds: Rounds = None,
-    protect: Protect = None,
-    replace: ReplaceBy = None,
-    repair: RepairBy = None,
-    fit_tokens: FitTokens = None,
-    polish: PolishBy = None,
-    train_tokens: TrainTokens = None,
-    seed: Seed = None,
-    device: Device = "cpu",
-    dtype: Dtype = None,
-    resident: Resident = "auto",
-    trust_remote_code: Remote = False,
-    overwrite: Overwrite = False,
+    samples: SamplesOption = None,
+    length: LengthOption = None,
+    select: SelectOption = None,
+    by: ByOption = None,
+    guard: GuardOption = None,
+    rounds: RoundsOption = None,
+    protect: ProtectOption = None,
+    replace: ReplaceOption = None,
+    repair: RepairOption = None,
+    fit_tokens: FitTokensOption = None,
+    polish: PolishOption = None,
+    train_tokens: TrainTokensOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = None,
+    resident: ResidentOption = "auto",
+    trust_remote_code: RemoteOption = False,
+    overwrite: OverwriteOption = False,
     memory: Annotated[bool, typer.Option("--memory", help="Say what every stage of compress will take; run nothing.")] = False,
-    json: Json = False,
+    json: JsonOption = False,
 ) -> None:
     """Choose what to remove: plan.json, readable and editable by hand."""
+    from shoal.measure.scan import Scan
     from shoal.run.compress import open_folder
-    from shoal.run.early import check_budget, check_recipe
-    from shoal.run.inputs import SHARE_FOR_WEIGHTS, open_inputs
-    from shoal.run.needs import needs_of, needs_table
-    from shoal.run.stages import needs_scan, plan_stage, plan_unopened, scan_stage
-    from shoal.scan import Scan
+    from shoal.run.job import SHARE_FOR_WEIGHTS, open_inputs
+    from shoal.run.memory_plan.needs import needs_of, needs_table
+    from shoal.run.refusals import check_budget, check_recipe
+    from shoal.run.stages.stages import needs_scan, plan_stage, plan_unopened, scan_stage
     from shoal.select.guard import guard_table
 
     screen = _screen(json)
@@ -289,9 +289,9 @@ def apply(
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="plan.json; the values of replacements lie beside it.")],
     out: Annotated[Path, typer.Option("--out", help="New folder for the checkpoint.")],
     model: Annotated[Optional[str], typer.Option("--model", help="Where the source model is now, when it has moved.")] = None,  # noqa: UP045
-    device: Device = "cpu",
-    trust_remote_code: Remote = False,
-    json: Json = False,
+    device: DeviceOption = "cpu",
+    trust_remote_code: RemoteOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Apply a plan to its source. Plain removal goes file to file: any size, quantised too, the model is not opened."""
     from shoal.run.apply import apply_plan
@@ -324,7 +324,7 @@ def _compress(
     json: bool,
 ) -> None:
     from shoal.run.compress import compress as compress_model
-    from shoal.run.inputs import SHARE_BESIDE_STUDENT
+    from shoal.run.job import SHARE_BESIDE_STUDENT
 
     screen = _screen(json)
     say_text(screen, chosen)

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoal.evaluate.benchmark import Benchmark, TaskFigures
 from shoal.evaluate.evaluation import Figures
 from shoal.evaluate.perplexity import Perplexity
 from shoal.evaluate.positions import ByPosition
-from shoal.score.oracle import Quality
-from shoal.types import Provenance, Record
+from shoal.evaluate.tasks.benchmark import Benchmark, TaskFigures
+from shoal.measure.oracle import Quality
+from shoal.words.records import Provenance, Record
 
 
 class Compared(Record):

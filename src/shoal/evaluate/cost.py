@@ -28,11 +28,11 @@ from typing import Any
 
 from torch import nn
 
-from shoal.decoder import TEACHER, DecoderView, Student
-from shoal.decoder.families import output_map, sublayer
-from shoal.decoder.student import parts_of
-from shoal.replace.modules import Patch
-from shoal.types import Record
+from shoal.edits.replace.modules import Patch
+from shoal.engine.families import output_map, sublayer
+from shoal.engine.student import TEACHER, Student, parts_of
+from shoal.engine.view import DecoderView
+from shoal.words.records import Record
 
 # Names of one fact in different configs.
 ACTIVE_EXPERTS = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "moe_k", "top_k_experts")

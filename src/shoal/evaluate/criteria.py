@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from shoal.select.guard import describe_short
-from shoal.types import Provenance, Record
+from shoal.words.plan import describe_short
+from shoal.words.records import Provenance, Record
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-Shape = Literal["span", "lowest"]
+CriteriaShape = Literal["span", "lowest"]
 
 
 class CriterionChoice(Record):
@@ -27,7 +27,7 @@ class CriterionChoice(Record):
 
     criterion: str
     corpus: int
-    shape: Shape
+    shape: CriteriaShape
     layers: tuple[int, ...]
     score: float | None
     kl: tuple[float, ...]
@@ -54,7 +54,7 @@ class CriteriaComparison(Record):
     teacher_perplexity: tuple[float, ...]
     choices: tuple[CriterionChoice, ...]
 
-    def of_shape(self, shape: Shape) -> tuple[CriterionChoice, ...]:
+    def of_shape(self, shape: CriteriaShape) -> tuple[CriterionChoice, ...]:
         return tuple(one for one in self.choices if one.shape == shape)
 
 
@@ -83,7 +83,7 @@ def choices_table(found: CriteriaComparison) -> Table:
     return table
 
 
-def overlap_table(found: CriteriaComparison, shape: Shape) -> Table:
+def overlap_table(found: CriteriaComparison, shape: CriteriaShape) -> Table:
     """Jaccard overlap of every two choices of a shape, in percent."""
     from rich.table import Table
 

@@ -12,17 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoal.decoder import TEACHER, DecoderView, Student, run_pass
-from shoal.decoder.view import Reading
-from shoal.evaluate.benchmark import Benchmark, TaskFigures
+from shoal.engine.passes import run_pass
+from shoal.engine.student import TEACHER, Student
+from shoal.engine.view import DecoderView, Reading
+from shoal.engine.workers import ALONE, Workers
 from shoal.evaluate.cost import Cost, cost
 from shoal.evaluate.generate import Generation
 from shoal.evaluate.perplexity import Perplexity, n_batches, perplexities, perplexity
 from shoal.evaluate.positions import ByPosition, PositionSums
 from shoal.evaluate.speed import Speed
-from shoal.score.oracle import Quality, QualitySums, token_figures
-from shoal.types import Batch, Provenance, Record
-from shoal.workers import ALONE, Workers
+from shoal.evaluate.tasks.benchmark import Benchmark, TaskFigures
+from shoal.measure.oracle import Quality, QualitySums, token_figures
+from shoal.words.records import Provenance, Record
+from shoal.words.types import Batch
 
 
 class Figures(Record):
@@ -92,7 +94,7 @@ def compare(
             also the context that cost is counted at.
         batch_size: perplexity windows per forward; as many tokens as the largest batch has unless given.
         generated, timed, plain: what was measured already (by :func:`~shoal.evaluate.generate.generations`,
-            :func:`~shoal.evaluate.speed.speed`, an :class:`~shoal.score.oracle.Oracle`), kept with the rest.
+            :func:`~shoal.evaluate.speed.speed`, an :class:`~shoal.measure.oracle.Oracle`), kept with the rest.
         progress: called with (batches done, batches in all), over all passes.
         workers: who share every pass; all of them get the same figures, bit for bit those of one.
     Raises:

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoal.decoder import DecoderView, Student
-from shoal.surgery.cut import cut
-from shoal.types import Record
+from shoal.checkpoint.in_memory import cut
+from shoal.engine.student import Student
+from shoal.engine.view import DecoderView
+from shoal.words.records import Record
 
 
 class Generation(Record):

@@ -22,11 +22,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shoal.decoder import TEACHER, DecoderView, Student, run_pass
-from shoal.decoder.view import Reading
-from shoal.score.divergence import token_nll
-from shoal.types import Batch, Record
-from shoal.workers import ALONE, Workers
+from shoal.engine.passes import run_pass
+from shoal.engine.student import TEACHER, Student
+from shoal.engine.view import DecoderView, Reading
+from shoal.engine.workers import ALONE, Workers
+from shoal.measure.divergence import token_nll
+from shoal.words.records import Record
+from shoal.words.types import Batch
 
 
 class Perplexity(Record):

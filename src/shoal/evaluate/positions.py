@@ -14,10 +14,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from shoal.score.divergence import overlap
-from shoal.score.oracle import TokenFigures
-from shoal.types import Record
-from shoal.workers import ALONE, Workers
+from shoal.engine.workers import ALONE, Workers
+from shoal.measure.divergence import overlap
+from shoal.measure.oracle import TokenFigures
+from shoal.words.records import Record
 
 
 class Positions(Record):
@@ -53,7 +53,7 @@ class PositionSums:
         self._per_batch: list[Tensor] = []
 
     def add(self, teacher_BTV: Tensor, student_BTV: Tensor, found: TokenFigures) -> None:
-        """Count one batch; ``found``: its figures by :func:`shoal.score.oracle.token_figures`."""
+        """Count one batch; ``found``: its figures by :func:`shoal.measure.oracle.token_figures`."""
         overlap_BT = overlap(teacher_BTV, student_BTV.to(teacher_BTV.device))[:, :-1]
         figures = (found.kl_BT, overlap_BT, found.agreement_BT, torch.ones_like(overlap_BT))
         # where, not multiplication: a padded position may hold anything, NaN included

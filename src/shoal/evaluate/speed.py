@@ -26,19 +26,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from shoal.decoder import DecoderView, Student
-from shoal.evaluate.bootstrap import LEVEL, Interval
-from shoal.evaluate.memory import peak_bytes
-from shoal.types import Record, Unit
+from shoal.engine.student import Student
+from shoal.engine.view import DecoderView
+from shoal.evaluate.intervals import LEVEL, Interval
+from shoal.evaluate.peak_memory import peak_bytes
+from shoal.words.records import Record
+from shoal.words.types import Unit
 
-Phase = Literal["prefill", "decode"]
+SpeedPhase = Literal["prefill", "decode"]
 
 
 class Rates(Record):
     """Tokens per second of one model, one value per round, in the order measured.
 
     Attributes:
-        peak_bytes: weights, and the most that prefill and the first step hold on top (:mod:`shoal.evaluate.memory`).
+        peak_bytes: weights, and the most that prefill and the first step hold on top (:mod:`shoal.evaluate.peak_memory`).
     """
 
     prefill: tuple[float, ...]
@@ -94,7 +96,7 @@ class Speed(Record):
         """Student over teacher, per round."""
         return _ratios(self.student.decode, self.teacher.decode)
 
-    def ratio(self, phase: Phase) -> Interval:
+    def ratio(self, phase: SpeedPhase) -> Interval:
         """Median over rounds of student over teacher, with its interval."""
         return median_interval(self.prefill_ratios if phase == "prefill" else self.decode_ratios)
 
@@ -107,7 +109,7 @@ class Speed(Record):
         """L / L': the ratio if nothing but layers cost time."""
         return self.teacher_layers / self.student_layers
 
-    def layer_time(self, phase: Phase) -> LayerTime | None:
+    def layer_time(self, phase: SpeedPhase) -> LayerTime | None:
         """t0 and t1 of one forward; None where the teacher could not be measured at two depths."""
         if not self.depths:
             return None
@@ -116,7 +118,7 @@ class Speed(Record):
         measured.append((self.teacher_layers, getattr(self.teacher, phase)))
         return fit_layer_time([(layers, n_tokens / statistics.median(rates)) for layers, rates in measured])
 
-    def bound(self, phase: Phase) -> float:
+    def bound(self, phase: SpeedPhase) -> float:
         """(t0 + L t1) / (t0 + L' t1); L / L' where t0 and t1 are not known."""
         found = self.layer_time(phase)
         if found is None or found.seconds(self.student_layers) <= 0:
@@ -212,7 +214,7 @@ def at_depths(view: DecoderView) -> dict[int, Any]:
 
     Depths that the family cannot be left with are missing.
     """
-    from shoal.surgery.cut import cut
+    from shoal.checkpoint.in_memory import cut
 
     found: dict[int, Any] = {}
     for n in sorted({1, view.n_layers // 2} - {0, view.n_layers}):

@@ -25,8 +25,8 @@ from typing import Literal
 
 import numpy as np
 
-from shoal.evaluate.bootstrap import LEVEL, N_RESAMPLES, Interval, bootstrap, mean, share_of, sign_test
-from shoal.types import Record
+from shoal.evaluate.intervals import LEVEL, N_RESAMPLES, Interval, bootstrap, mean, share_of, sign_test
+from shoal.words.records import Record
 
 Variant = Literal["mean_nll", "option_nll", "last_word", "exact_match"]
 

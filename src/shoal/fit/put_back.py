@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from shoal.decoder import DecoderView
-from shoal.fit.refit import FittedPlan
-from shoal.plan import Drop, Plan, Refit, Replace
-from shoal.replace import new_attached, replacement_named, values_of
+from shoal.edits.replace.table import replacement_named
+from shoal.edits.student_of import new_attached, values_of
+from shoal.engine.view import DecoderView
+from shoal.fit.fit_plan import FittedPlan
+from shoal.words.edits import Drop, Refit, Replace
+from shoal.words.plan import Plan
 
 
 def as_removal(plan: Plan) -> Plan:

@@ -17,9 +17,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from shoal.fit.result import CannotRefit
-from shoal.scan.gram import exact_bmm
-from shoal.types import Batch, stable_hash
+from shoal.engine.tensors import exact_bmm
+from shoal.fit.fit_result import CannotRefit
+from shoal.words.records import stable_hash
+from shoal.words.types import Batch
 
 N_FOLDS = 5
 """Fold 0 is held out from every fit; ridges are cross-validated over the other four."""

@@ -22,23 +22,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoal.decoder import TEACHER, DecoderView, Reading, Student, Tap
-from shoal.decoder.student import Step
-from shoal.fit.config import FitConfig
-from shoal.fit.gain import find_gain
-from shoal.fit.gathering import Gathering, Ranking, ranking_batches
-from shoal.fit.maps import find_map
-from shoal.fit.observe import Ends, held_out, observe
-from shoal.fit.output import find_output
-from shoal.fit.place import CannotRefit, MapKind, Place
-from shoal.fit.result import LayerFit, MapFit
+from shoal.engine.student import TEACHER, Step, Student
+from shoal.engine.view import DecoderView, Reading, Tap
+from shoal.engine.workers import ALONE, Workers
+from shoal.fit.boundary_states import Between, BoundaryStates, advance, read_all
+from shoal.fit.fit_result import LayerFit, MapFit
+from shoal.fit.held_out import LayerEnds, held_out, observe
+from shoal.fit.repairs import FitConfig
+from shoal.fit.sites.folded_map import find_output
+from shoal.fit.sites.linear_map import find_map
+from shoal.fit.sites.neuron_pool import Gathering, Ranking, ranking_batches
+from shoal.fit.sites.norm_gain import find_gain
+from shoal.fit.sites.site import CannotRefit, MapKind, Site
 from shoal.fit.solve import Solution
-from shoal.fit.states import Between, States, advance, read_all
 from shoal.fit.sums import N_FOLDS, Sums, folds_of
-from shoal.types import Batch
-from shoal.workers import ALONE, Workers
+from shoal.words.types import Batch
 
-Find = Callable[..., Place[Any]]
+Find = Callable[..., Site[Any]]
 """``find(view, layer, kind, reading=..., h_BTD=...)``: what of a sublayer is set; raises CannotRefit."""
 
 Values = dict[str, Tensor]
@@ -75,7 +75,7 @@ def sweep_layers(
     share: float = 1.0,
     gathers: bool = False,
     config: FitConfig = FitConfig(),  # noqa: B008  (frozen)
-    known: Mapping[int, States] | None = None,
+    known: Mapping[int, BoundaryStates] | None = None,
     after_layer: Callable[[int], None] | None = None,
     workers: Workers = ALONE,
 ) -> Swept:
@@ -98,13 +98,13 @@ def sweep_layers(
     known = known or {}
     readings, boundary = read_all(view, workers.share(batches))
     folds = [one.to(view.device) for one in workers.share(folds_of(batches))]
-    teacher: States = boundary
+    teacher: BoundaryStates = boundary
     ours = teacher
     del boundary  # it is let go with the first layer
     probe = probe_of(view, batches)
     refuse_where_nothing_fits(view, targets, kinds, finds, probe)
 
-    def teacher_at(boundary: int, start: int, states: States, gathering: Gathering | None = None) -> States:
+    def teacher_at(boundary: int, start: int, states: BoundaryStates, gathering: Gathering | None = None) -> BoundaryStates:
         """The teacher's states at a boundary, run on from ``start`` unless they are known."""
         for layer in range(start, boundary):
             if boundary not in known:
@@ -113,7 +113,7 @@ def sweep_layers(
                 gathering.visit(layer)
         return list(workers.share(known[boundary])) if boundary in known else states
 
-    def gathering_for(layer: int, ours: States) -> tuple[Gathering | None, str]:
+    def gathering_for(layer: int, ours: BoundaryStates) -> tuple[Gathering | None, str]:
         """None and why, where the MLP's neurons cannot be set one by one."""
         n = len(list(workers.share(batches[: ranking_batches(batches)])))
         of = Ranking(readings[:n], ours[:n], folds[:n])
@@ -151,7 +151,7 @@ def sweep_layers(
                 if left and not any(one.startswith(left) for one in reasons):
                     reasons.append(f"{left}; it keeps its own neurons")
                 skipped += reasons
-                ends = Ends(readings, ours, goals, folds, workers)
+                ends = LayerEnds(readings, ours, goals, folds, workers)
                 # nobody reads what the last layer makes of the other samples
                 judged = held_out(view, ends) if layer == max(targets) else ends
                 fitting = _LayerInFit(view, layer, ends, judged, config)
@@ -192,9 +192,9 @@ def refuse_where_nothing_fits(
 
 def places_of(
     view: DecoderView, layer: int, kinds: Sequence[MapKind], finds: Sequence[Find], probe: Reading
-) -> tuple[list[Place[Any]], list[str]]:
+) -> tuple[list[Site[Any]], list[str]]:
     """What to solve for in order, and why more is not set."""
-    found: dict[MapKind, Place[Any]] = {}
+    found: dict[MapKind, Site[Any]] = {}
     reasons: list[str] = []
     for kind in dict.fromkeys(kinds):
         why_not: list[str] = []
@@ -219,20 +219,20 @@ class _LayerInFit:
 
     view: DecoderView
     layer: int
-    ends: Ends
-    judged: Ends
+    ends: LayerEnds
+    judged: LayerEnds
     config: FitConfig
 
     def run(
-        self, places: Sequence[Place[Any]], *, target: int, share: float, started: float
-    ) -> tuple[Values, States, LayerFit]:
+        self, places: Sequence[Site[Any]], *, target: int, share: float, started: float
+    ) -> tuple[Values, BoundaryStates, LayerFit]:
         """Values that stand (empty: none), the student's states after the layer with them, and the record."""
         with self.view.residency.layer(self.layer) as module:
             parameters: Values = dict(module.named_parameters())
         values: Values = {}
         errors: list[float] = []
-        solutions: list[tuple[Place[Any], Solution]] = []
-        best: tuple[Values, States] = ({}, [])
+        solutions: list[tuple[Site[Any], Solution]] = []
+        best: tuple[Values, BoundaryStates] = ({}, [])
         changed = True
         for place in (*places, None):
             if place is not None and solutions and _ends_in(*solutions[-1], place):
@@ -263,7 +263,7 @@ class _LayerInFit:
         )
         return *best, record
 
-    def _observe(self, values: Values, place: Place[Any] | None) -> tuple[States, float, list[Sums]]:
+    def _observe(self, values: Values, place: Site[Any] | None) -> tuple[BoundaryStates, float, list[Sums]]:
         """Run the layer with ``values``: its outputs, the held-out error, and the sums per fold for the next solve."""
         step = Step("run", overrides=values)
 
@@ -279,12 +279,12 @@ class _LayerInFit:
         return observe(ends, run, config=self.config, no_sums=no_sums, n_sums=n_sums)
 
 
-def _ends_in(filled: Place[Any], solution: Solution, place: Place[Any]) -> bool:
+def _ends_in(filled: Site[Any], solution: Solution, place: Site[Any]) -> bool:
     """An MLP that was just filled with neurons has its output map solved with them: once more would find nothing."""
     return filled.form == "neurons" and place.kind == filled.kind and not math.isinf(solution.ridge)
 
 
-def _record(place: Place[Any], solution: Solution, error: float) -> MapFit:
+def _record(place: Site[Any], solution: Solution, error: float) -> MapFit:
     return MapFit(
         form=place.form,
         parameters=place.parameters,

@@ -1,4 +1,4 @@
-"""The closed-form repairs by name. What each does in a line is in :data:`shoal.fit.config.REPAIRS`."""
+"""The closed-form repairs by name. What each does in a line is in :data:`shoal.fit.repairs.REPAIRS`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from shoal.decoder import DecoderView, Student
-from shoal.fit.bias import find_bias
-from shoal.fit.config import FitConfig, RepairName
-from shoal.fit.magnitude import scale_cuts
-from shoal.fit.output import find_output
-from shoal.fit.place import MapKind
-from shoal.fit.states import States
+from shoal.engine.student import Student
+from shoal.engine.view import DecoderView
+from shoal.engine.workers import ALONE, Workers
+from shoal.fit.boundary_states import BoundaryStates
+from shoal.fit.norm_scale import scale_cuts
+from shoal.fit.repairs import FitConfig, RepairName
+from shoal.fit.sites.bias import find_bias
+from shoal.fit.sites.folded_map import find_output
+from shoal.fit.sites.site import MapKind
 from shoal.fit.sweep import WHOLE, Find, Swept, sweep_layers
 from shoal.fit.targets import before_cuts, from_first_cut
-from shoal.plan import Plan
-from shoal.types import Batch, spans_of
-from shoal.workers import ALONE, Workers
+from shoal.words.plan import Plan
+from shoal.words.types import Batch, spans_of
 
 MAPS: tuple[MapKind, ...] = ("mlp", "attn", "mlp")
 """What is solved for in each layer, in order. The MLP's map first: its change reaches the stream as it is, while a change of
@@ -39,7 +40,7 @@ class Fit(Protocol):
         batches: Sequence[Batch],
         *,
         config: FitConfig,
-        known: Mapping[int, States] | None = None,
+        known: Mapping[int, BoundaryStates] | None = None,
         after_layer: Callable[[int], None] | None = None,
         workers: Workers = ALONE,
     ) -> Swept: ...
@@ -70,7 +71,7 @@ class Maps:
         batches: Sequence[Batch],
         *,
         config: FitConfig,
-        known: Mapping[int, States] | None = None,
+        known: Mapping[int, BoundaryStates] | None = None,
         after_layer: Callable[[int], None] | None = None,
         workers: Workers = ALONE,
     ) -> Swept:
@@ -105,7 +106,7 @@ class Magnitude:
         batches: Sequence[Batch],
         *,
         config: FitConfig,
-        known: Mapping[int, States] | None = None,
+        known: Mapping[int, BoundaryStates] | None = None,
         after_layer: Callable[[int], None] | None = None,
         workers: Workers = ALONE,
     ) -> Swept:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from shoal.fit.result import CannotRefit
-from shoal.plan import Plan
-from shoal.types import spans_of
+from shoal.fit.fit_result import CannotRefit
+from shoal.words.plan import Plan
+from shoal.words.types import spans_of
 
 
 def before_cuts(plan: Plan) -> dict[int, int]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shoal.plan import Plan, Size
-from shoal.run.train import read_values
-from shoal.types import Batch
+from shoal.run.stages.polish import read_values
+from shoal.words.plan import Plan, Size
+from shoal.words.types import Batch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,7 @@ def apply_plan(
     Raises:
         ValueError: no such plan, a plan that cannot be, another source than the plan's, missing values, a failed check.
     """
-    from shoal.decoder.source import fingerprint, resolve_source
+    from shoal.engine.source import fingerprint, resolve_source
 
     plan_file = Path(plan_file)
     if not plan_file.is_file():
@@ -51,7 +51,7 @@ def apply_plan(
             f"{plan.source_hash}); give the right one with --model, or make a plan for this one"
         )
     if plan.is_pure_removal:
-        from shoal.surgery.rewrite import rewrite
+        from shoal.checkpoint.rewrite import rewrite
 
         rewrite(source, plan, out)
         return _applied(plan, out, _check_rewritten(out))
@@ -59,11 +59,11 @@ def apply_plan(
 
 
 def _apply_in_memory(plan: Plan, folder: Path, source: Path, out: Path, *, device: str, trust_remote_code: bool) -> Applied:
-    from shoal.decoder import DecoderView
-    from shoal.decoder.open import open_model
-    from shoal.replace import student_of
-    from shoal.surgery.verify import verify
-    from shoal.surgery.write import is_bundled, write
+    from shoal.checkpoint.verify import verify
+    from shoal.checkpoint.write import is_bundled, write
+    from shoal.edits.student_of import student_of
+    from shoal.engine.open import open_model
+    from shoal.engine.view import DecoderView
 
     values = read_values(folder)
     opened = open_model(source, device=device, trust_remote_code=trust_remote_code)
@@ -89,9 +89,9 @@ def _applied(plan: Plan, out: Path, verification: dict[str, Any]) -> Applied:
 
 def _check_rewritten(out: Path) -> dict[str, Any]:
     """Reload and run a checkpoint that was cut file to file, where it can be: not a quantised one, nor one beyond memory."""
-    from shoal.decoder.shards import read_json
-    from shoal.decoder.source import quantisation
-    from shoal.surgery.verify import verify
+    from shoal.checkpoint.verify import verify
+    from shoal.engine.shards import read_json
+    from shoal.engine.source import quantisation
 
     config = read_json(out / "config.json")
     n_bytes = sum(file.stat().st_size for file in out.glob("*.safetensors"))

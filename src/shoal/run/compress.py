@@ -6,23 +6,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shoal.recipe import Recipe
-from shoal.run.early import check_budget, check_recipe
-from shoal.run.fit import fit_stage
+from shoal.engine.workers import join
+from shoal.recipes.recipe import Recipe
 from shoal.run.folder import RunFolder
-from shoal.run.inputs import SHARE_BESIDE_STUDENT, Inputs, Progress, open_inputs, silent, versions
-from shoal.run.report import report_stage
-from shoal.run.stages import evaluate_stage, needs_scan, plan_stage, save_stage, scan_stage
-from shoal.run.train import train_stage
-from shoal.types import write_atomically
-from shoal.workers import join
+from shoal.run.job import SHARE_BESIDE_STUDENT, Inputs, open_inputs, versions
+from shoal.run.refusals import check_budget, check_recipe
+from shoal.run.stages.fit import fit_stage
+from shoal.run.stages.polish import train_stage
+from shoal.run.stages.report import report_stage
+from shoal.run.stages.stages import evaluate_stage, needs_scan, plan_stage, save_stage, scan_stage
+from shoal.words.progress import Progress, silent
+from shoal.words.records import write_atomically
 
 if TYPE_CHECKING:
-    from shoal.evaluate import Evaluation
-    from shoal.fit.result import FitResult
-    from shoal.plan import Plan
-    from shoal.scan import Scan
-    from shoal.train.result import TrainResult
+    from shoal.evaluate.evaluation import Evaluation
+    from shoal.fit.fit_result import FitResult
+    from shoal.measure.scan import Scan
+    from shoal.train.train_result import TrainResult
+    from shoal.words.plan import Plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +64,7 @@ def compress(
         recipe: what to do; ``recipe.model`` names the model.
         out: run folder: new, empty, or left by an earlier run, which is continued from its last finished stage.
         device, dtype: where and in which precision the model runs; the checkpoint's own dtype unless given.
-        resident: layers held in memory: ``all``, a number, or ``auto``; see :func:`~shoal.run.inputs.open_inputs`.
+        resident: layers held in memory: ``all``, a number, or ``auto``; see :func:`~shoal.run.job.open_inputs`.
         overwrite: stages that stand with other inputs may be replaced.
         command: recorded in ``run.json`` and on the card.
         progress: called with (what, done, total).

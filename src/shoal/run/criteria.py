@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shoal.recipe import Recipe, merge
-from shoal.run.inputs import Inputs, Progress, open_inputs, silent
-from shoal.run.stages import choosing, oracle, why_not
-from shoal.types import Span, SpanTable
-from shoal.workers import join
+from shoal.engine.workers import join
+from shoal.recipes.recipe import Recipe, merge
+from shoal.run.job import Inputs, open_inputs
+from shoal.run.stages.stages import choosing, oracle, why_not
+from shoal.words.progress import Progress, silent
+from shoal.words.types import Span, SpanTable
 
 if TYPE_CHECKING:
-    from shoal.evaluate.criteria import CriteriaComparison, Shape
-    from shoal.score.oracle import Oracle, Quality
-    from shoal.select.wanted import Picked, Tables, Wanted
+    from shoal.evaluate.criteria import CriteriaComparison, CriteriaShape
+    from shoal.measure.oracle import Oracle, Quality
+    from shoal.select.request import Picked, Tables, Wanted
 
-CRITERIA = ("cosine/rest", "cosine/every", "angular/last", "block_influence/rest")
+DEFAULT_CRITERIA = ("cosine/rest", "cosine/every", "angular/last", "block_influence/rest")
 PERPLEXITY = "perplexity/rest"
 
 
@@ -44,13 +45,13 @@ def compare_criteria(
     Raises:
         ValueError: one line for anything the user can mend.
     """
+    from shoal.engine.student import student_without
     from shoal.evaluate.criteria import CriteriaComparison, CriterionChoice
     from shoal.select.budget import parse_budget, resolve
     from shoal.select.choose import wanted_by
-    from shoal.select.guard import student_without
-    from shoal.select.size import NOTHING, model_size
+    from shoal.select.model_size import NOTHING, model_size
+    from shoal.select.request import most_layers
     from shoal.select.table import SELECTORS
-    from shoal.select.wanted import most_layers
 
     if join().size > 1:
         raise ValueError("criteria are compared in one process; start it without a launcher")
@@ -63,11 +64,11 @@ def compare_criteria(
     n_most = most_layers(SELECTORS["span"], wanted)
     cut = resolve(parse_budget(recipe.drop), size, put_back=NOTHING, removable=wanted.removable, n_most=n_most)
     wanted = replace(wanted, n=cut.n)
-    chosen: list[tuple[str, int, Shape, Picked]] = []
+    chosen: list[tuple[str, int, CriteriaShape, Picked]] = []
     for corpus, inputs in enumerate(corpora):
         tables = _tables(inputs, wanted, what=f"text {corpus + 1}", progress=progress)
-        shapes: tuple[Shape, ...] = ("span", "lowest")
-        for by in (*CRITERIA, PERPLEXITY):
+        shapes: tuple[CriteriaShape, ...] = ("span", "lowest")
+        for by in (*DEFAULT_CRITERIA, PERPLEXITY):
             for shape in shapes:
                 picked = next(SELECTORS[shape].pick(tables, replace(wanted, by=by)), None)
                 if picked is None:
@@ -116,7 +117,7 @@ def _other_text(base: Inputs, recipe: Recipe) -> Inputs:
 
 def _tables(inputs: Inputs, wanted: Wanted, *, what: str, progress: Progress) -> Tables:
     """All tables of a scan, and the perplexity of cut models."""
-    from shoal.scan import scan
+    from shoal.measure.scan import scan
 
     batches = inputs.batches(inputs.calibration)
     found = scan(
@@ -134,7 +135,7 @@ def perplexity_table(judge: Oracle, wanted: Wanted) -> SpanTable:
 
     Its exponential is the perplexity, in the same order. Only cuts that are allowed are run, all in one pass.
     """
-    from shoal.select.guard import student_without
+    from shoal.engine.student import student_without
 
     n_layers = wanted.n_layers
     spans = [Span(start, start + n) for n in sorted({1, wanted.n}) for start in range(n_layers - n + 1)]

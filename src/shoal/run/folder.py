@@ -10,9 +10,9 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from shoal.engine.workers import ALONE, Workers
 from shoal.run.lock import hold
-from shoal.types import Record
-from shoal.workers import ALONE, Workers
+from shoal.words.records import Record
 
 RECORD = "run.json"
 
@@ -120,7 +120,7 @@ class RunFolder:
         entry = StageRecord(key=key, seconds=round(seconds, 3), files=tuple(files))
         self.record = self.record.model_copy(update={"stages": {**self.record.stages, stage: entry}})
         self.workers.on_first(self._save)
-        from shoal.decoder.streamed import return_freed_memory  # a stage has loaded torch; reading a folder has not
+        from shoal.engine.streamed import return_freed_memory  # a stage has loaded torch; reading a folder has not
 
         return_freed_memory()  # its peak would otherwise stay for all stages after it
 

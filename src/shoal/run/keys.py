@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shoal.run.candidates import repairs_candidates
-from shoal.types import stable_hash
+from shoal.run.candidate_repair import repairs_candidates
+from shoal.words.records import stable_hash
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from shoal.plan import Plan
-    from shoal.recipe import Recipe
-    from shoal.run.inputs import Inputs
+    from shoal.recipes.recipe import Recipe
+    from shoal.run.job import Inputs
     from shoal.select.budget import Budget
     from shoal.select.choose import Choosing
+    from shoal.words.plan import Plan
 
 
 def scan_key(inputs: Inputs) -> str:

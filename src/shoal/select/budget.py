@@ -13,9 +13,9 @@ from fractions import Fraction
 from functools import cache
 from typing import Literal
 
-from shoal.select.size import ModelSize, PutBack
+from shoal.select.model_size import ModelSize, PutBack
 
-FORMS = "25% (of all parameters), 8 (layers), 25%layers, or --params 6B"
+BUDGET_FORMS = "25% (of all parameters), 8 (layers), 25%layers, or --params 6B"
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 
 
@@ -35,7 +35,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Cut:
+class ResolvedBudget:
     """A budget on one model.
 
     Attributes:
@@ -60,7 +60,7 @@ def parse_budget(drop: str) -> Budget:
     text = drop.strip()
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)\s*(layers?)?", text)
     if match is None or (not match[2] and "." in match[1]):
-        raise ValueError(f"--drop {drop!r} is not a budget; write {FORMS}")
+        raise ValueError(f"--drop {drop!r} is not a budget; write {BUDGET_FORMS}")
     if not match[2]:
         return Budget("layers", Fraction(match[1]), text)
     share = Fraction(match[1]) / 100
@@ -89,7 +89,7 @@ def resolve(
     removable: Sequence[int],
     n_most: int,
     layers_of: Callable[[int], Sequence[int]] | None = None,
-) -> Cut:
+) -> ResolvedBudget:
     """The number of layers that comes nearest to the budget.
 
     Args:
@@ -115,8 +115,8 @@ def resolve(
         mean = Fraction(sum(size.layers[layer] for layer in removable), len(removable))
         return mean * n_net - put_back.own_parameters  # of the layers it counts as, every one is as large as a removed one
 
-    def cut(n_net: int) -> Cut:
-        return Cut(n_net=n_net, n=n_net + extra, n_layers=size.n_layers, asked=budget.text)
+    def cut(n_net: int) -> ResolvedBudget:
+        return ResolvedBudget(n_net=n_net, n=n_net + extra, n_layers=size.n_layers, asked=budget.text)
 
     if budget.kind in ("layers", "layer_share"):
         target = budget.amount if budget.kind == "layers" else budget.amount * size.n_layers

@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from shoal.plan import Candidate, PartChoice
-from shoal.score.oracle import Oracle
-from shoal.select.budget import Budget, Cut, realised, resolve
-from shoal.select.guard import Repair, describe_short, guard, verdict
-from shoal.select.proposals import Proposer, other_proposers, propose
+from shoal.measure.oracle import Oracle
+from shoal.select.budget import Budget, ResolvedBudget, realised, resolve
+from shoal.select.guard import Repair, guard, verdict
+from shoal.select.model_size import NOTHING, ModelSize, PutBack
+from shoal.select.request import PATCHED, Picked, Refuse, Selector, Tables, Wanted, most_layers, nothing_refused
 from shoal.select.rounds import Rescan, in_rounds
-from shoal.select.size import NOTHING, ModelSize, PutBack
+from shoal.select.shortlist import Proposer, other_proposers, propose
 from shoal.select.table import selector_named
-from shoal.select.wanted import PATCHED, Picked, Refuse, Selector, Tables, Wanted, most_layers, nothing_refused
-from shoal.types import Span, SpanTable
+from shoal.words.plan import Candidate, PartChoice, describe_short
+from shoal.words.types import Span, SpanTable
 
 PatchTable = Callable[[Sequence[Span]], SpanTable]
 """Spans, the most promising first, to the errors after their best patch; it may leave out the last ones."""
@@ -57,7 +57,7 @@ class Choice:
     """
 
     layers: tuple[int, ...]
-    cut: Cut
+    cut: ResolvedBudget
     candidates: tuple[Candidate, ...]
     method: str
     spread: tuple[PartChoice, ...] = ()
@@ -104,7 +104,7 @@ def choose(
 class Shortlist:
     """What the guard would compare: the budget on this model, candidates that are not yet measured, and what they come from."""
 
-    cut: Cut
+    cut: ResolvedBudget
     candidates: tuple[Candidate, ...]
     wanted: Wanted
     tables: Tables
@@ -205,7 +205,7 @@ def picks_or_reason(selector: Selector, name: str, *, tables: Tables, wanted: Wa
     raise ValueError(f"{name!r} finds no {wanted.n} layers that can go ({why}); remove fewer or protect fewer")
 
 
-def cut_for(budget: Budget, size: ModelSize, *, tables: Tables, selector: Selector, wanted: Wanted) -> Cut:
+def cut_for(budget: Budget, size: ModelSize, *, tables: Tables, selector: Selector, wanted: Wanted) -> ResolvedBudget:
     """The number of layers a budget means for this selector. Where layers differ in size, by the layers it would pick."""
     removable = wanted.removable
     n_most = most_layers(selector, wanted)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from shoal.select.wanted import Picked, Tables, Wanted
+from shoal.select.request import Picked, Tables, Wanted
 
 
 def deepest_layers(tables: Tables, wanted: Wanted) -> Iterator[Picked]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from shoal.select.wanted import Picked, Tables, Wanted, change_costs
+from shoal.select.request import Picked, Tables, Wanted, change_costs
 
 # Partial solution, ordered as solutions are: cost, spans used, then the layers negated (deeper first).
 _Partial = tuple[float, int, tuple[int, ...]]

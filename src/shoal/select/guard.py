@@ -10,18 +10,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from shoal.decoder import Student
-from shoal.plan import Candidate, PartChoice, describe_removal
-from shoal.score.oracle import Oracle, Quality
-from shoal.types import Unit, spans_of
+from shoal.engine.student import Student, student_without
+from shoal.measure.oracle import Oracle, Quality
+from shoal.words.plan import Candidate, PartChoice, describe_removal, describe_short
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-
-def student_without(layers: Sequence[int]) -> Student:
-    """The teacher's overlay that lacks whole layers."""
-    return Student(removed=frozenset(Unit("layer", layer) for layer in layers), name=describe_short(layers))
 
 
 Repair = Callable[[Sequence[int]], Student | None]
@@ -114,11 +108,6 @@ def spread_said(spread: Sequence[PartChoice]) -> str:
         return ""
     picks = ", ".join(f"{describe_short(one.layers)} on {one.n_parts}" for one in spread)
     return f"by its score alone, on {sum(one.n_parts for one in spread)} disjoint parts of the calibration text: {picks}"
-
-
-def describe_short(layers: Sequence[int]) -> str:
-    """``8..11, 14``."""
-    return ", ".join(str(run.start) if run.n == 1 else f"{run.start}..{run.stop - 1}" for run in spans_of(layers))
 
 
 def _kl(candidate: Candidate) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 
-from shoal.select.wanted import Picked, Tables, Wanted, layer_costs
-from shoal.types import Span
+from shoal.select.request import Picked, Tables, Wanted, layer_costs
+from shoal.words.types import Span
 
 MOST_SETS = 20_000  # a constraint that refuses nearly every set would otherwise have all of them tried
 

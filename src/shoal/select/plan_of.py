@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shoal.plan import Candidate, Drop, Edit, PartChoice, Plan, Replace
-from shoal.select.size import ModelSize, PutBack
+from shoal.select.model_size import ModelSize, PutBack
+from shoal.words.edits import Drop, Edit, Replace
+from shoal.words.plan import Candidate, PartChoice, Plan
 
 
 def plan_of(

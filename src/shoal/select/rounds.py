@@ -11,11 +11,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from shoal.decoder import DecoderView, Student, run_pass
-from shoal.scan.gram import GramObserver
-from shoal.select.wanted import Picked, Selector, Tables, Wanted
-from shoal.types import Batch, SpanTable, Unit
-from shoal.workers import ALONE, Workers
+from shoal.engine.passes import run_pass
+from shoal.engine.student import Student
+from shoal.engine.view import DecoderView
+from shoal.engine.workers import ALONE, Workers
+from shoal.measure.gram import GramObserver
+from shoal.select.request import Picked, Selector, Tables, Wanted
+from shoal.words.types import Batch, SpanTable, Unit
 
 Rescan = Callable[[Student], Tables]
 

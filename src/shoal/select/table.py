@@ -5,9 +5,9 @@ from __future__ import annotations
 from shoal.select.deepest import deepest_layers
 from shoal.select.disjoint import disjoint_spans
 from shoal.select.lowest import lowest_layers
-from shoal.select.spans import span_by
-from shoal.select.wanted import Selector
-from shoal.types import nearest
+from shoal.select.request import Selector
+from shoal.select.span import span_by
+from shoal.words.records import nearest
 
 SELECTORS: dict[str, Selector] = {
     "span": Selector(span_by, True, "best contiguous span by one score (LLM-Streamline, UIDL)"),

@@ -17,8 +17,8 @@ from typing import Any, cast
 from shoal.text.mixture import Interleave, Mixture, by_domain, parse_mixture
 from shoal.text.samples import PACKINGS, Packer, Packing, Padder, Samples, hash_ids, token_ids, tokenizer_hash
 from shoal.text.slices import SLICE_SHARES, check_slice, order_key, slice_of
-from shoal.text.sources import Chat, Document, Source, groups
-from shoal.types import nearest, stable_hash
+from shoal.text.sources import Chat, Document, TextSource, groups
+from shoal.words.records import nearest, stable_hash
 
 WINDOW_CHARACTERS = 2**24
 
@@ -132,7 +132,7 @@ class Reader:
     """Documents of sources that are read one after the other, in windows. ``n_characters``: read by the last call so far."""
 
     def __init__(self, sources: tuple[str, ...], chat: Chat, domain_key: str | None, window: int) -> None:
-        self.sources = [Source(spec, chat, domain_key) for spec in sources]
+        self.sources = [TextSource(spec, chat, domain_key) for spec in sources]
         self.window = window
         self.n_characters = 0
         self.first = next(groups(self._documents(), window), [])

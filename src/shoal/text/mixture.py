@@ -15,13 +15,13 @@ from typing import Literal
 
 from shoal.text.formats import DOCUMENT_CHARACTERS
 from shoal.text.sources import Document
-from shoal.types import nearest
+from shoal.words.records import nearest
 
 WEIGHTED = re.compile(r"\s*(\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+)\s*\*\s*(\S.*?)\s*")
 
 
 @dataclass(frozen=True)
-class Part:
+class Share:
     """One ingredient: sources that are read one after the other, or the documents of one domain in them."""
 
     name: str
@@ -42,7 +42,7 @@ class Mixture:
     """
 
     name: str
-    parts: tuple[Part, ...]
+    parts: tuple[Share, ...]
     unit: Literal["characters", "documents"] = "characters"
     domain_key: str | None = None
 
@@ -92,7 +92,7 @@ def parse_mixture(spec: str | Path | Sequence[str | Path]) -> Mixture:
             raise ValueError(f"{one} is a mixture among {len(specs)} texts; write one weighted sum: 0.7*A+0.3*B")
     refuse_twice(specs)
     name = " and ".join(specs)
-    return Mixture(name, (Part(name, 1.0, specs),))
+    return Mixture(name, (Share(name, 1.0, specs),))
 
 
 def preset_mixture(spec: str) -> Mixture:
@@ -102,7 +102,7 @@ def preset_mixture(spec: str) -> Mixture:
         raise ValueError(f"unknown mixture {name!r}; {nearest(name, PRESETS)}")
     preset = PRESETS[name]
     sources = (local or preset.source,)
-    parts = tuple(Part(domain, weight, sources, domain) for domain, weight in preset.weights.items())
+    parts = tuple(Share(domain, weight, sources, domain) for domain, weight in preset.weights.items())
     return Mixture(spec, parts, "documents", preset.domain_key)
 
 
@@ -115,7 +115,7 @@ def weighted_mixture(spec: str) -> Mixture:
             raise ValueError(f"{term.strip()!r} in the mixture {spec!r} needs a positive weight: 0.7*A+0.3*B")
         if match[2].startswith("mix:"):
             raise ValueError(f"{match[2]} is a mixture inside the mixture {spec!r}; name its sources instead")
-        parts.append(Part(match[2], float(match[1]), (match[2],)))
+        parts.append(Share(match[2], float(match[1]), (match[2],)))
     refuse_twice([part.name for part in parts])
     return Mixture(spec, tuple(parts))
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from shoal.text.sources import Document, groups
 from shoal.text.start import start_tokens
-from shoal.types import Batch, stable_hash
+from shoal.words.records import stable_hash
+from shoal.words.types import Batch
 
 Packing = Literal["packed", "padded"]
 PACKINGS: tuple[Packing, ...] = ("packed", "padded")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
-from shoal.types import nearest
+from shoal.words.records import nearest
 
 # Shares of the documents, in this order; they sum to 1.
 SLICE_SHARES: Mapping[str, float] = {"calibration": 0.25, "training": 0.55, "selection": 0.10, "evaluation": 0.10}

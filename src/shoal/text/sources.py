@@ -30,7 +30,7 @@ class Document:
 
 
 @dataclass(frozen=True)
-class Source:
+class TextSource:
     """Documents of one place, read anew by every call of ``documents``.
 
     Attributes:

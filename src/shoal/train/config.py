@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from shoal.types import Record
+from shoal.words.records import Record
 
 # Training tokens where none are asked for, and the text holds as many.
 DEFAULT_TOKENS = 1_000_000
@@ -23,7 +23,7 @@ POLISH = {"hidden": DEFAULT_OBJECTIVE, "kl": "forward_kl"}
 """What ``--polish`` trains for. docs/repair.md has the figures behind it."""
 
 
-class Stage(Record):
+class TrainingPhase(Record):
     """One stretch of training: an objective, its text and its learning rates.
 
     Attributes:
@@ -41,7 +41,7 @@ class Stage(Record):
     min_lr: float | None = Field(default=None, ge=0)
 
     @model_validator(mode="after")
-    def _floor_below_peak(self) -> Stage:
+    def _floor_below_peak(self) -> TrainingPhase:
         if self.lr is not None and self.min_lr is not None and self.min_lr > self.lr:
             raise ValueError(f"min_lr={self.min_lr:g} needs to be at most lr={self.lr:g}")
         if self.tokens is not None and self.share is not None:
@@ -95,7 +95,7 @@ class TrainConfig(Record):
     tokens: int | None = Field(default=None, ge=1)
     lr: float | None = Field(default=None, gt=0)
     min_lr: float | None = Field(default=None, ge=0)
-    stages: tuple[Stage, ...] = ()
+    stages: tuple[TrainingPhase, ...] = ()
     several: Literal["joint", "sequential", "teacher_forced"] = "joint"
     warmup: float = Field(default=0.05, ge=0, le=1)
     weight_decay: float = Field(default=1e-3, ge=0)
@@ -130,9 +130,9 @@ class TrainConfig(Record):
         """The stages divide the tokens of the run among them."""
         return bool(self.stages) and all(stage.share is not None for stage in self.stages)
 
-    def schedule(self) -> tuple[Stage, ...]:
+    def schedule(self) -> tuple[TrainingPhase, ...]:
         """The stages in order; one where none are listed."""
-        one = Stage(objective=self.objective or DEFAULT_OBJECTIVE, tokens=self.tokens, lr=self.lr, min_lr=self.min_lr)
+        one = TrainingPhase(objective=self.objective or DEFAULT_OBJECTIVE, tokens=self.tokens, lr=self.lr, min_lr=self.min_lr)
         return self.stages or (one,)
 
     @property

@@ -18,17 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoal.score.divergence import kl_of_log_probs, mixed, predicts, tokens_per_chunk
+from shoal.measure.divergence import kl_of_log_probs, mixed, predicts, tokens_per_chunk
 
-Pair = Callable[[Tensor, Tensor], Tensor]
+LogitPair = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Divergence:
     """Functions of (log_p_NV, log_q_NV): ``value`` gives (N,), ``slope`` its gradient (N, V) in the student's logits."""
 
-    value: Pair
-    slope: Pair
+    value: LogitPair
+    slope: LogitPair
 
 
 def next_token(student_BTV: Tensor, ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
@@ -46,12 +46,12 @@ def next_token(student_BTV: Tensor, ids_BT: Tensor, mask_BT: Tensor | None) -> T
     return per_token_N.sum() / max(1, len(per_token_N))
 
 
-def forward_kl(student_BTV: Tensor, teacher_BTV: Tensor, mask_BT: Tensor | None) -> Tensor:
+def forward_kl_loss(student_BTV: Tensor, teacher_BTV: Tensor, mask_BT: Tensor | None) -> Tensor:
     """KL(p || q), the measure the guard and the reports use. Slope: q - p."""
     return _mean(Divergence(kl_of_log_probs, lambda log_p, log_q: log_q.exp() - log_p.exp()), student_BTV, teacher_BTV, mask_BT)
 
 
-def reverse_kl(student_BTV: Tensor, teacher_BTV: Tensor, mask_BT: Tensor | None) -> Tensor:
+def reverse_kl_loss(student_BTV: Tensor, teacher_BTV: Tensor, mask_BT: Tensor | None) -> Tensor:
     """KL(q || p): seeks the teacher's modes."""
 
     def slope(log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ def skewed_reverse_kl(student_BTV: Tensor, teacher_BTV: Tensor, mask_BT: Tensor 
     return _mean(Divergence(value, slope), student_BTV, teacher_BTV, mask_BT)
 
 
-def jensen_shannon(student_BTV: Tensor, teacher_BTV: Tensor, mask_BT: Tensor | None) -> Tensor:
+def jensen_shannon_loss(student_BTV: Tensor, teacher_BTV: Tensor, mask_BT: Tensor | None) -> Tensor:
     """Mean KL of p and q to their average; symmetric, at most log 2."""
 
     def value(log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:

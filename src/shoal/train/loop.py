@@ -15,23 +15,25 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from shoal.decoder import DecoderView, Student
+from shoal.engine.student import Student
+from shoal.engine.view import DecoderView
+from shoal.engine.workers import ALONE, Workers
 from shoal.text.samples import Samples
-from shoal.train.checkpoint import MemberProgress, Progress, load_checkpoint, read_progress, save_checkpoint
 from shoal.train.config import TrainConfig
-from shoal.train.data import Course, eval_interval, plan_courses
+from shoal.train.course import Course, eval_interval, plan_courses
+from shoal.train.data_parallel import data_parallel
+from shoal.train.joint import Trainees, accumulate
 from shoal.train.objectives import n_real_tokens, weighted_sum
-from shoal.train.parallel import data_parallel
-from shoal.train.result import CurvePoint, TrainResult, save_curve
+from shoal.train.parts import Start, Trainee
+from shoal.train.progress_file import MemberProgress, TrainingProgress, load_checkpoint, read_progress, save_checkpoint
 from shoal.train.schedule import learning_rate
-from shoal.train.students import Trainees, accumulate
-from shoal.train.trainee import Start, Trainee
-from shoal.types import Batch, stable_hash
-from shoal.workers import ALONE, Workers
+from shoal.train.train_result import CurvePoint, TrainResult, save_curve
+from shoal.words.records import stable_hash
+from shoal.words.types import Batch
 
 CHECKPOINT = "checkpoint.safetensors"
 
-Quality = Callable[[Student], float]
+Judge = Callable[[Student], float]
 """Measures a whole student on the selection text, lower is better: true KL to the teacher."""
 
 Report = Callable[[int, int, float], None]
@@ -56,7 +58,7 @@ def train_starts(
     config: TrainConfig,
     folder: Path | None = None,
     key: str = "",
-    quality: Quality | None = None,
+    quality: Judge | None = None,
     progress: Report | None = None,
     workers: Workers = ALONE,
 ) -> tuple[Trained, ...]:
@@ -101,7 +103,7 @@ class _Run:
         courses: Sequence[Course],
         selection: Samples,
         config: TrainConfig,
-        quality: Quality | None,
+        quality: Judge | None,
         workers: Workers,
     ) -> None:
         self.workers, self.residency = workers, view.residency
@@ -143,7 +145,7 @@ class _Run:
         samples = [course.samples for course in self.courses]
         texts = [[s.data_hash, s.n_samples, s.length, s.n_tokens] for s in (*samples, self.selection)]
         full = stable_hash(key, self.dtype, parts, texts, self.config.model_dump(mode="json"), self.decided_by)
-        self.progress = Progress(key=full, members=tuple(MemberProgress() for _ in self.members))
+        self.progress = TrainingProgress(key=full, members=tuple(MemberProgress() for _ in self.members))
         self.folder = folder
 
     def resume(self) -> None:

@@ -16,20 +16,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from shoal.score.divergence import predicts
+from shoal.measure.divergence import predicts
 from shoal.train.logit_losses import (
-    forward_kl,
-    jensen_shannon,
+    forward_kl_loss,
+    jensen_shannon_loss,
     next_token,
-    reverse_kl,
+    reverse_kl_loss,
     skewed_forward_kl,
     skewed_reverse_kl,
     topk_forward_kl,
 )
-from shoal.train.stream_losses import cosine, hidden_mse, relative_mse
-from shoal.types import Batch, nearest
+from shoal.train.stream_losses import cosine_loss, hidden_mse, relative_mse
+from shoal.words.records import nearest
+from shoal.words.types import Batch
 
-Needs = Literal["boundary", "logits", "labels"]
+ObjectiveNeed = Literal["boundary", "logits", "labels"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Objective:
     """
 
     name: str
-    needs: Needs
+    needs: ObjectiveNeed
     loss: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     about: str
     parameter: str | None = None
@@ -61,13 +62,13 @@ OBJECTIVES: dict[str, Objective] = {
     for one in (
         Objective("hidden_mse", "boundary", hidden_mse, "mean squared error of the stream"),
         Objective("relative_mse", "boundary", relative_mse, "squared error of each token over its squared norm"),
-        Objective("cosine", "boundary", cosine, "one minus the cosine of each token's stream"),
+        Objective("cosine", "boundary", cosine_loss, "one minus the cosine of each token's stream"),
         Objective("next_token", "labels", next_token, "negative log-likelihood of the text"),
-        Objective("forward_kl", "logits", forward_kl, "KL(teacher || student)"),
-        Objective("reverse_kl", "logits", reverse_kl, "KL(student || teacher)"),
+        Objective("forward_kl", "logits", forward_kl_loss, "KL(teacher || student)"),
+        Objective("reverse_kl", "logits", reverse_kl_loss, "KL(student || teacher)"),
         Objective("skewed_forward_kl", "logits", skewed_forward_kl, "KL(teacher || alpha teacher + rest student)", "alpha"),
         Objective("skewed_reverse_kl", "logits", skewed_reverse_kl, "KL(student || alpha student + rest teacher)", "alpha"),
-        Objective("jensen_shannon", "logits", jensen_shannon, "mean KL of both to their average"),
+        Objective("jensen_shannon", "logits", jensen_shannon_loss, "mean KL of both to their average"),
         Objective("topk_forward_kl", "logits", topk_forward_kl, "KL over the teacher's k best tokens and the rest as one", "k"),
     )
 }
@@ -104,7 +105,7 @@ class WeightedSum:
     terms: tuple[tuple[float, Objective], ...]
 
     @property
-    def needs(self) -> frozenset[Needs]:
+    def needs(self) -> frozenset[ObjectiveNeed]:
         return frozenset(objective.needs for _, objective in self.terms)
 
     @property

@@ -30,7 +30,7 @@ def relative_mse(student_BTD: Tensor, teacher_BTD: Tensor, mask_BT: Tensor | Non
     return (missed_N / teacher_ND.square().sum(-1).clamp(min=TINY)).mean()
 
 
-def cosine(student_BTD: Tensor, teacher_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+def cosine_loss(student_BTD: Tensor, teacher_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
     """Mean over real tokens of 1 - cos(student, teacher), in [0, 2]; blind to the length of either.
 
     As half the squared chord between the unit vectors: 1 - cos loses all digits near 0.

@@ -1,0 +1,122 @@
+"""A config as a model without weights: what a checkpoint must contain, and whether an edited config still means its layers.
+
+The source's and the student's configs are both built on the ``meta`` device. Student layer ``j`` must then be, module by
+module, what source layer ``order[j]`` is: same classes, same parameter names and shapes, same settings (window, rotary choice,
+residual scale, ...). This catches every per-layer rule of an architecture that is decided when its layers are built, known to
+us or not.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from shoal.checkpoint.config_fields import edited_config_dict
+from shoal.engine.families import find_layers, refuse_coupled_layers, text_config
+
+IGNORED = ("layer_idx", "training", "gradient_checkpointing")  # layer_idx is renumbered; the others are state, not structure
+SETTINGS = (bool, int, float, str, tuple, list, type(None))
+IMPLEMENTATIONS = ("_attn_implementation_internal", "_experts_implementation_internal", "_name_or_path", "_commit_hash")
+
+
+def edited_config(config: Any, order: Sequence[int]) -> Any:
+    """A new ``PretrainedConfig`` of the model whose layer ``j`` is layer ``order[j]`` of ``config``'s.
+
+    Raises:
+        ValueError: as :func:`shoal.checkpoint.config_fields.edited_config_dict`.
+    """
+    edited = type(config).from_dict(edited_config_dict(config.to_dict(), order))
+    for old, new in zip(_nested(config), _nested(edited), strict=True):
+        for name in IMPLEMENTATIONS:
+            if name in vars(old):
+                setattr(new, name, vars(old)[name])
+    return edited
+
+
+def _nested(config: Any) -> list[Any]:
+    return [config, *(getattr(config, key) for key in sorted(config.sub_configs) if getattr(config, key, None) is not None)]
+
+
+def blueprint(config: Any, *, model_class: Any | None = None) -> nn.Module:
+    """The model of a config on the ``meta`` device: names, shapes and settings, no weights.
+
+    Args:
+        model_class: class of a model in memory; by default transformers' own choice of causal language model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from shoal.engine.open import quiet_loading
+
+    with quiet_loading(), torch.device("meta"):
+        if model_class is not None:
+            return model_class._from_config(copy.deepcopy(config)).eval()
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval()
+
+
+def check_layers(config: Any, order: Sequence[int], *, model_class: Any | None = None) -> nn.Module:
+    """Refuse an ``order`` whose stock checkpoint would not mean the same layers.
+
+    Returns: the blueprint of the student.
+    Raises:
+        ValueError: the config cannot be edited, or the built layers differ; names the family, the layer and the setting.
+    """
+    refuse_coupled_layers(config)
+    source = blueprint(config, model_class=model_class)
+    student = blueprint(edited_config(config, order), model_class=model_class)
+    theirs, ours = find_layers(source)[1], find_layers(student)[1]
+    if len(ours) != len(order):
+        raise ValueError(
+            f"model type {config.model_type!r}: the edited config builds {len(ours)} layers, {len(order)} are kept"
+        )
+    for j, layer in enumerate(order):
+        difference = first_difference(theirs[layer], ours[j], counts=(len(theirs), len(ours)))
+        if difference is not None:
+            raise ValueError(
+                f"model type {config.model_type!r}: as layer {j} of {len(order)}, layer {layer} would have another "
+                f"{difference}; a stock checkpoint cannot describe this cut"
+            )
+    return student
+
+
+def check_can_be_cut(config: Any) -> None:
+    """Refuse, before anything is measured, a family that cannot lose its middle layer: raises as :func:`check_layers`."""
+    n = text_config(config).num_hidden_layers
+    if n > 1:
+        check_layers(config, [layer for layer in range(n) if layer != n // 2])
+
+
+def first_difference(a: nn.Module, b: nn.Module, *, counts: tuple[int, int] = (0, 0)) -> str | None:
+    """Where two layers differ in structure or settings: ``path: this != that``, or None.
+
+    Args:
+        counts: layers of the two models; settings named after layers may say these.
+    """
+    ours, theirs = dict(a.named_modules()), dict(b.named_modules())
+    for path in sorted({*ours, *theirs}):
+        x, y = ours.get(path), theirs.get(path)
+        if type(x) is not type(y):
+            return f"{path or 'class'}: {type(x).__name__} != {type(y).__name__}"
+        assert x is not None and y is not None
+        shapes = [{name: tuple(p.shape) for name, p in m.named_parameters(recurse=False)} for m in (x, y)]
+        for name in sorted({*shapes[0], *shapes[1]}):
+            if shapes[0].get(name) != shapes[1].get(name):
+                return f"{path}.{name}: shape {shapes[0].get(name)} != {shapes[1].get(name)}"
+        for name in sorted({*vars(x), *vars(y)}):
+            if name.startswith("_") or name in IGNORED:
+                continue
+            v, w = vars(x).get(name), vars(y).get(name)
+            if isinstance(v, SETTINGS) and isinstance(w, SETTINGS) and v != w and not ("layers" in name and (v, w) == counts):
+                return f"{path}.{name}".strip(".") + f": {v!r} != {w!r}"
+    return None
+
+
+def refuse_other_tensors(model: nn.Module, plan: nn.Module, where: str) -> None:
+    """Raises ValueError when a model's parameters and buffers are not, by name and shape, those of its blueprint."""
+    has, needs = ({name: tuple(t.shape) for name, t in m.state_dict().items()} for m in (model, plan))
+    for name in sorted({*has, *needs}):
+        if has.get(name) != needs.get(name):
+            raise ValueError(f"{where}: tensor {name!r} has shape {has.get(name)}, its config asks for {needs.get(name)}")

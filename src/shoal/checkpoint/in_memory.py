@@ -1,0 +1,166 @@
+"""A student as a model of its own, sharing its weights with the teacher: layers rebuilt, renumbered, config edited.
+
+Only what a stock checkpoint can hold: removed layers, refitted parameters, sublayers removed by a zero output map, and
+replacements that are themselves layers of the family. Nothing of the teacher is edited; parameters that change are new tensors.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shoal.checkpoint.blueprint import check_layers, edited_config, refuse_other_tensors
+from shoal.engine.families import find_layers, output_map
+from shoal.engine.student import Attached, Student
+from shoal.engine.view import DecoderView
+from shoal.words.types import Batch, Unit
+
+
+def cut(view: DecoderView, student: Student) -> Any:
+    """The student as a stock model, in eval mode. Kept parameters are the teacher's own tensors.
+
+    Raises:
+        ValueError: the student cannot be a stock checkpoint: a replacement that is no layer of the family, a sublayer without
+            an output map, a config that cannot describe what is left, layers that are not in memory.
+    """
+    model, family = view.model, view.family
+    layers = find_layers(model)[1]
+    inherited = {source: (one, part) for one in student.attached for source, part in one.parts}
+    order = _order(view, student)
+    _refuse_absent(layers, [layer for layer in order if layer not in inherited], family)
+    _refuse_inexact_sublayers(view, student)
+    plan = check_layers(model.config, order, model_class=type(model))
+
+    memo: dict[int, Any] = {id(t): t for t in [*model.parameters(), *model.buffers()]}
+    memo.update(_config_pairs(model.config, edited_config(model.config, order)))
+    rebuilt = nn.ModuleList()
+    memo[id(layers)] = rebuilt
+    result = copy.deepcopy(model, memo)
+    for layer in order:
+        if layer in inherited:
+            new = _stock_copy(*inherited[layer], layers[layer], memo, family)
+        else:
+            new = copy.deepcopy(layers[layer], memo)
+            _put(new, student.overrides.get(layer, {}), layer)
+        for kind in ("attn", "mlp"):
+            if Unit(kind, layer) in student.removed:
+                _zero_output_map(new, kind, layer, family)
+        rebuilt.append(new)
+    renumber(rebuilt)
+    _adopt_counts(result, plan, (len(layers), len(order)))
+    result.train(False)
+    refuse_other_tensors(result, plan, f"the cut {family} model")
+    return result
+
+
+def renumber(layers: nn.ModuleList) -> None:
+    """Set every ``layer_idx`` inside layer ``j`` to ``j``; caches and masks are found by it."""
+    for j, layer in enumerate(layers):
+        for module in layer.modules():
+            if isinstance(vars(module).get("layer_idx"), int):
+                vars(module)["layer_idx"] = j
+
+
+def _order(view: DecoderView, student: Student) -> list[int]:
+    """Source layer of each new layer, in the order of the stream."""
+    order: list[int] = []
+    for layer in range(view.n_layers):
+        one = next((one for one in student.attached if layer == one.span.start), None)
+        if one is not None:
+            order.extend(source for source, _ in one.parts)
+        elif student.step(layer).action == "run":
+            order.append(layer)
+    if not order:
+        raise ValueError(f"student {student.name!r} has no layer left; keep at least one")
+    return order
+
+
+def _refuse_absent(layers: nn.ModuleList, kept: list[int], family: str) -> None:
+    for layer in kept:
+        absent = next((name for name, p in layers[layer].named_parameters() if p.is_meta), None)
+        if absent is not None:
+            raise ValueError(f"layer {layer} of this {family} model is not in memory ({absent}); cut it file to file instead")
+
+
+def _refuse_inexact_sublayers(view: DecoderView, student: Student) -> None:
+    """Where removing a sublayer has no exact meaning the view refuses it by name; a short text makes it look."""
+    touched = [unit.index for unit in student.removed if unit.kind != "layer"]
+    if not touched:
+        return
+    reading = view.read(Batch(torch.zeros(1, 3, dtype=torch.long)))
+    with torch.no_grad():
+        for layer in sorted(set(touched)):
+            view.run_layer(layer, reading.h_BTD, reading, student=student)
+
+
+def _config_pairs(old: Any, new: Any) -> dict[int, Any]:
+    """Deepcopy memo that turns references to a config (and its nested configs) into references to the edited one."""
+    pairs = {id(old): new}
+    for key in old.sub_configs:
+        if getattr(old, key, None) is not None:
+            pairs[id(getattr(old, key))] = getattr(new, key)
+    return pairs
+
+
+def _stock_copy(one: Attached, part: nn.Module, stock: nn.Module, memo: dict[int, Any], family: str) -> nn.Module:
+    """A replacement as a layer of the family, sharing the replacement's tensors."""
+    inside = part if type(part) is type(stock) else getattr(part, "layer", None)
+    if type(inside) is not type(stock):
+        raise ValueError(
+            f"the replacement of {one.span} is a {type(part).__name__}, not a {type(stock).__name__}: a stock {family} "
+            "checkpoint cannot hold it; use the replacement 'layer'"
+        )
+    assert isinstance(inside, nn.Module)
+    tensors = {id(t): t for t in [*inside.parameters(), *inside.buffers()]}
+    new = copy.deepcopy(inside, {**memo, **tensors})
+    theirs = dict(stock.named_modules())
+    for path, module in new.named_modules():  # a replacement may have been copied with a config of its own
+        for name, value in vars(theirs[path]).items() if path in theirs else ():
+            if id(value) in memo and hasattr(value, "model_type"):
+                setattr(module, name, memo[id(value)])
+    return new
+
+
+def _put(layer: nn.Module, values: Mapping[str, Tensor], index: int) -> None:
+    """Put refitted parameters in; shapes and dtypes are those of the layer."""
+    for path, value in values.items():
+        parent, _, name = path.rpartition(".")
+        try:
+            module = layer.get_submodule(parent)
+            old = getattr(module, name)
+        except AttributeError:
+            raise ValueError(f"layer {index} has no parameter {path!r} to refit") from None
+        if value.shape != old.shape or value.dtype != old.dtype:
+            raise ValueError(
+                f"layer {index}, parameter {path!r}: refitted as {tuple(value.shape)} {value.dtype}, the layer has "
+                f"{tuple(old.shape)} {old.dtype}"
+            )
+        if isinstance(old, nn.Parameter):
+            setattr(module, name, nn.Parameter(value.detach(), requires_grad=old.requires_grad))
+        else:
+            setattr(module, name, value.detach())
+
+
+def _zero_output_map(layer: nn.Module, kind: str, index: int, family: str) -> None:
+    path = output_map(layer, kind)
+    if path is None:
+        raise ValueError(
+            f"model type {family!r}: the {kind} sublayer of layer {index} does not end in one linear map, so a stock "
+            "checkpoint cannot hold the layer without it; remove whole layers"
+        )
+    module = layer.get_submodule(path)
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        setattr(module, name, nn.Parameter(torch.zeros_like(parameter), requires_grad=parameter.requires_grad))
+
+
+def _adopt_counts(result: nn.Module, plan: nn.Module, counts: tuple[int, int]) -> None:
+    """Settings that say how many layers there are, taken from the config when the model was built, say the new number."""
+    fresh = dict(plan.named_modules())
+    for path, module in result.named_modules():
+        for name, value in vars(module).items():
+            if "layers" in name and type(value) is int and path in fresh and (value, vars(fresh[path]).get(name)) == counts:
+                setattr(module, name, counts[1])

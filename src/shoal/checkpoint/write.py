@@ -1,0 +1,135 @@
+"""Write the checkpoint of a plan, whatever it puts in place of spans: a stock checkpoint where that is exact, else with code.
+
+A replacement in the ``stock`` layout becomes a layer of the family with the values that compute it. One in the ``code`` layout
+is attached inside the layer before it, by a subclass that comes with the checkpoint; the rest of the folder is a stock
+checkpoint without the span. Both go shard by shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from shoal.checkpoint.bundled_code import bundle, refuse_no_bundle
+from shoal.checkpoint.new_folder import new_folder
+from shoal.checkpoint.rewrite import rewrite
+from shoal.edits.replace.as_stock_layer import NotStock, stock_values
+from shoal.edits.replace.contract import Replacement
+from shoal.edits.replace.modules import Patch
+from shoal.edits.replace.table import replacement_named
+from shoal.edits.student_of import load_values, new_attached
+from shoal.engine.view import DecoderView
+from shoal.words.edits import Drop, Edit, Replace
+from shoal.words.plan import Plan
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A plan split into what a stock checkpoint holds, and patches by the layer of that checkpoint they follow."""
+
+    plan: Plan
+    values: dict[str, Tensor]
+    hosted: dict[int, list[Patch]]
+
+
+def write(view: DecoderView, source: Path, plan: Plan, out: Path, *, values: Mapping[str, Tensor] | None = None) -> Path:
+    """Write the student of a plan as a checkpoint folder, whole or not at all.
+
+    Args:
+        view: of the source as it was opened; its layers may be on disk.
+        source: the folder it came from.
+        values: of the plan's refits and replacements, under the names ``student_of`` reads.
+    Returns: ``out``.
+    Raises:
+        ValueError: as :func:`shoal.checkpoint.rewrite.rewrite`; a replacement that no layer stands before; a family whose code
+            cannot be extended.
+    """
+    parts = split(view, plan, values or {})
+    if not parts.hosted:
+        return rewrite(source, parts.plan, out, values=parts.values, model=view.model)
+    refuse_no_bundle(view.model)
+    with new_folder(out) as folder:
+        rewrite(source, parts.plan, folder, values=parts.values, model=view.model)
+        bundle(folder, view.model, view.layers_path, parts.hosted)
+    return Path(out)
+
+
+def split(view: DecoderView, plan: Plan, values: Mapping[str, Tensor]) -> Split:
+    """What of a plan is stock, and what needs code.
+
+    Raises:
+        ValueError: a replacement in the code layout has no layer before it; a stock layout that is none.
+    """
+    left, edits = dict(values), list[Edit]()
+    patches: list[tuple[int, Patch]] = []
+    for edit in plan.edits:
+        replacement = replacement_named(edit.replacement, edit.options) if isinstance(edit, Replace) else None
+        if replacement is None or replacement.starts_as == "inherits":
+            edits.append(edit)
+            continue
+        assert isinstance(edit, Replace)
+        patch, prefix = _patch(view, edit, left), f"replace.{edit.start}-{edit.stop}."
+        if layout_of(view, replacement) == "stock":
+            edits.append(Replace(start=edit.start, stop=edit.stop, replacement="layer"))
+            left.update({f"{prefix}layer.{name}": value for name, value in _stock_layer(view, edit, patch).items()})
+        else:
+            edits.append(Drop(indices=tuple(edit.span.layers)))
+            patches.append((edit.start, patch))
+    stock = plan.model_copy(update={"edits": tuple(edits)})
+    return Split(stock, left, _hosts(stock, patches))
+
+
+def layout_of(view: DecoderView, replacement: Replacement) -> str:
+    """``stock`` or ``code``: what the plan says, else what is exact in this family."""
+    stated = replacement.options().get("layout")
+    return str(stated or replacement.resolved(view).options().get("layout", "stock"))
+
+
+def is_bundled(view: DecoderView, plan: Plan) -> bool:
+    """Whether the checkpoint of a plan comes with code."""
+    return any(layout_of(view, replacement_named(e.replacement, e.options)) == "code" for e in plan.replacements)
+
+
+def _patch(view: DecoderView, edit: Replace, left: dict[str, Tensor]) -> Patch:
+    """The module of an edit with its values, which are taken out of ``left``."""
+    module = new_attached(view, edit).module
+    assert isinstance(module, Patch)
+    prefix = f"replace.{edit.start}-{edit.stop}."
+    own = {name.removeprefix(prefix): left.pop(name) for name in list(left) if name.startswith(prefix)}
+    if own:
+        load_values(module, own, where=f"values of {edit.replacement!r} over {edit.span}")
+    return module
+
+
+def _stock_layer(view: DecoderView, edit: Replace, patch: Patch) -> dict[str, Tensor]:
+    """The state of the span's first layer with the values that make it compute the patch."""
+    try:
+        changed = stock_values(view, edit.start, patch)
+    except NotStock as reason:
+        raise ValueError(
+            f"{edit.replacement!r} over {edit.span} cannot be a stock layer of this {view.family} model: {reason}; use the "
+            "option layout=code"
+        ) from None
+    with view.residency.layer(edit.start) as layer:
+        return {name: changed.get(name, value).detach().clone() for name, value in layer.state_dict().items()}
+
+
+def _hosts(stock: Plan, patches: list[tuple[int, Patch]]) -> dict[int, list[Patch]]:
+    """Patches by the layer of the checkpoint they follow, in the order of the stream."""
+    sources = set(stock.kept_layers)
+    for edit in stock.replacements:
+        n_layers = replacement_named(edit.replacement, edit.options).n_layers
+        sources.update(range(edit.start, edit.start + n_layers))
+    hosted: dict[int, list[Patch]] = {}
+    for start, patch in sorted(patches, key=lambda one: one[0]):
+        host = sum(source < start for source in sources) - 1
+        if host < 0:
+            raise ValueError(
+                f"the replacement {patch.kind!r} starts at layer {start} and no layer before it is kept: its code needs one to "
+                "be attached to; keep the first layer, or use the replacement 'layer'"
+            )
+        hosted.setdefault(host, []).append(patch)
+    return hosted

@@ -1,0 +1,155 @@
+"""The verb ``sweep``: quality against the removed share, for several methods."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from shoal.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    FitTokensOption,
+    ItemsOption,
+    JsonOption,
+    LengthOption,
+    ModelOption,
+    OutOption,
+    OverwriteOption,
+    ProtectOption,
+    RemoteOption,
+    ResidentOption,
+    SamplesOption,
+    SeedOption,
+    TextOption,
+    TrainTokensOption,
+    with_options,
+)
+from shoal.cli.show import say_files, say_text, settle_resident
+
+if TYPE_CHECKING:
+    from shoal.recipes.recipe import Recipe
+
+DEFAULT_METHODS = "none,uidl,shortgpt"
+
+
+def sweep(
+    model: ModelOption,
+    out: OutOption,
+    drop: Annotated[
+        str,
+        typer.Option("--drop", metavar="RANGE", help="0..50% of all parameters, 0..50%layers, 0..8 layers, or an upper end."),
+    ] = "0..50%",
+    methods: Annotated[
+        str,
+        typer.Option(
+            "--methods",
+            help="With commas: none (plain removal, guarded), a repair (refit, sweep), a replacement (layer), a recipe or YAML "
+            "file, or joined ones such as uidl+sweep.",
+        ),
+    ] = DEFAULT_METHODS,
+    points: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--points", help="Cuts per method, evenly spaced.  [default: every number of layers, up to 16]"),
+    ] = None,
+    task: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option("--task", metavar="FILE", help="Task file of choices or last words, as for shoal eval; may be repeated."),
+    ] = None,
+    items: ItemsOption = None,
+    keep: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--keep", help="Say the largest cut that keeps so much of the teacher's quality, such as 95%."),
+    ] = None,
+    of: Annotated[
+        str,
+        typer.Option(
+            "--of",
+            help="What --keep is told of: perplexity (teacher's / student's), kl (exp of minus KL), or a task (accuracy).",
+        ),
+    ] = "perplexity",
+    text: TextOption = None,
+    samples: SamplesOption = None,
+    length: LengthOption = None,
+    protect: ProtectOption = None,
+    fit_tokens: FitTokensOption = None,
+    train_tokens: TrainTokensOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = None,
+    resident: ResidentOption = "auto",
+    trust_remote_code: RemoteOption = False,
+    overwrite: OverwriteOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Cut by every ratio of a range with several methods: KL, perplexity, tasks, the cliff, and what can be cut safely."""
+    from shoal.cli.console import Screen
+    from shoal.cli.verbs import _command
+    from shoal.evaluate.curve.largest_cut import parse_keep, sentence
+    from shoal.run.asked_tasks import task_files
+    from shoal.run.curve.over_ratios import Keeping, sweep_ratios
+    from shoal.run.job import SHARE_BESIDE_STUDENT
+    from shoal.show.curve_picture import draw_curves
+    from shoal.show.curve_table import cliff_lines, sweep_table
+
+    screen = Screen(as_json=json)
+    if keep is None and of != "perplexity":
+        raise ValueError(f"--of {of} says what --keep is told of; give --keep as well, such as --keep 95%")
+    wanted = None if keep is None else Keeping(parse_keep(keep), of)
+    tasks = task_files(task or (), n_items=items)
+    common = dict(model=model, text=text, samples=samples, length=length, protect=protect, seed=seed)
+    recipes = _recipes(methods, common, fit_tokens=fit_tokens, train_tokens=train_tokens)
+    if recipes:
+        say_text(screen, next(iter(recipes.values())))
+    resident = settle_resident(
+        screen, model, resident, device=device, trust_remote_code=trust_remote_code, share=SHARE_BESIDE_STUDENT
+    )
+    with screen.progress():
+        found = sweep_ratios(
+            recipes,
+            out,
+            drop=drop,
+            n_points=points,
+            tasks=tasks,
+            keep=wanted,
+            device=device,
+            dtype=dtype,
+            resident=resident,
+            trust_remote_code=trust_remote_code,
+            overwrite=overwrite,
+            command=_command(),
+            progress=screen.step,
+        )
+    draw_curves(found, out)
+    screen.show(sweep_table(found))
+    for line in cliff_lines(found):
+        screen.say(line)
+    for one in found.kept:
+        screen.say(sentence(one))
+    say_files(screen, out, ("figures", "sweep.json"), ("curve", "sweep.png"))
+    screen.result(found.model_dump(mode="json"))
+
+
+def _recipes(methods: str, common: dict[str, Any], *, fit_tokens: int | None, train_tokens: int | None) -> dict[str, Recipe]:
+    """Recipes by method; tokens go to the methods that repair, or train.
+
+    Raises:
+        ValueError: an unknown method, a value that is not allowed, or tokens that no method reads.
+    """
+    from shoal.run.curve.methods import method_choice, method_names
+
+    found: dict[str, Recipe] = {}
+    reads_fit = reads_train = False
+    for name in method_names(methods):
+        recipe, changes = method_choice(name)
+        chosen = with_options(recipe, **common, **changes)
+        fits, trains = chosen.repair != "none", chosen.training() is not None
+        tokens = {"fit_tokens": fit_tokens if fits else None, "train_tokens": train_tokens if trains else None}
+        found[name] = with_options(recipe, **common, **changes, **tokens)
+        reads_fit, reads_train = reads_fit or fits, reads_train or trains
+    if found and fit_tokens is not None and not reads_fit:
+        raise ValueError("--fit-tokens is for a repair, and no method has one; add refit to --methods")
+    if found and train_tokens is not None and not reads_train:
+        raise ValueError("--train-tokens is for training, and no method trains; add layer to --methods")
+    return found

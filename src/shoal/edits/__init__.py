@@ -1,0 +1,1 @@
+"""Edits: the changes that turn a teacher into a student."""

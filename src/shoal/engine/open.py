@@ -1,0 +1,187 @@
+"""Open a model: checked before loading, loaded strictly, checked again for NaN. Nothing is randomly initialised in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from shoal.engine.shards import read_json
+from shoal.engine.source import TOKENIZER_FILES, check_source, fingerprint, quantisation, resolve_source
+from shoal.words.records import nearest
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A model in memory, in eval mode.
+
+    Attributes:
+        model: an AutoModelForCausalLM model.
+        tokenizer: None when the folder has none (an error only where text is needed, see :meth:`need_tokenizer`).
+        name: what the user asked for.
+        fingerprint: identity of config and weights on disk (:func:`shoal.engine.source.fingerprint`).
+        path: the local folder.
+    """
+
+    model: Any
+    tokenizer: Any | None
+    name: str
+    fingerprint: str
+    path: Path
+
+    def need_tokenizer(self) -> Any:
+        """The tokenizer. Raises ValueError when the model came without one."""
+        if self.tokenizer is None:
+            raise ValueError(
+                f"{self.path} has no tokenizer files; text needs one: copy tokenizer.json and tokenizer_config.json there"
+            )
+        return self.tokenizer
+
+
+def open_model(source: str | Path, *, dtype: str | None = None, device: str = "cpu", trust_remote_code: bool = False) -> Opened:
+    """Open a local folder or a hub id.
+
+    Args:
+        dtype: float32, bfloat16 or float16; None keeps the checkpoint's own.
+        device: a torch device.
+        trust_remote_code: allow code that comes with the model.
+    Raises:
+        ValueError: one line for everything :func:`shoal.engine.source.check_source` finds, for quantised checkpoints, for
+            missing, unexpected or mismatched tensors, NaN or infinite weights, unknown dtype or device.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}; {nearest(dtype, DTYPES)}")
+    place = usable_device(device)
+    path = resolve_source(source, trust_remote_code=trust_remote_code)
+    check_source(path, trust_remote_code=trust_remote_code)
+    refuse_quantised(path)
+    model = load_strictly(path, dtype=dtype, trust_remote_code=trust_remote_code)
+    refuse_nonfinite(model, str(path))
+    tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
+    model = model.to(place).eval()
+    refuse_two_way(model, str(path))
+    return Opened(model, tokenizer, str(source), fingerprint(path), path)
+
+
+def refuse_quantised(path: Path) -> None:
+    """Raises ValueError for a quantised checkpoint: only file-to-file removal is offered there."""
+    method = quantisation(read_json(path / "config.json"))
+    if method is not None:
+        raise ValueError(
+            f"{path} is quantised ({method}); it cannot be measured or refitted. Use the unquantised "
+            "checkpoint, or remove whole layers file to file with a plan"
+        )
+
+
+def usable_device(device: str) -> torch.device:
+    """A torch device that works here. Raises ValueError when it does not."""
+    try:
+        found = torch.zeros(1, device=torch.device(device), dtype=torch.float64)
+        found.item()  # sums are fp64, which mps has not; meta holds no values
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")[:80]
+        raise ValueError(f"device {device!r} cannot be used here ({reason}); try cpu or cuda") from None
+    return found.device  # with its number, so that it equals the device of what lives there
+
+
+def load_strictly(path: Path, *, dtype: str | None = None, trust_remote_code: bool = False) -> Any:
+    """``AutoModelForCausalLM.from_pretrained`` in eval mode that fails on any missing, unexpected or mismatched tensor.
+
+    Raises:
+        ValueError: the tensors on disk are not those the config asks for, or the library cannot build the model.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoModelForCausalLM
+
+    with quiet_loading():
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                str(path),
+                dtype="auto" if dtype is None else DTYPES[dtype],
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,  # so that they are listed, then refused below
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, StrictDataclassError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"{path} cannot be opened: {type(error).__name__}: {reason}") from None
+    refuse_other_tensors(info, str(path))
+    return model.eval()
+
+
+def refuse_other_tensors(info: dict[str, Any], where: str) -> None:
+    """Raises ValueError where the loading info of transformers lists missing, unexpected or mismatched tensors."""
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        names = sorted(str(one[0]) if isinstance(one, tuple) else str(one) for one in info.get(kind) or ())
+        if names:
+            fault = kind.removesuffix("_keys")
+            raise ValueError(
+                f"{where}: {len(names)} {fault} tensors, first {names[0]!r}; its config and its weights are not of one model"
+            )
+
+
+def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any | None:
+    """The folder's tokenizer, or None when it has no tokenizer files. Raises ValueError when they cannot be read."""
+    if not any((path / name).exists() for name in TOKENIZER_FILES):
+        return None
+    from transformers import AutoTokenizer
+
+    with quiet_loading():
+        try:
+            return AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code, local_files_only=True)
+        except Exception as error:  # tokenizers raises bare Exception for a corrupt tokenizer.json
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"the tokenizer of {path} cannot be read: {type(error).__name__}: {reason}") from None
+
+
+def refuse_nonfinite(model: nn.Module, where: str) -> None:
+    """Raises ValueError naming the first parameter that holds NaN or infinity."""
+    names, finite = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.numel() and not parameter.is_meta:
+            names.append(name)
+            finite.append(torch.isfinite(torch.stack(torch.aminmax(parameter.detach()))).all())  # no copy of the weight is made
+    for name, is_finite in zip(names, torch.stack(finite).tolist() if finite else (), strict=True):  # a card is asked once
+        if not is_finite:
+            raise ValueError(f"{where}: weight {name!r} holds NaN or infinite values; the checkpoint is damaged, use another")
+
+
+@torch.no_grad()
+def refuse_two_way(model: Any, where: str) -> None:
+    """Raises ValueError when a token sees the tokens after it (BERT-like models have a language model class, too)."""
+    first, second = (
+        model(input_ids=torch.tensor([[0, *rest]], device=model.device), use_cache=False).logits[0, 0].float()
+        for rest in ((0, 0), (1, 1))
+    )
+    # a causal model gives equal logits up to the order of sums (experts are batched by choice); a two-way one is far off
+    limit = (1e-3 if model.dtype == torch.float32 else 5e-2) * float(first.abs().max())
+    if float((first - second).abs().max()) > limit:
+        raise ValueError(
+            f"{where}: in this {model.config.model_type!r} model tokens see the tokens after them; "
+            "it is not a causal language model"
+        )
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Silence the progress bars and reports of transformers; what matters in them is raised as an error here."""
+    from transformers.utils import logging
+
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()

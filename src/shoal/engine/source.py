@@ -1,0 +1,150 @@
+"""What a model source is, and everything that can be wrong with it before any weight is loaded.
+
+A source is a local folder, a hub id or a GGUF file; all end as a local folder of config, safetensors and tokenizer files.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from shoal.engine.gguf_source import dequantised, gguf_in
+from shoal.engine.shards import Shard, read_json, read_shards
+from shoal.words.records import nearest, stable_hash
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
+CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel")
+WHOLE_BYTES = 256 * 2**20  # checkpoints up to this size are hashed whole
+SAMPLE_BYTES = 4096  # of larger ones: this much at the start, middle and end of every tensor
+
+
+def resolve_source(source: str | Path, *, trust_remote_code: bool = False) -> Path:
+    """The local folder of a source; a hub id is fetched or found in the cache, a GGUF file is dequantised into one of ours.
+
+    Raises:
+        ValueError: no such folder; a hub id that cannot be reached and is not in the cache; a GGUF file that cannot be read.
+    """
+    folder = Path(source).expanduser()
+    if (packed := gguf_in(folder)) is not None:
+        return dequantised(packed)
+    if folder.is_dir():
+        return folder
+    text = str(source)
+    if folder.exists():
+        raise ValueError(
+            f"model {text!r} is a file; pass the folder that holds config.json and the safetensors, or a .gguf file"
+        )
+    if isinstance(source, Path) or not _like_hub_id(text):
+        raise ValueError(
+            f"no such model folder: {text!r}; pass a folder with config.json and safetensors, or a hub id like org/name"
+        )
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", *(["*.py"] if trust_remote_code else [])]
+    try:
+        return Path(snapshot_download(text, allow_patterns=wanted))
+    except (OSError, ValueError) as error:  # every error of the hub client is one of these
+        reason = str(error).strip().split("\n")[0].split(". ")[0][:160] or type(error).__name__
+        raise ValueError(
+            f"{text!r} is not a folder here, and as a hub id it cannot be reached or does not exist ({reason}); "
+            "check the spelling, or download it and pass the folder"
+        ) from None
+
+
+def _like_hub_id(text: str) -> bool:
+    parts = text.split("/")
+    return len(parts) <= 2 and all(part and part[0] not in ".~" and not part.isspace() for part in parts) and "\\" not in text
+
+
+def check_source(path: Path, *, trust_remote_code: bool = False) -> list[Shard]:
+    """Refuse a folder that cannot be opened as a causal language model; nothing is loaded.
+
+    Returns: its safetensors shards, checked.
+    Raises:
+        ValueError: one line: no such folder, no config, not a causal language model, unknown model type, remote code without
+            the flag, no weights, pickled weights only, truncated or corrupt safetensors, missing shards.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise ValueError(f"no such model folder: {str(path)!r}; pass a folder with config.json and safetensors")
+    if not (path / "config.json").exists():
+        raise ValueError(f"{path} has no config.json; it is not a Hugging Face model folder")
+    check_architecture(read_json(path / "config.json"), str(path), trust_remote_code=trust_remote_code)
+    return read_shards(path)
+
+
+def check_architecture(config: dict[str, Any], where: str, *, trust_remote_code: bool = False) -> None:
+    """Refuse a ``config.json`` that is not a decoder-only causal language model known to transformers.
+
+    Raises:
+        ValueError: see :func:`check_source`.
+    """
+    remote = config.get("auto_map") or {}
+    family = config.get("model_type")
+    if config.get("is_encoder_decoder"):
+        raise ValueError(
+            f"{where}: model type {family!r} is an encoder-decoder; Shoal cuts decoder-only causal language models"
+        )
+    if trust_remote_code and "AutoModelForCausalLM" in remote:
+        return
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if not family:
+        raise ValueError(f"{where}: config.json states no model_type; add it, or save the model again with transformers")
+    if family not in CONFIG_MAPPING_NAMES:
+        if remote:
+            raise ValueError(
+                f"{where}: model type {family!r} comes with its own code; read that code, then pass --trust-remote-code"
+            )
+        hint = nearest(family, CONFIG_MAPPING_NAMES).split("known:")[0].strip()
+        raise ValueError(
+            f"{where}: transformers does not know the model type {family!r}; {hint or 'check config.json or upgrade'}"
+        )
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(family)
+    if causal is None:
+        raise ValueError(f"{where}: model type {family!r} has no causal language model in transformers; Shoal cuts only those")
+    heads = config.get("architectures") or []
+    known = causal if isinstance(causal, (tuple, list)) else (causal,)
+    if heads and not any(head in known or head.endswith(CAUSAL_ENDINGS) for head in heads):
+        raise ValueError(f"{where}: {heads[0]} (model type {family!r}) is not a causal language model; {known[0]} is needed")
+
+
+def quantisation(config: dict[str, Any]) -> str | None:
+    """Name of the quantisation method a ``config.json`` states, or None."""
+    stated = config.get("quantization_config") or (config.get("text_config") or {}).get("quantization_config")
+    return str(stated.get("quant_method", "unnamed")) if isinstance(stated, dict) else None
+
+
+def fingerprint(path: Path) -> str:
+    """Identity of a checkpoint folder: 16 hex digits of config, tensor names, dtypes, shapes and weight bytes.
+
+    The config counts as parsed JSON without the version of the library that wrote it. Weight bytes: all of them up to
+    256 MiB in total, else 4 KiB at the start, middle and end of every tensor. How tensors are spread over shards does not
+    count.
+    Raises:
+        ValueError: as :func:`shoal.engine.shards.read_shards`.
+    """
+    shards = read_shards(path)
+    config = read_json(path / "config.json")
+    config.pop("transformers_version", None)
+    whole = sum(slot.n_bytes for shard in shards for slot in shard.slots.values()) <= WHOLE_BYTES
+    parts: list[tuple[str, str]] = []
+    for shard in shards:
+        with shard.path.open("rb") as file:
+            for name, slot in shard.slots.items():
+                pieces = [(slot.start, slot.n_bytes)] if whole else sampled_ranges(slot.start, slot.stop)
+                read: list[bytes] = []
+                for start, n_bytes in pieces:
+                    file.seek(shard.data_start + start)
+                    read.append(file.read(n_bytes))
+                parts.append((name, stable_hash([slot.dtype, list(slot.shape)], *read)))
+    return stable_hash(json.dumps(config, sort_keys=True), sorted(parts))
+
+
+def sampled_ranges(start: int, stop: int) -> list[tuple[int, int]]:
+    """(offset, length) of the bytes of a tensor that a sampled fingerprint reads."""
+    if stop - start <= 3 * SAMPLE_BYTES:
+        return [(start, stop - start)]
+    return [(offset, SAMPLE_BYTES) for offset in (start, (start + stop) // 2, stop - SAMPLE_BYTES)]

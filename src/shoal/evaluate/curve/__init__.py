@@ -1,0 +1,1 @@
+"""Curves: quality against the share of the model that was removed."""

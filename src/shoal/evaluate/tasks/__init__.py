@@ -1,0 +1,1 @@
+"""Tasks: items with right answers, asked of any model."""

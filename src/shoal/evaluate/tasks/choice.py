@@ -1,0 +1,203 @@
+"""Multiple choice by log-likelihood: a batched scorer on the engine, which reads the context of an item once for all options.
+
+For context tokens c and option tokens o (as lm-eval splits and truncates them, :mod:`shoal.evaluate.tasks.tokenised`)::
+
+    loglikelihood = sum over o of ln p(o_i | c, o_<i)
+    mean_nll      = -(sum of ln p over all tokens of c and o but the first) / (number of tokens of c and o)
+    is_greedy     = every token of o is the most probable one at its place
+
+``mean_nll`` is what OpenCompass calls PPL: nats per token, no exp, and the first token counts in the denominator.
+acc picks the highest loglikelihood, acc_norm the highest loglikelihood per character of the option; both as lm-eval.
+Logarithms in fp32, sums in fp64. Shapes: B rows, T tokens, V vocabulary, S segments (contexts and options), P scored places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shoal.engine.passes import run_pass
+from shoal.engine.student import TEACHER, Student
+from shoal.engine.view import DecoderView, Reading
+from shoal.evaluate.stability import Answer, Answers
+from shoal.evaluate.tasks.task_files import Task, TaskItem
+from shoal.evaluate.tasks.tokenised import (
+    TokenPair,
+    TokenRow,
+    batch_of,
+    first_equal,
+    grouped,
+    rows_of,
+    shares_context,
+    task_pairs,
+)
+from shoal.measure.divergence import tokens_per_chunk
+
+TOKENS_PER_BATCH = {"cpu": 1024}  # more leaves the cache: a third slower on the bundled model
+TOKENS_ON_DEVICES = 8192
+
+
+@dataclass(frozen=True)
+class ItemScores:
+    """What one model says about one item; one entry per option."""
+
+    item: TaskItem
+    loglikelihood: tuple[float, ...]
+    mean_nll: tuple[float, ...]
+    is_greedy: tuple[bool, ...]
+
+    @property
+    def answer(self) -> int:
+        """The option that acc counts: the highest loglikelihood, the first of equals."""
+        return int(np.argmax(self.loglikelihood))
+
+    @property
+    def answer_norm(self) -> int:
+        """The option that acc_norm counts: the highest loglikelihood per character."""
+        return int(np.argmax(np.array(self.loglikelihood) / [float(len(choice)) for choice in self.item.choices]))
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """One model on one task. ``n_truncated``: items with a context cut to the window; ``shared``: contexts were read once."""
+
+    task: Task
+    items: tuple[ItemScores, ...]
+    n_truncated: int
+    shared: bool
+
+    @property
+    def acc(self) -> float:
+        return sum(one.answer == one.item.gold for one in self.items) / len(self.items)
+
+    @property
+    def acc_norm(self) -> float:
+        return sum(one.answer_norm == one.item.gold for one in self.items) / len(self.items)
+
+
+def score_task(
+    view: DecoderView,
+    task: Task,
+    *,
+    tokenizer: object,
+    students: Sequence[Student] = (TEACHER,),
+    window: int | None = None,
+    tokens_per_batch: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[TaskScores]:
+    """Score every option of every item under every student, all in one reading of the text.
+
+    Args:
+        students: overlays on the view; include ``TEACHER`` for the teacher's own scores. Layers they have in common run once.
+        window: longest input in tokens; longer contexts are cut from the left and counted. None: no limit.
+        tokens_per_batch: tokens read at once, padding included; at least one row. 1024 on a CPU, 8192 elsewhere unless given.
+        progress: called with (batches done, batches in all).
+    Raises:
+        ValueError: a task of written answers, an item that cannot be scored (with the file and line), NaN or infinite states.
+    """
+    pairs = task_pairs(task, tokenizer=tokenizer, window=window)
+    longest = max(len(pair.context) + len(pair.option) for options in pairs for pair in options)
+    share = any(len(options) > 1 for options in pairs) and shares_context(view, longest=longest)
+    size = TOKENS_PER_BATCH.get(view.device.type, TOKENS_ON_DEVICES) if tokens_per_batch is None else tokens_per_batch
+    groups = list(grouped(rows_of(pairs, share=share), tokens_per_batch=size))
+    sums = [_Sums(pairs) for _ in students]
+
+    def sink(reading: Reading, finals: list[Tensor]) -> None:
+        places = _Places(groups[reading.batch.index], view.device)
+        for member, h_BTD in enumerate(finals):
+            sums[member].add(places, view.head(h_BTD, reading))
+        if progress is not None:
+            progress(reading.batch.index + 1, len(groups))
+
+    batches = (batch_of(group, index) for index, group in enumerate(groups))
+    run_pass(view, batches, students=students, sink=sink)
+    n_truncated = sum(any(pair.n_cut for pair in options) for options in pairs)
+    return [TaskScores(task, one.scores(task, pairs), n_truncated, share) for one in sums]
+
+
+class _Places:
+    """Where the tokens of a batch are predicted: row, position, the token, and the segment it belongs to."""
+
+    def __init__(self, group: Sequence[TokenRow], device: torch.device) -> None:
+        rows: list[int] = []
+        positions: list[int] = []
+        tokens: list[int] = []
+        segments: list[int] = []
+        self.group, n_segments = group, 0
+        for b, row in enumerate(group):
+            n_context, at = len(row.context), len(row.context)
+            spots = [list(range(n_context - 1))]
+            for option in row.options:
+                spots.append([n_context - 1, *range(at, at + len(option) - 1)])
+                at += len(option) - 1
+            for where, what in zip(spots, (row.context[1:], *row.options), strict=True):
+                rows += [b] * len(where)
+                positions += where
+                tokens += what
+                segments += [n_segments] * len(where)
+                n_segments += 1
+        self.n_segments = n_segments
+        self.row_P, self.position_P, self.token_P, self.segment_P = (
+            torch.tensor(x, device=device) for x in (rows, positions, tokens, segments)
+        )
+
+    def measure(self, logits_BTV: Tensor) -> tuple[list[float], list[bool]]:
+        """Per segment: the sum of log-likelihoods, and whether every token is the most probable one."""
+        pieces = []
+        for flat_NV in logits_BTV.flatten(0, 1).split(tokens_per_chunk(logits_BTV)):
+            flat_NV = flat_NV.float()
+            pieces.append((flat_NV.logsumexp(-1), flat_NV.argmax(-1)))
+        norm_N, best_N = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+        at_P = self.row_P * logits_BTV.shape[1] + self.position_P
+        logp_P = logits_BTV[self.row_P, self.position_P, self.token_P].float() - norm_N[at_P]
+        missed_P = (best_N[at_P] != self.token_P).long()
+        device = logits_BTV.device
+        total_S = torch.zeros(self.n_segments, dtype=torch.float64, device="cpu")
+        total_S.index_add_(0, self.segment_P.cpu(), logp_P.cpu().double())
+        missed_S = torch.zeros(self.n_segments, dtype=torch.long, device=device).index_add_(0, self.segment_P, missed_P)
+        return total_S.tolist(), (missed_S == 0).tolist()
+
+
+class _Sums:
+    """Scores of one student, option by option, filled batch by batch."""
+
+    def __init__(self, pairs: Sequence[Sequence[TokenPair]]) -> None:
+        self._loglikelihood = [[0.0] * len(options) for options in pairs]
+        self._context = [[0.0] * len(options) for options in pairs]
+        self._greedy = [[False] * len(options) for options in pairs]
+
+    def add(self, places: _Places, logits_BTV: Tensor) -> None:
+        totals, greedy = places.measure(logits_BTV)
+        segment = 0
+        for row in places.group:
+            for number, (item, option) in enumerate(row.which, start=1):
+                self._context[item][option] = totals[segment]
+                self._loglikelihood[item][option] = totals[segment + number]
+                self._greedy[item][option] = greedy[segment + number]
+            segment += 1 + len(row.which)
+
+    def scores(self, task: Task, pairs: Sequence[Sequence[TokenPair]]) -> tuple[ItemScores, ...]:
+        found = []
+        for index, (item, options) in enumerate(zip(task.items, pairs, strict=True)):
+            which = [first_equal(options, number) for number in range(len(options))]
+            own = [self._loglikelihood[index][number] for number in which]
+            before = [self._context[index][number] for number in which]
+            greedy = [self._greedy[index][number] for number in which]
+            means = [-(c + o) / (len(p.context) + len(p.option)) for c, o, p in zip(before, own, options, strict=True)]
+            found.append(ItemScores(item, tuple(own), tuple(means), tuple(greedy)))
+        return tuple(found)
+
+
+def choice_answers(scores: TaskScores, variant: Literal["mean_nll", "option_nll"]) -> Answers:
+    """For :func:`shoal.evaluate.stability.stability`: the lowest score is the answer; with ``option_nll`` it is acc's."""
+    found = []
+    for one in scores.items:
+        values = one.mean_nll if variant == "mean_nll" else tuple(-value for value in one.loglikelihood)
+        text = " ".join(one.item.ctx[-80:].split())
+        found.append(Answer(one.item.key, text, one.item.gold, int(np.argmin(values)), values))
+    return Answers(scores.task.name, variant, tuple(found))

@@ -1,0 +1,136 @@
+"""What a closed-form repair leaves besides its values: per map how well it fits, per layer what it gained. Plain data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from shoal.fit.repairs import RepairName
+from shoal.words.records import Record
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+class CannotRefit(ValueError):
+    """Something has no exact closed form; the message says what and why."""
+
+
+class MapFit(Record):
+    """One solve.
+
+    Attributes:
+        form: what was solved for: a map as a ``weight``, a map behind an ``output``, a ``bias``, the ``gain`` of a norm, the
+            ``scale`` of the stream, the ``patch`` in place of a span, or all ``neurons`` of an MLP, from several layers.
+        parameters: names inside the layer.
+        ridge: in units of the inputs' mean second moment; infinite: no change was best.
+        r2, r2_folds: share of the weighted squared change that the map explains, in-sample and on folds left out in turn
+            (None where none were).
+        condition, effective_rank: of the inputs' second moments.
+        scale: of the stream after the cut, where that is what was solved for.
+        n_tokens, n_sinks: of the fit. held_out_error: of the layer with this map refitted, as in :class:`LayerFit`.
+    """
+
+    form: Literal["weight", "output", "bias", "gain", "neurons", "scale", "patch"] = "weight"
+    parameters: tuple[str, ...]
+    ridge: float
+    r2: float
+    r2_folds: float | None
+    condition: float
+    effective_rank: float
+    n_tokens: int
+    n_sinks: int
+    held_out_error: float
+    scale: float | None = None
+
+
+class LayerFit(Record):
+    """The refit of one layer; its output is fitted to the teacher's boundary ``target``.
+
+    Attributes:
+        share: of the way from the teacher's boundary behind this layer to ``target`` where what it is fitted to lies; below 1
+            where a cut follows and the layers behind it are fitted, too.
+        error_before, error_after: on samples no fit has seen, weighted squared miss of that goal over its squared norm.
+        maps: solves in order; ``n_kept`` of them, from the first, stand (0: none lowered the held-out error).
+        seconds: teacher's layers up to the target included.
+    """
+
+    layer: int
+    target: int
+    share: float = 1.0
+    error_before: float
+    error_after: float
+    maps: tuple[MapFit, ...]
+    n_kept: int
+    seconds: float
+
+
+class FitResult(Record):
+    """``fit.json``.
+
+    Attributes:
+        layers: front to back. ``skipped``: sublayers without an exact refit, each with its reason.
+        n_samples, n_tokens, data, data_hash: the text; a tenth of it is held out.
+        kl_before, kl_after: KL to the teacher on ``selection`` without and with the repair; None: not asked for.
+        kept: the repair stands; False: it was worse there and was undone.
+    """
+
+    repair: RepairName
+    layers: tuple[LayerFit, ...]
+    skipped: tuple[str, ...] = ()
+    n_samples: int
+    n_tokens: int
+    data: str = ""
+    data_hash: str = ""
+    kl_before: float | None = None
+    kl_after: float | None = None
+    kept: bool = True
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        changed = [str(one.layer) for one in self.layers if one.n_kept]
+        if not self.layers:
+            return f"{self.repair!r}: {self.skipped[0] if self.skipped else 'nothing to do'}; the plain cut stands"
+        said = f"{self.repair!r} of layers {', '.join(changed) or 'none'} on {self.n_tokens:,} tokens, {self.seconds:.0f} s"
+        if self.kl_before is not None and self.kl_after is not None:
+            said += f"; KL on selection {self.kl_before:.4g} -> {self.kl_after:.4g}"
+        return said if self.kept else said + "; not better, undone"
+
+
+def fit_table(result: FitResult) -> Table:
+    """The layers and their gain, for people."""
+    from rich.table import Table
+
+    table = Table(title=f"Repair: {result}", caption="\n".join(result.skipped) or None, caption_justify="left")
+    for name in ("layer", "fitted to boundary", "refitted"):
+        table.add_column(name)
+    for name in ("R² of the change", "ridge", "held-out error before", "after"):
+        table.add_column(name, justify="right")
+    for one in result.layers:
+        names = [what(fit) for fit in one.maps]
+        table.add_row(
+            str(one.layer),
+            str(one.target),
+            ", ".join(names[: one.n_kept]) or "nothing: no gain" if names else "nothing",
+            ", ".join(explained(fit) for fit in one.maps),
+            ", ".join(f"{fit.ridge:.0e}" for fit in one.maps),
+            f"{one.error_before:.4g}",
+            f"{one.error_after:.4g}",
+        )
+    return table
+
+
+def explained(fit: MapFit) -> str:
+    """The share of the change that it explains, on folds left out where there are, for people."""
+    return f"{fit.r2 if fit.r2_folds is None else fit.r2_folds:.2f}"
+
+
+def what(fit: MapFit) -> str:
+    """What was solved for, for people."""
+    if fit.scale is not None:
+        return f"the stream, times {fit.scale:.3g}"
+    if fit.form == "patch":
+        return "the patch"
+    if fit.form == "neurons":
+        return f"neurons of {fit.parameters[0].rpartition('.')[0].rpartition('.')[0] or 'the MLP'}"
+    name = fit.parameters[0].removesuffix(".weight")
+    return name if fit.form == "weight" or fit.form == "bias" else f"{fit.form} of {name}"

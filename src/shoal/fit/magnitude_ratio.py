@@ -1,0 +1,50 @@
+"""Ratios of mean magnitudes after and before a span: Prune&Comp's scale and, per rotated channel, LinearPatch's.
+
+Prune&Comp (arXiv 2507.18212) takes one ratio over all channels, LinearPatch (arXiv 2505.24680) one per channel of the Hadamard
+basis; both average the ratio over samples.
+
+Shapes: B samples, T positions, D hidden size, N tokens, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from shoal.edits.replace.modules import rotate
+from shoal.engine.view import Reading
+from shoal.fit.boundary_states import BoundaryStates
+from shoal.fit.held_out import counted
+from shoal.fit.repairs import FitConfig
+
+
+def whole(x_ND: Tensor) -> Tensor:
+    """(N, 1): the magnitude of a token over all channels."""
+    return x_ND.abs().sum(-1, keepdim=True)
+
+
+def rotated(x_ND: Tensor) -> Tensor:
+    """(N, D): the magnitude of each channel of the Hadamard basis."""
+    return rotate(x_ND, inverse=True).abs()
+
+
+def mean_ratio(
+    readings: Sequence[Reading],
+    inputs: BoundaryStates,
+    goals: BoundaryStates,
+    folds: Sequence[Tensor],
+    *,
+    of: Callable[[Tensor], Tensor],
+    config: FitConfig,
+) -> Tensor:
+    """(C,) mean over the samples of the fit of mean ``of(y)`` / mean ``of(x)``; 1 where a channel is silent, fp64."""
+    total_C, n = torch.zeros((), dtype=torch.float64), 0
+    for reading, x_BTD, y_BTD, folds_B in zip(readings, inputs, goals, folds, strict=True):
+        counted_BT = counted(reading.batch, x_BTD, y_BTD, config)
+        for sample in (folds_B > 0).nonzero().flatten().tolist():
+            before_C, after_C = (of(one[sample][counted_BT[sample]].double()).sum(0) for one in (x_BTD, y_BTD))
+            total_C = total_C.to(before_C.device) + torch.where(before_C > 0, after_C / before_C, 1.0)
+            n += 1
+    return total_C / n

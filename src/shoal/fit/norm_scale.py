@@ -1,0 +1,210 @@
+"""One scale per cut: Prune&Comp's magnitude compensation (arXiv 2507.18212), folded into the maps *after* the cut.
+
+The cut leaves the stream too short; the paper multiplies it by a = mean over samples of mean|y| / mean|x| through the embedding
+and every map before the cut. Dividing what every later layer adds by a is the same model: later layers and the head read the
+stream through a norm, so only proportions count. It leaves the embedding alone, so a tied head stays as it is, and where no
+layer follows the cut there is nothing to do. Exact but for the epsilon of the norms; families whose layers or head are not
+indifferent to the scale of the stream are refused, by running them.
+
+Shapes: B samples, T positions, D hidden size.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shoal.engine.student import TEACHER, Student
+from shoal.engine.view import DecoderView, Reading
+from shoal.fit.boundary_states import BoundaryStates, SpilledStates, advance, emptied, read_all
+from shoal.fit.fit_result import LayerFit, MapFit
+from shoal.fit.held_out import WEIGHTS, counted, real_and_sinks
+from shoal.fit.magnitude_ratio import mean_ratio, whole
+from shoal.fit.repairs import FitConfig
+from shoal.fit.sites.site import CannotRefit, Site
+from shoal.fit.sums import folds_of
+from shoal.fit.sweep import WHOLE, Swept, places_of, probe_of
+from shoal.words.types import Batch, Span
+
+# The epsilon of a norm shows where the stream is small; anything above this is another function of the stream's scale.
+SCALE_TOLERANCE = 1e-2
+
+
+@torch.no_grad()
+def scale_cuts(
+    view: DecoderView,
+    student: Student,
+    batches: Sequence[Batch],
+    *,
+    cuts: Sequence[Span],
+    config: FitConfig,
+    known: Mapping[int, BoundaryStates] | None = None,
+    after_layer: Callable[[int], None] | None = None,
+) -> Swept:
+    """Scale the stream after each cut to the teacher's mean magnitude; several cuts front to back, with the student's input.
+
+    Args:
+        student: lacks the layers of ``cuts``, front to back, and nothing else.
+        known: as for :func:`shoal.fit.sweep.sweep_layers`.
+    Raises:
+        CannotRefit: no layer follows the first cut; a layer or the head is not indifferent to the scale of the stream; a layer
+            has no maps to fold it into.
+    """
+    kept_after = [layer for layer in range(cuts[0].start, view.n_layers) if not any(layer in cut for cut in cuts)]
+    if not kept_after:
+        raise CannotRefit(
+            "the cut reaches the last layer, and the final norm undoes any scale of the stream; use --repair sweep, or none"
+        )
+    probe = probe_of(view, batches)
+    places = {layer: _places(view, layer, probe) for layer in kept_after}
+    _refuse_head(view, probe)
+    scales, fits = _scales(view, student, batches, cuts=cuts, config=config, known=known or {}, after_layer=after_layer)
+    values: dict[int, dict[str, Tensor]] = {}
+    for layer, found in places.items():
+        scale = math.prod(one for cut, one in zip(cuts, scales, strict=True) if cut.stop <= layer)
+        if scale != 1.0:
+            values[layer] = _scaled(view, layer, found, 1.0 / scale)
+    return Swept(values, tuple(fits), ())
+
+
+def _scales(
+    view: DecoderView,
+    student: Student,
+    batches: Sequence[Batch],
+    *,
+    cuts: Sequence[Span],
+    config: FitConfig,
+    known: Mapping[int, BoundaryStates],
+    after_layer: Callable[[int], None] | None,
+) -> tuple[list[float], list[LayerFit]]:
+    """One scale per cut, those before it in place on the stream itself; 1 where it does not stand."""
+    readings, boundary = read_all(view, batches)
+    folds = [one.to(view.device) for one in folds_of(batches)]
+    teacher: BoundaryStates = boundary
+    ours = teacher
+    del boundary  # it is let go with the first layer
+    stops = {cut.start: cut.stop for cut in cuts}
+    scales: list[float] = []
+    fits: list[LayerFit] = []
+    layer = 0
+    while layer <= max(stops):
+        started = time.monotonic()
+        stop = stops.get(layer, layer + 1)
+        was_teacher = ours is teacher
+        if stop in known:
+            teacher = known[stop]
+        else:
+            for between in range(layer, stop):
+                teacher = advance(view, between, TEACHER.step(between), readings, teacher)
+        if layer in stops:
+            scale = float(mean_ratio(readings, ours, teacher, folds, of=whole, config=config))
+            fit = _record(layer, stop, scale, readings, ours, teacher, folds, config)
+            scales.append(scale if fit.n_kept else 1.0)
+            ours = _scaled_states(ours, scales[-1])
+            fits.append(fit.model_copy(update=dict(seconds=time.monotonic() - started)))
+        else:
+            ours = teacher if was_teacher else advance(view, layer, student.step(layer), readings, ours)
+        if after_layer is not None:
+            after_layer(layer)
+        layer = stop
+    return scales, fits
+
+
+def _scaled_states(states: BoundaryStates, scale: float) -> SpilledStates:
+    scaled = emptied(states)
+    for one in states:
+        scaled.append(scale * one)
+    return scaled
+
+
+def _places(view: DecoderView, layer: int, probe: Reading) -> list[Site[Any]]:
+    """What takes the scale: half the stream, through halved maps, must give half the answer."""
+    found, reasons = places_of(view, layer, ("attn", "mlp"), WHOLE, probe)
+    if {place.kind for place in found} != {"attn", "mlp"}:
+        raise CannotRefit(f"{reasons[0]}; a scale needs all of them: use --repair sweep, or none")
+    h_BTD = _unit(probe.h_BTD)
+    whole = view.run_layer(layer, h_BTD, probe).double()
+    halved = Student(overrides={layer: _scaled(view, layer, found, 0.5)})
+    half = view.run_layer(layer, 0.5 * h_BTD, probe, student=halved).double()
+    if (2 * half - whole).norm() > SCALE_TOLERANCE * (whole - h_BTD.double()).norm():
+        raise CannotRefit(
+            f"layer {layer} of this {view.family} model adds something else to a stream of another scale (it does not read it "
+            "through a norm), so no scale folds into its maps; use --repair sweep, or none"
+        )
+    return found
+
+
+def _scaled(view: DecoderView, layer: int, places: Sequence[Site[Any]], factor: float) -> dict[str, Tensor]:
+    with view.residency.layer(layer) as module:
+        parameters = dict(module.named_parameters())
+        return {name: value for place in places for name, value in place.scaled(parameters, factor).items()}
+
+
+def _refuse_head(view: DecoderView, probe: Reading) -> None:
+    whole, half = (view.head(factor * _unit(probe.h_BTD), probe).double() for factor in (1.0, 0.5))
+    if (half - whole).norm() > SCALE_TOLERANCE * whole.norm():
+        raise CannotRefit(
+            f"the head of this {view.family} model depends on the scale of the stream; use --repair sweep, or none"
+        )
+
+
+def _unit(h_BTD: Tensor) -> Tensor:
+    """The stream at unit size: embeddings alone are so small that the epsilon of a norm shows, which deeper states are not."""
+    return h_BTD / h_BTD.float().square().mean().sqrt().clamp(min=1e-6).to(h_BTD.dtype)
+
+
+def _record(
+    layer: int,
+    stop: int,
+    scale: float,
+    readings: Sequence[Reading],
+    inputs: BoundaryStates,
+    goals: BoundaryStates,
+    folds: Sequence[Tensor],
+    config: FitConfig,
+) -> LayerFit:
+    """Errors of the stream as it is and scaled against the teacher's boundary, on the held-out fold and on the others."""
+    sums = torch.zeros(2, 3, dtype=torch.float64)  # held out, fitted: without, with the new scale, norm
+    n_tokens = n_sinks = 0
+    for reading, x_BTD, y_BTD, folds_B in zip(readings, inputs, goals, folds, strict=True):
+        real_BT, _ = real_and_sinks(reading.batch, x_BTD, y_BTD)
+        counted_BT = counted(reading.batch, x_BTD, y_BTD, config)
+        n_sinks += int((real_BT & ~counted_BT)[folds_B > 0].sum())
+        for row, chosen_B in enumerate((folds_B == 0, folds_B > 0)):
+            chosen_BT = counted_BT & chosen_B[:, None]
+            x_ND, y_ND = x_BTD[chosen_BT].double(), y_BTD[chosen_BT].double()
+            w_N = WEIGHTS[config.weights](y_ND).double()
+            misses = [y_ND - x_ND, y_ND - scale * x_ND, y_ND]
+            sums[row] += torch.stack([w_N @ miss.square().sum(-1) for miss in misses]).cpu()
+            n_tokens += int(chosen_BT.sum()) if row else 0
+    (held_before, held_after, held_norm), (fit_before, fit_after, _) = sums.tolist()
+    error_before, error_after = (one / held_norm if held_norm else 0.0 for one in (held_before, held_after))
+    r2 = 1.0 - fit_after / fit_before if fit_before else 0.0
+    scaled = MapFit(
+        form="scale",
+        parameters=(),
+        scale=scale,
+        ridge=0.0,
+        r2=r2,
+        r2_folds=1.0 - held_after / held_before if held_before else 0.0,
+        condition=1.0,
+        effective_rank=1.0,
+        n_tokens=n_tokens,
+        n_sinks=n_sinks,
+        held_out_error=error_after,
+    )
+    stands = error_after < error_before or config.keep == "always"
+    return LayerFit(
+        layer=layer,
+        target=stop,
+        error_before=error_before,
+        error_after=error_after if stands else error_before,
+        maps=(scaled,),
+        n_kept=int(stands),
+        seconds=0.0,
+    )

@@ -1,0 +1,1 @@
+"""Sites: what of a layer a closed form can set."""

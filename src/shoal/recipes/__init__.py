@@ -1,0 +1,1 @@
+"""Recipes: the choices that make one method; a paper is one of them."""

@@ -1,0 +1,234 @@
+"""Task files and tasks of lm-eval under any model, and answers that other evaluators wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shoal.run.job import Inputs, window_of
+from shoal.words.progress import Progress, silent
+from shoal.words.records import nearest
+
+if TYPE_CHECKING:
+    from shoal.engine.student import Student
+    from shoal.engine.view import DecoderView
+    from shoal.evaluate.stability import Stability
+    from shoal.evaluate.tasks.answered import TaskAnswers
+    from shoal.evaluate.tasks.benchmark import Benchmark
+    from shoal.evaluate.tasks.harness_source import HarnessTask
+    from shoal.evaluate.tasks.task_files import Task
+
+
+ENGINES = ("auto", "built-in", "lm-eval")
+
+
+@dataclass(frozen=True, eq=False)
+class Tasks:
+    """Tasks that were read, in the order of the command line: files for the built-in scorer, the rest for lm-eval.
+
+    Attributes:
+        files: task files; ``by_harness``: the same files go to lm-eval.
+        named: lm-eval's own tasks, loaded.
+        n_items: the first items of each; None for all.
+    """
+
+    files: tuple[Task, ...] = ()
+    named: tuple[HarnessTask, ...] = ()
+    by_harness: bool = False
+    n_items: int | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.files or self.named)
+
+    def __str__(self) -> str:
+        """Who scores what."""
+        files, named = (", ".join(one.name for one in tasks) for tasks in (self.files, self.named))
+        built_in = f"{files} by the built-in scorer" if files and not self.by_harness else ""
+        harness = ", ".join(filter(None, (files if self.by_harness else "", named)))
+        if harness:
+            from shoal.evaluate.tasks.harness_source import harness_version
+
+            harness += f" by lm-eval {harness_version()}"
+        return "Tasks: " + "; ".join(filter(None, (built_in, harness)))
+
+
+def open_tasks(
+    names: Sequence[str],
+    *,
+    engine: str = "auto",
+    shots: int | None = None,
+    n_items: int | None = None,
+    include: Path | None = None,
+) -> Tasks:
+    """Read task files and load lm-eval's tasks.
+
+    Args:
+        names: paths of JSON lines, or names of lm-eval's tasks, groups and tags.
+        engine: ``built-in`` for files alone, ``lm-eval`` for everything, ``auto``: files built-in, names by lm-eval.
+        shots: solved examples before every item: the first items of a file; lm-eval's own choice for its tasks.
+        n_items: the first items of every task; all unless given.
+        include: folder of YAML tasks of lm-eval.
+    Raises:
+        ValueError: an unknown engine or name, a file that cannot be read, a count below 1.
+        ImportError: lm-eval is needed and not installed.
+    """
+    from shoal.evaluate.tasks.harness_source import harness_tasks, harness_version
+
+    if engine not in ENGINES:
+        raise ValueError(f"unknown --engine {engine!r}; {nearest(engine, ENGINES)}")
+    if not names and (engine != "auto" or (shots, n_items, include) != (None, None, None)):
+        raise ValueError("--engine, --shots, --items and --include are about tasks; give --task as well")
+    _refuse_no_items(n_items)
+    if shots is not None and shots < 0:
+        raise ValueError(f"--shots {shots} needs 0 or more")
+    files = [name for name in names if _is_file(name)]
+    others = [name for name in names if not _is_file(name)]
+    if others and engine == "built-in":
+        raise ValueError(
+            f"--engine built-in scores task files, and {others[0]!r} is none; give a .jsonl file or --engine lm-eval"
+        )
+    if engine == "lm-eval":
+        harness_version()
+    read = task_files(files, shots=shots or 0, n_items=n_items) if files else []
+    named = harness_tasks(others, shots=shots, include=include) if others else []
+    found = [*(task.name for task in read), *(task.name for task in named)]
+    if len(set(found)) != len(found):
+        raise ValueError(f"two tasks have one name ({', '.join(found)}); rename the file of one of them")
+    return Tasks(tuple(read), tuple(named), engine == "lm-eval", n_items)
+
+
+def task_files(paths: Sequence[Path | str], *, shots: int = 0, n_items: int | None = None) -> list[Task]:
+    """Task files for the built-in scorer, all items or the first ``n_items`` of each.
+
+    Raises:
+        ValueError: a file that cannot be read, a count below 1, a count without a file.
+    """
+    from shoal.evaluate.tasks.task_files import load_task
+
+    _refuse_no_items(n_items)
+    if n_items is not None and not paths:
+        raise ValueError("--items is about tasks; give --task as well")
+    read = [load_task(path, shots=shots) for path in paths]
+    return read if n_items is None else [task.head(n_items) for task in read]
+
+
+def _refuse_no_items(n_items: int | None) -> None:
+    if n_items is not None and n_items < 1:
+        raise ValueError(f"--items {n_items} needs at least 1")
+
+
+def _is_file(name: str) -> bool:
+    return Path(name).suffix in (".jsonl", ".json") or "/" in name or Path(name).is_file()
+
+
+def answer_tasks(
+    view: DecoderView,
+    tasks: Tasks,
+    *,
+    tokenizer: Any,
+    window: int | None,
+    student: Student | None = None,
+    who: str = "model",
+    progress: Progress = silent,
+) -> list[TaskAnswers]:
+    """Ask one model all tasks.
+
+    Args:
+        student: an overlay on the view; the view's own model unless given.
+        window: longest input in tokens.
+        who: for the progress.
+    Raises:
+        ValueError: an item that cannot be scored, NaN scores.
+    """
+    from shoal.engine.student import TEACHER
+    from shoal.evaluate.generate import model_of
+    from shoal.evaluate.tasks.answered import answered
+    from shoal.evaluate.tasks.choice import score_task
+    from shoal.evaluate.tasks.exact_match import write_answers
+    from shoal.evaluate.tasks.harness import answer_with_harness
+    from shoal.evaluate.tasks.harness_source import file_task
+    from shoal.evaluate.tasks.tokenised import task_pairs
+
+    for task in tasks.files:  # before the first is scored, which may take hours
+        if task.form != "generation":
+            task_pairs(task, tokenizer=tokenizer, window=window)
+    student = TEACHER if student is None else student
+    found: list[TaskAnswers] = []
+    for task in () if tasks.by_harness else tasks.files:
+        what = f"{task.name}, {who}"
+
+        def step(done: int, total: int, what: str = what) -> None:
+            progress(what, done, total)
+
+        if task.form == "generation":
+            model = model_of(view, student)
+            found.append(write_answers(model, task, tokenizer=tokenizer, window=window, progress=step))
+        else:
+            (scores,) = score_task(view, task, tokenizer=tokenizer, students=[student], window=window, progress=step)
+            found.append(answered(scores))
+    by_harness = [*(file_task(one, window=window) for one in (tasks.files if tasks.by_harness else ())), *tasks.named]
+    if by_harness:
+        found += answer_with_harness(
+            view,
+            by_harness,
+            tokenizer=tokenizer,
+            student=student,
+            window=window,
+            n_items=tasks.n_items,
+            progress=lambda done, total: progress(f"lm-eval, {who}", done, total),
+        )
+    return found
+
+
+def tasks_against_teacher(
+    inputs: Inputs, student: DecoderView | Student, tasks: Tasks, *, progress: Progress = silent
+) -> Benchmark:
+    """Ask the teacher and a student the same items; the shorter of their windows holds for both.
+
+    Raises:
+        ValueError: an item that cannot be scored, NaN scores.
+    """
+    from shoal.engine.student import Student
+    from shoal.evaluate.tasks.benchmark import compare_tasks
+
+    overlay = student if isinstance(student, Student) else None
+    other = inputs.view if isinstance(student, Student) else student
+    windows = [window for view in (inputs.view, other) if (window := window_of(view.config)) is not None]
+    tokenizer, window = inputs.opened.need_tokenizer(), min(windows, default=None)
+    ours = answer_tasks(inputs.view, tasks, tokenizer=tokenizer, window=window, who="teacher", progress=progress)
+    theirs = answer_tasks(other, tasks, tokenizer=tokenizer, window=window, student=overlay, who="student", progress=progress)
+    return compare_tasks(ours, theirs, seed=inputs.recipe.seed)
+
+
+@dataclass(frozen=True)
+class FromFiles:
+    """Stability of every task, and the number of LLM-Streamline's script where its inputs are those it was written for."""
+
+    tasks: tuple[Stability, ...]
+    official: dict[str, float]
+
+
+def stability_of_files(teacher: Path, student: Path, *, seed: int = 0) -> FromFiles:
+    """Compare two folders of OpenCompass predictions or of lm-eval sample logs.
+
+    Raises:
+        ValueError: what cannot be read, or other tasks or items in one than in the other.
+    """
+    from shoal.evaluate.stability import official_stability, stability
+    from shoal.evaluate.tasks.answer_files import load_answers
+
+    ours, theirs = load_answers(teacher), load_answers(student)
+    if ours.keys() != theirs.keys():
+        raise ValueError(
+            f"{teacher} holds the tasks {', '.join(ours)}; {student} holds {', '.join(theirs)}: both need the same"
+        )
+    found = tuple(stability(ours[name], theirs[name], seed=seed) for name in ours)
+    official = {
+        name: official_stability(ours[name], theirs[name])
+        for name in ours
+        if ours[name].variant == "mean_nll"
+        and [a.key for a in ours[name].items] == [b.key for b in theirs[name].items]  # it reads line by line
+    }
+    return FromFiles(found, official)

@@ -1,0 +1,101 @@
+"""What the guard of the plan stage needs besides the oracle: spans ranked by their patch, and candidates repaired."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from shoal.recipes.recipe import Recipe
+from shoal.run.job import Inputs
+from shoal.words.progress import Progress
+
+if TYPE_CHECKING:
+    from shoal.engine.student import Student
+    from shoal.select.choose import PatchTable
+    from shoal.select.guard import Repair
+    from shoal.select.model_size import ModelSize
+    from shoal.text import Samples
+    from shoal.words.types import Span, SpanTable
+
+PATCH_BYTES = 4 << 30
+"""Most memory for the sums of the patches. A constant, so that the choice does not depend on the machine."""
+
+SHARE_FOR_RANKING = 4
+"""Candidates are repaired on that part of the text of the fit: to rank them takes less than to repair the winner."""
+
+
+RANKING_RIDGE = 1e-2
+"""Of those repairs, unless the recipe has one: cross-validation would take longer than the rest, and ranks them alike."""
+
+
+def patch_table_of(inputs: Inputs, *, progress: Progress) -> PatchTable | None:
+    """None where nothing is put back or a single candidate is proposed by another score: the error after a patch is no help."""
+    from shoal.fit.span_error import bytes_per_span, patch_errors
+    from shoal.select.request import PATCHED
+
+    recipe = inputs.recipe
+    is_wanted = recipe.guard > 1 and (recipe.repair != "none" or recipe.replace != "none")
+    if recipe.by != PATCHED and not is_wanted:
+        return None
+
+    def measure(spans: Sequence[Span]) -> SpanTable:
+        batches = inputs.batches(inputs.calibration)
+        most = max(1, PATCH_BYTES // bytes_per_span(inputs.view.hidden_size))
+        return patch_errors(
+            inputs.view,
+            batches,
+            spans=spans[:most],
+            after_batch=lambda batch: progress("rank by patch", batch.index + 1, len(batches)),
+            workers=inputs.workers,
+        )
+
+    return measure
+
+
+def repairs_candidates(recipe: Recipe) -> bool:
+    """True where the guard compares repaired students.
+
+    A replacement is compared by its start: the plain removal it equals, repaired where the recipe repairs that.
+    """
+    return recipe.guard > 1 and recipe.repair not in ("none", "patch")
+
+
+def ranking_text(inputs: Inputs) -> Samples:
+    """The part of the text of the fit that candidates are repaired on."""
+    whole = inputs.fitting
+    n = max(1, min(whole.n_samples, max(whole.n_samples // SHARE_FOR_RANKING, 20)))
+    return whole.take(n)
+
+
+def repairer(inputs: Inputs, size: ModelSize, *, progress: Progress) -> Repair | None:
+    """Repairs a candidate as the recipe asks, on the ranking text."""
+    if not repairs_candidates(inputs.recipe):
+        return None
+    from shoal.edits.student_of import student_of
+    from shoal.fit.fit_plan import fit_plan
+    from shoal.fit.fit_result import CannotRefit
+    from shoal.select.model_size import NOTHING
+    from shoal.select.plan_of import plan_of
+
+    samples, opened, config = ranking_text(inputs), inputs.opened, inputs.recipe.fit
+    if config.ridge is None:
+        config = config.model_copy(update={"ridge": RANKING_RIDGE})
+
+    def repaired(layers: Sequence[int]) -> Student | None:
+        cut = plan_of(layers, size, put_back=NOTHING, source=opened.name, source_hash=opened.fingerprint)
+        try:
+            fitted = fit_plan(
+                inputs.view,
+                cut,
+                samples,
+                repair=inputs.recipe.repair,
+                batch_size=inputs.batch_size,
+                config=config,
+                progress=lambda done, total: progress("repair a candidate", done, total),
+                workers=inputs.workers,
+            )
+        except CannotRefit:  # this cut leaves nothing that can be refitted: it competes as it is
+            return None
+        return student_of(inputs.view, fitted.plan, fitted.values)
+
+    return repaired

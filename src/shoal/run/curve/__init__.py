@@ -1,0 +1,1 @@
+"""Curves of quality against the removed share: methods compared point by point."""

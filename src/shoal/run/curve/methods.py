@@ -1,0 +1,83 @@
+"""The methods of a sweep: names that become recipes, checked before a model is opened."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import get_args
+
+from shoal.recipes.recipe import RECIPES, Recipe
+from shoal.run.refusals import check_recipe
+from shoal.words.records import nearest
+
+
+def method_names(methods: str) -> list[str]:
+    """The methods of a list with commas, each once. Options of a replacement keep theirs (``swiglu:width=8,layout=code``)."""
+    parts = re.split(r",(?!\s*\w+\s*=)", methods)
+    return list(dict.fromkeys(part.strip() for part in parts if part.strip()))
+
+
+def method_choice(name: str) -> tuple[str, dict[str, str]]:
+    """A method's recipe and what it changes: ``none``, a repair or replacement (on the recipe ``default``), a recipe, a YAML
+    file, or several joined by ``+`` such as ``uidl+sweep``.
+
+    Raises:
+        ValueError: an unknown part, or two parts that say the same.
+    """
+    from shoal.edits.replace.table import REPLACEMENTS
+
+    repairs = set(get_args(Recipe.model_fields["repair"].annotation)) - {"none"}
+    known = {"repair": repairs, "replace": set(REPLACEMENTS), "polish": {"hidden", "kl"}}
+    recipe: str | None = None
+    changes: dict[str, str] = {}
+    for part in [] if name == "none" else name.split("+"):
+        field = next((field for field, names in known.items() if part.split(":")[0] in names), None)
+        is_recipe = part in RECIPES or Path(part).suffix in (".yaml", ".yml")
+        if field is None and not is_recipe:
+            names = {"none", *RECIPES}.union(*known.values())
+            raise ValueError(f"--methods has no {part!r}; {nearest(part, names)}, or a YAML file")
+        if field in changes or (is_recipe and recipe is not None):
+            raise ValueError(
+                f"--methods {name!r}: a method has one recipe, repair, replacement and polish; {part!r} is one more"
+            )
+        if field is not None:
+            changes[field] = part
+        else:
+            recipe = part
+    if recipe is None:
+        changes.setdefault("replace", "none")
+    return recipe or "default", changes
+
+
+def is_plain(recipe: Recipe) -> bool:
+    """True when nothing is repaired or put back: the cut is all."""
+    return recipe.repair == "none" and recipe.replace == "none"
+
+
+def slug(method: str) -> str:
+    """The method's name as part of a folder's."""
+    return re.sub(r"[^\w+.-]+", "-", Path(method).name)
+
+
+def check_methods(methods: Mapping[str, Recipe], out: Path) -> None:
+    """Before a model is opened.
+
+    Raises:
+        ValueError: no method, names that make one folder, recipes of another text, seed or model, or what ``check_recipe``
+            refuses.
+    """
+    if not methods:
+        raise ValueError("--methods names no method; give some, such as none,refit")
+    folders: dict[str, str] = {}
+    first = next(iter(methods.values()))
+    for name, recipe in methods.items():
+        check_recipe(recipe, out)
+        other = folders.setdefault(slug(name), name)
+        if other != name:
+            raise ValueError(f"--methods {other!r} and {name!r} would share a folder; rename one of them")
+        if (recipe.text, recipe.seed, recipe.model) != (first.text, first.seed, first.model):
+            raise ValueError(
+                f"method {name!r} states a text, seed or model of its own, and a sweep compares on one: take them out of the "
+                "file and give --text and --seed"
+            )

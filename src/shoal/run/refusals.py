@@ -1,0 +1,54 @@
+"""What can be refused before the long stages: options that fit no model, a folder in the wrong place, a budget out of reach."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shoal.recipes.recipe import Recipe
+from shoal.words.records import nearest
+
+if TYPE_CHECKING:
+    from shoal.run.job import Inputs
+
+
+def check_recipe(recipe: Recipe, out: Path) -> None:
+    """Before anything is loaded.
+
+    Raises:
+        ValueError: a budget that cannot be read, a score that no scan measures, an unknown objective, or ``out`` inside the
+            model's folder.
+    """
+    from shoal.measure.pairwise import CRITERIA
+    from shoal.measure.sinks import TOKENS
+    from shoal.run.stages.stages import budget_of
+    from shoal.select.request import PATCHED
+    from shoal.train.objectives import weighted_sum
+
+    budget_of(recipe)
+    for stage in recipe.train.schedule():
+        weighted_sum(stage.objective)
+    known = [f"{criterion}/{tokens}" for criterion in CRITERIA for tokens in TOKENS]
+    known += ["cka/rest"] if "cka" in recipe.observers else []
+    if recipe.by == PATCHED and (recipe.select != "span" or recipe.rounds > 1):
+        raise ValueError(f"--by {PATCHED} ranks contiguous spans of the length that goes: use --select span, and --rounds 1")
+    if recipe.by not in (*known, PATCHED):
+        raise ValueError(f"--by {recipe.by!r} is no score of the scan; {nearest(recipe.by, known)}")
+    if recipe.rounds > 1 and recipe.by.startswith("cka"):
+        raise ValueError("rounds measure the pairwise scores only; with --rounds choose another score than cka/rest")
+    source = Path(recipe.model or "")
+    if recipe.model and source.is_dir() and Path(out).resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"--out {out} is inside the model's folder {source}; choose a folder outside it")
+
+
+def check_budget(inputs: Inputs) -> None:
+    """Before the model is measured, where all removable layers have one size.
+
+    Raises:
+        ValueError: protected layers that do not exist, or a budget out of reach; says the allowed range.
+    """
+    from shoal.run.stages.stages import budget_of, choosing
+    from shoal.select.choose import check_reach
+    from shoal.select.model_size import model_size
+
+    check_reach(budget_of(inputs.recipe), model_size(inputs.view), how=choosing(inputs.recipe, inputs.view))

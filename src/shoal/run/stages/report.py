@@ -1,0 +1,219 @@
+"""``report.html`` and ``figures/``: a run folder read back and made into a page. Derived from the other files, so written anew
+whenever it is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shoal.run.folder import RECORD, RunRecord
+from shoal.words.records import write_atomically
+
+if TYPE_CHECKING:
+    from shoal.evaluate.evaluation import Evaluation
+    from shoal.fit.fit_result import FitResult
+    from shoal.show.report.run_data import Facts, LearningCurve, RunData
+    from shoal.train.train_result import TrainResult
+
+PAGE, FIGURES, TASKS = "report.html", "figures", "tasks.json"
+STEPS = {"scan.json": "scan", "plan.json": "plan", "evaluation.json": "evaluation"}
+"""Files of a whole run, each with the step that writes it."""
+SWEEP = "sweep.json"
+
+
+def report_stage(folder: Path) -> Path:
+    """The page at the end of a run."""
+    return _write_page(read_run(folder), Path(folder) / PAGE, overwrite=False)
+
+
+def write_report(folder: Path, out: Path | None = None, *, overwrite: bool = False) -> tuple[Path, list[Path]]:
+    """Write the page of a run folder, and its charts as files for papers where matplotlib is installed.
+
+    Args:
+        out: the page; ``report.html`` of the folder unless given. Charts go to ``figures/`` beside it.
+        overwrite: a file that is no report of ours may be replaced; an earlier report always is.
+    Returns:
+        The page, and the files of the charts.
+    Raises:
+        ValueError: the folder holds nothing of a run, a file of it is damaged, or ``out`` is somebody else's file.
+    """
+    from shoal.show.chart_files import save_figures
+    from shoal.show.report.page import sections
+
+    data = read_run(folder)
+    page = _write_page(data, Path(folder) / PAGE if out is None else Path(out), overwrite=overwrite)
+    return page, save_figures([chart for one in sections(data) for chart in one.charts], page.parent / FIGURES)
+
+
+def _write_page(data: RunData, out: Path, *, overwrite: bool) -> Path:
+    from shoal.show.report.page import GENERATOR, page
+
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder; give a file name such as {out / PAGE}")
+    if out.exists() and not overwrite:
+        with out.open("rb") as file:
+            if f'content="{GENERATOR}'.encode() not in file.read(4096):
+                raise ValueError(f"{out} exists and is no report of ours; add --overwrite to replace it, or give another --out")
+    write_atomically(out, page(data).encode())
+    return out
+
+
+def read_run(folder: Path) -> RunData:
+    """A run folder as values; what is not there yet is None and listed as missing.
+
+    Raises:
+        ValueError: not a folder, nothing of a run in it, or a damaged file (says which, in one line).
+    """
+    from shoal.checkpoint.verify import Verification
+    from shoal.evaluate.evaluation import Evaluation
+    from shoal.measure.scan import Scan
+    from shoal.show.headline import source_name
+    from shoal.show.report.run_data import RunData
+    from shoal.words.plan import Plan
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; give the folder of shoal compress, run, sweep, scan or plan (its --out)")
+    has = {name: (folder / name).is_file() for name in (*STEPS, RECORD, "verification.json")}
+    if (folder / SWEEP).is_file():
+        return _read_sweep(folder)
+    if not any(has[name] for name in STEPS):
+        started = f"; {RECORD} says that a run was started, its first step has not finished" if has[RECORD] else ""
+        raise ValueError(
+            f"{folder} holds none of {', '.join([*STEPS, SWEEP])}{started}; give the run folder of a shoal command (its --out)"
+        )
+    scan = Scan.load(folder) if has["scan.json"] else None
+    plan = Plan.load(folder / "plan.json") if has["plan.json"] else None
+    evaluation = Evaluation.load(folder / "evaluation.json") if has["evaluation.json"] else None
+    facts, reads_scan = _facts(folder)
+    needed = [name for name in STEPS if name != "scan.json" or reads_scan]
+    answers = _answers(folder)
+    missing = [f"{name} (step {STEPS[name]})" for name in needed if not has[name]]
+    if answers and evaluation and not _are_of_one_run(answers, evaluation):  # left by a run before this one
+        answers = None
+        missing.append(f"tasks of this student ({TASKS} is of another one; score them again)")
+    source = plan.source if plan else scan.provenance.model if scan else evaluation.provenance.model  # type: ignore[union-attr]
+    return RunData(
+        name=source_name(source),
+        facts=facts,
+        scan=scan,
+        plan=plan,
+        repair=_repair(folder),
+        curves=_curves(folder),
+        evaluation=evaluation,
+        answers=answers,
+        verification=Verification.load(folder / "verification.json") if has["verification.json"] else None,
+        missing=tuple(missing),
+    )
+
+
+def _read_sweep(folder: Path) -> RunData:
+    """The folder of a sweep over ratios: its curve and the scan that its cuts share."""
+    from shoal.evaluate.curve.ratio_curve import RatioSweep
+    from shoal.measure.scan import Scan
+    from shoal.show.headline import source_name
+    from shoal.show.report.run_data import RunData
+
+    sweep = RatioSweep.load(folder / SWEEP)
+    n_wanted = len(sweep.recipes) * len(sweep.counts)
+    missing = () if sweep.is_complete else (f"{n_wanted - len(sweep.points)} of {n_wanted} cuts (step sweep)",)
+    return RunData(
+        name=source_name(sweep.provenance.model),
+        facts=_facts(folder)[0],
+        scan=Scan.load(folder) if (folder / "scan.json").is_file() else None,
+        sweep=sweep,
+        missing=missing,
+    )
+
+
+def _answers(folder: Path) -> Evaluation | None:
+    """What `shoal eval` printed into the folder.
+
+    Raises:
+        ValueError: something else, or nothing, as an evaluation that failed leaves it.
+    """
+    from shoal.evaluate.evaluation import Evaluation
+
+    file = folder / TASKS
+    try:
+        return Evaluation.load(file) if file.is_file() else None
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; make {TASKS} with `shoal eval {folder}/model --teacher TEACHER --task FILE --json`, or remove it"
+        ) from None
+
+
+def _are_of_one_run(answers: Evaluation, evaluation: Evaluation) -> bool:
+    """False when tasks were scored on another teacher or student than the run has, as far as can be told."""
+    teachers = {one.provenance.model_hash for one in (answers, evaluation)}
+    return len(teachers) == 1 and answers.student.cost.parameters == evaluation.student.cost.parameters
+
+
+def _repair(folder: Path) -> FitResult | None:
+    """The closed-form repair, if there is one."""
+    from shoal.fit.fit_result import FitResult
+
+    file = folder / "fit.json"
+    return FitResult.load(file) if file.is_file() and "results" not in _json(file) else None
+
+
+def _curves(folder: Path) -> tuple[LearningCurve, ...]:
+    """Learning curves: of what was trained, or of a training that has not finished."""
+    from shoal.show.report.run_data import LearningCurve
+    from shoal.train.train_result import CurvePoint, TrainResults
+
+    for file in (folder / "train.json", folder / "fit.json"):  # the second where nothing but a replacement has values
+        if file.is_file() and "results" in _json(file):
+            results = TrainResults.load(file).results
+            return tuple(
+                LearningCurve(_trained(one), f"{i}-{one.start}-{one.stop}", one.curve, one) for i, one in enumerate(results)
+            )
+    curves = []
+    for path in sorted(folder.glob("train/*/curve.jsonl")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        points = tuple(CurvePoint.from_json(line, where=f"{path}, line {i}") for i, line in enumerate(lines, start=1))
+        curves.append(LearningCurve(f"training {path.parent.name}", path.parent.name, points))
+    return tuple(curves)
+
+
+def _trained(one: TrainResult) -> str:
+    more = f" and {len(one.trained) - 2} more" if len(one.trained) > 2 else ""
+    return ", ".join(one.trained[:2]) + more
+
+
+def _facts(folder: Path) -> tuple[Facts, bool]:
+    """What run.json and recipe.yaml say, and whether the recipe reads a scan."""
+    from shoal.recipes.recipe import Recipe, load_recipe
+    from shoal.run.stages.stages import needs_scan
+    from shoal.show.report.run_data import Facts
+
+    record = RunRecord.load(folder / RECORD) if (folder / RECORD).is_file() else RunRecord(version="")
+    file, recipe = folder / "recipe.yaml", Recipe()
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    if text:
+        recipe = load_recipe(str(file))
+    again = record.command
+    if not again and text:
+        again = shlex.join(["shoal", "run", "recipe.yaml", "--out", "NEW-FOLDER"])
+    facts = Facts(
+        command=record.command,
+        again=again,
+        versions=record.versions,
+        seconds={name: stage.seconds for name, stage in record.stages.items()},
+        by=recipe.by,
+        recipe=text,
+    )
+    return facts, needs_scan(recipe)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}; run the step again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds {type(content).__name__}, not an object; run the step again")
+    return content

@@ -1,0 +1,358 @@
+"""The stages of a run: scan, plan, save, evaluate; between plan and save come those of fit.py and train.py.
+
+Each reads its inputs, writes its files, and can be read back.
+
+A stage is keyed by a hash of everything it depends on; see :mod:`shoal.run.keys` and :mod:`shoal.run.folder`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shoal.run.candidate_repair import patch_table_of, repairer, repairs_candidates
+from shoal.run.folder import RunFolder
+from shoal.run.job import Inputs
+from shoal.run.keys import choice_key, evaluation_key, save_key, scan_key, unopened_choice_key
+from shoal.run.measuring import against_teacher
+from shoal.words.progress import Progress, silent
+from shoal.words.records import write_atomically
+from shoal.words.types import Batch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    from shoal.engine.student import Student
+    from shoal.engine.view import DecoderView
+    from shoal.evaluate.evaluation import Evaluation
+    from shoal.measure.oracle import Oracle
+    from shoal.measure.scan import Scan
+    from shoal.recipes.recipe import Recipe
+    from shoal.select.budget import Budget
+    from shoal.select.choose import Choosing
+    from shoal.text import Samples
+    from shoal.train.train_result import TrainResult
+    from shoal.words.plan import Plan
+
+VALUES = "fit.safetensors"
+
+
+def needs_scan(recipe: Recipe) -> bool:
+    """False where nothing reads the scores: a rule without measurements, and no other candidates to propose."""
+    return recipe.select != "deepest" or recipe.guard > 1
+
+
+def scan_stage(inputs: Inputs, folder: RunFolder, *, progress: Progress = silent) -> Scan:
+    """``scan.json``, ``scan.safetensors`` and the heat map."""
+    from shoal.checkpoint.blueprint import check_can_be_cut
+    from shoal.measure.cka import CkaObserver
+    from shoal.measure.scan import Scan, scan
+
+    check_can_be_cut(inputs.opened.model.config)
+    key = scan_key(inputs)
+    if folder.is_done("scan", key):
+        return Scan.load(folder.path)
+    started = time.monotonic()
+    batches = inputs.batches(inputs.calibration)
+    n_layers, length, seed = inputs.view.n_layers, inputs.length, inputs.recipe.seed
+    found = scan(
+        inputs.view,
+        batches,
+        provenance=inputs.provenance(inputs.calibration),
+        observers=[CkaObserver(n_layers, length=length, seed=seed) for name in inputs.recipe.observers if name == "cka"],
+        after_batch=lambda batch: progress("scan", batch.index + 1, len(batches)),
+        workers=inputs.workers,
+    )
+    inputs.workers.on_first(lambda: found.save(folder.path))
+    pictures = inputs.workers.from_first(lambda: draw(found, folder.path, by=inputs.recipe.by))
+    folder.finish("scan", key, seconds=time.monotonic() - started, files=["scan.json", "scan.safetensors", *pictures])
+    return found
+
+
+def draw(found: Scan, folder: Path, *, by: str) -> list[str]:
+    """The heat map of UIDL's figure for the table in use (angular distance of the last token where it has none)."""
+    from shoal.show.heatmap import draws_pictures, save_heatmap
+
+    if not draws_pictures():  # a run without pictures says so on the command line
+        return []
+    table = found.tables.get(by) or found["angular/last"]
+    return [save_heatmap(table, folder / f"heatmap.{kind}").name for kind in ("png", "svg")]
+
+
+def plan_stage(
+    inputs: Inputs,
+    folder: RunFolder,
+    found: Scan | None,
+    *,
+    budget: Budget | None = None,
+    judge: Oracle | None = None,
+    progress: Progress = silent,
+) -> Plan:
+    """``plan.json``: budget, selector and guard.
+
+    Args:
+        budget: the recipe's unless given.
+        judge: the guard's oracle on ``selection``, shared by the plans of a sweep; a new one unless given.
+    """
+    from shoal.select.choose import choose
+    from shoal.select.model_size import model_size
+    from shoal.select.plan_of import plan_of
+    from shoal.select.rounds import rescanner
+    from shoal.words.plan import Plan
+
+    recipe, view = inputs.recipe, inputs.view
+    budget, how = budget or budget_of(recipe), choosing(recipe, view)
+    key = choice_key(inputs, budget, how, scan=scan_key(inputs) if found else None)
+    if folder.is_done("plan", key):
+        return Plan.load(folder / "plan.json")
+    started = time.monotonic()
+    size = model_size(view)
+    choice = choose(
+        budget,
+        size,
+        tables=found.tables if found else {},
+        how=how,
+        oracle=(judge or oracle(inputs, inputs.selection, what="guard", progress=progress)) if recipe.guard > 1 else None,
+        rescan=rescanner(view, inputs.batches(inputs.calibration), workers=inputs.workers) if recipe.rounds > 1 else None,
+        patch_table=patch_table_of(inputs, progress=progress),
+        repair=repairer(inputs, size, progress=progress),
+        refuse=lambda kept: why_not(inputs, kept),
+    )
+    plan = plan_of(
+        choice.layers,
+        size,
+        put_back=how.put_back,
+        source=inputs.opened.name,
+        source_hash=inputs.opened.fingerprint,
+        method=choice.method,
+        candidates=choice.candidates,
+        spread=choice.spread,
+    )
+    plan = inputs.workers.from_first(lambda: _written(plan, folder))
+    folder.finish("plan", key, seconds=time.monotonic() - started, files=["plan.json"])
+    return plan
+
+
+def plan_unopened(recipe: Recipe, folder: RunFolder, *, trust_remote_code: bool = False) -> Plan:
+    """``plan.json`` by a rule that measures nothing: from config and names alone, so quantised checkpoints of any size will do.
+
+    Raises:
+        ValueError: the recipe needs scores or puts something back; and as for :func:`plan_stage`.
+    """
+    from shoal.checkpoint.blueprint import blueprint, check_can_be_cut, check_layers
+    from shoal.checkpoint.rewrite import read_config
+    from shoal.engine.families import find_layers
+    from shoal.engine.source import check_source, fingerprint, resolve_source
+    from shoal.select.choose import choose
+    from shoal.select.model_size import size_of
+    from shoal.select.plan_of import plan_of
+    from shoal.words.plan import Plan
+
+    if recipe.model is None or needs_scan(recipe) or recipe.replace != "none":
+        raise ValueError("a plan without opening the model needs a model, --select deepest, --guard 1 and --replace none")
+    path = resolve_source(recipe.model, trust_remote_code=trust_remote_code)
+    check_source(path, trust_remote_code=trust_remote_code)
+    config = read_config(path)
+    check_can_be_cut(config)
+    skeleton = blueprint(config)
+    size = size_of(skeleton, find_layers(skeleton)[0])
+    how = choosing_unopened(recipe, size.n_layers)
+    budget = budget_of(recipe)
+    key = unopened_choice_key(fingerprint(path), budget, how)
+    if folder.is_done("plan", key):
+        return Plan.load(folder / "plan.json")
+
+    def refuse(kept: Sequence[int]) -> str | None:
+        return reason_of(lambda: check_layers(config, kept))
+
+    choice = choose(budget, size, tables={}, how=how, refuse=refuse)
+    plan = plan_of(
+        choice.layers,
+        size,
+        put_back=how.put_back,
+        source=recipe.model,
+        source_hash=fingerprint(path),
+        method=choice.method,
+        candidates=choice.candidates,
+    )
+    plan = folder.workers.from_first(lambda: _written(plan, folder))
+    folder.finish("plan", key, seconds=0.0, files=["plan.json"])
+    return plan
+
+
+def _written(plan: Plan, folder: RunFolder) -> Plan:
+    plan.save(folder / "plan.json")
+    return plan
+
+
+def budget_of(recipe: Recipe) -> Budget:
+    from shoal.select.budget import parse_budget, parse_parameters
+
+    return parse_parameters(recipe.parameters) if recipe.parameters else parse_budget(recipe.drop)
+
+
+def choosing(recipe: Recipe, view: DecoderView) -> Choosing:
+    """What the recipe says of selection, for a model: the options of a replacement are those its family has."""
+    from shoal.edits.replace.table import parse_replacement
+    from shoal.select.model_size import put_back_of
+
+    found = parse_replacement(recipe.replace)
+    put_back = put_back_of(None if found is None else found.resolved(view), view.hidden_size)
+    put_back = replace(put_back, scores_inherited=not repairs_candidates(recipe))
+    return replace(choosing_unopened(recipe, view.n_layers), put_back=put_back)
+
+
+def choosing_unopened(recipe: Recipe, n_layers: int) -> Choosing:
+    """As :func:`choosing` for plain removal."""
+    from shoal.select.choose import Choosing
+
+    return Choosing(
+        selector=recipe.select,
+        by=recipe.by,
+        max_spans=recipe.max_spans,
+        protected=recipe.protected(n_layers),
+        n_rounds=recipe.rounds,
+        n_candidates=recipe.guard,
+    )
+
+
+def why_not(inputs: Inputs, kept: Sequence[int]) -> str | None:
+    """Why this family cannot be left with these layers, or None. Asked once per set: the answer builds two models."""
+    from shoal.checkpoint.blueprint import check_layers
+
+    model, order = inputs.opened.model, tuple(kept)
+    if order not in inputs.refusals:
+        inputs.refusals[order] = reason_of(lambda: check_layers(model.config, order, model_class=type(model)))
+    return inputs.refusals[order]
+
+
+def reason_of(check: Callable[[], object]) -> str | None:
+    """The message of a refusal, or None where there is none."""
+    try:
+        check()
+    except ValueError as refusal:
+        return str(refusal)
+    return None
+
+
+def oracle(inputs: Inputs, samples: Samples, *, what: str, progress: Progress) -> Oracle:
+    from shoal.measure.oracle import Oracle
+
+    batches = inputs.batches(samples)
+    return Oracle(
+        inputs.view,
+        batches,
+        after_batch=lambda batch: progress(what, batch.index + 1, len(batches)),
+        workers=inputs.workers,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A student with its values, and how they were trained (empty: nothing was)."""
+
+    student: Student
+    values: dict[str, Tensor]
+    results: tuple[TrainResult, ...]
+
+
+def claim(folder: RunFolder, name: str, key: str) -> None:
+    """Make ``name/`` the work folder of a stage with these inputs: an unfinished one of the same inputs is continued.
+
+    Raises:
+        ValueError: it holds unfinished work of other inputs, and ``overwrite`` was not given.
+    """
+    mark = folder / name / "key"
+    if mark.exists() and mark.read_text() != key:
+        if not folder.overwrite:
+            raise ValueError(
+                f"{folder / name} holds an unfinished run with other options, model or text; add --overwrite to drop it, "
+                "or give another --out"
+            )
+        shutil.rmtree(folder / name)
+    write_atomically(mark, key.encode())
+
+
+def save_stage(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted) -> Path:
+    """``model/``: the student as a stock checkpoint, written whole and verified by reloading it."""
+    key = save_key(inputs, plan, fitted.values)
+    target = folder / "model"
+    if folder.is_done("model", key):
+        return target
+    started = time.monotonic()
+    ids_BT = inputs.evaluation.ids_NT[:2]
+    inputs.workers.on_first(lambda: _save_and_verify(inputs, folder, plan, fitted, ids_BT=ids_BT))
+    folder.finish("model", key, seconds=time.monotonic() - started, files=["model", "verification.json"])
+    return target
+
+
+def _save_and_verify(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted, *, ids_BT: Tensor) -> None:
+    from shoal.checkpoint.verify import verify, verify_streamed
+    from shoal.checkpoint.write import is_bundled, write
+    from shoal.engine.streamed import Streamed
+
+    target, view, own_code = folder / "model", inputs.view, is_bundled(inputs.view, plan)
+    if target.exists():  # left by a run that died before it recorded the stage
+        shutil.rmtree(target)
+    write(view, inputs.opened.path, plan, target, values=fitted.values)
+    try:
+        reference = view.logits(Batch(ids_BT), student=fitted.student)
+        if isinstance(view.residency, Streamed):
+            view.residency.settle(())  # the checkpoint's own layers are read next
+            checked = verify_streamed(target, ids_BT=ids_BT, reference_BTV=reference, own_code=own_code)
+        else:
+            checked = verify(target, ids_BT=ids_BT, reference=lambda ids: reference, device=str(view.device), own_code=own_code)
+    except ValueError:  # a checkpoint that is not the student must not be found under the final name
+        shutil.rmtree(target)
+        raise
+    checked.model_copy(update={"path": "model"}).save(folder / "verification.json")
+
+
+def evaluate_stage(
+    inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted, *, command: str, progress: Progress = silent
+) -> Evaluation:
+    """``evaluation.json`` and the card: the checkpoint in ``model/`` against the teacher, on text nothing was chosen on."""
+    from shoal.checkpoint.write import is_bundled
+    from shoal.edits.replace.table import layers_absent
+    from shoal.engine.open import load_strictly
+    from shoal.engine.student import student_without
+    from shoal.engine.view import DecoderView
+    from shoal.evaluate.evaluation import Evaluation
+    from shoal.show.card import card, inherited_metadata
+
+    key = evaluation_key(inputs, plan, fitted.values)
+    if folder.is_done("evaluation", key):
+        return Evaluation.load(folder / "evaluation.json")
+    started = time.monotonic()
+    # of a streamed model: equal to the checkpoint, as was verified
+    student: DecoderView | Student = replace(fitted.student, name="student")
+    if not inputs.is_streamed:
+        saved = load_strictly(folder / "model", trust_remote_code=is_bundled(inputs.view, plan))
+        student = DecoderView(saved.to(inputs.view.device))
+    plain = None
+    if fitted.values:  # the same number of layers without repair, on the same text
+        judge = oracle(inputs, inputs.evaluation, what="evaluate the plain cut", progress=progress)
+        plain = judge.measure([student_without(layers_absent(plan))])[0]
+    evaluation = against_teacher(inputs, student, plain=plain, progress=progress)
+
+    def write() -> None:
+        evaluation.save(folder / "evaluation.json")
+        text = card(
+            plan,
+            evaluation,
+            recipe_name=inputs.recipe.name,
+            command=command,
+            papers=inputs.recipe.papers,
+            trained=fitted.results,
+            inherited=inherited_metadata(inputs.opened.path),
+        )
+        write_atomically(folder / "model" / "README.md", text.encode())
+
+    inputs.workers.on_first(write)
+    folder.finish("evaluation", key, seconds=time.monotonic() - started, files=["evaluation.json", "model/README.md"])
+    return evaluation

@@ -1,1 +1,0 @@
-"""Scores: what a span or a unit is worth."""

@@ -1,0 +1,133 @@
+"""Parameter counts a budget rests on: all of them, tied ones once, and what leaves with each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from shoal.words.plan import Size
+from shoal.words.types import Span, spans_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from shoal.edits.replace.contract import Replacement
+    from shoal.engine.view import DecoderView
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Parameters of a model.
+
+    Attributes:
+        total: every parameter of every module, tied ones once.
+        layers: per layer, the parameters that leave with it (those that nothing else uses).
+    """
+
+    total: int
+    layers: tuple[int, ...]
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def before(self) -> Size:
+        return Size(layers=self.n_layers, parameters=self.total)
+
+    def after(self, removed: Sequence[int], put_back: PutBack) -> Size:
+        """The size without ``removed`` layers, net of what is put back in place of each of their runs."""
+        spans = put_back.replaced(removed)
+        gone = {layer for span in spans for layer in span.layers} | set(removed)
+        returned = sum(put_back.parameters(self, span) for span in spans)
+        return Size(
+            layers=self.n_layers - len(gone) + put_back.layers * len(spans),
+            parameters=self.total - sum(self.layers[layer] for layer in gone) + returned,
+        )
+
+
+@dataclass(frozen=True)
+class PutBack:
+    """What stands in place of each run of removed layers, as far as sizes go: plain data, so that it is part of a run's key.
+
+    Attributes:
+        name, options: of the replacement, as a plan holds them; ``none`` puts nothing back.
+        layers: layers it counts as in the checkpoint; they have the sizes of the span's first ones.
+        inherits: layers it starts as a copy of, so that its step 0 equals removing the rest of the span.
+        own_parameters: what it has beyond its ``layers``.
+        scores_inherited: spans are scored over the layers it inherits, too; not where candidates are compared by their repair.
+    """
+
+    name: str = "none"
+    layers: int = 0
+    inherits: int = 0
+    own_parameters: int = 0
+    scores_inherited: bool = True
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def n_before(self) -> int:
+        """Layers that have to stay before a run: those it inherits, or one that its code can be attached to."""
+        return 0 if self.name == "none" else max(1, self.inherits)
+
+    def parameters(self, size: ModelSize, span: Span) -> int:
+        """Parameters it brings back in place of ``span``."""
+        return sum(size.layers[span.start : span.start + self.layers]) + self.own_parameters
+
+    def replaced(self, removed: Iterable[int]) -> tuple[Span, ...]:
+        """The spans a replacement takes over so that its step 0 lacks exactly the ``removed`` layers.
+
+        Raises:
+            ValueError: too few layers before a run are kept; says how many are needed.
+        """
+        if self.name == "none":
+            return ()
+        spans, stop = [], 0
+        for run in spans_of(removed):
+            if run.start - stop < self.n_before:
+                layers = "the layer" if self.n_before == 1 else f"{self.n_before} layers"
+                why = "inherits" if self.inherits else "stands behind"
+                stays = run.start - 1 if stop else 0
+                raise ValueError(
+                    f"replacement {self.name!r} {why} {layers} before the removed ones, so layer {stays} has to stay"
+                )
+            spans.append(Span(run.start - self.inherits, run.stop))
+            stop = run.stop
+        return tuple(spans)
+
+
+NOTHING = PutBack()
+
+
+def put_back_of(replacement: Replacement | None, hidden_size: int) -> PutBack:
+    """What a replacement costs; one whose options are resolved, or None for plain removal."""
+    if replacement is None:
+        return NOTHING
+    return PutBack(
+        name=replacement.name,
+        layers=replacement.n_layers,
+        inherits=replacement.n_inherited,
+        own_parameters=replacement.n_own_parameters(hidden_size),
+        options=tuple(replacement.options().items()),
+    )
+
+
+def model_size(view: DecoderView) -> ModelSize:
+    """The parameters of a view's model."""
+    return size_of(view.model, view.layers_path)
+
+
+def size_of(model: nn.Module, layers_path: str) -> ModelSize:
+    """Count parameters, also on the ``meta`` device. One that a layer shares with anything else leaves with no single layer."""
+    owners: dict[int, set[str]] = {}
+    prefix = layers_path + "."
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owner = name.removeprefix(prefix).split(".")[0] if name.startswith(prefix) else "outside"
+        owners.setdefault(id(parameter), set()).add(owner)
+    own = [0] * len(cast("nn.ModuleList", model.get_submodule(layers_path)))
+    for parameter in model.parameters():
+        (owner, *others) = owners[id(parameter)]
+        if not others and owner != "outside":
+            own[int(owner)] += parameter.numel()
+    return ModelSize(total=sum(p.numel() for p in model.parameters()), layers=tuple(own))

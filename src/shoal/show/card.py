@@ -1,0 +1,252 @@
+"""The model card of a compressed checkpoint: README.md with the metadata block that the Hugging Face Hub reads.
+
+Everything on it comes from the plan and the evaluation; nothing is claimed that was not measured.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from shoal.evaluate.evaluation import Evaluation
+from shoal.evaluate.generate import Generation
+from shoal.select.guard import spread_said
+from shoal.show.citations import bibtex
+from shoal.show.figures import rows
+from shoal.show.headline import Fact, Headline, headline, source_name
+from shoal.train.train_result import TrainResult
+from shoal.words.edits import Drop, Refit, Replace
+from shoal.words.plan import Plan, describe_removal
+from shoal.words.types import spans_of
+
+INHERITED = ("license", "license_name", "license_link", "language")
+N_GENERATIONS = 3  # shown on the card; all of them are in evaluation.json
+
+
+def card(
+    plan: Plan,
+    evaluation: Evaluation,
+    *,
+    recipe_name: str,
+    command: str,
+    papers: Sequence[str] = (),
+    trained: Sequence[TrainResult] = (),
+    inherited: Mapping[str, Any] | None = None,
+) -> str:
+    """The text of README.md.
+
+    Args:
+        plan: what was done.
+        evaluation: what was measured.
+        recipe_name: name of the recipe that was run.
+        command: the command line that makes this checkpoint again; empty when there was none.
+        papers: arXiv numbers of the method, cited in this order.
+        trained: how each replacement was trained.
+        inherited: metadata of the source's card (:func:`inherited_metadata`); without a licence there the card names none.
+    """
+    name = source_name(plan.source)
+    sections = (
+        _front_matter(name, inherited or {}),
+        f"# {name}, made shallower\n\n{_summary(headline(plan, evaluation))}",
+        _load(plan),
+        _figures(evaluation),
+        _removed(plan),
+        _generations(evaluation.generations),
+        _reproduce(plan, name, recipe_name, command),
+        _provenance(evaluation, trained),
+        _limits(evaluation),
+        _citations(papers),
+    )
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def inherited_metadata(folder: Path) -> dict[str, Any]:
+    """Licence and language from the metadata block of the README.md in a model's folder; empty where there is none."""
+    readme = Path(folder) / "README.md"
+    if not readme.is_file():
+        return {}
+    block = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", readme.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    try:
+        found = yaml.safe_load(block[1]) if block else None
+    except yaml.YAMLError:  # someone else's card; a card without a licence is better than no checkpoint
+        return {}
+    return {key: found[key] for key in INHERITED if found.get(key)} if isinstance(found, dict) else {}
+
+
+# -- sections ------------------------------------------------------------------------------------------------------------
+
+
+def _front_matter(name: str, inherited: Mapping[str, Any]) -> str:
+    metadata: dict[str, Any] = {
+        "base_model": name,
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["shoal", "depth-pruning", "layer-pruning", "model-compression"],
+    }
+    metadata.update({key: inherited[key] for key in INHERITED if key in inherited})
+    return f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---"
+
+
+def _summary(said: Headline) -> str:
+    parts = [("It costs", said.cost), ("It buys", said.gain)]
+    lines = [f"- {what} {'; '.join(_fact(one) for one in facts)}." for what, facts in parts if facts]
+    return "\n".join([said.summary, "", *lines]) if lines else said.summary
+
+
+def _fact(one: Fact) -> str:
+    return f"**{one.label} {one.value}** ({one.note})" if one.note else f"**{one.label} {one.value}**"
+
+
+def _load(plan: Plan) -> str:
+    brings_code = any(_layout(edit) == "code" for edit in plan.replacements)
+    said = "A stock checkpoint of its architecture; no other code is needed."
+    if brings_code:
+        said = (
+            "The layers are stock; what was put in place of removed ones is code in `modeling_shoal.py`, which comes with the "
+            "weights and needs only torch and transformers. Read it, then allow it:"
+        )
+    elif any(_layout(edit) == "stock" for edit in plan.replacements):
+        said += " Layers that hold a replacement have an attention that adds nothing (its output map is zero)."
+    code = f"""\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # this folder, or the id it was uploaded under
+model = AutoModelForCausalLM.from_pretrained(folder{", trust_remote_code=True" if brings_code else ""})
+tokenizer = AutoTokenizer.from_pretrained(folder)"""
+    return f"## How to load\n\n{said}\n\n{_fenced(code, 'python')}"
+
+
+def _figures(evaluation: Evaluation) -> str:
+    quality, ours = evaluation.quality, evaluation.student.perplexity
+    lines = ["| | teacher | student | change |", "|---|---:|---:|---:|"]
+    lines += [
+        f"| {' | '.join(_cell(text) for text in (row.label, row.teacher, row.student, row.change))} |"
+        for row in rows(evaluation)
+    ]
+    note = (
+        f"Perplexity: {ours.how}. KL and agreement: "
+        f"{quality.n_tokens:,} tokens of {quality.n_samples} samples; ± is the standard error over samples."
+    )
+    if evaluation.speed:
+        speed = evaluation.speed
+        note += (
+            f" Speed: {len(speed.teacher.decode)} rounds in turns, CPU threads: {speed.n_threads}; "
+            "the bound is what removing layers can give on that machine, from the teacher's own time per layer."
+        )
+    return "## Figures\n\n" + "\n".join(lines) + f"\n\n{note}"
+
+
+def _removed(plan: Plan) -> str:
+    lines = ["## What was removed", "", f"Layer numbers are those of the source. In short: {plan}."]
+    details = []
+    for edit in plan.edits:
+        if isinstance(edit, Replace):
+            details.append(f"- layers {edit.start}..{edit.stop - 1}: replaced by {_replacement(edit)}")
+        elif isinstance(edit, Drop):
+            what = {"layer": "layers", "attn": "attention of layers", "mlp": "MLP of layers"}[edit.kind]
+            runs = ", ".join(str(s.start) if s.n == 1 else f"{s.start}..{s.stop - 1}" for s in spans_of(edit.indices))
+            details.append(f"- {what} {runs}: removed")
+        elif isinstance(edit, Refit):
+            details.append(f"- layer {edit.layer}: new values for {', '.join(f'`{p}`' for p in edit.parameters)}")
+    lines += ["", *details] if details else []
+    lines += ["", f"How it was chosen: {plan.method}"] if plan.method else []
+    lines += ["", f"Choice {spread_said(plan.spread)}."] if plan.spread else []
+    return "\n".join([*lines, *_candidates(plan)])
+
+
+def _replacement(edit: Replace) -> str:
+    """Its name and options, and how the checkpoint holds it."""
+    options = {name: value for name, value in edit.options.items() if name != "layout"}
+    said = f"one `{edit.replacement}`" + (f" ({', '.join(f'{k}={v}' for k, v in options.items())})" if options else "")
+    how = {"stock": ", held by a stock layer with silent attention", "code": ", attached to the layer before by code"}
+    return said + how.get(_layout(edit), "")
+
+
+def _layout(edit: Replace) -> str:
+    return str(edit.options.get("layout", ""))
+
+
+def _candidates(plan: Plan) -> list[str]:
+    measured = [one for one in plan.candidates if one.kl is not None]
+    if not measured:
+        return []
+    repaired = any(one.kl_plain is not None for one in measured)
+    as_what = "each repaired on a part of the text" if repaired else "as plain cuts before any training"
+    lines = ["", f"Candidates, {as_what}, compared on text that is not in the figures above:", ""]
+    lines += ["| removed | proposed by | KL | perplexity |", "|---|---|---:|---:|"]
+    for one in measured:
+        perplexity = "" if one.perplexity is None else f"{one.perplexity:.4g}"
+        by = _cell(", ".join(one.proposed_by))
+        lines.append(f"| {describe_removal(one.layers, plan.n_layers)} | {by} | {one.kl:.4g} | {perplexity} |")
+    return lines
+
+
+def _generations(generated: Sequence[Generation]) -> str:
+    if not generated:
+        return ""
+    parts = ["## Greedy generations"]
+    for one in generated[:N_GENERATIONS]:
+        parts += [
+            f"Prompt, then teacher, then student ({one.n_agreed} of {one.n_tokens} tokens before the first difference):",
+            _fenced(one.prompt),
+            _fenced(one.teacher),
+            _fenced(one.student),
+        ]
+    return "\n\n".join(parts)
+
+
+def _reproduce(plan: Plan, name: str, recipe_name: str, command: str) -> str:
+    text = f"## How to make it again\n\nRecipe `{recipe_name}`"
+    text += f":\n\n{_fenced(command, 'bash')}" if command else "; `recipe.yaml` of the run folder has every option."
+    if plan.is_pure_removal and plan.removed_layers:
+        slices = [{"sources": [{"model": name, "layer_range": [span.start, span.stop]}]} for span in spans_of(plan.kept_layers)]
+        content = {"merge_method": "passthrough", "slices": slices}
+        recipe = yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
+        text += f"\n\nThe same cut for mergekit (upper bounds are exclusive):\n\n{_fenced(recipe.rstrip(), 'yaml')}"
+    return text
+
+
+def _provenance(evaluation: Evaluation, trained: Sequence[TrainResult]) -> str:
+    source = evaluation.provenance
+    texts = [f"{one.data}, hash `{one.data_hash}`, {one.n_tokens:,} tokens for {', '.join(one.trained)}" for one in trained]
+    facts = {
+        "teacher": f"`{source_name(source.model)}`, hash `{source.model_hash}`",
+        "evaluation text": f"{source.data}, hash `{source.data_hash}`",
+        "samples": f"{source.n_samples:,} of {source.length} tokens, {source.n_tokens:,} tokens in all",
+        "training text": "; ".join(texts),
+        "seed": str(source.seed),
+        "dtype": source.dtype,
+        "versions": ", ".join(f"{package} {version}" for package, version in sorted(source.versions.items())),
+    }
+    return "## Provenance\n\n" + "\n".join(f"- {name}: {fact}" for name, fact in facts.items() if fact)
+
+
+def _limits(evaluation: Evaluation) -> str:
+    return (
+        "## Limits\n\n"
+        f"- The figures hold for the text they were measured on ({evaluation.provenance.data}). Other text, other languages "
+        "and other tasks can lose more.\n"
+        "- Perplexity does not tell what happened to reasoning, facts or long contexts. Test the checkpoint on your own task "
+        "before you rely on it.\n"
+        "- The licence, the biases and the limits of the source model still apply."
+    )
+
+
+def _citations(papers: Sequence[str]) -> str:
+    if not papers:
+        return ""
+    return "## Citations\n\n" + _fenced("\n\n".join(bibtex(paper) for paper in papers), "bibtex")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _fenced(text: str, language: str = "") -> str:
+    """A code block whose fence is longer than any run of backticks in the text."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}"

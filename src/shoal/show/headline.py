@@ -1,0 +1,108 @@
+"""The headline of a run: what was removed, what it cost, what it buys. The model card and the report both say these figures."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from shoal.evaluate.evaluation import Evaluation
+from shoal.evaluate.speed import Speed, SpeedPhase
+from shoal.evaluate.tasks.benchmark import Benchmark
+from shoal.words.plan import Plan
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One figure in large: its name, the value, and what it rests on or is to be compared with."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What a run did, in a sentence and in figures. ``cost`` and ``gain`` are empty before the evaluation."""
+
+    name: str
+    summary: str
+    removed: tuple[Fact, ...]
+    cost: tuple[Fact, ...] = ()
+    gain: tuple[Fact, ...] = ()
+
+
+def headline(plan: Plan, evaluation: Evaluation | None = None, tasks: Benchmark | None = None) -> Headline:
+    """The figures of a plan and, where there are any, of its evaluation and of tasks (the evaluation's own unless given)."""
+    name, before, after = source_name(plan.source), plan.before, plan.after
+    smaller = 1 - after.parameters / before.parameters
+    summary = (
+        f"This is `{name}` with {after.layers} of its {before.layers} layers and {100 * smaller:.1f} % fewer parameters "
+        f"({before.parameters:,} → {after.parameters:,}), made with Shoal."
+    )
+    removed = (
+        Fact("Layers", f"{before.layers} → {after.layers}", str(plan)),
+        Fact("Parameters", f"{-100 * smaller:+.1f} %", f"{before.parameters:,} → {after.parameters:,}"),
+    )
+    if evaluation is None:
+        return Headline(name, summary, removed)
+    return Headline(name, summary, removed, _cost(evaluation, tasks or evaluation.tasks), _gain(evaluation))
+
+
+def source_name(source: str) -> str:
+    """The model's name for others: a hub id, also from the hub's cache; of a local folder only its own name."""
+    cached = re.search(r"models--([^/\\]+)[/\\]snapshots", source)
+    if cached:
+        return cached[1].replace("--", "/", 1)
+    is_hub_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", source) and not Path(source).exists()
+    return source if is_hub_id else Path(source).resolve().name
+
+
+def _cost(evaluation: Evaluation, tasks: Benchmark | None) -> tuple[Fact, ...]:
+    quality, plain = evaluation.quality, evaluation.plain
+    error = "" if math.isnan(quality.kl_stderr) else f"± {quality.kl_stderr:.2g} "
+    unrepaired = "" if plain is None else f", {plain.kl:.3g} without repair"
+    before, after = evaluation.teacher.perplexity.value, evaluation.student.perplexity.value
+    facts = [
+        Fact("KL to the teacher", f"{quality.kl:.3g}", f"{error}nats per token{unrepaired}; 0 is the teacher itself"),
+        Fact("Same most likely token", f"{100 * quality.agreement:.1f} %", f"of {quality.n_tokens:,} tokens"),
+        Fact("Perplexity", f"x {after / before:.3f}", f"{before:.4g} → {after:.4g}"),
+    ]
+    kept = tasks.retained if tasks else None
+    if tasks and kept is not None:
+        note = f"{100 * kept.low:.1f} to {100 * kept.high:.1f} %, average of {_tasks(len(tasks.counted))}"
+        facts.append(Fact("Accuracy kept", f"{100 * kept.value:.1f} %", note))
+    return tuple(facts)
+
+
+def _gain(evaluation: Evaluation) -> tuple[Fact, ...]:
+    ours, theirs = evaluation.teacher.cost, evaluation.student.cost
+    facts = [_rate(evaluation.speed, "decode"), _rate(evaluation.speed, "prefill")] if evaluation.speed else []
+    facts.append(
+        Fact(
+            "Weights",
+            _times(theirs.weight_bytes, ours.weight_bytes),
+            f"{ours.weight_bytes / 1e6:,.1f} → {theirs.weight_bytes / 1e6:,.1f} MB",
+        )
+    )
+    if ours.kv_bytes_per_token:
+        note = f"{ours.kv_bytes_per_token:,.0f} → {theirs.kv_bytes_per_token:,.0f} bytes per token"
+        facts.append(Fact("KV cache", _times(theirs.kv_bytes_per_token, ours.kv_bytes_per_token), note))
+    return tuple(facts)
+
+
+def _rate(speed: Speed, phase: SpeedPhase) -> Fact:
+    ratio = speed.ratio(phase)
+    label = {"decode": "Decoding speed", "prefill": "Prefill speed"}[phase]
+    rounds = f"{len(speed.teacher.decode)} rounds, {speed.device}"
+    note = f"{ratio.low:.2f} to {ratio.high:.2f} ({rounds}); bound {speed.bound(phase):.2f}"
+    return Fact(label, f"x {ratio.value:.2f}", note)
+
+
+def _times(student: float, teacher: float) -> str:
+    return f"x {student / teacher:.2f}" if teacher else ""
+
+
+def _tasks(n: int) -> str:
+    return "1 task" if n == 1 else f"{n} tasks"

@@ -1,0 +1,135 @@
+"""The page: sections in order inside one self-contained HTML file, opened from disk, in light and dark, on paper and phones.
+
+Nothing is fetched, ever: style and script stand in the file, and its content security policy lets nothing else load or run.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable, Sequence
+from importlib import resources
+
+from shoal import __version__
+from shoal.show.chart import Chart, Dots
+from shoal.show.headline import Fact, headline
+from shoal.show.html import Html, join, tag
+from shoal.show.report.layer_strip import strip
+from shoal.show.report.run_data import RunData, Section
+from shoal.show.report.sections.anatomy import anatomy
+from shoal.show.report.sections.candidates import candidates
+from shoal.show.report.sections.figures import figures
+from shoal.show.report.sections.learning import learning
+from shoal.show.report.sections.provenance import provenance
+from shoal.show.report.sections.ratios import ratios
+from shoal.show.report.sections.repair import repair
+from shoal.show.report.sections.spans import spans
+from shoal.show.report.sections.speed import speed
+from shoal.show.report.sections.tasks import tasks
+from shoal.show.report.sections.written import written
+from shoal.show.svg import draw
+
+SECTIONS: tuple[Callable[[RunData], Section | None], ...] = (
+    ratios, figures, tasks, written, speed, candidates, spans, anatomy, repair, learning, provenance,
+)  # fmt: skip
+"""In the order of the page. Each reads the values it needs and is None where they are not there."""
+
+GENERATOR = "shoal report"
+"""In the page's head: marks a file as one of ours, which a new report may replace."""
+
+
+def sections(data: RunData) -> tuple[Section, ...]:
+    """The sections this folder has something for."""
+    return tuple(found for make in SECTIONS if (found := make(data)) is not None)
+
+
+def page(data: RunData) -> str:
+    """The whole file. The same values give the same bytes."""
+    shown = sections(data)
+    title = f"{data.name}, {'made shallower' if data.plan else 'cut by cut' if data.sweep else 'layer by layer'}"
+    body = (_top(shown), tag("main", _head(data, title), [_section(one) for one in shown], id="top"), _foot())
+    return document(title, body)
+
+
+def document(title: str, body: Sequence[Html]) -> str:
+    """An HTML file with the style, the script and the policy that allows only these two."""
+    style, script = _asset("page.css"), _asset("page.js")
+    policy = (
+        f"default-src 'none'; style-src {_digest(style)}; script-src {_digest(script)}; img-src data:; base-uri 'none'; "
+        "form-action 'none'"
+    )
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        Html(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        Html(f'<meta name="generator" content="{GENERATOR} {__version__}">'),
+        Html('<meta name="color-scheme" content="light dark">'),
+        tag("title", title),
+        Html(f"<style>{style}</style>"),
+    )
+    parts = join("\n", [join(part, "\n") for part in body])
+    return f'<!DOCTYPE html>\n<html lang="en">\n{head}\n<body>{parts}<script>{script}</script></body>\n</html>\n'
+
+
+def _top(shown: Sequence[Section]) -> Html:
+    links = [tag("li", tag("a", one.id.capitalize(), href=f"#{one.id}")) for one in shown]
+    switch = tag("button", "Dark", type="button", id="scheme", aria_pressed="false", hidden=True)
+    skip = tag("a", "Skip to the content", href="#top", class_="skip")
+    return tag("header", skip, tag("nav", tag("ul", links), aria_label="Sections"), switch, class_="top")
+
+
+def _head(data: RunData, title: str) -> Html:
+    parts: list[Html] = [tag("p", "Shoal report", class_="kicker"), tag("h1", title)]
+    if data.missing:
+        text = "This is a part of a report. Not in the folder: " + "; ".join(data.missing) + "."
+        parts.append(tag("p", text, class_="missing", role="note"))
+    if data.plan is None:
+        return tag("section", parts, class_="hero", aria_label="Headline")
+    said = headline(data.plan, data.evaluation, data.tasks[0])
+    parts.append(strip(data.plan))
+    for name, facts in (("What was removed", said.removed), ("What it cost", said.cost), ("What it buys", said.gain)):
+        if facts:
+            tiles = tag("dl", [_tile(one) for one in facts], class_="tiles")
+            parts.append(tag("div", tag("h2", name), tiles, class_="group"))
+    return tag("section", parts, class_="hero", aria_label="Headline")
+
+
+def _tile(one: Fact) -> Html:
+    return tag("div", tag("dt", one.label), tag("dd", one.value, class_="value"), tag("dd", one.note, class_="note"))
+
+
+def _section(one: Section) -> Html:
+    heading, source = tag("h2", one.title, id=f"{one.id}-title"), tag("p", f"From {one.source}", class_="source")
+    return tag("section", heading, source, _parts(one.parts), id=one.id, aria_labelledby=f"{one.id}-title")
+
+
+def _parts(parts: Sequence[Html | Chart | Dots]) -> Html:
+    """Charts that follow one another share a row where there is room."""
+    made: list[Html] = []
+    row: list[Html] = []
+    for part in (*parts, None):
+        if isinstance(part, Chart | Dots):
+            row.append(draw(part))
+            continue
+        if row:
+            made.append(tag("div", row, class_="charts"))
+            row = []
+        if part is not None:
+            made.append(part)
+    return join(made)
+
+
+def _foot() -> Html:
+    return tag(
+        "footer", tag("p", f"Made by Shoal {__version__} from the files of the run folder; nothing on this page was fetched.")
+    )
+
+
+def _asset(name: str) -> str:
+    return resources.files("shoal.show.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    """The content security policy's name for an inline style or script."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -1,0 +1,122 @@
+"""Records: frozen values that are JSON files, saved whole or not at all, with errors a person can act on."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+if TYPE_CHECKING:
+    pass
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The tail of an error message for an unknown name: the nearest known one and the whole list."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}known: {', '.join(names)}"
+
+
+class Record(BaseModel):
+    """A frozen value that is a JSON file: unknown keys are refused, saving is atomic."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")  # NaN is no JSON; "NaN" reads back
+
+    def to_json(self) -> str:
+        return self.model_dump_json(indent=2) + "\n"
+
+    def save(self, path: Path) -> None:
+        write_atomically(path, self.to_json().encode())
+
+    @classmethod
+    def from_json(cls, text: str | bytes, *, where: str = "the JSON text") -> Self:
+        """Raises ValueError with one line: where, which field, what was got, what is allowed."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise ValueError(f"{where}: {explain(error, cls)}") from None
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        return cls.from_json(Path(path).read_bytes(), where=str(path))
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first problem of a pydantic error in one line, with the nearest field for an unknown key."""
+    problem = error.errors()[0]
+    place = ".".join(str(part) for part in problem["loc"]) or "the top level"
+    if problem["type"] == "extra_forbidden":
+        key = str(problem["loc"][-1])
+        return f"unknown key {place!r}; {nearest(key, fields_at(model, problem['loc'][:-1]))}"
+    if problem["type"] == "value_error":  # raised by us: it says what was got
+        return f"{place}: {problem['ctx']['error']}"
+    got = "" if problem["type"] == "missing" else f", got {str(problem.get('input'))[:60]!r}"
+    return f"{place}: {problem['msg'][0].lower()}{problem['msg'][1:]}{got}"
+
+
+def fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """Field names of the model found by following ``path`` from ``model`` (best effort through unions and lists)."""
+    found: list[type[BaseModel]] = [model]
+    for part in path:
+        if not isinstance(part, str):
+            continue
+        deeper = [child for one in found if part in one.model_fields for child in models_in(one.model_fields[part].annotation)]
+        if deeper:
+            found = deeper
+    return sorted({name for one in found for name in one.model_fields})
+
+
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The records named anywhere in a type annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in getattr(annotation, "__args__", ()) for model in models_in(part)]
+
+
+class Provenance(Record):
+    """What a number rests on; complete enough to redo it."""
+
+    model: str
+    model_hash: str
+    data: str
+    data_hash: str
+    n_samples: int
+    n_tokens: int
+    length: int
+    seed: int
+    dtype: str
+    versions: dict[str, str] = {}
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a whole file under its final name, or nothing: a temporary file beside it, fsync, rename."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def stable_hash(*parts: Any) -> str:
+    """Hex SHA-256 (first 16 digits) of JSON-able parts and bytes, independent of process and platform."""
+    digest = hashlib.sha256()
+    for part in parts:
+        raw = part if isinstance(part, bytes) else json.dumps(part, sort_keys=True, default=str).encode()
+        digest.update(len(raw).to_bytes(8, "little") + raw)
+    return digest.hexdigest()[:16]
