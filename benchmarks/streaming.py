@@ -42,7 +42,7 @@ from pathlib import Path
 import torch, transformers, accelerate
 import transformers.models.llama.modeling_llama
 from transformers import AutoModelForCausalLM
-import shoal.run.compress, shoal.run.job, shoal.measure, shoal.train.train_plan, shoal.evaluate, shoal.checkpoint.verify
+import shoal.run.compress, shoal.run.job, shoal.measure.scan, shoal.train.train_plan, shoal.evaluate.evaluation, shoal.checkpoint.verify
 from shoal.report.heatmap import draws_pictures
 from shoal.run.memory import keep_freed_memory
 from shoal.decoder import DecoderView
@@ -100,7 +100,7 @@ elif case.startswith("scan"):
     opened = time.perf_counter()
     facts = Provenance(model="random", model_hash="", data="random", data_hash="", n_samples=0, n_tokens=0, length=length,
                        seed=0, dtype="bfloat16")
-    shoal.measure.scan(view, batches, provenance=facts)
+    shoal.measure.scan.scan(view, batches, provenance=facts)
     if case == "scan_streamed":
         read = residency.bytes_read - before
 elif case.startswith("compress"):

@@ -18,22 +18,20 @@ SRC = Path(shoal.__file__).parent
 
 # A room (a file or a folder of src/shoal) imports only rooms above it in this table, and itself.
 ROOMS = """
-types       the words as values
-plan        what to do to a model
-workers     the processes of one job
-decoder     runs any layer on any states; opens models
+words       plain data that everybody may read
+engine      runs any layer on any states; opens models; the processes of one job
 text        documents to samples
-replace     modules in place of spans
-score       numbers per span or unit
-scan        one pass over calibration text
+measure     numbers per span or unit, and what a student loses
+edits       what turns a teacher into a student
 select      scores and a budget to a plan
-surgery     cutting and saving checkpoints
 fit         closed forms
+prune       weights set to zero
 train       gradient training
+checkpoint  cutting and saving checkpoints
+export      formats of serving engines
 evaluate    what was lost
-export      cards and formats
-report      pictures and pages
-recipe      a choice of all these
+show        tables, charts, card, report
+recipes     a choice of all these
 run         stages in order
 cli         verbs
 """.strip().splitlines()
@@ -45,7 +43,7 @@ TRANSFORMERS = (
     "engine/open.py",
     "engine/source.py",
     "engine/streamed.py",
-    "surgery/",
+    "checkpoint/",
     "evaluate/generate.py",
 )
 
@@ -66,7 +64,7 @@ LIGHT = (
 HEAVY = ("torch", "transformers", "datasets", "matplotlib", "accelerate")
 
 # Tables of interchangeable entries; the file of one entry never imports the file of another.
-TABLES = (("score", "CRITERIA"), ("replace", "REPLACEMENTS"), ("select", "SELECTORS"), ("train", "OBJECTIVES"))
+TABLES = (("measure", "CRITERIA"), ("edits/replace", "REPLACEMENTS"), ("select", "SELECTORS"), ("train", "OBJECTIVES"))
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ def roots(one: Import) -> str:
 def test_every_file_lives_in_a_room_of_the_table():
     rooms = {room_of(path.relative_to(SRC).as_posix()) for path in SRC.rglob("*.py")} - {"__init__", "__main__"}
     assert rooms <= set(ORDER), f"add {rooms - set(ORDER)} to the table"
-    assert {"types", "plan", "decoder"} <= rooms, "the source was not found"
+    assert {"words", "engine", "measure"} <= rooms, "the source was not found"
 
 
 @pytest.mark.parametrize("room", ORDER)
@@ -160,7 +158,7 @@ def entry_files(room: str, table: str) -> set[str]:
         home = {
             alias.asname or alias.name: f"{node.module.removeprefix('shoal.').replace('.', '/')}.py"
             for node in tree.body
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"shoal.{room}.")
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"shoal.{room.replace('/', '.')}.")
             for alias in node.names
         }
         for node in tree.body:

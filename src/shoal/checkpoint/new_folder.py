@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import tempfile
@@ -11,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
+
+from shoal.engine.disk import is_full_disk, no_space, refuse_full_disk
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
 NOT_COPIED = ("config.json", "README.md")  # both are written anew for a student
@@ -42,25 +43,6 @@ def new_folder(out: Path, *, n_bytes: int = 0) -> Iterator[Path]:
         raise ValueError(no_space(out.parent, n_bytes)) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def is_full_disk(error: Exception) -> bool:
-    """Whether an error says that the disk or the quota is full; the safetensors library says it in words only."""
-    full = (errno.ENOSPC, errno.EDQUOT)
-    return getattr(error, "errno", None) in full or any(f"(os error {number})" in str(error) for number in full)
-
-
-def refuse_full_disk(folder: Path, n_bytes: int) -> None:
-    """Raises ValueError when ``folder`` has less than ``n_bytes`` free."""
-    if shutil.disk_usage(folder).free < n_bytes:
-        raise ValueError(no_space(folder, n_bytes))
-
-
-def no_space(folder: Path, n_bytes: int) -> str:
-    """The message for a full disk; ``n_bytes`` that were needed, 0 where that is not known."""
-    free = shutil.disk_usage(folder).free
-    needed = f"{n_bytes} bytes are needed" if n_bytes else "it filled up while writing"
-    return f"no space left in {folder}: {needed}, {free} are free; free some or choose another place"
 
 
 def side_files(source: Path) -> list[Path]:

@@ -67,8 +67,9 @@ DropOption = Annotated[
 ParametersOption = Annotated[Optional[str], typer.Option("--params", help="Target size instead of --drop, such as 6B.")]  # noqa: UP045
 SelectOption = Annotated[Optional[str], typer.Option("--select", help="span, lowest, deepest or disjoint.  [default: span]")]  # noqa: UP045
 ByOption = Annotated[
-    Optional[str], typer.Option("--by", help="Score to select by, such as angular/last.  [default: cosine/rest]")
-]  # noqa: UP045
+    Optional[str],  # noqa: UP045
+    typer.Option("--by", help="Score to select by, such as angular/last.  [default: cosine/rest]"),
+]
 GuardOption = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option("--guard", help="Candidates compared by their KL to the teacher; 1 trusts the score.  [default: 4]"),

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from shoal.checkpoint.new_folder import is_full_disk, no_space
+from shoal.engine.disk import is_full_disk, no_space
 from shoal.engine.shards import read_shard
 from shoal.engine.streamed import read_tensor
 

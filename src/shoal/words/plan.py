@@ -7,16 +7,12 @@ safetensors; the plan itself holds no weights.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from pydantic import model_validator
 
 from shoal.words.edits import Drop, Edit, Replace
 from shoal.words.records import Record
 from shoal.words.types import Unit, spans_of
-
-if TYPE_CHECKING:
-    pass
 
 
 class Size(Record):

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, steps done, steps in all)."""

@@ -1,7 +1,8 @@
 """Quality against the share that was removed: the record of a sweep over ratios, ``sweep.json``.
 
 Every point keeps its sums per sample and its right items per task, so intervals, cliffs and the largest cut that keeps a
-quality follow from the file alone (:mod:`shoal.evaluate.curve.cliff`, :mod:`shoal.evaluate.curve.largest_cut`); all points are resampled together.
+quality follow from the file alone (:mod:`shoal.evaluate.curve.cliff`, :mod:`shoal.evaluate.curve.largest_cut`); all points are
+resampled together.
 Shapes: S samples, N items, R resamples, P points of one method, the teacher first.
 """
 

@@ -1,8 +1,8 @@
 """lm-eval as the engine: its own tasks and local task files, asked of live or saved models.
 
-Tasks are loaded once (:mod:`shoal.evaluate.tasks.harness_source`) and asked of any number of models. What lm-eval says about every
-item becomes :class:`TaskAnswers` (:mod:`shoal.evaluate.tasks.harness_answers`), so that intervals, flips and averages are computed as
-for the built-in scorer. lm-eval keeps no likelihood of the context, so LLM-Streamline's stability is not known; agreement is
+Tasks are loaded once (:mod:`shoal.evaluate.tasks.harness_source`) and asked of any number of models. What lm-eval says about
+every item becomes :class:`TaskAnswers` (:mod:`shoal.evaluate.tasks.harness_answers`), so that intervals, flips and averages are
+computed as for the built-in scorer. lm-eval keeps no likelihood of the context, so LLM-Streamline's stability is not known; agreement is
 by ``option_nll``. Texts are written with the checkpoint's own ``generation_config``, as lm-eval does.
 """
 
