@@ -16,9 +16,9 @@ from pathlib import Path
 
 CASE = """
 import sys, time, torch
-from shoal.decoder.open import open_model
-from shoal.run.inputs import bundled_model
-from shoal.run.memory import keep_freed_memory
+from shoal.engine.open import open_model
+from shoal.run.job import bundled_model
+from shoal.cli.malloc import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 model = open_model(bundled_model()).model.model

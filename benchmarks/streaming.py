@@ -42,13 +42,15 @@ from pathlib import Path
 import torch, transformers, accelerate
 import transformers.models.llama.modeling_llama
 from transformers import AutoModelForCausalLM
-import shoal.run.compress, shoal.run.job, shoal.measure.scan, shoal.train.train_plan, shoal.evaluate.evaluation, shoal.checkpoint.verify
-from shoal.report.heatmap import draws_pictures
-from shoal.run.memory import keep_freed_memory
-from shoal.decoder import DecoderView
-from shoal.decoder.open import load_strictly
-from shoal.decoder.streamed import open_streamed
-from shoal.types import Batch, Provenance
+import shoal.run.compress, shoal.run.job, shoal.measure.scan, shoal.train.train_plan
+import shoal.evaluate.evaluation, shoal.checkpoint.verify
+from shoal.show.heatmap import draws_pictures
+from shoal.cli.malloc import keep_freed_memory
+from shoal.engine.view import DecoderView
+from shoal.engine.open import load_strictly
+from shoal.engine.streamed import open_streamed
+from shoal.words.records import Provenance
+from shoal.words.types import Batch
 case, folder, samples, length, states = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
 keep_freed_memory()
 draws_pictures()  # loads matplotlib

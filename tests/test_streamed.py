@@ -339,9 +339,9 @@ def test_what_cannot_be_mapped_is_read(tmp_path, monkeypatch):
 RISE = """
 import sys, torch
 from pathlib import Path
-from shoal.decoder import DecoderView
-from shoal.decoder.streamed import open_streamed
-from shoal.types import Batch
+from shoal.engine.view import DecoderView
+from shoal.engine.streamed import open_streamed
+from shoal.words.types import Batch
 
 def megabytes():
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -136,7 +136,7 @@ import os, signal, sys, time
 from datetime import timedelta
 import torch
 import shoal.engine.workers
-from shoal.workers import LostWorker, join
+from shoal.engine.workers import LostWorker, join
 shoal.engine.workers.LONGEST_SHARE = timedelta(seconds=3)
 job, one = join(), {"a": torch.ones(2, dtype=torch.float64)}
 assert job.sum(one)["a"].tolist() == [2.0, 2.0]

@@ -1,8 +1,8 @@
 """The largest measured cut that keeps a wanted share of the teacher's quality, said with the interval in mind.
 
 What is kept (``retained``) is defined per measure in :func:`shoal.evaluate.curve.ratio_curve.curve_of`. Every point is a cut
-that was made and measured, so the answer is one of them and nothing is interpolated; a smaller cut that keeps less does not count
-against it.
+that was made and measured, so the answer is one of them and nothing is interpolated; a smaller cut that keeps less does not
+count against it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Exact match: the model writes its answer, greedily, and the answer is the right one or it is not.
 
 The prompt is the item's text; what is written ends at a stop string, at the end token or at the limit, and the answer is read
-from it as :class:`shoal.evaluate.tasks.task_files.Writing` says. A prompt that leaves no room for the answer in the window loses
-its beginning, as in lm-eval. A failure to write the form that is asked for counts as a wrong answer.
+from it as :class:`shoal.evaluate.tasks.task_files.Writing` says. A prompt that leaves no room for the answer in the window
+loses its beginning, as in lm-eval. A failure to write the form that is asked for counts as a wrong answer.
 """
 
 from __future__ import annotations

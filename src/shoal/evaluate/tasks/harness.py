@@ -2,7 +2,8 @@
 
 Tasks are loaded once (:mod:`shoal.evaluate.tasks.harness_source`) and asked of any number of models. What lm-eval says about
 every item becomes :class:`TaskAnswers` (:mod:`shoal.evaluate.tasks.harness_answers`), so that intervals, flips and averages are
-computed as for the built-in scorer. lm-eval keeps no likelihood of the context, so LLM-Streamline's stability is not known; agreement is
+computed as for the built-in scorer.
+lm-eval keeps no likelihood of the context, so LLM-Streamline's stability is not known; agreement is
 by ``option_nll``. Texts are written with the checkpoint's own ``generation_config``, as lm-eval does.
 """
 
