@@ -7,8 +7,9 @@ import pytest
 from families import FAMILIES, tiny_config
 from transformers import AutoConfig
 
-from shoal.checkpoint.blueprint import blueprint, check_can_be_cut, check_layers, edited_config, first_difference
+from shoal.checkpoint.blueprint import check_can_be_cut, check_layers, edited_config, first_difference
 from shoal.checkpoint.config_fields import PER_LAYER, check_removal, count_layers, edited_config_dict
+from shoal.engine.config import build_empty as blueprint
 from shoal.engine.families import find_layers
 
 N = 6
@@ -235,8 +236,31 @@ def test_a_setting_that_depends_on_the_position_is_refused_by_name():
         num_hidden_layers=4,
     )  # fmt: skip
     check_layers(config, (0, 1, 2))
-    with pytest.raises(ValueError, match="'diffllama'"):
-        check_can_be_cut(config)
-    check_can_be_cut(tiny_config("llama"))
+    check_can_be_cut(config)  # its last layer may go; what may not is said of each candidate
     with pytest.raises(ValueError, match="'diffllama'.*layer 2.*lambda_init"):
         check_layers(config, (0, 2, 3))
+
+
+def test_a_family_is_refused_before_it_is_measured_only_where_no_span_may_go():
+    check_can_be_cut(tiny_config("llama"))
+    config = tiny_config("llama")
+    config.unknown_layers = [[i] for i in range(config.num_hidden_layers)]
+    with pytest.raises(ValueError, match="unknown_layers, a list that looks per-layer"):
+        check_can_be_cut(config)
+
+
+def jamba(n_layers):
+    return AutoConfig.for_model(
+        "jamba", hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, vocab_size=61,
+        num_hidden_layers=n_layers, num_experts=4, num_experts_per_tok=2, mamba_d_state=4, mamba_dt_rank=4,
+        attn_layer_period=8, attn_layer_offset=4, expert_layer_period=2, expert_layer_offset=1, use_mamba_kernels=False,
+    )  # fmt: skip
+
+
+def test_a_periodic_family_can_be_cut_where_its_periods_allow():
+    config = jamba(16)
+    check_can_be_cut(config)
+    check_layers(config, [*range(4), *range(12, 16)])  # a whole period
+    check_layers(config, [*range(13), 15])
+    with pytest.raises(ValueError, match="remove whole periods"):
+        check_layers(config, [layer for layer in range(16) if layer != 8])

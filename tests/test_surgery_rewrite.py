@@ -17,8 +17,9 @@ from shoal.checkpoint import copy_shards as shard_copy
 from shoal.checkpoint import new_folder as folder_module
 from shoal.checkpoint.in_memory import cut
 from shoal.checkpoint.new_folder import new_folder
-from shoal.checkpoint.rewrite import layer_prefix, renumber_names, rewrite
+from shoal.checkpoint.rewrite import rewrite
 from shoal.checkpoint.save import save
+from shoal.engine.layer_names import decoder_prefix
 from shoal.engine.open import open_model
 from shoal.engine.shards import read_shards
 from shoal.engine.student import Student
@@ -113,8 +114,10 @@ def test_shards_with_nothing_left_vanish(saved, source, tmp_path):
     open_model(tmp_path / "sharded")
 
 
-def test_side_files_are_copied_and_are_nobodys_links(source, tmp_path):
-    blob = tmp_path / "blob"
+def test_side_files_are_copied_and_are_nobodys_links(saved, tmp_path):
+    source = shutil.copytree(saved, tmp_path / "models--org--name" / "snapshots" / "abc")
+    blob = tmp_path / "models--org--name" / "blobs" / "123"
+    blob.parent.mkdir()
     blob.write_text("{}")
     (source / "tokenizer.json").symlink_to(blob)  # as in the hub's cache
     out = rewrite(source, removal(1), tmp_path / "out")
@@ -166,23 +169,6 @@ def test_quantised_tensors_keep_their_bytes_and_their_names_follow(source, tmp_p
     assert kept["modules_to_not_convert"] == ["lm_head", "model.layers.2.mlp", "model.layers.3"]
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (["lm_head", "model.layers.1.mlp"], ["lm_head"]),
-        ({"h.3": {"bits": 4}, "h.1": {"bits": 2}, "bits": 3}, {"h.2": {"bits": 4}, "bits": 3}),
-        (["re:.*mlp.*", "layers"], ["re:.*mlp.*", "layers"]),
-    ],
-)
-def test_names_in_a_config_section(value, expected):
-    assert renumber_names(value, {0: 0, 2: 1, 3: 2}) == expected
-
-
-def test_patterns_that_name_a_layer_number_are_refused():
-    with pytest.raises(ValueError, match="cannot be renumbered"):
-        renumber_names(["re:model\\.layers\\.3\\..*"], {0: 0})
-
-
 def test_prediction_layers_beyond_the_decoder_are_left_out(tmp_path):
     model = tiny_model("deepseek_v3")
     save(model, None, tmp_path / "source")
@@ -210,7 +196,7 @@ def test_prediction_layers_beyond_the_decoder_are_left_out(tmp_path):
     ],
 )
 def test_the_layer_prefix_is_found_from_the_names(names, path, expected):
-    assert layer_prefix(names, 2, path) == expected
+    assert decoder_prefix(names, 2, path) == expected
 
 
 @pytest.mark.parametrize(
@@ -219,7 +205,7 @@ def test_the_layer_prefix_is_found_from_the_names(names, path, expected):
 )
 def test_an_unclear_layer_prefix_is_refused(names, message):
     with pytest.raises(ValueError, match=message):
-        layer_prefix(names, 2, "model.layers")
+        decoder_prefix(names, 2, "model.layers")
 
 
 def test_a_plan_for_another_depth_is_refused(source, tmp_path):

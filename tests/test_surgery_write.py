@@ -55,7 +55,7 @@ def written(view, folder, plan, out):
     student, values = trained(view, plan)
     write(view, folder, plan, out, values=values)
     reference = view.logits(Batch(IDS_BT), student=student)
-    checked = verify(out, ids_BT=IDS_BT, reference=lambda ids: reference, own_code=is_bundled(view, plan))
+    checked = verify(out, ids_BT=IDS_BT, reference=lambda ids: reference, trust_remote_code=is_bundled(view, plan))
     return student, checked
 
 
@@ -98,7 +98,7 @@ def test_neighbours_share_a_host_in_order_and_mix_with_layers_refits_and_drops(s
     write(view, folder, plan, tmp_path / "out", values=values)
     student = student_of(view, plan, values)
     checked = verify(
-        tmp_path / "out", ids_BT=IDS_BT, reference=lambda ids: view.logits(Batch(ids), student=student), own_code=True
+        tmp_path / "out", ids_BT=IDS_BT, reference=lambda ids: view.logits(Batch(ids), student=student), trust_remote_code=True
     )
     assert checked.logit_difference == 0.0 and checked.size.layers == 3
     config = json.loads((tmp_path / "out/config.json").read_text())
@@ -275,7 +275,7 @@ def test_a_checkpoint_with_code_can_lose_further_layers(source, tmp_path):
         out = tmp_path / f"without {gone}"
         write(once, tmp_path / "once", plan, out)
         reference = once.logits(Batch(IDS_BT), student=student_of(once, plan))
-        checked = verify(out, ids_BT=IDS_BT, reference=lambda ids, logits=reference: logits, own_code=True)
+        checked = verify(out, ids_BT=IDS_BT, reference=lambda ids, logits=reference: logits, trust_remote_code=True)
         assert checked.logit_difference == 0.0
         assert set(json.loads((out / "config.json").read_text())["replacements"]) == patches
 
@@ -286,4 +286,9 @@ def test_a_checkpoint_that_does_not_compute_the_student_is_found(source, tmp_pat
     student, values = trained(view, plan)
     write(view, folder, plan, tmp_path / "out", values={name: value * 1.1 for name, value in values.items()})
     with pytest.raises(ValueError, match="differ from the student's"):
-        verify(tmp_path / "out", ids_BT=IDS_BT, reference=lambda ids: view.logits(Batch(ids), student=student), own_code=True)
+        verify(
+            tmp_path / "out",
+            ids_BT=IDS_BT,
+            reference=lambda ids: view.logits(Batch(ids), student=student),
+            trust_remote_code=True,
+        )

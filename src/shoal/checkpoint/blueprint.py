@@ -8,18 +8,19 @@ us or not.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from shoal.checkpoint.config_fields import edited_config_dict
+from shoal.engine.config import build_empty
 from shoal.engine.families import find_layers, refuse_coupled_layers, text_config
+from shoal.words.reading import guarded
 
 IGNORED = ("layer_idx", "training", "gradient_checkpointing")  # layer_idx is renumbered; the others are state, not structure
 SETTINGS = (bool, int, float, str, tuple, list, type(None))
+MOST_BUILT = 8  # spans for which models are built before a family is refused
 IMPLEMENTATIONS = ("_attn_implementation_internal", "_experts_implementation_internal", "_name_or_path", "_commit_hash")
 
 
@@ -29,7 +30,9 @@ def edited_config(config: Any, order: Sequence[int]) -> Any:
     Raises:
         ValueError: as :func:`shoal.checkpoint.config_fields.edited_config_dict`.
     """
-    edited = type(config).from_dict(edited_config_dict(config.to_dict(), order))
+    content = edited_config_dict(config.to_dict(), order)
+    with guarded(f"model type {config.model_type!r}: no config of the kept layers {list(order)} can be made"):
+        edited = type(config).from_dict(content)
     for old, new in zip(_nested(config), _nested(edited), strict=True):
         for name in IMPLEMENTATIONS:
             if name in vars(old):
@@ -41,32 +44,21 @@ def _nested(config: Any) -> list[Any]:
     return [config, *(getattr(config, key) for key in sorted(config.sub_configs) if getattr(config, key, None) is not None)]
 
 
-def blueprint(config: Any, *, model_class: Any | None = None) -> nn.Module:
-    """The model of a config on the ``meta`` device: names, shapes and settings, no weights.
-
-    Args:
-        model_class: class of a model in memory; by default transformers' own choice of causal language model.
-    """
-    from transformers import AutoModelForCausalLM
-
-    from shoal.engine.open import quiet_loading
-
-    with quiet_loading(), torch.device("meta"):
-        if model_class is not None:
-            return model_class._from_config(copy.deepcopy(config)).eval()
-        return AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval()
-
-
-def check_layers(config: Any, order: Sequence[int], *, model_class: Any | None = None) -> nn.Module:
+def check_layers(
+    config: Any, order: Sequence[int], *, model_class: Any | None = None, trust_remote_code: bool = False
+) -> nn.Module:
     """Refuse an ``order`` whose stock checkpoint would not mean the same layers.
 
+    Args:
+        model_class, trust_remote_code: as :func:`shoal.engine.config.build_empty`.
     Returns: the blueprint of the student.
     Raises:
         ValueError: the config cannot be edited, or the built layers differ; names the family, the layer and the setting.
     """
     refuse_coupled_layers(config)
-    source = blueprint(config, model_class=model_class)
-    student = blueprint(edited_config(config, order), model_class=model_class)
+    how: dict[str, Any] = {"model_class": model_class, "trust_remote_code": trust_remote_code}
+    source = build_empty(config, **how)
+    student = build_empty(edited_config(config, order), **how)
     theirs, ours = find_layers(source)[1], find_layers(student)[1]
     if len(ours) != len(order):
         raise ValueError(
@@ -82,11 +74,36 @@ def check_layers(config: Any, order: Sequence[int], *, model_class: Any | None =
     return student
 
 
-def check_can_be_cut(config: Any) -> None:
-    """Refuse, before anything is measured, a family that cannot lose its middle layer: raises as :func:`check_layers`."""
+def check_can_be_cut(config: Any, *, model_class: Any | None = None, trust_remote_code: bool = False) -> None:
+    """Refuse, before anything is measured, a family that can lose no span of layers at all.
+
+    What a family cannot lose is said of each candidate when it is proposed: one whose kinds of layers alternate in periods can
+    lose whole periods, or what stands at the end, and not the layer in the middle.
+    Raises:
+        ValueError: as :func:`check_layers`, of the middle layer.
+    """
     n = text_config(config).num_hidden_layers
-    if n > 1:
-        check_layers(config, [layer for layer in range(n) if layer != n // 2])
+    if n < 2:
+        return
+    content, reason, n_built = config.to_dict(), None, 0
+    for start, stop in sorted(spans_that_may_go(n), key=lambda span: (span[1] - span[0], abs(sum(span) - n))):
+        kept = [layer for layer in range(n) if not start <= layer < stop]
+        try:
+            edited_config_dict(content, kept)  # fast; most of what a family cannot lose shows here
+            n_built += 1
+            check_layers(config, kept, model_class=model_class, trust_remote_code=trust_remote_code)
+            return
+        except ValueError as refusal:
+            reason = reason or refusal
+        if n_built == MOST_BUILT:
+            break
+    assert reason is not None
+    raise reason
+
+
+def spans_that_may_go(n_layers: int) -> list[tuple[int, int]]:
+    """Spans to ask a family for: every single layer, and of longer ones those of up to 16 layers, the longest period in use."""
+    return [(start, start + n) for n in range(1, min(16, n_layers - 1) + 1) for start in range(n_layers - n + 1)]
 
 
 def first_difference(a: nn.Module, b: nn.Module, *, counts: tuple[int, int] = (0, 0)) -> str | None:

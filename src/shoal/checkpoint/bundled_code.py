@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from shoal.edits.replace import modules
 from shoal.edits.replace.modules import HOSTED, Patch
-from shoal.engine.shards import INDEX, SINGLE, read_json
+from shoal.engine.shards import INDEX, SINGLE
+from shoal.words.reading import read_json
 
 CONFIG_FILE, MODEL_FILE = "configuration_shoal", "modeling_shoal"
 FIRST, WEIGHTS = "model-00001-of-00002.safetensors", "model-replacements.safetensors"

@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from shoal.engine.disk import is_full_disk, no_space, refuse_full_disk
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
-NOT_COPIED = ("config.json", "README.md")  # both are written anew for a student
+# The first two are written anew for a student; the third describes weights of another format, which are not copied.
+NOT_COPIED = ("config.json", "README.md", "params.json")
 
 
 @contextmanager
@@ -27,6 +28,12 @@ def new_folder(out: Path, *, n_bytes: int = 0) -> Iterator[Path]:
         ValueError: ``out`` exists and is not an empty folder; too little space, before or while writing.
     """
     out = Path(out)
+    if out.is_symlink():
+        raise ValueError(
+            f"{out} is a link; a checkpoint replaces it only as a whole, so give the folder itself or another name"
+        )
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise ValueError(f"{out} is the folder you are in, or above it; give a new folder")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not an empty folder; nothing is overwritten, choose another place or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -36,6 +43,10 @@ def new_folder(out: Path, *, n_bytes: int = 0) -> Iterator[Path]:
         yield temporary
         os.chmod(temporary, 0o755)
         os.replace(temporary, out)  # onto an empty folder or nothing
+    except ValueError as error:  # the reader knows the folder by its final name only
+        if str(temporary) not in str(error):
+            raise
+        raise ValueError(str(error).replace(str(temporary), str(out))) from None
     except (OSError, SafetensorError) as error:
         if not is_full_disk(error):
             raise
@@ -46,9 +57,28 @@ def new_folder(out: Path, *, n_bytes: int = 0) -> Iterator[Path]:
 
 
 def side_files(source: Path) -> list[Path]:
-    """What a checkpoint folder holds beside weights and config: tokenizer, chat template, generation config, code, licence."""
+    """What a checkpoint folder holds beside weights and config: tokenizer, chat template, generation config, code, licence.
+
+    Raises:
+        ValueError: one of them is a link out of the folder (those of the hub's cache stay within it).
+    """
     files = sorted(path for path in source.iterdir() if path.is_file() and not path.name.startswith("."))
-    return [path for path in files if path.name not in NOT_COPIED and not path.name.endswith(WEIGHTS)]
+    files = [path for path in files if path.name not in NOT_COPIED and not path.name.endswith(WEIGHTS)]
+    for path in files:
+        if path.is_symlink() and not _stays_within(path, source):
+            raise ValueError(
+                f"{path} is a link to {path.resolve()}, outside the model's folder, and would be copied into the checkpoint; "
+                "put the file itself there, or remove the link"
+            )
+    return files
+
+
+def _stays_within(path: Path, folder: Path) -> bool:
+    """Whether a link ends in its folder, or in the blobs that belong to this snapshot of the hub's cache."""
+    places = [folder.resolve()]
+    if folder.resolve().parent.name == "snapshots":
+        places.append(folder.resolve().parent.parent / "blobs")
+    return any(path.resolve().is_relative_to(place) for place in places)
 
 
 def copy_side_files(source: Path, target: Path) -> None:

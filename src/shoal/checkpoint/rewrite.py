@@ -7,7 +7,7 @@ Copies, never links: editing the output cannot touch the source.
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,22 +15,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shoal.checkpoint.blueprint import blueprint, check_layers, edited_config
-from shoal.checkpoint.config_fields import NESTED, count_layers
+from shoal.checkpoint.blueprint import check_layers, edited_config
+from shoal.checkpoint.config_fields import NESTED
 from shoal.checkpoint.copy_shards import copied_bytes, copy_shard, write_index
+from shoal.checkpoint.named_modules import Names, names_of, renumbered
 from shoal.checkpoint.new_folder import copy_side_files, new_folder, side_files
 from shoal.checkpoint.new_tensors import NewTensors
-from shoal.engine.families import find_layers, text_config
+from shoal.engine.config import describe, read_config
+from shoal.engine.families import text_config
+from shoal.engine.layer_names import layer_of
 from shoal.engine.shards import INDEX, SINGLE, Shard, Slot
-from shoal.engine.source import check_source
 from shoal.engine.streamed import TORCH_DTYPES
 from shoal.words.plan import Plan
+from shoal.words.reading import read_json
 
-LAYER_NAME = re.compile(r"^((?:[^.]*[^.\d][^.]*\.)*)(\d+)\.(.+)$")  # prefix up to the first all-digit part, index, rest
+ABOUT_MODULES = ("quantization_config", "compression_config")  # sections whose texts may name modules
+# Files beside the config in which engines look for the same.
+QUANTISATION_FILES = ("quantize_config.json", "quant_config.json", "quantization_config.json", "hf_quant_config.json")
+NO_MODULES = ("architectures", "auto_map", "model_type", "id2label", "label2id", "transformers_version", *NESTED)
 
 
 def rewrite(
-    source: Path, plan: Plan, out: Path, *, values: Mapping[str, Tensor] | None = None, model: nn.Module | None = None
+    source: Path,
+    plan: Plan,
+    out: Path,
+    *,
+    values: Mapping[str, Tensor] | None = None,
+    model: nn.Module | None = None,
+    trust_remote_code: bool = False,
 ) -> Path:
     """Write the checkpoint ``source`` as the plan says.
 
@@ -38,6 +50,7 @@ def rewrite(
         values: of the plan's refits and replacements, under the names ``student_of`` reads.
         model: the source as it was opened, its weights in memory or not. The checkpoint is written in its dtype, with its own
             class for code that comes with the model. None: nothing is opened, and tensors keep the dtype they are stored in.
+        trust_remote_code: code that comes with the source may run to say what its layers are.
     Returns: ``out``, a folder with shards, index, config and every side file of the source.
     Raises:
         ValueError: the plan was made for another depth, or says what a stock checkpoint cannot hold; values are missing or
@@ -45,124 +58,52 @@ def rewrite(
             ``out`` is not empty; too little disk space.
     """
     source = Path(source)
-    shards = check_source(source, trust_remote_code=model is not None)
-    config = read_config(source, like=model)
-    n = count_layers(config.to_dict())
-    if plan.n_layers != n:
+    brings_code = model is not None and not type(model).__module__.startswith("transformers.")  # it ran, so it was trusted
+    described = describe(source, trust_remote_code=trust_remote_code or brings_code)
+    shards, skeleton = described.shards, described.model
+    config = described.config if model is None else read_config(source, like=model)
+    if plan.n_layers != described.n_layers:
         raise ValueError(
-            f"the plan was made for {plan.n_layers} layers, {source} has {n}; apply it to the model it was made for"
+            f"the plan was made for {plan.n_layers} layers, {source} has {described.n_layers}; "
+            "apply it to the model it was made for"
         )
     dtype = None if model is None else other_dtype(model, config, shards)
-    new = NewTensors(plan, values or {}, shards=shards, skeleton=lambda: model or blueprint(config), dtype=dtype)
+    new = NewTensors(plan, values or {}, shards=shards, skeleton=lambda: model or skeleton, dtype=dtype)
     order = new.order
-    check_layers(config, order, model_class=None if model is None else type(model))
-    path_in_memory = find_layers(model or blueprint(config))[0]
-    prefix = layer_prefix([name for shard in shards for name in shard.slots], n, path_in_memory)
-    content = rewritten_config(config, order)
+    check_layers(config, order, model_class=type(model or skeleton))
+    names = names_of(skeleton, shards, described.prefix, order)
+    content = rewritten_config(config, order, names)
     if dtype is not None:
         set_dtype(content, dtype)
-    cuts = [(shard, renamed(shard.slots, prefix, order)) for shard in shards]
-    cuts = [(shard, names) for shard, names in cuts if names]
-    n_bytes = sum(copied_bytes(shard, names, new) for shard, names in cuts)
+    stated = {file: read_json(source / file) for file in QUANTISATION_FILES if (source / file).exists()}
+    stated = {file: renumbered(one, names, where=file) for file, one in stated.items()}
+    cuts = [(shard, renamed(shard.slots, described.prefix, order)) for shard in shards]
+    cuts = [(shard, kept) for shard, kept in cuts if kept]
+    n_bytes = sum(copied_bytes(shard, kept, new) for shard, kept in cuts)
     with new_folder(out, n_bytes=n_bytes + sum(path.stat().st_size for path in side_files(source))) as folder:
         places: dict[str, str] = {}
-        for i, (shard, names) in enumerate(cuts):
+        for i, (shard, kept) in enumerate(cuts):
             file = SINGLE if len(cuts) == 1 else f"model-{i + 1:05d}-of-{len(cuts):05d}.safetensors"
-            copy_shard(shard, names, folder / file, new=new)
-            places.update({name: file for name in names.values()})
+            copy_shard(shard, kept, folder / file, new=new)
+            places.update({name: file for name in kept.values()})
         if len(cuts) > 1:
             write_index(folder / INDEX, places, n_bytes)
         content.save_pretrained(str(folder))
+        for file, one in stated.items():
+            (folder / file).write_text(json.dumps(one, indent=2) + "\n", encoding="utf-8")
         copy_side_files(source, folder)
     return Path(out)
 
 
-def read_config(folder: Path, *, like: Any | None = None) -> Any:
-    """The config with every per-layer list made explicit, of the class of the model ``like`` where one is given.
-
-    Raises:
-        ValueError: transformers cannot read it.
-    """
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
-
-    from shoal.engine.open import quiet_loading
-
-    with quiet_loading():
-        try:
-            reader = AutoConfig if like is None else type(like.config)
-            return reader.from_pretrained(str(folder), local_files_only=True)
-        except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ValueError(f"{folder}/config.json cannot be read: {type(error).__name__}: {reason}") from None
-
-
-def rewritten_config(config: Any, order: Sequence[int]) -> Any:
-    """The edited config; layers named in its quantisation section are renumbered too."""
+def rewritten_config(config: Any, order: Sequence[int], names: Names) -> Any:
+    """The edited config; texts in it that name modules are in the student's layer numbers."""
     edited = edited_config(config, order)
     for part in (edited, *(getattr(edited, name, None) for name in NESTED)):
-        stated = getattr(part, "quantization_config", None)
-        if isinstance(stated, dict):
-            part.quantization_config = renumber_names(stated, {old: new for new, old in enumerate(order)})
+        for field, value in list(vars(part).items()) if part is not None else ():
+            if field not in NO_MODULES and not field.startswith("_") and isinstance(value, (str, list, dict)):
+                about = field in ABOUT_MODULES
+                setattr(part, field, renumbered(value, names, where=field, is_about_modules=about))
     return edited
-
-
-def renumber_names(value: Any, index: Mapping[int, int]) -> Any:
-    """Module names inside a config section: ``...layers.7...`` renumbered, removed layers dropped from lists and dicts.
-
-    Raises:
-        ValueError: a regular expression that names a layer number.
-    """
-    gone = object()
-
-    def name(text: str) -> Any:
-        found = re.search(r"(?:^|\.)(?:layers|h|blocks)\\?\.(\d+)(?=$|\.|\\)", text)
-        if found is None:
-            return text
-        if text.startswith("re:") or "\\" in text:
-            raise ValueError(
-                f"quantization_config has the pattern {text!r}, which names a layer number; it cannot be renumbered"
-            )
-        old = int(found.group(1))
-        return f"{text[: found.start(1)]}{index[old]}{text[found.end(1) :]}" if old in index else gone
-
-    if isinstance(value, str):
-        new = name(value)
-        return value if new is gone else new
-    if isinstance(value, list):
-        items = [name(one) if isinstance(one, str) else renumber_names(one, index) for one in value]
-        return [one for one in items if one is not gone]
-    if isinstance(value, dict):
-        pairs = [(name(key) if isinstance(key, str) else key, renumber_names(one, index)) for key, one in value.items()]
-        return {key: one for key, one in pairs if key is not gone}
-    return value
-
-
-def layer_prefix(names: Sequence[str], n_layers: int, path_in_memory: str) -> str:
-    """What stands before the layer number in the names on disk, e.g. ``model.layers.``.
-
-    The first number of a name counts, so expert numbers do not. Numbers from ``n_layers`` on (prediction layers that are not
-    part of the decoder) are allowed.
-    Raises:
-        ValueError: no prefix has every number 0..n-1, or several do and none is the path of the layers in memory.
-    """
-    numbers: dict[str, set[int]] = {}
-    for name in names:
-        found = LAYER_NAME.match(name)
-        if found:
-            numbers.setdefault(found.group(1), set()).add(int(found.group(2)))
-    whole = sorted(prefix for prefix, seen in numbers.items() if set(range(n_layers)) <= seen)
-    if not whole:
-        raise ValueError(f"no tensor names numbered 0..{n_layers - 1} in the weights; they are not those of this config")
-    if len(whole) > 1:
-        # transformers renames on loading, e.g. language_model.model.layers to model.language_model.layers: same words
-        same = [prefix for prefix in whole if sorted(prefix.split(".")) == sorted(f"{path_in_memory}.".split("."))]
-        if len(same) != 1:
-            raise ValueError(
-                f"several lists of {n_layers} layers in the weights ({', '.join(whole)}); cannot tell which to cut"
-            )
-        return same[0]
-    return whole[0]
 
 
 def renamed(names: Mapping[str, Slot], prefix: str, order: Sequence[int]) -> dict[str, str]:
@@ -170,11 +111,11 @@ def renamed(names: Mapping[str, Slot], prefix: str, order: Sequence[int]) -> dic
     index = {old: new for new, old in enumerate(order)}
     kept: dict[str, str] = {}
     for name in names:
-        found = LAYER_NAME.match(name)
-        if found is None or found.group(1) != prefix:
+        layer = layer_of(name, prefix)
+        if layer is None:
             kept[name] = name
-        elif int(found.group(2)) in index:
-            kept[name] = f"{prefix}{index[int(found.group(2))]}.{found.group(3)}"
+        elif layer in index:
+            kept[name] = f"{prefix}{index[layer]}.{name.removeprefix(prefix).partition('.')[2]}"
     return kept
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shoal.checkpoint.blueprint import blueprint, refuse_other_tensors
+from shoal.checkpoint.blueprint import refuse_other_tensors
 from shoal.edits.replace.contract import Layout
+from shoal.engine.config import build_empty
 from shoal.engine.open import load_strictly, refuse_nonfinite
 from shoal.engine.streamed import open_streamed
 from shoal.engine.view import DecoderView
@@ -57,7 +58,7 @@ Reference = Callable[[Tensor], Tensor] | nn.Module
 
 @torch.no_grad()
 def verify(
-    path: Path, *, ids_BT: Tensor, reference: Reference | None = None, device: str = "cpu", own_code: bool = False
+    path: Path, *, ids_BT: Tensor, reference: Reference | None = None, device: str = "cpu", trust_remote_code: bool = False
 ) -> Verification:
     """Reload a checkpoint folder and check it.
 
@@ -65,16 +66,16 @@ def verify(
         ids_BT: some token ids, at least 2 per sample; longer than the sliding window is better.
         reference: the student: token ids (B, T) to logits (B, T, V), or a model in memory.
         device: where to run; the student's, for equal bits.
-        own_code: the checkpoint comes with code that was written here, which may run.
+        trust_remote_code: code that comes with the checkpoint may run: it was written here, or the user trusts its source.
     Raises:
         ValueError: any check failed; says which, with the difference and the limit.
     """
     path = Path(path)
     if ids_BT.ndim != 2 or ids_BT.shape[1] < 2:
         raise ValueError(f"verify needs token ids of shape (B, T) with T at least 2, got {tuple(ids_BT.shape)}")
-    model = load_strictly(path, trust_remote_code=own_code)
+    model = load_strictly(path, trust_remote_code=trust_remote_code)
     refuse_nonfinite(model, str(path))
-    refuse_other_tensors(model, blueprint(model.config, model_class=type(model) if own_code else None), str(path))
+    refuse_other_tensors(model, build_empty(model.config, model_class=type(model)), str(path))
     model.to(device)
     ids_BT = ids_BT.to(device)
     logits_BTV = model(input_ids=ids_BT, use_cache=False).logits.float()
@@ -112,8 +113,13 @@ def verify(
         cache_tolerance=cache_limit,
         tokens_equal=equal,
         n_tokens=ids_BT.shape[1],
-        layout="code" if own_code else "stock",
+        layout=layout_of_class(model),
     )
+
+
+def layout_of_class(model: nn.Module) -> Layout:
+    """``code`` for a model whose class comes with its checkpoint, else ``stock``."""
+    return "stock" if type(model).__module__.startswith("transformers.") else "code"
 
 
 def _logits(reference: Reference, ids_BT: Tensor) -> Tensor:
@@ -148,7 +154,7 @@ def _n_parameters(model: nn.Module) -> int:
 
 
 @torch.no_grad()
-def verify_streamed(path: Path, *, ids_BT: Tensor, reference_BTV: Tensor, own_code: bool = False) -> Verification:
+def verify_streamed(path: Path, *, ids_BT: Tensor, reference_BTV: Tensor, trust_remote_code: bool = False) -> Verification:
     """As :func:`verify` for a checkpoint that may not fit in memory: its layers are read one after the other.
 
     It runs on the device of the reference. The cached step is left out, because it needs all layers at once;
@@ -157,7 +163,7 @@ def verify_streamed(path: Path, *, ids_BT: Tensor, reference_BTV: Tensor, own_co
     Raises:
         ValueError: any check failed; says which, with the difference and the limit.
     """
-    opened, residency = open_streamed(path, device=str(reference_BTV.device), trust_remote_code=own_code)
+    opened, residency = open_streamed(path, device=str(reference_BTV.device), trust_remote_code=trust_remote_code)
     view = DecoderView(opened.model, residency=residency)
     logits_BTV = view.logits(Batch(ids_BT)).float()
     difference = float((logits_BTV - reference_BTV.float()).abs().max())
@@ -175,5 +181,5 @@ def verify_streamed(path: Path, *, ids_BT: Tensor, reference_BTV: Tensor, own_co
         cache_tolerance=math.nan,
         tokens_equal=True,
         n_tokens=ids_BT.shape[1],
-        layout="code" if own_code else "stock",
+        layout=layout_of_class(opened.model),
     )

@@ -186,7 +186,7 @@ def _load(path: Path, *, dtype: str, has_tokenizer: bool) -> tuple[Any, Any | No
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"{path} cannot be unpacked by transformers: {type(error).__name__}: {reason}") from None
-    refuse_other_tensors(info, str(path))
+    refuse_other_tensors(model, info, str(path))
     return model, tokenizer
 
 

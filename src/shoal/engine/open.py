@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from shoal.engine.shards import read_json
-from shoal.engine.source import TOKENIZER_FILES, check_source, fingerprint, quantisation, resolve_source
+from shoal.engine.beside import Beside, is_prediction
+from shoal.engine.config import describe
+from shoal.engine.families import find_layers
+from shoal.engine.source import TOKENIZER_FILES, fingerprint, quantisation, resolve_source
+from shoal.words.reading import guarded, read_json
 from shoal.words.records import nearest
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -28,6 +31,8 @@ class Opened:
         name: what the user asked for.
         fingerprint: identity of config and weights on disk (:func:`shoal.engine.source.fingerprint`).
         path: the local folder.
+        beside: what the folder holds beside the decoder.
+        trusted: whether code that comes with the model may run; a checkpoint made of it is opened in the same way.
     """
 
     model: Any
@@ -35,6 +40,8 @@ class Opened:
     name: str
     fingerprint: str
     path: Path
+    beside: Beside = Beside()
+    trusted: bool = False
 
     def need_tokenizer(self) -> Any:
         """The tokenizer. Raises ValueError when the model came without one."""
@@ -53,21 +60,21 @@ def open_model(source: str | Path, *, dtype: str | None = None, device: str = "c
         device: a torch device.
         trust_remote_code: allow code that comes with the model.
     Raises:
-        ValueError: one line for everything :func:`shoal.engine.source.check_source` finds, for quantised checkpoints, for
+        ValueError: one line for everything :func:`shoal.engine.config.describe` finds, for quantised checkpoints, for
             missing, unexpected or mismatched tensors, NaN or infinite weights, unknown dtype or device.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; {nearest(dtype, DTYPES)}")
     place = usable_device(device)
     path = resolve_source(source, trust_remote_code=trust_remote_code)
-    check_source(path, trust_remote_code=trust_remote_code)
+    described = describe(path, trust_remote_code=trust_remote_code)
     refuse_quantised(path)
     model = load_strictly(path, dtype=dtype, trust_remote_code=trust_remote_code)
     refuse_nonfinite(model, str(path))
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     model = model.to(place).eval()
     refuse_two_way(model, str(path))
-    return Opened(model, tokenizer, str(source), fingerprint(path), path)
+    return Opened(model, tokenizer, str(source), fingerprint(path), path, described.beside, trust_remote_code)
 
 
 def refuse_quantised(path: Path) -> None:
@@ -97,31 +104,32 @@ def load_strictly(path: Path, *, dtype: str | None = None, trust_remote_code: bo
     Raises:
         ValueError: the tensors on disk are not those the config asks for, or the library cannot build the model.
     """
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForCausalLM
 
-    with quiet_loading():
-        try:
-            model, info = AutoModelForCausalLM.from_pretrained(
-                str(path),
-                dtype="auto" if dtype is None else DTYPES[dtype],
-                trust_remote_code=trust_remote_code,
-                use_safetensors=True,
-                local_files_only=True,
-                ignore_mismatched_sizes=True,  # so that they are listed, then refused below
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, StrictDataclassError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ValueError(f"{path} cannot be opened: {type(error).__name__}: {reason}") from None
-    refuse_other_tensors(info, str(path))
+    with quiet_loading(), guarded(f"{path} cannot be opened"):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            str(path),
+            dtype="auto" if dtype is None else DTYPES[dtype],
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # so that they are listed, then refused below
+            output_loading_info=True,
+        )
+    refuse_other_tensors(model, info, str(path))
     return model.eval()
 
 
-def refuse_other_tensors(info: dict[str, Any], where: str) -> None:
-    """Raises ValueError where the loading info of transformers lists missing, unexpected or mismatched tensors."""
+def refuse_other_tensors(model: Any, info: dict[str, Any], where: str) -> None:
+    """Raises ValueError where the loading info of transformers lists missing, unexpected or mismatched tensors.
+
+    What is there for multi-token prediction is expected.
+    """
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         names = sorted(str(one[0]) if isinstance(one, tuple) else str(one) for one in info.get(kind) or ())
+        if kind == "unexpected_keys" and names:
+            in_memory, layers = find_layers(model)
+            names = [name for name in names if not is_prediction(name, f"{in_memory}.", len(layers))]
         if names:
             fault = kind.removesuffix("_keys")
             raise ValueError(
@@ -135,12 +143,8 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any | None
         return None
     from transformers import AutoTokenizer
 
-    with quiet_loading():
-        try:
-            return AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code, local_files_only=True)
-        except Exception as error:  # tokenizers raises bare Exception for a corrupt tokenizer.json
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"the tokenizer of {path} cannot be read: {type(error).__name__}: {reason}") from None
+    with quiet_loading(), guarded(f"the tokenizer of {path} cannot be read"):
+        return AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code, local_files_only=True)
 
 
 def refuse_nonfinite(model: nn.Module, where: str) -> None:

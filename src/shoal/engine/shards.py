@@ -6,17 +6,20 @@ count from the end of the header. A truncated or corrupt file is found here by i
 
 from __future__ import annotations
 
-import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from shoal.words.reading import parse_json, plain_name, read_json, refuse_irregular, shortened
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library itself
 BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
     "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
 
@@ -45,47 +48,69 @@ class Shard:
     data_start: int
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises ValueError in one line when it is none."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); download or write it again") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a JSON {type(content).__name__}, an object is needed; download or write it again")
-    return content
-
-
 def read_shard(path: Path) -> Shard:
     """Header of one safetensors file, checked against the file's size.
 
     Raises:
-        ValueError: truncated, too long, or with a header that is not one.
+        ValueError: not a file, truncated, too long, or with a header that is not one.
     """
+    refuse_irregular(path)
     size = path.stat().st_size
     cure = "download or copy it again"
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or not 2 <= length <= min(MAX_HEADER, size - 8):
-            raise ValueError(f"{path} is truncated or not a safetensors file ({size} bytes, header of {length}); {cure}")
-        raw = file.read(length)
     try:
-        header = json.loads(raw)
-        metadata = {str(key): str(value) for key, value in header.pop("__metadata__", {}).items()}
-        slots = {name: Slot(one["dtype"], tuple(one["shape"]), *one["data_offsets"]) for name, one in header.items()}
-        slots = dict(sorted(slots.items(), key=lambda item: (item[1].start, item[1].stop)))
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise ValueError(f"{path} has a corrupt safetensors header; {cure}") from None
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or not 2 <= length <= min(MAX_HEADER, size - 8):
+                raise ValueError(f"{path} is truncated or not a safetensors file ({size} bytes, header of {length}); {cure}")
+            raw = file.read(length)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); check the file and its permissions") from None
+    header = parse_json(raw, f"the corrupt safetensors header of {path}", unique=True)
+    if not isinstance(header, dict):
+        raise ValueError(f"{path} has a corrupt safetensors header (no object); {cure}")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError(f"{path} has a corrupt safetensors header at '__metadata__' (texts are needed); {cure}")
+    slots = {name: _slot(name, one, path) for name, one in header.items()}
+    slots = dict(sorted(slots.items(), key=lambda item: (item[1].start, item[1].stop)))
     end = 0
     for name, slot in slots.items():
-        bits = BITS.get(slot.dtype, 0) * math.prod(slot.shape)
-        if slot.start != end or slot.stop < slot.start or (slot.dtype in BITS and bits != 8 * slot.n_bytes):
-            raise ValueError(f"{path} has a corrupt safetensors header at {name!r}; {cure}")
+        if slot.start != end:
+            raise ValueError(f"{path} has a corrupt safetensors header at {shortened(name)!r} (a gap, or an overlap); {cure}")
         end = slot.stop
     if size != 8 + length + end:
         fault = "truncated" if size < 8 + length + end else "longer than its header says"
         raise ValueError(f"{path} is {fault}: {size} bytes, its header needs {8 + length + end}; {cure}")
     return Shard(path, slots, metadata, 8 + length)
+
+
+def _slot(name: str, stated: Any, path: Path) -> Slot:
+    """One entry of a header, its types and sizes checked.
+
+    Raises:
+        ValueError: anything but ``{dtype: known name, shape: [n, ...], data_offsets: [start, stop]}`` of the right size.
+    """
+    faults = []
+    if not isinstance(stated, Mapping) or set(stated) != {"dtype", "shape", "data_offsets"}:
+        faults.append("dtype, shape and data_offsets are needed")
+    else:
+        dtype, shape, offsets = stated["dtype"], stated["shape"], stated["data_offsets"]
+        if not isinstance(dtype, str) or dtype not in BITS:
+            faults.append(f"dtype {shortened(repr(dtype), 40)}; known: {', '.join(BITS)}")
+        if not _are_counts(shape):
+            faults.append("the shape needs whole numbers from 0")
+        if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+            faults.append("data_offsets need two whole numbers, start and stop")
+        if not faults and BITS[dtype] * math.prod(shape) != 8 * (offsets[1] - offsets[0]):
+            faults.append(f"{offsets[1] - offsets[0]} bytes for shape {shortened(str(shape), 40)} of {dtype}")
+        if not faults:
+            return Slot(dtype, tuple(shape), *offsets)
+    raise ValueError(f"{path} has a corrupt safetensors header at {shortened(name)!r} ({faults[0]}); download or copy it again")
+
+
+def _are_counts(values: Any) -> bool:
+    """Whether a value is a list of whole numbers that a file can hold; ``True`` is no number here."""
+    return isinstance(values, list) and all(type(one) is int and 0 <= one < 2**63 for one in values)
 
 
 def read_shards(folder: Path) -> list[Shard]:
@@ -99,16 +124,17 @@ def read_shards(folder: Path) -> list[Shard]:
         if (folder / SINGLE).exists():
             return [read_shard(folder / SINGLE)]
         refuse_absent_weights(folder)
-    places = read_json(index).get("weight_map")
+    places = read_json(index, unique=True).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise ValueError(f"{index} has no weight_map; download or write it again")
-    names = sorted(set(places.values()))
+    names = sorted({plain_name(place, str(index)) for place in places.values()})
     missing = [name for name in names if not (folder / name).exists()]
     if missing:
         raise ValueError(
             f"{index} names {len(missing)} of {len(names)} shards that are not there, first {missing[0]}; download them"
         )
     shards = [read_shard(folder / name) for name in names]
+    refuse_doubled_tensors(shards)
     by_name = {shard.path.name: shard.slots for shard in shards}
     for tensor, place in places.items():
         if tensor not in by_name[place]:
@@ -116,6 +142,18 @@ def read_shards(folder: Path) -> list[Shard]:
                 f"{index} places {tensor!r} in {place}, which does not hold it; index and shards are not of one checkpoint"
             )
     return shards
+
+
+def refuse_doubled_tensors(shards: list[Shard]) -> None:
+    """Raises ValueError when two shards of one checkpoint hold a tensor of one name."""
+    seen: dict[str, Path] = {}
+    for shard in shards:
+        for name in shard.slots:
+            if name in seen:
+                raise ValueError(
+                    f"{seen[name]} and {shard.path.name} both hold {shortened(name)!r}; the shards are not of one checkpoint"
+                )
+            seen[name] = shard.path
 
 
 def refuse_absent_weights(folder: Path) -> None:

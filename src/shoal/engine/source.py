@@ -9,12 +9,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+from shoal.engine.beside import refuse_adapter, refuse_irregular_files
 from shoal.engine.gguf_source import dequantised, gguf_in
-from shoal.engine.shards import Shard, read_json, read_shards
+from shoal.engine.shards import Shard, read_shards
+from shoal.words.reading import read_json, shortened
 from shoal.words.records import nearest, stable_hash
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
 CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel")
+FIELD_TYPES: tuple[tuple[str, type, str], ...] = (
+    ("model_type", str, "a text"),
+    ("architectures", list, "a list of class names"),
+    ("auto_map", dict, "an object"),
+    ("text_config", dict, "an object"),
+    ("quantization_config", dict, "an object"),
+)
 WHOLE_BYTES = 256 * 2**20  # checkpoints up to this size are hashed whole
 SAMPLE_BYTES = 4096  # of larger ones: this much at the start, middle and end of every tensor
 
@@ -63,11 +72,13 @@ def check_source(path: Path, *, trust_remote_code: bool = False) -> list[Shard]:
     Returns: its safetensors shards, checked.
     Raises:
         ValueError: one line: no such folder, no config, not a causal language model, unknown model type, remote code without
-            the flag, no weights, pickled weights only, truncated or corrupt safetensors, missing shards.
+            the flag, an adapter, no weights, pickled weights only, truncated or corrupt safetensors, missing shards.
     """
     path = Path(path)
     if not path.is_dir():
         raise ValueError(f"no such model folder: {str(path)!r}; pass a folder with config.json and safetensors")
+    refuse_irregular_files(path)
+    refuse_adapter(path)
     if not (path / "config.json").exists():
         raise ValueError(f"{path} has no config.json; it is not a Hugging Face model folder")
     check_architecture(read_json(path / "config.json"), str(path), trust_remote_code=trust_remote_code)
@@ -80,6 +91,15 @@ def check_architecture(config: dict[str, Any], where: str, *, trust_remote_code:
     Raises:
         ValueError: see :func:`check_source`.
     """
+    for field, kind, needed in FIELD_TYPES:
+        value = config.get(field)
+        if value is not None and not isinstance(value, kind):
+            raise ValueError(f"{where}: config.json states {field}={shortened(repr(value), 40)}, {needed} is needed; mend it")
+    heads = config.get("architectures") or []
+    if not all(isinstance(head, str) for head in heads):
+        raise ValueError(
+            f"{where}: config.json states architectures={shortened(repr(heads), 40)}, class names are needed; mend it"
+        )
     remote = config.get("auto_map") or {}
     family = config.get("model_type")
     if config.get("is_encoder_decoder"):
@@ -105,7 +125,6 @@ def check_architecture(config: dict[str, Any], where: str, *, trust_remote_code:
     causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(family)
     if causal is None:
         raise ValueError(f"{where}: model type {family!r} has no causal language model in transformers; Shoal cuts only those")
-    heads = config.get("architectures") or []
     known = causal if isinstance(causal, (tuple, list)) else (causal,)
     if heads and not any(head in known or head.endswith(CAUSAL_ENDINGS) for head in heads):
         raise ValueError(f"{where}: {heads[0]} (model type {family!r}) is not a causal language model; {known[0]} is needed")

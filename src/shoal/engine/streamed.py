@@ -14,7 +14,6 @@ import ctypes
 import mmap
 import os
 import platform
-import re
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -27,12 +26,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from shoal.engine.families import find_layers, refuse_coupled_layers, text_config
+from shoal.engine.beside import is_prediction
+from shoal.engine.config import build_skeleton, describe
+from shoal.engine.families import find_layers, text_config
+from shoal.engine.layer_names import NUMBERED, decoder_prefix, layer_of
 from shoal.engine.open import DTYPES, Opened, load_tokenizer, quiet_loading, refuse_nonfinite, refuse_quantised, usable_device
 from shoal.engine.shards import Shard, Slot, read_shards
-from shoal.engine.source import check_source, fingerprint, resolve_source
+from shoal.engine.source import fingerprint, resolve_source
 
-STORED_LAYER_NAME = re.compile(r"^(?:[^.]*[^.\d][^.]*\.)*(\d+)\.")  # the first all-digit part of a tensor's name is its layer
 TORCH_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
@@ -48,7 +49,7 @@ class Streamed:
     """Residency that holds ``n_resident`` layers, and one more while it is being read ahead.
 
     Args:
-        model: skeleton from :func:`skeleton`; its layers are filled and emptied in place.
+        model: from :func:`shoal.engine.config.build_skeleton`; its layers are filled and emptied in place.
         folder: the checkpoint.
         n_resident: layers kept in memory.
         device: where layers run. On CUDA they are read into pinned memory and copied on a stream of their own.
@@ -76,7 +77,7 @@ class Streamed:
         self.bytes_read = 0
         self.path, layers = find_layers(model)
         self._layers = layers
-        self._places = tensors_by_layer(read_shards(folder), len(layers))
+        self._places = tensors_by_layer(read_shards(folder), len(layers), self.path)
         self._loaded: OrderedDict[int, None] = OrderedDict()
         self._ahead: dict[int, Future[dict[str, Tensor]]] = {}
         self._pages = Pages()
@@ -206,16 +207,6 @@ class Pages:
         self._pages.clear()
 
 
-def skeleton(config: Any, *, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
-    """The model of a config with parameters on ``meta`` and real buffers, in eval mode."""
-    from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
-
-    refuse_coupled_layers(config)
-    with init_empty_weights(include_buffers=False):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code).eval()
-
-
 def open_streamed(
     source: str | Path,
     *,
@@ -232,29 +223,31 @@ def open_streamed(
     Raises:
         ValueError: as ``open_model``.
     """
-    from transformers import AutoConfig
-
     place = usable_device(device)
     path = resolve_source(source, trust_remote_code=trust_remote_code)
-    check_source(path, trust_remote_code=trust_remote_code)
+    described = describe(path, trust_remote_code=trust_remote_code)
     refuse_quantised(path)
-    config = AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=trust_remote_code)
-    stored = text_config(config).dtype or torch.float32
-    model = skeleton(config, dtype=stored if dtype is None else DTYPES[dtype], trust_remote_code=trust_remote_code)
+    stored = text_config(described.config).dtype or torch.float32
+    wanted = stored if dtype is None else DTYPES[dtype]
+    model = build_skeleton(described.config, dtype=wanted, trust_remote_code=trust_remote_code)
     streamed = Streamed(model, path, n_resident=n_resident, device=place, state_bytes=state_bytes)
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
-    return Opened(model, tokenizer, str(source), fingerprint(path), path), streamed
+    return Opened(model, tokenizer, str(source), fingerprint(path), path, described.beside, trust_remote_code), streamed
 
 
-def tensors_by_layer(shards: list[Shard], n_layers: int) -> dict[int | None, dict[str, tuple[Shard, Slot]]]:
-    """Every tensor by the layer its name on disk belongs to; None for the rest. Layers beyond ``n_layers`` are left out."""
+def tensors_by_layer(
+    shards: list[Shard], n_layers: int, path_in_memory: str
+) -> dict[int | None, dict[str, tuple[Shard, Slot]]]:
+    """Every tensor by the layer its name on disk belongs to; None for the rest, such as the layers of a wrapper's tower.
+
+    What is there for multi-token prediction is left out.
+    """
     found: dict[int | None, dict[str, tuple[Shard, Slot]]] = {index: {} for index in (None, *range(n_layers))}
+    prefix = decoder_prefix([name for shard in shards for name in shard.slots], n_layers, path_in_memory)
     for shard in shards:
         for name, slot in shard.slots.items():
-            match = STORED_LAYER_NAME.match(name)
-            index = int(match[1]) if match else None
-            if index in found:
-                found[index][name] = (shard, slot)
+            if not is_prediction(name, prefix, n_layers):
+                found[layer_of(name, prefix)][name] = (shard, slot)
     return found
 
 
@@ -262,8 +255,8 @@ def bytes_by_layer(shards: list[Shard]) -> tuple[int, int]:
     """Stored bytes of what is no layer, and of the largest layer."""
     found: dict[str | None, int] = {None: 0}
     for name, slot in ((name, slot) for shard in shards for name, slot in shard.slots.items()):
-        match = STORED_LAYER_NAME.match(name)
-        index = match[1] if match else None
+        match = NUMBERED.match(name)
+        index = match[2] if match else None
         found[index] = found.get(index, 0) + slot.n_bytes
     outside = found.pop(None)
     return outside, max(found.values(), default=1)

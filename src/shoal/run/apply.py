@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shoal.run.stages.polish import read_values
+from shoal.run.refusals import refuse_place
+from shoal.run.stages.polish import TRAINED, read_values
+from shoal.run.stages.stages import VALUES
 from shoal.words.plan import Plan, Size
 from shoal.words.types import Batch
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
 
@@ -37,6 +41,8 @@ def apply_plan(
     Raises:
         ValueError: no such plan, a plan that cannot be, another source than the plan's, missing values, a failed check.
     """
+    from shoal.checkpoint.new_folder import new_folder
+    from shoal.checkpoint.rewrite import rewrite
     from shoal.engine.source import fingerprint, resolve_source
 
     plan_file = Path(plan_file)
@@ -44,21 +50,27 @@ def apply_plan(
         raise ValueError(f"no plan at {plan_file}; shoal plan writes one")
     plan = Plan.load(plan_file)
     source = resolve_source(model or plan.source, trust_remote_code=trust_remote_code)
+    refuse_place(out, source)
     found = fingerprint(source)
     if found != plan.source_hash:
         raise ValueError(
             f"{source} is not the model this plan was made for (weights or config differ: {found}, the plan has "
             f"{plan.source_hash}); give the right one with --model, or make a plan for this one"
         )
-    if plan.is_pure_removal:
-        from shoal.checkpoint.rewrite import rewrite
+    with new_folder(out) as made:  # it takes its name when it has been verified
+        if plan.is_pure_removal:
+            rewrite(source, plan, made, trust_remote_code=trust_remote_code)
+            verification = _check_rewritten(made, device=device, trust_remote_code=trust_remote_code)
+        else:
+            verification = _apply_in_memory(
+                plan, plan_file.parent, source, made, device=device, trust_remote_code=trust_remote_code
+            )
+    return _applied(plan, out, verification | {"path": str(out)})
 
-        rewrite(source, plan, out)
-        return _applied(plan, out, _check_rewritten(out))
-    return _apply_in_memory(plan, plan_file.parent, source, out, device=device, trust_remote_code=trust_remote_code)
 
-
-def _apply_in_memory(plan: Plan, folder: Path, source: Path, out: Path, *, device: str, trust_remote_code: bool) -> Applied:
+def _apply_in_memory(
+    plan: Plan, folder: Path, source: Path, out: Path, *, device: str, trust_remote_code: bool
+) -> dict[str, Any]:
     from shoal.checkpoint.verify import verify
     from shoal.checkpoint.write import is_bundled, write
     from shoal.edits.student_of import student_of
@@ -66,6 +78,7 @@ def _apply_in_memory(plan: Plan, folder: Path, source: Path, out: Path, *, devic
     from shoal.engine.view import DecoderView
 
     values = read_values(folder)
+    refuse_untrained(plan, values)
     opened = open_model(source, device=device, trust_remote_code=trust_remote_code)
     view = DecoderView(opened.model)
     student = student_of(view, plan, values)
@@ -75,9 +88,19 @@ def _apply_in_memory(plan: Plan, folder: Path, source: Path, out: Path, *, devic
         ids_BT=_some_ids(view.config.vocab_size),
         reference=lambda ids: view.logits(Batch(ids), student=student),
         device=device,
-        own_code=is_bundled(view, plan),
+        trust_remote_code=trust_remote_code or is_bundled(view, plan),
     )
-    return _applied(plan, out, checked.model_dump(mode="json"))
+    return checked.model_dump(mode="json")
+
+
+def refuse_untrained(plan: Plan, values: Mapping[str, Tensor]) -> None:
+    """Raises ValueError for a replacement without values: its module would start untrained, and the checkpoint would hold that."""
+    for edit in plan.replacements:
+        if not any(name.startswith(f"replace.{edit.start}-{edit.stop}.") for name in values):
+            raise ValueError(
+                f"the {edit.replacement!r} in place of {edit.span} has no values beside the plan ({TRAINED} or {VALUES}); copy "
+                "them there from the run folder, or train it: shoal compress with the same options"
+            )
 
 
 def _applied(plan: Plan, out: Path, verification: dict[str, Any]) -> Applied:
@@ -87,11 +110,11 @@ def _applied(plan: Plan, out: Path, verification: dict[str, Any]) -> Applied:
     return Applied(plan.model_copy(update={"after": Size(**found)}), out, verification)
 
 
-def _check_rewritten(out: Path) -> dict[str, Any]:
+def _check_rewritten(out: Path, *, device: str, trust_remote_code: bool) -> dict[str, Any]:
     """Reload and run a checkpoint that was cut file to file, where it can be: not a quantised one, nor one beyond memory."""
     from shoal.checkpoint.verify import verify
-    from shoal.engine.shards import read_json
     from shoal.engine.source import quantisation
+    from shoal.words.reading import read_json
 
     config = read_json(out / "config.json")
     n_bytes = sum(file.stat().st_size for file in out.glob("*.safetensors"))
@@ -101,7 +124,8 @@ def _check_rewritten(out: Path) -> dict[str, Any]:
         why = "it is quantised" if quantisation(config) is not None else f"{n_bytes:,} bytes do not fit in {free:,} of memory"
         return {"names_and_shapes": "as the config asks", "reload": f"not tried: {why}"}
     vocab = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size", 2)
-    return verify(out, ids_BT=_some_ids(vocab)).model_dump(mode="json")
+    checked = verify(out, ids_BT=_some_ids(vocab), device=device, trust_remote_code=trust_remote_code)
+    return checked.model_dump(mode="json")
 
 
 def _free_memory() -> int | None:

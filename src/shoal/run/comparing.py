@@ -69,14 +69,14 @@ def checkpoint_of(name: str) -> str:
 
 def shortest_window(sources: Sequence[str], names: Sequence[str], *, trust_remote_code: bool = False) -> int | None:
     """The shortest window of the models, in tokens, read from their configs; None where none states one."""
-    from shoal.checkpoint.rewrite import read_config
+    from shoal.engine.config import read_config
     from shoal.engine.source import check_source, resolve_source
 
     windows = []
     for source in sources:
         path = resolve_source(source, trust_remote_code=trust_remote_code)
         check_source(path, trust_remote_code=trust_remote_code)
-        window = window_of(read_config(path))
+        window = window_of(read_config(path, trust_remote_code=trust_remote_code))
         if window is not None:
             windows.append(window)
     return min(windows, default=None)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from shoal.engine.workers import ALONE, Workers
 from shoal.run.lock import hold
+from shoal.words.reading import inside
 from shoal.words.records import Record
 
 RECORD = "run.json"
@@ -82,7 +83,10 @@ class RunFolder:
             ) from None
         hold(self.path)
         if (self.path / RECORD).exists():
-            return RunRecord.load(self.path / RECORD).stages
+            stages = RunRecord.load(self.path / RECORD).stages
+            for name in [file for stage in stages.values() for file in stage.files] + ["model"]:
+                self._inside(name)
+            return stages
         if any(p for p in self.path.iterdir() if not p.name.startswith(f".{RECORD}.")):
             raise ValueError(f"--out {self.path} is not empty and was not written by shoal; give a new or empty folder")
         return {}
@@ -100,7 +104,7 @@ class RunFolder:
         if done is None:
             return False
         if self.workers.from_first(lambda: self._has_key(stage, done, key)):
-            return self.workers.from_first(lambda: all((self.path / file).exists() for file in done.files))
+            return self.workers.from_first(lambda: all(self._inside(file).exists() for file in done.files))
         self.forget([stage])
         return False
 
@@ -135,11 +139,22 @@ class RunFolder:
         self._save()
         for entry in gone:
             for file in entry.files:
-                target = self.path / file
-                if target.is_dir():
-                    shutil.rmtree(target)
-                else:
-                    target.unlink(missing_ok=True)
+                self.remove(file)
+
+    def remove(self, name: str) -> None:
+        """Delete a file or folder of this run, if it is there.
+
+        Raises:
+            ValueError: it is not inside the run folder, or stands there as a link.
+        """
+        target = self._inside(name)
+        if target.is_dir():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
+
+    def _inside(self, name: str) -> Path:
+        return inside(self.path, name, str(self.path / RECORD))
 
     def _save(self) -> None:
         self.record.save(self.path / RECORD)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shoal.recipes.recipe import Recipe
+from shoal.words.reading import reason_of, shortened
 from shoal.words.records import nearest
 
 if TYPE_CHECKING:
@@ -36,9 +37,29 @@ def check_recipe(recipe: Recipe, out: Path) -> None:
         raise ValueError(f"--by {recipe.by!r} is no score of the scan; {nearest(recipe.by, known)}")
     if recipe.rounds > 1 and recipe.by.startswith("cka"):
         raise ValueError("rounds measure the pairwise scores only; with --rounds choose another score than cka/rest")
-    source = Path(recipe.model or "")
-    if recipe.model and source.is_dir() and Path(out).resolve().is_relative_to(source.resolve()):
-        raise ValueError(f"--out {out} is inside the model's folder {source}; choose a folder outside it")
+    refuse_place(out, Path(recipe.model or ""))
+
+
+def refuse_place(out: Path, source: Path) -> None:
+    """Refuse an ``--out`` that a result cannot take: before anything is loaded, and nothing is made there.
+
+    Args:
+        source: the model's folder, or anything that is no folder.
+    Raises:
+        ValueError: too long a name, below a file, a link to nothing or to itself, a pipe; the model's folder, inside it or around it.
+    """
+    out = Path(out)
+    try:
+        where, above = out.resolve(), next(place for place in (out, *out.absolute().parents) if place.exists())
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"--out {shortened(str(out))} cannot be a folder ({reason_of(error)}); give another name") from None
+    if not above.is_dir():
+        raise ValueError(f"--out {out} is, or is below, {above}, which is no folder; give a new or empty folder")
+    if out.is_symlink() and not out.exists():
+        raise ValueError(f"--out {out} is a link to nothing; give a new or empty folder, or take the link away")
+    if source.is_dir() and str(source) and (source / "config.json").exists():
+        if where.is_relative_to(source.resolve()):
+            raise ValueError(f"--out {out} is inside the model's folder {source}; choose a folder outside it")
 
 
 def check_budget(inputs: Inputs) -> None:

@@ -12,21 +12,24 @@ from pydantic import Field
 from shoal.words.records import Record
 from shoal.words.types import Span, UnitKind
 
+MOST_LAYERS = 20_000  # a plan is bounded before anything counts its layers
+Index = Annotated[int, Field(ge=0, lt=MOST_LAYERS)]
+
 
 class Drop(Record):
     """Remove units of one kind: zero their contribution to the residual stream."""
 
     edit: Literal["drop"] = "drop"
     kind: UnitKind = "layer"
-    indices: tuple[int, ...]
+    indices: tuple[Index, ...]
 
 
 class Replace(Record):
     """Put a module in place of the layers ``start .. stop-1``. ``options`` belong to the replacement's own description."""
 
     edit: Literal["replace"] = "replace"
-    start: int
-    stop: int
+    start: Index
+    stop: Index
     replacement: str
     options: dict[str, Any] = {}
 
@@ -39,7 +42,7 @@ class Refit(Record):
     """New values for parameters of a kept layer; ``parameters`` are names inside the layer."""
 
     edit: Literal["refit"] = "refit"
-    layer: int
+    layer: Index
     parameters: tuple[str, ...]
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from shoal.words.edits import Drop, Edit, Replace
+from shoal.words.edits import MOST_LAYERS, Drop, Edit, Replace
 from shoal.words.records import Record
 from shoal.words.types import Unit, spans_of
 
@@ -62,7 +62,7 @@ class Plan(Record):
     source: str
     source_hash: str
     teacher: str
-    n_layers: int
+    n_layers: int = Field(ge=1, le=MOST_LAYERS)
     edits: tuple[Edit, ...] = ()
     before: Size
     after: Size

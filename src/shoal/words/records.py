@@ -9,12 +9,11 @@ import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-if TYPE_CHECKING:
-    pass
+from shoal.words.reading import read_bytes
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -46,7 +45,34 @@ class Record(BaseModel):
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        return cls.from_json(Path(path).read_bytes(), where=str(path))
+        """Raises ValueError as :meth:`from_json`, and where the file cannot be read or is far too large for a record."""
+        return cls.from_json(read_bytes(path), where=str(path))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, content: Any) -> Any:
+        """``true`` is no number: layer 1 is not meant by it."""
+        for name, value in content.items() if isinstance(content, dict) else ():
+            field = cls.model_fields.get(name)
+            if field is not None and _holds_truth(value) and not _allows_truth(field.annotation):
+                raise ValueError(f"{name} holds true or false, a number or text is needed")
+        return content
+
+
+def _holds_truth(value: Any) -> bool:
+    return isinstance(value, bool) or isinstance(value, (list, tuple)) and any(isinstance(one, bool) for one in value)
+
+
+def _allows_truth(annotation: Any) -> bool:
+    """Whether a field may hold a truth value: itself, or as one of its kinds or elements."""
+    return annotation in (bool, Any, object) or any(_allows_truth(part) for part in get_args(annotation))
+
+
+def _shown(value: Any) -> str:
+    try:
+        return str(value)[:60]
+    except (ValueError, RecursionError):  # the interpreter writes no number of more than some thousand digits
+        return f"a {type(value).__name__} that is too long to show"
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
@@ -58,7 +84,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         return f"unknown key {place!r}; {nearest(key, fields_at(model, problem['loc'][:-1]))}"
     if problem["type"] == "value_error":  # raised by us: it says what was got
         return f"{place}: {problem['ctx']['error']}"
-    got = "" if problem["type"] == "missing" else f", got {str(problem.get('input'))[:60]!r}"
+    got = "" if problem["type"] == "missing" else f", got {_shown(problem.get('input'))!r}"
     return f"{place}: {problem['msg'][0].lower()}{problem['msg'][1:]}{got}"
 
 

@@ -34,18 +34,15 @@ def shape_of(model: str, *, dtype: str | None = None, trust_remote_code: bool = 
     """Sizes from ``config.json``; the model is built without weights."""
     import torch
 
-    from shoal.checkpoint.blueprint import blueprint
-    from shoal.checkpoint.rewrite import read_config
+    from shoal.engine.config import describe
     from shoal.engine.families import find_layers, text_config
     from shoal.engine.open import DTYPES
-    from shoal.engine.source import check_source, resolve_source
+    from shoal.engine.source import resolve_source
     from shoal.select.model_size import size_of
 
     path = resolve_source(model, trust_remote_code=trust_remote_code)
-    check_source(path, trust_remote_code=trust_remote_code)
-    config = read_config(path)
-    text = text_config(config)
-    skeleton = blueprint(config)
+    described = describe(path, trust_remote_code=trust_remote_code)
+    text, skeleton = text_config(described.config), described.model
     size = size_of(skeleton, find_layers(skeleton)[0])
     stored = text.dtype if isinstance(text.dtype, torch.dtype) else torch.float32
     hidden = int(text.hidden_size)

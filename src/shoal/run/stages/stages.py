@@ -53,7 +53,7 @@ def scan_stage(inputs: Inputs, folder: RunFolder, *, progress: Progress = silent
     from shoal.measure.cka import CkaObserver
     from shoal.measure.scan import Scan, scan
 
-    check_can_be_cut(inputs.opened.model.config)
+    check_can_be_cut(inputs.opened.model.config, model_class=type(inputs.opened.model))
     key = scan_key(inputs)
     if folder.is_done("scan", key):
         return Scan.load(folder.path)
@@ -144,10 +144,10 @@ def plan_unopened(recipe: Recipe, folder: RunFolder, *, trust_remote_code: bool 
     Raises:
         ValueError: the recipe needs scores or puts something back; and as for :func:`plan_stage`.
     """
-    from shoal.checkpoint.blueprint import blueprint, check_can_be_cut, check_layers
-    from shoal.checkpoint.rewrite import read_config
+    from shoal.checkpoint.blueprint import check_can_be_cut, check_layers
+    from shoal.engine.config import describe
     from shoal.engine.families import find_layers
-    from shoal.engine.source import check_source, fingerprint, resolve_source
+    from shoal.engine.source import fingerprint, resolve_source
     from shoal.select.choose import choose
     from shoal.select.model_size import size_of
     from shoal.select.plan_of import plan_of
@@ -156,10 +156,9 @@ def plan_unopened(recipe: Recipe, folder: RunFolder, *, trust_remote_code: bool 
     if recipe.model is None or needs_scan(recipe) or recipe.replace != "none":
         raise ValueError("a plan without opening the model needs a model, --select deepest, --guard 1 and --replace none")
     path = resolve_source(recipe.model, trust_remote_code=trust_remote_code)
-    check_source(path, trust_remote_code=trust_remote_code)
-    config = read_config(path)
-    check_can_be_cut(config)
-    skeleton = blueprint(config)
+    described = describe(path, trust_remote_code=trust_remote_code)
+    config, skeleton = described.config, described.model
+    check_can_be_cut(config, model_class=type(skeleton))
     size = size_of(skeleton, find_layers(skeleton)[0])
     how = choosing_unopened(recipe, size.n_layers)
     budget = budget_of(recipe)
@@ -168,7 +167,7 @@ def plan_unopened(recipe: Recipe, folder: RunFolder, *, trust_remote_code: bool 
         return Plan.load(folder / "plan.json")
 
     def refuse(kept: Sequence[int]) -> str | None:
-        return reason_of(lambda: check_layers(config, kept))
+        return reason_of(lambda: check_layers(config, kept, model_class=type(skeleton)))
 
     choice = choose(budget, size, tables={}, how=how, refuse=refuse)
     plan = plan_of(
@@ -292,24 +291,23 @@ def save_stage(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted) ->
 
 
 def _save_and_verify(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted, *, ids_BT: Tensor) -> None:
+    """The checkpoint takes its name when it has been proved to be the student, and not before."""
+    from shoal.checkpoint.new_folder import new_folder
     from shoal.checkpoint.verify import verify, verify_streamed
     from shoal.checkpoint.write import is_bundled, write
     from shoal.engine.streamed import Streamed
 
-    target, view, own_code = folder / "model", inputs.view, is_bundled(inputs.view, plan)
-    if target.exists():  # left by a run that died before it recorded the stage
-        shutil.rmtree(target)
-    write(view, inputs.opened.path, plan, target, values=fitted.values)
-    try:
+    view, trusted = inputs.view, inputs.opened.trusted or is_bundled(inputs.view, plan)
+    folder.remove("model")  # left by a run that died before it recorded the stage
+    with new_folder(folder / "model") as made:
+        write(view, inputs.opened.path, plan, made, values=fitted.values)
         reference = view.logits(Batch(ids_BT), student=fitted.student)
         if isinstance(view.residency, Streamed):
             view.residency.settle(())  # the checkpoint's own layers are read next
-            checked = verify_streamed(target, ids_BT=ids_BT, reference_BTV=reference, own_code=own_code)
+            checked = verify_streamed(made, ids_BT=ids_BT, reference_BTV=reference, trust_remote_code=trusted)
         else:
-            checked = verify(target, ids_BT=ids_BT, reference=lambda ids: reference, device=str(view.device), own_code=own_code)
-    except ValueError:  # a checkpoint that is not the student must not be found under the final name
-        shutil.rmtree(target)
-        raise
+            device = str(view.device)
+            checked = verify(made, ids_BT=ids_BT, reference=lambda ids: reference, device=device, trust_remote_code=trusted)
     checked.model_copy(update={"path": "model"}).save(folder / "verification.json")
 
 
@@ -332,7 +330,7 @@ def evaluate_stage(
     # of a streamed model: equal to the checkpoint, as was verified
     student: DecoderView | Student = replace(fitted.student, name="student")
     if not inputs.is_streamed:
-        saved = load_strictly(folder / "model", trust_remote_code=is_bundled(inputs.view, plan))
+        saved = load_strictly(folder / "model", trust_remote_code=inputs.opened.trusted or is_bundled(inputs.view, plan))
         student = DecoderView(saved.to(inputs.view.device))
     plain = None
     if fitted.values:  # the same number of layers without repair, on the same text

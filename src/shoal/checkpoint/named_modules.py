@@ -1,0 +1,242 @@
+"""Texts in a config that name modules: which of them a cut changes, found by matching; each is renumbered, or refused.
+
+Quantisation sections say in texts which modules they mean: names, ends of names, globs, regular expressions with groups and
+classes, with or without a mark before them (``re:``, ``+:``, ``-:``). Nothing is guessed from how such a text looks. It is matched
+against every name of the source and every name of the student, in all the ways its readers match it; where it means the same
+modules before and after, renumbered, it stays. Else its numbers are rewritten and matched again; what still differs is refused.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from shoal.engine.families import find_layers
+from shoal.engine.shards import Shard
+from shoal.words.reading import shortened
+
+Matches = Callable[[str], bool]
+MARKS = ("re:", "+:", "-:")
+LITERAL = re.compile(r"[\w.\-/]*")
+BOUNDARY = r"(?:(?<=\.)|(?=\.|$))"  # transformers.quantizers.quantizers_utils.should_convert_module
+# What can stand for a layer number in a pattern: digits, a class or a group of such, one after the other.
+NUMBER = re.compile(
+    r"(?:(?:\((?:\?:)?(?:[\d|\[\]\-^]|\\d)*\d(?:[\d|\[\]\-^]|\\d)*\)|\[[\d\-^]+\]|\\d|\d)(?:[?+*]|\{\d+(?:,\d*)?\})?)+"
+)
+NUMBERED_LAYERS = re.compile(r"(?:layers?|blocks?|(?:^|\.)h)\\?[./\[(]+(?:\?:)?\d", re.IGNORECASE)
+GLOB = re.compile(r"[\w.\-/*?]*(?<![.\])])\*[\w.\-/*?]*")  # a star that no regular expression would have there
+PER_LAYER = re.compile(r"layers?(?:_|$)|_idxs?$|indices")
+NEVER = "(?!)"  # a regular expression that matches nowhere
+GONE = object()
+
+
+class Names:
+    """Names of a source, in memory and on disk, and what each is called in the student.
+
+    Args:
+        names: of modules, parameters and stored tensors; the modules above a tensor are added.
+        prefixes: what stands before a layer number in them.
+        order: source layer of each layer of the student.
+    """
+
+    def __init__(self, names: Iterable[str], prefixes: Sequence[str], order: Sequence[int]) -> None:
+        self.prefixes, self.index = tuple(prefixes), {old: new for new, old in enumerate(order)}
+        known: set[str] = set()
+        for name in names:
+            parts = name.split(".")
+            known.update(".".join(parts[:end]) for end in range(1, len(parts) + 1))
+        self.n_before = 1 + max((n for name in known if (n := self._number(name)) is not None), default=-1)
+        self.after = {name: self.renamed(name) for name in sorted(known)}
+        self.students = frozenset(new for new in self.after.values() if new is not None)
+
+    def _split(self, name: str) -> tuple[str, int, str] | None:
+        """Prefix, layer number and the rest, of a name inside a layer."""
+        for prefix in self.prefixes:
+            number, dot, rest = name.removeprefix(prefix).partition(".") if name.startswith(prefix) else ("", "", "")
+            if number.isascii() and number.isdigit():
+                return prefix, int(number), dot + rest
+        return None
+
+    def _number(self, name: str) -> int | None:
+        found = self._split(name)
+        return None if found is None else found[1]
+
+    def renamed(self, name: str) -> str | None:
+        """What a name of the source is in the student; None where it is gone."""
+        found = self._split(name)
+        if found is None:
+            return name
+        prefix, old, rest = found
+        return f"{prefix}{self.index[old]}{rest}" if old in self.index else None
+
+    def meant(self, matches: Matches) -> frozenset[str]:
+        """Names in the student of what is matched in the source."""
+        return frozenset(new for name, new in self.after.items() if new is not None and matches(name))
+
+    def found(self, matches: Matches) -> frozenset[str]:
+        """Names of the student that are matched."""
+        return frozenset(name for name in self.students if matches(name))
+
+    def is_named(self, matches: Matches) -> bool:
+        """Whether anything of the source is matched."""
+        return any(matches(name) for name in self.after)
+
+
+def names_of(model: nn.Module, shards: Sequence[Shard], prefix: str, order: Sequence[int]) -> Names:
+    """The names of a source: modules and parameters of its empty model, and tensors on disk.
+
+    Args:
+        prefix: of the layers on disk.
+        order: source layer of each layer of the student.
+    """
+    stored = [name for shard in shards for name in shard.slots]
+    in_memory = [name for name, _ in model.named_modules() if name] + [name for name, _ in model.named_parameters()]
+    return Names([*in_memory, *stored], (f"{find_layers(model)[0]}.", prefix), order)
+
+
+def renumbered(value: Any, names: Names, *, where: str, is_about_modules: bool = True) -> Any:
+    """A section of a config in the student's layer numbers.
+
+    Args:
+        is_about_modules: every text of it may name modules, as in a quantisation section; else only those that name a numbered
+            layer in so many words.
+    Returns: a copy; names of removed modules are dropped from lists and keys.
+    Raises:
+        ValueError: a text that cannot be renumbered, or numbers that look like those of layers.
+    """
+    if isinstance(value, str):
+        new = _text(value, names, where, is_about_modules)
+        if new is GONE:
+            raise ValueError(f"{where} names {shortened(value)!r}, which the cut removes; take it out of config.json")
+        return new
+    if isinstance(value, list):
+        if is_about_modules:
+            _refuse_numbers(value, len(names.index), where)
+        items = [
+            _text(one, names, where, is_about_modules)
+            if isinstance(one, str)
+            else renumbered(one, names, where=where, is_about_modules=is_about_modules)
+            for one in value
+        ]
+        return [one for one in items if one is not GONE]
+    if isinstance(value, Mapping):
+        if is_about_modules and value and all(str(key).isdigit() for key in value):
+            raise ValueError(f"{where} is keyed by number, which may be that of a layer; it is not known how to cut it")
+        return dict(_fields(value, names, where, is_about_modules))
+    return value
+
+
+def _fields(value: Mapping[Any, Any], names: Names, where: str, is_about_modules: bool) -> Iterator[tuple[Any, Any]]:
+    for key, below in value.items():
+        new = _text(key, names, where, is_about_modules) if isinstance(key, str) else key
+        if new is not GONE:
+            yield new, renumbered(below, names, where=f"{where}.{key}", is_about_modules=is_about_modules)
+
+
+def _refuse_numbers(value: list[Any], n_layers: int, where: str) -> None:
+    """Raises ValueError for a list of numbers in a field whose name speaks of layers."""
+    field = where.rsplit(".", 1)[-1]
+    if value and all(type(one) is int for one in value) and PER_LAYER.search(field):
+        raise ValueError(f"{where} is a list of numbers that look like those of layers; it is not known how to cut it")
+
+
+def _text(text: str, names: Names, where: str, is_about_modules: bool) -> Any:
+    """A text in the student's numbers; ``GONE`` where all that it names is."""
+    if text.isdigit() or not (is_about_modules or NUMBERED_LAYERS.search(text)):
+        return text
+    if text in names.after:  # a name as it stands
+        new = names.after[text]
+        return GONE if new is None else new
+    if LITERAL.fullmatch(text) and not re.search(r"\d", text):
+        return text  # without a number or a wildcard it means the same modules in any numbering
+    readings = [(make, found) for make in readings_of(text) if (found := make(text)) is not None]
+    meant = [names.meant(matches) for _, matches in readings]
+    if all(names.found(matches) == wanted for (_, matches), wanted in zip(readings, meant, strict=True)):
+        return text
+    if not any(meant):
+        return GONE
+    for candidate in _candidates(text, names):
+        again = [make(candidate) for make, _ in readings]
+        if all(one is not None and names.found(one) == wanted for one, wanted in zip(again, meant, strict=True)):
+            return candidate
+    raise ValueError(
+        f"{where} has {shortened(text)!r}, which names other modules after the cut and cannot be renumbered; name the modules one "
+        "by one in config.json, or remove other layers"
+    )
+
+
+Reading = Callable[[str], Matches | None]
+
+
+def readings_of(text: str) -> list[Reading]:
+    """The ways in which a text is matched by those who read it: transformers, compressed-tensors, GPTQModel, vLLM and others."""
+    if text.startswith(MARKS):
+        return [_marked]
+    if LITERAL.fullmatch(text):
+        return [_as_transformers, _between_dots]
+    if GLOB.fullmatch(text):
+        return [_glob]
+    return [_as_transformers, _searched, *([_glob] if re.search(r"[*?\[]", text) else [])]
+
+
+def _compiled(pattern: str) -> re.Pattern[str] | None:
+    try:
+        return re.compile(pattern)
+    except (re.error, OverflowError, RecursionError):
+        return None
+
+
+def _marked(text: str) -> Matches | None:
+    """``re:``, ``+:``, ``-:`` and a regular expression from the start of the name (compressed-tensors, GPTQModel)."""
+    found = _compiled(text.split(":", 1)[1])
+    return None if found is None else lambda name: found.match(name) is not None
+
+
+def _as_transformers(text: str) -> Matches | None:
+    found = _compiled(rf"(?:{text}){BOUNDARY}")
+    return lambda name: name.endswith(text) or (found is not None and found.match(name) is not None)
+
+
+def _searched(text: str) -> Matches | None:
+    found = _compiled(text)
+    return None if found is None else lambda name: found.search(name) is not None
+
+
+def _between_dots(text: str) -> Matches | None:
+    inner = f".{text.strip('.')}."
+    return lambda name: inner in f".{name}."
+
+
+def _glob(text: str) -> Matches | None:
+    return lambda name: fnmatch.fnmatchcase(name, text)
+
+
+def _candidates(text: str, names: Names) -> Iterator[str]:
+    """The text with one of its numbers, or of what stands for numbers, in those of the student; then with all of them."""
+    numbers = (re.compile(r"\d+") if GLOB.fullmatch(text) else NUMBER).finditer(text)
+    places = [(place, number) for place in numbers if (number := _student_numbers(place[0], names)) is not None]
+    for place, number in places:
+        if number:
+            yield text[: place.start()] + number + text[place.end() :]
+            yield f"{text[: place.start()]}(?:{number}|{place[0]}){text[place.end() :]}"  # a tower's layers keep their numbers
+    if len(places) > 1:
+        whole = text
+        for place, number in reversed(places):  # from the end, so that the places before stay where they are
+            whole = whole[: place.start()] + (number or NEVER) + whole[place.end() :]
+        yield whole
+
+
+def _student_numbers(pattern: str, names: Names) -> str | None:
+    """What stands for layer numbers of the source, for those of the student; empty where all are gone; None: no number fits."""
+    inside = _compiled(pattern)
+    if inside is None:
+        return None
+    olds = [old for old in range(names.n_before) if inside.fullmatch(str(old))]
+    news = [str(names.index[old]) for old in olds if old in names.index]
+    if not olds:
+        return None
+    return "" if not news else news[0] if len(news) == 1 else f"(?:{'|'.join(news)})"
