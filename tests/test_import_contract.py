@@ -39,6 +39,7 @@ ORDER = [line.split()[0] for line in ROOMS]
 
 # Where transformers may be imported at all: where a model is opened, cut, saved or generated from.
 TRANSFORMERS = (
+    "engine/config.py",
     "engine/gguf_source.py",
     "engine/open.py",
     "engine/source.py",

@@ -1,4 +1,4 @@
-"""Texts that name modules mean the same modules after a cut, renumbered; what cannot be rewritten is refused. Found by matching."""
+"""Texts that name modules mean the same modules after a cut, renumbered; what cannot be rewritten is refused."""
 
 import fnmatch
 import json

@@ -1,8 +1,8 @@
 """Texts in a config that name modules: which of them a cut changes, found by matching; each is renumbered, or refused.
 
 Quantisation sections say in texts which modules they mean: names, ends of names, globs, regular expressions with groups and
-classes, with or without a mark before them (``re:``, ``+:``, ``-:``). Nothing is guessed from how such a text looks. It is matched
-against every name of the source and every name of the student, in all the ways its readers match it; where it means the same
+classes, with or without a mark before them (``re:``, ``+:``, ``-:``). Nothing is guessed from how such a text looks. It is
+matched against every name of the source and of the student, in all the ways its readers match it; where it means the same
 modules before and after, renumbered, it stays. Else its numbers are rewritten and matched again; what still differs is refused.
 """
 
@@ -164,8 +164,8 @@ def _text(text: str, names: Names, where: str, is_about_modules: bool) -> Any:
         if all(one is not None and names.found(one) == wanted for one, wanted in zip(again, meant, strict=True)):
             return candidate
     raise ValueError(
-        f"{where} has {shortened(text)!r}, which names other modules after the cut and cannot be renumbered; name the modules one "
-        "by one in config.json, or remove other layers"
+        f"{where} has {shortened(text)!r}, which names other modules after the cut and cannot be renumbered; name the modules "
+        "one by one in config.json, or remove other layers"
     )
 
 
@@ -173,7 +173,7 @@ Reading = Callable[[str], Matches | None]
 
 
 def readings_of(text: str) -> list[Reading]:
-    """The ways in which a text is matched by those who read it: transformers, compressed-tensors, GPTQModel, vLLM and others."""
+    """The ways in which a text is matched by those who read it: transformers, compressed-tensors, GPTQModel, vLLM."""
     if text.startswith(MARKS):
         return [_marked]
     if LITERAL.fullmatch(text):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from shoal.cli.console import Screen
+    from shoal.engine.beside import Beside
     from shoal.evaluate.evaluation import Evaluation
     from shoal.evaluate.stability import Stability
     from shoal.recipes.recipe import Recipe
@@ -31,6 +32,7 @@ def show_outcome(screen: Screen, outcome: Outcome) -> None:
     if len(plan.candidates) > 1:
         screen.show(guard_table(plan.candidates, n_layers=plan.n_layers))
     say_spread(screen, plan)
+    say_beside(screen, outcome.beside)
     if outcome.repaired is not None:
         screen.show(fit_table(outcome.repaired))
     for result in outcome.trained:
@@ -76,6 +78,12 @@ def settle_resident(
         return "all"
     screen.say(f"Layers: {held} in memory, the others are read from disk as needed ({sizes}, of which {share:.0%} for weights)")
     return str(held)
+
+
+def say_beside(screen: Screen, found: Beside) -> None:
+    """What the source's folder holds beside the decoder, where there is anything."""
+    if str(found):
+        screen.say(f"Beside the decoder: {found}")
 
 
 def say_spread(screen: Screen, plan: Plan) -> None:

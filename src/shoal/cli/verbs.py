@@ -49,7 +49,7 @@ from shoal.cli.options import (
     with_options,
 )
 from shoal.cli.report import report
-from shoal.cli.show import HEAT_MAP, say_files, say_spread, say_text, settle_resident, show_outcome
+from shoal.cli.show import HEAT_MAP, say_beside, say_files, say_spread, say_text, settle_resident, show_outcome
 from shoal.engine.workers import join
 
 if TYPE_CHECKING:
@@ -200,6 +200,7 @@ def scan(
     )
     inputs = open_inputs(chosen, device=device, dtype=dtype, resident=resident, trust_remote_code=trust_remote_code)
     say_text(screen, chosen)
+    say_beside(screen, inputs.opened.beside)
     with screen.progress():
         found = scan_stage(inputs, folder, progress=screen.step)
     screen.show(best_spans_table(found, names=PAPERS[: screen.n_tables]))
@@ -272,6 +273,7 @@ def plan(
         )
         inputs = open_inputs(chosen, device=device, dtype=dtype, resident=resident, trust_remote_code=trust_remote_code)
         say_text(screen, chosen)
+        say_beside(screen, inputs.opened.beside)
         with screen.progress():
             check_budget(inputs)
             found = scan_stage(inputs, folder, progress=screen.step) if needs_scan(chosen) else None
@@ -298,6 +300,7 @@ def apply(
 
     screen = _screen(json)
     made = apply_plan(plan, out, model=model, device=device, trust_remote_code=trust_remote_code)
+    say_beside(screen, made.beside)
     screen.say(f"{made.plan}\ncheckpoint: {out}")
     screen.result({"model": str(out), "layers": made.plan.after.layers, "verification": made.verification})
 

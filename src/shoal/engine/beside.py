@@ -1,7 +1,7 @@
-"""What lies beside a model's weights in its folder: adapters, layers for multi-token prediction, towers, files of other formats.
+"""What lies beside a model's weights in its folder: adapters, layers for multi-token prediction, towers, other formats.
 
-Each is named, and either set aside, or refused before any work: an adapter that is put on in silence changes every figure, and a
-prediction layer behind the last one is no layer of the decoder.
+Each is named, and either set aside, or refused before any work: an adapter that is put on in silence changes every figure,
+and a prediction layer behind the last one is no layer of the decoder.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def refuse_adapter(folder: Path) -> None:
     merge = "merge it (peft: PeftModel.from_pretrained(model, folder).merge_and_unload().save_pretrained(new_folder))"
     if (folder / "config.json").exists():
         raise ValueError(
-            f"{folder} holds an adapter ({ADAPTER}, {kind}) beside the model; transformers would put it on, and a cut would lose "
-            f"it: {merge}, or move {ADAPTER} and its weights elsewhere"
+            f"{folder} holds an adapter ({ADAPTER}, {kind}) beside the model; transformers would put it on, and a cut would "
+            f"lose it: {merge}, or move {ADAPTER} and its weights elsewhere"
         )
     raise ValueError(f"{folder} is an adapter ({kind}) of {base!r}, not a model; {merge}, then pass the new folder")
 

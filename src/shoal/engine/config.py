@@ -169,6 +169,4 @@ def refuse_more_layers(config: Any, names: Sequence[str], where: str) -> None:
     found = numbers_by_prefix(names)
     if not any(len(seen) >= n and max(seen) >= n - 1 for seen in found.values()):
         there = max((len(seen) for seen in found.values()), default=0)
-        raise ValueError(
-            f"{where}: config.json states {n:,} layers, the weights have {there}; config.json and the weights are not of one model"
-        )
+        raise ValueError(f"{where}: config.json states {n:,} layers, the weights have {there}; they are not of one model")

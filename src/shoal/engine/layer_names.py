@@ -10,7 +10,7 @@ MOST_DIGITS = 7  # of a layer number; longer ones are names, not numbers
 
 
 def layer_of(name: str, prefix: str) -> int | None:
-    """The layer that a tensor belongs to under a decoder's prefix, or None. The first number counts, so expert numbers do not."""
+    """The layer that a tensor belongs to under a decoder's prefix, or None. Its first number counts, not an expert's."""
     match = NUMBERED.match(name) if name.startswith(prefix) else None
     return int(match[2]) if match is not None and match[1] == prefix and len(match[2]) <= MOST_DIGITS else None
 

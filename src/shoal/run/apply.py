@@ -18,14 +18,17 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from shoal.engine.beside import Beside
+
 
 @dataclass(frozen=True)
 class Applied:
-    """The plan, its checkpoint, and what was checked."""
+    """The plan, its checkpoint, what was checked, and what the source's folder holds beside the decoder."""
 
     plan: Plan
     path: Path
     verification: dict[str, Any]
+    beside: Beside
 
 
 def apply_plan(
@@ -43,6 +46,7 @@ def apply_plan(
     """
     from shoal.checkpoint.new_folder import new_folder
     from shoal.checkpoint.rewrite import rewrite
+    from shoal.engine.config import describe
     from shoal.engine.source import fingerprint, resolve_source
 
     plan_file = Path(plan_file)
@@ -57,6 +61,7 @@ def apply_plan(
             f"{source} is not the model this plan was made for (weights or config differ: {found}, the plan has "
             f"{plan.source_hash}); give the right one with --model, or make a plan for this one"
         )
+    beside = describe(source, trust_remote_code=trust_remote_code).beside
     with new_folder(out) as made:  # it takes its name when it has been verified
         if plan.is_pure_removal:
             rewrite(source, plan, made, trust_remote_code=trust_remote_code)
@@ -65,7 +70,7 @@ def apply_plan(
             verification = _apply_in_memory(
                 plan, plan_file.parent, source, made, device=device, trust_remote_code=trust_remote_code
             )
-    return _applied(plan, out, verification | {"path": str(out)})
+    return _applied(plan, out, verification, beside)
 
 
 def _apply_in_memory(
@@ -94,7 +99,7 @@ def _apply_in_memory(
 
 
 def refuse_untrained(plan: Plan, values: Mapping[str, Tensor]) -> None:
-    """Raises ValueError for a replacement without values: its module would start untrained, and the checkpoint would hold that."""
+    """Raises ValueError for a replacement without values: the checkpoint would hold an untrained module."""
     for edit in plan.replacements:
         if not any(name.startswith(f"replace.{edit.start}-{edit.stop}.") for name in values):
             raise ValueError(
@@ -103,11 +108,11 @@ def refuse_untrained(plan: Plan, values: Mapping[str, Tensor]) -> None:
             )
 
 
-def _applied(plan: Plan, out: Path, verification: dict[str, Any]) -> Applied:
+def _applied(plan: Plan, out: Path, verification: dict[str, Any], beside: Beside) -> Applied:
     """With the size that was found: the one in a plan edited by hand may be that of the plan before."""
     n_layers = len(plan.kept_layers) + len(plan.replacements)
     found = verification.get("size", {"layers": n_layers, "parameters": plan.after.parameters})
-    return Applied(plan.model_copy(update={"after": Size(**found)}), out, verification)
+    return Applied(plan.model_copy(update={"after": Size(**found)}), out, verification | {"path": str(out)}, beside)
 
 
 def _check_rewritten(out: Path, *, device: str, trust_remote_code: bool) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from shoal.words.progress import Progress, silent
 from shoal.words.records import write_atomically
 
 if TYPE_CHECKING:
+    from shoal.engine.beside import Beside
     from shoal.evaluate.evaluation import Evaluation
     from shoal.fit.fit_result import FitResult
     from shoal.measure.scan import Scan
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a run left: every value is also a file of ``folder``; ``model`` loads with plain transformers."""
+    """What a run left: every value is also a file of ``folder``; ``model`` loads with plain transformers.
+
+    ``beside`` says what the source's folder holds beside the decoder.
+    """
 
     folder: Path
     model: Path
@@ -37,6 +41,7 @@ class Outcome:
     repaired: FitResult | None
     trained: tuple[TrainResult, ...]
     evaluation: Evaluation
+    beside: Beside
 
 
 def open_folder(out: Path, *, command: str = "", overwrite: bool = False) -> RunFolder:
@@ -101,4 +106,4 @@ def run_stages(inputs: Inputs, folder: RunFolder, *, command: str = "", progress
     evaluation = evaluate_stage(inputs, folder, plan, fitted, command=command, progress=progress)
     inputs.workers.on_first(lambda: write_atomically(recipe_file, recipe))
     inputs.workers.on_first(lambda: report_stage(folder.path))
-    return Outcome(folder.path, model, found, plan, repaired.result, fitted.results, evaluation)
+    return Outcome(folder.path, model, found, plan, repaired.result, fitted.results, evaluation, inputs.opened.beside)

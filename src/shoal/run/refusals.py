@@ -46,7 +46,7 @@ def refuse_place(out: Path, source: Path) -> None:
     Args:
         source: the model's folder, or anything that is no folder.
     Raises:
-        ValueError: too long a name, below a file, a link to nothing or to itself, a pipe; the model's folder, inside it or around it.
+        ValueError: too long a name, below a file, a link to nothing or to itself, a pipe; the model's folder, or inside it.
     """
     out = Path(out)
     try:

@@ -13,7 +13,7 @@ from shoal.words.records import Record
 from shoal.words.types import Span, UnitKind
 
 MOST_LAYERS = 20_000  # a plan is bounded before anything counts its layers
-Index = Annotated[int, Field(ge=0, lt=MOST_LAYERS)]
+Index = Annotated[int, Field(gt=-MOST_LAYERS, lt=MOST_LAYERS)]
 
 
 class Drop(Record):

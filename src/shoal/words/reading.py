@@ -1,4 +1,4 @@
-"""Files that somebody else wrote, read with limits: regular files only, bounded size, bounded JSON, names that stay in a folder.
+"""Files that somebody else wrote, read with limits: regular files, bounded size, bounded JSON, names that stay in a folder.
 
 A file can be anything: a pipe that never ends, JSON nested a thousand deep, a number of 5,000 digits, a name that leads out of
 its folder. Everything here ends in one ``ValueError`` that says which file and why.
@@ -21,7 +21,7 @@ AGAIN = "download or write it again"
 
 
 def refuse_irregular(path: Path) -> None:
-    """Raises ValueError unless ``path`` is, after links, a file that is there and can end: no folder, pipe, socket or device."""
+    """Raises ValueError unless ``path`` is, after links, a file that is there and can end: no folder, pipe or device."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:

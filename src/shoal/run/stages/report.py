@@ -4,12 +4,12 @@ whenever it is asked for.
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shoal.run.folder import RECORD, RunRecord
+from shoal.words.reading import read_json
 from shoal.words.records import write_atomically
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def _repair(folder: Path) -> FitResult | None:
     from shoal.fit.fit_result import FitResult
 
     file = folder / "fit.json"
-    return FitResult.load(file) if file.is_file() and "results" not in _json(file) else None
+    return FitResult.load(file) if file.is_file() and "results" not in read_json(file) else None
 
 
 def _curves(folder: Path) -> tuple[LearningCurve, ...]:
@@ -166,7 +166,7 @@ def _curves(folder: Path) -> tuple[LearningCurve, ...]:
     from shoal.train.train_result import CurvePoint, TrainResults
 
     for file in (folder / "train.json", folder / "fit.json"):  # the second where nothing but a replacement has values
-        if file.is_file() and "results" in _json(file):
+        if file.is_file() and "results" in read_json(file):
             results = TrainResults.load(file).results
             return tuple(
                 LearningCurve(_trained(one), f"{i}-{one.start}-{one.stop}", one.curve, one) for i, one in enumerate(results)
@@ -207,13 +207,3 @@ def _facts(folder: Path) -> tuple[Facts, bool]:
         recipe=text,
     )
     return facts, needs_scan(recipe)
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}; run the step again") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds {type(content).__name__}, not an object; run the step again")
-    return content
