@@ -11,7 +11,7 @@ from shoal.engine.student import TEACHER, Student
 from shoal.engine.view import DecoderView
 from shoal.evaluate.evaluation import closeness, compare
 from shoal.evaluate.positions import PositionSums
-from shoal.measure.divergence import overlap
+from shoal.measure.divergence import overlap, predicts
 from shoal.measure.oracle import token_figures
 from shoal.show.figures import position_table
 from shoal.words.types import Batch, Unit
@@ -76,14 +76,21 @@ def test_equals_loops_over_tokens():
     assert sum(one.n_tokens for one in found.octaves) == found.n_tokens
 
 
+def figures(p_BTV, q_BTV, batch):
+    """Of logits that are there as a whole."""
+    where_BT = predicts(batch.ids_BT, batch.mask_BT)
+    block = slice(0, int(where_BT.sum())), [one[:, :-1][where_BT] for one in (p_BTV, q_BTV)]
+    return token_figures([block], batch, with_overlap=True)[0]
+
+
 def test_sums_do_not_depend_on_how_samples_are_batched():
     ids_BT = BATCHES[0].ids_BT
     p, q = drawn(2, 9, 5), drawn(2, 9, 5, seed=1)
     whole, parts = PositionSums(), PositionSums()
-    whole.add(p, q, token_figures(p, q, Batch(ids_BT % 5)))
+    whole.add(figures(p, q, Batch(ids_BT % 5)))
     for b, length in ((0, 9), (1, 9)):
         one = Batch(ids_BT[b : b + 1, :length] % 5)
-        parts.add(p[b : b + 1], q[b : b + 1], token_figures(p[b : b + 1], q[b : b + 1], one))
+        parts.add(figures(p[b : b + 1], q[b : b + 1], one))
     a, b = whole.result(), parts.result()
     assert (a.kl, a.acceptance, a.agreement, a.octaves) == (b.kl, b.acceptance, b.agreement, b.octaves)
 
@@ -93,9 +100,9 @@ def test_padding_holds_anything():
     batch = Batch(BATCHES[0].ids_BT % 5, mask_BT)
     p, q = drawn(2, 9, 5), drawn(2, 9, 5, seed=1)
     clean, dirty = PositionSums(), PositionSums()
-    clean.add(p, q, token_figures(p, q, batch))
+    clean.add(figures(p, q, batch))
     q_nan = q.masked_fill(~mask_BT[..., None], math.nan)
-    dirty.add(p, q_nan, token_figures(p, q_nan, batch))
+    dirty.add(figures(p, q_nan, batch))
     assert clean.result() == dirty.result() and clean.result().n_tokens == 3 + 8
     with pytest.raises(ValueError, match="shorter than 2 tokens"):
         PositionSums().result()

@@ -11,8 +11,10 @@ from shoal.edits.replace.layer import LayerReplacement
 from shoal.engine.student import TEACHER, Attached, Student
 from shoal.engine.view import DecoderView
 from shoal.measure import divergence
+from shoal.measure.counted import head_blocks
 from shoal.measure.divergence import forward_kl, jensen_shannon, predicts, reverse_kl, token_nll, top1_agreement
-from shoal.measure.oracle import Oracle, Quality, QualitySums, compare_views
+from shoal.measure.one_pass import compare_tokens
+from shoal.measure.oracle import Oracle, Quality, QualitySums, compare_views, token_figures
 from shoal.words.types import Batch, Span, Unit
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -249,18 +251,25 @@ def test_a_model_of_its_own_is_measured_like_the_overlay():
     assert compare_views(view, DecoderView(cut), batches=BATCHES) == overlay
 
 
+def figures(p_BTV, q_BTV, batch):
+    """Of logits that are there as a whole."""
+    where_BT = predicts(batch.ids_BT, batch.mask_BT)
+    block = slice(0, int(where_BT.sum())), [one[:, :-1][where_BT] for one in (p_BTV, q_BTV)]
+    return token_figures([block], batch)[0]
+
+
 def test_padding_may_hold_anything():
     sums, clean = QualitySums(), QualitySums()
     p, q = logits(4, 11, VOCAB), logits(4, 11, VOCAB)
     spoilt = [one.masked_fill(~MASK_BT[..., None], torch.nan) for one in (p, q)]
-    sums.add(*spoilt, BATCHES[1])
-    clean.add(p, q, BATCHES[1])
+    sums.add(figures(*spoilt, BATCHES[1]))
+    clean.add(figures(p, q, BATCHES[1]))
     assert sums.result() == clean.result()
 
 
 def test_standard_error_of_equal_lengths_is_the_textbook_one():
     sums, p, q = QualitySums(), logits(4, 11, VOCAB), logits(4, 11, VOCAB)
-    sums.add(p, q, BATCHES[0])
+    sums.add(figures(p, q, BATCHES[0]))
     per_sample = forward_kl(p, q)[:, :-1].double().mean(1)
     assert sums.result().kl_stderr == pytest.approx(per_sample.std().item() / 2)
 
@@ -272,3 +281,60 @@ def test_one_sample_has_no_standard_error_and_no_text_is_an_error():
     assert math.isnan(Quality.from_json(quality.to_json()).kl_stderr)
     with pytest.raises(ValueError, match="2 tokens"):
         Oracle(DecoderView(tiny_model("llama")), [Batch(IDS_BT[:, :1])]).value({Unit("layer", 1)})
+
+
+# -- all figures in one pass -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("apart", [1e-4, 0.1, 3.0])
+def test_one_pass_equals_the_figures_one_by_one(dtype, apart):
+    p = (4 * logits(60, 701)).to(dtype)
+    students = [(p.float() + apart * logits(60, 701)).to(dtype) for _ in range(2)]
+    ids = torch.randint(701, (60,))
+    for q, found in zip(students, compare_tokens(p, students, ids, with_overlap=True), strict=True):
+        # 1e-6 nats is the promise; relative beyond 1 nat, where it is the rounding of fp32 itself
+        torch.testing.assert_close(found.kl_N, forward_kl(p, q), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(found.nll_N, token_nll(q, ids), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(found.overlap_N, divergence.overlap(p, q), rtol=0, atol=1e-6)
+        assert torch.equal(found.agreement_N, top1_agreement(p, q))
+
+
+def test_one_pass_of_equal_logits_is_exact():
+    p = logits(60, 701)
+    for found in compare_tokens(p, [p, p.clone()], torch.zeros(60, dtype=torch.long), with_overlap=True):
+        assert not found.kl_N.any() and found.agreement_N.all() and (found.overlap_N == 1).all()
+
+
+def test_one_pass_knows_tokens_that_cannot_come(monkeypatch):
+    monkeypatch.setattr(divergence, "CHUNK_ELEMENTS", {"cpu": 3 * 50})  # blocks of three tokens
+    p, q = logits(8, 50), logits(8, 50)
+    ids = torch.zeros(8, dtype=torch.long)
+    p[2:5, 7:20] = -math.inf
+    q[3, 7:20] = -math.inf  # both
+    q[6, 30] = -math.inf  # the student alone: infinite
+    q[7, 0] = -math.inf  # the very token that comes
+    (found,) = compare_tokens(p, [q], ids)
+    torch.testing.assert_close(found.kl_N, forward_kl(p, q), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found.nll_N, token_nll(q, ids), rtol=1e-6, atol=1e-6)
+    assert found.kl_N[6].isinf() and found.nll_N[7].isinf() and found.kl_N[:6].isfinite().all()
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_the_head_of_single_tokens_is_that_of_the_whole_batch(family):
+    view = DecoderView(tiny_model(family, n_layers=2))
+    where_BT = predicts(IDS_BT, MASK_BT)
+    ((end_BTD, whole_BTV),) = [(h, view.head(h, r)) for h, r in _ends(view)]
+    for block, (logits_nV,) in head_blocks([view], [end_BTD], where_BT):
+        torch.testing.assert_close(logits_nV, whole_BTV[:, :-1][where_BT][block], rtol=1e-5, atol=1e-5)
+
+
+def _ends(view):
+    reading = view.read(Batch(IDS_BT, MASK_BT))
+    *_, (_, h_BTD) = view.stream(reading)
+    return [(h_BTD.detach(), reading)]
+
+
+def test_shapes_that_differ_are_refused_in_one_pass():
+    with pytest.raises(ValueError, match="differ in shape"):
+        compare_tokens(torch.zeros(2, 3), [torch.zeros(2, 4)], torch.zeros(2, dtype=torch.long))

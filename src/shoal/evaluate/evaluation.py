@@ -6,7 +6,7 @@ side: perplexity of both, KL and agreement between them, greedy generations, cos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ from shoal.evaluate.perplexity import Perplexity, n_batches, perplexities, perpl
 from shoal.evaluate.positions import ByPosition, PositionSums
 from shoal.evaluate.speed import Speed
 from shoal.evaluate.tasks.benchmark import Benchmark, TaskFigures
+from shoal.measure.counted import Block, head_blocks, model_blocks
+from shoal.measure.divergence import predicts
 from shoal.measure.oracle import Quality, QualitySums, token_figures
 from shoal.words.records import Provenance, Record
 from shoal.words.types import Batch
@@ -158,23 +160,22 @@ def closeness(
     """
     quality, positions = QualitySums(workers), PositionSums(workers)
 
-    def count(teacher_BTV: Tensor, student_BTV: Tensor, batch: Batch) -> None:
-        found = token_figures(teacher_BTV, student_BTV, batch)
-        quality.add_tokens(found)
-        positions.add(teacher_BTV, student_BTV, found)
+    def count(blocks: Iterable[Block], batch: Batch) -> None:
+        (found,) = token_figures(blocks, batch, with_overlap=True)
+        quality.add(found)
+        positions.add(found)
 
     if isinstance(student, Student):
 
         def sink(reading: Reading, finals: list[Tensor]) -> None:
-            ours, theirs = finals
-            teacher_BTV = teacher.head(ours, reading)
-            count(teacher_BTV, teacher_BTV if theirs is ours else teacher.head(theirs, reading), reading.batch)
+            batch = reading.batch
+            count(head_blocks([teacher, teacher], finals, predicts(batch.ids_BT, batch.mask_BT)), batch)
 
         run_pass(teacher, batches, students=[TEACHER, student], sink=sink, after_batch=after_batch, workers=workers)
         return quality.result(), positions.result()
     refuse_other_vocabulary(teacher, student)
     for batch in workers.share(batches):
-        count(teacher.logits(batch), student.logits(batch), batch)
+        count(model_blocks([teacher, student], batch), batch)
         if after_batch is not None:
             after_batch(batch)
     return quality.result(), positions.result()

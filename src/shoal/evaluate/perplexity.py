@@ -26,6 +26,7 @@ from shoal.engine.passes import run_pass
 from shoal.engine.student import TEACHER, Student
 from shoal.engine.view import DecoderView, Reading
 from shoal.engine.workers import ALONE, Workers
+from shoal.measure.counted import head_blocks
 from shoal.measure.divergence import token_nll
 from shoal.words.records import Record
 from shoal.words.types import Batch
@@ -148,7 +149,7 @@ def perplexities(
 
     def add(reading: Reading, finals: list[Tensor]) -> None:
         scored_BT = _scored(groups[reading.batch.index], n_start=len(start_P)).to(view.device)
-        nll = [_nll_sum(view.head(h_BTD, reading), reading.batch.ids_BT, scored_BT) for h_BTD in finals]
+        nll = _nll_sums(view, finals, reading.batch.ids_BT, scored_BT)
         mine.append((int(scored_BT.sum()), nll))
 
     def rows_of(group: Sequence[Window]) -> Tensor:
@@ -188,11 +189,14 @@ def _scored(group: Sequence[Window], *, n_start: int) -> Tensor:
     return torch.stack([offsets >= n_start + one.first - one.start for one in group])
 
 
-def _nll_sum(logits_BTV: Tensor, ids_BT: Tensor, scored_BT: Tensor) -> float:
-    """Sum over scored tokens of -ln p(token), fp32 logarithms, fp64 sum."""
-    # every position, the last one's meaningless figure cut off after: slicing the logits would copy them
-    nll_BT = token_nll(logits_BTV, ids_BT.roll(-1, dims=1))[:, :-1]
-    return nll_BT[scored_BT].double().sum().item()
+def _nll_sums(view: DecoderView, ends_BTD: Sequence[Tensor], ids_BT: Tensor, scored_BT: Tensor) -> list[float]:
+    """Per student the sum over scored tokens of -ln p(token), fp32 logarithms, fp64 sum."""
+    next_N = ids_BT[:, 1:][scored_BT]
+    sums = [0.0] * len(ends_BTD)
+    for block, logits in head_blocks([view] * len(ends_BTD), ends_BTD, scored_BT):
+        for member, logits_nV in enumerate(logits):
+            sums[member] += token_nll(logits_nV, next_N[block]).double().sum().item()
+    return sums
 
 
 def _exp(nll: float) -> float:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from shoal.engine.workers import ALONE, Workers
-from shoal.measure.divergence import overlap
 from shoal.measure.oracle import TokenFigures
 from shoal.words.records import Record
 
@@ -52,10 +51,10 @@ class PositionSums:
         self._workers = workers
         self._per_batch: list[Tensor] = []
 
-    def add(self, teacher_BTV: Tensor, student_BTV: Tensor, found: TokenFigures) -> None:
-        """Count one batch; ``found``: its figures by :func:`shoal.measure.oracle.token_figures`."""
-        overlap_BT = overlap(teacher_BTV, student_BTV.to(teacher_BTV.device))[:, :-1]
-        figures = (found.kl_BT, overlap_BT, found.agreement_BT, torch.ones_like(overlap_BT))
+    def add(self, found: TokenFigures) -> None:
+        """Count one batch; its figures by :func:`shoal.measure.oracle.token_figures`, with their overlap."""
+        assert found.overlap_BT is not None
+        figures = (found.kl_BT, found.overlap_BT, found.agreement_BT, torch.ones_like(found.overlap_BT))
         # where, not multiplication: a padded position may hold anything, NaN included
         self._per_batch.append(torch.stack([torch.where(found.counted_BT, one.double(), 0.0).sum(0) for one in figures]).cpu())
 

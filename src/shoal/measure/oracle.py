@@ -8,7 +8,7 @@ Shapes: B samples, T positions, D hidden size, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,9 @@ from shoal.engine.passes import run_pass
 from shoal.engine.student import TEACHER, Student
 from shoal.engine.view import DecoderView, Reading
 from shoal.engine.workers import ALONE, Workers
-from shoal.measure.divergence import forward_kl, predicts, token_nll, top1_agreement
+from shoal.measure.counted import Block, head_blocks, model_blocks
+from shoal.measure.divergence import predicts
+from shoal.measure.one_pass import Compared, compare_tokens
 from shoal.words.records import Record
 from shoal.words.types import Batch, Unit
 
@@ -45,28 +47,49 @@ class Quality(Record):
 
 @dataclass(frozen=True)
 class TokenFigures:
-    """What is summed, per token of a batch; (B, T-1), on the teacher's device. Figures where ``counted_BT`` is False may be
-    anything, NaN included."""
+    """What is summed, per token of a batch; (B, T-1), on the teacher's device. Figures are 0 where ``counted_BT`` is False.
+
+    ``overlap_BT``: sum min(p, q), where it was asked for.
+    """
 
     kl_BT: Tensor
     agreement_BT: Tensor
     nll_BT: Tensor
     counted_BT: Tensor
+    overlap_BT: Tensor | None = None
 
 
-def token_figures(teacher_BTV: Tensor, student_BTV: Tensor, batch: Batch) -> TokenFigures:
-    """KL, agreement and NLL of every token. The logits may live on different devices; the student's are moved."""
-    device = teacher_BTV.device
-    ids, mask = batch.ids_BT.to(device), None if batch.mask_BT is None else batch.mask_BT.to(device)
-    student_BTV = student_BTV.to(device)
-    # all T positions, the last one cut off after: slicing the logits would copy them
-    next_BT = ids.roll(-1, dims=1)
-    return TokenFigures(
-        kl_BT=forward_kl(teacher_BTV, student_BTV)[:, :-1],
-        agreement_BT=top1_agreement(teacher_BTV, student_BTV)[:, :-1],
-        nll_BT=token_nll(student_BTV, next_BT)[:, :-1],
-        counted_BT=predicts(ids, mask),
-    )
+def token_figures(blocks: Iterable[Block], batch: Batch, *, with_overlap: bool = False) -> list[TokenFigures]:
+    """KL, agreement and NLL of every counted token, for all students at once.
+
+    Args:
+        blocks: logits of the counted tokens, in order, of the teacher and of each student, as
+            :func:`shoal.measure.counted.head_blocks` gives them; they may live on different devices.
+        with_overlap: also the overlap of teacher and student.
+    """
+    found: list[list[Compared]] = []
+    counted_BT = predicts(batch.ids_BT, batch.mask_BT)
+    next_N = batch.ids_BT[:, 1:][counted_BT]
+    for block, (teacher_nV, *students_nV) in blocks:
+        device = teacher_nV.device
+        next_n = next_N[block].to(device)
+        found.append(compare_tokens(teacher_nV, [one.to(device) for one in students_nV], next_n, with_overlap=with_overlap))
+
+    def spread(pieces: Sequence[Tensor]) -> Tensor:
+        values_N = torch.cat(list(pieces))
+        where_BT = counted_BT.to(values_N.device)
+        return values_N.new_zeros(where_BT.shape).masked_scatter_(where_BT, values_N)
+
+    return [
+        TokenFigures(
+            kl_BT=spread([one.kl_N for one in pieces]),
+            agreement_BT=spread([one.agreement_N for one in pieces]),
+            nll_BT=spread([one.nll_N for one in pieces]),
+            counted_BT=counted_BT.to(pieces[0].kl_N.device),
+            overlap_BT=spread([one.overlap_N for one in pieces if one.overlap_N is not None]) if with_overlap else None,
+        )
+        for pieces in zip(*found, strict=True)
+    ]
 
 
 class QualitySums:
@@ -80,12 +103,8 @@ class QualitySums:
         self._workers = workers
         self._per_batch: list[Tensor] = []
 
-    def add(self, teacher_BTV: Tensor, student_BTV: Tensor, batch: Batch) -> None:
+    def add(self, found: TokenFigures) -> None:
         """Count one batch."""
-        self.add_tokens(token_figures(teacher_BTV, student_BTV, batch))
-
-    def add_tokens(self, found: TokenFigures) -> None:
-        """Count a batch whose figures are known."""
         figures = (found.kl_BT, found.agreement_BT, found.nll_BT)
         # where, not multiplication: a padded position may hold anything, NaN included
         sums = [torch.where(found.counted_BT, one.double(), 0.0).sum(1) for one in figures]
@@ -177,10 +196,9 @@ class Oracle:
         sums = [QualitySums(self.workers) for _ in students]
 
         def sink(reading: Reading, finals: list[Tensor]) -> None:
-            teacher = self.view.head(finals[0], reading)
-            for one, h_BTD in zip(sums, finals[1:], strict=True):
-                same = h_BTD is finals[0]  # a student in the teacher's own group: no second head
-                one.add(teacher, teacher if same else self.view.head(h_BTD, reading), reading.batch)
+            blocks = head_blocks([self.view] * len(finals), finals, predicts(reading.batch.ids_BT, reading.batch.mask_BT))
+            for one, found in zip(sums, token_figures(blocks, reading.batch), strict=True):
+                one.add(found)
 
         run_pass(
             self.view,
@@ -211,7 +229,8 @@ def compare_views(
     """
     sums = QualitySums(workers)
     for batch in workers.share(batches):
-        sums.add(teacher.logits(batch), student.logits(batch), batch)
+        (found,) = token_figures(model_blocks([teacher, student], batch), batch)
+        sums.add(found)
         if after_batch is not None:
             after_batch(batch)
     return sums.result()

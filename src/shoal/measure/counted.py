@@ -1,0 +1,66 @@
+"""Logits only of the tokens that are counted, and only some of them at a time.
+
+The logits of a whole batch are by far its largest tensor (V / D times the hidden states), and nobody looks at those of padding,
+of last tokens, and of tokens that a sliding window reads without scoring them.
+Shapes: B samples, T positions, N counted tokens, n of them in a block, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from shoal.engine.view import DecoderView, Reading
+from shoal.measure.divergence import predicts
+from shoal.words.types import Batch
+
+Block = tuple[slice, list[Tensor]]
+"""Which of the counted tokens, and their logits (n, V) for every stream."""
+
+TOKENS_PER_HEAD = 256  # on a CPU: the output matrix is read once per block, the logits of a block are some tens of MB
+ELSEWHERE = 4096  # a card needs large products
+
+
+def head_blocks(views: Sequence[DecoderView], ends_BTD: Sequence[Tensor], where_BT: Tensor) -> Iterator[Block]:
+    """Logits of the chosen tokens, block by block, in order.
+
+    Args:
+        views: whose heads are used, one for each of ``ends_BTD``.
+        ends_BTD: boundary L of some streams, (B, T, D). Equal objects of one view give one tensor of logits.
+        where_BT: bool (B, T'), T' <= T: the tokens to look at.
+    Yields: blocks; one without tokens where none is chosen.
+    """
+    n_positions = where_BT.shape[1]
+    chosen = [end_BTD[:, :n_positions][where_BT.to(end_BTD.device)] for end_BTD in ends_BTD]
+    size = TOKENS_PER_HEAD if views[0].device.type == "cpu" else ELSEWHERE
+    if not len(chosen[0]):
+        yield slice(0, 0), [end_ND.new_zeros(0, 1) for end_ND in chosen]
+    for start in range(0, len(chosen[0]), size):
+        block = slice(start, min(start + size, len(chosen[0])))
+        made: dict[tuple[int, int], Tensor] = {}
+        logits = []
+        for view, end_BTD, end_ND in zip(views, ends_BTD, chosen, strict=True):
+            key = (id(view), id(end_BTD))
+            if key not in made:
+                made[key] = head_of(view, end_ND[block])
+            logits.append(made[key])
+        yield block, logits
+
+
+@torch.no_grad()
+def model_blocks(views: Sequence[DecoderView], batch: Batch) -> Iterator[Block]:
+    """As :func:`head_blocks`, for whole models: the logits of every real token that is followed by one."""
+    ends = []
+    for view in views:
+        ((_, h_BTD),) = deque(view.stream(view.read(batch)), maxlen=1)  # keeps one boundary at a time
+        ends.append(h_BTD)
+    yield from head_blocks(views, ends, predicts(batch.ids_BT, batch.mask_BT))
+
+
+def head_of(view: DecoderView, h_ND: Tensor) -> Tensor:
+    """Logits (N, V) of single tokens at boundary L: no head looks from one token to another."""
+    as_samples = Batch(torch.zeros(len(h_ND), 1, dtype=torch.long, device=view.device))
+    return view.head(h_ND[:, None].to(view.device), Reading(as_samples, h_ND, ()))[:, 0]
