@@ -117,7 +117,7 @@ def test_reading_stops_where_the_samples_are_full(tmp_path):
 
 BROKEN = {
     "missing.txt": (None, "no such text: .*missing.txt"),
-    "a.pdf": (b"x", r"suffix '.pdf'; we read .txt, .txt.gz, .jsonl, .jsonl.gz, .parquet"),
+    "a.pdf": (b"x", r"suffix '.pdf'; we read .txt, .jsonl, .json, .csv, .tsv .*.parquet"),
     "a.gz": (b"x", r"suffix '.gz'; we read"),
     "empty.txt": (b"", "holds no text"),
     "blank.txt": (b" \n\n \n", "holds no text"),
@@ -128,11 +128,19 @@ BROKEN = {
     "short.txt.gz": (gzip.compress(b"words " * 1000)[:-20], "not a whole gzip file"),
     "bad.jsonl": (b'{"text": "w1"}\n{"text": \n', "line 2 is not JSON"),
     "list.jsonl": (b"[1, 2]\n", "line 1 is a JSON list"),
-    "other.jsonl": (b'{"body": "w1", "id": 3}\n', "line 1 has neither text nor messages, only body, id"),
-    "number.jsonl": (b'{"text": 3}\n', "line 1: text is a int"),
+    "other.jsonl": (b'{"body": "w1", "id": 3}\n', "line 1 has no column .* only body, id; .* --field NAME"),
+    "number.jsonl": (b'{"text": 3}\n', r"line 1: text is a number \(3\)"),
+    "digits.jsonl": (b'{"text": ' + b"1" * 5000 + b"}\n", "line 1 is not JSON .*digits"),
+    "deep.jsonl": (b'{"text": ' + b"[" * 100_000 + b"\n", "line 1 is not JSON"),
+    "half.json": (b'[{"text": "w1"}, {"text"', "half.json is not JSON"),
+    "number.json": (b"7", "holds a JSON int; write one list of objects"),
+    "rows.json": (b'[{"text": "w1"}, 7]', "row 2 is a JSON int"),
+    "deep.json": (b"[" * 100_000, "is not JSON"),
+    "columns.csv": (b"a,b\nw1,w2\n", "row 1 has no column .* only a, b"),
+    "wide.csv": (b"text,id\nw1,2\nw1,w2,w3\n", "row 2 has more than the 2 values of the header"),
+    "short.csv": (b"text,id\n", "holds no text"),
     "surrogate.jsonl": (b'{"text": "\\ud800"}\n', "line 1 holds half a character"),
-    "messages.jsonl": (b'{"messages": "hello"}\n', "line 1: messages must be a list"),
-    "chat.jsonl": (b'{"messages": [{"role": "user", "content": "w1"}]}\n', "line 1: the tokenizer has no chat template"),
+    "messages.jsonl": (b'{"messages": "hello"}\n', r"line 1: messages is a text \("),
     "bad.parquet": (b"PAR1 no", "not a whole parquet file"),
 }
 

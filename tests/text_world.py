@@ -63,6 +63,14 @@ def write_as(suffix: str, folder: Path, texts: Sequence[str]) -> str:
         write_jsonl(path, texts)
     elif suffix == ".jsonl.gz":
         path.write_bytes(gzip.compress("".join(json.dumps({"text": text}) + "\n" for text in texts).encode()))
+    elif suffix in (".json", ".json.gz"):
+        content = json.dumps([{"text": text} for text in texts]).encode()
+        path.write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
+    elif suffix.removesuffix(".gz") in (".csv", ".tsv"):
+        mark = "\t" if ".tsv" in suffix else ","
+        content = "".join(mark.join((str(i), f'"{text}"')) + "\r\n" for i, text in enumerate(texts))
+        content = (f"id{mark}text\r\n" + content).encode()
+        path.write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
     elif suffix == ".parquet":
         import pyarrow
         import pyarrow.parquet

@@ -11,6 +11,7 @@ from shoal.cli.options import (
     DtypeOption,
     EngineOption,
     EvaluationSamplesOption,
+    FieldOption,
     IncludeOption,
     ItemsOption,
     JsonOption,
@@ -36,6 +37,7 @@ def compare(
     items: ItemsOption = None,
     include: IncludeOption = None,
     text: TextOption = None,
+    field: FieldOption = None,
     samples: EvaluationSamplesOption = None,
     length: LengthOption = None,
     seed: SeedOption = None,
@@ -52,7 +54,7 @@ def compare(
 
     screen = Screen(as_json=json)
     tasks = open_tasks(task or (), engine=engine, shots=shots, n_items=items, include=include)
-    chosen = with_options("default", text=text, evaluation=samples, length=length, seed=seed)
+    chosen = with_options("default", text=text, field=field, evaluation=samples, length=length, seed=seed)
     say_text(screen, chosen)
     if tasks:
         screen.say(str(tasks))

@@ -10,6 +10,7 @@ from shoal.cli.options import (
     DeviceOption,
     DropOption,
     DtypeOption,
+    FieldOption,
     JsonOption,
     LengthOption,
     ModelOption,
@@ -30,6 +31,7 @@ def criteria(
         Optional[list[str]],  # noqa: UP045
         typer.Option("--text", help="A corpus, as for shoal scan; again: one more.  [default: the bundled sample]"),
     ] = None,
+    field: FieldOption = None,
     samples: SamplesOption = None,
     length: LengthOption = None,
     protect: ProtectOption = None,
@@ -48,7 +50,15 @@ def criteria(
 
     screen = Screen(as_json=json)
     chosen = with_options(
-        "default", model=model, drop=drop, samples=samples, length=length, protect=protect, seed=seed, replace="none"
+        "default",
+        model=model,
+        drop=drop,
+        field=field,
+        samples=samples,
+        length=length,
+        protect=protect,
+        seed=seed,
+        replace="none",
     )
     if not text:
         screen.say("Text: the bundled sample of public-domain books (give your own with --text)")

@@ -10,6 +10,7 @@ import typer
 from shoal.cli.options import (
     DeviceOption,
     DtypeOption,
+    FieldOption,
     FitTokensOption,
     ItemsOption,
     JsonOption,
@@ -70,6 +71,7 @@ def sweep(
         ),
     ] = "perplexity",
     text: TextOption = None,
+    field: FieldOption = None,
     samples: SamplesOption = None,
     length: LengthOption = None,
     protect: ProtectOption = None,
@@ -98,7 +100,7 @@ def sweep(
         raise ValueError(f"--of {of} says what --keep is told of; give --keep as well, such as --keep 95%")
     wanted = None if keep is None else Keeping(parse_keep(keep), of)
     tasks = task_files(task or (), n_items=items)
-    common = dict(model=model, text=text, samples=samples, length=length, protect=protect, seed=seed)
+    common = dict(model=model, text=text, field=field, samples=samples, length=length, protect=protect, seed=seed)
     recipes = _recipes(methods, common, fit_tokens=fit_tokens, train_tokens=train_tokens)
     if recipes:
         say_text(screen, next(iter(recipes.values())))

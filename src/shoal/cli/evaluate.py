@@ -12,6 +12,7 @@ from shoal.cli.options import (
     DtypeOption,
     EngineOption,
     EvaluationSamplesOption,
+    FieldOption,
     IncludeOption,
     ItemsOption,
     JsonOption,
@@ -39,6 +40,7 @@ def evaluate(
     items: ItemsOption = None,
     include: IncludeOption = None,
     text: TextOption = None,
+    field: FieldOption = None,
     samples: EvaluationSamplesOption = None,
     length: LengthOption = None,
     seed: SeedOption = None,
@@ -58,7 +60,9 @@ def evaluate(
     screen = Screen(as_json=json)
     tasks = open_tasks(task or (), engine=engine, shots=shots, n_items=items, include=include)
     model, teacher = checkpoint_of(model), teacher and checkpoint_of(teacher)
-    chosen = with_options("default", model=teacher or model, text=text, evaluation=samples, length=length, seed=seed)
+    chosen = with_options(
+        "default", model=teacher or model, text=text, field=field, evaluation=samples, length=length, seed=seed
+    )
     say_text(screen, chosen)
     if tasks:
         screen.say(str(tasks))

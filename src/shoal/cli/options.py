@@ -20,8 +20,17 @@ TextOption = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option(
         "--text",
-        help="Text: .txt, .txt.gz, .jsonl, .parquet, a folder, hub:NAME, mix:slimpajama, or a mixture such as "
+        help="Text: .txt, .jsonl, .json, .csv, .parquet, a folder, hub:NAME, mix:slimpajama, or a mixture such as "
         "0.7*a.txt+0.3*b.jsonl; may be repeated.  [default: the bundled sample]",
+    ),
+]
+FieldOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--field",
+        metavar="NAME",
+        help="Column of --text that holds the text or the turns of a chat, such as body or meta.text.  [default: text, "
+        "messages, conversations, prompt + completion, instruction + output, content, ...]",
     ),
 ]
 SamplesOption = Annotated[Optional[int], typer.Option("--samples", help="Calibration samples.  [default: up to 128]")]  # noqa: UP045
@@ -169,7 +178,7 @@ def with_options(recipe: str, **options: Any) -> Recipe:
     from shoal.recipes.recipe import load_recipe
 
     given = {name: value for name, value in options.items() if value is not None}
-    text: dict[str, Any] = {name: given.pop(name) for name in ("samples", "length", "evaluation") if name in given}
+    text: dict[str, Any] = {name: given.pop(name) for name in ("field", "samples", "length", "evaluation") if name in given}
     if "text" in given:
         text["sources"] = given.pop("text")
     train = {field: given.pop(name) for name, field in (("train_tokens", "tokens"), ("lr", "lr")) if name in given}

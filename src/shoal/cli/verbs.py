@@ -23,6 +23,7 @@ from shoal.cli.options import (
     DropOption,
     DtypeOption,
     EffortOption,
+    FieldOption,
     FitTokensOption,
     GuardOption,
     JsonOption,
@@ -102,6 +103,7 @@ def compress(
     drop: DropOption = None,
     params: ParametersOption = None,
     text: TextOption = None,
+    field: FieldOption = None,
     samples: SamplesOption = None,
     length: LengthOption = None,
     select: SelectOption = None,
@@ -125,8 +127,8 @@ def compress(
 ) -> None:
     """Remove layers, repair the cut, measure what was lost, save a checkpoint for plain transformers."""
     chosen = with_options(
-        recipe_of(recipe, effort), model=model, drop=drop, params=params, text=text, samples=samples, length=length,
-        select=select, by=by, guard=guard, rounds=rounds, protect=protect, replace=replace, repair=repair,
+        recipe_of(recipe, effort), model=model, drop=drop, params=params, text=text, field=field, samples=samples,
+        length=length, select=select, by=by, guard=guard, rounds=rounds, protect=protect, replace=replace, repair=repair,
         fit_tokens=fit_tokens, polish=polish, train_tokens=train_tokens, lr=lr, seed=seed,
     )  # fmt: skip
     _compress(chosen, out, device, dtype, resident, trust_remote_code, overwrite, json)
@@ -139,6 +141,7 @@ def run(
     model: Annotated[Optional[str], typer.Option("--model", help="Hub id or folder, when the recipe names none.")] = None,  # noqa: UP045
     drop: DropOption = None,
     text: TextOption = None,
+    field: FieldOption = None,
     seed: SeedOption = None,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = None,
@@ -148,7 +151,7 @@ def run(
     json: JsonOption = False,
 ) -> None:
     """Run a recipe from end to end."""
-    chosen = with_options(recipe, model=model, drop=drop, text=text, seed=seed)
+    chosen = with_options(recipe, model=model, drop=drop, text=text, field=field, seed=seed)
     _compress(chosen, out, device, dtype, resident, trust_remote_code, overwrite, json)
 
 
@@ -169,6 +172,7 @@ def scan(
     model: ModelOption,
     out: OutOption,
     text: TextOption = None,
+    field: FieldOption = None,
     samples: SamplesOption = None,
     length: LengthOption = None,
     by: ByOption = None,
@@ -191,7 +195,7 @@ def scan(
     screen = _screen(json)
     observers = ["cka"] if cka else None
     chosen = with_options(
-        "default", model=model, text=text, samples=samples, length=length, by=by, observers=observers, seed=seed
+        "default", model=model, text=text, field=field, samples=samples, length=length, by=by, observers=observers, seed=seed
     )
     check_recipe(chosen, out)
     folder = open_folder(out, command=_command(), overwrite=overwrite)
@@ -217,6 +221,7 @@ def plan(
     drop: DropOption = None,
     params: ParametersOption = None,
     text: TextOption = None,
+    field: FieldOption = None,
     samples: SamplesOption = None,
     length: LengthOption = None,
     select: SelectOption = None,
@@ -252,8 +257,8 @@ def plan(
     if (Path(target) / "scan.json").exists():
         model, out = Scan.load(Path(target)).provenance.model, out or Path(target)
     chosen = with_options(
-        recipe_of(recipe, effort), model=model, drop=drop, params=params, text=text, samples=samples, length=length,
-        select=select, by=by, guard=guard, rounds=rounds, protect=protect, replace=replace, repair=repair,
+        recipe_of(recipe, effort), model=model, drop=drop, params=params, text=text, field=field, samples=samples,
+        length=length, select=select, by=by, guard=guard, rounds=rounds, protect=protect, replace=replace, repair=repair,
         fit_tokens=fit_tokens, polish=polish, train_tokens=train_tokens, seed=seed,
     )  # fmt: skip
     if memory:

@@ -26,6 +26,7 @@ class TextChoice(Record):
 
     Attributes:
         sources: paths, folders, ``hub:NAME`` or mixtures; empty: the bundled sample.
+        field: column of the rows that holds the text or the turns of a chat; None: found by its name.
         samples: calibration samples; None: 128, fewer where the text holds fewer (at least 8).
         length: tokens per sample; None: the model's window, at most 2048.
         packing: ``packed`` blocks of one length, or one document per ``padded`` sample.
@@ -33,6 +34,7 @@ class TextChoice(Record):
     """
 
     sources: tuple[str, ...] = ()
+    field: str | None = Field(default=None, min_length=1)
     samples: int | None = Field(default=None, ge=1)
     length: int | None = Field(default=None, ge=2)
     packing: Literal["packed", "padded"] = "packed"

@@ -111,7 +111,7 @@ def _other_text(base: Inputs, recipe: Recipe) -> Inputs:
     """The same model on another text."""
     from shoal.text import open_corpus
 
-    corpus = open_corpus(recipe.text.sources[0], base.opened.need_tokenizer(), seed=recipe.seed)
+    corpus = open_corpus(recipe.text.sources[0], base.opened.need_tokenizer(), seed=recipe.seed, field=recipe.text.field)
     return replace(base, recipe=recipe, corpus=corpus)
 
 

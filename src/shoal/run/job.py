@@ -194,7 +194,8 @@ def open_inputs(
         )
     sources: Sequence[Any] = recipe.text.sources or (bundled_text(),)
     tokenizer = opened.need_tokenizer()
-    corpus = workers.on_first(lambda: open_corpus(sources if len(sources) > 1 else sources[0], tokenizer, seed=recipe.seed))
+    given = sources if len(sources) > 1 else sources[0]
+    corpus = workers.on_first(lambda: open_corpus(given, tokenizer, seed=recipe.seed, field=recipe.text.field))
     return Inputs(recipe, opened, DecoderView(opened.model, residency=residency), corpus, workers)
 
 

@@ -12,12 +12,13 @@ from collections.abc import Iterator, Sequence
 from importlib import resources
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+from shoal.text.chat import chat_of
 from shoal.text.mixture import Interleave, Mixture, by_domain, parse_mixture
 from shoal.text.samples import PACKINGS, Packer, Packing, Padder, Samples, hash_ids, token_ids, tokenizer_hash
 from shoal.text.slices import SLICE_SHARES, check_slice, order_key, slice_of
-from shoal.text.sources import Chat, Document, TextSource, groups
+from shoal.text.sources import Document, TextSource, groups
 from shoal.words.records import nearest, stable_hash
 
 WINDOW_CHARACTERS = 2**24
@@ -28,31 +29,40 @@ def bundled_text() -> Path:
     return Path(str(resources.files("shoal") / "assets" / "sample.txt.gz"))
 
 
-def open_corpus(spec: str | Path | Sequence[str | Path], tokenizer: Any, *, seed: int = 0) -> Corpus:
+def open_corpus(spec: str | Path | Sequence[str | Path], tokenizer: Any, *, seed: int = 0, field: str | None = None) -> Corpus:
     """Open text for slicing and sampling.
 
     Args:
-        spec: a path (``.txt``, ``.txt.gz``, ``.jsonl``, ``.jsonl.gz``, ``.parquet``, a folder), ``hub:NAME[:CONFIG][:SPLIT]``,
-            a weighted mixture ``0.7*A+0.3*B``, a preset ``mix:slimpajama[=PATH]``, or several sources read as one text.
+        spec: a path (``.txt``, ``.jsonl``, ``.json``, ``.csv``, ``.parquet``, a folder), ``hub:NAME[:CONFIG][:SPLIT]``, a
+            weighted mixture ``0.7*A+0.3*B``, a preset ``mix:slimpajama[=PATH]``, or several sources read as one text.
         tokenizer: a Hugging Face tokenizer.
         seed: of the order of the documents. Which slice a document is in does not depend on it.
+        field: column of the rows that holds the text or the turns of a chat; found by its name (:mod:`shoal.text.rows`) unless
+            given.
 
     Raises:
         ValueError: one line, for anything the user can mend: a missing path, a format we do not read, no text in it. The
             first window of every source is read here; what is wrong further on is found when it is reached.
     """
-    return Corpus(parse_mixture(spec), tokenizer, seed=seed)
+    return Corpus(parse_mixture(spec), tokenizer, seed=seed, field=field)
 
 
 class Corpus:
     """Documents with a tokenizer, cut into slices. Made by ``open_corpus``."""
 
-    def __init__(self, mixture: Mixture, tokenizer: Any, *, seed: int = 0, window: int = WINDOW_CHARACTERS) -> None:
+    def __init__(
+        self, mixture: Mixture, tokenizer: Any, *, seed: int = 0, field: str | None = None, window: int = WINDOW_CHARACTERS
+    ) -> None:
         self.mixture = mixture
         self.tokenizer = tokenizer
         self.seed = seed
         chat = chat_of(tokenizer)
-        self._readers = {part.sources: Reader(part.sources, chat, mixture.domain_key, window) for part in mixture.parts}
+        self._readers = {
+            part.sources: Reader([TextSource(spec, chat, mixture.domain_key, field) for spec in part.sources], window)
+            for part in mixture.parts
+        }
+        if field is not None and not any(source.has_rows for reader in self._readers.values() for source in reader.sources):
+            raise ValueError(f"--field {field!r} names a column, and {self.name} is plain text; leave it out")
 
     @property
     def name(self) -> str:
@@ -131,13 +141,13 @@ class Corpus:
 class Reader:
     """Documents of sources that are read one after the other, in windows. ``n_characters``: read by the last call so far."""
 
-    def __init__(self, sources: tuple[str, ...], chat: Chat, domain_key: str | None, window: int) -> None:
-        self.sources = [TextSource(spec, chat, domain_key) for spec in sources]
+    def __init__(self, sources: Sequence[TextSource], window: int) -> None:
+        self.sources = sources
         self.window = window
         self.n_characters = 0
         self.first = next(groups(self._documents(), window), [])
         if not self.first:
-            raise ValueError(f"{' and '.join(sources)} holds no text; give a text with words in it")
+            raise ValueError(f"{' and '.join(one.spec for one in sources)} holds no text; give a text with words in it")
 
     def _documents(self) -> Iterator[Document]:
         for source in self.sources:
@@ -161,22 +171,6 @@ class Reader:
 def characters(documents: Sequence[Document]) -> int:
     """Characters of all documents."""
     return sum(len(document.text) for document in documents)
-
-
-def chat_of(tokenizer: Any) -> Chat:
-    """The tokenizer's chat template as a function from messages to text. Raises ValueError when called without one."""
-
-    def chat(messages: list[dict[str, Any]]) -> str:
-        if not getattr(tokenizer, "chat_template", None):
-            raise ValueError("the tokenizer has no chat template for messages; give rows with text, or a chat model")
-        from jinja2 import TemplateError
-
-        try:
-            return cast(str, tokenizer.apply_chat_template(messages, tokenize=False))
-        except TemplateError as error:
-            raise ValueError(f"the chat template refuses these messages ({error})") from None
-
-    return chat
 
 
 def amount(characters: float) -> str:

@@ -1,13 +1,16 @@
 """Files and streams of text, one function per format. A ``.txt`` file gives pieces of text, the others give rows.
 
-Everything is an iterator: nothing is read before it is asked for. A row is a dictionary with ``text`` or ``messages``; it
-travels with the place it came from, for error messages.
+Everything is an iterator: nothing is read before it is asked for (a ``.json`` file, which is one value, is read whole). A row
+is a dictionary of columns (:mod:`shoal.text.rows` says which are looked at); it travels with the place it came from, for
+messages.
 """
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
+import sys
 import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -71,14 +74,89 @@ def jsonl_rows(path: Path) -> Iterator[Row]:
             if not line.strip():
                 continue
             where = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                reason = getattr(error, "msg", "nested too deeply")
-                raise ValueError(f"{where} is not JSON ({reason}); write one JSON object per line") from None
+            row = parsed(line, where, do="write one JSON object per line")
             if not isinstance(row, dict):
                 raise ValueError(f"{where} is a JSON {type(row).__name__}; write one JSON object per line")
             yield where, row
+
+
+def parsed(text: str, where: str, *, do: str) -> Any:
+    """A JSON text as a value.
+
+    Args:
+        where: file and line, for messages; ``do``: what to do about it.
+    Raises:
+        ValueError: not JSON, nested too deeply, or a number of thousands of digits.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is not JSON ({error.msg}); {do}") from None
+    except RecursionError:
+        raise ValueError(f"{where} is not JSON (nested too deeply); {do}") from None
+    except ValueError:  # the interpreter's limit on digits
+        raise ValueError(f"{where} is not JSON (it holds a number of too many digits); {do}") from None
+
+
+def json_rows(path: Path) -> Iterator[Row]:
+    """Rows of one JSON value: a list of objects or texts, or an object that holds such a list. Lines of JSON are read as such.
+
+    Raises:
+        ValueError: not JSON, or nothing in it that is a list of rows.
+    """
+    with text_file(path) as file:
+        content = file.read()
+    if not content.strip():
+        return
+    try:
+        value = parsed(content, str(path), do="write one list of objects, or one object per line (.jsonl)")
+    except ValueError as error:
+        if "Extra data" not in str(error):
+            raise
+        yield from jsonl_rows(path)  # as many files on the hub are named
+        return
+    if isinstance(value, dict):
+        lists = [name for name, one in value.items() if isinstance(one, list) and one and isinstance(one[0], dict)]
+        if len(lists) > 1 or not lists or is_row(value):
+            yield f"{path}, row 1", value
+            return
+        value = value[lists[0]]
+    if not isinstance(value, list):
+        raise ValueError(
+            f"{path} holds a JSON {type(value).__name__}; write one list of objects, or one object per line (.jsonl)"
+        )
+    for number, row in enumerate(value, start=1):
+        where = f"{path}, row {number}"
+        if not isinstance(row, dict | str):
+            raise ValueError(f"{where} is a JSON {type(row).__name__}; every row must be an object or a text")
+        yield where, row if isinstance(row, dict) else {"text": row}
+
+
+def is_row(value: dict[str, Any]) -> bool:
+    """True for an object that is one row: its list holds the turns of a chat."""
+    return any(isinstance(value.get(name), list) for name in ("messages", "conversations", "conversation"))
+
+
+def csv_rows(path: Path) -> Iterator[Row]:
+    """Rows of a table with a header line; columns are separated by commas, tabs (``.tsv``), or semicolons where no comma is.
+
+    Raises:
+        ValueError: a row with more values than the header has, or what is no table.
+    """
+    csv.field_size_limit(sys.maxsize)  # 131,072 characters would be less than a book
+    with text_file(path) as file:
+        header = file.readline()
+        is_tsv = ".tsv" in "".join(path.suffixes[-2:]).lower()
+        mark = "\t" if is_tsv else ";" if ";" in header and "," not in header else ","
+        names = next(csv.reader([header], delimiter=mark), [])
+        try:
+            for number, row in enumerate(csv.DictReader(file, names, delimiter=mark), start=1):
+                where = f"{path}, row {number}"
+                if row.pop(None, None) is not None:  # type: ignore[call-overload]  # where DictReader puts what is too much
+                    raise ValueError(f"{where} has more than the {len(names)} values of the header; put quotes around its text")
+                yield where, row
+        except csv.Error as error:
+            raise ValueError(f"{path} is not a table of text ({error}); write it as CSV with a header line") from None
 
 
 def parquet_rows(path: Path, fields: Collection[str] = ()) -> Iterator[Row]:

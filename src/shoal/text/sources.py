@@ -7,17 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shoal.text.formats import Row, hub_parts, hub_rows, jsonl_rows, parquet_rows, txt_documents
+from shoal.text.formats import Row, csv_rows, hub_parts, hub_rows, json_rows, jsonl_rows, parquet_rows, txt_documents
+from shoal.text.rows import COLUMNS, Chat, at, text_of
 from shoal.text.slices import content_digest
-
-Chat = Callable[[list[dict[str, Any]]], str]
 
 ROW_FORMATS: Mapping[str, Callable[[Path], Iterator[Row]]] = {
     ".jsonl": jsonl_rows,
     ".jsonl.gz": jsonl_rows,
+    ".json": json_rows,
+    ".json.gz": json_rows,
+    ".csv": csv_rows,
+    ".csv.gz": csv_rows,
+    ".tsv": csv_rows,
+    ".tsv.gz": csv_rows,
     ".parquet": parquet_rows,
 }
 SUFFIXES = (".txt", ".txt.gz", *ROW_FORMATS)
+SAID = ".txt, .jsonl, .json, .csv, .tsv (each also as .gz) and .parquet"
+OFTEN_ABOUT_TEXT = (".json", ".csv", ".tsv")
 
 
 @dataclass(frozen=True)
@@ -34,10 +41,11 @@ class TextSource:
     """Documents of one place, read anew by every call of ``documents``.
 
     Attributes:
-        spec: a path (``.txt``, ``.txt.gz``, ``.jsonl``, ``.jsonl.gz``, ``.parquet``, or a folder of those, read in the order
-            of the names) or ``hub:NAME[:CONFIG][:SPLIT]``.
-        chat: turns the ``messages`` of a row into text.
+        spec: a path (one of ``SUFFIXES``, or a folder of such files, read in the order of the names) or
+            ``hub:NAME[:CONFIG][:SPLIT]``.
+        chat: makes one text of the turns of a row.
         domain_key: dotted name of the field with a row's domain, e.g. ``meta.redpajama_set_name``; None reads no domain.
+        field: name of the column that holds a row's text or turns; found unless given.
 
     Raises:
         ValueError: no such path, a format we do not read (on construction, before anything is read).
@@ -46,19 +54,20 @@ class TextSource:
     spec: str
     chat: Chat
     domain_key: str | None = None
+    field: str | None = None
 
     def __post_init__(self) -> None:
         if self.spec.startswith("hub:"):
             hub_parts(self.spec.removeprefix("hub:"))
         else:
-            files_of(Path(self.spec).expanduser())
+            files_of(path_of(self.spec))
 
     def documents(self) -> Iterator[Document]:
         """Every document that is not blank, in the order of the source."""
         if self.spec.startswith("hub:"):
             yield from self._of_rows(hub_rows(self.spec.removeprefix("hub:")))
             return
-        for path in files_of(Path(self.spec).expanduser()):
+        for path in files_of(path_of(self.spec)):
             reader = ROW_FORMATS.get(suffix_of(path))
             if reader is not None:
                 yield from self._of_rows(parquet_rows(path, self._fields) if reader is parquet_rows else reader(path))
@@ -68,13 +77,19 @@ class TextSource:
                 yield from (Document(text, None, content_digest(text)) for text in txt_documents(path))
 
     @property
+    def has_rows(self) -> bool:
+        """False where all that is read is plain text, which has no columns."""
+        return self.spec.startswith("hub:") or any(suffix_of(path) in ROW_FORMATS for path in files_of(path_of(self.spec)))
+
+    @property
     def _fields(self) -> tuple[str, ...]:
-        """The fields of a row that are looked at."""
-        return ("text", "messages") if self.domain_key is None else ("text", "messages", self.domain_key.split(".")[0])
+        """The columns of a row that are looked at."""
+        asked = COLUMNS if self.field is None else (self.field, self.field.split(".")[0])
+        return asked if self.domain_key is None else (*asked, self.domain_key.split(".")[0])
 
     def _of_rows(self, rows: Iterator[Row]) -> Iterator[Document]:
         for where, row in rows:
-            text = text_of(row, where, self.chat)
+            text = text_of(row, where, self.chat, field=self.field)
             if not text.strip():
                 continue
             domain = None if self.domain_key is None else domain_of(row, where, self.domain_key)
@@ -89,44 +104,45 @@ def suffix_of(path: Path) -> str:
     return "".join(path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:]).lower()
 
 
+def path_of(spec: str) -> Path:
+    """The path that a source names.
+
+    Raises:
+        ValueError: a name that no file can have.
+    """
+    try:
+        path = Path(spec).expanduser()
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # 5,000 characters, a link to itself, a user who is not there
+        raise ValueError(f"the text {spec[:60]!r} cannot be opened ({getattr(error, 'strerror', None) or error})") from None
+    return path
+
+
 def files_of(path: Path) -> list[Path]:
-    """The path itself, or the readable files below a folder, sorted by name; hidden ones and other suffixes are left out."""
+    """The path itself, or the readable files below a folder, sorted by name; hidden ones and other suffixes are left out.
+
+    Files named ``.json``, ``.csv`` and ``.tsv`` count in a folder only where it holds nothing else to read: beside text they
+    mostly describe it.
+    """
     if path.is_dir():
         below = [p for p in path.rglob("*") if p.is_file() and not any(s.startswith(".") for s in p.relative_to(path).parts)]
         files = sorted((p for p in below if suffix_of(p) in SUFFIXES), key=lambda p: p.relative_to(path).as_posix())
+        files = [p for p in files if suffix_of(p).removesuffix(".gz") not in OFTEN_ABOUT_TEXT] or files
         if not files:
-            raise ValueError(f"folder {path} holds no text; put {', '.join(SUFFIXES)} files there")
+            raise ValueError(f"folder {path} holds no text; put {SAID} files there")
         return files
     if not path.exists():
         raise ValueError(f"no such text: {path}; give a file, a folder, hub:NAME or mix:NAME")
     if suffix_of(path) not in SUFFIXES:
-        raise ValueError(f"{path} has the suffix {suffix_of(path)!r}; we read {', '.join(SUFFIXES)}, or a folder of those")
+        raise ValueError(f"{path} has the suffix {suffix_of(path)!r}; we read {SAID}, or a folder of those")
+    if not path.is_file():
+        raise ValueError(f"{path} is no file with an end (a pipe or a device); write it to a file first")
     return [path]
-
-
-def text_of(row: Mapping[str, Any], where: str, chat: Chat) -> str:
-    """The text of a row: its ``text``, or its ``messages`` through the chat template."""
-    if row.get("text") is not None:
-        if not isinstance(row["text"], str):
-            raise ValueError(f"{where}: text is a {type(row['text']).__name__}; it must be a string")
-        return row["text"]
-    messages = row.get("messages")
-    if messages is None:
-        found = ", ".join(sorted(row)) or "nothing"
-        raise ValueError(f"{where} has neither text nor messages, only {found}; name one of them so")
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise ValueError(f"{where}: messages must be a list of objects with role and content")
-    try:
-        return chat(messages)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
 
 
 def domain_of(row: Mapping[str, Any], where: str, key: str) -> str:
     """The string at a dotted key."""
-    value: Any = row
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
+    value = at(row, key)
     if not isinstance(value, str):
         raise ValueError(f"{where} has no domain; this mixture needs {key} in every row")
     return value
