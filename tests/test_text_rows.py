@@ -1,6 +1,7 @@
 """Rows as public data sets have them: columns, content in parts, chat templates of every kind."""
 
 import json
+from pathlib import Path
 
 import pytest
 from text_world import CHAT_TEMPLATE, own_words, word_tokenizer, write_jsonl
@@ -216,6 +217,11 @@ def test_a_parquet_file_is_read_by_the_same_columns(tmp_path):
     assert texts_of(tmp_path / "a.parquet") == [f"w1\n\nw{i}" for i in range(3)]
     assert texts_of(tmp_path / "a.parquet", field="conversations") == [f"w1\n\nw{i}" for i in range(3)]
     assert set(COLUMNS) >= {"text", "messages", "conversations", "instruction", "input", "output", "content"}
+
+
+def test_the_page_names_every_column():
+    page = (Path(__file__).parent.parent / "docs/text.md").read_text()
+    assert [name for name in COLUMNS if f"`{name}`" not in page] == []
 
 
 def test_a_hub_data_set_is_read_by_the_same_columns(tmp_path):

@@ -152,7 +152,7 @@ def csv_rows(path: Path) -> Iterator[Row]:
         try:
             for number, row in enumerate(csv.DictReader(file, names, delimiter=mark), start=1):
                 where = f"{path}, row {number}"
-                if row.pop(None, None) is not None:  # type: ignore[call-overload]  # where DictReader puts what is too much
+                if row.pop(None, None) is not None:  # where DictReader puts what is too much
                     raise ValueError(f"{where} has more than the {len(names)} values of the header; put quotes around its text")
                 yield where, row
         except csv.Error as error:
