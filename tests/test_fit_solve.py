@@ -5,7 +5,17 @@ import math
 import pytest
 import torch
 
-from shoal.fit.solve import RIDGES, cross_validated, effective_rank, mean_diagonal, ridge_change, solve, spectrum, squared_error
+from shoal.fit.solve import (
+    RIDGES,
+    best_ridge,
+    cross_validated,
+    effective_rank,
+    mean_diagonal,
+    ridge_change,
+    solve,
+    spectrum,
+    squared_error,
+)
 from shoal.fit.sums import HELD_OUT, N_FOLDS, add_gram, folds_of, no_sums
 from shoal.words.types import Batch
 
@@ -129,6 +139,41 @@ def test_a_planted_map_is_found_with_the_smallest_ridge():
     assert found.ridge == RIDGES[0] and found.r2 > 0.999999 and found.r2_folds > 0.999999
     torch.testing.assert_close(found.change_ED.float(), torch.cat([planted_FD, bias_D[None]]), rtol=1e-3, atol=1e-3)
     assert solve(folds, bias=False).r2 < 0.999
+
+
+def noisy_folds(noise, *, seed):
+    """A planted map seen through correlated inputs and noise: the best ridge lies anywhere in the table."""
+    draw = torch.Generator().manual_seed(seed)
+    mix_FF = torch.randn(F, F, generator=draw) * torch.logspace(0, -2, F)
+    h_NF = torch.randn(60, F, generator=draw) @ mix_FF
+    r_ND = h_NF @ torch.randn(F, D, generator=draw) + noise * torch.randn(60, D, generator=draw)
+    ones_N, no_sinks = torch.ones(60), torch.zeros(60, dtype=torch.bool)
+    return [sums_of(h_NF[i::4], r_ND[i::4], ones_N[i::4], no_sinks[i::4]) for i in range(4)]
+
+
+def test_the_search_finds_what_all_ridges_would_with_half_the_solves():
+    found, n_solves = set(), 0
+
+    def change(sums, ridge):
+        nonlocal n_solves
+        n_solves += not math.isinf(ridge)
+        return ridge_change(sums, ridge, bias=True)
+
+    problems = [noisy_folds(noise, seed=seed) for noise in (1e-3, 0.1, 1.0, 5.0, 30.0) for seed in range(8)]
+    for folds in problems:
+        errors = cross_validated(folds, RIDGES, bias=True)
+        best = min(range(len(RIDGES)), key=lambda i: (errors[i], -RIDGES[i]))
+        assert best_ridge(folds, RIDGES, change) == (RIDGES[best], errors[best])
+        found.add(best)
+    assert len(found) >= 6, "the problems do not spread over the table"
+    assert n_solves < 0.6 * len(problems) * 4 * (len(RIDGES) - 1)
+
+
+def test_the_search_never_does_worse_than_no_change():
+    """Whatever the curve between: here it is made to rise to both sides of the middle, and no change is best."""
+    folds = noisy_folds(1.0, seed=0)
+    ridge, error = best_ridge(folds, RIDGES, lambda sums, ridge: torch.full_like(sums.hr_ED, 0.0 if math.isinf(ridge) else 9.0))
+    assert math.isinf(ridge) and error == pytest.approx(sum(float(fold.rr) for fold in folds))
 
 
 def test_noise_is_left_alone():

@@ -22,7 +22,7 @@ from torch import Tensor
 from shoal.engine.passes import run_pass
 from shoal.engine.view import DecoderView, Tap
 from shoal.engine.workers import ALONE, Workers
-from shoal.fit.solve import RIDGES, cross_validated
+from shoal.fit.solve import RIDGES, best_ridge, ridge_change
 from shoal.fit.sums import MapSums, no_sums
 from shoal.measure.sinks import massive_tokens, real_lengths
 from shoal.select.request import PATCHED
@@ -97,7 +97,8 @@ def _error(folds: Sequence[MapSums]) -> float:
     n_tokens = sum(float(fold.n_tokens) for fold in folds)
     if not all(float(fold.n_tokens) for fold in folds):
         return math.nan
-    return min(cross_validated(folds, RIDGES, bias=True)) / n_tokens
+    _, error = best_ridge(folds, RIDGES, lambda sums, ridge: ridge_change(sums, ridge, bias=True))
+    return error / n_tokens
 
 
 @torch.no_grad()
