@@ -323,12 +323,13 @@ class TimeIsUp(Exception):
 
 
 def repair(asked: Asked) -> dict[str, Any]:
+    from shoal.edits.drop import Drop
+    from shoal.edits.plan import Plan
     from shoal.engine.view import DecoderView
     from shoal.fit.fit_plan import fit_plan
     from shoal.fit.repairs import FitConfig
     from shoal.text.samples import Samples
-    from shoal.words.edits import Drop
-    from shoal.words.plan import Plan, Size
+    from shoal.words.structure import Size
 
     row: dict[str, Any] = {"solves": solves(asked)}
     forget(asked.device)

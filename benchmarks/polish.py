@@ -13,6 +13,9 @@ import json
 import time
 from pathlib import Path
 
+from shoal.edits.drop import Drop
+from shoal.edits.plan import Plan
+from shoal.edits.replace.replace_edit import Replace
 from shoal.edits.student_of import student_of
 from shoal.engine.open import open_model
 from shoal.engine.student import Student
@@ -26,8 +29,7 @@ from shoal.text.samples import Samples
 from shoal.train.config import TrainConfig
 from shoal.train.loop import train_starts
 from shoal.train.parts import Start
-from shoal.words.edits import Drop, Replace
-from shoal.words.plan import Plan, Size
+from shoal.words.structure import Size
 
 HERE = Path(__file__).parent
 BATCH = 16

@@ -19,6 +19,8 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from shoal.edits.drop import Drop
+from shoal.edits.plan import Plan
 from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
 from shoal.fit.repairs import FitConfig
@@ -28,8 +30,7 @@ from shoal.fit.sites.neurons import Neurons
 from shoal.fit.table import FITS, Fit, Maps
 from shoal.fit.targets import before_cuts
 from shoal.run.job import versions
-from shoal.words.edits import Drop
-from shoal.words.plan import Plan, Size
+from shoal.words.structure import Size
 from shoal.words.types import Batch, Unit
 
 HERE = Path(__file__).parent

@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from shoal.edits.drop import Drop
+from shoal.edits.plan import Plan
 from shoal.edits.replace.table import replacement_named
 from shoal.engine.student import Attached, Student
 from shoal.engine.view import DecoderView, Tap
@@ -29,8 +31,7 @@ from shoal.text.samples import Samples
 from shoal.train.config import TrainConfig, TrainingPhase
 from shoal.train.loop import Judge, Trained, train_starts
 from shoal.train.parts import Start
-from shoal.words.edits import Drop
-from shoal.words.plan import Plan, Size
+from shoal.words.structure import Size
 from shoal.words.types import Batch, Span, Unit
 
 EQUAL = FitConfig(weights="plain", sinks="counted", ridge=0.0, keep="always")

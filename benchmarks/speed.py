@@ -27,6 +27,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from shoal.checkpoint.in_memory import cut
 from shoal.cli.malloc import keep_freed_memory
+from shoal.edits.drop import Drop
+from shoal.edits.plan import Plan
+from shoal.edits.replace.replace_edit import Replace
 from shoal.edits.student_of import student_of
 from shoal.engine.families import find_layers
 from shoal.engine.open import open_model
@@ -36,8 +39,6 @@ from shoal.evaluate.intervals import Interval
 from shoal.evaluate.speed import AtDepth, Rates, Speed, at_depths, in_turns, median_interval, median_iqr
 from shoal.run.job import bundled_model, versions
 from shoal.select.model_size import NOTHING, model_size
-from shoal.words.edits import Drop, Replace
-from shoal.words.plan import Plan
 
 NEEDED = 0.97
 STOCK = ("none", "layer")

@@ -9,6 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from shoal.checkpoint.verify import Verification
+from shoal.edits.drop import Drop
+from shoal.edits.plan import Candidate, Plan
+from shoal.edits.refit import Refit
+from shoal.edits.replace.replace_edit import Replace
 from shoal.evaluate.cost import Cost
 from shoal.evaluate.curve.ratio_curve import Cliff, RatioPoint, RatioSweep, SweptTask
 from shoal.evaluate.evaluation import Evaluation, Figures
@@ -26,9 +30,8 @@ from shoal.run.curve.over_ratios import Keeping, conclude
 from shoal.run.folder import RunRecord, StageRecord
 from shoal.train.config import TrainConfig
 from shoal.train.train_result import CurvePoint, TrainResult, TrainResults, save_curve
-from shoal.words.edits import Drop, Refit, Replace
-from shoal.words.plan import Candidate, Plan, Size
 from shoal.words.records import Provenance
+from shoal.words.structure import Size
 from shoal.words.types import SpanTable
 
 PLAIN = "a plain text"
@@ -81,10 +84,10 @@ def plan(*edits, n_layers: int = 8, text: str = PLAIN) -> Plan:
         source="org/model", source_hash="m0", teacher="org/model", n_layers=n_layers, edits=edits,
         before=Size(layers=n_layers, parameters=1000), after=Size(layers=n_layers - 2, parameters=800), method=text,
         candidates=(
-            Candidate(layers=(4, 5), proposed_by=("span cosine/rest", text), scores={"span cosine/rest": 0.875}, kl=0.125,
-                      kl_stderr=0.015625, perplexity=7.5),
-            Candidate(layers=(2, 3), proposed_by=("span angular/last",), kl=0.25, perplexity=8.25),
-            Candidate(layers=(1, 6), proposed_by=("lowest",), kl=float("inf"), perplexity=float("inf")),
+            Candidate(edits=(Drop(indices=(4, 5)),), proposed_by=("span cosine/rest", text), scores={"span cosine/rest": 0.875},
+                      kl=0.125, kl_stderr=0.015625, perplexity=7.5),
+            Candidate(edits=(Drop(indices=(2, 3)),), proposed_by=("span angular/last",), kl=0.25, perplexity=8.25),
+            Candidate(edits=(Drop(indices=(1, 6)),), proposed_by=("lowest",), kl=float("inf"), perplexity=float("inf")),
         ),
     )  # fmt: skip
 

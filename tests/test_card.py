@@ -8,6 +8,10 @@ import yaml
 from families import VOCAB, tiny_model
 from huggingface_hub import ModelCard
 
+from shoal.edits.drop import Drop
+from shoal.edits.plan import Candidate, Plan
+from shoal.edits.refit import Refit
+from shoal.edits.replace.replace_edit import Replace
 from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
 from shoal.evaluate.evaluation import compare
@@ -18,9 +22,8 @@ from shoal.show.citations import BIBTEX, bibtex
 from shoal.show.figures import rows
 from shoal.train.config import TrainConfig
 from shoal.train.train_result import CurvePoint, TrainResult
-from shoal.words.edits import Drop, Refit, Replace
-from shoal.words.plan import Candidate, Plan, Size
 from shoal.words.records import Provenance
+from shoal.words.structure import Size
 from shoal.words.types import Batch, Unit
 
 
@@ -33,8 +36,8 @@ PLAN = made_plan(
     Drop(indices=(2,)),
     method="best span by cosine",
     candidates=(
-        Candidate(layers=(2,), proposed_by=("cosine/rest", "a|b"), kl=0.125, perplexity=7.5),
-        Candidate(layers=(1,), proposed_by=("angular/last",), kl=0.25),
+        Candidate(edits=(Drop(indices=(2,)),), proposed_by=("cosine/rest", "a|b"), kl=0.125, perplexity=7.5),
+        Candidate(edits=(Drop(indices=(1,)),), proposed_by=("angular/last",), kl=0.25),
     ),
 )
 

@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 from world import write_model, write_text
 
+from shoal.edits.plan import Plan
 from shoal.edits.replace.table import REPLACEMENTS
 from shoal.engine.open import DTYPES
 from shoal.recipes.recipe import RECIPES
 from shoal.select.table import SELECTORS
 from shoal.text import PRESETS
-from shoal.words.plan import Plan
 
 
 @pytest.fixture(scope="module")

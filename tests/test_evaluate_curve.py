@@ -11,8 +11,8 @@ from shoal.evaluate.curve.ratio_curve import RatioCurve, RatioPoint, RatioSweep,
 from shoal.measure.oracle import Quality
 from shoal.run.curve.over_ratios import Keeping, conclude
 from shoal.show.curve_table import cliff_lines, sweep_table
-from shoal.words.plan import Size
 from shoal.words.records import Provenance
+from shoal.words.structure import Size
 
 SHARES = np.linspace(0, 0.5, 11)
 SMOOTH = {

@@ -6,6 +6,8 @@ import pytest
 import torch
 from families import VOCAB, tiny_model
 
+from shoal.edits.drop import Drop
+from shoal.edits.plan import Plan
 from shoal.engine.spill import Spill
 from shoal.engine.student import TEACHER
 from shoal.engine.view import DecoderView
@@ -13,8 +15,7 @@ from shoal.fit.boundary_states import Between, SpilledStates, advance, emptied, 
 from shoal.fit.fit_plan import fit_plan
 from shoal.fit.repairs import FitConfig
 from shoal.text.samples import Samples
-from shoal.words.edits import Drop
-from shoal.words.plan import Plan, Size
+from shoal.words.structure import Size
 
 SAMPLES = Samples(
     torch.randint(3, VOCAB, (24, 12), generator=torch.Generator().manual_seed(0)),

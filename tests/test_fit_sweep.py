@@ -7,6 +7,10 @@ import torch
 from families import FAMILIES, VOCAB, tiny_model
 
 from shoal.checkpoint.in_memory import cut
+from shoal.edits.drop import Drop
+from shoal.edits.plan import Plan
+from shoal.edits.refit import Refit
+from shoal.edits.replace.replace_edit import Replace
 from shoal.edits.student_of import student_of
 from shoal.engine.families import contribution, output_map
 from shoal.engine.streamed import open_streamed
@@ -25,8 +29,7 @@ from shoal.fit.sweep import sweep_layers
 from shoal.fit.table import FITS, MAPS, SHARE, Maps
 from shoal.fit.targets import before_cuts, from_first_cut
 from shoal.text.samples import Samples
-from shoal.words.edits import Drop, Refit, Replace
-from shoal.words.plan import Plan, Size
+from shoal.words.structure import Size
 from shoal.words.types import Batch, Unit
 
 POST_NORM = {"gemma2", "gemma3_text", "olmo2"}

@@ -55,7 +55,7 @@ LAZY = {"datasets", "matplotlib", "peft", "lm_eval", "gguf", "torchao", "bitsand
 LIGHT = (
     "shoal",
     "shoal.words.types",
-    "shoal.words.plan",
+    "shoal.edits.plan",
     "shoal.recipes.recipe",
     "shoal.engine.workers",
     "shoal.cli.malloc",

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from shoal.checkpoint.named_modules import GONE, Names, renumbered
 from shoal.checkpoint.rewrite import rewrite
 from shoal.checkpoint.save import save
-from shoal.words.edits import Drop
-from shoal.words.plan import Plan, Size
+from shoal.edits.drop import Drop
+from shoal.edits.plan import Plan
+from shoal.words.structure import Size
 
 N = 12
 PARTS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj", "mlp.experts.1.w1", "mlp.experts.11.w1")

@@ -6,14 +6,17 @@ import pytest
 import torch
 from families import FAMILIES, VOCAB, tiny_model
 
+from shoal.edits.drop import Drop
+from shoal.edits.plan import Plan
+from shoal.edits.refit import Refit
 from shoal.edits.replace.layer import LayerReplacement
+from shoal.edits.replace.replace_edit import Replace
 from shoal.edits.replace.table import REPLACEMENTS, replacement_named
 from shoal.edits.student_of import attach, student_of, values_of
 from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
 from shoal.select.model_size import put_back_of
-from shoal.words.edits import Drop, Refit, Replace
-from shoal.words.plan import Plan, Size
+from shoal.words.structure import Size
 from shoal.words.types import Batch, Span, Unit
 
 IDS_BT = torch.randint(3, VOCAB, (3, 11), generator=torch.Generator().manual_seed(0))

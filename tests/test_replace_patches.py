@@ -10,11 +10,11 @@ from transformers import AutoModelForCausalLM
 
 from shoal.edits.replace.family_mlp import forms_of
 from shoal.edits.replace.modules import ACTIVATIONS, PATCHES, new_patch, rotate
+from shoal.edits.replace.replace_edit import Replace
 from shoal.edits.replace.table import REPLACEMENTS, parse_replacement, replacement_named
 from shoal.edits.student_of import attach, student_of, values_of
 from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
-from shoal.words.edits import Replace
 from shoal.words.types import Batch, Span
 
 PATCH_NAMES = [name for name in REPLACEMENTS if name != "layer"]

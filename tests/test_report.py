@@ -13,6 +13,10 @@ from page_reader import read_page, table_of
 from report_world import HOSTILE, PLAIN, curve, evaluation, plan, ratio_sweep, span_table, write_run, write_sweep
 from safetensors.numpy import load_file
 
+from shoal.edits.drop import Drop
+from shoal.edits.plan import Plan
+from shoal.edits.refit import Refit
+from shoal.edits.replace.replace_edit import Replace
 from shoal.evaluate.curve.largest_cut import sentence
 from shoal.evaluate.evaluation import Evaluation
 from shoal.evaluate.stability import Flip
@@ -27,8 +31,6 @@ from shoal.show.report import page as report_page
 from shoal.show.report.heat import CODES, LEVELS, colours, heat, levels
 from shoal.show.report.layer_strip import fates
 from shoal.show.report.sections.tasks import _options
-from shoal.words.edits import Drop, Refit, Replace
-from shoal.words.plan import Plan
 
 KINDS = ("plain", "repair", "layer")
 

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from world import write_model
 
 from shoal import compress, load_recipe
+from shoal.edits.plan import Plan
 from shoal.edits.student_of import student_of
 from shoal.engine.student import student_without
 from shoal.measure.oracle import Oracle
@@ -18,7 +19,6 @@ from shoal.recipes.recipe import RECIPES
 from shoal.run.apply import apply_plan
 from shoal.run.job import open_inputs
 from shoal.train.course import plan_courses
-from shoal.words.plan import Plan
 
 LENGTH = 16
 

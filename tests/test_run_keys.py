@@ -3,6 +3,9 @@
 import pytest
 from world import write_model, write_text
 
+from shoal.edits.drop import Drop
+from shoal.edits.plan import Plan
+from shoal.edits.replace.replace_edit import Replace
 from shoal.fit.repairs import FitConfig
 from shoal.recipes.recipe import TextChoice, load_recipe, merge
 from shoal.run.compress import open_folder
@@ -10,8 +13,7 @@ from shoal.run.job import open_inputs
 from shoal.run.keys import choice_key, edits_key, evaluation_key, repair_key, save_key, scan_key, train_key
 from shoal.run.stages.stages import budget_of, choosing, needs_scan, plan_stage
 from shoal.train.config import TrainConfig
-from shoal.words.edits import Drop, Replace
-from shoal.words.plan import Plan, Size
+from shoal.words.structure import Size
 
 STAGES = {"scan", "plan", "train", "model", "evaluation"}
 PLANNING, FITTING = {"plan"}, {"train"}

@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from shoal import compress, load_recipe
+from shoal.edits.refit import Refit
 from shoal.run.apply import apply_plan
 from shoal.run.stages.polish import read_values
-from shoal.words.edits import Refit
 
 LENGTH = 16
 TRAIN = {"tokens": 24 * LENGTH, "batch": 4, "micro_batch": 4, "lr": 5e-4, "eval_every": 3}

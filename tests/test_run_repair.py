@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM
 
 from shoal import compress, load_recipe
 from shoal.cli import main
+from shoal.edits.plan import Plan
+from shoal.edits.refit import Refit
 from shoal.fit.repairs import FEWEST_TOKENS, REPAIRS, SOLVED_REPLACEMENTS, TOKENS_PER_INPUT, FitConfig, RepairName
 from shoal.fit.replacement_forms import PATCH_FORMS
 from shoal.fit.table import FITS
 from shoal.run.apply import apply_plan
-from shoal.words.edits import Refit
-from shoal.words.plan import Plan
 
 LENGTH = 16
 

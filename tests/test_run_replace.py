@@ -7,7 +7,7 @@ from test_run_compress import recipe
 from transformers import AutoModelForCausalLM
 
 from shoal import compress
-from shoal.words.plan import Plan
+from shoal.edits.plan import Plan
 
 LAYOUTS = {
     "swiglu": "stock", "swiglu:layout=code,width=8": "code", "ffn:form=paper,width=16": "code", "layer:layers=2": "stock",

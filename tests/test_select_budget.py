@@ -7,6 +7,7 @@ import pytest
 import torch
 from families import FAMILIES, tiny_model
 
+from shoal.edits.plan import Plan
 from shoal.edits.replace.layer import LayerReplacement
 from shoal.edits.replace.table import REPLACEMENTS, replacement_named
 from shoal.engine.view import DecoderView
@@ -14,7 +15,6 @@ from shoal.select.budget import parse_budget, parse_parameters, realised, resolv
 from shoal.select.model_size import NOTHING as NONE
 from shoal.select.model_size import ModelSize, PutBack, model_size, put_back_of
 from shoal.select.plan_of import plan_of
-from shoal.words.plan import Plan
 from shoal.words.types import Span
 
 LAYER = put_back_of(LayerReplacement(), 1)

@@ -11,6 +11,8 @@ from families import VOCAB, tiny_config
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
+from shoal.edits.drop import Drop
+from shoal.edits.plan import Candidate
 from shoal.edits.replace.layer import LayerReplacement
 from shoal.engine.passes import run_pass
 from shoal.engine.student import student_without
@@ -26,7 +28,6 @@ from shoal.select.request import Picked, Wanted
 from shoal.select.rounds import rescanner
 from shoal.select.shortlist import Proposer, other_proposers, propose
 from shoal.select.table import SELECTORS
-from shoal.words.plan import Candidate
 from shoal.words.types import Batch
 
 L, X = 10, 5
@@ -217,7 +218,7 @@ def test_several_spans_compete_where_their_modules_are_layers(tables):
 
 def test_equal_proposals_are_one_candidate_with_all_its_proposers():
     (only,) = propose([proposer("a", (1, 2)), proposer("b", (1, 2))], 4)
-    assert only == Candidate(layers=(1, 2), proposed_by=("a", "b"), scores={"a": 0.0, "b": 0.0})
+    assert only == Candidate(edits=(Drop(indices=(1, 2)),), proposed_by=("a", "b"), scores={"a": 0.0, "b": 0.0})
 
 
 def test_the_last_place_is_for_one_that_shares_at_most_half():
@@ -259,11 +260,11 @@ def test_the_table_says_why_the_winner_won(view, tables):
 
 def test_verdict_names_a_difference_within_the_noise():
     def one(layer, kl, stderr):
-        return Candidate(layers=(layer,), proposed_by=("x",), kl=kl, kl_stderr=stderr)
+        return Candidate(edits=(Drop(indices=(layer,)),), proposed_by=("x",), kl=kl, kl_stderr=stderr)
 
     assert "within the noise" in verdict([one(1, 0.5, 0.1), one(2, 0.6, 0.1)], n_layers=4)
     assert "within the noise" not in verdict([one(1, 0.5, 0.01), one(2, 0.6, 0.01)], n_layers=4)
-    assert "KL" not in verdict([Candidate(layers=(1,), proposed_by=("x",))], n_layers=4)
+    assert "KL" not in verdict([Candidate(edits=(Drop(indices=(1,)),), proposed_by=("x",))], n_layers=4)
 
 
 class Says:
@@ -278,7 +279,7 @@ class Says:
 
 
 def test_a_candidate_that_overflows_ranks_last_and_only_all_of_them_are_an_error():
-    candidates = [Candidate(layers=(layer,), proposed_by=("a",)) for layer in (1, 2, 3)]
+    candidates = [Candidate(edits=(Drop(indices=(layer,)),), proposed_by=("a",)) for layer in (1, 2, 3)]
     ranked = guard(candidates, Says(math.nan, math.inf, 0.5))
     assert [one.layers for one in ranked] == [(3,), (1,), (2,)]
     with pytest.raises(ValueError, match="every candidate"):
@@ -287,7 +288,7 @@ def test_a_candidate_that_overflows_ranks_last_and_only_all_of_them_are_an_error
 
 def test_candidates_compete_as_they_would_be_kept():
     """Repaired where that helps, plain where it does not or cannot; the plain figure stays beside it."""
-    candidates = [Candidate(layers=(layer,), proposed_by=("a",)) for layer in (1, 2, 3)]
+    candidates = [Candidate(edits=(Drop(indices=(layer,)),), proposed_by=("a",)) for layer in (1, 2, 3)]
     plain = {(1,): 0.3, (2,): math.nan, (3,): 0.5}
     repaired = {(2,): 0.1, (1,): math.nan}
 

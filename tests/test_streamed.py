@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from shoal import compress, load_recipe
 from shoal.engine.open import open_model
 from shoal.engine.passes import run_pass
-from shoal.engine.shards import Shard, Slot, read_shards
+from shoal.engine.shards import Shard, TensorSlot, read_shards
 from shoal.engine.spill import Spill, free_memory
 from shoal.engine.streamed import bytes_by_layer, map_tensor, open_streamed
 from shoal.engine.student import TEACHER, Student
@@ -311,7 +311,7 @@ def test_a_mapped_tensor_has_the_bits_of_the_file_wherever_it_lies(dtype, shift,
     raw = value.view(torch.uint8).numpy().tobytes()
     (tmp_path / "file").write_bytes(content[: 100 + shift].numpy().tobytes() + raw)
     kind = {torch.float32: "F32", torch.bfloat16: "BF16", torch.uint8: "U8"}[dtype]
-    slot = Slot(kind, tuple(value.shape), shift, shift + len(raw))
+    slot = TensorSlot(kind, tuple(value.shape), shift, shift + len(raw))
     shard = Shard(tmp_path / "file", {"x": slot}, {}, 100)
     found = map_tensor(shard, slot)
     assert torch.equal(found.view(torch.uint8), value.view(torch.uint8))

@@ -19,13 +19,14 @@ from shoal.checkpoint.in_memory import cut
 from shoal.checkpoint.new_folder import new_folder
 from shoal.checkpoint.rewrite import rewrite
 from shoal.checkpoint.save import save
+from shoal.edits.drop import Drop
+from shoal.edits.plan import Plan
 from shoal.engine.layer_names import decoder_prefix
 from shoal.engine.open import open_model
 from shoal.engine.shards import read_shards
 from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
-from shoal.words.edits import Drop
-from shoal.words.plan import Plan, Size
+from shoal.words.structure import Size
 from shoal.words.types import Unit
 
 SIZE = Size(layers=6, parameters=0)

@@ -8,14 +8,17 @@ from safetensors.torch import load_file, save_file
 from shoal.checkpoint.in_memory import cut
 from shoal.checkpoint.rewrite import rewrite
 from shoal.checkpoint.save import save
+from shoal.edits.drop import Drop
+from shoal.edits.plan import Plan
+from shoal.edits.refit import Refit
+from shoal.edits.replace.replace_edit import Replace
 from shoal.edits.student_of import new_attached, student_of, values_of
 from shoal.engine.families import output_map
 from shoal.engine.open import open_model
 from shoal.engine.streamed import open_streamed
 from shoal.engine.tensors import each_tensor, save_tensors
 from shoal.engine.view import DecoderView
-from shoal.words.edits import Drop, Refit, Replace
-from shoal.words.plan import Plan, Size
+from shoal.words.structure import Size
 
 SIZE = Size(layers=6, parameters=0)
 

@@ -12,14 +12,16 @@ from test_replace_patches import shaken
 
 from shoal.checkpoint.verify import verify
 from shoal.checkpoint.write import is_bundled, split, write
+from shoal.edits.drop import Drop
+from shoal.edits.plan import Plan
+from shoal.edits.refit import Refit
+from shoal.edits.replace.replace_edit import Replace
 from shoal.edits.replace.table import REPLACEMENTS, replacement_named
 from shoal.edits.student_of import student_of, values_of
 from shoal.engine.open import load_strictly
 from shoal.engine.view import DecoderView
 from shoal.select.model_size import model_size, put_back_of
 from shoal.select.plan_of import plan_of
-from shoal.words.edits import Drop, Refit, Replace
-from shoal.words.plan import Plan
 from shoal.words.types import Batch
 
 IDS_BT = torch.randint(3, VOCAB, (2, 12), generator=torch.Generator().manual_seed(0))

@@ -4,13 +4,15 @@ import pytest
 import torch
 from families import VOCAB, tiny_model
 
+from shoal.edits.drop import Drop
+from shoal.edits.plan import Plan
+from shoal.edits.replace.replace_edit import Replace
 from shoal.edits.student_of import student_of
 from shoal.engine.view import DecoderView
 from shoal.text.samples import Samples
 from shoal.train.config import TrainConfig
 from shoal.train.train_plan import train_plan
-from shoal.words.edits import Drop, Replace
-from shoal.words.plan import Plan, Size
+from shoal.words.structure import Size
 
 SIZE = Size(layers=8, parameters=1)
 

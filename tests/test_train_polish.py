@@ -6,6 +6,10 @@ import pytest
 import torch
 from families import FAMILIES, VOCAB, tiny_model
 
+from shoal.edits.drop import Drop
+from shoal.edits.plan import Plan
+from shoal.edits.refit import Refit
+from shoal.edits.replace.replace_edit import Replace
 from shoal.edits.student_of import student_of
 from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
@@ -18,8 +22,7 @@ from shoal.train.loop import train_starts
 from shoal.train.objectives import OBJECTIVES, weighted_sum
 from shoal.train.parts import Start, trained_parts
 from shoal.train.train_plan import train_plan
-from shoal.words.edits import Drop, Refit, Replace
-from shoal.words.plan import Plan, Size
+from shoal.words.structure import Size
 from shoal.words.types import Unit
 
 SIZE = Size(layers=6, parameters=1)

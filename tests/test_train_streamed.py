@@ -8,6 +8,9 @@ from safetensors.torch import load_file
 from shoal.checkpoint.in_memory import cut
 from shoal.checkpoint.rewrite import rewrite
 from shoal.checkpoint.save import save
+from shoal.edits.drop import Drop
+from shoal.edits.plan import Plan
+from shoal.edits.replace.replace_edit import Replace
 from shoal.edits.student_of import student_of
 from shoal.engine.open import open_model
 from shoal.engine.spill import Spill
@@ -22,8 +25,7 @@ from shoal.train.config import TrainConfig
 from shoal.train.joint import Trainees
 from shoal.train.prefix import AskedBoundaries, Live, Rounds
 from shoal.train.train_plan import train_plan
-from shoal.words.edits import Drop, Replace
-from shoal.words.plan import Plan, Size
+from shoal.words.structure import Size
 from shoal.words.types import Unit
 
 SIZE = Size(layers=6, parameters=1)

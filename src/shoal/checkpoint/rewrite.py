@@ -17,17 +17,18 @@ from torch import Tensor, nn
 
 from shoal.checkpoint.blueprint import check_layers, edited_config
 from shoal.checkpoint.config_fields import NESTED
-from shoal.checkpoint.copy_shards import copied_bytes, copy_shard, write_index
+from shoal.checkpoint.copy_shards import Copy, copied_bytes, copy_shard, write_index
 from shoal.checkpoint.named_modules import Names, names_of, renumbered
 from shoal.checkpoint.new_folder import copy_side_files, new_folder, side_files
 from shoal.checkpoint.new_tensors import NewTensors
+from shoal.edits.plan import Plan
 from shoal.engine.config import describe, read_config
 from shoal.engine.families import text_config
 from shoal.engine.layer_names import layer_of
-from shoal.engine.shards import INDEX, SINGLE, Shard, Slot
+from shoal.engine.shards import INDEX, SINGLE, Shard, TensorSlot
 from shoal.engine.streamed import TORCH_DTYPES
-from shoal.words.plan import Plan
 from shoal.words.reading import read_json
+from shoal.words.structure import Structure
 
 ABOUT_MODULES = ("quantization_config", "compression_config")  # sections whose texts may name modules
 # Files beside the config in which engines look for the same.
@@ -40,6 +41,7 @@ def rewrite(
     plan: Plan,
     out: Path,
     *,
+    structure: Structure | None = None,
     values: Mapping[str, Tensor] | None = None,
     model: nn.Module | None = None,
     trust_remote_code: bool = False,
@@ -47,6 +49,7 @@ def rewrite(
     """Write the checkpoint ``source`` as the plan says.
 
     Args:
+        structure: of the checkpoint, where it is not that of the plan: without the modules that other files hold.
         values: of the plan's refits and replacements, under the names ``student_of`` reads.
         model: the source as it was opened, its weights in memory or not. The checkpoint is written in its dtype, with its own
             class for code that comes with the model. None: nothing is opened, and tensors keep the dtype they are stored in.
@@ -68,8 +71,9 @@ def rewrite(
             "apply it to the model it was made for"
         )
     dtype = None if model is None else other_dtype(model, config, shards)
-    new = NewTensors(plan, values or {}, shards=shards, skeleton=lambda: model or skeleton, dtype=dtype)
-    order = new.order
+    structure = plan.structure if structure is None else structure
+    new = NewTensors(plan.edits, structure, values or {}, shards=shards, skeleton=lambda: model or skeleton, dtype=dtype)
+    order = [slot.like for slot in structure]
     check_layers(config, order, model_class=type(model or skeleton))
     names = names_of(skeleton, shards, described.prefix, order)
     content = rewritten_config(config, order, names)
@@ -85,7 +89,7 @@ def rewrite(
         for i, (shard, kept) in enumerate(cuts):
             file = SINGLE if len(cuts) == 1 else f"model-{i + 1:05d}-of-{len(cuts):05d}.safetensors"
             copy_shard(shard, kept, folder / file, new=new)
-            places.update({name: file for name in kept.values()})
+            places.update({one.given: file for one in kept})
         if len(cuts) > 1:
             write_index(folder / INDEX, places, n_bytes)
         content.save_pretrained(str(folder))
@@ -106,16 +110,23 @@ def rewritten_config(config: Any, order: Sequence[int], names: Names) -> Any:
     return edited
 
 
-def renamed(names: Mapping[str, Slot], prefix: str, order: Sequence[int]) -> dict[str, str]:
-    """Old name to new name of the tensors that stay, in the order given."""
-    index = {old: new for new, old in enumerate(order)}
-    kept: dict[str, str] = {}
+def renamed(names: Mapping[str, TensorSlot], prefix: str, order: Sequence[int]) -> list[Copy]:
+    """Where the tensors that stay go, in the order given; those of a layer that stands in several places go to each.
+
+    Args:
+        order: the source layer of every layer of the checkpoint.
+    """
+    positions: dict[int, list[int]] = {}
+    for position, source in enumerate(order):
+        positions.setdefault(source, []).append(position)
+    kept: list[Copy] = []
     for name in names:
         layer = layer_of(name, prefix)
         if layer is None:
-            kept[name] = name
-        elif layer in index:
-            kept[name] = f"{prefix}{index[layer]}.{name.removeprefix(prefix).partition('.')[2]}"
+            kept.append(Copy(name, name, None))
+            continue
+        inner = name.removeprefix(prefix).partition(".")[2]
+        kept += [Copy(name, f"{prefix}{at}.{inner}", at) for at in positions.get(layer, ())]
     return kept
 
 

@@ -16,8 +16,8 @@ from shoal.engine.config import build_empty
 from shoal.engine.open import load_strictly, refuse_nonfinite
 from shoal.engine.streamed import open_streamed
 from shoal.engine.view import DecoderView
-from shoal.words.plan import Size
 from shoal.words.records import Record
+from shoal.words.structure import Size
 from shoal.words.types import Batch
 
 # Largest difference allowed, relative to the largest logit. The same operations on the same bits give 0.0 (the tests ask for

@@ -16,21 +16,21 @@ from torch import Tensor
 from shoal.checkpoint.bundled_code import bundle, refuse_no_bundle
 from shoal.checkpoint.new_folder import new_folder
 from shoal.checkpoint.rewrite import rewrite
+from shoal.edits.plan import Plan
 from shoal.edits.replace.as_stock_layer import NotStock, stock_values
 from shoal.edits.replace.contract import Replacement
 from shoal.edits.replace.modules import Patch
-from shoal.edits.replace.table import replacement_named
+from shoal.edits.replace.replace_edit import Replace
 from shoal.edits.student_of import load_values, new_attached
 from shoal.engine.view import DecoderView
-from shoal.words.edits import Drop, Edit, Replace
-from shoal.words.plan import Plan
+from shoal.words.structure import Slot, Structure
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """A plan split into what a stock checkpoint holds, and patches by the layer of that checkpoint they follow."""
+    """A plan split into what a stock checkpoint holds, and modules by the layer of that checkpoint they follow."""
 
-    plan: Plan
+    structure: Structure
     values: dict[str, Tensor]
     hosted: dict[int, list[Patch]]
 
@@ -49,10 +49,10 @@ def write(view: DecoderView, source: Path, plan: Plan, out: Path, *, values: Map
     """
     parts = split(view, plan, values or {})
     if not parts.hosted:
-        return rewrite(source, parts.plan, out, values=parts.values, model=view.model)
+        return rewrite(source, plan, out, structure=parts.structure, values=parts.values, model=view.model)
     refuse_no_bundle(view.model)
     with new_folder(out) as folder:
-        rewrite(source, parts.plan, folder, values=parts.values, model=view.model)
+        rewrite(source, plan, folder, structure=parts.structure, values=parts.values, model=view.model)
         bundle(folder, view.model, view.layers_path, parts.hosted)
     return Path(out)
 
@@ -63,23 +63,28 @@ def split(view: DecoderView, plan: Plan, values: Mapping[str, Tensor]) -> Split:
     Raises:
         ValueError: a replacement in the code layout has no layer before it; a stock layout that is none.
     """
-    left, edits = dict(values), list[Edit]()
-    patches: list[tuple[int, Patch]] = []
-    for edit in plan.edits:
-        replacement = replacement_named(edit.replacement, edit.options) if isinstance(edit, Replace) else None
-        if replacement is None or replacement.starts_as == "inherits":
-            edits.append(edit)
+    left = dict(values)
+    structure: list[Slot] = []
+    hosted: dict[int, list[Patch]] = {}
+    edits = {edit.prefix(): edit for edit in plan.replacements}
+    for slot in plan.structure:
+        if slot.runs == "layer":
+            structure.append(slot)
             continue
-        assert isinstance(edit, Replace)
-        patch, prefix = _patch(view, edit, left), f"replace.{edit.start}-{edit.stop}."
-        if layout_of(view, replacement) == "stock":
-            edits.append(Replace(start=edit.start, stop=edit.stop, replacement="layer"))
-            left.update({f"{prefix}layer.{name}": value for name, value in _stock_layer(view, edit, patch).items()})
+        edit = edits[slot.values]
+        patch = _patch(view, edit, left)
+        if layout_of(view, edit.description) == "stock":
+            inner = f"{slot.values}layer."
+            left.update({f"{inner}{name}": value for name, value in _stock_layer(view, edit, patch).items()})
+            structure.append(Slot(slot.like, values=inner))
+        elif structure:
+            hosted.setdefault(len(structure) - 1, []).append(patch)
         else:
-            edits.append(Drop(indices=tuple(edit.span.layers)))
-            patches.append((edit.start, patch))
-    stock = plan.model_copy(update={"edits": tuple(edits)})
-    return Split(stock, left, _hosts(stock, patches))
+            raise ValueError(
+                f"the replacement {patch.kind!r} starts at layer {slot.like} and no layer before it is kept: its code needs "
+                "one to be attached to; keep the first layer, or use the replacement 'layer'"
+            )
+    return Split(tuple(structure), left, hosted)
 
 
 def layout_of(view: DecoderView, replacement: Replacement) -> str:
@@ -90,14 +95,14 @@ def layout_of(view: DecoderView, replacement: Replacement) -> str:
 
 def is_bundled(view: DecoderView, plan: Plan) -> bool:
     """Whether the checkpoint of a plan comes with code."""
-    return any(layout_of(view, replacement_named(e.replacement, e.options)) == "code" for e in plan.replacements)
+    return any(layout_of(view, edit.description) == "code" for edit in plan.replacements)
 
 
 def _patch(view: DecoderView, edit: Replace, left: dict[str, Tensor]) -> Patch:
     """The module of an edit with its values, which are taken out of ``left``."""
     module = new_attached(view, edit).module
     assert isinstance(module, Patch)
-    prefix = f"replace.{edit.start}-{edit.stop}."
+    prefix = edit.prefix()
     own = {name.removeprefix(prefix): left.pop(name) for name in list(left) if name.startswith(prefix)}
     if own:
         load_values(module, own, where=f"values of {edit.replacement!r} over {edit.span}")
@@ -115,21 +120,3 @@ def _stock_layer(view: DecoderView, edit: Replace, patch: Patch) -> dict[str, Te
         ) from None
     with view.residency.layer(edit.start) as layer:
         return {name: changed.get(name, value).detach().clone() for name, value in layer.state_dict().items()}
-
-
-def _hosts(stock: Plan, patches: list[tuple[int, Patch]]) -> dict[int, list[Patch]]:
-    """Patches by the layer of the checkpoint they follow, in the order of the stream."""
-    sources = set(stock.kept_layers)
-    for edit in stock.replacements:
-        n_layers = replacement_named(edit.replacement, edit.options).n_layers
-        sources.update(range(edit.start, edit.start + n_layers))
-    hosted: dict[int, list[Patch]] = {}
-    for start, patch in sorted(patches, key=lambda one: one[0]):
-        host = sum(source < start for source in sources) - 1
-        if host < 0:
-            raise ValueError(
-                f"the replacement {patch.kind!r} starts at layer {start} and no layer before it is kept: its code needs one to "
-                "be attached to; keep the first layer, or use the replacement 'layer'"
-            )
-        hosted.setdefault(host, []).append(patch)
-    return hosted

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from shoal.cli.console import Screen
+    from shoal.edits.plan import Plan
     from shoal.engine.beside import Beside
     from shoal.evaluate.evaluation import Evaluation
     from shoal.evaluate.stability import Stability
     from shoal.recipes.recipe import Recipe
     from shoal.run.compress import Outcome
-    from shoal.words.plan import Plan
 
 HEAT_MAP = ("heat map", "heatmap.png")
 

@@ -7,17 +7,17 @@ replacements, ``refit.{layer}.<name in the layer>`` for refitted parameters.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from shoal.edits.plan import Plan
 from shoal.edits.replace.contract import Replacement
-from shoal.edits.replace.table import replacement_named
+from shoal.edits.replace.replace_edit import Replace
 from shoal.engine.student import Attached, Student
 from shoal.engine.view import DecoderView
-from shoal.words.edits import Refit, Replace
-from shoal.words.plan import Plan
-from shoal.words.types import Span
+from shoal.words.types import Span, Unit
 
 
 def attach(replacement: Replacement, span: Span, module: nn.Module) -> Attached:
@@ -31,19 +31,35 @@ def new_attached(view: DecoderView, edit: Replace) -> Attached:
     Raises:
         ValueError: unknown replacement or options, or it cannot be built for this model.
     """
-    replacement = replacement_named(edit.replacement, edit.options)
+    replacement = edit.description
     return attach(replacement, edit.span, replacement.build(view, edit.span))
+
+
+def prefix_of(span: Span) -> str:
+    """What the names of the values of a module in place of ``span`` begin with."""
+    return f"replace.{span.start}-{span.stop}."
 
 
 def values_of(attached: Iterable[Attached]) -> dict[str, Tensor]:
     """The state of replacement modules under the names a plan's values have. Copies, not aliases."""
     return {
-        _prefix(one.span) + name: value.detach().clone() for one in attached for name, value in one.module.state_dict().items()
+        f"{prefix_of(one.span)}{name}": value.detach().clone()
+        for one in attached
+        for name, value in one.module.state_dict().items()
     }
 
 
+@dataclass
+class Overlay:
+    """What edits put on the source: the parts of a student, while they are collected."""
+
+    removed: set[Unit] = field(default_factory=set)
+    overrides: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    attached: list[Attached] = field(default_factory=list)
+
+
 def student_of(view: DecoderView, plan: Plan, values: Mapping[str, Tensor] | None = None) -> Student:
-    """The student a plan describes: removed units, refitted parameters, replacement modules.
+    """The student a plan describes: removed units, new parameters, modules.
 
     Args:
         plan: of this view's model.
@@ -54,25 +70,16 @@ def student_of(view: DecoderView, plan: Plan, values: Mapping[str, Tensor] | Non
     values = {} if values is None else values
     if plan.n_layers != view.n_layers:
         raise ValueError(f"the plan is of a {plan.n_layers}-layer model, this one has {view.n_layers} layers")
-    used: set[str] = set()
-    overrides: dict[int, dict[str, Tensor]] = {}
+    overlay, used = Overlay(), set[str]()
     for edit in plan.edits:
-        if isinstance(edit, Refit):
-            overrides[edit.layer] = _refitted(view, edit, values)
-            used.update(f"refit.{edit.layer}.{name}" for name in edit.parameters)
-    attached = []
-    for edit in plan.replacements:
-        one = new_attached(view, edit)
-        prefix = _prefix(edit.span)
-        own = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
-        if own:
-            load_values(one.module, own, where=f"values of {edit.replacement!r} over {edit.span}")
-        used.update(prefix + name for name in own)
-        attached.append(one)
+        own = {name: values[name] for name in values if edit.owns(name)}
+        edit.lay_over(overlay, view, own)
+        used.update(own)
     left = sorted(set(values) - used)
     if left:
         raise ValueError(f"{len(left)} values belong to no edit of the plan, the first is {left[0]!r}; pass the plan's own")
-    return Student(plan.dropped_units, overrides, tuple(attached), name=plan.method or "student")
+    attached = tuple(sorted(overlay.attached, key=lambda one: one.span.start))
+    return Student(frozenset(overlay.removed), overlay.overrides, attached, name=plan.method or "student")
 
 
 @torch.no_grad()
@@ -90,15 +97,23 @@ def load_values(module: nn.Module, values: Mapping[str, Tensor], *, where: str) 
         target.copy_(values[name])
 
 
-def _refitted(view: DecoderView, edit: Refit, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def parameters_of_layer(
+    view: DecoderView, index: int, keys: Mapping[str, str | None], values: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """New values of some parameters of a layer, in its dtype and on the view's device.
+
+    Args:
+        keys: names inside the layer to names of their values.
+    Raises:
+        ValueError: the layer has no such parameter; values are missing or of another shape.
+    """
     found: dict[str, Tensor] = {}
-    with view.residency.layer(edit.layer) as layer:
+    with view.residency.layer(index) as layer:
         parameters = dict(layer.named_parameters())
-        for name in edit.parameters:
-            key = f"refit.{edit.layer}.{name}"
+        for name, key in keys.items():
             if name not in parameters:
-                raise ValueError(f"layer {edit.layer} of this {view.family} model has no parameter {name!r}")
-            if key not in values:
+                raise ValueError(f"layer {index} of this {view.family} model has no parameter {name!r}")
+            if key is None or key not in values:
                 raise ValueError(f"{key!r} is missing; plan and values do not match")
             _same_shape(repr(key), values[key], parameters[name])
             found[name] = values[key].to(device=view.device, dtype=parameters[name].dtype)
@@ -109,7 +124,3 @@ def _same_shape(what: str, value: Tensor, target: Tensor) -> None:
     if value.shape != target.shape:
         got, needed = tuple(value.shape), tuple(target.shape)
         raise ValueError(f"{what} has shape {got}, {needed} is needed; plan and values do not match")
-
-
-def _prefix(span: Span) -> str:
-    return f"replace.{span.start}-{span.stop}."

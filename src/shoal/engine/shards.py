@@ -25,7 +25,7 @@ BITS = {
 
 
 @dataclass(frozen=True)
-class Slot:
+class TensorSlot:
     """One tensor of a shard: its bytes are ``start .. stop-1`` of the data, which begins at ``Shard.data_start``."""
 
     dtype: str
@@ -43,7 +43,7 @@ class Shard:
     """A checked safetensors file. ``slots`` are in the order of the data."""
 
     path: Path
-    slots: dict[str, Slot]
+    slots: dict[str, TensorSlot]
     metadata: dict[str, str]
     data_start: int
 
@@ -84,7 +84,7 @@ def read_shard(path: Path) -> Shard:
     return Shard(path, slots, metadata, 8 + length)
 
 
-def _slot(name: str, stated: Any, path: Path) -> Slot:
+def _slot(name: str, stated: Any, path: Path) -> TensorSlot:
     """One entry of a header, its types and sizes checked.
 
     Raises:
@@ -104,7 +104,7 @@ def _slot(name: str, stated: Any, path: Path) -> Slot:
         if not faults and BITS[dtype] * math.prod(shape) != 8 * (offsets[1] - offsets[0]):
             faults.append(f"{offsets[1] - offsets[0]} bytes for shape {shortened(str(shape), 40)} of {dtype}")
         if not faults:
-            return Slot(dtype, tuple(shape), *offsets)
+            return TensorSlot(dtype, tuple(shape), *offsets)
     raise ValueError(f"{path} has a corrupt safetensors header at {shortened(name)!r} ({faults[0]}); download or copy it again")
 
 

@@ -31,7 +31,7 @@ from shoal.engine.config import build_skeleton, describe
 from shoal.engine.families import find_layers, text_config
 from shoal.engine.layer_names import NUMBERED, decoder_prefix, layer_of
 from shoal.engine.open import DTYPES, Opened, load_tokenizer, quiet_loading, refuse_nonfinite, refuse_quantised, usable_device
-from shoal.engine.shards import Shard, Slot, read_shards
+from shoal.engine.shards import Shard, TensorSlot, read_shards
 from shoal.engine.source import fingerprint, resolve_source
 
 TORCH_DTYPES = {
@@ -237,12 +237,12 @@ def open_streamed(
 
 def tensors_by_layer(
     shards: list[Shard], n_layers: int, path_in_memory: str
-) -> dict[int | None, dict[str, tuple[Shard, Slot]]]:
+) -> dict[int | None, dict[str, tuple[Shard, TensorSlot]]]:
     """Every tensor by the layer its name on disk belongs to; None for the rest, such as the layers of a wrapper's tower.
 
     What is there for multi-token prediction is left out.
     """
-    found: dict[int | None, dict[str, tuple[Shard, Slot]]] = {index: {} for index in (None, *range(n_layers))}
+    found: dict[int | None, dict[str, tuple[Shard, TensorSlot]]] = {index: {} for index in (None, *range(n_layers))}
     prefix = decoder_prefix([name for shard in shards for name in shard.slots], n_layers, path_in_memory)
     for shard in shards:
         for name, slot in shard.slots.items():
@@ -262,7 +262,7 @@ def bytes_by_layer(shards: list[Shard]) -> tuple[int, int]:
     return outside, max(found.values(), default=1)
 
 
-def map_tensor(shard: Shard, slot: Slot) -> Tensor:
+def map_tensor(shard: Shard, slot: TensorSlot) -> Tensor:
     """One tensor of a shard as a private map of its bytes, which are in memory when this returns; gone with the tensor."""
     dtype = _torch_dtype(shard, slot)
     first = shard.data_start + slot.start
@@ -310,7 +310,7 @@ def _map_calls() -> tuple[Callable[..., int | None], Callable[..., int], Callabl
     return libc.mmap, libc.munmap, libc.madvise
 
 
-def read_tensor(shard: Shard, slot: Slot, page: Tensor) -> Tensor:
+def read_tensor(shard: Shard, slot: TensorSlot, page: Tensor) -> Tensor:
     """One tensor of a shard, read into ``page`` (as many bytes), which it then views."""
     dtype = _torch_dtype(shard, slot)
     with shard.path.open("rb", buffering=0) as file, memoryview(cast(Any, page.numpy())) as view:
@@ -324,7 +324,7 @@ def read_tensor(shard: Shard, slot: Slot, page: Tensor) -> Tensor:
     return page.view(dtype).view(slot.shape)
 
 
-def _torch_dtype(shard: Shard, slot: Slot) -> torch.dtype:
+def _torch_dtype(shard: Shard, slot: TensorSlot) -> torch.dtype:
     if slot.dtype not in TORCH_DTYPES:
         raise ValueError(f"{shard.path} stores {slot.dtype}, which cannot be streamed; open it with --resident all")
     return TORCH_DTYPES[slot.dtype]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from shoal.words.plan import describe_short
+from shoal.words.structure import runs_said
 from shoal.words.types import Span, Unit
 
 
@@ -91,4 +91,4 @@ TEACHER = Student(name="teacher")
 
 def student_without(layers: Sequence[int]) -> Student:
     """The teacher's overlay that lacks whole layers."""
-    return Student(removed=frozenset(Unit("layer", layer) for layer in layers), name=describe_short(layers))
+    return Student(removed=frozenset(Unit("layer", layer) for layer in layers), name=runs_said(layers))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from shoal.words.plan import describe_short
 from shoal.words.records import Provenance, Record
+from shoal.words.structure import runs_said
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -79,7 +79,7 @@ def choices_table(found: CriteriaComparison) -> Table:
         for one in found.of_shape(shape):
             pairs = zip(one.kl, one.perplexity, strict=True)
             cells = [cell for kl, perplexity in pairs for cell in (f"{kl:.4g}", f"{perplexity:.4g}")]
-            table.add_row(shape, one.criterion, rf"\[{one.corpus + 1}]", describe_short(one.layers), *cells)
+            table.add_row(shape, one.criterion, rf"\[{one.corpus + 1}]", runs_said(one.layers), *cells)
     return table
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from shoal.edits.plan import Plan
+from shoal.edits.refit import Refit
 from shoal.edits.student_of import student_of, values_of
 from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
@@ -21,8 +23,6 @@ from shoal.fit.replacement_fit import fit_patches
 from shoal.fit.sweep import Swept
 from shoal.fit.table import FITS
 from shoal.text.samples import Samples
-from shoal.words.edits import Refit
-from shoal.words.plan import Plan
 from shoal.words.records import nearest
 
 JudgeAll = Callable[[Sequence[Student]], Sequence[float]]
@@ -70,7 +70,7 @@ def fit_plan(
     if repair == "patch":
         return _fit_patches(view, plan, samples, batch_size=batch_size, config=config, quality=quality, progress=progress)
     started = time.monotonic()
-    student = Student(removed=plan.dropped_units, name="without repair")
+    student = Student(removed=plan.removed_units, name="without repair")
     try:
         swept = _fit(
             view,
@@ -179,7 +179,7 @@ def _refuse(plan: Plan) -> None:
             f"the plan puts {plan.replacements[0].replacement!r} in place of {plan.replacements[0].span}; a closed-form repair "
             "needs plain removal: --replace none"
         )
-    if any(unit.kind != "layer" for unit in plan.dropped_units):
+    if any(unit.kind != "layer" for unit in plan.removed_units):
         raise CannotRefit("the plan removes single sublayers; a closed-form repair needs whole layers")
     if not plan.removed_layers:
         raise ValueError("the plan removes nothing, so there is nothing to repair; use --repair none")

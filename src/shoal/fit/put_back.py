@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from shoal.edits.drop import Drop
+from shoal.edits.plan import Plan
+from shoal.edits.refit import Refit
+from shoal.edits.replace.replace_edit import Replace
 from shoal.edits.replace.table import replacement_named
 from shoal.edits.student_of import new_attached, values_of
 from shoal.engine.view import DecoderView
 from shoal.fit.fit_plan import FittedPlan
-from shoal.words.edits import Drop, Refit, Replace
-from shoal.words.plan import Plan
 
 
 def as_removal(plan: Plan) -> Plan:

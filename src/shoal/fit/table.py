@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from shoal.edits.plan import Plan
 from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
 from shoal.engine.workers import ALONE, Workers
@@ -17,7 +18,6 @@ from shoal.fit.sites.folded_map import find_output
 from shoal.fit.sites.site import MapKind
 from shoal.fit.sweep import WHOLE, Find, Swept, sweep_layers
 from shoal.fit.targets import before_cuts, from_first_cut
-from shoal.words.plan import Plan
 from shoal.words.types import Batch, spans_of
 
 MAPS: tuple[MapKind, ...] = ("mlp", "attn", "mlp")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from shoal.edits.plan import Plan
 from shoal.fit.fit_result import CannotRefit
-from shoal.words.plan import Plan
 from shoal.words.types import spans_of
 
 

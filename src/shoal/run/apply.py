@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shoal.edits.plan import Plan
 from shoal.run.refusals import refuse_place
 from shoal.run.stages.polish import TRAINED, read_values
 from shoal.run.stages.stages import VALUES
-from shoal.words.plan import Plan, Size
+from shoal.words.structure import Size
 from shoal.words.types import Batch
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def _apply_in_memory(
 def refuse_untrained(plan: Plan, values: Mapping[str, Tensor]) -> None:
     """Raises ValueError for a replacement without values: the checkpoint would hold an untrained module."""
     for edit in plan.replacements:
-        if not any(name.startswith(f"replace.{edit.start}-{edit.stop}.") for name in values):
+        if not any(edit.owns(name) for name in values):
             raise ValueError(
                 f"the {edit.replacement!r} in place of {edit.span} has no values beside the plan ({TRAINED} or {VALUES}); copy "
                 "them there from the run folder, or train it: shoal compress with the same options"
@@ -110,8 +111,7 @@ def refuse_untrained(plan: Plan, values: Mapping[str, Tensor]) -> None:
 
 def _applied(plan: Plan, out: Path, verification: dict[str, Any], beside: Beside) -> Applied:
     """With the size that was found: the one in a plan edited by hand may be that of the plan before."""
-    n_layers = len(plan.kept_layers) + len(plan.replacements)
-    found = verification.get("size", {"layers": n_layers, "parameters": plan.after.parameters})
+    found = verification.get("size", {"layers": plan.n_layers_after, "parameters": plan.after.parameters})
     return Applied(plan.model_copy(update={"after": Size(**found)}), out, verification | {"path": str(out)}, beside)
 
 

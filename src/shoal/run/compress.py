@@ -19,12 +19,12 @@ from shoal.words.progress import Progress, silent
 from shoal.words.records import write_atomically
 
 if TYPE_CHECKING:
+    from shoal.edits.plan import Plan
     from shoal.engine.beside import Beside
     from shoal.evaluate.evaluation import Evaluation
     from shoal.fit.fit_result import FitResult
     from shoal.measure.scan import Scan
     from shoal.train.train_result import TrainResult
-    from shoal.words.plan import Plan
 
 
 @dataclass(frozen=True, eq=False)

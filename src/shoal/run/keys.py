@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from shoal.edits.plan import Plan
     from shoal.recipes.recipe import Recipe
     from shoal.run.job import Inputs
     from shoal.select.budget import Budget
     from shoal.select.choose import Choosing
-    from shoal.words.plan import Plan
 
 
 def scan_key(inputs: Inputs) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
+from shoal.edits.plan import Candidate, PartChoice
 from shoal.measure.oracle import Oracle
 from shoal.select.budget import Budget, ResolvedBudget, realised, resolve
 from shoal.select.guard import Repair, guard, verdict
@@ -16,7 +17,7 @@ from shoal.select.request import PATCHED, Picked, Refuse, Selector, Tables, Want
 from shoal.select.rounds import Rescan, in_rounds
 from shoal.select.shortlist import Proposer, other_proposers, propose
 from shoal.select.table import selector_named
-from shoal.words.plan import Candidate, PartChoice, describe_short
+from shoal.words.structure import runs_said
 from shoal.words.types import Span, SpanTable
 
 PatchTable = Callable[[Sequence[Span]], SpanTable]
@@ -199,9 +200,7 @@ def picks_or_reason(selector: Selector, name: str, *, tables: Tables, wanted: Wa
         return chain([best], picks)
     unrefused = next(selector.pick(tables, replace(wanted, refuse=nothing_refused)), None)
     reason = None if unrefused is None else wanted.reason_against(unrefused.layers)
-    why = (
-        f"its first choice, {describe_short(unrefused.layers)}: {reason}" if unrefused and reason else "too many are protected"
-    )
+    why = f"its first choice, {runs_said(unrefused.layers)}: {reason}" if unrefused and reason else "too many are protected"
     raise ValueError(f"{name!r} finds no {wanted.n} layers that can go ({why}); remove fewer or protect fewer")
 
 

@@ -10,9 +10,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from shoal.edits.plan import Candidate, PartChoice
 from shoal.engine.student import Student, student_without
 from shoal.measure.oracle import Oracle, Quality
-from shoal.words.plan import Candidate, PartChoice, describe_removal, describe_short
+from shoal.words.structure import describe_removal, runs_said
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -74,8 +75,8 @@ def verdict(candidates: Sequence[Candidate], *, n_layers: int) -> str:
     noise = math.hypot(winner.kl_stderr or 0.0, second.kl_stderr or 0.0)
     close = second.kl is not None and second.kl - winner.kl <= noise
     worst = candidates[-1]
-    rest = f"; next {describe_short(second.layers)} {_kl(second)}" + (" (within the noise)" if close else "")
-    return said + rest + (f"; worst {describe_short(worst.layers)} {_kl(worst)}" if len(candidates) > 2 else "")
+    rest = f"; next {runs_said(second.layers)} {_kl(second)}" + (" (within the noise)" if close else "")
+    return said + rest + (f"; worst {runs_said(worst.layers)} {_kl(worst)}" if len(candidates) > 2 else "")
 
 
 def guard_table(candidates: Sequence[Candidate], *, n_layers: int) -> Table:
@@ -98,7 +99,7 @@ def guard_table(candidates: Sequence[Candidate], *, n_layers: int) -> Table:
         proposed = "\n".join(f"{name} ({one.scores[name]:.4g})" if name in one.scores else name for name in one.proposed_by)
         perplexity = "" if one.perplexity is None else f"{one.perplexity:.4g}"
         plain = [] if not repaired else ["" if one.kl_plain is None else f"{one.kl_plain:.4g}"]
-        table.add_row(describe_short(one.layers), _kl(one), *plain, perplexity, proposed, style="bold" if rank == 0 else None)
+        table.add_row(runs_said(one.layers), _kl(one), *plain, perplexity, proposed, style="bold" if rank == 0 else None)
     return table
 
 
@@ -106,7 +107,7 @@ def spread_said(spread: Sequence[PartChoice]) -> str:
     """How much the selector's own choice depends on the calibration text, for people; empty where that is not known."""
     if not spread:
         return ""
-    picks = ", ".join(f"{describe_short(one.layers)} on {one.n_parts}" for one in spread)
+    picks = ", ".join(f"{runs_said(one.layers)} on {one.n_parts}" for one in spread)
     return f"by its score alone, on {sum(one.n_parts for one in spread)} disjoint parts of the calibration text: {picks}"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from shoal.words.plan import Size
+from shoal.words.structure import Size
 from shoal.words.types import Span, spans_of
 
 if TYPE_CHECKING:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from shoal.edits.drop import Drop
+from shoal.edits.plan import Candidate, PartChoice, Plan
+from shoal.edits.replace.replace_edit import Replace
+from shoal.edits.table import Edit
 from shoal.select.model_size import ModelSize, PutBack
-from shoal.words.edits import Drop, Edit, Replace
-from shoal.words.plan import Candidate, PartChoice, Plan
 
 
 def plan_of(

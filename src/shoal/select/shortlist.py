@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
+from shoal.edits.drop import Drop
+from shoal.edits.plan import Candidate
 from shoal.select.request import PATCHED, Picked, Tables, Wanted
 from shoal.select.span import plain_span_by
 from shoal.select.table import SELECTORS
-from shoal.words.plan import Candidate
 
 # In this order; entries whose table was not scanned are left out.
 OTHERS = (
@@ -96,7 +97,9 @@ def propose(proposers: Sequence[Proposer], n_candidates: int) -> tuple[Candidate
                 break
             if all(one.layers != other.layers for other in chosen):
                 chosen.append(one)
-    return tuple(Candidate(layers=one.layers, proposed_by=tuple(one.names), scores=one.scores) for one in chosen)
+    return tuple(
+        Candidate(edits=(Drop(indices=one.layers),), proposed_by=tuple(one.names), scores=one.scores) for one in chosen
+    )
 
 
 def _add_different(chosen: list[_Proposal], pool: dict[tuple[int, ...], _Proposal], proposers: Sequence[Proposer]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from shoal.edits.plan import Plan
 from shoal.evaluate.evaluation import Evaluation
 from shoal.evaluate.generate import Generation
 from shoal.select.guard import spread_said
@@ -19,8 +20,7 @@ from shoal.show.citations import bibtex
 from shoal.show.figures import rows
 from shoal.show.headline import Fact, Headline, headline, source_name
 from shoal.train.train_result import TrainResult
-from shoal.words.edits import Drop, Refit, Replace
-from shoal.words.plan import Plan, describe_removal
+from shoal.words.structure import describe_removal
 from shoal.words.types import spans_of
 
 INHERITED = ("license", "license_name", "license_link", "language")
@@ -102,14 +102,14 @@ def _fact(one: Fact) -> str:
 
 
 def _load(plan: Plan) -> str:
-    brings_code = any(_layout(edit) == "code" for edit in plan.replacements)
+    brings_code = plan.brings_code
     said = "A stock checkpoint of its architecture; no other code is needed."
     if brings_code:
         said = (
             "The layers are stock; what was put in place of removed ones is code in `modeling_shoal.py`, which comes with the "
             "weights and needs only torch and transformers. Read it, then allow it:"
         )
-    elif any(_layout(edit) == "stock" for edit in plan.replacements):
+    elif any(slot.runs == "module" for slot in plan.structure):
         said += " Layers that hold a replacement have an attention that adds nothing (its output map is zero)."
     code = f"""\
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -142,32 +142,11 @@ def _figures(evaluation: Evaluation) -> str:
 
 def _removed(plan: Plan) -> str:
     lines = ["## What was removed", "", f"Layer numbers are those of the source. In short: {plan}."]
-    details = []
-    for edit in plan.edits:
-        if isinstance(edit, Replace):
-            details.append(f"- layers {edit.start}..{edit.stop - 1}: replaced by {_replacement(edit)}")
-        elif isinstance(edit, Drop):
-            what = {"layer": "layers", "attn": "attention of layers", "mlp": "MLP of layers"}[edit.kind]
-            runs = ", ".join(str(s.start) if s.n == 1 else f"{s.start}..{s.stop - 1}" for s in spans_of(edit.indices))
-            details.append(f"- {what} {runs}: removed")
-        elif isinstance(edit, Refit):
-            details.append(f"- layer {edit.layer}: new values for {', '.join(f'`{p}`' for p in edit.parameters)}")
+    details = [f"- {edit}" for edit in plan.edits]
     lines += ["", *details] if details else []
     lines += ["", f"How it was chosen: {plan.method}"] if plan.method else []
     lines += ["", f"Choice {spread_said(plan.spread)}."] if plan.spread else []
     return "\n".join([*lines, *_candidates(plan)])
-
-
-def _replacement(edit: Replace) -> str:
-    """Its name and options, and how the checkpoint holds it."""
-    options = {name: value for name, value in edit.options.items() if name != "layout"}
-    said = f"one `{edit.replacement}`" + (f" ({', '.join(f'{k}={v}' for k, v in options.items())})" if options else "")
-    how = {"stock": ", held by a stock layer with silent attention", "code": ", attached to the layer before by code"}
-    return said + how.get(_layout(edit), "")
-
-
-def _layout(edit: Replace) -> str:
-    return str(edit.options.get("layout", ""))
 
 
 def _candidates(plan: Plan) -> list[str]:

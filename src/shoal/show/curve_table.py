@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from shoal.evaluate.curve.ratio_curve import Cliff, RatioCurve, RatioPoint, RatioSweep, curve_of
-from shoal.words.plan import describe_short
+from shoal.words.structure import runs_said
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -74,7 +74,7 @@ def _cliff(one: Cliff) -> str:
 
 def _fixed(point: RatioPoint) -> list[str]:
     quality = point.quality
-    layers = describe_short(point.layers_out) if point.layers_out else "-"
+    layers = runs_said(point.layers_out) if point.layers_out else "-"
     stderr = "" if quality.kl_stderr != quality.kl_stderr or not point.n_net else f" ± {quality.kl_stderr:.2g}"
     return [point.method, layers, f"{100 * point.share:.1f} %", f"{quality.kl:.4g}{stderr}", f"{quality.perplexity:.4g}"]
 

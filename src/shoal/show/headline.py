@@ -7,10 +7,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from shoal.edits.plan import Plan
 from shoal.evaluate.evaluation import Evaluation
 from shoal.evaluate.speed import Speed, SpeedPhase
 from shoal.evaluate.tasks.benchmark import Benchmark
-from shoal.words.plan import Plan
 
 
 @dataclass(frozen=True)

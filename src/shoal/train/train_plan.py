@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from shoal.edits.plan import Plan
 from shoal.edits.student_of import student_of
 from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
@@ -17,7 +18,6 @@ from shoal.train.config import TrainConfig
 from shoal.train.loop import Judge, Report, Trained, train_starts
 from shoal.train.parts import Start, TrainedPart, trained_parts
 from shoal.train.train_result import TrainResult
-from shoal.words.plan import Plan
 from shoal.words.records import stable_hash
 
 

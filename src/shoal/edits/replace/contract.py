@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from shoal.engine.view import DecoderView
-    from shoal.words.plan import Size
+    from shoal.words.structure import Size
     from shoal.words.types import Span
 
 Layout = Literal["stock", "code"]

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from pydantic import Field
 
 from shoal.edits.replace.contract import Layout, StartsAs
-from shoal.words.plan import Size
 from shoal.words.records import Record
+from shoal.words.structure import Size
 from shoal.words.types import Span
 
 if TYPE_CHECKING:

@@ -21,7 +21,6 @@ from shoal.edits.replace.layer import LayerReplacement
 from shoal.edits.replace.linear import LinearReplacement
 from shoal.edits.replace.rotation import RotationReplacement
 from shoal.edits.replace.swiglu import SwigluReplacement
-from shoal.words.plan import Plan
 from shoal.words.records import nearest
 
 REPLACEMENTS: dict[str, type[LayerReplacement] | type[PatchReplacement]] = {
@@ -68,13 +67,3 @@ def parse_replacement(text: str) -> Replacement | None:
             raise ValueError(f"replace {text!r}: plain removal has no options; write none")
         return None
     return replacement_named(name, options)
-
-
-def layers_absent(plan: Plan) -> tuple[int, ...]:
-    """Layers a plan's student lacks before anything is trained: the removed ones but for those that are inherited."""
-    inherited = {
-        edit.start + i
-        for edit in plan.replacements
-        for i in range(replacement_named(edit.replacement, edit.options).n_inherited)
-    }
-    return tuple(layer for layer in plan.removed_layers if layer not in inherited)

@@ -17,8 +17,8 @@ import numpy as np
 from shoal.evaluate.intervals import LEVEL, N_RESAMPLES, Interval, interval_of, resampled_sums, share_of
 from shoal.evaluate.tasks.task_files import TaskForm
 from shoal.measure.oracle import Quality
-from shoal.words.plan import Size
 from shoal.words.records import Provenance, Record, nearest
+from shoal.words.structure import Size
 
 ON_TEXT = ("perplexity", "kl")
 """Measures of every sweep; tasks come on top, by name."""

@@ -22,13 +22,14 @@ from shoal.words.records import stable_hash, write_atomically
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from shoal.edits.plan import Plan
     from shoal.engine.student import Student
     from shoal.evaluate.curve.ratio_curve import RatioPoint, Unchanged
     from shoal.evaluate.tasks.task_files import Task
     from shoal.measure.oracle import Oracle, Quality
     from shoal.measure.scan import Scan
     from shoal.recipes.recipe import Recipe
-    from shoal.words.plan import Plan, Size
+    from shoal.words.structure import Size
 
 POINT, TEACHER_POINT = "point.json", "teacher.json"
 

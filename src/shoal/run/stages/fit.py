@@ -15,8 +15,8 @@ from shoal.words.progress import Progress, silent
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from shoal.edits.plan import Plan
     from shoal.fit.fit_result import FitResult
-    from shoal.words.plan import Plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +34,11 @@ def fit_stage(inputs: Inputs, folder: RunFolder, plan: Plan, *, progress: Progre
     Args:
         plan: of the plan stage; refits that an earlier run of this folder left in it are dropped first.
     """
+    from shoal.edits.plan import Plan
     from shoal.engine.tensors import each_tensor, save_tensors
     from shoal.fit.fit_plan import fit_plan, without_refits
     from shoal.fit.fit_result import FitResult
     from shoal.fit.put_back import as_removal, put_back
-    from shoal.words.plan import Plan
 
     repair, cut = inputs.recipe.repair, without_refits(plan)
     if repair == "none":

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from shoal.words.plan import Plan
+    from shoal.edits.plan import Plan
 
 TRAINED = "train.safetensors"
 

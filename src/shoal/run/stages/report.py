@@ -68,11 +68,11 @@ def read_run(folder: Path) -> RunData:
         ValueError: not a folder, nothing of a run in it, or a damaged file (says which, in one line).
     """
     from shoal.checkpoint.verify import Verification
+    from shoal.edits.plan import Plan
     from shoal.evaluate.evaluation import Evaluation
     from shoal.measure.scan import Scan
     from shoal.show.headline import source_name
     from shoal.show.report.run_data import RunData
-    from shoal.words.plan import Plan
 
     folder = Path(folder)
     if not folder.is_dir():

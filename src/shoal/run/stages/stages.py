@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from shoal.edits.plan import Plan
     from shoal.engine.student import Student
     from shoal.engine.view import DecoderView
     from shoal.evaluate.evaluation import Evaluation
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from shoal.select.choose import Choosing
     from shoal.text import Samples
     from shoal.train.train_result import TrainResult
-    from shoal.words.plan import Plan
 
 VALUES = "fit.safetensors"
 
@@ -99,11 +99,11 @@ def plan_stage(
         budget: the recipe's unless given.
         judge: the guard's oracle on ``selection``, shared by the plans of a sweep; a new one unless given.
     """
+    from shoal.edits.plan import Plan
     from shoal.select.choose import choose
     from shoal.select.model_size import model_size
     from shoal.select.plan_of import plan_of
     from shoal.select.rounds import rescanner
-    from shoal.words.plan import Plan
 
     recipe, view = inputs.recipe, inputs.view
     budget, how = budget or budget_of(recipe), choosing(recipe, view)
@@ -145,13 +145,13 @@ def plan_unopened(recipe: Recipe, folder: RunFolder, *, trust_remote_code: bool 
         ValueError: the recipe needs scores or puts something back; and as for :func:`plan_stage`.
     """
     from shoal.checkpoint.blueprint import check_can_be_cut, check_layers
+    from shoal.edits.plan import Plan
     from shoal.engine.config import describe
     from shoal.engine.families import find_layers
     from shoal.engine.source import fingerprint, resolve_source
     from shoal.select.choose import choose
     from shoal.select.model_size import size_of
     from shoal.select.plan_of import plan_of
-    from shoal.words.plan import Plan
 
     if recipe.model is None or needs_scan(recipe) or recipe.replace != "none":
         raise ValueError("a plan without opening the model needs a model, --select deepest, --guard 1 and --replace none")
@@ -316,7 +316,6 @@ def evaluate_stage(
 ) -> Evaluation:
     """``evaluation.json`` and the card: the checkpoint in ``model/`` against the teacher, on text nothing was chosen on."""
     from shoal.checkpoint.write import is_bundled
-    from shoal.edits.replace.table import layers_absent
     from shoal.engine.open import load_strictly
     from shoal.engine.student import student_without
     from shoal.engine.view import DecoderView
@@ -335,7 +334,7 @@ def evaluate_stage(
     plain = None
     if fitted.values:  # the same number of layers without repair, on the same text
         judge = oracle(inputs, inputs.evaluation, what="evaluate the plain cut", progress=progress)
-        plain = judge.measure([student_without(layers_absent(plan))])[0]
+        plain = judge.measure([student_without(plan.absent_layers)])[0]
     evaluation = against_teacher(inputs, student, plain=plain, progress=progress)
 
     def write() -> None:

@@ -2,46 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from shoal.edits.base import Fate
+from shoal.edits.plan import Plan
 from shoal.show.html import Html, tag
-from shoal.words.edits import Drop, Refit
-from shoal.words.plan import Plan
-
-SUBLAYERS = {"attn": "attention", "mlp": "MLP"}
-
-
-@dataclass(frozen=True)
-class Fate:
-    """What became of a layer: the look of its box, and the words."""
-
-    look: str
-    words: str
+from shoal.words.structure import SUBLAYERS
 
 
 def fates(plan: Plan) -> list[Fate]:
-    """One per layer of the teacher."""
-    replaced = {layer: edit for edit in plan.replacements for layer in edit.span.layers}
-    refitted = {edit.layer for edit in plan.edits if isinstance(edit, Refit)}
-    cut = {(edit.kind, layer) for edit in plan.edits if isinstance(edit, Drop) for layer in edit.indices}
-    removed = set(plan.removed_layers)
+    """One per layer of the source: what a structural edit made of it, else which sublayers are off, else its new values."""
+    off = {slot.like: [SUBLAYERS[kind] for kind in SUBLAYERS if kind in slot.off] for slot in plan.structure}
+    kept = set(plan.kept_layers)
     found = []
     for layer in range(plan.n_layers):
-        off = [name for kind, name in SUBLAYERS.items() if (kind, layer) in cut]
-        if layer in replaced:
-            edit = replaced[layer]
-            last = " last" if layer == edit.stop - 1 else ""
-            found.append(
-                Fate(f"gone module{last}", f"removed, one {edit.replacement!r} in place of {edit.start}..{edit.stop - 1}")
-            )
-        elif layer in removed:
-            found.append(Fate("gone", "removed"))
-        elif off:
-            found.append(Fate("part", f"kept without its {' and '.join(off)}"))
-        elif layer in refitted:
-            found.append(Fate("refitted", "kept, with new values"))
-        else:
-            found.append(Fate("kept", "kept"))
+        told = [fate for edit in plan.edits if (fate := edit.fate(layer)) is not None]
+        if off.get(layer) and layer in kept:
+            told.insert(0, Fate("part", f"kept without its {' and '.join(off[layer])}"))
+        found.append(told[0] if told else Fate("kept", "kept"))
     return found
 
 

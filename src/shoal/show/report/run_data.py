@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from shoal.checkpoint.verify import Verification
+from shoal.edits.plan import Plan
 from shoal.evaluate.curve.ratio_curve import RatioSweep
 from shoal.evaluate.evaluation import Evaluation
 from shoal.evaluate.tasks.benchmark import Benchmark
@@ -14,7 +15,6 @@ from shoal.measure.scan import Scan
 from shoal.show.chart import Chart, Dots
 from shoal.show.html import Html
 from shoal.train.train_result import CurvePoint, TrainResult
-from shoal.words.plan import Plan
 from shoal.words.records import Provenance
 
 

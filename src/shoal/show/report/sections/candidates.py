@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+from shoal.edits.plan import Candidate
 from shoal.select.guard import verdict
 from shoal.show.chart import Dots, Point, Series
 from shoal.show.html import Column, number_columns, table, tag
 from shoal.show.report.run_data import RunData, Section
-from shoal.words.plan import Candidate, describe_short
+from shoal.words.structure import runs_said
 
 PLAIN = "Candidates as plain cuts, before any repair, best first"
 REPAIRED = "Candidates, each repaired on a part of the text, best first"
@@ -29,7 +30,7 @@ def candidates(data: RunData) -> Section | None:
     for one in plan.candidates:
         plain = [] if not repaired else ["" if one.kl_plain is None else f"{one.kl_plain:.4g}"]
         perplexity = "" if one.perplexity is None else f"{one.perplexity:.4g}"
-        rows.append([describe_short(one.layers) or "none", _kl(one), *plain, perplexity, _by(one)])
+        rows.append([runs_said(one.layers) or "none", _kl(one), *plain, perplexity, _by(one)])
     names = ("KL, nats per token", *(["KL before repair"] if repaired else []), "perplexity")
     columns = [Column("layers out"), *number_columns(*names), Column("proposed by (score)")]
     shown = [table(REPAIRED if repaired else PLAIN, columns, rows)] if rows else []
@@ -42,10 +43,8 @@ def _chart(measured: list[Candidate]) -> Dots:
     points = []
     for row, one in enumerate(measured):
         kl, error = one.kl if one.kl is not None else math.nan, one.kl_stderr or 0.0
-        points.append(
-            Point(kl, row, low=kl - error, high=kl + error, tip=f"without {describe_short(one.layers)}: KL {_kl(one)}")
-        )
-    names = tuple(f"{'▸ ' if row == 0 else ''}{describe_short(one.layers)}" for row, one in enumerate(measured))
+        points.append(Point(kl, row, low=kl - error, high=kl + error, tip=f"without {runs_said(one.layers)}: KL {_kl(one)}"))
+    names = tuple(f"{'▸ ' if row == 0 else ''}{runs_said(one.layers)}" for row, one in enumerate(measured))
     title = "KL of the candidates (± standard error); ▸ is the choice"
     series = (Series("KL", tuple(points), is_line=False),)
     return Dots("candidates", title, "KL to the teacher, nats per token", names, series)
