@@ -6,13 +6,16 @@ Shapes: B samples, T positions, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from shoal.engine.boundary_cache import BoundaryCache
+from shoal.engine.route import START, Hop, Route, Work, route_of, work_for
 from shoal.engine.spill import Spill
 from shoal.engine.student import TEACHER, Student
 from shoal.engine.view import DecoderView, Reading, Tap
@@ -61,7 +64,8 @@ def run_pass(
     stop: int | None = None,
     after_batch: Callable[[Batch], None] | None = None,
     workers: Workers = ALONE,
-) -> None:
+    cache: BoundaryCache | None = None,
+) -> int:
     """Run batches through the observed stream (if observers are given) and all students, sharing every common prefix.
 
     Args:
@@ -71,168 +75,201 @@ def run_pass(
         stop: run only layers below it (for observers; students need all layers).
         after_batch: called when a batch is done, for progress.
         workers: who share the batches. Observers, new ones, end with the sums over all; the sink sees the batches of this one.
+        cache: states of earlier passes over the same batches, which then need not run again; it keeps this pass's, too.
+    Returns:
+        How many times a layer was run on a batch, by this worker.
     Raises:
         ValueError: NaN or infinite states at boundary L of the observed stream, or without observers of the first student. A
             further student may overflow (a bad cut in float16); its sink sees it.
     """
     assert stop is None or not students, "students need every layer"
     batches = workers.share(batches)
-    n_layers = view.n_layers if stop is None else stop
     streams = [observed, *students] if observers else list(students)
-    if view.residency.layer_major:
-        _run_by_layer(view, list(batches), streams, observers, sink, n_layers, after_batch)
-    else:
-        _run_by_batch(view, batches, streams, observers, sink, n_layers, after_batch)
+    route = route_of(streams, view.n_layers if stop is None else stop, watched=0 if observers else None)
+    job = _Pass(view, route, observers, sink, after_batch, cache or BoundaryCache(0))
+    job.cache.begin()
+    n_runs = _run_by_layer(job, list(batches)) if view.residency.layer_major else _run_by_batch(job, batches)
     for observer in observers if workers.size > 1 else ():
         observer.load_state(workers.sum(observer.state()))
+    return n_runs
 
 
-def _run_by_batch(
-    view: DecoderView,
-    batches: Iterable[Batch],
-    streams: Sequence[Student],
-    observers: Sequence[Observer],
-    sink: Sink | None,
-    stop: int,
-    after_batch: Callable[[Batch], None] | None,
-) -> None:
+@dataclass(frozen=True)
+class _Pass:
+    """What both orders of layers and batches share: the route of all streams, and who is told of what.
+
+    With observers the first stream is theirs, and no student of the sink.
+    """
+
+    view: DecoderView
+    route: Route
+    observers: Sequence[Observer]
+    sink: Sink | None
+    after_batch: Callable[[Batch], None] | None
+    cache: BoundaryCache
+
+    @cached_property
+    def taps(self) -> set[Tap]:
+        """What all observers need."""
+        return {tap for observer in self.observers for tap in observer.taps(self.view)}
+
+    @cached_property
+    def boundaries(self) -> dict[Tap, int]:
+        """The node whose states each tapped boundary is."""
+        n_boundaries = len(self.route.watched)
+        return {tap: self.route.watched[tap.index] for tap in self.taps if tap.kind == "boundary" and tap.index < n_boundaries}
+
+    def inside(self, hop: Hop) -> list[Tap]:
+        """What is observed inside the layer of a hop."""
+        return [tap for tap in self.taps if tap.index == hop.layer and tap.kind != "boundary"] if hop.is_watched else []
+
+    def work_for(self, batch: Batch) -> Work:
+        """What has to be run for a batch; the rest is known from earlier passes."""
+        return work_for(
+            self.route,
+            (*self.route.ends, *self.boundaries.values()),
+            is_known=lambda node: self.cache.has(self.route.histories[node], batch.index),
+            is_tapped=lambda hop: bool(self.inside(hop)),
+        )
+
+    def borrowed(self, work: Work, batch: Batch) -> dict[int, Tensor]:
+        """States of earlier passes that this batch begins with, by node."""
+        return {node: self.cache.get(self.route.histories[node], batch.index) for node in sorted(work.borrowed)}
+
+    def run(self, hop: Hop, h_BTD: Tensor, reading: Reading, tapped: dict[Tap, Tensor]) -> Tensor:
+        """The states behind a hop; what is observed inside its layer is put into ``tapped``."""
+        with self.view.tapped(hop.layer, self.inside(hop), tapped):
+            after_BTD = self.view.run_step(hop.layer, hop.step, h_BTD, reading)
+        if hop.is_shared:
+            self.cache.put(self.route.histories[hop.after], reading.batch.index, after_BTD)
+        return after_BTD
+
+    def finish(self, reading: Reading, ends: list[Tensor]) -> None:
+        """Tell the sink of boundary L of every stream of a batch; its observers have seen it before."""
+        if self.sink is not None:
+            self.sink(reading, ends[1:] if self.observers else ends)
+        if self.after_batch is not None:
+            self.after_batch(reading.batch)
+
+
+def _run_by_batch(job: _Pass, batches: Iterable[Batch]) -> int:
     """Each batch through all layers before the next one."""
     shelf: dict[Tap, Tensor] = {}
+    n_runs = 0
     for batch in batches:
-        reading = view.read(batch)
-        taps = {tap for observer in observers for tap in observer.taps(view)}
-        shelf = _fitting(shelf, taps, reading.h_BTD)
-        values, finals = _run_batch(view, reading, streams, taps, stop, shelf)
-        for observer in observers:
-            observer.update(reading.batch, {tap: values[tap] for tap in observer.taps(view)})
-        if sink is not None:
-            sink(reading, finals[1:] if observers else finals)
-        if after_batch is not None:
-            after_batch(batch)
+        reading = job.view.read(batch)
+        shelf = _fitting(shelf, set(job.boundaries), reading.h_BTD)
+        work = job.work_for(batch)
+        n_runs += work.n_runs
+        values, ends = _run_batch(job, work, reading, shelf)
+        for observer in job.observers:
+            observer.update(reading.batch, {tap: values[tap] for tap in observer.taps(job.view)})
+        job.finish(reading, ends)
+    return n_runs
 
 
-def _run_batch(
-    view: DecoderView, reading: Reading, streams: Sequence[Student], taps: set[Tap], stop: int, shelf: dict[Tap, Tensor]
-) -> tuple[dict[Tap, Tensor], list[Tensor]]:
-    """Advance all streams layer by layer; streams with equal history are one group and run once."""
-    groups: list[tuple[list[int], Tensor]] = [(list(range(len(streams))), reading.h_BTD)]
+def _run_batch(job: _Pass, work: Work, reading: Reading, shelf: dict[Tap, Tensor]) -> tuple[dict[Tap, Tensor], list[Tensor]]:
+    """Tapped values of a batch, and boundary L of every stream. States that no later layer reads are let go."""
     values: dict[Tap, Tensor] = {}
-    watched = 0 if taps else -1
-    for layer in range(stop):
-        if Tap("boundary", layer) in taps:
-            values[Tap("boundary", layer)] = _shelved(shelf, Tap("boundary", layer), _state_of(groups, watched))
-        inside = [tap for tap in taps if tap.index == layer and tap.kind != "boundary"]
-        advanced: list[tuple[list[int], Tensor]] = []
-        for members, h in groups:
-            by_step: dict[tuple[object, ...], list[int]] = {}
-            for member in members:
-                by_step.setdefault(streams[member].step(layer).key, []).append(member)
-            for alike in by_step.values():
-                wanted = inside if watched in alike else []
-                with view.tapped(layer, wanted, values):
-                    advanced.append((alike, view.run_step(layer, streams[alike[0]].step(layer), h, reading)))
-        groups = advanced
-    if Tap("boundary", stop) in taps:
-        values[Tap("boundary", stop)] = _shelved(shelf, Tap("boundary", stop), _state_of(groups, watched))
-    finals = [_state_of(groups, member) for member in range(len(streams))]
-    _refuse_nonfinite(view, finals[0])
-    return values, finals
+    states = {START: reading.h_BTD, **job.borrowed(work, reading.batch)}
+    last_reads = _last_reads(work, job.route.ends)
+    taps_at: dict[int, list[Tap]] = {}
+    for tap, node in job.boundaries.items():
+        taps_at.setdefault(node, []).append(tap)
+
+    def shelve(node: int) -> None:
+        for tap in taps_at.get(node, ()):
+            values[tap] = _shelved(shelf, tap, states[node])
+
+    for node in tuple(states):
+        shelve(node)
+    for layer, hops in enumerate(work.hops):
+        for hop in hops:
+            states[hop.after] = job.run(hop, states[hop.before], reading, values)
+            shelve(hop.after)
+        for node in [node for node in states if last_reads.get(node, -1) <= layer]:
+            del states[node]
+    ends = [states[node] for node in job.route.ends]
+    _refuse_nonfinite(job.view, ends[0])
+    return values, ends
 
 
-def _run_by_layer(
-    view: DecoderView,
-    batches: Sequence[Batch],
-    streams: Sequence[Student],
-    observers: Sequence[Observer],
-    sink: Sink | None,
-    stop: int,
-    after_batch: Callable[[Batch], None] | None,
-) -> None:
+def _run_by_layer(job: _Pass, batches: Sequence[Batch]) -> int:
     """All batches through a layer before the next one, so that each weight is read once; states wait in a :class:`Spill`.
 
-    The same layers run on the same batches as in :func:`_run_batch`, and everything is delivered in batch order at the end.
+    The same layers run on the same batches as in :func:`_run_by_batch`, and everything is delivered in batch order at the end.
     """
-    taps = {tap for observer in observers for tap in observer.taps(view)}
-    watched = 0 if taps else -1
-    waiting = Spill(view.residency.state_bytes)
-    unpadded: dict[int, Reading] = {}  # those whose arguments all batches of their shape share, so that they can be held
-
-    def reading_of(i: int) -> Reading:
-        return unpadded[i] if i in unpadded else view.read(batches[i])
-
+    waiting = Spill(job.view.residency.state_bytes)
+    readings = _Readings(job.view, batches)
+    kept = {*job.route.ends, *job.boundaries.values()}
+    works: list[Work] = []
     try:
         for i, batch in enumerate(batches):
-            reading = view.read(batch)
-            waiting.put((0, i), reading.h_BTD)
-            if batch.mask_BT is None and batch.branches is None:
-                unpadded[i] = replace(reading, h_BTD=reading.h_BTD.new_empty(0))
-        groups: list[tuple[list[int], int]] = [(list(range(len(streams))), 0)]
-        n_groups = 1
-        boundary: dict[int, int] = {}  # tapped boundary -> group whose states it is
-        for layer in range(stop):
-            if Tap("boundary", layer) in taps:
-                boundary[layer] = _group_of(groups, watched)
-            inside = [tap for tap in taps if tap.index == layer and tap.kind != "boundary"]
-            split: list[tuple[list[int], int, int]] = []  # members, group before, group after
-            for members, group in groups:
-                by_step: dict[tuple[object, ...], list[int]] = {}
-                for member in members:
-                    by_step.setdefault(streams[member].step(layer).key, []).append(member)
-                for alike in by_step.values():
-                    if streams[alike[0]].step(layer).action == "skip":
-                        split.append((alike, group, group))
-                    else:
-                        split.append((alike, group, n_groups))
-                        n_groups += 1
-            for i in range(len(batches)):
-                reading = reading_of(i)
-                for alike, before, after in split:
-                    if after == before:
-                        continue
-                    seen: dict[Tap, Tensor] = {}
-                    with view.tapped(layer, inside if watched in alike else [], seen):
-                        step = streams[alike[0]].step(layer)
-                        waiting.put((after, i), view.run_step(layer, step, waiting.get((before, i)), reading))
-                    for tap, value in seen.items():
-                        waiting.put((tap, i), value)
-            groups = [(alike, after) for alike, _, after in split]
-            live = {after for _, after in groups} | set(boundary.values())
-            for _, before, _ in split:
-                if before not in live:
-                    for i in range(len(batches)):
-                        waiting.drop((before, i))
-        if Tap("boundary", stop) in taps:
-            boundary[stop] = _group_of(groups, watched)
-        view.residency.settle(range(stop - 1))
-        for i, batch in enumerate(batches):
-            reading = reading_of(i)
-            finals = [waiting.get((_group_of(groups, member), i)) for member in range(len(streams))]
-            _refuse_nonfinite(view, finals[0])
-            _deliver(view, reading.batch, observers, waiting, {tap: (_key_of(tap, boundary), i) for tap in taps})
-            if sink is not None:
-                sink(reading, finals[1:] if observers else finals)
-            if after_batch is not None:
-                after_batch(batch)
+            waiting.put((START, i), readings.first(i).h_BTD)
+            works.append(job.work_for(batch))
+            for node, h_BTD in job.borrowed(works[i], batch).items():
+                waiting.put((node, i), h_BTD)
+        for layer in range(len(job.route.hops)):
+            for i, work in enumerate(works):
+                _run_layer(job, work.hops[layer], readings, i, waiting)
+            for i, work in enumerate(works):
+                last_reads = _last_reads(work, kept)
+                for node in {hop.before for hop in work.hops[layer]}:
+                    if last_reads[node] <= layer:
+                        waiting.drop((node, i))
+        job.view.residency.settle(range(len(job.route.hops) - 1))
+        for i in range(len(batches)):
+            reading = readings[i]
+            at_end = {node: waiting.get((node, i)) for node in dict.fromkeys(job.route.ends)}
+            ends = [at_end[node] for node in job.route.ends]
+            _refuse_nonfinite(job.view, ends[0])
+            _deliver(job, reading.batch, i, waiting)
+            job.finish(reading, ends)
     finally:
         waiting.close()
+    return sum(work.n_runs for work in works)
 
 
-def _deliver(
-    view: DecoderView, batch: Batch, observers: Sequence[Observer], waiting: Spill, keys: Mapping[Tap, tuple[object, int]]
-) -> None:
-    """A batch's tapped values to all observers, sample by sample; they share what is read."""
-    for row in range(len(batch.ids_BT) if observers else 0):
-        values = {tap: waiting.get_sample(key, row) for tap, key in keys.items()}
-        for observer in observers:
-            observer.update(batch.sample(row), {tap: values[tap] for tap in observer.taps(view)})
+def _run_layer(job: _Pass, hops: Sequence[Hop], readings: _Readings, i: int, waiting: Spill) -> None:
+    """One batch through all hops of a layer."""
+    for hop in hops:
+        seen: dict[Tap, Tensor] = {}
+        waiting.put((hop.after, i), job.run(hop, waiting.get((hop.before, i)), readings[i], seen))
+        for tap, value in seen.items():
+            waiting.put((tap, i), value)
 
 
-def _key_of(tap: Tap, boundary: Mapping[int, int]) -> object:
-    return boundary[tap.index] if tap.kind == "boundary" else tap
+class _Readings:
+    """The arguments of every layer for every batch, read again for a batch unless all batches of its shape share them."""
+
+    def __init__(self, view: DecoderView, batches: Sequence[Batch]) -> None:
+        self._view, self._batches = view, batches
+        self._shared: dict[int, Reading] = {}
+
+    def first(self, i: int) -> Reading:
+        """A batch with its boundary 0, which later readings of it may lack."""
+        batch, reading = self._batches[i], self._view.read(self._batches[i])
+        if batch.mask_BT is None and batch.branches is None:
+            self._shared[i] = replace(reading, h_BTD=reading.h_BTD.new_empty(0))
+        return reading
+
+    def __getitem__(self, i: int) -> Reading:
+        return self._shared[i] if i in self._shared else self._view.read(self._batches[i])
 
 
-def _group_of(groups: Sequence[tuple[list[int], int]], member: int) -> int:
-    return next(group for members, group in groups if member in members)
+def _last_reads(work: Work, kept: Collection[int]) -> dict[int, int]:
+    """The last layer that reads the states of each node; of those that are kept, no layer is the last."""
+    reads = {hop.before: layer for layer, hops in enumerate(work.hops) for hop in hops}
+    return {**reads, **dict.fromkeys(kept, len(work.hops))}
+
+
+def _deliver(job: _Pass, batch: Batch, i: int, waiting: Spill) -> None:
+    """A batch's tapped values to all observers, sample by sample; the observers share what is read."""
+    keys: dict[Tap, object] = {tap: job.boundaries.get(tap, tap) for tap in job.taps}
+    for row in range(len(batch.ids_BT) if job.observers else 0):
+        values = {tap: waiting.get_sample((key, i), row) for tap, key in keys.items()}
+        for observer in job.observers:
+            observer.update(batch.sample(row), {tap: values[tap] for tap in observer.taps(job.view)})
 
 
 def _fitting(shelf: dict[Tap, Tensor], taps: set[Tap], h_BTD: Tensor) -> dict[Tap, Tensor]:
@@ -256,10 +293,6 @@ def _shelved(shelf: dict[Tap, Tensor], tap: Tap, h_BTD: Tensor) -> Tensor:
     if tap not in shelf or shelf[tap].dtype != h_BTD.dtype or len(shelf[tap]) < h_BTD.numel():
         return h_BTD
     return shelf[tap][: h_BTD.numel()].view(h_BTD.shape).copy_(h_BTD)
-
-
-def _state_of(groups: Sequence[tuple[list[int], Tensor]], member: int) -> Tensor:
-    return next(h for members, h in groups if member in members)
 
 
 def _refuse_nonfinite(view: DecoderView, h_BTD: Tensor) -> None:
