@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from test_import_contract import ORDER, SRC, room_of
 
+from shoal.measure.metrics import METRICS
 from shoal.recipes.recipe import RECIPES, load_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -30,6 +31,11 @@ def test_the_table_of_rooms_is_the_source_in_the_order_of_the_contract():
 def test_the_table_of_recipes_is_complete():
     rows = re.findall(r"^\| `([\w-]+)` \|", (ROOT / "docs/recipes.md").read_text(), re.MULTILINE)
     assert rows == list(RECIPES)
+
+
+def test_the_table_of_metrics_is_complete():
+    section = (ROOT / "docs/concepts.md").read_text().split("## Metrics")[1].split("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == list(METRICS)
 
 
 def test_recipes_in_the_documents_are_recipes(tmp_path):

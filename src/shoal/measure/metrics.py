@@ -1,4 +1,5 @@
-"""Metrics: how far a student is from its teacher, by name. A new one is a function and a line in ``METRICS``.
+"""Metrics: how far a student is from its teacher, by name. A new one is a function of tensors and a line in
+``METRICS``.
 
 A metric compares aligned tokens: row t of the teacher with row t of the student. It is given real tokens alone, those that are
 followed by a real token, so padding cannot enter. What a metric ``needs`` decides what is run: ``hidden`` looks at boundary L,
@@ -14,10 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from shoal.measure.centred_alignment import LostAlignment
-from shoal.measure.divergence import forward_kl, jensen_shannon, reverse_kl, token_nll, top1_agreement
+from shoal.measure.divergence import jensen_shannon, reverse_kl, token_nll, top1_agreement
+from shoal.measure.one_pass import compare_tokens
 from shoal.measure.vector_distance import angle, distance, lost_cosine
 from shoal.words.records import nearest
 
@@ -27,29 +30,11 @@ PerToken = Callable[[Tensor, Tensor, Tensor], Tensor]
 student's."""
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A distance of a student from its teacher that is a mean over tokens.
+class Sums(Protocol):
+    """Additive sums from which one number for the whole text follows."""
 
-    Attributes:
-        about: what it is, its unit and its range, for people.
-        needs: what it compares.
-        per_token: the numbers whose mean over all counted tokens it is.
-        source: where it comes from.
-    """
-
-    name: str
-    about: str
-    needs: Needs
-    per_token: PerToken
-    source: str = ""
-
-
-class CorpusSums(Protocol):
-    """Sums over samples from which one number for the whole text follows; additive."""
-
-    def add(self, teacher_TX: Tensor, student_TX: Tensor, next_T: Tensor) -> Tensor:
-        """The sums of one sample, a 1-dimensional fp64 tensor on the CPU; all samples give the same length."""
+    def add(self, teacher_NX: Tensor, student_NX: Tensor, next_N: Tensor) -> Tensor:
+        """The sums of some tokens of one sample: a 1-dimensional fp64 tensor on the CPU, always of one length."""
         ...
 
     def result(self, sums: Tensor) -> float:
@@ -58,19 +43,52 @@ class CorpusSums(Protocol):
 
 
 @dataclass(frozen=True)
-class CorpusMetric:
-    """A distance that is no mean over tokens: it is computed from sums over samples."""
+class TokenMean:
+    """The sums of a mean over tokens: the sum of a number per token, and how many tokens there are."""
+
+    per_token: PerToken
+
+    def add(self, teacher_NX: Tensor, student_NX: Tensor, next_N: Tensor) -> Tensor:
+        total = self.per_token(teacher_NX, student_NX, next_N).double().sum().cpu()
+        return torch.stack([total, torch.tensor(float(len(student_NX)), dtype=torch.float64)])
+
+    def result(self, sums: Tensor) -> float:
+        total, n_tokens = sums.tolist()
+        return total / n_tokens
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A distance of a student from its teacher.
+
+    Attributes:
+        about: what it is, its unit and its range, for people.
+        needs: what it compares.
+        sums: how it adds up over the text.
+        source: where it comes from.
+        per_sample: its sums are additive over samples alone, so a sample comes whole; else it may come in pieces.
+    """
 
     name: str
     about: str
     needs: Needs
-    sums: CorpusSums
+    sums: Sums
     source: str = ""
+    per_sample: bool = False
+
+
+def token_metric(name: str, about: str, needs: Needs, per_token: PerToken, source: str = "") -> Metric:
+    """A metric that is the mean of a number per token."""
+    return Metric(name, about, needs, TokenMean(per_token), source)
 
 
 def _of_logits(function: Callable[[Tensor, Tensor], Tensor]) -> PerToken:
     """A function of two tensors as a metric, which is given the next tokens, too."""
     return lambda teacher_NX, student_NX, next_N: function(teacher_NX, student_NX)
+
+
+def _kl(teacher_NV: Tensor, student_NV: Tensor, next_N: Tensor) -> Tensor:
+    return compare_tokens(teacher_NV, [student_NV], next_N)[0].kl_N  # the very figure that the oracle reports
 
 
 def _disagreement(teacher_NV: Tensor, student_NV: Tensor) -> Tensor:
@@ -81,58 +99,59 @@ def _cross_entropy(teacher_NV: Tensor, student_NV: Tensor, next_N: Tensor) -> Te
     return token_nll(student_NV, next_N)
 
 
-METRICS: dict[str, Metric | CorpusMetric] = {
+METRICS: dict[str, Metric] = {
     one.name: one
     for one in (
-        Metric("kl", "KL(teacher || student), nats per token", "logits", _of_logits(forward_kl)),
-        Metric("reverse_kl", "KL(student || teacher), nats per token", "logits", _of_logits(reverse_kl)),
-        Metric(
+        token_metric("kl", "KL(teacher || student), nats per token", "logits", _kl),
+        token_metric("reverse_kl", "KL(student || teacher), nats per token", "logits", _of_logits(reverse_kl)),
+        token_metric(
             "js",
             "Jensen-Shannon divergence, nats per token, at most ln 2",
             "logits",
             _of_logits(jensen_shannon),
             "FinerCut, arXiv 2405.18218; its released code sums the KLs to the mixture the other way round",
         ),
-        Metric(
+        token_metric(
             "disagreement",
             "share of tokens whose most likely next token differs",
             "logits",
             _of_logits(_disagreement),
         ),
-        Metric(
+        token_metric(
             "angular_logits",
             "angle between the logits, in units of pi, 0 to 1",
             "logits",
             _of_logits(angle),
             "FinerCut, arXiv 2405.18218",
         ),
-        Metric(
+        token_metric(
             "l2_logits",
             "Euclidean distance of the logits",
             "logits",
             _of_logits(distance),
             "A deeper look at depth pruning, arXiv 2407.16286",
         ),
-        Metric("ce", "cross-entropy of the text, nats per token", "text", _cross_entropy, "SLEB, arXiv 2402.09025"),
-        Metric(
+        token_metric("ce", "cross-entropy of the text, nats per token", "text", _cross_entropy, "SLEB, arXiv 2402.09025"),
+        token_metric(
             "hidden_cosine",
             "1 - cosine of the states before the final norm, 0 to 2",
             "hidden",
             _of_logits(lost_cosine),
             "Sliding-window merging, arXiv 2502.19159",
         ),
-        CorpusMetric(
+        Metric(
             "lost_cka",
             "1 - debiased linear CKA of the states before the final norm; blind to rotations, which the head is not",
             "hidden",
             LostAlignment(),
             "Effective layer pruning through a similarity metric, arXiv 2405.17081",
+            per_sample=True,
         ),
     )
 }
 
 
-def metric_named(name: str) -> Metric | CorpusMetric:
+def metric_named(name: str) -> Metric:
     """Raises ValueError: no such metric; lists the known ones."""
     if name not in METRICS:
         raise ValueError(f"no metric {name!r}; {nearest(name, METRICS)}")

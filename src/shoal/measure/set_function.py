@@ -1,7 +1,7 @@
 """v(S): what a model loses when a set of units is switched off, as a function that searches ask in batches.
 
-Searches see this protocol alone, so that they are tested on functions written in plain Python. :class:`CountedSets` gives any such
-function memory, a count, a limit and, on request, a file, so that a search which was killed goes on where it was.
+Searches see this protocol alone, so that they are tested on functions written in plain Python. :class:`CountedSets` gives any
+such function memory, a count, a limit and, on request, a file, so that a search which was killed goes on where it was.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ UnitSet = frozenset[Unit]
 
 
 class OutOfEvaluations(Exception):
-    """The limit of evaluations is reached. What was measured until then is remembered, so that a search can end with its best."""
+    """The limit of evaluations is reached. What was measured is remembered, so that a search can end with its best."""
 
 
 class SetFunction(Protocol):
@@ -25,7 +25,7 @@ class SetFunction(Protocol):
 
     Attributes:
         units: all units that may be switched off, in the order of the model.
-        n_evaluations: sets that were measured so far. A set that is remembered costs nothing.
+        n_evaluations: different sets that were asked for so far; asking for one again costs nothing.
     """
 
     @property
@@ -49,8 +49,11 @@ class CountedSets:
     Args:
         measure: losses of new sets, all different; what is expensive.
         units: units that may be switched off.
-        limit: most sets to be measured, those of the file not counted; None: any number.
+        limit: most different sets that may be asked for; None: any number.
         file: where values are kept across processes; None: in memory alone.
+
+    ``n_evaluations`` counts sets that come from the file like those that are measured, so that a search which is taken up again
+    ends where it would have ended; ``n_measured`` counts the latter alone.
     """
 
     def __init__(
@@ -62,16 +65,22 @@ class CountedSets:
         file: ValueFile | None = None,
     ) -> None:
         self.units = tuple(units)
-        self.n_evaluations = 0
+        self.n_measured = 0
         self._measure = measure
         self._limit = limit
         self._file = file
         self._known: dict[UnitSet, float] = {} if file is None else file.load()
+        self._asked: set[UnitSet] = set()
         self._allowed = frozenset(units)
 
     @property
+    def n_evaluations(self) -> int:
+        """Different sets that were asked for."""
+        return len(self._asked)
+
+    @property
     def n_left(self) -> int | None:
-        """How many new sets can still be measured; None: any number."""
+        """How many more sets can be asked for; None: any number."""
         return None if self._limit is None else self._limit - self.n_evaluations
 
     @property
@@ -89,15 +98,16 @@ class CountedSets:
         for one in sets:
             if not one <= self._allowed:
                 raise ValueError(f"no unit {min(one - self._allowed)} here; units: {', '.join(map(str, self.units))}")
-        new = [one for one in dict.fromkeys(sets) if one not in self._known]
+        new = [one for one in dict.fromkeys(sets) if one not in self._asked]
         affordable = new if self.n_left is None else new[: self.n_left]
-        if affordable:
-            found = [float(value) for value in self._measure(affordable)]
-            measured = dict(zip(affordable, found, strict=True))
+        unknown = [one for one in affordable if one not in self._known]
+        if unknown:
+            measured = dict(zip(unknown, (float(value) for value in self._measure(unknown)), strict=True))
             if self._file is not None:
                 self._file.append(measured)
             self._known.update(measured)
-            self.n_evaluations += len(affordable)
+            self.n_measured += len(unknown)
+        self._asked.update(affordable)
         if len(affordable) < len(new):
             raise OutOfEvaluations(f"{self._limit} evaluations are spent; {len(new) - len(affordable)} more were asked for")
         return [self._known[one] for one in sets]

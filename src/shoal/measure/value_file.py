@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from shoal.engine.workers import ALONE, Workers
 from shoal.words.records import stable_hash
 from shoal.words.types import Unit
 
@@ -23,11 +24,11 @@ class ValueFile:
     Args:
         folder: where the file lies; its name holds a hash of ``about``, so functions share a folder.
         about: what the values depend on, as JSON takes it: model, text, metric, seed.
-    Raises:
-        ValueError: the file is no such file.
+        workers: who measure together; all of them load the same values, and the first one writes.
     """
 
-    def __init__(self, folder: Path, about: Mapping[str, object]) -> None:
+    def __init__(self, folder: Path, about: Mapping[str, object], *, workers: Workers = ALONE) -> None:
+        self._workers = workers
         self.about = {"format": FORMAT, **about}
         self.path = Path(folder) / f"values-{stable_hash(self.about)}.jsonl"
         self._n_bytes = 0  # of whole lines
@@ -38,6 +39,9 @@ class ValueFile:
         Raises:
             ValueError: a line that is no value, or values of another function.
         """
+        return self._workers.from_first(self._load)
+
+    def _load(self) -> dict[frozenset[Unit], float]:
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
@@ -50,10 +54,15 @@ class ValueFile:
                 raise ValueError("its first line is of another function")
             return dict(_read(line) for line in lines[1:])
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.path} does not hold values of sets ({error}); remove it, and they are measured again") from None
+            raise ValueError(
+                f"{self.path} does not hold values of sets ({error}); remove it, and they are measured again"
+            ) from None
 
     def append(self, values: Mapping[frozenset[Unit], float]) -> None:
         """Write values behind those that are there, all of them on disk when this returns."""
+        self._workers.on_first(lambda: self._append(values))
+
+    def _append(self, values: Mapping[frozenset[Unit], float]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = [_line(units, value) for units, value in values.items()]
         if not self._n_bytes:

@@ -1,7 +1,7 @@
 """Distances of two vectors, token by token: logits or hidden states as plain vectors.
 
-Everything is computed in fp32 at least, in chunks of tokens, so that temporaries stay small beside the logits themselves. Angles
-come from the chord between the two directions, never from a cosine near 1, so small ones keep their digits.
+Everything is computed in fp32 at least, in chunks of tokens, so that temporaries stay small beside the logits themselves.
+Angles come from the chord between the two directions, never from a cosine near 1, so small ones keep their digits.
 Shapes: N tokens, X any length.
 """
 

@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 UnitKind = Literal["layer", "attn", "mlp"]
+UnitChoice = Literal["layers", "sublayers", "attention", "mlp"]
+UNIT_KINDS: dict[UnitChoice, tuple[UnitKind, ...]] = {
+    "layers": ("layer",),
+    "sublayers": ("attn", "mlp"),
+    "attention": ("attn",),
+    "mlp": ("mlp",),
+}
+"""The kinds of unit that may be chosen, by the word of the command line."""
 
 
 @dataclass(frozen=True, order=True)
@@ -28,6 +36,12 @@ class Unit:
 
     def __str__(self) -> str:
         return f"{self.kind}.{self.index}"
+
+
+def units_of(n_layers: int, choice: UnitChoice = "layers", *, protected: Iterable[int] = ()) -> tuple[Unit, ...]:
+    """All units of a choice in the order of the model, attention before MLP, without those of protected layers."""
+    kept = set(protected)
+    return tuple(Unit(kind, layer) for layer in range(n_layers) if layer not in kept for kind in UNIT_KINDS[choice])
 
 
 @dataclass(frozen=True, order=True)
@@ -153,3 +167,48 @@ class SpanTable:
     def cost(self, span: Span) -> float:
         """The value with the sign that makes lower more redundant."""
         return -self[span] if self.higher_is_more_redundant else self[span]
+
+
+@dataclass(frozen=True)
+class UnitTable:
+    """A score for each of some units, beside the tables of spans.
+
+    Attributes:
+        criterion: name of the score, e.g. ``left_out_kl``.
+        units: the units that were scored, in the order of the model.
+        values, stderr: (U,) float64, in the order of ``units``; stderr is NaN where it is not known.
+        unit: unit of the values, for people.
+        higher_is_more_redundant: direction, as in :class:`SpanTable`.
+        n_samples: samples averaged; 0 where no text was read.
+    """
+
+    criterion: str
+    units: tuple[Unit, ...]
+    values: np.ndarray
+    stderr: np.ndarray
+    unit: str
+    higher_is_more_redundant: bool
+    n_samples: int
+
+    def __post_init__(self) -> None:
+        if not len(self.units) == len(self.values) == len(self.stderr):
+            raise ValueError(
+                f"table {self.criterion!r} has {len(self.units)} units, {len(self.values)} values and {len(self.stderr)} "
+                "errors; each unit needs one of both"
+            )
+
+    def __getitem__(self, unit: Unit) -> float:
+        """Raises ValueError: the unit was not scored."""
+        if unit not in self.units:
+            raise ValueError(f"table {self.criterion!r} has no unit {unit}; units: {', '.join(map(str, self.units))}")
+        return float(self.values[self.units.index(unit)])
+
+    def cost(self, unit: Unit) -> float:
+        """The value with the sign that makes lower more redundant."""
+        return -self[unit] if self.higher_is_more_redundant else self[unit]
+
+    def ranked(self) -> tuple[Unit, ...]:
+        """The units, the most redundant first; of equal ones the deeper first, and those without a value last."""
+        costs = -self.values if self.higher_is_more_redundant else self.values
+        order = sorted(range(len(self.units)), key=lambda i: (bool(np.isnan(costs[i])), costs[i], -i))
+        return tuple(self.units[i] for i in order)
