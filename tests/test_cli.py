@@ -411,7 +411,7 @@ def test_a_rule_without_measurements_cuts_a_quantised_checkpoint_file_to_file(wo
 
 
 def test_cka_is_measured_when_asked_for(world, shoal, tmp_path):
-    code, _, err = shoal("scan", world / "model", "--out", "run", "--cka", *options(world))
+    code, _, err = shoal("scan", world / "model", "--out", "run", "--observe", "cka", *options(world))
     assert code == 0, err
     tables = json.loads((tmp_path / "run" / "scan.json").read_text())["tables"]
     assert any("cka" in table["criterion"] for table in tables)

@@ -7,6 +7,7 @@ import pytest
 from test_import_contract import ORDER, SRC, room_of
 
 from shoal.measure.metrics import METRICS
+from shoal.measure.observers import OBSERVERS
 from shoal.recipes.recipe import RECIPES, load_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -36,6 +37,10 @@ def test_the_table_of_recipes_is_complete():
 def test_the_table_of_metrics_is_complete():
     section = (ROOT / "docs/concepts.md").read_text().split("## Metrics")[1].split("\n## ")[0]
     assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == list(METRICS)
+
+
+def test_every_observer_is_named():
+    assert set(re.findall(r"`--observe (\w+)`", (ROOT / "docs/concepts.md").read_text())) == set(OBSERVERS)
 
 
 def test_recipes_in_the_documents_are_recipes(tmp_path):

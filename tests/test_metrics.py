@@ -14,7 +14,7 @@ from shoal.measure.metrics import METRICS, metric_named, token_metric
 from shoal.measure.oracle import Oracle
 from shoal.measure.removals import RemovalLosses, hash_of_tokens, removal_function
 from shoal.measure.vector_distance import angle, distance, lost_cosine
-from shoal.words.types import Batch, Unit, units_of
+from shoal.words.types import Batch, Unit, model_units
 
 GENERATOR = torch.Generator().manual_seed(0)
 IDS_BT = torch.randint(3, VOCAB, (4, 11), generator=GENERATOR)
@@ -125,7 +125,7 @@ def test_a_greedy_round_costs_at_most_half_of_a_pass_for_each_unit(family):
     view = DecoderView(tiny_model(family, n_layers=8))
     measure = RemovalLosses(view, BATCHES, "hidden_cosine")
     measure([frozenset()])
-    units, removed = units_of(8), frozenset()
+    units, removed = model_units(8), frozenset()
     for round_ in range(4):
         before = measure.n_layer_runs
         left = [unit for unit in units if unit not in removed]
@@ -143,13 +143,13 @@ def test_a_round_over_sublayers_costs_half_of_a_pass_for_each_and_one_more():
     measure = RemovalLosses(view, BATCHES, "hidden_cosine")
     measure([frozenset()])
     before = measure.n_layer_runs
-    units = units_of(8, "sublayers")
+    units = model_units(8, "sublayers")
     measure([frozenset({unit}) for unit in units])
     assert (measure.n_layer_runs - before) / (8 * len(BATCHES)) == len(units) / 2 + 1
 
 
 def test_without_memory_for_states_a_round_gives_the_same_values(view):
-    sets = [frozenset({unit}) for unit in units_of(6)]
+    sets = [frozenset({unit}) for unit in model_units(6)]
     none, plenty = (RemovalLosses(view, BATCHES, "kl", cache_bytes=limit) for limit in (0, None))
     for measure in (none, plenty):
         measure(sets)
@@ -158,7 +158,7 @@ def test_without_memory_for_states_a_round_gives_the_same_values(view):
 
 
 def test_a_function_of_a_model_is_remembered_in_a_folder(view, tmp_path):
-    units, about = units_of(6), {"model": "hash"}
+    units, about = model_units(6), {"model": "hash"}
     first = removal_function(view, BATCHES, units, folder=tmp_path, about=about)
     values = first.values(SETS[:1])
     again = removal_function(view, BATCHES, units, folder=tmp_path, about=about)
@@ -239,7 +239,7 @@ def test_a_metric_is_one_line_of_the_table(view, monkeypatch):
     toy = token_metric("toy", "largest logit that moved", "logits", lambda t, s, n: (t - s).abs().amax(-1))
     monkeypatch.setitem(metrics.METRICS, "toy", toy)
     assert metric_named("toy") is toy
-    v = removal_function(view, BATCHES, units_of(6), metric="toy")
+    v = removal_function(view, BATCHES, model_units(6), metric="toy")
     assert v.values([frozenset()]) == [0.0] and v.values(SETS[:1])[0] > 0
     with pytest.raises(ValueError, match="no metric 'toi'; did you mean 'toy'"):
         metric_named("toi")

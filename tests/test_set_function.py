@@ -8,9 +8,9 @@ import pytest
 
 from shoal.measure.set_function import CountedSets, OutOfEvaluations
 from shoal.measure.value_file import ValueFile
-from shoal.words.types import Unit, units_of
+from shoal.words.types import Unit, model_units
 
-UNITS = units_of(4)
+UNITS = model_units(4)
 ABOUT = {"model": "m", "metric": "kl"}
 
 
@@ -103,5 +103,5 @@ def test_searches_and_their_function_need_no_torch():
 
 
 def test_units_of_a_model_in_its_order():
-    assert [str(unit) for unit in units_of(3, "sublayers", protected=(0,))] == ["attn.1", "mlp.1", "attn.2", "mlp.2"]
-    assert units_of(2, "attention") == (Unit("attn", 0), Unit("attn", 1))
+    assert [str(unit) for unit in model_units(3, "sublayers", protected=(0,))] == ["attn.1", "mlp.1", "attn.2", "mlp.2"]
+    assert model_units(2, "attention") == (Unit("attn", 0), Unit("attn", 1))

@@ -9,6 +9,7 @@ import typer
 
 from shoal.edits.replace.table import REPLACEMENTS
 from shoal.fit.repairs import REPAIRS
+from shoal.measure.observers import observers_said
 
 if TYPE_CHECKING:
     from shoal.recipes.recipe import Recipe
@@ -78,6 +79,10 @@ SelectOption = Annotated[Optional[str], typer.Option("--select", help="span, low
 ByOption = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--by", help="Score to select by, such as angular/last.  [default: cosine/rest]"),
+]
+ObserveOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--observe", help=f"Measure more of every span; may be repeated. {observers_said()}."),
 ]
 GuardOption = Annotated[
     Optional[int],  # noqa: UP045

@@ -30,6 +30,7 @@ from shoal.cli.options import (
     LearningRateOption,
     LengthOption,
     ModelOption,
+    ObserveOption,
     OutOption,
     OverwriteOption,
     ParametersOption,
@@ -176,7 +177,7 @@ def scan(
     samples: SamplesOption = None,
     length: LengthOption = None,
     by: ByOption = None,
-    cka: Annotated[bool, typer.Option("--cka", help="Measure linear CKA of every span, too.")] = False,
+    observe: ObserveOption = None,
     seed: SeedOption = None,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = None,
@@ -193,9 +194,8 @@ def scan(
     from shoal.show.best_spans import PAPERS, best_spans_table
 
     screen = _screen(json)
-    observers = ["cka"] if cka else None
     chosen = with_options(
-        "default", model=model, text=text, field=field, samples=samples, length=length, by=by, observers=observers, seed=seed
+        "default", model=model, text=text, field=field, samples=samples, length=length, by=by, observers=observe, seed=seed
     )
     check_recipe(chosen, out)
     folder = open_folder(out, command=_command(), overwrite=overwrite)

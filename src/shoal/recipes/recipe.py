@@ -17,6 +17,7 @@ from pydantic import Field, field_validator, model_validator
 
 from shoal.edits.replace.table import parse_replacement
 from shoal.fit.repairs import SOLVED_REPLACEMENTS, FitConfig, RepairName
+from shoal.measure.observers import observer_named
 from shoal.train.config import ON_THE_STREAM, POLISH, TrainConfig, TrainingPhase
 from shoal.words.records import Record, nearest
 
@@ -48,7 +49,7 @@ class Recipe(Record):
     Attributes:
         name, about, papers: for people, the card and the citations (arXiv numbers).
         model: hub id or folder; may come from the command line instead.
-        observers: further measures of the scan; ``cka`` adds the table ``cka/rest`` (linear CKA).
+        observers: further measures of the scan, names of :data:`shoal.measure.observers.OBSERVERS`; each adds tables to it.
         drop: the budget, as on the command line (``25%``, ``8``, ``25%layers``).
         parameters: the budget as a target size (``6B``); replaces ``drop`` when given.
         select: how layers are chosen; ``by``: the table it reads, as ``criterion/tokens``.
@@ -70,7 +71,7 @@ class Recipe(Record):
     papers: tuple[str, ...] = ()
     model: str | None = None
     text: TextChoice = TextChoice()
-    observers: tuple[Literal["cka"], ...] = ()
+    observers: tuple[str, ...] = ()
     drop: str = "25%"
     parameters: str | None = None
     select: Literal["span", "lowest", "deepest", "disjoint"] = "span"
@@ -90,6 +91,11 @@ class Recipe(Record):
     @classmethod
     def _drop_as_text(cls, value: object) -> object:
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("observers")
+    @classmethod
+    def _known_observers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(observer_named(name).name for name in dict.fromkeys(value))
 
     @field_validator("replace")
     @classmethod

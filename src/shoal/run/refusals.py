@@ -20,6 +20,7 @@ def check_recipe(recipe: Recipe, out: Path) -> None:
         ValueError: a budget that cannot be read, a score that no scan measures, an unknown objective, or ``out`` inside the
             model's folder.
     """
+    from shoal.measure.observers import observer_named
     from shoal.measure.pairwise import CRITERIA
     from shoal.measure.sinks import TOKENS
     from shoal.run.stages.stages import budget_of
@@ -30,13 +31,14 @@ def check_recipe(recipe: Recipe, out: Path) -> None:
     for stage in recipe.train.schedule():
         weighted_sum(stage.objective)
     known = [f"{criterion}/{tokens}" for criterion in CRITERIA for tokens in TOKENS]
-    known += ["cka/rest"] if "cka" in recipe.observers else []
+    observed = [table for name in recipe.observers for table in observer_named(name).tables]
+    known += observed
     if recipe.by == PATCHED and (recipe.select != "span" or recipe.rounds > 1):
         raise ValueError(f"--by {PATCHED} ranks contiguous spans of the length that goes: use --select span, and --rounds 1")
     if recipe.by not in (*known, PATCHED):
         raise ValueError(f"--by {recipe.by!r} is no score of the scan; {nearest(recipe.by, known)}")
-    if recipe.rounds > 1 and recipe.by.startswith("cka"):
-        raise ValueError("rounds measure the pairwise scores only; with --rounds choose another score than cka/rest")
+    if recipe.rounds > 1 and recipe.by in observed:
+        raise ValueError(f"rounds measure the pairwise scores only; with --rounds choose another score than {recipe.by}")
     refuse_place(out, Path(recipe.model or ""))
 
 

@@ -38,7 +38,7 @@ class Unit:
         return f"{self.kind}.{self.index}"
 
 
-def units_of(n_layers: int, choice: UnitChoice = "layers", *, protected: Iterable[int] = ()) -> tuple[Unit, ...]:
+def model_units(n_layers: int, choice: UnitChoice = "layers", *, protected: Iterable[int] = ()) -> tuple[Unit, ...]:
     """All units of a choice in the order of the model, attention before MLP, without those of protected layers."""
     kept = set(protected)
     return tuple(Unit(kind, layer) for layer in range(n_layers) if layer not in kept for kind in UNIT_KINDS[choice])

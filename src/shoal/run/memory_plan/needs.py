@@ -150,6 +150,7 @@ def _stages(
     recipe: Recipe, shape: ModelShape, *, cut: ResolvedBudget, held: int | None, place: Machine
 ) -> tuple[StageNeed, ...]:
     from shoal.fit.sites.neuron_pool import EXTRA
+    from shoal.measure.observers import ScanFacts, observer_named
 
     length = recipe.text.length or min(shape.window or LONGEST_DEFAULT, LONGEST_DEFAULT)
     n_batch = max(1, TOKENS_PER_BATCH // length) * length
@@ -197,7 +198,10 @@ def _stages(
     n_calibration = (recipe.text.samples or DEFAULT_SAMPLES["calibration"]) * length
     n_selection = (recipe.text.selection or DEFAULT_SAMPLES["selection"]) * length
     memory, disk = states(shape.n_layers + 1, n_calibration)
-    found.append(need("scan", states=memory, work=work + geometry, sample=read_back(shape.n_layers + 1, disk), scratch=disk))
+    facts = ScanFacts(shape.n_layers, shape.hidden, length, recipe.seed)
+    scanning = {name: observer_named(name).n_bytes(facts) for name in recipe.observers}
+    sample = read_back(shape.n_layers + 1, disk)
+    found.append(need("scan", states=memory, work=work + geometry, sample=sample, scratch=disk, **scanning))
 
     n_students = recipe.guard + 1 if recipe.guard > 1 else 1
     memory, disk = states(n_students, n_selection)

@@ -50,7 +50,7 @@ def needs_scan(recipe: Recipe) -> bool:
 def scan_stage(inputs: Inputs, folder: RunFolder, *, progress: Progress = silent) -> Scan:
     """``scan.json``, ``scan.safetensors`` and the heat map."""
     from shoal.checkpoint.blueprint import check_can_be_cut
-    from shoal.measure.cka import CkaObserver
+    from shoal.measure.observers import ScanFacts, observer_named
     from shoal.measure.scan import Scan, scan
 
     check_can_be_cut(inputs.opened.model.config, model_class=type(inputs.opened.model))
@@ -59,12 +59,12 @@ def scan_stage(inputs: Inputs, folder: RunFolder, *, progress: Progress = silent
         return Scan.load(folder.path)
     started = time.monotonic()
     batches = inputs.batches(inputs.calibration)
-    n_layers, length, seed = inputs.view.n_layers, inputs.length, inputs.recipe.seed
+    facts = ScanFacts(inputs.view.n_layers, inputs.view.hidden_size, inputs.length, inputs.recipe.seed)
     found = scan(
         inputs.view,
         batches,
         provenance=inputs.provenance(inputs.calibration),
-        observers=[CkaObserver(n_layers, length=length, seed=seed) for name in inputs.recipe.observers if name == "cka"],
+        observers=[observer_named(name).build(facts) for name in inputs.recipe.observers],
         after_batch=lambda batch: progress("scan", batch.index + 1, len(batches)),
         workers=inputs.workers,
     )
