@@ -10,7 +10,7 @@ from families import tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.checkpoint.named_modules import GONE, Names, renumbered
+from shoal.checkpoint.named_modules import Names, renumbered
 from shoal.checkpoint.rewrite import rewrite
 from shoal.checkpoint.save import save
 from shoal.edits.drop import Drop
@@ -128,7 +128,7 @@ def test_what_names_removed_layers_only_goes():
     assert renumbered({"model.layers.1": {"bits": 2}, "model.layers.3": {"bits": 4}}, cut(1, 2), where="dynamic") == {
         "model.layers.1": {"bits": 4}
     }
-    with pytest.raises(ValueError, match="which the cut removes"):
+    with pytest.raises(ValueError, match="0 places after the cut"):
         renumbered({"block": "model.layers.1"}, cut(1), where="q")
 
 
@@ -152,7 +152,14 @@ def test_every_cut_of_a_literal_is_that_of_its_layer():
         for layer in range(4):
             found = one(f"model.layers.{layer}.mlp", *gone)
             assert found == ([] if layer in gone else [f"model.layers.{layer - sum(g < layer for g in gone)}.mlp"])
-    assert GONE is not None
+
+
+def test_a_layer_that_stands_in_several_places_is_named_in_each():
+    repeated = Names(NAMES, ("model.layers.",), [0, 1, 2, 1, 2, 3])
+    assert renumbered(["model.layers.1.mlp"], repeated, where="ignore") == ["model.layers.1.mlp", "model.layers.3.mlp"]
+    assert renumbered([r"re:.*layers\.2\.mlp.*"], repeated, where="ignore") == [r"re:.*layers\.(?:2|4)\.mlp.*"]
+    with pytest.raises(ValueError, match="2 places"):
+        renumbered({"block": "model.layers.1"}, repeated, where="q")
 
 
 SECTIONS = {

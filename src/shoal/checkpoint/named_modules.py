@@ -31,7 +31,6 @@ NUMBERED_LAYERS = re.compile(r"(?:layers?|blocks?|(?:^|\.)h)\\?[./\[(]+(?:\?:)?\
 GLOB = re.compile(r"[\w.\-/*?]*(?<![.\])])\*[\w.\-/*?]*")  # a star that no regular expression would have there
 PER_LAYER = re.compile(r"layers?(?:_|$)|_idxs?$|indices")
 NEVER = "(?!)"  # a regular expression that matches nowhere
-GONE = object()
 
 
 class Names:
@@ -40,18 +39,23 @@ class Names:
     Args:
         names: of modules, parameters and stored tensors; the modules above a tensor are added.
         prefixes: what stands before a layer number in them.
-        order: source layer of each layer of the student.
+        order: source layer of each layer of the student; a layer may stand in several places.
+
+    ``after`` has a source's names with those of the student, none where it is gone; ``students`` are all of these.
     """
 
     def __init__(self, names: Iterable[str], prefixes: Sequence[str], order: Sequence[int]) -> None:
-        self.prefixes, self.index = tuple(prefixes), {old: new for new, old in enumerate(order)}
+        self.prefixes = tuple(prefixes)
+        self.places: dict[int, tuple[int, ...]] = {}
+        for new, old in enumerate(order):
+            self.places[old] = (*self.places.get(old, ()), new)
         known: set[str] = set()
         for name in names:
             parts = name.split(".")
             known.update(".".join(parts[:end]) for end in range(1, len(parts) + 1))
-        self.n_before = 1 + max((n for name in known if (n := self._number(name)) is not None), default=-1)
+        self.n_before = 1 + max((found[1] for name in known if (found := self._split(name)) is not None), default=-1)
         self.after = {name: self.renamed(name) for name in sorted(known)}
-        self.students = frozenset(new for new in self.after.values() if new is not None)
+        self.students = frozenset(new for news in self.after.values() for new in news)
 
     def _split(self, name: str) -> tuple[str, int, str] | None:
         """Prefix, layer number and the rest, of a name inside a layer."""
@@ -61,29 +65,21 @@ class Names:
                 return prefix, int(number), dot + rest
         return None
 
-    def _number(self, name: str) -> int | None:
-        found = self._split(name)
-        return None if found is None else found[1]
-
-    def renamed(self, name: str) -> str | None:
-        """What a name of the source is in the student; None where it is gone."""
+    def renamed(self, name: str) -> tuple[str, ...]:
+        """What a name of the source is in the student, in every place where its layer stands."""
         found = self._split(name)
         if found is None:
-            return name
+            return (name,)
         prefix, old, rest = found
-        return f"{prefix}{self.index[old]}{rest}" if old in self.index else None
+        return tuple(f"{prefix}{new}{rest}" for new in self.places.get(old, ()))
 
     def meant(self, matches: Matches) -> frozenset[str]:
         """Names in the student of what is matched in the source."""
-        return frozenset(new for name, new in self.after.items() if new is not None and matches(name))
+        return frozenset(new for name, news in self.after.items() if news and matches(name) for new in news)
 
     def found(self, matches: Matches) -> frozenset[str]:
         """Names of the student that are matched."""
         return frozenset(name for name in self.students if matches(name))
-
-    def is_named(self, matches: Matches) -> bool:
-        """Whether anything of the source is matched."""
-        return any(matches(name) for name in self.after)
 
 
 def names_of(model: nn.Module, shards: Sequence[Shard], prefix: str, order: Sequence[int]) -> Names:
@@ -109,20 +105,20 @@ def renumbered(value: Any, names: Names, *, where: str, is_about_modules: bool =
         ValueError: a text that cannot be renumbered, or numbers that look like those of layers.
     """
     if isinstance(value, str):
-        new = _text(value, names, where, is_about_modules)
-        if new is GONE:
-            raise ValueError(f"{where} names {shortened(value)!r}, which the cut removes; take it out of config.json")
-        return new
+        news = _text(value, names, where, is_about_modules)
+        if len(news) != 1:
+            raise ValueError(f"{where} names {shortened(value)!r}, which has {len(news)} places after the cut; take it out")
+        return news[0]
     if isinstance(value, list):
         if is_about_modules:
-            _refuse_numbers(value, len(names.index), where)
-        items = [
-            _text(one, names, where, is_about_modules)
-            if isinstance(one, str)
-            else renumbered(one, names, where=where, is_about_modules=is_about_modules)
-            for one in value
-        ]
-        return [one for one in items if one is not GONE]
+            _refuse_numbers(value, where)
+        items: list[Any] = []
+        for one in value:
+            if isinstance(one, str):
+                items += _text(one, names, where, is_about_modules)
+            else:
+                items.append(renumbered(one, names, where=where, is_about_modules=is_about_modules))
+        return items
     if isinstance(value, Mapping):
         if is_about_modules and value and all(str(key).isdigit() for key in value):
             raise ValueError(f"{where} is keyed by number, which may be that of a layer; it is not known how to cut it")
@@ -132,37 +128,36 @@ def renumbered(value: Any, names: Names, *, where: str, is_about_modules: bool =
 
 def _fields(value: Mapping[Any, Any], names: Names, where: str, is_about_modules: bool) -> Iterator[tuple[Any, Any]]:
     for key, below in value.items():
-        new = _text(key, names, where, is_about_modules) if isinstance(key, str) else key
-        if new is not GONE:
+        news: Sequence[Any] = _text(key, names, where, is_about_modules) if isinstance(key, str) else (key,)
+        for new in news:
             yield new, renumbered(below, names, where=f"{where}.{key}", is_about_modules=is_about_modules)
 
 
-def _refuse_numbers(value: list[Any], n_layers: int, where: str) -> None:
+def _refuse_numbers(value: list[Any], where: str) -> None:
     """Raises ValueError for a list of numbers in a field whose name speaks of layers."""
     field = where.rsplit(".", 1)[-1]
     if value and all(type(one) is int for one in value) and PER_LAYER.search(field):
         raise ValueError(f"{where} is a list of numbers that look like those of layers; it is not known how to cut it")
 
 
-def _text(text: str, names: Names, where: str, is_about_modules: bool) -> Any:
-    """A text in the student's numbers; ``GONE`` where all that it names is."""
+def _text(text: str, names: Names, where: str, is_about_modules: bool) -> tuple[str, ...]:
+    """A text in the student's numbers; none where all that it names is gone."""
     if text.isdigit() or not (is_about_modules or NUMBERED_LAYERS.search(text)):
-        return text
+        return (text,)
     if text in names.after:  # a name as it stands
-        new = names.after[text]
-        return GONE if new is None else new
+        return names.after[text]
     if LITERAL.fullmatch(text) and not re.search(r"\d", text):
-        return text  # without a number or a wildcard it means the same modules in any numbering
+        return (text,)  # without a number or a wildcard it means the same modules in any numbering
     readings = [(make, found) for make in readings_of(text) if (found := make(text)) is not None]
     meant = [names.meant(matches) for _, matches in readings]
     if all(names.found(matches) == wanted for (_, matches), wanted in zip(readings, meant, strict=True)):
-        return text
+        return (text,)
     if not any(meant):
-        return GONE
+        return ()
     for candidate in _candidates(text, names):
         again = [make(candidate) for make, _ in readings]
         if all(one is not None and names.found(one) == wanted for one, wanted in zip(again, meant, strict=True)):
-            return candidate
+            return (candidate,)
     raise ValueError(
         f"{where} has {shortened(text)!r}, which names other modules after the cut and cannot be renumbered; name the modules "
         "one by one in config.json, or remove other layers"
@@ -236,7 +231,7 @@ def _student_numbers(pattern: str, names: Names) -> str | None:
     if inside is None:
         return None
     olds = [old for old in range(names.n_before) if inside.fullmatch(str(old))]
-    news = [str(names.index[old]) for old in olds if old in names.index]
+    news = [str(new) for old in olds for new in names.places.get(old, ())]
     if not olds:
         return None
     return "" if not news else news[0] if len(news) == 1 else f"(?:{'|'.join(news)})"

@@ -22,6 +22,7 @@ from shoal.checkpoint.named_modules import Names, names_of, renumbered
 from shoal.checkpoint.new_folder import copy_side_files, new_folder, side_files
 from shoal.checkpoint.new_tensors import NewTensors
 from shoal.edits.plan import Plan
+from shoal.engine.beside import PREDICTION_COUNTS
 from shoal.engine.config import describe, read_config
 from shoal.engine.families import text_config
 from shoal.engine.layer_names import layer_of
@@ -77,6 +78,8 @@ def rewrite(
     check_layers(config, order, model_class=type(model or skeleton))
     names = names_of(skeleton, shards, described.prefix, order)
     content = rewritten_config(config, order, names)
+    if not described.beside.heads:
+        state_no_prediction(content)
     if dtype is not None:
         set_dtype(content, dtype)
     stated = {file: read_json(source / file) for file in QUANTISATION_FILES if (source / file).exists()}
@@ -108,6 +111,14 @@ def rewritten_config(config: Any, order: Sequence[int], names: Names) -> Any:
                 about = field in ABOUT_MODULES
                 setattr(part, field, renumbered(value, names, where=field, is_about_modules=about))
     return edited
+
+
+def state_no_prediction(config: Any) -> None:
+    """State that there are no layers for multi-token prediction, in every part of a config that counts some."""
+    for part in (config, *(getattr(config, name, None) for name in NESTED)):
+        for field in PREDICTION_COUNTS:
+            if part is not None and getattr(part, field, None):
+                setattr(part, field, 0)
 
 
 def renamed(names: Mapping[str, TensorSlot], prefix: str, order: Sequence[int]) -> list[Copy]:

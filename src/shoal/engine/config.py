@@ -72,12 +72,15 @@ def _numbers(content: Any, field: str = "") -> Iterable[tuple[str, int]]:
         yield field, content
 
 
-def build_empty(config: Any, *, model_class: Any | None = None, trust_remote_code: bool = False) -> nn.Module:
+def build_empty(
+    config: Any, *, model_class: Any | None = None, trust_remote_code: bool = False, where: str = "this config"
+) -> nn.Module:
     """The model of a config on the ``meta`` device, in eval mode: names, shapes and settings, no weights.
 
     Args:
         model_class: class of a model in memory; by default transformers' own choice of causal language model.
         trust_remote_code: allow the modelling code that comes with the model.
+        where: the folder of the config, for messages.
     Raises:
         ValueError: the library cannot build it.
     """
@@ -86,7 +89,7 @@ def build_empty(config: Any, *, model_class: Any | None = None, trust_remote_cod
     from shoal.engine.open import quiet_loading
 
     family = getattr(config, "model_type", type(config).__name__)
-    with quiet_loading(), torch.device("meta"), guarded(f"no model can be built from this config of type {family!r}"):
+    with quiet_loading(), torch.device("meta"), guarded(f"{where}: no model of type {family!r} can be built"):
         if model_class is not None:
             return model_class._from_config(copy.deepcopy(config)).eval()
         return AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code).eval()
@@ -137,7 +140,7 @@ def describe(path: Path, *, trust_remote_code: bool = False) -> Described:
     config = read_config(path, trust_remote_code=trust_remote_code)
     names = [name for shard in shards for name in shard.slots]
     refuse_more_layers(config, names, str(path))
-    model = build_empty(config, trust_remote_code=trust_remote_code)
+    model = build_empty(config, trust_remote_code=trust_remote_code, where=f"{path}/config.json")
     refuse_other_size(model, shards, where=str(path), is_packed=quantisation(read_json(path / "config.json")) is not None)
     in_memory, layers = find_layers(model)
     prefix = decoder_prefix(names, len(layers), in_memory)
