@@ -1,4 +1,4 @@
-"""A folder that somebody else wrote can hold anything: each fault is one line that names the file, in every way of opening it."""
+"""A folder that somebody else wrote can hold anything: each fault is one line that names the file, however it is opened."""
 
 import json
 import os
@@ -10,12 +10,13 @@ from families import tiny_model
 from safetensors.torch import load_file, save_file
 
 from shoal.checkpoint.rewrite import rewrite
+from shoal.edits.drop import Drop
+from shoal.edits.plan import Plan
 from shoal.engine.config import describe
 from shoal.engine.open import open_model
 from shoal.engine.source import fingerprint
 from shoal.engine.streamed import open_streamed
-from shoal.words.edits import Drop
-from shoal.words.plan import Plan, Size
+from shoal.words.structure import Size
 
 INDEX = "model.safetensors.index.json"
 

@@ -1,4 +1,4 @@
-"""``--trust-remote-code`` reaches every opening of every verb, of the model and of what is made of it; without it nothing runs."""
+"""``--trust-remote-code`` reaches every opening of every verb, of the model and of its student; without it nothing runs."""
 
 import json
 import sys
@@ -85,8 +85,14 @@ def prepare(world, shoal):
     world["mark"].unlink(missing_ok=True)
 
 
+FEW = ("plan unopened", "apply", "compress", "eval")
+"""Verbs that are tried on a model with a config of the library, too."""
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_with_the_flag_every_verb_runs_to_its_end(world, verb, shoal):
+    if world["kind"] == "stock config" and verb not in FEW:
+        return
     prepare(world, shoal)
     code, _, err = shoal(*VERBS[verb](world), "--trust-remote-code")
     assert code == 0, err
@@ -95,6 +101,8 @@ def test_with_the_flag_every_verb_runs_to_its_end(world, verb, shoal):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_without_the_flag_the_models_code_never_runs_and_nobody_is_asked(world, verb, shoal, monkeypatch):
+    if world["kind"] == "stock config" and verb not in FEW:
+        return
     monkeypatch.setattr("builtins.input", lambda *args: pytest.fail("a question on the terminal"))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     prepare(world, shoal)
@@ -139,8 +147,4 @@ def test_a_checkpoint_with_code_of_ours_can_be_cut_again(shoal, small):
     code, _, err = shoal("compress", "one/model", "--out", "two", *common, "--repair", "none", "--trust-remote-code")
     assert code == 0, err
     code, _, err = shoal("compress", "one/model", "--out", "three", *common, "--repair", "none")
-    assert code == 2 and "--trust-remote-code" in err and not (world_has(err, "Traceback"))
-
-
-def world_has(err, word):
-    return word in err
+    assert code == 2 and "--trust-remote-code" in err and "Traceback" not in err
