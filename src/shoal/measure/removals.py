@@ -27,6 +27,9 @@ from shoal.measure.value_file import ValueFile
 from shoal.words.records import stable_hash
 from shoal.words.types import Batch, Unit
 
+MOST_TOGETHER = 64
+"""Sets of one pass: boundary L of all of them is in memory at the same time."""
+
 
 class RemovalLosses:
     """Losses by one metric on fixed batches: what :class:`~shoal.measure.set_function.CountedSets` calls for new sets.
@@ -74,6 +77,11 @@ class RemovalLosses:
             ValueError: a sublayer that this family cannot leave out, NaN or infinite states of the teacher, or text without two
                 tokens in a row.
         """
+        return [
+            loss for start in range(0, len(sets), MOST_TOGETHER) for loss in self._pass(sets[start : start + MOST_TOGETHER])
+        ]
+
+    def _pass(self, sets: Sequence[UnitSet]) -> list[float]:
         sums = [MetricSums(self.metric, self._workers) for _ in sets]
 
         def sink(reading: Reading, ends: list[Tensor]) -> None:

@@ -6,7 +6,7 @@ such function memory, a count, a limit and, on request, a file, so that a search
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from shoal.measure.value_file import ValueFile
@@ -17,7 +17,15 @@ UnitSet = frozenset[Unit]
 
 
 class OutOfEvaluations(Exception):
-    """The limit of evaluations is reached. What was measured is remembered, so that a search can end with its best."""
+    """The limit of evaluations is reached. What was measured is remembered, so that a search can end with its best.
+
+    Attributes:
+        known: losses of those of the sets which could still be measured, or were known.
+    """
+
+    def __init__(self, message: str, known: Mapping[UnitSet, float]) -> None:
+        super().__init__(message)
+        self.known = known
 
 
 class SetFunction(Protocol):
@@ -109,5 +117,6 @@ class CountedSets:
             self.n_measured += len(unknown)
         self._asked.update(affordable)
         if len(affordable) < len(new):
-            raise OutOfEvaluations(f"{self._limit} evaluations are spent; {len(new) - len(affordable)} more were asked for")
+            message = f"{self._limit} evaluations are spent; {len(new) - len(affordable)} more were asked for"
+            raise OutOfEvaluations(message, {one: self._known[one] for one in sets if one in self._asked})
         return [self._known[one] for one in sets]

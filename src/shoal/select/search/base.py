@@ -1,0 +1,132 @@
+"""What a search is asked, how its measurements are kept, and what it answers.
+
+A search asks a set function for losses, in batches. Whatever it does, the answer is the list of all complete sets that it
+measured, the lowest loss first, and the curve of the best one against evaluations. A search that runs out of evaluations
+answers with what it has. Ties are the same everywhere: of equal losses the deeper set goes first, compared unit by unit from
+the shallowest one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from shoal.measure.set_function import OutOfEvaluations, SetFunction, UnitSet
+from shoal.words.types import Unit
+
+
+def anything_goes(units: UnitSet) -> bool:
+    """The constraint of a family without constraints."""
+    return True
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What to look for.
+
+    Attributes:
+        n: units to switch off.
+        may_go: whether a set of units may be off together, by the family's own constraints. Searches that build a set unit by
+            unit ask it of the sets on the way, too.
+        seed: of searches that draw.
+    """
+
+    n: int
+    may_go: Callable[[UnitSet], bool] = anything_goes
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a search found.
+
+    Attributes:
+        sets: all complete sets that were measured, best first, each with its loss.
+        curve: (evaluations, lowest loss of a complete set until then), one point for each improvement.
+        n_evaluations: different sets that were asked for.
+        is_cut_short: the limit of evaluations ended the search before it was done.
+    """
+
+    sets: tuple[tuple[UnitSet, float], ...]
+    curve: tuple[tuple[int, float], ...]
+    n_evaluations: int
+    is_cut_short: bool = False
+
+
+@dataclass
+class Ledger:
+    """A set function that keeps what a search asks, and ranks the complete sets among it."""
+
+    function: SetFunction
+    aim: Aim
+    complete: dict[UnitSet, float] = field(default_factory=dict)
+    curve: list[tuple[int, float]] = field(default_factory=list)
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        return self.function.units
+
+    @property
+    def n_evaluations(self) -> int:
+        return self.function.n_evaluations
+
+    def values(self, sets: Sequence[UnitSet]) -> list[float]:
+        """As :meth:`~shoal.measure.set_function.SetFunction.values`."""
+        try:
+            found = self.function.values(sets)
+        except OutOfEvaluations as end:
+            self._note(end.known)
+            raise
+        self._note(dict(zip(sets, found, strict=True)))
+        return found
+
+    def _note(self, losses: Mapping[UnitSet, float]) -> None:
+        for one, value in losses.items():
+            if len(one) == self.aim.n and self.aim.may_go(one):
+                self.complete[one] = value
+                if not self.curve or value < self.curve[-1][1]:
+                    self.curve.append((self.n_evaluations, value))
+
+    def ranked(self, sets: Sequence[UnitSet]) -> list[UnitSet]:
+        """Sets by rising loss; each is measured if it was not yet."""
+        found = dict(zip(sets, self.values(sets), strict=True))
+        return sorted(found, key=lambda one: (found[one], self.depth_key(one)))
+
+    def depth_key(self, units: UnitSet) -> tuple[int, ...]:
+        """Sorts deeper sets before shallower ones."""
+        return tuple(sorted((-self.units.index(unit) for unit in units), reverse=True))
+
+    def answer(self, *, is_cut_short: bool) -> Answer:
+        order = sorted(self.complete, key=lambda one: (self.complete[one], self.depth_key(one)))
+        sets = tuple((one, self.complete[one]) for one in order)
+        return Answer(sets, tuple(self.curve), self.n_evaluations, is_cut_short)
+
+
+class Search(Protocol):
+    """A way to look for the best set: asks the ledger for losses until it is done."""
+
+    def __call__(self, ledger: Ledger, aim: Aim) -> None: ...
+
+
+def run_search(search: Search, function: SetFunction, aim: Aim) -> Answer:
+    """Run a search to its end, or until the evaluations are spent.
+
+    Raises:
+        ValueError: fewer units than asked for, or no complete set was measured.
+    """
+    if not 1 <= aim.n <= len(function.units):
+        raise ValueError(f"{aim.n} units to switch off need 1..{len(function.units)}: so many may be")
+    ledger, is_cut_short = Ledger(function, aim), False
+    try:
+        search(ledger, aim)
+    except OutOfEvaluations:
+        is_cut_short = True
+    if not ledger.complete:
+        reason = (
+            f"{ledger.n_evaluations} evaluations end before a set of {aim.n} units is measured; allow more"
+            if is_cut_short
+            else f"no set of {aim.n} units can go in this family; ask for fewer"
+        )
+        raise ValueError(reason)
+    return ledger.answer(is_cut_short=is_cut_short)

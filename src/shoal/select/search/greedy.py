@@ -1,0 +1,52 @@
+"""Greedy and beam search: switch off one unit after the other, each time the one whose loss is lowest with those before.
+
+Source: SLEB (arXiv 2402.09025: layers, cross-entropy), FinerCut (arXiv 2405.18218: sublayers, Jensen-Shannon or angle of the
+logits, and the front of the model no candidate until the rest is thin). On an additive function greedy is optimal; where two
+units are each free but not together it sees that, and a choice by single scores does not. For M units and n rounds greedy asks
+for n M - n (n - 1) / 2 sets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shoal.measure.set_function import UnitSet
+from shoal.select.search.base import Aim, Ledger
+from shoal.words.types import Unit
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """One unit a round, or the ``width`` best sets of each round together (beam search).
+
+    Attributes:
+        width: sets that are kept from round to round; 1 is greedy.
+        front: share of the units, from the front of the model, that may not go until so large a share of all is off (FinerCut
+            uses 0.4 as an option); 0: all may go at once.
+    """
+
+    width: int = 1
+    front: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or not 0 <= self.front < 1:
+            raise ValueError(f"width={self.width} needs at least 1, front={self.front} a share from 0 to below 1")
+
+    def __call__(self, ledger: Ledger, aim: Aim) -> None:
+        """Grow the kept sets by one unit until they have ``aim.n``."""
+        kept: list[UnitSet] = [frozenset()]
+        for _ in range(aim.n):
+            grown = dict.fromkeys(one | {unit} for one in kept for unit in self.candidates(ledger.units, one))
+            kept = ledger.ranked([one for one in grown if aim.may_go(one)])[: self.width]
+
+    def candidates(self, units: Sequence[Unit], off: UnitSet) -> list[Unit]:
+        """Units that may go next."""
+        n_front = math.floor(self.front * len(units)) if len(off) < self.front * len(units) else 0
+        return [unit for unit in units[n_front:] if unit not in off]
+
+
+def n_greedy_evaluations(n_units: int, n: int) -> int:
+    """Sets that greedy search asks for, without a front that is left out."""
+    return n * n_units - n * (n - 1) // 2

@@ -1,0 +1,106 @@
+"""Policy gradient: every unit is kept with a probability of its own, and the probabilities follow the loss of drawn sets.
+
+Source: Bypass Back-propagation (arXiv 2406.10576): Bernoulli masks, a moving average as baseline, and the projection of the
+probabilities onto the budget. The gradient of the expected loss by the probability s of a unit is the mean of
+(loss - baseline) (m - s) / (s (1 - s)) over masks m. As in the released code a step uses it times the root of s (1 - s), which
+is large where a unit is undecided. The paper draws tens of thousands of masks for channels; for layers a thousand are enough.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shoal.measure.set_function import UnitSet
+from shoal.select.search.base import Aim, Ledger
+from shoal.words.types import Unit
+
+UNDECIDED = 1e-6
+"""Closest that a probability comes to 0 or 1 inside a quotient."""
+
+
+@dataclass(frozen=True)
+class PolicyGradient:
+    """Attributes:
+    n_steps: updates of the probabilities.
+    n_masks: sets drawn for each, measured together.
+    rate: step size, for losses in units of their own spread.
+    memory: share of the old baseline that a new mean of losses leaves.
+    """
+
+    n_steps: int = 250
+    n_masks: int = 4
+    rate: float = 0.02
+    memory: float = 0.8
+
+    def __call__(self, ledger: Ledger, aim: Aim) -> None:
+        """Draw, measure and move the probabilities; in the end switch off the n units that are least likely to be kept."""
+        draw = random.Random(aim.seed)
+        units = ledger.units
+        most_kept = len(units) - aim.n
+        kept = [most_kept / len(units)] * len(units)
+        baseline = spread = None
+        for _ in range(self.n_steps):
+            masks = [[draw.random() < s for s in kept] for _ in range(self.n_masks)]
+            masks = [mask for mask in masks if aim.may_go(off_by(units, mask))]
+            if not masks:
+                continue
+            losses = ledger.values([off_by(units, mask) for mask in masks])
+            mean = sum(losses) / len(losses)
+            apart = sum(abs(loss - (mean if baseline is None else baseline)) for loss in losses) / len(losses)
+            spread = apart if spread is None else self.memory * spread + (1 - self.memory) * apart
+            if baseline is not None and spread > 0:
+                slopes = estimated_gradient(losses, masks, kept, baseline=baseline)
+                steps = [slope * math.sqrt(s * (1 - s)) / spread for slope, s in zip(slopes, kept, strict=True)]
+                kept = projected([s - self.rate * step for s, step in zip(kept, steps, strict=True)], most=most_kept)
+            baseline = mean if baseline is None else self.memory * baseline + (1 - self.memory) * mean
+        self._decide(ledger, aim, kept)
+
+    def _decide(self, ledger: Ledger, aim: Aim, kept: Sequence[float]) -> None:
+        order = sorted(range(len(kept)), key=lambda i: (kept[i], -i))
+        off: UnitSet = frozenset()
+        for i in order:
+            grown = off | {ledger.units[i]}
+            if len(off) < aim.n and aim.may_go(grown):
+                off = grown
+        ledger.values([off])
+
+
+def off_by(units: Sequence[Unit], mask: Sequence[bool]) -> UnitSet:
+    """The units that a mask does not keep."""
+    return frozenset(unit for unit, is_kept in zip(units, mask, strict=True) if not is_kept)
+
+
+def estimated_gradient(
+    losses: Sequence[float], masks: Sequence[Sequence[bool]], kept: Sequence[float], *, baseline: float
+) -> list[float]:
+    """Slope of the expected loss by each probability, from masks that were drawn with these probabilities.
+
+    Its mean over draws is the exact slope whatever the baseline, as long as that does not depend on the masks.
+    """
+    slopes = []
+    for u, s in enumerate(kept):
+        s = min(max(s, UNDECIDED), 1 - UNDECIDED)
+        scores = [(mask[u] - s) / (s * (1 - s)) for mask in masks]
+        slopes.append(sum((loss - baseline) * score for loss, score in zip(losses, scores, strict=True)) / len(losses))
+    return slopes
+
+
+def projected(values: Sequence[float], *, most: float) -> list[float]:
+    """The nearest probabilities whose sum is at most ``most``: all shifted by one amount, then held between 0 and 1.
+
+    Values are held between 0 and 1 also where the sum is small enough already: a step may have left that range.
+    """
+
+    def shifted(by: float) -> list[float]:
+        return [min(max(value - by, 0.0), 1.0) for value in values]
+
+    if sum(shifted(0.0)) <= most:
+        return shifted(0.0)
+    low, high = 0.0, max(values)  # the sum is too large at low, and 0 at high
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(shifted(middle)) > most else (low, middle)
+    return shifted(high)

@@ -1,0 +1,326 @@
+"""Searches on set functions in plain Python: optimal where they must be, counted by formula, equal for equal seeds."""
+
+import itertools
+import math
+import random
+import statistics
+
+import numpy as np
+import pytest
+
+from shoal.measure.set_function import CountedSets
+from shoal.select.search.base import Aim, run_search
+from shoal.select.search.evolution import Evolution
+from shoal.select.search.greedy import Greedy, n_greedy_evaluations
+from shoal.select.search.one_shot import one_shot
+from shoal.select.search.policy_gradient import PolicyGradient, estimated_gradient, off_by, projected
+from shoal.select.search.shapley import exact_shapley, permutation_shapley, windowed_growth
+from shoal.words.types import Unit, model_units
+
+SEARCHES = {
+    "greedy": Greedy(),
+    "beam": Greedy(width=3),
+    "one-shot": one_shot,
+    "evolution": Evolution(n_generations=30),
+    "policy-gradient": PolicyGradient(),
+}
+PRICES = [3.0, 0.5, 7.0, 0.25, 2.0, 1.0, 4.0, 0.125]
+
+
+def function(loss, n_units, *, limit=None, choice="layers"):
+    """A set function of the indices that are off."""
+    units = model_units(n_units, choice)
+    return CountedSets(lambda sets: [loss({units.index(unit) for unit in one}) for one in sets], units, limit=limit)
+
+
+def additive(off):
+    return sum(PRICES[i] for i in off)
+
+
+def pairs(seed, n):
+    """A random function with an interaction for every pair."""
+    draw = random.Random(seed)
+    single = [draw.random() for _ in range(n)]
+    pair = {key: draw.gauss(0, 0.5) for key in itertools.combinations(range(n), 2)}
+    return lambda off: sum(single[i] for i in off) + sum(pair[key] for key in itertools.combinations(sorted(off), 2))
+
+
+def indices(off):
+    return sorted(unit.index for unit in off)
+
+
+def optimum(loss, n_units, n):
+    return min(loss(set(one)) for one in itertools.combinations(range(n_units), n))
+
+
+# -- all searches ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 3, 8])
+@pytest.mark.parametrize("name", SEARCHES)
+def test_an_additive_function_is_solved(name, n):
+    answer = run_search(SEARCHES[name], function(additive, 8), Aim(n))
+    assert answer.sets[0][1] == optimum(additive, 8, n)
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_equal_seeds_give_equal_answers_and_the_curve_falls_to_the_best(name):
+    loss = pairs(3, 10)
+    answers = [run_search(SEARCHES[name], function(loss, 10), Aim(4, seed=seed)) for seed in (0, 0)]
+    assert answers[0] == answers[1]
+    answer = answers[0]
+    assert all(len(off) == 4 and value == loss(set(indices(off))) for off, value in answer.sets)
+    assert [value for _, value in answer.sets] == sorted(value for _, value in answer.sets)
+    assert answer.curve[-1][1] == answer.sets[0][1] and answer.curve[-1][0] <= answer.n_evaluations
+    assert all(b[1] < a[1] and b[0] >= a[0] for a, b in itertools.pairwise(answer.curve))
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_what_the_family_refuses_is_never_proposed(name):
+    def may_go(off):
+        return not {2, 4} <= set(indices(off)) and 5 not in indices(off)
+
+    loss = pairs(1, 8)
+    answer = run_search(SEARCHES[name], function(loss, 8), Aim(3, may_go))
+    assert all(may_go(off) for off, _ in answer.sets)
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_search_that_runs_out_of_evaluations_answers_with_its_best(name):
+    loss = pairs(2, 8)
+    n_needed = run_search(SEARCHES[name], function(loss, 8), Aim(3)).n_evaluations
+    with pytest.raises(ValueError, match=r"evaluations end before a set of 3 units|no set"):
+        run_search(SEARCHES[name], function(loss, 8, limit=0), Aim(3))
+    if n_needed > 9:  # one shot measures its only complete set last
+        answer = run_search(SEARCHES[name], function(loss, 8, limit=n_needed - 2), Aim(3))
+        assert answer.is_cut_short and answer.n_evaluations == n_needed - 2
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_impossible_wishes_are_refused_in_one_line(name):
+    with pytest.raises(ValueError, match="9 units to switch off need 1..8"):
+        run_search(SEARCHES[name], function(additive, 8), Aim(9))
+    with pytest.raises(ValueError, match="no set of 2 units can go in this family"):
+        run_search(SEARCHES[name], function(additive, 8), Aim(2, lambda off: len(off) < 2))
+
+
+@pytest.mark.parametrize("name", ["greedy", "beam", "one-shot"])
+def test_of_equal_losses_the_deeper_units_go(name):
+    assert indices(run_search(SEARCHES[name], function(lambda off: 1.0, 6), Aim(2)).sets[0][0]) == [4, 5]
+
+
+# -- each of them ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_units, n", [(8, 1), (8, 3), (18, 6), (5, 5)])
+def test_greedy_asks_for_as_many_sets_as_its_formula(n_units, n):
+    answer = run_search(Greedy(), function(pairs(0, n_units), n_units), Aim(n))
+    assert answer.n_evaluations == n_greedy_evaluations(n_units, n) == n * n_units - n * (n - 1) // 2
+
+
+def test_one_shot_asks_for_every_unit_and_its_choice():
+    assert run_search(one_shot, function(pairs(0, 9), 9), Aim(4)).n_evaluations == 9 + 1
+
+
+def test_greedy_sees_an_interaction_that_one_shot_cannot():
+    """Units 3 and 6 are free alone and costly together."""
+
+    def loss(off):
+        return 0.1 * sum(i not in (3, 6) for i in off) + 10 * ({3, 6} <= set(off))
+
+    assert indices(run_search(one_shot, function(loss, 8), Aim(2)).sets[0][0]) == [3, 6]
+    best, value = run_search(Greedy(), function(loss, 8), Aim(2)).sets[0]
+    assert value == 0.1 and len({3, 6} & set(indices(best))) == 1
+
+
+def test_a_wider_beam_finds_what_greedy_misses():
+    """Units 0 and 1 are free only together; each alone is dearer than unit 2."""
+
+    def loss(off):
+        return 2.0 * len({0, 1} & off) - 4.0 * ({0, 1} <= off) + sum(1.0 + i for i in off if i > 1) / 10
+
+    greedy, beam = (run_search(Greedy(width=width), function(loss, 6), Aim(2)).sets[0] for width in (1, 6))
+    assert indices(beam[0]) == [0, 1] and beam[1] == 0.0 < greedy[1]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_beam_of_all_sets_is_exhaustive(seed):
+    loss = pairs(seed, 7)
+    answer = run_search(Greedy(width=10**6), function(loss, 7), Aim(3))
+    assert answer.sets[0][1] == pytest.approx(optimum(loss, 7, 3)) and len(answer.sets) == math.comb(7, 3)
+
+
+def test_the_front_goes_last():
+    """FinerCut's option: the first 40 % of units are no candidates until 40 % of all are off."""
+    cheap_in_front = list(range(10))
+    answer = run_search(Greedy(front=0.4), function(lambda off: sum(cheap_in_front[i] for i in off), 10), Aim(4))
+    assert indices(answer.sets[0][0]) == [4, 5, 6, 7]
+    assert answer.n_evaluations == sum(6 - round_ for round_ in range(4))
+    later = run_search(Greedy(front=0.4), function(lambda off: sum(cheap_in_front[i] for i in off), 10), Aim(5))
+    assert indices(later.sets[0][0]) == [0, 4, 5, 6, 7]
+
+
+def test_both_sublayers_of_a_layer_that_does_nothing_go_first():
+    units = model_units(5, "sublayers")
+    planted = {Unit("attn", 2), Unit("mlp", 2)}
+    prices = {unit: 0.0 if unit in planted else 1.0 + i for i, unit in enumerate(units)}
+    v = CountedSets(lambda sets: [sum(prices[unit] for unit in one) for one in sets], units)
+    assert run_search(Greedy(), v, Aim(2)).sets[0] == (frozenset(planted), 0.0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_evolution_finds_the_optimum_of_a_small_function(seed):
+    loss = pairs(seed, 10)
+    answer = run_search(Evolution(n_generations=60), function(loss, 10), Aim(4, seed=seed))
+    assert answer.sets[0][1] == pytest.approx(optimum(loss, 10, 4))
+    assert answer.n_evaluations <= min(math.comb(10, 4), 61 * 16)
+
+
+# -- policy gradient -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("baseline", [0.0, 5.0])
+def test_the_estimated_gradient_is_exact_on_average(baseline):
+    """By enumeration of all masks of four units, weighted by their probability."""
+    kept, units = [0.2, 0.5, 0.7, 0.9], model_units(4)
+    loss = pairs(4, 4)
+
+    def value(mask):
+        return loss({i for i, unit in enumerate(units) if unit in off_by(units, mask)})
+
+    def probability(mask, kept):
+        return math.prod(s if m else 1 - s for m, s in zip(mask, kept, strict=True))
+
+    def expected(kept):
+        return sum(probability(mask, kept) * value(mask) for mask in itertools.product([False, True], repeat=4))
+
+    found = np.zeros(4)
+    for mask in itertools.product([False, True], repeat=4):
+        found += probability(mask, kept) * np.array(estimated_gradient([value(mask)], [mask], kept, baseline=baseline))
+    for u in range(4):  # the expected loss is linear in each probability
+        one, zero = ([*kept[:u], end, *kept[u + 1 :]] for end in (1.0, 0.0))
+        assert found[u] == pytest.approx(expected(one) - expected(zero))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_projected_probabilities_are_the_nearest_within_the_budget(seed):
+    draw = random.Random(seed)
+    values = [draw.uniform(-1, 2) for _ in range(6)]
+    found = projected(values, most=2.5)
+    assert all(0 <= s <= 1 for s in found) and sum(found) <= 2.5 + 1e-9
+
+    def apart(other):
+        return sum((a - b) ** 2 for a, b in zip(values, other, strict=True))
+
+    for _ in range(200):
+        other = [draw.random() for _ in range(6)]
+        other = [s * min(1.0, 2.5 / sum(other)) for s in other]
+        assert apart(found) <= apart(other) + 1e-9
+
+
+def test_probabilities_stay_within_bounds_though_the_budget_holds_already():
+    assert projected([1.4, -0.2, 0.5], most=3) == [1.0, 0.0, 0.5]
+
+
+def test_planted_units_that_do_nothing_are_found_by_noisy_losses():
+    """Ten units, two of which do nothing; noise of a twentieth; at most 1000 evaluations."""
+    found = 0
+    for seed in range(10):
+        noise = random.Random(seed)
+        prices = [0.0 if i in (3, 7) else 0.2 + 0.1 * i for i in range(10)]
+        v = function(lambda off, noise=noise, prices=prices: sum(prices[i] for i in off) + noise.gauss(0, 0.05), 10, limit=1000)
+        found += indices(run_search(PolicyGradient(), v, Aim(2, seed=seed)).sets[0][0]) == [3, 7]
+    assert found >= 9
+
+
+# -- Shapley values --------------------------------------------------------------------------------------------------------
+
+
+def naive_shapley(loss, n):
+    found = [0.0] * n
+    for order in itertools.permutations(range(n)):
+        for place, i in enumerate(order):
+            found[i] += (loss(set(order[: place + 1])) - loss(set(order[:place]))) / math.factorial(n)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_exact_values_are_the_mean_over_all_orders(seed):
+    loss = pairs(seed, 6)
+    v = function(loss, 6)
+    assert exact_shapley(v).values == pytest.approx(naive_shapley(loss, 6))
+    assert v.n_evaluations == 2**6
+
+
+def test_the_axioms_hold():
+    """Unit 1 does nothing; units 2 and 5 are twins; values add up; and values of a sum are sums of values."""
+
+    def loss(off):
+        return 2.0 * (0 in off) * (3 in off) + len({2, 5} & off) ** 2 + 0.5 * (4 in off)
+
+    other = pairs(0, 6)
+    values = exact_shapley(function(loss, 6)).values
+    assert values[1] == pytest.approx(0.0, abs=1e-12)
+    assert values[2] == pytest.approx(values[5]) and values[0] == pytest.approx(values[3])
+    assert values.sum() == pytest.approx(loss(set(range(6))) - loss(set()))
+    both = exact_shapley(function(lambda off: loss(off) + other(off), 6)).values
+    assert both == pytest.approx(values + exact_shapley(function(other, 6)).values)
+
+
+@pytest.mark.parametrize("n_orders", [1, 7])
+def test_every_order_telescopes(n_orders):
+    loss = pairs(5, 9)
+    table = permutation_shapley(function(loss, 9), n_orders=n_orders, seed=1)
+    assert table.values.sum() == pytest.approx(loss(set(range(9))) - loss(set()), abs=1e-9)
+    assert np.isnan(table.stderr).all() == (n_orders == 1)
+
+
+def test_estimates_approach_the_exact_values_as_their_intervals_say():
+    loss = pairs(6, 8)
+    exact = exact_shapley(function(loss, 8)).values
+    apart = []
+    for seed in range(30):
+        table = permutation_shapley(function(loss, 8), n_orders=20, seed=seed)
+        apart += list((table.values - exact) / table.stderr)
+    assert statistics.fmean(abs(z) < 1.96 for z in apart) == pytest.approx(0.94, abs=0.04)  # t of 19 degrees: 0.935
+    few, many = (abs(permutation_shapley(function(loss, 8), n_orders=n, seed=0).values - exact).mean() for n in (10, 1000))
+    assert many < few / 4  # 1 / sqrt(100) on average
+
+
+def test_orders_ask_for_no_more_sets_than_there_are():
+    v = function(pairs(0, 10), 10)
+    permutation_shapley(v, n_orders=30)
+    assert v.n_evaluations <= 30 * 9 + 2
+
+
+def test_more_than_twelve_units_are_refused_and_no_order_too():
+    with pytest.raises(ValueError, match="8192 evaluations; at most 12"):
+        exact_shapley(function(len, 13))
+    with pytest.raises(ValueError, match="at least 1"):
+        permutation_shapley(function(len, 3), n_orders=0)
+
+
+def test_windows_of_one_unit_are_leave_one_out_and_an_additive_function_is_exact():
+    loss = pairs(2, 8)
+    alone = windowed_growth(function(loss, 8), most=1)
+    assert alone.values == pytest.approx([loss({i}) - loss(set()) for i in range(8)])
+    assert windowed_growth(function(additive, 8), most=4).values == pytest.approx(PRICES)
+
+
+def test_windows_do_not_add_up_to_the_loss_of_everything():
+    """The estimator is published as a Shapley value; it is none."""
+    loss = pairs(2, 8)
+    assert windowed_growth(function(loss, 8)).values.sum() != pytest.approx(loss(set(range(8))), rel=0.05)
+    assert exact_shapley(function(loss, 8)).values.sum() == pytest.approx(loss(set(range(8))))
+
+
+@pytest.mark.parametrize("n_units, most, n", [(8, 1, 9), (8, 3, 22), (64, 3, 190), (64, 10, 596)])
+def test_windows_ask_for_as_many_sets_as_their_formula(n_units, most, n):
+    v = function(len, n_units)
+    windowed_growth(v, most=most)
+    assert v.n_evaluations == n == 1 + sum(n_units - length + 1 for length in range(1, most + 1))
+
+
+def test_windows_need_units():
+    with pytest.raises(ValueError, match=r"windows of 9 units need 1..8"):
+        windowed_growth(function(len, 8), most=9)
