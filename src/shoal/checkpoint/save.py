@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+from shoal.checkpoint.config_json import CONFIG, state_both_names, write_config
 from shoal.checkpoint.new_folder import copy_side_files, new_folder, side_files
+from shoal.engine.config import read_config
+from shoal.words.reading import read_json
 
 
 def save(model: Any, tokenizer: Any | None, out: Path, *, source: Path | None = None) -> Path:
     """Write a model so that ``AutoModelForCausalLM.from_pretrained(out)`` loads it.
 
     Args:
-        tokenizer: saved too; with a ``source`` folder its files are copied as they are instead.
-        source: local folder the model came from; its side files (tokenizer, chat template, licence, ...) are copied.
+        tokenizer: saved too where there is no ``source``, whose files are never written anew: another version of the
+            library gives them names that older ones do not know.
+        source: local folder the model came from; its config.json is edited, and its side files (tokenizer, generation config,
+            chat template, licence, ...) are copied as they are.
     Returns: ``out``.
     Raises:
-        ValueError: ``out`` is not empty; too little disk space.
+        ValueError: ``out`` is not empty; too little disk space; the source's config.json cannot describe the model.
     """
     from shoal.engine.open import quiet_loading
 
@@ -25,8 +31,16 @@ def save(model: Any, tokenizer: Any | None, out: Path, *, source: Path | None = 
         n_bytes += sum(path.stat().st_size for path in side_files(source))
     with new_folder(out, n_bytes=n_bytes) as folder, quiet_loading():
         model.save_pretrained(str(folder))
-        if source is not None:
+        config_file = folder / CONFIG
+        written = read_json(config_file)
+        if source is None:
+            state_both_names(written, model.config.to_dict())
+            config_file.write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            if tokenizer is not None:
+                tokenizer.save_pretrained(str(folder))
+        else:
+            stated = {"architectures": written.get("architectures"), **read_json(source / CONFIG)}
+            write_config(config_file, stated, read_config(source, like=model), model.config)
+            (folder / "generation_config.json").unlink(missing_ok=True)  # the source's is copied as it stands
             copy_side_files(source, folder)
-        if tokenizer is not None and not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
-            tokenizer.save_pretrained(str(folder))
     return Path(out)
