@@ -8,6 +8,7 @@ from test_import_contract import ORDER, SRC, room_of
 
 from shoal.measure.metrics import METRICS
 from shoal.measure.observers import OBSERVERS
+from shoal.measure.unit_scores import UNIT_SCORES
 from shoal.recipes.recipe import RECIPES, load_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +38,12 @@ def test_the_table_of_recipes_is_complete():
 def test_the_table_of_metrics_is_complete():
     section = (ROOT / "docs/concepts.md").read_text().split("## Metrics")[1].split("\n## ")[0]
     assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == list(METRICS)
+
+
+def test_the_table_of_scores_of_units_is_complete():
+    section = (ROOT / "docs/concepts.md").read_text().split("## Scores of units")[1].split("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == [*UNIT_SCORES, "left_out_METRIC"]
+    assert all(f"`{table}`" in section for one in UNIT_SCORES.values() for table in one.tables)
 
 
 def test_every_observer_is_named():

@@ -1,0 +1,195 @@
+"""Scores of units: a unit that does nothing scores exactly 0 by all that look at what it does, and by weights it does not."""
+
+import numpy as np
+import pytest
+import torch
+from families import VOCAB, tiny_model
+
+from shoal.engine.open import open_model
+from shoal.engine.streamed import open_streamed
+from shoal.engine.student import TEACHER, Student
+from shoal.engine.view import DecoderView
+from shoal.measure import metrics, unit_scores
+from shoal.measure.leave_one_out import leave_one_out
+from shoal.measure.metrics import METRICS, token_metric
+from shoal.measure.set_function import CountedSets
+from shoal.measure.taylor import taylor_scores
+from shoal.measure.unit_scores import UNIT_SCORES, UnitScore, unit_score_named, unit_score_names
+from shoal.measure.update_norm import update_norms
+from shoal.measure.weight_magnitude import weight_magnitudes
+from shoal.words.types import Batch, Unit, UnitTable, model_units
+
+GENERATOR = torch.Generator().manual_seed(0)
+IDS_BT = torch.randint(3, VOCAB, (4, 11), generator=GENERATOR)
+MASK_BT = torch.arange(11)[None] < torch.tensor([7, 11, 6, 1])[:, None]
+BATCHES = [Batch(IDS_BT, index=0), Batch(IDS_BT.where(MASK_BT, 0), MASK_BT, index=1)]
+LAYERS = model_units(5)
+PLANTED = 3
+"""A layer whose output maps are zero and whose other weights are the largest of all."""
+
+
+def planted_model(name="llama"):
+    model = tiny_model(name, n_layers=5)
+    layer = model.model.layers[PLANTED]
+    with torch.no_grad():
+        layer.self_attn.o_proj.weight.zero_()
+        layer.mlp.down_proj.weight.zero_()
+        for one in (layer.self_attn.q_proj, layer.mlp.up_proj):
+            one.weight.mul_(10)
+    return model
+
+
+@pytest.fixture(scope="module")
+def view():
+    return DecoderView(planted_model())
+
+
+# -- planted truths --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("choice", ["layers", "sublayers"])
+@pytest.mark.parametrize("name", [name for name in unit_score_names() if name != "magnitude"])
+def test_a_unit_that_does_nothing_scores_zero_and_goes_first(view, name, choice):
+    units = model_units(5, choice)
+    for table in unit_score_named(name).score(view, BATCHES, units):
+        planted = [unit for unit in units if unit.index == PLANTED]
+        assert all(abs(table[unit]) <= 1e-12 for unit in planted), table.criterion
+        if name != "left_out_ce":  # a unit that does harm scores below 0
+            assert set(table.ranked()[: len(planted)]) == set(planted)
+        assert table.units == units and table.criterion in unit_score_named(name).tables
+
+
+def test_magnitude_does_not_see_that_a_unit_does_nothing(view):
+    for table in weight_magnitudes(view, LAYERS):
+        assert table.ranked()[-1] == Unit("layer", PLANTED)
+
+
+# -- definitions -----------------------------------------------------------------------------------------------------------
+
+
+def test_weights_count_by_matrix(view):
+    l1, l2 = weight_magnitudes(view, model_units(5, "mlp"))
+    mlp = view.model.model.layers[1].mlp
+    matrices = [one.weight.detach().double() for one in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)]
+    assert l1[Unit("mlp", 1)] == pytest.approx(sum(one.abs().sum().item() for one in matrices))
+    assert l2[Unit("mlp", 1)] == pytest.approx(sum(one.norm().item() for one in matrices), rel=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_moe"])
+def test_taylor_is_the_gradient_of_the_models_own_loss(family):
+    """Against one backward pass of the whole model; padded samples count by their real tokens."""
+    model = tiny_model(family, n_layers=4)
+    units = (*model_units(4), *model_units(4, "sublayers"))
+    each, together = taylor_scores(DecoderView(model), BATCHES, units)
+    total, n_tokens = 0.0, 0
+    for batch in BATCHES:
+        for row, ids_T in enumerate(batch.ids_BT):
+            ids_T = ids_T if batch.mask_BT is None else ids_T[batch.mask_BT[row]]
+            if len(ids_T) > 1:
+                logits = model(input_ids=ids_T[None]).logits[0, :-1]
+                total = total + torch.nn.functional.cross_entropy(logits, ids_T[1:], reduction="sum")
+                n_tokens += len(ids_T) - 1
+    (total / n_tokens).backward()
+    for unit in units:
+        path = {"layer": "", "attn": "self_attn.", "mlp": "mlp."}[unit.kind]
+        named = [p for name, p in model.model.layers[unit.index].named_parameters() if name.startswith(path)]
+        products = [(p * p.grad).double() for p in named if p.grad is not None]
+        assert each[unit] == pytest.approx(sum(one.abs().sum().item() for one in products), rel=2e-3)
+        assert together[unit] == pytest.approx(abs(sum(one.sum().item() for one in products)), rel=2e-2, abs=1e-5)
+        assert each[unit] >= together[unit] > 0
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "falcon"])
+def test_updates_are_what_units_add_to_the_stream(family):
+    view = DecoderView(tiny_model(family, n_layers=3))
+    units = (*model_units(3), *model_units(3, "sublayers"))
+    norm, relative = update_norms(view, BATCHES, units)
+    found = {unit: [] for unit in units}
+    for batch in BATCHES:
+        for row, ids_T in enumerate(batch.ids_BT):
+            ids_T = ids_T if batch.mask_BT is None else ids_T[batch.mask_BT[row]]
+            if len(ids_T) < 2:
+                continue
+            reading = view.read(Batch(ids_T[None]))
+            states = [h.double() for _, h in view.stream(reading)]
+            for unit in units:
+                with torch.no_grad():
+                    h = states[unit.index].float()
+                    middle = view.run_layer(unit.index, h, reading, student=Student(frozenset({Unit("mlp", unit.index)})))
+                    after = view.run_layer(unit.index, h, reading, student=TEACHER)
+                delta = {"layer": after - h, "attn": middle - h, "mlp": after - middle}[unit.kind].double()[0, 1:]
+                length = delta.norm(dim=-1)
+                found[unit].append((length.mean(), (length / h.double()[0, 1:].norm(dim=-1)).mean()))
+    for unit in units:
+        values = torch.tensor(found[unit])
+        assert norm[unit] == pytest.approx(values[:, 0].mean().item(), rel=1e-4)
+        assert relative[unit] == pytest.approx(values[:, 1].mean().item(), rel=1e-4)
+        place = units.index(unit)
+        expected = values[:, 0].std().item() / len(values) ** 0.5
+        # where all samples move alike, their spread is of the size of fp32 rounding
+        assert norm.stderr[place] == pytest.approx(expected, rel=1e-3, abs=1e-6 * norm[unit])
+
+
+def test_leave_one_out_is_growth_and_asks_for_each_unit_once():
+    v = CountedSets(lambda sets: [5.0 + sum(unit.index for unit in one) ** 2 for one in sets], LAYERS)
+    assert leave_one_out(v, metric="toy").values.tolist() == [0.0, 1.0, 4.0, 9.0, 16.0]
+    assert v.n_evaluations == 5 + 1
+
+
+def test_layers_read_from_disk_give_the_same_bits(tmp_path):
+    planted_model().save_pretrained(tmp_path)
+    opened, streamed = open_streamed(tmp_path)
+    views = DecoderView(open_model(tmp_path).model), DecoderView(opened.model, residency=streamed)
+    units = (*LAYERS, *model_units(5, "sublayers"))
+    for name in UNIT_SCORES:
+        ours, theirs = (unit_score_named(name).score(view, BATCHES, units) for view in views)
+        assert all(np.array_equal(a.values, b.values) for a, b in zip(ours, theirs, strict=True)), name
+
+
+# -- what cannot be scored -------------------------------------------------------------------------------------------------
+
+
+def test_text_without_two_tokens_is_an_error(view):
+    short = [Batch(IDS_BT[:, :1])]
+    for score in (taylor_scores, update_norms):
+        with pytest.raises(ValueError, match="shorter than 2 tokens"):
+            score(view, short, LAYERS)
+
+
+def test_sublayers_that_are_no_modules_are_refused_by_name():
+    view = DecoderView(tiny_model("opt", n_layers=2))
+    with pytest.raises(ValueError, match="layer 0 has no mlp sublayer as one module; score whole layers"):
+        weight_magnitudes(view, model_units(2, "mlp"))
+
+
+# -- tables ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_score_and_a_metric_are_a_line_each(view, monkeypatch):
+    def first(view, batches, units):
+        return (UnitTable("toy", tuple(units), np.arange(len(units)), np.zeros(len(units)), "", True, 0),)
+
+    monkeypatch.setitem(unit_scores.UNIT_SCORES, "toy", UnitScore("toy", "counts", "weights", ("toy",), first))
+    assert unit_score_named("toy").score(view, BATCHES, LAYERS)[0].ranked()[0] == LAYERS[-1]
+    monkeypatch.setitem(metrics.METRICS, "odd", token_metric("odd", "toy", "logits", lambda t, s, n: (t - s).abs().amax(-1)))
+    assert "left_out_odd" in unit_score_names()
+    assert unit_score_named("left_out_odd").score(view, BATCHES, LAYERS)[0][Unit("layer", 0)] > 0
+    with pytest.raises(ValueError, match="did you mean 'left_out_kl'"):
+        unit_score_named("left_out_k1")
+
+
+def test_entries_say_what_they_are():
+    assert {f"left_out_{name}" for name in METRICS} | set(UNIT_SCORES) == set(unit_score_names())
+    for name in unit_score_names():
+        entry = unit_score_named(name)
+        assert entry.name == name and entry.about and entry.tables
+
+
+def test_a_table_ranks_ties_deeper_first_and_unknown_values_last():
+    table = UnitTable("toy", LAYERS, np.array([1.0, np.nan, 1.0, 0.5, 2.0]), np.zeros(5), "", False, 1)
+    assert [unit.index for unit in table.ranked()] == [3, 2, 0, 4, 1]
+    assert table.cost(LAYERS[4]) == 2.0
+    with pytest.raises(ValueError, match="no unit attn.0"):
+        table[Unit("attn", 0)]
+    with pytest.raises(ValueError, match="each unit needs one of both"):
+        UnitTable("toy", LAYERS, np.zeros(4), np.zeros(5), "", False, 1)
