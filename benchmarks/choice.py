@@ -12,6 +12,7 @@ taken, or whether the last word is greedy) or another acc_norm.
 from __future__ import annotations
 
 import argparse
+import copy
 import gzip
 import json
 import statistics
@@ -27,7 +28,7 @@ import torch
 
 from shoal.engine.open import open_model
 from shoal.engine.view import DecoderView
-from shoal.evaluate.tasks.choice import TaskScores, score_task
+from shoal.evaluate.tasks.choice import ItemScores, TaskScores, score_task
 from shoal.evaluate.tasks.task_files import Task, load_task
 from shoal.evaluate.tasks.tokenised import encode_pair, pairs_of
 from shoal.run.job import bundled_model, versions, window_of
@@ -96,29 +97,44 @@ def timed(model: Any, view: DecoderView, tokenizer: Any, task: Task, window: int
 
 def against_lm_eval(view: DecoderView, tokenizer: Any, tasks: list[Task], window: int | None) -> list[dict[str, Any]]:
     """Every item of every task under lm-eval and here, same model object."""
-    from shoal.evaluate.tasks.answered import answered
-    from shoal.evaluate.tasks.harness import answer_with_harness
-    from shoal.evaluate.tasks.harness_source import file_task, harness_version
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
 
-    found = answer_with_harness(view, [file_task(task) for task in tasks], tokenizer=tokenizer, window=window)
+    from shoal.evaluate.tasks.lm_eval_tasks import lm_eval_version, quiet
+
+    with quiet():
+        theirs = HFLM(
+            pretrained=view.model, tokenizer=copy.deepcopy(tokenizer), batch_size=8, max_length=window, device=str(view.device)
+        )
     rows = []
-    for task, theirs in zip(tasks, found, strict=True):
+    for task in tasks:
         (scores,) = score_task(view, task, tokenizer=tokenizer, window=window)
-        ours = answered(scores)
-        pairs = list(zip(ours.counted.items, theirs.counted.items, strict=True))
-        norms = zip(ours.norm.items, theirs.norm.items, strict=True) if ours.norm and theirs.norm else ()
+        request = "loglikelihood"
+        asked = [Instance(request, {}, (item.ctx, choice), k) for item in task.items for k, choice in enumerate(item.choices)]
+        said = iter(theirs.loglikelihood(asked, disable_tqdm=True))
+        found = [replace_scores(one, [next(said) for _ in one.item.choices]) for one in scores.items]
+        pairs = list(zip(scores.items, found, strict=True))
         rows.append(
             {
                 "task": task.name,
-                "lm_eval": harness_version(),
+                "lm_eval": lm_eval_version(),
                 "items": len(pairs),
-                "truncated": [ours.n_truncated, theirs.n_truncated],
-                "largest_difference": max(abs(x - y) for a, b in pairs for x, y in zip(a.scores, b.scores, strict=True)),
-                "other_answers": sum(a.chosen != b.chosen for a, b in pairs),
-                "other_acc_norm": sum(a.is_right != b.is_right for a, b in norms),
+                "truncated": scores.n_truncated,
+                "largest_difference": max(
+                    abs(x - y) for a, b in pairs for x, y in zip(a.loglikelihood, b.loglikelihood, strict=True)
+                ),
+                "other_answers": sum((a.answer, a.is_greedy[0]) != (b.answer, b.is_greedy[0]) for a, b in pairs)
+                if task.form == "last_word"
+                else sum(a.answer != b.answer for a, b in pairs),
+                "other_acc_norm": sum(a.answer_norm != b.answer_norm for a, b in pairs),
             }
         )
     return rows
+
+
+def replace_scores(one: ItemScores, said: list[tuple[float, bool]]) -> ItemScores:
+    """The item as lm-eval's own model of transformers scores it."""
+    return replace(one, loglikelihood=tuple(ll for ll, _ in said), is_greedy=tuple(greedy for _, greedy in said))
 
 
 def fitting(task: Task, tokenizer: Any, window: int | None) -> Task:

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from choice import fitting  # beside this file
+from choice import fitting  # beside this file, as the next
+from criteria import compare, open_texts
 
 from shoal.engine.open import open_model
 from shoal.evaluate.evaluation import Evaluation
@@ -71,7 +72,8 @@ def measure(model: Path, text: Path, tasks: Sequence[Path], *, of: str, fit_toke
     (run / "tasks.json").write_text(json.dumps(cut))
     itself = shoal.run("eval", model, "--teacher", model, *own, *asked)
     swept = sweep(shoal, model, [*own, "--samples", 32, "--fit-tokens", fit_tokens], tasks, of=of)
-    criteria = shoal.run("criteria", model, "--drop", "25%", *own, "--samples", 32)
+    n = len(json.loads((run / "plan.json").read_text())["edits"][0].get("indices", [0]))
+    choices = compare(open_texts(str(model), [str(text)], samples=32, length=128), n)
     compared = shoal.run("compare", model, "run", model, *own, *asked[:2])
     pages = [Path(work / shoal.run("report", folder)["report"]) for folder in ("run", "sweep")]
     return {
@@ -81,7 +83,7 @@ def measure(model: Path, text: Path, tasks: Sequence[Path], *, of: str, fit_toke
         "student": figures(cut),
         "teacher_against_itself": figures(itself),
         "sweep": swept,
-        "criteria": [{key: one[key] for key in ("criterion", "shape", "layers", "kl")} for one in criteria["choices"]],
+        "criteria": [{key: getattr(one, key) for key in ("criterion", "shape", "layers", "kl")} for one in choices],
         "compare": [
             {
                 "name": Path(one["figures"]["name"]).name,
@@ -121,10 +123,10 @@ def figures(content: dict[str, Any]) -> dict[str, Any]:
         stable = one.stability or one.answers
         rows.append(
             {
-                "task": one.task,
-                "form": one.form,
-                "items": one.n_items,
-                "truncated": one.n_truncated,
+                "task": one.facts.task,
+                "form": one.facts.form,
+                "items": one.facts.n_items,
+                "truncated": one.facts.n_truncated,
                 "at_chance": one.at_chance,
                 "teacher": triple(one.teacher),
                 "student": triple(one.student),

@@ -96,9 +96,7 @@ def measure(name: str, view: DecoderView, args: argparse.Namespace) -> dict[str,
     models = [view.model, view.model, *students.values(), *shallow.values()]
     work = dict(batch_size=args.batch, prompt_length=args.prompt, new_tokens=args.new_tokens)
     dense, again, *rest = in_turns(models, rounds=args.rounds, warmup=2, **work)
-    depths = tuple(
-        AtDepth(layers=d, prefill=one.prefill, decode=one.decode) for d, one in zip(shallow, rest[len(kinds) :], strict=True)
-    )
+    depths = tuple(AtDepth(layers=d, rates=one) for d, one in zip(shallow, rest[len(kinds) :], strict=True))
 
     def speed(rates: Rates, n_layers: int) -> Speed:
         return Speed(

@@ -44,7 +44,7 @@ import transformers.models.llama.modeling_llama
 from transformers import AutoModelForCausalLM
 import shoal.run.compress, shoal.run.job, shoal.measure.scan, shoal.train.train_plan
 import shoal.evaluate.evaluation, shoal.checkpoint.verify
-from shoal.show.heatmap import draws_pictures
+from shoal.show.chart_files import can_draw
 from shoal.cli.malloc import keep_freed_memory
 from shoal.engine.view import DecoderView
 from shoal.engine.open import load_strictly
@@ -53,7 +53,7 @@ from shoal.words.records import Provenance
 from shoal.words.types import Batch
 case, folder, samples, length, states = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
 keep_freed_memory()
-draws_pictures()  # loads matplotlib
+can_draw()  # loads matplotlib
 
 def memory(field):
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -14,11 +14,12 @@ from shoal.edits.plan import Candidate, Plan
 from shoal.edits.refit import Refit
 from shoal.edits.replace.replace_edit import Replace
 from shoal.evaluate.cost import Cost
-from shoal.evaluate.curve.ratio_curve import Cliff, RatioPoint, RatioSweep, SweptTask
+from shoal.evaluate.curve.ratio_curve import Cliff, RatioPoint, RatioSweep
 from shoal.evaluate.evaluation import Evaluation, Figures
 from shoal.evaluate.generate import Generation
 from shoal.evaluate.perplexity import Perplexity
 from shoal.evaluate.speed import AtDepth, Rates, Speed
+from shoal.evaluate.tasks.answers import TaskFacts
 from shoal.evaluate.tasks.benchmark import Benchmark, compare_tasks
 from shoal.evaluate.tasks.choice import ItemScores, TaskScores
 from shoal.evaluate.tasks.task_files import Task, TaskItem
@@ -123,7 +124,7 @@ def evaluation(text: str = PLAIN, *, tasks=None) -> Evaluation:
         return Rates(prefill=(100 * fast, 110 * fast, 90 * fast), decode=(10 * fast, 12 * fast, 11 * fast))
 
     def depth(layers: int, fast: float) -> AtDepth:
-        return AtDepth(layers=layers, prefill=rates(fast).prefill, decode=rates(fast).decode)
+        return AtDepth(layers=layers, rates=rates(fast))
 
     speed = Speed(teacher=rates(1.0), student=rates(1.25), depths=(depth(1, 4.0), depth(4, 1.75)),
                   teacher_layers=8, student_layers=6, batch_size=1, prompt_length=16,
@@ -180,7 +181,7 @@ def train_results(text: str = PLAIN) -> TrainResults:
 def ratio_sweep(text: str = PLAIN) -> RatioSweep:
     """Two methods, four cuts; the second one breaks between 2 and 3 layers. One task of 20 items."""
     n_tokens = (31, 31, 30)
-    task = SweptTask(task=text, form="choice", data_hash="t", n_items=20, n_truncated=0, chance=0.25)
+    task = TaskFacts(task=text, form="choice", data_hash="t", n_items=20, chance=0.25)
 
     def point(method: str, n: int) -> RatioPoint:
         loss = 0.125 * n + (2.0 if method == "uidl" and n > 2 else 0.0)

@@ -19,7 +19,7 @@ from shoal.evaluate.generate import Generation
 from shoal.evaluate.speed import speed
 from shoal.show.card import card, inherited_metadata, source_name
 from shoal.show.citations import BIBTEX, bibtex
-from shoal.show.figures import rows
+from shoal.show.figure_tables import figures
 from shoal.train.config import TrainConfig
 from shoal.train.train_result import CurvePoint, TrainResult
 from shoal.words.records import Provenance
@@ -73,8 +73,8 @@ def test_no_licence_is_claimed_that_the_source_does_not_state(evaluation):
 
 def test_every_figure_is_on_the_card(evaluation):
     text = text_of(evaluation)
-    for row in rows(evaluation):
-        assert f"| {row.label} | {row.teacher} | {row.student} | {row.change} |" in text
+    for row in figures(evaluation).texts:
+        assert f"| {' | '.join(row)} |" in text
     for figure in ("20.0 % fewer parameters", "1,000 → 800", "0.125", "7.5", "seed: 7", "hash `d0`", "torch 2.13.0", "bound"):
         assert figure in text
 

@@ -19,7 +19,7 @@ from shoal.evaluate.perplexity import Perplexity
 from shoal.evaluate.tasks.benchmark import compare_tasks
 from shoal.evaluate.tasks.choice import ItemScores, TaskScores, score_task
 from shoal.evaluate.tasks.disagreement import disagreement, kept_shares
-from shoal.show.task_table import flip_table, task_notes, task_table
+from shoal.show.task_tables import accuracy, flips, task_notes
 from shoal.words.types import Unit
 
 
@@ -70,7 +70,7 @@ def test_a_teacher_at_chance_is_flagged_and_left_out():
     assert (got.teacher_average, got.student_average) == (70 / 80, 49 / 80)
     assert got.retained.value == got.tasks[1].retained.value == pytest.approx(0.7)
     assert got.retained.low == got.tasks[1].retained.low < 0.7 < got.retained.high
-    table = shown(task_table(got))
+    table = shown(accuracy(got))
     assert "even *" in table and "good *" not in table and "average of 1" in table
     assert any("even: the teacher is at chance (50.0 %)" in note for note in task_notes(got))
 
@@ -133,15 +133,15 @@ def test_no_task_above_chance_has_no_average():
     got = compare_tasks([made("a", [0] * 10, form="last_word")], [made("a", [0] * 10, form="last_word")], **FEW)
     assert got.counted == () and got.retained is None and got.tasks[0].retained is None and got.tasks[0].at_chance
     assert got.tasks[0].teacher_perplexity == pytest.approx(2.718281828**2)
-    assert "average" not in shown(task_table(got)) and task_notes(got)[0].startswith("No average: the teacher is at chance")
+    assert "average" not in shown(accuracy(got)) and task_notes(got)[0].startswith("No average: the teacher is at chance")
 
 
 def test_flips_are_listed_with_their_scores_and_are_not_markup():
     got = compare_tasks([made("a", [1, 1, 0])], [made("a", [1, 0, 0])], **FEW)
-    flips = got.tasks[0].answers.right_to_wrong
-    assert [(f.teacher, f.student, f.teacher_scores, f.student_scores) for f in flips] == [(0, 1, (1.0, 2.0), (2.0, 1.0))]
-    table = shown(flip_table([got.tasks[0].answers]))
-    assert "[1.000]  2.000" in table and "[2.000]  1.000" in table and "right to wrong" in table
+    lost = got.tasks[0].answers.right_to_wrong
+    assert [(f.teacher, f.student, f.teacher_scores, f.student_scores) for f in lost] == [(0, 1, (1.0, 2.0), (2.0, 1.0))]
+    table = shown(flips([got.tasks[0].answers]))
+    assert "[1.000]  2.000" in table and "[2.000]  1.000" in table and "right → wrong" in table
 
 
 def test_other_tasks_and_two_of_one_name_are_refused():
@@ -180,7 +180,7 @@ def test_eval_adds_the_tasks(world, shoal):
     code, out, err = shoal("eval", world / "other", "--teacher", world / "model", *common, *tasks, "--json")
     assert code == 0, err
     found = Evaluation.from_json(out).tasks
-    assert [(one.task, one.form, one.n_items, one.n_truncated) for one in found.tasks] == [
+    assert [(one.facts.task, one.facts.form, one.facts.n_items, one.facts.n_truncated) for one in found.tasks] == [
         ("quiz", "choice", 11, 1),
         ("last", "last_word", 4, 0),
     ]
@@ -218,7 +218,10 @@ def test_eval_without_a_teacher_has_the_tasks_too(world, shoal):
     )
     found = Measured.from_json(out)
     assert code == 0 and "Tasks: quiz, last by the built-in scorer" in err
-    assert [(one.task, one.n_items, one.n_truncated) for one in found.tasks] == [("quiz", 11, 1), ("last", 4, 0)]
+    assert [(one.facts.task, one.facts.n_items, one.facts.n_truncated) for one in found.tasks] == [
+        ("quiz", 11, 1),
+        ("last", 4, 0),
+    ]
     assert found.tasks[0].accuracy_norm is not None and found.tasks[1].word_perplexity > 1
 
 

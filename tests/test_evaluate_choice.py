@@ -13,8 +13,8 @@ from shoal.engine.open import open_model
 from shoal.engine.streamed import open_streamed
 from shoal.engine.student import TEACHER, Student
 from shoal.engine.view import DecoderView
-from shoal.evaluate.tasks.choice import choice_answers, score_task
-from shoal.evaluate.tasks.last_word import accuracy, last_word_answers, word_perplexity
+from shoal.evaluate.tasks.answers import choice_answers, last_word_answers, word_perplexity
+from shoal.evaluate.tasks.choice import score_task
 from shoal.evaluate.tasks.task_files import Task, TaskItem, _task, load_task
 from shoal.evaluate.tasks.tokenised import TokenRow, batch_of, encode_pair, pairs_of, rows_of, shares_context
 from shoal.words.types import Unit
@@ -242,8 +242,8 @@ def test_last_words_are_greedy_or_not_and_have_a_perplexity_per_word():
     task = task_of((words(1, 2, 3), [" w4 w5"], 0), (words(7), [" w8"], 0), form="last_word")
     (got,) = score_task(DecoderView(model), task, tokenizer=TOKENIZER)
     expected = [naive(model, item)[0] for item in task.items]
-    assert accuracy(got) == sum(e[2] for e in expected) / 2
-    assert word_perplexity(got) == pytest.approx(math.exp(-(expected[0][0] + expected[1][0]) / 2), rel=1e-5)
+    assert [one.is_greedy[0] for one in got.items] == [e[2] for e in expected]
+    assert word_perplexity(last_word_answers(got)) == pytest.approx(math.exp(-(expected[0][0] + expected[1][0]) / 2), rel=1e-5)
     answers = last_word_answers(got)
     assert [a.chosen for a in answers.items] == [0 if e[2] else None for e in expected]
     assert task.chance == 0.0 and not got.shared

@@ -12,7 +12,8 @@ from shoal.evaluate.evaluation import Evaluation, compare, token_stream
 from shoal.evaluate.generate import Generation
 from shoal.evaluate.speed import speed
 from shoal.measure.oracle import Oracle
-from shoal.show.figures import generation_table, rows, table
+from shoal.show.figure_tables import figures
+from shoal.show.figure_tables import generations as generations_table
 from shoal.words.records import Provenance
 from shoal.words.types import Batch, Unit
 
@@ -100,8 +101,8 @@ def test_survives_json_with_everything_in_it(tmp_path):
     got.save(tmp_path / "evaluation.json")
     assert Evaluation.load(tmp_path / "evaluation.json") == got
     assert got.speed == timed and got.generations == said and got.plain == plain
-    assert {"the same without repair: KL", "the same without repair: agreement"} <= {row.label for row in rows(got)}
-    assert f"{plain.kl:.4g}" in shown(table(got))
+    assert {"the same without repair: KL", "the same without repair: agreement"} <= {row[0] for row in figures(got).rows}
+    assert f"{plain.kl:.4g}" in shown(figures(got))
 
 
 def test_an_unknown_key_in_the_file_is_named():
@@ -115,28 +116,28 @@ def test_the_table_shows_every_figure():
     view = DecoderView(tiny_model("llama", n_layers=4))
     student = Student(frozenset({Unit("layer", 2)}))
     got = compare(view, student, BATCHES, provenance=FROM, timed=speed(view, view, prompt_length=4, new_tokens=2, rounds=1))
-    labels = {row.label.split(",")[0].split(" (")[0] for row in rows(got)}
+    labels = {row[0].split(",")[0].split(" (")[0] for row in figures(got).rows}
     assert {"layers", "parameters", "weights", "perplexity", "KL to the teacher", "KV cache per token"} <= labels
-    text = shown(table(got))
+    text = shown(figures(got))
     for figure in ("-25.0 %", f"{got.student.perplexity.value:.4g}", f"{got.quality.kl:.4g}", "bound 1.00", "random tokens"):
         assert figure in text
-    assert [row for row in rows(got) if row.label == "layers"][0].student == "3"
+    assert [row for row in figures(got).rows if row[0] == "layers"][0][2] == "3"
 
 
 def test_what_a_model_writes_is_not_markup():
     said = (Generation(prompt="a", teacher="[bold]x", student="[/nothing] y", n_agreed=1, n_tokens=3),)
-    text = shown(generation_table(said))
+    text = shown(generations_table(said))
     assert "[bold]x" in text and "[/nothing] y" in text and "1 of 3" in text
 
 
 def test_one_sample_has_no_standard_error_and_an_infinite_perplexity_is_a_figure():
     view = DecoderView(tiny_model("llama", n_layers=2))
     got = compare(view, TEACHER, [Batch(IDS_BT[:1])], provenance=FROM)
-    assert "nan" not in shown(table(got))
+    assert "nan" not in shown(figures(got))
     broken = got.student.perplexity.model_copy(update={"value": float("inf")})
     got = got.model_copy(update={"student": got.student.model_copy(update={"perplexity": broken})})
     assert Evaluation.from_json(got.to_json()).student.perplexity.value == float("inf")
-    assert "x inf" in shown(table(got))
+    assert "x inf" in shown(figures(got))
 
 
 def test_impossible_comparisons_are_refused():

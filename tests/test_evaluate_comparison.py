@@ -17,7 +17,7 @@ from shoal.evaluate.comparison import Comparison
 from shoal.evaluate.evaluation import Evaluation, Measured
 from shoal.run.asked_tasks import open_tasks
 from shoal.run.job import open_inputs
-from shoal.show.comparison_table import labels
+from shoal.show.figure_tables import labels
 
 COMMON = ("--samples", 4, "--length", 16)
 
@@ -72,8 +72,8 @@ def test_figures_are_those_of_eval(found, world, shoal):
     assert found[0].models[0].figures.perplexity == pair.teacher.perplexity
     code, out, _ = shoal("eval", world / "run" / "model", *text, "--task", world / "quiz.jsonl", "--json")
     alone = Measured.from_json(out).tasks[0]  # its own window is longer than the shortest of all: one context is whole there
-    assert (alone.n_truncated, got.tasks[0].n_truncated) == (0, 1)
-    assert {one.tasks[0].n_truncated for one in found[0].models} == {1}
+    assert (alone.facts.n_truncated, got.tasks[0].facts.n_truncated) == (0, 1)
+    assert {one.tasks[0].facts.n_truncated for one in found[0].models} == {1}
 
 
 def test_another_vocabulary_has_bits_per_byte_and_no_kl(found, world):

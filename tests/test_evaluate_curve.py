@@ -7,10 +7,11 @@ import pytest
 
 from shoal.evaluate.curve.cliff import FEWEST, cliff_of
 from shoal.evaluate.curve.largest_cut import largest_cut, parse_keep, sentence
-from shoal.evaluate.curve.ratio_curve import RatioCurve, RatioPoint, RatioSweep, SweptTask, curve_of, is_at_chance
+from shoal.evaluate.curve.ratio_curve import RatioCurve, RatioPoint, RatioSweep, curve_of, is_at_chance
+from shoal.evaluate.tasks.answers import TaskFacts
 from shoal.measure.oracle import Quality
 from shoal.run.curve.over_ratios import Keeping, conclude
-from shoal.show.curve_table import cliff_lines, sweep_table
+from shoal.show.curve_views import cliff_lines, sweep_table
 from shoal.words.records import Provenance
 from shoal.words.structure import Size
 
@@ -104,7 +105,7 @@ def point(method, n, *, kl=0.0, nll=NLL, right=None):
 
 
 def sweep(points, *, right=None, chance=0.0):
-    task = SweptTask(task="quiz", form="choice", data_hash="h", n_items=len(right or ()), n_truncated=0, chance=chance)
+    task = TaskFacts(task="quiz", form="choice", data_hash="h", n_items=len(right or ()), n_truncated=0, chance=chance)
     return RatioSweep(
         drop="0..50%", counts=tuple(sorted({one.n_net for one in points})), recipes={"none": {}}, n_tokens=TOKENS,
         before=Size(layers=20, parameters=100), tasks=() if right is None else (task,),
@@ -133,7 +134,7 @@ def test_the_record_survives_json_and_draws_the_same_intervals():
     made = conclude(sweep([point("none", n, kl=n / 10) for n in range(1, 8)]), keep=Keeping(0.9, "kl"))
     read = RatioSweep.from_json(made.to_json())
     assert read == made and read.is_complete and conclude(read, keep=Keeping(0.9, "kl")) == made
-    assert sweep_table(made).row_count == 8 and cliff_lines(made)
+    assert len(sweep_table(made).rows) == 8 and cliff_lines(made)
 
 
 def test_the_largest_cut_is_the_last_that_keeps_enough():

@@ -13,7 +13,7 @@ from shoal.evaluate.evaluation import closeness, compare
 from shoal.evaluate.positions import PositionSums
 from shoal.measure.divergence import overlap, predicts
 from shoal.measure.oracle import token_figures
-from shoal.show.figures import position_table
+from shoal.show.figure_tables import positions
 from shoal.words.types import Batch, Unit
 
 CUT = Student(frozenset({Unit("layer", 1)}))
@@ -112,5 +112,5 @@ def test_an_evaluation_holds_and_shows_them():
     view = DecoderView(tiny_model("llama", n_layers=3))
     found = compare(view, CUT, BATCHES, provenance=FROM)
     assert type(found).from_json(found.to_json()) == found and found.by_position is not None
-    table = shown(position_table(found.by_position))
-    assert "4..7" in table and f"{100 * found.by_position.octaves[3].acceptance:.1f} %" in table
+    table = shown(positions(found.by_position))
+    assert "4..7" in table and f"{100 * found.by_position.octaves[3].acceptance:.1f}" in table

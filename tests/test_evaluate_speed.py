@@ -24,7 +24,7 @@ def made(teacher, student):
 
 def test_ratios_are_student_over_teacher_round_by_round():
     both = made((10.0, 20.0, 40.0), (20.0, 30.0, 120.0))
-    assert both.prefill_ratios == both.decode_ratios == (2.0, 1.5, 3.0)
+    assert both.ratios("prefill") == both.ratios("decode") == (2.0, 1.5, 3.0)
     assert both.bound_of_layers == both.bound("decode") == 16 / 12, "no depths: nothing but layers is known"
     assert both.first_token_seconds(both.teacher) == 4 / 20.0
 
@@ -114,7 +114,7 @@ def test_the_bound_has_its_closed_form_and_the_student_takes_no_part():
     def rates(seconds):
         return dict(prefill=(8 / seconds,) * 3, decode=(2 / seconds,) * 3)
 
-    depths = tuple(AtDepth(layers=n, **rates(times[n])) for n in (1, 8))
+    depths = tuple(AtDepth(layers=n, rates=Rates(**rates(times[n]))) for n in (1, 8))
     for student_seconds in (15.0, 1.0):
         both = Speed(
             teacher=Rates(**rates(times[16])), student=Rates(**rates(student_seconds)), depths=depths, teacher_layers=16,

@@ -9,7 +9,7 @@ import pytest
 from shoal.evaluate.intervals import Interval, bootstrap, mean, resampled_sums, share_of, sign_test
 from shoal.evaluate.stability import Answer, Answers, Stability, official_stability, option_kl, stability
 from shoal.evaluate.tasks.answer_files import load_answers
-from shoal.show.task_table import stability_notes
+from shoal.show.task_tables import stability_notes
 
 FEW = {"n_resamples": 50}
 

@@ -10,7 +10,7 @@ import shutil
 import numpy as np
 import pytest
 from page_reader import read_page, table_of
-from report_world import HOSTILE, PLAIN, curve, evaluation, plan, ratio_sweep, span_table, write_run, write_sweep
+from report_world import HOSTILE, PLAIN, benchmark, curve, evaluation, plan, ratio_sweep, span_table, write_run, write_sweep
 from safetensors.numpy import load_file
 
 from shoal.edits.drop import Drop
@@ -23,14 +23,14 @@ from shoal.evaluate.stability import Flip
 from shoal.run.stages.report import read_run, report_stage, write_report
 from shoal.show.card import card
 from shoal.show.chart_files import save_figures
-from shoal.show.curve_table import cliff_lines, sweep_rows
-from shoal.show.figures import rows
+from shoal.show.curve_views import cliff_lines, sweep_table
+from shoal.show.figure_tables import figures
 from shoal.show.headline import headline
-from shoal.show.heatmap import GAMMA, rescaled_rows
+from shoal.show.heat import GAMMA, Heat, rescaled_rows
 from shoal.show.report import page as report_page
-from shoal.show.report.heat import CODES, LEVELS, colours, heat, levels
 from shoal.show.report.layer_strip import fates
-from shoal.show.report.sections.tasks import _options
+from shoal.show.svg_heat import CODES, LEVELS, colours, levels
+from shoal.show.task_tables import flips
 
 KINDS = ("plain", "repair", "layer")
 
@@ -69,8 +69,8 @@ def same(cell, value):
 
 def test_figures_are_those_of_the_evaluation(pages, runs):
     found = Evaluation.load(runs["plain"] / "evaluation.json")
-    table = table_of(read_page(pages["plain"]), "Teacher and student")
-    assert table[1:] == [[row.label, row.teacher, row.student, row.change] for row in rows(found)]
+    table = table_of(read_page(pages["plain"]), figures(found).caption)
+    assert table[1:] == figures(found).texts
 
 
 def test_page_and_card_share_the_headline(pages, runs):
@@ -91,7 +91,7 @@ def test_page_and_card_share_the_headline(pages, runs):
 
 def test_candidates_are_those_of_the_plan(pages, runs):
     listed = raw(runs["plain"], "plan.json")["candidates"]
-    table = table_of(read_page(pages["plain"]), "Candidates as plain cuts, before any repair, best first")[1:]
+    table = table_of(read_page(pages["plain"]), "Candidates, as plain cuts, before any repair, best first")[1:]
     assert [row[0] for row in table] == ["4..5", "2..3", "1, 6"]
     for row, one in zip(table, listed, strict=True):
         assert same(row[1], float(one["kl"])) and same(row[2], float(one["perplexity"]))
@@ -175,7 +175,7 @@ def test_the_repair_is_the_files(pages, runs):
 
 def test_tasks_are_the_files(pages, runs):
     (one,) = raw(runs["plain"], "tasks.json")["tasks"]["tasks"]
-    quiz, average = table_of(read_page(pages["plain"]), "Accuracy: value and interval")[1:]
+    quiz, average = table_of(read_page(pages["plain"]), "Tasks, accuracy in % (95 % intervals)")[1:]
     assert quiz[0] == "quiz" and quiz[1] == "40" and quiz[5] == "8 / 8"
     (agreed,) = table_of(read_page(pages["plain"]), "Agreement with the teacher")[1:]
     assert agreed[2] == "mean_nll" and agreed[3] == f"{one['stability']['effective_items']:.3g}"
@@ -184,9 +184,9 @@ def test_tasks_are_the_files(pages, runs):
         (4, one["answers"]["correctness"]),
         (5, one["answers"]["answers"]),
     ):
-        assert agreed[cell].startswith(f"{100 * figure['value']:.1f} ({100 * figure['low']:.1f} to")
+        assert agreed[cell].startswith(f"{100 * figure['value']:.1f} ({100 * figure['low']:.1f}..")
     for cell, figure in zip(quiz[2:5], (one["teacher"], one["student"], one["retained"]), strict=True):
-        assert [float(x) for x in re.findall(r"[\d.]+", cell)] == [
+        assert [float(x) for x in re.findall(r"\d+\.\d+", cell)] == [
             pytest.approx(100 * figure[k], abs=0.051) for k in ("value", "low", "high")
         ]
     assert average[0] == "average of 1" and average[2] == f"{100 * one['teacher']['value']:.1f}"
@@ -198,7 +198,9 @@ def test_tasks_are_the_files(pages, runs):
 
 def test_flips_of_written_answers_show_what_was_written():
     sides = dict(teacher=0, student=None, teacher_scores=(0.0,), student_scores=(1.0,), teacher_said="42", student_said="7")
-    assert _options(Flip(key="k", text="six times seven", gold=0, **sides)) == ["'42'", "'7'"]
+    flip = Flip(key="k", text="six times seven", gold=0, **sides)
+    found = benchmark().tasks[0].answers.model_copy(update={"right_to_wrong": (flip,), "wrong_to_right": ()})
+    assert flips([found]).texts == [["six times seven", "quiz", "right → wrong", "'42'", "'7'"]]
 
 
 def test_speed_is_the_files_round_by_round(pages, runs):
@@ -213,7 +215,7 @@ def test_speed_is_the_files_round_by_round(pages, runs):
 def test_a_sweep_says_what_its_file_says(tmp_path):
     folder = write_sweep(tmp_path / "sweep")
     found, page = ratio_sweep(), read_page(html_of(folder))
-    assert table_of(page, "Every cut")[1:] == sweep_rows(found)
+    assert table_of(page, sweep_table(found).caption)[1:] == sweep_table(found).texts
     for line in (*cliff_lines(found), *(sentence(one) for one in found.kept)):
         assert line in page.text
     for of, id in (("perplexity", "perplexity"), ("kl", "kl"), (PLAIN, "task-2")):
@@ -236,7 +238,7 @@ def test_a_sweep_that_was_stopped_says_how_much_is_missing(tmp_path):
     part = ratio_sweep()
     part.model_copy(update={"points": part.points[:5], "cliffs": (), "kept": ()}).save(folder / "sweep.json")
     page = read_page(html_of(folder))
-    assert "3 of 8 cuts" in page.of_class("missing")[0].text and len(table_of(page, "Every cut")) == 7
+    assert "3 of 8 cuts" in page.of_class("missing")[0].text and len(table_of(page, sweep_table(part).caption)) == 7
     part.model_copy(update={"points": (), "cliffs": (), "kept": ()}).save(folder / "sweep.json")
     assert "8 of 8 cuts" in read_page(html_of(folder)).of_class("missing")[0].text
 
@@ -367,6 +369,7 @@ def test_charts_are_files_for_papers(run):
         "block-influence",
         "candidates",
         "depth-decode",
+        "heatmap",
         "depth-prefill",
         "norms",
         "speed",
@@ -486,7 +489,7 @@ def test_json_names_the_files(run, shoal):
     found = json.loads(out)
     assert code == 0 and found["report"] == str(run / "report.html")
     assert [path.split("/")[-1] for path in found["figures"]] == [
-        "norms.svg", "norms.png", "block-influence.svg", "block-influence.png"
+        "heatmap.svg", "heatmap.png", "norms.svg", "norms.png", "block-influence.svg", "block-influence.png"
     ]  # fmt: skip
 
 
@@ -515,7 +518,7 @@ def test_fates_are_the_plans():
 
 def test_a_map_needs_a_table():
     with pytest.raises(ValueError, match="at least one table"):
-        heat([])
+        Heat(())
 
 
 def test_infinite_and_missing_figures_are_no_error(tmp_path):

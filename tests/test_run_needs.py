@@ -11,9 +11,10 @@ from shoal.cli import main
 from shoal.engine.view import DecoderView
 from shoal.recipes.recipe import load_recipe, merge
 from shoal.run.memory_plan import needs as planner
-from shoal.run.memory_plan.needs import in_bytes, needs_of
+from shoal.run.memory_plan.needs import needs_of
 from shoal.run.memory_plan.shape import shape_of
 from shoal.select.model_size import model_size
+from shoal.words.numbers import in_bytes
 
 GB = 10**9
 

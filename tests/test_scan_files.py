@@ -10,8 +10,9 @@ from rich.console import Console
 
 from shoal.measure.anatomy import Anatomy
 from shoal.measure.scan import Scan
-from shoal.show.best_spans import best_span, best_spans_table
-from shoal.show.heatmap import heatmap, rescaled_rows, save_heatmap
+from shoal.show.chart_files import save_figures
+from shoal.show.heat import Heat, best_starts, rescaled_rows
+from shoal.show.plan_tables import best_span, best_spans
 from shoal.words.records import Provenance
 from shoal.words.types import Span, SpanTable
 
@@ -81,12 +82,12 @@ def test_equal_values_go_to_the_deepest_span_as_the_selectors_have_it():
 def test_the_printed_table_shows_value_and_error_of_the_best_span():
     one = table()
     console = Console(width=140, file=io.StringIO())
-    console.print(best_spans_table(a_scan(one), names=["angular/last"]))
+    console.print(best_spans(a_scan(one), names=["angular/last"]))
     text = console.file.getvalue()
     for n in range(1, 5):
         span = best_span(one, n)
         layers = str(span.start) if n == 1 else f"{span.start}..{span.stop - 1}"
-        assert f"{layers}  {one[span]:.4g} ±{one.stderr[span.start, span.stop]:.1g}" in text
+        assert f"{layers}: {one[span]:.4g} ± {one.stderr[span.start, span.stop]:.2g}" in text
 
 
 @pytest.mark.parametrize("higher", [False, True])
@@ -100,20 +101,16 @@ def test_rows_of_the_heat_map_run_from_the_best_span_at_0_to_the_worst_at_1(high
     assert rows[4, 0] == 0.0
 
 
-def test_the_picture_marks_every_row_and_is_the_same_file_twice(tmp_path):
+def test_the_picture_is_the_same_file_twice_and_knows_the_best_of_every_row(tmp_path):
     pytest.importorskip("matplotlib")
     one = table()
-    (marks,) = [c for c in heatmap(one).axes[0].collections if c.get_label() == "most redundant of its row"]
-    assert marks.get_offsets().tolist() == [[best_span(one, n).start, n] for n in range(1, 6)]
-    assert save_heatmap(one, tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
-    first, second = (save_heatmap(one, tmp_path / name).read_bytes() for name in ("a.svg", "b.svg"))
-    assert first == second and b"<svg" in first
-    assert heatmap(one).axes[0].get_title(loc="left").strip() == "angular (pi rad), last token"
-    with pytest.raises(ValueError, match=".png or .svg"):
-        save_heatmap(one, tmp_path / "a.pdf")
+    assert best_starts(one) == [best_span(one, n).start for n in range(1, 6)]
+    first, second = (save_figures([Heat((one,))], tmp_path / name) for name in ("a", "b"))
+    assert [path.name for path in first] == ["heatmap.svg", "heatmap.png"]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    assert "angular (pi rad), last token" in Heat((one,)).title and first[1].read_bytes()[:4] == b"\x89PNG"
 
 
-def test_without_matplotlib_the_message_names_the_extra(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ValueError, match=r"shoal\[plot\]"):
-        save_heatmap(table(), tmp_path / "a.png")
+def test_without_matplotlib_nothing_is_drawn(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert save_figures([Heat((table(),))], tmp_path) == [] and not list(tmp_path.iterdir())

@@ -21,13 +21,14 @@ from shoal.measure.gram import GramObserver
 from shoal.measure.oracle import Oracle, Quality
 from shoal.select.budget import parse_budget
 from shoal.select.choose import Choosing, choose, spread_of
-from shoal.select.guard import guard, guard_table, verdict
+from shoal.select.guard import guard, verdict
 from shoal.select.model_size import NOTHING, PutBack, model_size, put_back_of
 from shoal.select.plan_of import plan_of
 from shoal.select.request import Picked, Wanted
 from shoal.select.rounds import rescanner
 from shoal.select.shortlist import Proposer, other_proposers, propose
 from shoal.select.table import SELECTORS
+from shoal.show.plan_tables import candidates as candidates_table
 from shoal.words.types import Batch
 
 L, X = 10, 5
@@ -252,7 +253,7 @@ def test_the_table_says_why_the_winner_won(view, tables):
 
     candidates = ask(view, tables, oracle=Oracle(view, SELECTION)).candidates
     console = Console(file=io.StringIO(), width=150)
-    console.print(guard_table(candidates, n_layers=L))
+    console.print(candidates_table(candidates, n_layers=L))
     text = console.file.getvalue()
     assert f"{candidates[0].kl:.4g}" in text and "span cosine/rest (" in text
     assert f"keeps {L - 3}" in text and "worst" in text
@@ -310,8 +311,8 @@ def test_candidates_compete_as_they_would_be_kept():
     assert math.isnan(ranked[0].kl_plain) and [one.kl_plain for one in ranked[1:]] == [0.3, 0.5]
     assert [one.layers for one in guard(candidates, Knows())] == [(1,), (3,), (2,)]
     stream = io.StringIO()
-    Console(file=stream, width=200).print(guard_table(ranked, n_layers=L))
-    assert "plain cut" in stream.getvalue() and "0.5" in stream.getvalue()
+    Console(file=stream, width=200).print(candidates_table(ranked, n_layers=L))
+    assert "KL before repair" in stream.getvalue() and "0.5" in stream.getvalue()
 
 
 def test_the_spread_is_what_the_selector_picks_on_each_part(tables):

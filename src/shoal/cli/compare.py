@@ -9,7 +9,6 @@ import typer
 from shoal.cli.options import (
     DeviceOption,
     DtypeOption,
-    EngineOption,
     EvaluationSamplesOption,
     FieldOption,
     IncludeOption,
@@ -32,7 +31,6 @@ def compare(
         typer.Argument(metavar="A B [C...]", help="Folders, hub ids, or run folders (their model/); A is the reference."),
     ],
     task: TaskOption = None,
-    engine: EngineOption = "auto",
     shots: ShotsOption = None,
     items: ItemsOption = None,
     include: IncludeOption = None,
@@ -50,10 +48,10 @@ def compare(
     from shoal.cli.console import Screen
     from shoal.run.asked_tasks import open_tasks
     from shoal.run.comparing import compare_models
-    from shoal.show.comparison_table import comparison_notes, comparison_table
+    from shoal.show.figure_tables import comparison
 
     screen = Screen(as_json=json)
-    tasks = open_tasks(task or (), engine=engine, shots=shots, n_items=items, include=include)
+    tasks = open_tasks(task or (), shots=shots, n_items=items, include=include)
     chosen = with_options("default", text=text, field=field, evaluation=samples, length=length, seed=seed)
     say_text(screen, chosen)
     if tasks:
@@ -68,7 +66,5 @@ def compare(
             trust_remote_code=trust_remote_code,
             progress=screen.step,
         )
-    screen.show(comparison_table(found))
-    for note in comparison_notes(found):
-        screen.say(note)
+    screen.show(comparison(found))
     screen.result(found.model_dump(mode="json"))

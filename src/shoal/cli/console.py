@@ -70,11 +70,6 @@ class Screen:
             self._last_line = time.monotonic()
             print(f"{what}: {done} of {total}", file=sys.stderr)
 
-    @property
-    def n_tables(self) -> int:
-        """Columns of a table of spans that fit side by side."""
-        return max(2, (self.console.width - 6) // 25)
-
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 

@@ -92,8 +92,8 @@ def sweep(
     from shoal.run.asked_tasks import task_files
     from shoal.run.curve.over_ratios import Keeping, sweep_ratios
     from shoal.run.job import SHARE_BESIDE_STUDENT
-    from shoal.show.curve_picture import draw_curves
-    from shoal.show.curve_table import cliff_lines, sweep_table
+    from shoal.show.chart_files import save_panels
+    from shoal.show.curve_views import cliff_lines, sweep_charts, sweep_table
 
     screen = Screen(as_json=json)
     if keep is None and of != "perplexity":
@@ -123,7 +123,7 @@ def sweep(
             command=_command(),
             progress=screen.step,
         )
-    draw_curves(found, out)
+    save_panels(sweep_charts(found), out, "sweep")
     screen.show(sweep_table(found))
     for line in cliff_lines(found):
         screen.say(line)

@@ -10,7 +10,6 @@ import typer
 from shoal.cli.options import (
     DeviceOption,
     DtypeOption,
-    EngineOption,
     EvaluationSamplesOption,
     FieldOption,
     IncludeOption,
@@ -35,7 +34,6 @@ def evaluate(
         typer.Option("--teacher", help="Reference model, for all that compares two; without it MODEL is measured alone."),
     ] = None,
     task: TaskOption = None,
-    engine: EngineOption = "auto",
     shots: ShotsOption = None,
     items: ItemsOption = None,
     include: IncludeOption = None,
@@ -54,11 +52,11 @@ def evaluate(
     from shoal.run.asked_tasks import open_tasks
     from shoal.run.comparing import checkpoint_of
     from shoal.run.measuring import evaluate_alone, evaluate_pair
-    from shoal.show.figures import figures_table, generation_table, position_table, table
-    from shoal.show.task_table import accuracy_table
+    from shoal.show.figure_tables import figures, figures_alone, generations, positions
+    from shoal.show.task_tables import accuracy_alone
 
     screen = Screen(as_json=json)
-    tasks = open_tasks(task or (), engine=engine, shots=shots, n_items=items, include=include)
+    tasks = open_tasks(task or (), shots=shots, n_items=items, include=include)
     model, teacher = checkpoint_of(model), teacher and checkpoint_of(teacher)
     chosen = with_options(
         "default", model=teacher or model, text=text, field=field, evaluation=samples, length=length, seed=seed
@@ -87,15 +85,15 @@ def evaluate(
                 progress=screen.step,
             )
     if teacher is None:
-        screen.show(figures_table(alone))
+        screen.show(figures_alone(alone))
         if alone.tasks:
-            screen.show(accuracy_table(alone.tasks))
+            screen.show(accuracy_alone(alone.tasks))
         screen.result(alone.model_dump(mode="json"))
         return
-    screen.show(table(found))
+    screen.show(figures(found))
     if found.by_position is not None:
-        screen.show(position_table(found.by_position))
-    screen.show(generation_table(found.generations))
+        screen.show(positions(found.by_position))
+    screen.show(generations(found.generations))
     show_tasks(screen, found)
     screen.result(found.model_dump(mode="json"))
 
@@ -109,12 +107,10 @@ def stability(
     """Compare answers that another evaluator wrote: stability, agreement, flips."""
     from shoal.cli.console import Screen
     from shoal.run.asked_tasks import stability_of_files
-    from shoal.show.task_table import stability_notes, stability_table
+    from shoal.show.task_tables import stabilities
 
     screen = Screen(as_json=json)
     found = stability_of_files(teacher, student, seed=seed)
-    screen.show(stability_table(found.tasks, found.official))
-    for note in stability_notes(found.tasks):
-        screen.say(note)
+    screen.show(stabilities(found.tasks, found.official))
     show_flips(screen, found.tasks)
     screen.result({"tasks": [one.model_dump(mode="json") for one in found.tasks], "official_script": found.official})

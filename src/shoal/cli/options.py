@@ -147,10 +147,6 @@ TaskOption = Annotated[
         "lm-eval by name; may be repeated.",
     ),
 ]
-EngineOption = Annotated[
-    str,
-    typer.Option("--engine", help="built-in (files), lm-eval, or auto: files built-in, names by lm-eval."),
-]
 ShotsOption = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option("--shots", help="Solved examples before each item: first items of the file.  [default: 0, or the task's]"),

@@ -20,25 +20,23 @@ HEAT_MAP = ("heat map", "heatmap.png")
 
 def show_outcome(screen: Screen, outcome: Outcome) -> None:
     """A whole run: scores, guard, training, figures, generations, plan, files; the plan and figures as JSON when asked for."""
-    from shoal.fit.fit_result import fit_table
-    from shoal.select.guard import guard_table
-    from shoal.show.best_spans import PAPERS, best_spans_table
-    from shoal.show.figures import generation_table, table
+    from shoal.show.figure_tables import figures, generations
+    from shoal.show.plan_tables import best_spans, candidates, repair, telling_lengths
 
     plan, evaluation = outcome.plan, outcome.evaluation
     if outcome.scan is not None:
-        longest = max(1, len(plan.removed_layers))
-        screen.show(best_spans_table(outcome.scan, names=PAPERS[: screen.n_tables], longest=longest))
+        screen.show(best_spans(outcome.scan, lengths=telling_lengths(max(1, len(plan.removed_layers)))))
     if len(plan.candidates) > 1:
-        screen.show(guard_table(plan.candidates, n_layers=plan.n_layers))
+        screen.show(candidates(plan.candidates, n_layers=plan.n_layers))
     say_spread(screen, plan)
     say_beside(screen, outcome.beside)
     if outcome.repaired is not None:
-        screen.show(fit_table(outcome.repaired))
+        screen.say(f"Repair: {outcome.repaired}")
+        screen.show(repair(outcome.repaired))
     for result in outcome.trained:
         screen.say(f"Trained: {result}")
-    screen.show(table(evaluation))
-    screen.show(generation_table(evaluation.generations))
+    screen.show(figures(evaluation))
+    screen.show(generations(evaluation.generations))
     screen.say(f"Plan: {plan}; {plan.before.parameters:,} -> {plan.after.parameters:,} parameters")
     files = [("checkpoint", "model"), ("card", "model/README.md"), ("figures", "evaluation.json"), ("report", "report.html")]
     if outcome.scan is not None:
@@ -60,7 +58,7 @@ def settle_resident(
     """What ``--resident auto`` means here, said aloud; the same for all processes of a job. Others are as they were given."""
     from shoal.engine.workers import join
     from shoal.run.job import layers_in_memory, weights_and_room
-    from shoal.run.memory_plan.needs import in_bytes
+    from shoal.words.numbers import in_bytes
 
     if resident != "auto" or model is None:
         return resident
@@ -97,12 +95,12 @@ def say_spread(screen: Screen, plan: Plan) -> None:
 def show_tasks(screen: Screen, found: Evaluation) -> None:
     """Tasks, what the table cannot say, a warning where the measures disagree, and flips."""
     from shoal.evaluate.tasks.disagreement import disagreement, kept_shares
-    from shoal.show.task_table import agreement_table, task_notes, task_table
+    from shoal.show.task_tables import accuracy, agreement, task_notes
 
     if found.tasks is None:
         return
-    screen.show(task_table(found.tasks))
-    screen.show(agreement_table(found.tasks))
+    screen.show(accuracy(found.tasks))
+    screen.show(agreement(found.tasks))
     for note in task_notes(found.tasks):
         screen.say(note)
     show_flips(screen, [one.answers for one in found.tasks.tasks])
@@ -114,10 +112,10 @@ def show_tasks(screen: Screen, found: Evaluation) -> None:
 
 def show_flips(screen: Screen, results: Sequence[Stability]) -> None:
     """The first flips of every task, where there are any."""
-    from shoal.show.task_table import flip_table
+    from shoal.show.task_tables import flips
 
     if any(one.right_to_wrong or one.wrong_to_right for one in results):
-        screen.show(flip_table(results))
+        screen.show(flips(results))
     elif results:
         screen.say("No flips: both models have the same items right")
 

@@ -14,7 +14,6 @@ import typer
 
 from shoal import __version__
 from shoal.cli.compare import compare
-from shoal.cli.criteria import criteria
 from shoal.cli.curve import sweep
 from shoal.cli.evaluate import evaluate, stability
 from shoal.cli.options import (
@@ -191,7 +190,7 @@ def scan(
     from shoal.run.job import SHARE_FOR_WEIGHTS, open_inputs
     from shoal.run.refusals import check_recipe
     from shoal.run.stages.stages import scan_stage
-    from shoal.show.best_spans import PAPERS, best_spans_table
+    from shoal.show.plan_tables import best_spans, telling_lengths
 
     screen = _screen(json)
     chosen = with_options(
@@ -207,7 +206,7 @@ def scan(
     say_beside(screen, inputs.opened.beside)
     with screen.progress():
         found = scan_stage(inputs, folder, progress=screen.step)
-    screen.show(best_spans_table(found, names=PAPERS[: screen.n_tables]))
+    screen.show(best_spans(found, lengths=telling_lengths(max(1, found.n_layers - 1))))
     say_files(screen, out, ("scan", "scan.json"), HEAT_MAP)
     screen.result({"scan": str(out / "scan.json"), "provenance": found.provenance.model_dump(mode="json")})
 
@@ -250,7 +249,7 @@ def plan(
     from shoal.run.memory_plan.needs import needs_of, needs_table
     from shoal.run.refusals import check_budget, check_recipe
     from shoal.run.stages.stages import needs_scan, plan_stage, plan_unopened, scan_stage
-    from shoal.select.guard import guard_table
+    from shoal.show.plan_tables import candidates
 
     screen = _screen(json)
     model = target
@@ -284,7 +283,7 @@ def plan(
             found = scan_stage(inputs, folder, progress=screen.step) if needs_scan(chosen) else None
             made = plan_stage(inputs, folder, found, progress=screen.step)
     if len(made.candidates) > 1:
-        screen.show(guard_table(made.candidates, n_layers=made.n_layers))
+        screen.show(candidates(made.candidates, n_layers=made.n_layers))
     say_spread(screen, made)
     screen.say(f"Plan: {made} ({made.before.parameters:,} -> {made.after.parameters:,} parameters)")
     say_files(screen, out, ("plan", "plan.json"))
@@ -315,7 +314,6 @@ app.command()(compare)
 app.command()(stability)
 app.command()(sweep)
 app.command()(report)
-app.command()(criteria)
 
 
 # -- what the verbs share ------------------------------------------------------------------------------------------------

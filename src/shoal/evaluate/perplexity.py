@@ -15,7 +15,6 @@ Shapes: B windows, T tokens, W window, V vocabulary.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +27,7 @@ from shoal.engine.view import DecoderView, Reading
 from shoal.engine.workers import ALONE, Workers
 from shoal.measure.counted import head_blocks
 from shoal.measure.divergence import token_nll
+from shoal.words.numbers import saturating_exp
 from shoal.words.records import Record
 from shoal.words.types import Batch
 
@@ -161,7 +161,9 @@ def perplexities(
     n_tokens = sum(n for n, _ in every)
     means = [sum(nll[member] for _, nll in every) / n_tokens for member in range(len(students))]
     return [
-        Perplexity(value=_exp(nll), nll=nll, n_tokens=n_tokens, window=window, stride=stride, start=tuple(start_P.tolist()))
+        Perplexity(
+            value=saturating_exp(nll), nll=nll, n_tokens=n_tokens, window=window, stride=stride, start=tuple(start_P.tolist())
+        )
         for nll in means
     ]
 
@@ -197,8 +199,3 @@ def _nll_sums(view: DecoderView, ends_BTD: Sequence[Tensor], ids_BT: Tensor, sco
         for member, logits_nV in enumerate(logits):
             sums[member] += token_nll(logits_nV, next_N[block]).double().sum().item()
     return sums
-
-
-def _exp(nll: float) -> float:
-    """exp that saturates: a destroyed model has an infinite perplexity, which is a result and not an error."""
-    return math.exp(nll) if nll < 709.0 else math.inf

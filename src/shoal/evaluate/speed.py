@@ -47,13 +47,16 @@ class Rates(Record):
     decode: tuple[float, ...]
     peak_bytes: int | None = None
 
+    def of(self, phase: SpeedPhase) -> tuple[float, ...]:
+        """The rates of one phase."""
+        return self.prefill if phase == "prefill" else self.decode
+
 
 class AtDepth(Record):
     """The teacher cut to its first ``layers`` layers, in the same rounds."""
 
     layers: int
-    prefill: tuple[float, ...]
-    decode: tuple[float, ...]
+    rates: Rates
 
 
 class LayerTime(Record):
@@ -86,19 +89,13 @@ class Speed(Record):
     dtype: str
     n_threads: int
 
-    @property
-    def prefill_ratios(self) -> tuple[float, ...]:
+    def ratios(self, phase: SpeedPhase) -> tuple[float, ...]:
         """Student over teacher, per round."""
-        return _ratios(self.student.prefill, self.teacher.prefill)
-
-    @property
-    def decode_ratios(self) -> tuple[float, ...]:
-        """Student over teacher, per round."""
-        return _ratios(self.student.decode, self.teacher.decode)
+        return tuple(s / t for s, t in zip(self.student.of(phase), self.teacher.of(phase), strict=True))
 
     def ratio(self, phase: SpeedPhase) -> Interval:
         """Median over rounds of student over teacher, with its interval."""
-        return median_interval(self.prefill_ratios if phase == "prefill" else self.decode_ratios)
+        return median_interval(self.ratios(phase))
 
     def first_token_seconds(self, rates: Rates) -> float:
         """Median seconds from the prompts to their first new tokens."""
@@ -114,8 +111,8 @@ class Speed(Record):
         if not self.depths:
             return None
         n_tokens = self.batch_size * (self.prompt_length if phase == "prefill" else 1)
-        measured = [(one.layers, getattr(one, phase)) for one in self.depths]
-        measured.append((self.teacher_layers, getattr(self.teacher, phase)))
+        measured = [(one.layers, one.rates.of(phase)) for one in self.depths]
+        measured.append((self.teacher_layers, self.teacher.of(phase)))
         return fit_layer_time([(layers, n_tokens / statistics.median(rates)) for layers, rates in measured])
 
     def bound(self, phase: SpeedPhase) -> float:
@@ -193,7 +190,7 @@ def speed(
         seed=seed,
     )
     ours, theirs, *others = measured
-    depths = [AtDepth(layers=n, prefill=one.prefill, decode=one.decode) for n, one in zip(shallow, others, strict=True)]
+    depths = [AtDepth(layers=n, rates=one) for n, one in zip(shallow, others, strict=True)]
     return Speed(
         teacher=ours,
         student=theirs,
@@ -311,7 +308,3 @@ def _last_logits_only(model: Any) -> dict[str, int]:
     """As ``generate`` does: prefill needs the logits of the last position only, where the family can leave out the rest."""
     forward: Callable[..., Any] = model.forward
     return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(forward).parameters else {}
-
-
-def _ratios(student: Sequence[float], teacher: Sequence[float]) -> tuple[float, ...]:
-    return tuple(s / t for s, t in zip(student, teacher, strict=True))

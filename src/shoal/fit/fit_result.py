@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from shoal.fit.repairs import RepairName
 from shoal.words.records import Record
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 class CannotRefit(ValueError):
@@ -94,29 +91,6 @@ class FitResult(Record):
         if self.kl_before is not None and self.kl_after is not None:
             said += f"; KL on selection {self.kl_before:.4g} -> {self.kl_after:.4g}"
         return said if self.kept else said + "; not better, undone"
-
-
-def fit_table(result: FitResult) -> Table:
-    """The layers and their gain, for people."""
-    from rich.table import Table
-
-    table = Table(title=f"Repair: {result}", caption="\n".join(result.skipped) or None, caption_justify="left")
-    for name in ("layer", "fitted to boundary", "refitted"):
-        table.add_column(name)
-    for name in ("R² of the change", "ridge", "held-out error before", "after"):
-        table.add_column(name, justify="right")
-    for one in result.layers:
-        names = [what(fit) for fit in one.maps]
-        table.add_row(
-            str(one.layer),
-            str(one.target),
-            ", ".join(names[: one.n_kept]) or "nothing: no gain" if names else "nothing",
-            ", ".join(explained(fit) for fit in one.maps),
-            ", ".join(f"{fit.ridge:.0e}" for fit in one.maps),
-            f"{one.error_before:.4g}",
-            f"{one.error_after:.4g}",
-        )
-    return table
 
 
 def explained(fit: MapFit) -> str:

@@ -21,6 +21,7 @@ from shoal.engine.workers import ALONE, Workers
 from shoal.measure.counted import Block, head_blocks, model_blocks
 from shoal.measure.divergence import predicts
 from shoal.measure.one_pass import Compared, compare_tokens
+from shoal.words.numbers import saturating_exp
 from shoal.words.records import Record
 from shoal.words.types import Batch, Unit
 
@@ -132,7 +133,7 @@ class QualitySums:
             kl_stderr=stderr,
             agreement=agreement,
             nll=nll,
-            perplexity=math.exp(nll) if nll < 700 else math.inf,
+            perplexity=saturating_exp(nll),
             n_tokens=int(n_tokens),
             n_samples=n_samples,
         )

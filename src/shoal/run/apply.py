@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,25 +118,18 @@ def _check_rewritten(out: Path, *, device: str, trust_remote_code: bool) -> dict
     """Reload and run a checkpoint that was cut file to file, where it can be: not a quantised one, nor one beyond memory."""
     from shoal.checkpoint.verify import verify
     from shoal.engine.source import quantisation
+    from shoal.engine.spill import free_memory
     from shoal.words.reading import read_json
 
     config = read_json(out / "config.json")
     n_bytes = sum(file.stat().st_size for file in out.glob("*.safetensors"))
-    free = _free_memory()
-    does_not_fit = free is not None and n_bytes > 0.7 * free
-    if quantisation(config) is not None or does_not_fit:
+    free = free_memory()
+    if quantisation(config) is not None or n_bytes > 0.7 * free:
         why = "it is quantised" if quantisation(config) is not None else f"{n_bytes:,} bytes do not fit in {free:,} of memory"
         return {"names_and_shapes": "as the config asks", "reload": f"not tried: {why}"}
     vocab = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size", 2)
     checked = verify(out, ids_BT=_some_ids(vocab), device=device, trust_remote_code=trust_remote_code)
     return checked.model_dump(mode="json")
-
-
-def _free_memory() -> int | None:
-    """Bytes of memory that are free; None where the system does not say (only Linux does, this way)."""
-    if "SC_AVPHYS_PAGES" not in getattr(os, "sysconf_names", {}):
-        return None
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _some_ids(vocab: int, n_tokens: int = 16) -> Tensor:

@@ -9,94 +9,87 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.run.job import Inputs, window_of
 from shoal.words.progress import Progress, silent
-from shoal.words.records import nearest
 
 if TYPE_CHECKING:
     from shoal.engine.student import Student
     from shoal.engine.view import DecoderView
     from shoal.evaluate.stability import Stability
-    from shoal.evaluate.tasks.answered import TaskAnswers
+    from shoal.evaluate.tasks.answers import TaskAnswers
     from shoal.evaluate.tasks.benchmark import Benchmark
-    from shoal.evaluate.tasks.harness_source import HarnessTask
+    from shoal.evaluate.tasks.lm_eval_tasks import LoadedTask
     from shoal.evaluate.tasks.task_files import Task
-
-
-ENGINES = ("auto", "built-in", "lm-eval")
 
 
 @dataclass(frozen=True, eq=False)
 class Tasks:
-    """Tasks that were read, in the order of the command line: files for the built-in scorer, the rest for lm-eval.
+    """Tasks that were read: files of choices and last words for the built-in scorer, the rest for lm-eval.
 
     Attributes:
-        files: task files; ``by_harness``: the same files go to lm-eval.
+        files: task files; lm-eval reads those of written answers.
         named: lm-eval's own tasks, loaded.
         n_items: the first items of each; None for all.
     """
 
     files: tuple[Task, ...] = ()
-    named: tuple[HarnessTask, ...] = ()
-    by_harness: bool = False
+    named: tuple[LoadedTask, ...] = ()
     n_items: int | None = None
 
     def __bool__(self) -> bool:
         return bool(self.files or self.named)
 
+    @property
+    def scored(self) -> list[Task]:
+        """Files for the built-in scorer."""
+        return [task for task in self.files if task.form != "generation"]
+
+    @property
+    def written(self) -> list[Task]:
+        """Files of written answers."""
+        return [task for task in self.files if task.form == "generation"]
+
     def __str__(self) -> str:
         """Who scores what."""
-        files, named = (", ".join(one.name for one in tasks) for tasks in (self.files, self.named))
-        built_in = f"{files} by the built-in scorer" if files and not self.by_harness else ""
-        harness = ", ".join(filter(None, (files if self.by_harness else "", named)))
-        if harness:
-            from shoal.evaluate.tasks.harness_source import harness_version
+        built_in = ", ".join(task.name for task in self.scored)
+        by_lm_eval = ", ".join([*(task.name for task in self.written), *(task.name for task in self.named)])
+        said = [f"{built_in} by the built-in scorer"] if built_in else []
+        if by_lm_eval:
+            from shoal.evaluate.tasks.lm_eval_tasks import lm_eval_version
 
-            harness += f" by lm-eval {harness_version()}"
-        return "Tasks: " + "; ".join(filter(None, (built_in, harness)))
+            said.append(f"{by_lm_eval} by lm-eval {lm_eval_version()}")
+        return "Tasks: " + "; ".join(said)
 
 
 def open_tasks(
-    names: Sequence[str],
-    *,
-    engine: str = "auto",
-    shots: int | None = None,
-    n_items: int | None = None,
-    include: Path | None = None,
+    names: Sequence[str], *, shots: int | None = None, n_items: int | None = None, include: Path | None = None
 ) -> Tasks:
     """Read task files and load lm-eval's tasks.
 
     Args:
         names: paths of JSON lines, or names of lm-eval's tasks, groups and tags.
-        engine: ``built-in`` for files alone, ``lm-eval`` for everything, ``auto``: files built-in, names by lm-eval.
         shots: solved examples before every item: the first items of a file; lm-eval's own choice for its tasks.
         n_items: the first items of every task; all unless given.
         include: folder of YAML tasks of lm-eval.
     Raises:
-        ValueError: an unknown engine or name, a file that cannot be read, a count below 1.
+        ValueError: an unknown name, a file that cannot be read, a count below 1.
         ImportError: lm-eval is needed and not installed.
     """
-    from shoal.evaluate.tasks.harness_source import harness_tasks, harness_version
+    from shoal.evaluate.tasks.lm_eval_tasks import lm_eval_version, named_tasks
 
-    if engine not in ENGINES:
-        raise ValueError(f"unknown --engine {engine!r}; {nearest(engine, ENGINES)}")
-    if not names and (engine != "auto" or (shots, n_items, include) != (None, None, None)):
-        raise ValueError("--engine, --shots, --items and --include are about tasks; give --task as well")
+    if not names and (shots, n_items, include) != (None, None, None):
+        raise ValueError("--shots, --items and --include are about tasks; give --task as well")
     _refuse_no_items(n_items)
     if shots is not None and shots < 0:
         raise ValueError(f"--shots {shots} needs 0 or more")
     files = [name for name in names if _is_file(name)]
     others = [name for name in names if not _is_file(name)]
-    if others and engine == "built-in":
-        raise ValueError(
-            f"--engine built-in scores task files, and {others[0]!r} is none; give a .jsonl file or --engine lm-eval"
-        )
-    if engine == "lm-eval":
-        harness_version()
     read = task_files(files, shots=shots or 0, n_items=n_items) if files else []
-    named = harness_tasks(others, shots=shots, include=include) if others else []
+    if any(task.form == "generation" for task in read):
+        lm_eval_version()
+    named = named_tasks(others, shots=shots, include=include) if others else []
     found = [*(task.name for task in read), *(task.name for task in named)]
     if len(set(found)) != len(found):
         raise ValueError(f"two tasks have one name ({', '.join(found)}); rename the file of one of them")
-    return Tasks(tuple(read), tuple(named), engine == "lm-eval", n_items)
+    return Tasks(tuple(read), tuple(named), n_items)
 
 
 def task_files(paths: Sequence[Path | str], *, shots: int = 0, n_items: int | None = None) -> list[Task]:
@@ -143,42 +136,34 @@ def answer_tasks(
         ValueError: an item that cannot be scored, NaN scores.
     """
     from shoal.engine.student import TEACHER
-    from shoal.evaluate.generate import model_of
-    from shoal.evaluate.tasks.answered import answered
+    from shoal.evaluate.tasks.answers import answered
     from shoal.evaluate.tasks.choice import score_task
-    from shoal.evaluate.tasks.exact_match import write_answers
-    from shoal.evaluate.tasks.harness import answer_with_harness
-    from shoal.evaluate.tasks.harness_source import file_task
+    from shoal.evaluate.tasks.lm_eval_tasks import ask_tasks, written_task
     from shoal.evaluate.tasks.tokenised import task_pairs
 
-    for task in tasks.files:  # before the first is scored, which may take hours
-        if task.form != "generation":
-            task_pairs(task, tokenizer=tokenizer, window=window)
-    student = TEACHER if student is None else student
+    for task in tasks.scored:  # before the first is scored, which may take hours
+        task_pairs(task, tokenizer=tokenizer, window=window)
+    students = [TEACHER if student is None else student]
     found: list[TaskAnswers] = []
-    for task in () if tasks.by_harness else tasks.files:
-        what = f"{task.name}, {who}"
+    for task in tasks.scored:
 
-        def step(done: int, total: int, what: str = what) -> None:
+        def step(done: int, total: int, what: str = f"{task.name}, {who}") -> None:
             progress(what, done, total)
 
-        if task.form == "generation":
-            model = model_of(view, student)
-            found.append(write_answers(model, task, tokenizer=tokenizer, window=window, progress=step))
-        else:
-            (scores,) = score_task(view, task, tokenizer=tokenizer, students=[student], window=window, progress=step)
-            found.append(answered(scores))
-    by_harness = [*(file_task(one, window=window) for one in (tasks.files if tasks.by_harness else ())), *tasks.named]
-    if by_harness:
-        found += answer_with_harness(
+        (scores,) = score_task(view, task, tokenizer=tokenizer, students=students, window=window, progress=step)
+        found.append(answered(scores))
+    asked = [*(written_task(task, window=window) for task in tasks.written), *tasks.named]
+    if asked:
+        (answers,) = ask_tasks(
             view,
-            by_harness,
+            asked,
             tokenizer=tokenizer,
-            student=student,
+            students=students,
             window=window,
             n_items=tasks.n_items,
             progress=lambda done, total: progress(f"lm-eval, {who}", done, total),
         )
+        found += answers
     return found
 
 

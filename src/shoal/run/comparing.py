@@ -14,7 +14,7 @@ from shoal.words.progress import Progress, silent
 if TYPE_CHECKING:
     from shoal.engine.open import Opened
     from shoal.evaluate.comparison import Compared, Comparison
-    from shoal.evaluate.tasks.answered import TaskAnswers
+    from shoal.evaluate.tasks.answers import TaskAnswers
 
 
 def compare_models(

@@ -8,16 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from shoal.edits.plan import Candidate, PartChoice
 from shoal.engine.student import Student, student_without
 from shoal.measure.oracle import Oracle, Quality
 from shoal.words.structure import describe_removal, runs_said
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
 
 Repair = Callable[[Sequence[int]], Student | None]
 """The student that lacks these layers with its repair in place, or None where nothing can be repaired."""
@@ -77,30 +72,6 @@ def verdict(candidates: Sequence[Candidate], *, n_layers: int) -> str:
     worst = candidates[-1]
     rest = f"; next {runs_said(second.layers)} {_kl(second)}" + (" (within the noise)" if close else "")
     return said + rest + (f"; worst {runs_said(worst.layers)} {_kl(worst)}" if len(candidates) > 2 else "")
-
-
-def guard_table(candidates: Sequence[Candidate], *, n_layers: int) -> Table:
-    """The comparison as a table for people, best first."""
-    from rich.table import Table
-
-    table = Table(
-        title=f"Guard: {len(candidates)} candidates by KL to the teacher",
-        caption=verdict(candidates, n_layers=n_layers),
-        caption_justify="left",
-    )
-    table.add_column("layers out")
-    repaired = any(one.kl_plain is not None for one in candidates)
-    table.add_column("KL (nats/token), repaired" if repaired else "KL (nats/token)", justify="right")
-    if repaired:
-        table.add_column("plain cut", justify="right")
-    table.add_column("perplexity", justify="right")
-    table.add_column("proposed by")
-    for rank, one in enumerate(candidates):
-        proposed = "\n".join(f"{name} ({one.scores[name]:.4g})" if name in one.scores else name for name in one.proposed_by)
-        perplexity = "" if one.perplexity is None else f"{one.perplexity:.4g}"
-        plain = [] if not repaired else ["" if one.kl_plain is None else f"{one.kl_plain:.4g}"]
-        table.add_row(runs_said(one.layers), _kl(one), *plain, perplexity, proposed, style="bold" if rank == 0 else None)
-    return table
 
 
 def spread_said(spread: Sequence[PartChoice]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from shoal.evaluate.evaluation import Evaluation
 from shoal.evaluate.generate import Generation
 from shoal.select.guard import spread_said
 from shoal.show.citations import bibtex
-from shoal.show.figures import rows
+from shoal.show.figure_tables import figures, figures_note
 from shoal.show.headline import Fact, Headline, headline, source_name
+from shoal.show.markdown import coded, fenced, table, words
+from shoal.show.plan_tables import candidates
 from shoal.train.train_result import TrainResult
-from shoal.words.structure import describe_removal
 from shoal.words.types import spans_of
 
 INHERITED = ("license", "license_name", "license_link", "language")
@@ -51,7 +53,7 @@ def card(
     name = source_name(plan.source)
     sections = (
         _front_matter(name, inherited or {}),
-        f"# {name}, made shallower\n\n{_summary(headline(plan, evaluation))}",
+        f"# {words(name)}, made shallower\n\n{_summary(headline(plan, evaluation))}",
         _load(plan),
         _figures(evaluation),
         _removed(plan),
@@ -117,34 +119,25 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 folder = "."  # this folder, or the id it was uploaded under
 model = AutoModelForCausalLM.from_pretrained(folder{", trust_remote_code=True" if brings_code else ""})
 tokenizer = AutoTokenizer.from_pretrained(folder)"""
-    return f"## How to load\n\n{said}\n\n{_fenced(code, 'python')}"
+    return f"## How to load\n\n{said}\n\n{fenced(code, 'python')}"
 
 
 def _figures(evaluation: Evaluation) -> str:
-    quality, ours = evaluation.quality, evaluation.student.perplexity
-    lines = ["| | teacher | student | change |", "|---|---:|---:|---:|"]
-    lines += [
-        f"| {' | '.join(_cell(text) for text in (row.label, row.teacher, row.student, row.change))} |"
-        for row in rows(evaluation)
-    ]
-    note = (
-        f"Perplexity: {ours.how}. KL and agreement: "
-        f"{quality.n_tokens:,} tokens of {quality.n_samples} samples; ± is the standard error over samples."
-    )
+    note = figures_note(evaluation)
     if evaluation.speed:
         speed = evaluation.speed
         note += (
             f" Speed: {len(speed.teacher.decode)} rounds in turns, CPU threads: {speed.n_threads}; "
             "the bound is what removing layers can give on that machine, from the teacher's own time per layer."
         )
-    return "## Figures\n\n" + "\n".join(lines) + f"\n\n{note}"
+    return f"## Figures\n\n{table(figures(evaluation))}\n\n{note}"
 
 
 def _removed(plan: Plan) -> str:
     lines = ["## What was removed", "", f"Layer numbers are those of the source. In short: {plan}."]
     details = [f"- {edit}" for edit in plan.edits]
     lines += ["", *details] if details else []
-    lines += ["", f"How it was chosen: {plan.method}"] if plan.method else []
+    lines += ["", f"How it was chosen: {words(plan.method)}"] if plan.method else []
     lines += ["", f"Choice {spread_said(plan.spread)}."] if plan.spread else []
     return "\n".join([*lines, *_candidates(plan)])
 
@@ -153,15 +146,8 @@ def _candidates(plan: Plan) -> list[str]:
     measured = [one for one in plan.candidates if one.kl is not None]
     if not measured:
         return []
-    repaired = any(one.kl_plain is not None for one in measured)
-    as_what = "each repaired on a part of the text" if repaired else "as plain cuts before any training"
-    lines = ["", f"Candidates, {as_what}, compared on text that is not in the figures above:", ""]
-    lines += ["| removed | proposed by | KL | perplexity |", "|---|---|---:|---:|"]
-    for one in measured:
-        perplexity = "" if one.perplexity is None else f"{one.perplexity:.4g}"
-        by = _cell(", ".join(one.proposed_by))
-        lines.append(f"| {describe_removal(one.layers, plan.n_layers)} | {by} | {one.kl:.4g} | {perplexity} |")
-    return lines
+    found = replace(candidates(measured, n_layers=plan.n_layers), notes=())
+    return ["", f"{found.caption}; compared on text that is not in the figures above:", "", table(found)]
 
 
 def _generations(generated: Sequence[Generation]) -> str:
@@ -171,30 +157,32 @@ def _generations(generated: Sequence[Generation]) -> str:
     for one in generated[:N_GENERATIONS]:
         parts += [
             f"Prompt, then teacher, then student ({one.n_agreed} of {one.n_tokens} tokens before the first difference):",
-            _fenced(one.prompt),
-            _fenced(one.teacher),
-            _fenced(one.student),
+            fenced(one.prompt),
+            fenced(one.teacher),
+            fenced(one.student),
         ]
     return "\n\n".join(parts)
 
 
 def _reproduce(plan: Plan, name: str, recipe_name: str, command: str) -> str:
-    text = f"## How to make it again\n\nRecipe `{recipe_name}`"
-    text += f":\n\n{_fenced(command, 'bash')}" if command else "; `recipe.yaml` of the run folder has every option."
+    text = f"## How to make it again\n\nRecipe {words(recipe_name)}"
+    text += f":\n\n{fenced(command, 'bash')}" if command else "; `recipe.yaml` of the run folder has every option."
     if plan.is_pure_removal and plan.removed_layers:
         slices = [{"sources": [{"model": name, "layer_range": [span.start, span.stop]}]} for span in spans_of(plan.kept_layers)]
         content = {"merge_method": "passthrough", "slices": slices}
         recipe = yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
-        text += f"\n\nThe same cut for mergekit (upper bounds are exclusive):\n\n{_fenced(recipe.rstrip(), 'yaml')}"
+        text += f"\n\nThe same cut for mergekit (upper bounds are exclusive):\n\n{fenced(recipe.rstrip(), 'yaml')}"
     return text
 
 
 def _provenance(evaluation: Evaluation, trained: Sequence[TrainResult]) -> str:
     source = evaluation.provenance
-    texts = [f"{one.data}, hash `{one.data_hash}`, {one.n_tokens:,} tokens for {', '.join(one.trained)}" for one in trained]
+    texts = [
+        f"{words(one.data)}, hash `{one.data_hash}`, {one.n_tokens:,} tokens for {', '.join(one.trained)}" for one in trained
+    ]
     facts = {
-        "teacher": f"`{source_name(source.model)}`, hash `{source.model_hash}`",
-        "evaluation text": f"{source.data}, hash `{source.data_hash}`",
+        "teacher": f"{coded(source_name(source.model))}, hash `{source.model_hash}`",
+        "evaluation text": f"{words(source.data)}, hash `{source.data_hash}`",
         "samples": f"{source.n_samples:,} of {source.length} tokens, {source.n_tokens:,} tokens in all",
         "training text": "; ".join(texts),
         "seed": str(source.seed),
@@ -205,9 +193,10 @@ def _provenance(evaluation: Evaluation, trained: Sequence[TrainResult]) -> str:
 
 
 def _limits(evaluation: Evaluation) -> str:
+    text = words(evaluation.provenance.data)
     return (
         "## Limits\n\n"
-        f"- The figures hold for the text they were measured on ({evaluation.provenance.data}). Other text, other languages "
+        f"- The figures hold for the text they were measured on ({text}). Other text, other languages "
         "and other tasks can lose more.\n"
         "- Perplexity does not tell what happened to reasoning, facts or long contexts. Test the checkpoint on your own task "
         "before you rely on it.\n"
@@ -218,14 +207,4 @@ def _limits(evaluation: Evaluation) -> str:
 def _citations(papers: Sequence[str]) -> str:
     if not papers:
         return ""
-    return "## Citations\n\n" + _fenced("\n\n".join(bibtex(paper) for paper in papers), "bibtex")
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _fenced(text: str, language: str = "") -> str:
-    """A code block whose fence is longer than any run of backticks in the text."""
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    return f"{fence}{language}\n{text}\n{fence}"
+    return "## Citations\n\n" + fenced("\n\n".join(bibtex(paper) for paper in papers), "bibtex")

@@ -11,6 +11,8 @@ from shoal.edits.plan import Plan
 from shoal.evaluate.evaluation import Evaluation
 from shoal.evaluate.speed import Speed, SpeedPhase
 from shoal.evaluate.tasks.benchmark import Benchmark
+from shoal.show.markdown import coded
+from shoal.words.numbers import change, in_bytes, number, percent, short
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,12 @@ def headline(plan: Plan, evaluation: Evaluation | None = None, tasks: Benchmark 
     name, before, after = source_name(plan.source), plan.before, plan.after
     smaller = 1 - after.parameters / before.parameters
     summary = (
-        f"This is `{name}` with {after.layers} of its {before.layers} layers and {100 * smaller:.1f} % fewer parameters "
+        f"This is {coded(name)} with {after.layers} of its {before.layers} layers and {percent(smaller)} % fewer parameters "
         f"({before.parameters:,} → {after.parameters:,}), made with Shoal."
     )
     removed = (
         Fact("Layers", f"{before.layers} → {after.layers}", str(plan)),
-        Fact("Parameters", f"{-100 * smaller:+.1f} %", f"{before.parameters:,} → {after.parameters:,}"),
+        Fact("Parameters", change(after.parameters, before.parameters), f"{before.parameters:,} → {after.parameters:,}"),
     )
     if evaluation is None:
         return Headline(name, summary, removed)
@@ -62,33 +64,30 @@ def source_name(source: str) -> str:
 def _cost(evaluation: Evaluation, tasks: Benchmark | None) -> tuple[Fact, ...]:
     quality, plain = evaluation.quality, evaluation.plain
     error = "" if math.isnan(quality.kl_stderr) else f"± {quality.kl_stderr:.2g} "
-    unrepaired = "" if plain is None else f", {plain.kl:.3g} without repair"
+    unrepaired = "" if plain is None else f", {short(plain.kl)} without repair"
     before, after = evaluation.teacher.perplexity.value, evaluation.student.perplexity.value
     facts = [
-        Fact("KL to the teacher", f"{quality.kl:.3g}", f"{error}nats per token{unrepaired}; 0 is the teacher itself"),
-        Fact("Same most likely token", f"{100 * quality.agreement:.1f} %", f"of {quality.n_tokens:,} tokens"),
-        Fact("Perplexity", f"x {after / before:.3f}", f"{before:.4g} → {after:.4g}"),
+        Fact("KL to the teacher", short(quality.kl), f"{error}nats per token{unrepaired}; 0 is the teacher itself"),
+        Fact("Same most likely token", f"{percent(quality.agreement)} %", f"of {quality.n_tokens:,} tokens"),
+        Fact("Perplexity", f"x {after / before:.3f}", f"{number(before)} → {number(after)}"),
     ]
     kept = tasks.retained if tasks else None
     if tasks and kept is not None:
-        note = f"{100 * kept.low:.1f} to {100 * kept.high:.1f} %, average of {_tasks(len(tasks.counted))}"
-        facts.append(Fact("Accuracy kept", f"{100 * kept.value:.1f} %", note))
+        note = f"{percent(kept.low)} to {percent(kept.high)} %, average of {_tasks(len(tasks.counted))}"
+        facts.append(Fact("Accuracy kept", f"{percent(kept.value)} %", note))
     return tuple(facts)
 
 
 def _gain(evaluation: Evaluation) -> tuple[Fact, ...]:
     ours, theirs = evaluation.teacher.cost, evaluation.student.cost
     facts = [_rate(evaluation.speed, "decode"), _rate(evaluation.speed, "prefill")] if evaluation.speed else []
-    facts.append(
-        Fact(
-            "Weights",
-            _times(theirs.weight_bytes, ours.weight_bytes),
-            f"{ours.weight_bytes / 1e6:,.1f} → {theirs.weight_bytes / 1e6:,.1f} MB",
-        )
+    sizes = (
+        ("Weights", ours.weight_bytes, theirs.weight_bytes, ""),
+        ("KV cache", ours.kv_bytes_per_token, theirs.kv_bytes_per_token, " per token"),
     )
-    if ours.kv_bytes_per_token:
-        note = f"{ours.kv_bytes_per_token:,.0f} → {theirs.kv_bytes_per_token:,.0f} bytes per token"
-        facts.append(Fact("KV cache", _times(theirs.kv_bytes_per_token, ours.kv_bytes_per_token), note))
+    for label, before, after, unit in sizes:
+        if before:
+            facts.append(Fact(label, f"x {after / before:.2f}", f"{in_bytes(before)} → {in_bytes(after)}{unit}"))
     return tuple(facts)
 
 
@@ -98,10 +97,6 @@ def _rate(speed: Speed, phase: SpeedPhase) -> Fact:
     rounds = f"{len(speed.teacher.decode)} rounds, {speed.device}"
     note = f"{ratio.low:.2f} to {ratio.high:.2f} ({rounds}); bound {speed.bound(phase):.2f}"
     return Fact(label, f"x {ratio.value:.2f}", note)
-
-
-def _times(student: float, teacher: float) -> str:
-    return f"x {student / teacher:.2f}" if teacher else ""
 
 
 def _tasks(n: int) -> str:

@@ -9,14 +9,15 @@ import html
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Union
+
+from shoal.show.table import Column, Table
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 """What no HTML file may hold, or no reader would see: control characters but tab and line feed, halves of surrogate pairs."""
 
 FOLD_ABOVE = 12
-"""Rows of a long table that is shown at once."""
+"""Rows of a table to be looked up that are shown at once."""
 
 VOID = frozenset({"meta", "link", "br", "hr", "input"})
 
@@ -61,42 +62,29 @@ def data_block(content: Any, **attributes: Attribute) -> Html:
     return Html(f'<script type="application/json"{"".join(_attribute(k, v) for k, v in attributes.items())}>{text}</script>')
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of a table; numbers are set flush right, and ``is_text`` marks what strangers wrote."""
+def table(found: Table) -> Html:
+    """A table with its title, its notes, a button that copies it, and a frame that scrolls where it is too wide.
 
-    name: str
-    is_number: bool = False
-
-
-def number_columns(*names: str) -> tuple[Column, ...]:
-    return tuple(Column(name, is_number=True) for name in names)
-
-
-def table(caption: str, columns: Sequence[Column | str], rows: Iterable[Sequence[Child]], *, is_long: bool = False) -> Html:
-    """A plain table with its title, a button that copies it, and a frame that scrolls where it is too wide.
-
-    Args:
-        rows: cells in the order of the columns; the first cell heads its row.
-        is_long: what few read to the end: more than :data:`FOLD_ABOVE` rows are folded away until they are asked for.
+    Of a table that is looked up rather than read, more than :data:`FOLD_ABOVE` rows are folded away until they are asked for.
     """
-    heads = [Column(one) if isinstance(one, str) else one for one in columns]
+    heads = [tag("th", one.name, scope="col", class_=_class(one)) for one in found.columns]
     body = []
-    for row in rows:
-        cells = list(zip(row, heads, strict=True))
-        first, *others = cells
-        body.append(tag("tr", tag("th", first[0], scope="row"), [tag("td", c, class_=_class(h)) for c, h in others]))
-    shown = tag(
-        "table",
-        tag("thead", tag("tr", [tag("th", one.name, scope="col", class_=_class(one)) for one in heads])),
-        tag("tbody", body),
-        aria_label=caption,
-    )
+    for index, (first, *others) in enumerate(found.texts):
+        cells = [tag("td", cell, class_=_class(column)) for cell, column in zip(others, found.columns[1:], strict=True)]
+        look = " ".join(["strong"] * (index == found.strong) + ["break"] * (index in found.breaks))
+        body.append(tag("tr", tag("th", first, scope="row"), cells, class_=look or None))
+    shown = tag("table", tag("thead", tag("tr", heads)), tag("tbody", body), aria_label=found.caption)
     button = tag("button", "Copy table", type="button", class_="copy", hidden=True)
-    frame = tag("div", shown, class_="scroll", tabindex=0, role="region", aria_label=caption)
-    if is_long and len(body) > FOLD_ABOVE:
-        return details(f"{caption} ({len(body)} rows)", tag("div", frame, button, class_="table"))
-    return tag("div", tag("p", caption, class_="title"), frame, button, class_="table")
+    frame = tag("div", shown, class_="scroll", tabindex=0, role="region", aria_label=found.caption)
+    notes = [tag("p", note, class_="note") for note in found.notes]
+    if found.is_long and len(body) > FOLD_ABOVE:
+        return details(f"{found.caption} ({len(body)} rows)", tag("div", frame, button, notes, class_="table"))
+    return tag("div", tag("p", found.caption, class_="title"), frame, button, notes, class_="table")
+
+
+def bullets(lines: Sequence[str]) -> Html | None:
+    """A list of lines, or nothing where there are none."""
+    return tag("ul", [tag("li", line) for line in lines]) if lines else None
 
 
 def details(summary: str, *children: Child) -> Html:

@@ -15,24 +15,14 @@ from typing import Any
 import numpy as np
 
 from shoal.evaluate.intervals import LEVEL, N_RESAMPLES, Interval, interval_of, resampled_sums, share_of
-from shoal.evaluate.tasks.task_files import TaskForm
+from shoal.evaluate.tasks.answers import TaskFacts
 from shoal.measure.oracle import Quality
+from shoal.words.numbers import LARGEST_EXPONENT
 from shoal.words.records import Provenance, Record, nearest
 from shoal.words.structure import Size
 
 ON_TEXT = ("perplexity", "kl")
 """Measures of every sweep; tasks come on top, by name."""
-
-
-class SweptTask(Record):
-    """A task that every point was scored on; ``chance``: accuracy of guessing."""
-
-    task: str
-    form: TaskForm
-    data_hash: str
-    n_items: int
-    n_truncated: int
-    chance: float
 
 
 class RatioPoint(Record):
@@ -71,7 +61,7 @@ class Unchanged(Record):
 
     point: RatioPoint
     n_tokens: tuple[int, ...]
-    tasks: tuple[SweptTask, ...]
+    tasks: tuple[TaskFacts, ...]
 
 
 class Cliff(Record):
@@ -150,7 +140,7 @@ class RatioSweep(Record):
     recipes: dict[str, dict[str, Any]]
     before: Size
     n_tokens: tuple[int, ...]
-    tasks: tuple[SweptTask, ...] = ()
+    tasks: tuple[TaskFacts, ...] = ()
     teacher: RatioPoint
     points: tuple[RatioPoint, ...] = ()
     cliffs: tuple[Cliff, ...] = ()
@@ -246,7 +236,7 @@ def is_at_chance(sweep: RatioSweep, of: str) -> bool:
 def _retained(of: str, loss_P: np.ndarray) -> np.ndarray:
     """Against the teacher, which comes first; NaN where the teacher has no item right."""
     if of == "perplexity":
-        return np.exp(np.minimum(loss_P[..., :1] - loss_P, 700.0))
+        return np.exp(np.minimum(loss_P[..., :1] - loss_P, LARGEST_EXPONENT))
     if of == "kl":
         return np.exp(-loss_P)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -15,7 +15,7 @@ import numpy as np
 
 from shoal.evaluate.intervals import LEVEL, N_RESAMPLES, Interval, interval_of, resampled_sums, share_of
 from shoal.evaluate.stability import Answers, Stability, matched, stability
-from shoal.evaluate.tasks.answered import TaskAnswers, TaskEngine, answered
+from shoal.evaluate.tasks.answers import TaskAnswers, TaskFacts, answered
 from shoal.evaluate.tasks.choice import TaskScores
 from shoal.evaluate.tasks.task_files import TaskForm
 from shoal.words.records import Record
@@ -25,49 +25,37 @@ class TaskFigures(Record):
     """One model on one task, without another to compare.
 
     Attributes:
-        metric: what accuracy is: lm-eval's acc for choices, the share of greedy words for last words, exact_match for texts.
         accuracy_norm: acc_norm, for choices.
         word_perplexity: for last words.
-        at_chance: the lower bound of the accuracy is not above ``chance``.
-        n_truncated: items whose context was cut from the left to fit the window.
+        at_chance: the lower bound of the accuracy is not above guessing.
     """
 
-    task: str
-    form: TaskForm
-    engine: TaskEngine
-    metric: str
-    data_hash: str
-    n_items: int
-    n_truncated: int
-    chance: float
+    facts: TaskFacts
     accuracy: Interval
     accuracy_norm: Interval | None = None
     word_perplexity: float | None = None
     at_chance: bool
+
+    @property
+    def name(self) -> str:
+        """For people: a star marks a task at chance."""
+        return marked(self.facts.task, at_chance=self.at_chance)
 
 
 class TaskResult(Record):
     """One task.
 
     Attributes:
-        teacher, student: accuracy, as ``metric`` names it (see :class:`TaskFigures`).
+        teacher, student: accuracy, as the metric of the facts names it.
         teacher_norm, student_norm: acc_norm, for choices.
         teacher_perplexity, student_perplexity: per word, for last words.
         retained: None where the teacher has nothing right.
-        at_chance: the lower bound of the teacher's accuracy is not above ``chance``.
+        at_chance: the lower bound of the teacher's accuracy is not above guessing.
         answers: flips, agreement and KL over options by the answers that the accuracy counts.
-        stability: LLM-Streamline's, on mean NLL over context and option; for choices that the built-in scorer read.
-        n_truncated: items whose context was cut from the left to fit the window.
+        stability: LLM-Streamline's, on mean NLL over context and option; for choices whose context was scored, too.
     """
 
-    task: str
-    form: TaskForm
-    engine: TaskEngine = "built-in"
-    metric: str = "acc"
-    data_hash: str
-    n_items: int
-    n_truncated: int
-    chance: float
+    facts: TaskFacts
     teacher: Interval
     student: Interval
     teacher_norm: Interval | None = None
@@ -78,6 +66,21 @@ class TaskResult(Record):
     at_chance: bool
     answers: Stability
     stability: Stability | None = None
+
+    @property
+    def name(self) -> str:
+        """For people: a star marks a task at chance."""
+        return marked(self.facts.task, at_chance=self.at_chance)
+
+    @property
+    def agreement(self) -> Stability:
+        """LLM-Streamline's stability where it is known, else that of the answers that the accuracy counts."""
+        return self.stability or self.answers
+
+
+def marked(task: str, *, at_chance: bool) -> str:
+    """The name of a task with a star where its teacher is at chance."""
+    return f"{task} *" if at_chance else task
 
 
 class KeptShares(Record):
@@ -111,18 +114,11 @@ def task_figures(one: TaskRun, *, n_resamples: int = N_RESAMPLES, level: float =
     draw = Draw(n_resamples, level, seed=_seed(found, seed))
     accuracy = draw.accuracy(found.counted)
     return TaskFigures(
-        task=found.task,
-        form=found.form,
-        engine=found.engine,
-        metric=found.metric,
-        data_hash=found.data_hash,
-        n_items=len(found.counted.items),
-        n_truncated=found.n_truncated,
-        chance=found.chance,
+        facts=found.facts,
         accuracy=accuracy,
         accuracy_norm=None if found.norm is None else draw.accuracy(found.norm),
         word_perplexity=found.word_perplexity,
-        at_chance=accuracy.low <= found.chance,
+        at_chance=accuracy.low <= found.facts.chance,
     )
 
 
@@ -140,16 +136,18 @@ def compare_tasks(
         ValueError: not the same tasks or items, or one task twice.
     """
     ours, theirs = ([_answers(one) for one in asked] for asked in (teacher, student))
-    names = [one.task for one in ours]
-    if names != [one.task for one in theirs]:
-        raise ValueError(f"the teacher's tasks are {', '.join(names)}, the student's {', '.join(one.task for one in theirs)}")
+    names = [one.facts.task for one in ours]
+    if names != [one.facts.task for one in theirs]:
+        raise ValueError(
+            f"the teacher's tasks are {', '.join(names)}, the student's {', '.join(one.facts.task for one in theirs)}"
+        )
     if len(set(names)) != len(names):
         raise ValueError(f"two tasks have one name ({', '.join(names)}); rename the file of one of them")
     results, draws = [], []
     for a, b in zip(ours, theirs, strict=True):
         result, sums_R2 = _compare(a, b, n_resamples=n_resamples, level=level, seed=seed)
         results.append(result)
-        draws.append(sums_R2 / result.n_items)
+        draws.append(sums_R2 / result.facts.n_items)
     counted = [index for index, result in enumerate(results) if not result.at_chance]
     averages = [
         sum(getattr(results[i], one).value for i in counted) / len(counted) for one in ("teacher", "student") if counted
@@ -160,7 +158,7 @@ def compare_tasks(
         retained = interval_of(averages[1] / averages[0], _ratios(mean_R2), level=level)
     return Benchmark(
         tasks=tuple(results),
-        counted=tuple(results[i].task for i in counted),
+        counted=tuple(results[i].facts.task for i in counted),
         teacher_average=averages[0] if counted else None,
         student_average=averages[1] if counted else None,
         retained=retained,
@@ -173,14 +171,14 @@ def compare_tasks(
 def _kinds(counted: Sequence[tuple[TaskResult, np.ndarray]], *, level: float) -> tuple[KeptShares, ...]:
     """What was kept above chance, form by form, over the counted tasks; draws are (R, 2) accuracies."""
     kinds = []
-    for form in dict.fromkeys(result.form for result, _ in counted):
-        members = [(result, draw_R2) for result, draw_R2 in counted if result.form == form]
-        above_R2 = np.mean([draw_R2 - result.chance for result, draw_R2 in members], axis=0)
+    for form in dict.fromkeys(result.facts.form for result, _ in counted):
+        members = [(result, draw_R2) for result, draw_R2 in counted if result.facts.form == form]
+        above_R2 = np.mean([draw_R2 - result.facts.chance for result, draw_R2 in members], axis=0)
         teacher, student = (
-            sum(getattr(result, who).value - result.chance for result, _ in members) for who in ("teacher", "student")
+            sum(getattr(result, who).value - result.facts.chance for result, _ in members) for who in ("teacher", "student")
         )
         share = interval_of(student / teacher, _ratios(above_R2), level=level)
-        kinds.append(KeptShares(form=form, tasks=tuple(result.task for result, _ in members), share=share))
+        kinds.append(KeptShares(form=form, tasks=tuple(result.facts.task for result, _ in members), share=share))
     return tuple(kinds)
 
 
@@ -196,14 +194,7 @@ def _compare(
     a, b = answers.teacher_accuracy, answers.student_accuracy
     weighed = (teacher.weighed, student.weighed)
     result = TaskResult(
-        task=teacher.task,
-        form=teacher.form,
-        engine=teacher.engine,
-        metric=teacher.metric,
-        data_hash=teacher.data_hash,
-        n_items=len(pairs),
-        n_truncated=teacher.n_truncated,
-        chance=teacher.chance,
+        facts=teacher.facts,
         teacher=a,
         student=b,
         teacher_norm=None if teacher.norm is None else draw.accuracy(teacher.norm),
@@ -211,7 +202,7 @@ def _compare(
         teacher_perplexity=teacher.word_perplexity,
         student_perplexity=student.word_perplexity,
         retained=interval_of(b.value / a.value, _ratios(sums_R2), level=level) if a.value else None,
-        at_chance=a.low <= teacher.chance,
+        at_chance=a.low <= teacher.facts.chance,
         answers=answers,
         stability=None if weighed[0] is None or weighed[1] is None else draw.stability(weighed[0], weighed[1]),
     )
@@ -241,7 +232,7 @@ def _answers(one: TaskRun) -> TaskAnswers:
 
 def _seed(one: TaskAnswers, seed: int) -> int:
     """Tasks are drawn independently of each other."""
-    return int(one.data_hash, 16) % 2**32 + seed
+    return int(one.facts.data_hash, 16) % 2**32 + seed
 
 
 def _ratios(sums_R2: np.ndarray) -> np.ndarray:

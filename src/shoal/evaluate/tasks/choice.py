@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -24,7 +23,6 @@ from torch import Tensor
 from shoal.engine.passes import run_pass
 from shoal.engine.student import TEACHER, Student
 from shoal.engine.view import DecoderView, Reading
-from shoal.evaluate.stability import Answer, Answers
 from shoal.evaluate.tasks.task_files import Task, TaskItem
 from shoal.evaluate.tasks.tokenised import (
     TokenPair,
@@ -40,6 +38,15 @@ from shoal.measure.divergence import tokens_per_chunk
 
 TOKENS_PER_BATCH = {"cpu": 1024}  # more leaves the cache: a third slower on the bundled model
 TOKENS_ON_DEVICES = 8192
+
+
+@dataclass(frozen=True)
+class PairScore:
+    """What one model says about an option after its context."""
+
+    loglikelihood: float
+    mean_nll: float
+    is_greedy: bool
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,33 @@ def score_task(
         ValueError: a task of written answers, an item that cannot be scored (with the file and line), NaN or infinite states.
     """
     pairs = task_pairs(task, tokenizer=tokenizer, window=window)
+    scored, share = score_pairs(view, pairs, students=students, tokens_per_batch=tokens_per_batch, progress=progress)
+    n_truncated = sum(any(pair.n_cut for pair in options) for options in pairs)
+    return [TaskScores(task, tuple(map(_item_scores, task.items, items)), n_truncated, share) for items in scored]
+
+
+def _item_scores(item: TaskItem, options: Sequence[PairScore]) -> ItemScores:
+    return ItemScores(
+        item,
+        tuple(one.loglikelihood for one in options),
+        tuple(one.mean_nll for one in options),
+        tuple(one.is_greedy for one in options),
+    )
+
+
+def score_pairs(
+    view: DecoderView,
+    pairs: Sequence[Sequence[TokenPair]],
+    *,
+    students: Sequence[Student] = (TEACHER,),
+    tokens_per_batch: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[list[list[PairScore]]], bool]:
+    """Score options after their contexts, item by item; the arguments are those of :func:`score_task`.
+
+    Returns:
+        Per student, item and option the scores; and whether the context of an item was read once for its options.
+    """
     longest = max(len(pair.context) + len(pair.option) for options in pairs for pair in options)
     share = any(len(options) > 1 for options in pairs) and shares_context(view, longest=longest)
     size = TOKENS_PER_BATCH.get(view.device.type, TOKENS_ON_DEVICES) if tokens_per_batch is None else tokens_per_batch
@@ -116,8 +150,7 @@ def score_task(
 
     batches = (batch_of(group, index) for index, group in enumerate(groups))
     run_pass(view, batches, students=students, sink=sink)
-    n_truncated = sum(any(pair.n_cut for pair in options) for options in pairs)
-    return [TaskScores(task, one.scores(task, pairs), n_truncated, share) for one in sums]
+    return [one.scores(pairs) for one in sums], share
 
 
 class _Places:
@@ -181,23 +214,13 @@ class _Sums:
                 self._greedy[item][option] = greedy[segment + number]
             segment += 1 + len(row.which)
 
-    def scores(self, task: Task, pairs: Sequence[Sequence[TokenPair]]) -> tuple[ItemScores, ...]:
+    def scores(self, pairs: Sequence[Sequence[TokenPair]]) -> list[list[PairScore]]:
         found = []
-        for index, (item, options) in enumerate(zip(task.items, pairs, strict=True)):
-            which = [first_equal(options, number) for number in range(len(options))]
-            own = [self._loglikelihood[index][number] for number in which]
-            before = [self._context[index][number] for number in which]
-            greedy = [self._greedy[index][number] for number in which]
-            means = [-(c + o) / (len(p.context) + len(p.option)) for c, o, p in zip(before, own, options, strict=True)]
-            found.append(ItemScores(item, tuple(own), tuple(means), tuple(greedy)))
-        return tuple(found)
-
-
-def choice_answers(scores: TaskScores, variant: Literal["mean_nll", "option_nll"]) -> Answers:
-    """For :func:`shoal.evaluate.stability.stability`: the lowest score is the answer; with ``option_nll`` it is acc's."""
-    found = []
-    for one in scores.items:
-        values = one.mean_nll if variant == "mean_nll" else tuple(-value for value in one.loglikelihood)
-        text = " ".join(one.item.ctx[-80:].split())
-        found.append(Answer(one.item.key, text, one.item.gold, int(np.argmin(values)), values))
-    return Answers(scores.task.name, variant, tuple(found))
+        for index, options in enumerate(pairs):
+            scores = []
+            for number in (first_equal(options, number) for number in range(len(options))):
+                own, context, pair = self._loglikelihood[index][number], self._context[index][number], options[number]
+                mean_nll = -(context + own) / (len(pair.context) + len(pair.option))
+                scores.append(PairScore(own, mean_nll, self._greedy[index][number]))
+            found.append(scores)
+        return found

@@ -18,65 +18,24 @@ from typing import Any, Literal, NoReturn
 from shoal.words.records import nearest, stable_hash
 
 TaskForm = Literal["choice", "last_word", "generation"]
-
-
-@dataclass(frozen=True)
-class Writing:
-    """How the text a model writes becomes an answer.
-
-    Attributes:
-        stop: strings that end the text; they and what follows are cut off.
-        pattern: the answer is the one group of its first match (none: not answered); None: the whole text, spaces stripped.
-        ignored: patterns that are deleted from answer and gold before they are compared.
-        most_tokens: limit of what is written.
-    """
-
-    stop: tuple[str, ...]
-    pattern: str | None = None
-    ignored: tuple[str, ...] = ()
-    most_tokens: int = 256
-
-    def answer(self, text: str) -> str | None:
-        """The answer in ``text``, ready to be compared; None where there is none."""
-        for stop in self.stop:
-            text = text.split(stop)[0]
-        if self.pattern is not None:
-            found = re.search(self.pattern, text)
-            if found is None:
-                return None
-            text = found.group(1)
-        return self.plain(text)
-
-    def plain(self, text: str) -> str:
-        """Gold and answer alike."""
-        for pattern in self.ignored:
-            text = re.sub(pattern, "", text)
-        return text.strip()
-
-
-# as lm-eval's gsm8k: its stop strings, its strict-match filter, what its exact_match ignores
-NUMBER = Writing(
-    stop=("Question:", "</s>", "<|im_end|>"),
-    pattern=r"#### (\-?[0-9\.\,]+)",
-    ignored=(",", r"\$", r"(?s).*#### ", r"\.$"),
-)
-LINE = Writing(stop=("\n",))
+Written = Literal["line", "gsm8k"]
+"""What a model writes: one line that is the answer, or a solution that ends with ``#### N`` as in GSM8K."""
 
 
 @dataclass(frozen=True)
 class TaskLayout:
-    """A form of file: its fields, what they mean, and how an answer is read from what a model writes."""
+    """A form of file: its fields, what they mean, and what a model writes."""
 
     form: TaskForm
     fields: tuple[str, ...]
-    writing: Writing | None = None
+    written: Written | None = None
 
 
 LAYOUTS = (
     TaskLayout("choice", ("ctx", "choices", "gold")),
     TaskLayout("last_word", ("ctx", "target")),
-    TaskLayout("generation", ("ctx", "answer"), LINE),
-    TaskLayout("generation", ("question", "answer"), NUMBER),
+    TaskLayout("generation", ("ctx", "answer"), "line"),
+    TaskLayout("generation", ("question", "answer"), "gsm8k"),
 )
 FORMS_SAID = "; ".join(f"{', '.join(layout.fields[:-1])} and {layout.fields[-1]}" for layout in LAYOUTS)
 
@@ -95,14 +54,14 @@ class TaskItem:
 @dataclass(frozen=True)
 class Task:
     """The items of one file. ``chance``: the accuracy of guessing, the mean of 1 / number of choices (0 without choices).
-    ``writing``: for generation."""
+    ``written``: for generation."""
 
     name: str
     path: Path
     form: TaskForm
     items: tuple[TaskItem, ...]
     data_hash: str
-    writing: Writing | None = None
+    written: Written | None = None
 
     @property
     def chance(self) -> float:
@@ -112,7 +71,7 @@ class Task:
 
     def head(self, n: int) -> Task:
         """The first ``n`` items (all of them where there are fewer)."""
-        return _task(self.path, self.form, self.items[:n], writing=self.writing)
+        return _task(self.path, self.form, self.items[:n], written=self.written)
 
 
 def load_task(path: Path | str, *, shots: int = 0) -> Task:
@@ -142,12 +101,12 @@ def load_task(path: Path | str, *, shots: int = 0) -> Task:
     layout = _layout_of(path, *rows[0])
     pairs = [_item(path, number, row, layout) for number, row in rows]
     examples = "".join(f"{item.ctx}{solution}\n\n" for item, solution in pairs[:shots])
-    return _task(path, layout.form, tuple(_after(examples, item) for item, _ in pairs[shots:]), writing=layout.writing)
+    return _task(path, layout.form, tuple(_after(examples, item) for item, _ in pairs[shots:]), written=layout.written)
 
 
-def _task(path: Path, form: TaskForm, items: tuple[TaskItem, ...], *, writing: Writing | None = None) -> Task:
+def _task(path: Path, form: TaskForm, items: tuple[TaskItem, ...], *, written: Written | None = None) -> Task:
     name = path.name.removesuffix(".jsonl").removesuffix(".json")
-    return Task(name, path, form, items, stable_hash(form, sorted(item.key for item in items)), writing)
+    return Task(name, path, form, items, stable_hash(form, sorted(item.key for item in items)), written)
 
 
 def _after(examples: str, item: TaskItem) -> TaskItem:
@@ -211,19 +170,18 @@ def _item(path: Path, number: int, row: dict[str, Any], layout: TaskLayout) -> t
     if not all(choices):
         _wrong(path, number, f"{second if layout.form != 'choice' else 'a choice'} is empty; there is nothing to score")
     solution = choices[gold]
-    if layout.writing is not None:
-        ctx = f"Question: {ctx}\nAnswer:" if first == "question" else ctx
-        choices, solution = (_gold_answer(path, number, solution, layout.writing),), f" {solution}"
+    if layout.written is not None:
+        ctx = f"Question: {ctx}\nAnswer:" if layout.written == "gsm8k" else ctx
+        _check_answer(path, number, solution, layout.written)
+        solution = f" {solution}"
     return TaskItem(stable_hash(ctx, choices, gold), number, ctx, choices, gold), solution
 
 
-def _gold_answer(path: Path, number: int, text: str, writing: Writing) -> str:
-    found = writing.answer(text)
-    if found and (writing.pattern is not None or found == writing.plain(text)):
-        return found
-    if writing.pattern is not None:
+def _check_answer(path: Path, number: int, text: str, written: Written) -> None:
+    if written == "gsm8k" and not re.search(r"#### -?[\d.,]+\s*$", text):
         _wrong(path, number, f"answer={json.dumps(text[-40:])} needs to end with '#### N', N the number that is right")
-    _wrong(path, number, f"answer={json.dumps(text[:40])} needs one line of text; the model's line is compared with it")
+    if written == "line" and "\n" in text:
+        _wrong(path, number, f"answer={json.dumps(text[:40])} needs one line of text; the model's line is compared with it")
 
 
 def _choices(path: Path, number: int, value: Any) -> tuple[str, ...]:

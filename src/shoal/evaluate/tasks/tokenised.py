@@ -56,7 +56,7 @@ def encode_pair(tokenizer: Any, ctx: str, option: str) -> tuple[list[int], list[
     token (the end token where there is none).
     """
     if ctx == "":
-        prefix = _prefix(tokenizer)
+        prefix = start_token(tokenizer)
         tokens = tokenizer.encode(option, add_special_tokens=False)
         if prefix is None or not tokens:
             return [], tokens
@@ -70,47 +70,43 @@ def encode_pair(tokenizer: Any, ctx: str, option: str) -> tuple[list[int], list[
 
 def encode_prompt(tokenizer: Any, text: str) -> list[int]:
     """Tokens of a text with the tokenizer's own special tokens, unless the text begins with the start token already."""
-    prefix = _prefix(tokenizer)
+    prefix = start_token(tokenizer)
     start = tokenizer.decode(prefix) if prefix is not None else ""
     own = {"add_special_tokens": False} if start and text.startswith(start) else {}
     return list(tokenizer.encode(text, **own))
 
 
-def _prefix(tokenizer: Any) -> int | None:
+def start_token(tokenizer: Any) -> int | None:
     """The start token, or the end token where there is none."""
     return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
 
 
-def n_cut(tokenizer: Any, ctx: str, option: str, *, window: int | None) -> int:
-    """Tokens that the context loses on the left: at most ``window`` are read, one more is predicted."""
-    context, own = encode_pair(tokenizer, ctx, option)
-    return _n_cut(context, own, window)
-
-
-def _n_cut(context: Sequence[int], option: Sequence[int], window: int | None) -> int:
-    return 0 if window is None else max(0, len(context) + len(option) - window - 1)
-
-
-def pairs_of(item: TaskItem, *, tokenizer: Any, window: int | None) -> list[TokenPair]:
-    """One pair per choice, cut to the window from the left: at most ``window`` tokens are read, one more is predicted.
+def token_pair(tokenizer: Any, ctx: str, option: str, *, window: int | None) -> TokenPair:
+    """A context and an option, cut to the window from the left: at most ``window`` tokens are read, one more is predicted.
 
     Raises:
         ValueError: a context or an option without tokens, or an option longer than the window.
     """
-    found = []
-    for choice in item.choices:
-        context, option = encode_pair(tokenizer, item.ctx, choice)
-        if not context or not option:
-            what = "context" if not context else f"option {choice!r}"
-            raise ValueError(f"line {item.line}: the {what} has no tokens with this tokenizer; there is nothing to score")
-        if window is not None and len(option) > window:
-            raise ValueError(
-                f"line {item.line}: an option of {len(option)} tokens is longer than the model's window of {window}; "
-                "leave the item out"
-            )
-        cut = _n_cut(context, option, window)
-        found.append(TokenPair(tuple(context[cut:]), tuple(option), cut))
-    return found
+    context, own = encode_pair(tokenizer, ctx, option)
+    if not context or not own:
+        what = "context" if not context else f"option {option!r}"
+        raise ValueError(f"the {what} has no tokens with this tokenizer; there is nothing to score")
+    if window is not None and len(own) > window:
+        raise ValueError(f"an option of {len(own)} tokens is longer than the model's window of {window}; leave the item out")
+    cut = 0 if window is None else max(0, len(context) + len(own) - window - 1)
+    return TokenPair(tuple(context[cut:]), tuple(own), cut)
+
+
+def pairs_of(item: TaskItem, *, tokenizer: Any, window: int | None) -> list[TokenPair]:
+    """One pair per choice.
+
+    Raises:
+        ValueError: an item that cannot be scored (with its line).
+    """
+    try:
+        return [token_pair(tokenizer, item.ctx, choice, window=window) for choice in item.choices]
+    except ValueError as error:
+        raise ValueError(f"line {item.line}: {error}") from None
 
 
 def task_pairs(task: Task, *, tokenizer: Any, window: int | None) -> list[list[TokenPair]]:
@@ -120,7 +116,7 @@ def task_pairs(task: Task, *, tokenizer: Any, window: int | None) -> list[list[T
         ValueError: a task of written answers, an item that cannot be scored (with the file and line).
     """
     if task.form == "generation":
-        raise ValueError(f"{task.path} is a task of written answers, not of choices or last words; use write_answers")
+        raise ValueError(f"{task.path} is a task of written answers, not of choices or last words; lm-eval reads it")
     try:
         return [pairs_of(item, tokenizer=tokenizer, window=window) for item in task.items]
     except ValueError as error:

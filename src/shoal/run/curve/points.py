@@ -149,7 +149,8 @@ class Bench:
     def teacher(self, folder: RunFolder, size: Size) -> Unchanged:
         """``teacher.json``: the model itself, measured as a student that lacks nothing."""
         from shoal.engine.student import TEACHER
-        from shoal.evaluate.curve.ratio_curve import RatioPoint, SweptTask, Unchanged
+        from shoal.evaluate.curve.ratio_curve import RatioPoint, Unchanged
+        from shoal.evaluate.tasks.answers import facts_of
 
         key = stable_hash("teacher", self.inputs.model_key, self.key)
         if folder.is_done("teacher", key):
@@ -161,17 +162,7 @@ class Bench:
             method="teacher", n_net=0, share=0.0, layers_out=(), size=size, quality=found.quality, kl=found.kl, nll=found.nll,
             right=found.right, seconds=seconds,
         )  # fmt: skip
-        tasks = tuple(
-            SweptTask(
-                task=task.name,
-                form=task.form,
-                data_hash=task.data_hash,
-                n_items=len(task.items),
-                n_truncated=found.n_truncated[task.name],
-                chance=task.chance,
-            )
-            for task in self.tasks
-        )
+        tasks = tuple(facts_of(task, n_truncated=found.n_truncated[task.name]) for task in self.tasks)
         made = Unchanged(point=point, n_tokens=found.n_tokens, tasks=tasks)
         made.save(folder / TEACHER_POINT)
         folder.finish("teacher", key, seconds=seconds, files=[TEACHER_POINT])

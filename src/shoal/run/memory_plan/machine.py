@@ -58,9 +58,9 @@ def process_memory() -> int:
     import torch  # noqa: F401
 
     from shoal.checkpoint import blueprint  # noqa: F401  (and transformers with it)
-    from shoal.show.heatmap import draws_pictures
+    from shoal.show.chart_files import can_draw
 
-    draws_pictures()  # and loads what it draws with
+    can_draw()  # and loads what it draws with
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))

@@ -21,12 +21,12 @@ from shoal.run.memory_plan.machine import N_DIVERGENCE, Machine, machine_of
 from shoal.run.memory_plan.shape import ModelShape, shape_of
 from shoal.run.memory_plan.trained_sizes import GATHERS, on_logits, refitted, training_of
 from shoal.train.config import DEFAULT_TOKENS
+from shoal.words.numbers import in_bytes
 from shoal.words.records import Record
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from shoal.select.budget import ResolvedBudget
+    from shoal.show.table import Table
 
 N_SUMS = 4 + 3
 """Sums of the four folds of a fit, and what a solve holds beside them: their total, one fold less, its factor."""
@@ -334,40 +334,30 @@ def _refused(recipe: Recipe, shape: ModelShape, cut: ResolvedBudget, held: int |
     )
 
 
-def in_bytes(n: float) -> str:
-    """``1.23 GB``: powers of 1000, three digits."""
-    for unit in ("B", "kB", "MB"):
-        if n < 1000:
-            return f"{n:.3g} {unit}"
-        n /= 1000
-    return f"{n:,.3g} GB" if n < 1000 else f"{n:,.0f} GB"
-
-
 def needs_table(found: Needs) -> Table:
     """The stages for people; the largest stands out."""
-    from rich.table import Table
+    from shoal.show.table import Column, Table, numbers
 
     layers = "all layers" if found.resident is None else f"{found.resident} of the layers, the rest read from disk,"
     verdict = "fits" if found.fits else "does not fit"
     host = max(one.host for one in found.stages)
     beside = "" if found.free_host is None else f" of the card, {in_bytes(host)} of {in_bytes(found.free_host)} of the machine"
-    table = Table(
-        title=f"Memory and disk of every stage, {layers} in memory" + (" of the card" if found.free_host is not None else ""),
-        caption="\n".join(
-            [
-                f"{verdict}: {in_bytes(found.peak.memory)} of {in_bytes(found.free_memory)} memory{beside}, "
-                f"{in_bytes(found.disk)} of {in_bytes(found.free_disk)} disk",
-                *found.advice,
-            ]
-        ),
-        caption_justify="left",
-    )
-    table.add_column("stage")
-    for name in ("memory at the peak", "leaves on disk", "scratch on disk"):
-        table.add_column(name, justify="right")
-    table.add_column("of which")
+    rows = []
     for one in found.stages:
         parts = ", ".join(f"{name.replace('_', ' ')} {in_bytes(size)}" for name, size in one.parts.items() if size)
-        sizes = [in_bytes(size) if size else "" for size in (one.memory, one.disk, one.scratch)]
-        table.add_row(one.stage, *sizes, parts, style="bold" if one is found.peak else None)
-    return table
+        rows.append((one.stage, one.memory or None, one.disk or None, one.scratch or None, parts))
+    return Table(
+        f"Memory and disk of every stage, {layers} in memory" + (" of the card" if found.free_host is not None else ""),
+        (
+            Column("stage"),
+            *numbers("memory at the peak", "leaves on disk", "scratch on disk", form=in_bytes),
+            Column("of which"),
+        ),
+        tuple(rows),
+        notes=(
+            f"{verdict}: {in_bytes(found.peak.memory)} of {in_bytes(found.free_memory)} memory{beside}, "
+            f"{in_bytes(found.disk)} of {in_bytes(found.free_disk)} disk",
+            *found.advice,
+        ),
+        strong=found.stages.index(found.peak),
+    )

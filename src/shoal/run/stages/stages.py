@@ -76,12 +76,11 @@ def scan_stage(inputs: Inputs, folder: RunFolder, *, progress: Progress = silent
 
 def draw(found: Scan, folder: Path, *, by: str) -> list[str]:
     """The heat map of UIDL's figure for the table in use (angular distance of the last token where it has none)."""
-    from shoal.show.heatmap import draws_pictures, save_heatmap
+    from shoal.show.chart_files import save_figures
+    from shoal.show.heat import Heat
 
-    if not draws_pictures():  # a run without pictures says so on the command line
-        return []
     table = found.tables.get(by) or found["angular/last"]
-    return [save_heatmap(table, folder / f"heatmap.{kind}").name for kind in ("png", "svg")]
+    return [path.name for path in save_figures([Heat((table,))], folder)]  # none without matplotlib: the command says so
 
 
 def plan_stage(

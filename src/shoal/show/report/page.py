@@ -13,21 +13,24 @@ from importlib import resources
 from shoal import __version__
 from shoal.show.chart import Chart, Dots
 from shoal.show.headline import Fact, headline
-from shoal.show.html import Html, join, tag
+from shoal.show.heat import Heat
+from shoal.show.html import Html, join, table, tag
 from shoal.show.report.layer_strip import strip
-from shoal.show.report.run_data import RunData, Section
-from shoal.show.report.sections.anatomy import anatomy
-from shoal.show.report.sections.candidates import candidates
-from shoal.show.report.sections.figures import figures
-from shoal.show.report.sections.learning import learning
-from shoal.show.report.sections.provenance import provenance
-from shoal.show.report.sections.ratios import ratios
-from shoal.show.report.sections.repair import repair
-from shoal.show.report.sections.spans import spans
-from shoal.show.report.sections.speed import speed
-from shoal.show.report.sections.tasks import tasks
-from shoal.show.report.sections.written import written
+from shoal.show.report.run_data import Part, RunData, Section
+from shoal.show.report.sections.answers_kept import tasks
+from shoal.show.report.sections.closed_form import repair
+from shoal.show.report.sections.how_fast import speed
+from shoal.show.report.sections.how_it_learned import learning
+from shoal.show.report.sections.layer_by_layer import anatomy
+from shoal.show.report.sections.share_by_share import ratios
+from shoal.show.report.sections.what_it_rests_on import provenance
+from shoal.show.report.sections.what_they_write import written
+from shoal.show.report.sections.what_was_lost import figures
+from shoal.show.report.sections.which_spans import spans
+from shoal.show.report.sections.why_these_layers import candidates
 from shoal.show.svg import draw
+from shoal.show.svg_heat import draw_heat
+from shoal.show.table import Table
 
 SECTIONS: tuple[Callable[[RunData], Section | None], ...] = (
     ratios, figures, tasks, written, speed, candidates, spans, anatomy, repair, learning, provenance,
@@ -46,9 +49,9 @@ def sections(data: RunData) -> tuple[Section, ...]:
 def page(data: RunData) -> str:
     """The whole file. The same values give the same bytes."""
     shown = sections(data)
-    title = f"{data.name}, {'made shallower' if data.plan else 'cut by cut' if data.sweep else 'layer by layer'}"
-    body = (_top(shown), tag("main", _head(data, title), [_section(one) for one in shown], id="top"), _foot())
-    return document(title, body)
+    what = "made shallower" if data.plan else "cut by cut" if data.sweep else "layer by layer"
+    body = (_top(shown), tag("main", _head(data, what), [_section(one) for one in shown], id="top"), _foot())
+    return document(f"{data.name}, {what}", body)
 
 
 def document(title: str, body: Sequence[Html]) -> str:
@@ -79,8 +82,9 @@ def _top(shown: Sequence[Section]) -> Html:
     return tag("header", skip, tag("nav", tag("ul", links), aria_label="Sections"), switch, class_="top")
 
 
-def _head(data: RunData, title: str) -> Html:
-    parts: list[Html] = [tag("p", "Shoal report", class_="kicker"), tag("h1", title)]
+def _head(data: RunData, what: str) -> Html:
+    # Isolated: a name may hold marks that turn the direction of the text behind them.
+    parts: list[Html] = [tag("p", "Shoal report", class_="kicker"), tag("h1", tag("bdi", data.name), f", {what}")]
     if data.missing:
         text = "This is a part of a report. Not in the folder: " + "; ".join(data.missing) + "."
         parts.append(tag("p", text, class_="missing", role="note"))
@@ -104,7 +108,7 @@ def _section(one: Section) -> Html:
     return tag("section", heading, source, _parts(one.parts), id=one.id, aria_labelledby=f"{one.id}-title")
 
 
-def _parts(parts: Sequence[Html | Chart | Dots]) -> Html:
+def _parts(parts: Sequence[Part]) -> Html:
     """Charts that follow one another share a row where there is room."""
     made: list[Html] = []
     row: list[Html] = []
@@ -116,7 +120,7 @@ def _parts(parts: Sequence[Html | Chart | Dots]) -> Html:
             made.append(tag("div", row, class_="charts"))
             row = []
         if part is not None:
-            made.append(part)
+            made.append(table(part) if isinstance(part, Table) else draw_heat(part) if isinstance(part, Heat) else part)
     return join(made)
 
 

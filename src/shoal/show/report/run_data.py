@@ -13,9 +13,15 @@ from shoal.evaluate.tasks.benchmark import Benchmark
 from shoal.fit.fit_result import FitResult
 from shoal.measure.scan import Scan
 from shoal.show.chart import Chart, Dots
+from shoal.show.heat import Heat
 from shoal.show.html import Html
+from shoal.show.table import Table
 from shoal.train.train_result import CurvePoint, TrainResult
 from shoal.words.records import Provenance
+
+Drawing = Chart | Dots | Heat
+Part = Html | Drawing | Table
+"""What a section is made of; the page renders drawings and tables."""
 
 
 @dataclass(frozen=True)
@@ -96,14 +102,14 @@ class Section:
     Attributes:
         id: its anchor, and with a capital its name in the list of sections.
         source: the files its figures come from.
-        parts: markup and charts, in order; charts also become files for papers.
+        parts: markup, tables and drawings, in order; drawings also become files for papers.
     """
 
     id: str
     title: str
     source: str
-    parts: tuple[Html | Chart | Dots, ...]
+    parts: tuple[Part, ...]
 
     @property
-    def charts(self) -> tuple[Chart | Dots, ...]:
-        return tuple(part for part in self.parts if isinstance(part, Chart | Dots))
+    def charts(self) -> tuple[Drawing, ...]:
+        return tuple(part for part in self.parts if isinstance(part, Chart | Dots | Heat))

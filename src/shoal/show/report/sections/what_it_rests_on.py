@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from shoal.show.headline import source_name
-from shoal.show.html import Column, Html, code, details, number_columns, table, tag
-from shoal.show.report.run_data import RunData, Section
+from shoal.show.html import Html, code, details, tag
+from shoal.show.report.run_data import Part, RunData, Section
+from shoal.show.table import Column, Table, numbers
+from shoal.words.numbers import short, whole
 
 
 def provenance(data: RunData) -> Section | None:
     facts = data.facts
-    parts = []
+    parts: list[Part] = []
     if facts.again:
         parts += [tag("p", "This makes the run and this page again:"), code(facts.again)]
     parts += [_inputs(data)]
     if facts.seconds:
-        rows = [[stage, f"{seconds:,.1f}"] for stage, seconds in facts.seconds.items()]
-        parts.append(table("Wall time of the stages", [Column("stage"), *number_columns("seconds")], rows))
+        columns = (Column("stage"), *numbers("seconds", form=lambda seconds: f"{seconds:,.1f}"))
+        parts.append(Table("Wall time of the stages", columns, tuple(facts.seconds.items())))
     if facts.versions:
         versions = ", ".join(f"{name} {version}" for name, version in sorted(facts.versions.items()))
         parts.append(tag("p", f"Versions: {versions}.", class_="note"))
@@ -26,7 +28,7 @@ def provenance(data: RunData) -> Section | None:
     return Section("provenance", "What it rests on", "run.json, recipe.yaml and the files above", tuple(parts))
 
 
-def _inputs(data: RunData) -> Html:
+def _inputs(data: RunData) -> Table:
     """One column per file that holds figures, one row per fact."""
     columns: dict[str, dict[str, str]] = {}
     for file, one in data.provenances.items():
@@ -35,9 +37,9 @@ def _inputs(data: RunData) -> Html:
             "model hash": one.model_hash,
             "text": one.data,
             "text hash": one.data_hash,
-            "samples": f"{one.n_samples:,}",
-            "tokens": f"{one.n_tokens:,}",
-            "tokens per sample": f"{one.length:,}",
+            "samples": whole(one.n_samples),
+            "tokens": whole(one.n_tokens),
+            "tokens per sample": whole(one.length),
             "seed": str(one.seed),
             "dtype": one.dtype,
         }
@@ -45,19 +47,19 @@ def _inputs(data: RunData) -> Html:
         if curve.result is not None:
             done, config = curve.result, curve.result.config
             columns[f"training of {curve.name}"] = {
-                "text": done.data, "text hash": done.data_hash, "tokens": f"{done.n_tokens:,}", "seed": str(config.seed),
+                "text": done.data, "text hash": done.data_hash, "tokens": whole(done.n_tokens), "seed": str(config.seed),
                 "dtype": config.dtype,
             }  # fmt: skip
     if data.repair is not None:
         fit = data.repair
         columns["fit.json"] = {
-            "text": fit.data, "text hash": fit.data_hash, "samples": f"{fit.n_samples:,}", "tokens": f"{fit.n_tokens:,}",
+            "text": fit.data, "text hash": fit.data_hash, "samples": whole(fit.n_samples), "tokens": whole(fit.n_tokens),
         }  # fmt: skip
     if data.plan is not None:
         columns = {"plan.json": {"model": source_name(data.plan.source), "model hash": data.plan.source_hash}, **columns}
     names = ("model", "model hash", "text", "text hash", "samples", "tokens", "tokens per sample", "seed", "dtype")
-    rows = [[name, *(one.get(name, "") for one in columns.values())] for name in names]
-    return table("Models and texts", [Column(""), *map(Column, columns)], rows)
+    rows = tuple((name, *(one.get(name) for one in columns.values())) for name in names)
+    return Table("Models and texts", (Column(""), *map(Column, columns)), rows)
 
 
 def _verified(data: RunData) -> Html:
@@ -65,11 +67,10 @@ def _verified(data: RunData) -> Html:
     assert found is not None
     compared = ""
     if found.logit_difference is not None:
-        compared = (
-            f"logits differ by at most {found.logit_difference:.3g} from the student's (allowed {found.logit_tolerance:.3g}), "
-        )
+        allowed = short(found.logit_tolerance or 0.0)
+        compared = f"logits differ by at most {short(found.logit_difference)} from the student's (allowed {allowed}), "
     text = (
         f"The checkpoint was opened again and checked: {found.n_tensors} tensors, {compared}"
-        f"with cache by {found.cache_difference:.3g} from without (allowed {found.cache_tolerance:.3g})."
+        f"with cache by {short(found.cache_difference)} from without (allowed {short(found.cache_tolerance)})."
     )
     return tag("p", text, class_="note")

@@ -1,0 +1,104 @@
+"""What a plan rests on, as tables: the best spans of a scan, the candidates that were compared, the refitted layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from shoal.edits.plan import Candidate
+from shoal.fit.fit_result import FitResult, explained, what
+from shoal.measure.scan import Scan
+from shoal.select.guard import verdict
+from shoal.show.table import Column, Table, numbers
+from shoal.words.numbers import with_error
+from shoal.words.structure import runs_said
+from shoal.words.types import Span, SpanTable
+
+PAPERS = ("cosine/every", "angular/last", "cosine/rest", "angular/rest", "relative_magnitude/rest")
+"""The published pairs (LLM-Streamline, UIDL) and the same without sinks."""
+
+
+def best_span(table: SpanTable, n: int) -> Span:
+    """The most redundant span of ``n`` layers; the deepest of equals, as the selectors have it.
+
+    Raises:
+        ValueError: no span of that length, or no value for any.
+    """
+    if not 1 <= n <= table.n_layers:
+        raise ValueError(f"n={n} needs 1..{table.n_layers} for this {table.n_layers}-layer model")
+    values = np.diagonal(table.values, offset=n)[::-1]  # deepest first: arg-max and arg-min take the first of equals
+    if np.isnan(values).all():
+        raise ValueError(f"table {table.name!r} has no value for spans of {n} layers: no sample had such tokens")
+    place = int(np.nanargmax(values) if table.higher_is_more_redundant else np.nanargmin(values))
+    start = len(values) - 1 - place
+    return Span(start, start + n)
+
+
+def best_spans(scan: Scan, *, names: Sequence[str] = PAPERS, lengths: Sequence[int] | None = None) -> Table:
+    """One row per number of layers n, one column per score: the best span and its value.
+
+    Args:
+        names: tables to show; those the scan does not have are left out.
+        lengths: numbers of layers; every one but all layers if not given.
+    """
+    tables = [scan.tables[name] for name in names if name in scan.tables]
+    columns = [f"{one.name} {one.unit}, {'max' if one.higher_is_more_redundant else 'min'}" for one in tables]
+    lengths = range(1, max(2, scan.n_layers)) if lengths is None else lengths
+    return Table(
+        f"Most redundant span of n layers ({scan.n_layers} layers, {scan.provenance.n_samples} samples)",
+        (Column("n"), *numbers(*columns)),
+        tuple((str(n), *(_best(one, n) for one in tables)) for n in lengths),
+        notes=("start..last (0-based, inclusive)  value ± standard error over samples",),
+        is_long=True,
+    )
+
+
+def telling_lengths(longest: int, *, most: int = 10) -> list[int]:
+    """At most ``most`` numbers of layers up to ``longest``, evenly spread, the smallest and the largest among them."""
+    return sorted({round(1 + (longest - 1) * k / (most - 1)) for k in range(most)})
+
+
+def _best(table: SpanTable, n: int) -> str | None:
+    if np.isnan(np.diagonal(table.values, offset=n)).all():
+        return None
+    span = best_span(table, n)
+    layers = f"{span.start}..{span.stop - 1}" if n > 1 else f"{span.start}"
+    return f"{layers}: {with_error(table[span], float(table.stderr[span.start, span.stop]))}"
+
+
+def candidates(found: Sequence[Candidate], *, n_layers: int) -> Table:
+    """What was compared before the choice, best first; the note says who won, by how much, and against whom."""
+    repaired = any(one.kl_plain is not None for one in found)
+    columns = (
+        Column("layers out"), *numbers("KL, nats per token", *(["KL before repair"] if repaired else []), "perplexity"),
+        Column("proposed by (score)"),
+    )  # fmt: skip
+    rows = []
+    for one in found:
+        by = "; ".join(f"{name} ({one.scores[name]:.4g})" if name in one.scores else name for name in one.proposed_by)
+        before = (one.kl_plain,) if repaired else ()
+        rows.append((runs_said(one.layers) or "none", measured_kl(one), *before, one.perplexity, by))
+    what_was_compared = "each repaired on a part of the text" if repaired else "as plain cuts, before any repair"
+    note = (f"Chosen: {verdict(found, n_layers=n_layers)}.",) if found else ()
+    return Table(f"Candidates, {what_was_compared}, best first", columns, tuple(rows), notes=note, strong=0)
+
+
+def measured_kl(one: Candidate) -> str:
+    """The KL of a candidate with its error, in words where none was measured."""
+    return "not measured" if one.kl is None else with_error(one.kl, one.kl_stderr)
+
+
+def repair(found: FitResult) -> Table:
+    """The refitted layers, front to back, and what each gained on samples that no fit has seen."""
+    columns = (
+        Column("layer"), Column("fitted to boundary"), Column("refitted"),
+        *numbers("R² of the change, folds left out", "ridge"),
+        *numbers("held-out error before", "after"), *numbers("seconds", form=lambda s: f"{s:.1f}"),
+    )  # fmt: skip
+    rows = []
+    for one in found.layers:
+        kept = ", ".join([what(fit) for fit in one.maps][: one.n_kept]) or ("nothing: no gain" if one.maps else "nothing")
+        solves = (", ".join(map(explained, one.maps)), ", ".join(f"{fit.ridge:.0e}" for fit in one.maps))
+        rows.append((str(one.layer), str(one.target), kept, *solves, one.error_before, one.error_after, one.seconds))
+    return Table("Refitted layers, front to back", columns, tuple(rows), notes=found.skipped, is_long=True)
