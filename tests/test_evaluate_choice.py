@@ -284,11 +284,11 @@ WRONG = {
     "a context that is null": ({**GOOD, "ctx": None}, "line 2: ctx needs a text, got null"),
     "a field that comes twice": (
         '{"ctx": "a", "choices": ["b", "c"], "gold": 0, "gold": 1}',
-        "line 2: the field 'gold' comes twice",
+        "line 2 states 'gold' twice",
     ),
-    "half a character": ({**GOOD, "ctx": "a\ud800"}, "line 2: ctx holds half of a surrogate pair"),
+    "half a character": ({**GOOD, "ctx": "a\ud800"}, "line 2 holds half a character"),
     "a list": ([1], "line 2: needs an object"),
-    "no JSON": ("{'ctx': 1}", "line 2: not JSON"),
+    "no JSON": ("{'ctx': 1}", "line 2 is not valid JSON"),
 }
 
 

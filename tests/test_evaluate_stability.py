@@ -323,7 +323,7 @@ WRONG = {
         "line 1: log-likelihoods and target need numbers",
     ),
     "an empty log": (lambda f: (f / "samples_x.jsonl").write_text("\n"), "has no samples"),
-    "no JSON": (lambda f: (f / "samples_x.jsonl").write_text("{"), "line 1: not JSON"),
+    "no JSON": (lambda f: (f / "samples_x.jsonl").write_text("{"), "line 1 is not valid JSON"),
     "nothing": (lambda f: None, "has neither"),
 }
 

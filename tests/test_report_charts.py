@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from page_reader import read_page
 
-from shoal.show.chart import MARKERS, Band, Chart, Dots, Point, Rule, Series, limits, log_ticks, said, ticks
+from shoal.show.chart import MARKERS, Band, Chart, Point, Rule, Series, limits, log_ticks, said, ticks
 from shoal.show.colour import CIVIDIS, cividis
 from shoal.show.html import Html, code, data_block, tag
 from shoal.show.svg import Scale, draw
@@ -107,7 +107,7 @@ def test_rows_of_dots_keep_their_order_and_long_names_their_words():
     series = tuple(
         Series(f"s{k}", tuple(Point(10.0 * k + row, row, tip=f"{k}{row}") for row in range(2)), style=k) for k in range(2)
     )
-    page = read_page(draw(Dots("d", "t", "x", names, series)))
+    page = read_page(draw(Chart("d", "t", "x", "", series, rows=names)))
     assert [one.text for one in page.all("title")] == list(names)
     places = {one.attributes["data-tip"]: one.attributes for one in page.of_class("point") if "data-tip" in one.attributes}
     assert float(places["00"]["cy"]) < float(places["01"]["cy"]) and float(places["00"]["cx"]) < float(places["01"]["cx"])

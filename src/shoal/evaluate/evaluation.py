@@ -74,10 +74,6 @@ def compare(
     *,
     provenance: Provenance,
     start: Sequence[int] = (),
-    ids_T: Tensor | None = None,
-    window: int | None = None,
-    stride: int | None = None,
-    batch_size: int | None = None,
     generated: Sequence[Generation] = (),
     timed: Speed | None = None,
     plain: Quality | None = None,
@@ -89,25 +85,23 @@ def compare(
     Args:
         teacher: the reference.
         student: an overlay on the teacher's view, or the view of a saved student.
-        batches: text for KL and agreement; also its tokens in order, padding and start tokens left out, are the perplexity's
-            stream unless ``ids_T`` gives another one, (T,) token ids.
+        batches: text for KL and agreement; its tokens in order, padding and start tokens left out, are the perplexity's stream.
+            The longest batch is the window of the perplexity, with half of it as stride, and the context that cost is counted
+            at; the largest says how many windows a forward takes.
         start: the tokens that every sample of ``batches`` begins with; every window of the perplexity gets them, too.
-        window, stride: of the perplexity, in tokens; the longest batch and half of the window unless given. The window is
-            also the context that cost is counted at.
-        batch_size: perplexity windows per forward; as many tokens as the largest batch has unless given.
         generated, timed, plain: what was measured already (by :func:`~shoal.evaluate.generate.generations`,
             :func:`~shoal.evaluate.speed.speed`, an :class:`~shoal.measure.oracle.Oracle`), kept with the rest.
         progress: called with (batches done, batches in all), over all passes.
         workers: who share every pass; all of them get the same figures, bit for bit those of one.
     Raises:
-        ValueError: no text, different vocabularies, impossible window or stride, NaN or infinite states.
+        ValueError: no text, different vocabularies, NaN or infinite states.
     """
     if not batches:
         raise ValueError("evaluation got no text; give at least one batch of the evaluation slice")
-    stream_T = token_stream(batches, start=start) if ids_T is None else ids_T
-    window = max(batch.ids_BT.shape[1] for batch in batches) if window is None else window
-    stride = usual_stride(window, start) if stride is None else stride
-    batch_size = max(1, max(batch.ids_BT.numel() for batch in batches) // max(1, window)) if batch_size is None else batch_size
+    stream_T = token_stream(batches, start=start)
+    window = max(batch.ids_BT.shape[1] for batch in batches)
+    stride = usual_stride(window, start)
+    batch_size = max(1, max(batch.ids_BT.numel() for batch in batches) // window)
     n_passes = 1 if isinstance(student, Student) else 2
     n_windows = n_batches(len(stream_T), window=window, stride=stride, batch_size=batch_size, n_start=len(start))
     n_steps = len(batches) + n_passes * n_windows

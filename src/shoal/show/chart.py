@@ -1,4 +1,4 @@
-"""Charts as plain data, drawn in two ways from one description: in the page (``svg``) and for papers (``paper``).
+"""Charts as plain data, drawn in two ways from one description: in the page (``svg``) and as files (``chart_files``).
 
 No value is computed here; what a chart shows stands in a file of the run folder. Values that are None, NaN or infinite leave
 a gap.
@@ -61,10 +61,11 @@ class Band:
 
 @dataclass(frozen=True)
 class Chart:
-    """Series over x.
+    """Series over x; with ``rows``, values in named rows, one under the other (candidates, tasks).
 
     Attributes:
         name: stem of the files.
+        rows: names, from the top; the y of a point is then the index of its row, and its interval is of x.
         log_y: the y axis is logarithmic; values not above 0 leave a gap.
         whole_x: ticks of x are whole numbers.
     """
@@ -76,6 +77,7 @@ class Chart:
     series: tuple[Series, ...]
     rules: tuple[Rule, ...] = ()
     bands: tuple[Band, ...] = ()
+    rows: tuple[str, ...] = ()
     log_y: bool = False
     whole_x: bool = True
 
@@ -84,45 +86,20 @@ class Chart:
 
     @property
     def x_range(self) -> tuple[float, float]:
-        ends = [edge for band in self.bands for edge in (band.start, band.stop)]
-        ends += [rule.value for rule in self.rules if rule.axis == "x"]
-        return limits([point.x for one in self.series for point in self.drawn(one)] + ends)
+        points = [point for one in self.series for point in self.drawn(one)]
+        found = [edge for band in self.bands for edge in (band.start, band.stop)]
+        found += [rule.value for rule in self.rules if rule.axis == "x"]
+        ends = [end for point in points for end in (point.low, point.high) if end is not None] if self.rows else []
+        return limits([point.x for point in points] + found + ends)
 
     @property
     def y_range(self) -> tuple[float, float]:
+        if self.rows:
+            return -0.5, len(self.rows) - 0.5
         points = [point for one in self.series for point in self.drawn(one)]
         found = [value for point in points for value in (point.y, point.low, point.high) if value is not None]
         found += [rule.value for rule in self.rules if rule.axis == "y"]
         return limits(found, log=self.log_y)
-
-
-@dataclass(frozen=True)
-class Dots:
-    """Values in named rows, one row under the other: candidates, tasks.
-
-    Attributes:
-        rows: names, from the top.
-        series: point ``y`` is the row's index, ``x`` the value, ``low`` and ``high`` the interval of x.
-        rules: only on the axis x.
-        log_x: the x axis is logarithmic; values not above 0 leave a gap.
-    """
-
-    name: str
-    title: str
-    x_label: str
-    rows: tuple[str, ...]
-    series: tuple[Series, ...]
-    rules: tuple[Rule, ...] = ()
-    log_x: bool = False
-
-    def drawn(self, series: Series) -> tuple[Point, ...]:
-        return tuple(point for point in series.points if point.is_drawn and (not self.log_x or point.x > 0))
-
-    @property
-    def x_range(self) -> tuple[float, float]:
-        points = [point for one in self.series for point in self.drawn(one)]
-        found = [value for point in points for value in (point.x, point.low, point.high) if value is not None]
-        return limits(found + [rule.value for rule in self.rules], log=self.log_x)
 
 
 def limits(values: Iterable[float], *, log: bool = False) -> tuple[float, float]:

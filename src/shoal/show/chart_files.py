@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from shoal.show.chart import Chart, Dots, Point, Series
+from shoal.show.chart import Chart, Point, Series
 from shoal.show.colour import SERIES
 from shoal.show.heat import GAMMA, Heat, best_starts, rescaled_rows
 from shoal.show.report.run_data import Drawing
@@ -78,7 +78,7 @@ def _size(chart: Drawing) -> tuple[float, float]:
     if isinstance(chart, Heat):
         side = min(11.0, max(4.6, 2.6 + 0.17 * chart.tables[0].n_layers))
         return side + 1.0, side
-    return 5.2, 3.3 if isinstance(chart, Chart) else 1.1 + 0.42 * len(chart.rows)
+    return 5.2, 1.1 + 0.42 * len(chart.rows) if chart.rows else 3.3
 
 
 def _draw(figure: Any, axes: Any, chart: Drawing) -> None:
@@ -89,11 +89,7 @@ def _draw(figure: Any, axes: Any, chart: Drawing) -> None:
     if isinstance(chart, Heat):
         _heat(figure, axes, chart)
         return
-    if isinstance(chart, Chart):
-        _xy(axes, chart)
-    else:
-        _dots(axes, chart)
-    axes.set_xlabel(chart.x_label, fontsize=9)
+    _xy(axes, chart)
     if len(chart.series) > 1:
         axes.legend(fontsize=8.5, frameon=False)
 
@@ -104,10 +100,9 @@ def _xy(axes: Any, chart: Chart) -> None:
     for band in chart.bands:
         axes.axvspan(band.start, band.stop, color="0.9", zorder=0)
         axes.text(band.start, 0.01, band.label, transform=axes.get_xaxis_transform(), fontsize=7.5, color="0.3")
-    for one in chart.series:
-        points = chart.drawn(one)
-        style = LINES[one.style % len(LINES)] if one.is_line else "none"
-        _errorbar(axes, one, points, [p.y for p in points], vertical=True, linestyle=style)
+    for index, one in enumerate(chart.series):
+        shift = 0.22 * (index - (len(chart.series) - 1) / 2) if chart.rows else 0.0
+        _errorbar(axes, one, chart.drawn(one), shift=shift, is_row=bool(chart.rows))
     for rule in chart.rules:
         is_x = rule.axis == "x"
         draw, place = (axes.axvline, (rule.value, 1.0)) if is_x else (axes.axhline, (1.0, rule.value))
@@ -117,32 +112,23 @@ def _xy(axes: Any, chart: Chart) -> None:
         axes.text(*place, rule.label, fontsize=7.5, color="0.3", **ends)
     if chart.log_y:
         axes.set_yscale("log")
-    if chart.whole_x:
+    if chart.rows:
+        axes.set_yticks(range(len(chart.rows)), chart.rows)
+        axes.set_ylim(len(chart.rows) - 0.5, -0.5)
+    elif chart.whole_x:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel(chart.x_label, fontsize=9)
     axes.set_ylabel(chart.y_label, fontsize=9)
 
 
-def _dots(axes: Any, chart: Dots) -> None:
-    for index, one in enumerate(chart.series):
-        points = chart.drawn(one)
-        shift = 0.22 * (index - (len(chart.series) - 1) / 2)
-        _errorbar(axes, one, points, [p.y + shift for p in points], vertical=False, linestyle="none")
-    for rule in chart.rules:
-        axes.axvline(rule.value, color="0.4", linewidth=0.9, linestyle=":")
-    axes.set_yticks(range(len(chart.rows)), chart.rows)
-    axes.set_ylim(len(chart.rows) - 0.5, -0.5)
-    if chart.log_x:
-        axes.set_xscale("log")
-
-
-def _errorbar(axes: Any, one: Series, points: Sequence[Point], ys: Sequence[float], *, vertical: bool, linestyle: str) -> None:
-    values = [p.y if vertical else p.x for p in points]
-    below, above = ([_reach(p, v, side) for p, v in zip(points, values, strict=True)] for side in ("low", "high"))
-    has_bars = any(value > 0 for value in (*below, *above))
-    bars = {"yerr" if vertical else "xerr": [below, above]} if has_bars else {}
+def _errorbar(axes: Any, one: Series, points: Sequence[Point], *, shift: float, is_row: bool) -> None:
+    values = [p.x if is_row else p.y for p in points]
+    arms = [[_reach(p, v, side) for p, v in zip(points, values, strict=True)] for side in ("low", "high")]
+    bars = {"xerr" if is_row else "yerr": arms} if any(map(any, arms)) else {}
     axes.errorbar(
-        [p.x for p in points], ys, **bars, label=one.name, color=SERIES[one.style % len(SERIES)], linestyle=linestyle,
-        marker=SHAPES[one.style % len(SHAPES)], markersize=4.5, linewidth=1.3, elinewidth=1.0,
+        [p.x for p in points], [p.y + shift for p in points], **bars, label=one.name, color=SERIES[one.style % len(SERIES)],
+        linestyle=LINES[one.style % len(LINES)] if one.is_line else "none", marker=SHAPES[one.style % len(SHAPES)],
+        markersize=4.5, linewidth=1.3, elinewidth=1.0,
     )  # fmt: skip
 
 

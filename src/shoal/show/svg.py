@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from shoal.show.chart import MARKERS, Chart, Dots, Point, Rule, Series, log_ticks, said, ticks
+from shoal.show.chart import MARKERS, Chart, Point, Rule, Series, log_ticks, said, ticks
 from shoal.show.html import Child, Html, join, tag
 
 WIDTH, HEIGHT = 420, 264
@@ -34,97 +35,88 @@ class Scale:
         self._low, top = (math.log(low), math.log(high)) if log else (low, high)
         self._slope = (stop - start) / (top - self._low)
 
+    def can_show(self, value: float) -> bool:
+        """False for what is no number, and for what a logarithmic axis has no place for."""
+        return math.isfinite(value) and (value > 0 or not self._log)
+
     def __call__(self, value: float) -> float:
         return round(self._start + ((math.log(value) if self._log else value) - self._low) * self._slope, 2)
 
 
-def draw(chart: Chart | Dots) -> Html:
+def draw(chart: Chart) -> Html:
     """A chart as a figure: title, legend, drawing, and a line that says the value that is pointed at."""
-    drawing = _xy(chart) if isinstance(chart, Chart) else _dots(chart)
     legend = _legend(chart.series) if len(chart.series) > 1 else None
     readout = tag("p", class_="readout", role="status", aria_live="polite")
-    return tag("figure", tag("figcaption", chart.title), legend, drawing, readout, class_="chart", id=f"figure-{chart.name}")
+    parts = (tag("figcaption", chart.title), legend, _drawing(chart), readout)
+    return tag("figure", *parts, class_="chart", id=f"figure-{chart.name}")
 
 
-def _xy(chart: Chart) -> Html:
-    x = Scale(*chart.x_range, LEFT, WIDTH - RIGHT)
-    y = Scale(*chart.y_range, HEIGHT - BOTTOM, TOP, log=chart.log_y)
-    x_ticks = ticks(*chart.x_range, whole=chart.whole_x)
-    y_ticks = log_ticks(*chart.y_range) if chart.log_y else ticks(*chart.y_range, most=5)
+def _drawing(chart: Chart) -> Html:
+    n_rows = len(chart.rows)
+    left = min(150.0, 12 + CHARACTER * max(map(len, chart.rows))) if n_rows else LEFT
+    low = (TOP + ROW * n_rows) if n_rows else HEIGHT - BOTTOM  # the lower edge of the plot
+    x = Scale(*chart.x_range, left + 8 * bool(n_rows), WIDTH - RIGHT)
+    ends = (TOP, low) if n_rows else (low, TOP)  # rows are read from the top, values from below
+    y = Scale(*chart.y_range, *ends, log=chart.log_y)
+    x_ticks = ticks(*chart.x_range, most=5) if n_rows else ticks(*chart.x_range, whole=chart.whole_x)
+    labels = [_text(x(t), low + 16, said(t), anchor="middle") for t in x_ticks]
+    labels.append(_text((left + WIDTH - RIGHT) / 2, low + 35, chart.x_label, anchor="middle", class_="axis"))
+    if n_rows:
+        grid = [tag("line", x1=x(t), x2=x(t), y1=TOP, y2=low, class_="grid") for t in x_ticks]
+        labels += _row_names(chart.rows, left, y)
+    else:
+        y_ticks = log_ticks(*chart.y_range) if chart.log_y else ticks(*chart.y_range, most=5)
+        grid = [tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y(t), y2=y(t), class_="grid") for t in y_ticks]
+        grid.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=low, y2=low, class_="line"))
+        labels += [_text(LEFT - 7, y(t) + 4, said(t), anchor="end") for t in y_ticks]
+        turn = f"rotate(-90 13 {(TOP + low) / 2:g})"
+        labels.append(_text(13, (TOP + low) / 2, chart.y_label, anchor="middle", class_="axis", turn=turn))
     bands = [
-        tag(
-            "rect", x=x(b.start), y=TOP, width=round(x(b.stop) - x(b.start), 2), height=HEIGHT - TOP - BOTTOM, class_="band"
-        ) for b in chart.bands
-    ]  # fmt: skip
-    grid = [tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y(t), y2=y(t), class_="grid") for t in y_ticks]
-    labels = [_text(x(t), HEIGHT - BOTTOM + 16, said(t), anchor="middle") for t in x_ticks]
-    labels += [_text(LEFT - 7, y(t) + 4, said(t), anchor="end") for t in y_ticks]
-    labels.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 7, chart.x_label, anchor="middle", class_="axis"))
-    middle = (TOP + HEIGHT - BOTTOM) / 2
-    labels.append(_text(13, middle, chart.y_label, anchor="middle", class_="axis", turn=f"rotate(-90 13 {middle:g})"))
-    rules = [_rule(rule, x=x, y=y) for rule in chart.rules]
-    # earlier ones are larger, so that equal points of several series all show
-    sizes = [1 + 0.35 * (len(chart.series) - 1 - index) for index in range(len(chart.series))]
-    series = [_series(one, chart.drawn(one), x=x, y=y, size=size) for one, size in zip(chart.series, sizes, strict=True)]
+        tag("rect", x=x(b.start), y=TOP, width=round(x(b.stop) - x(b.start), 2), height=low - TOP, class_="band")
+        for b in chart.bands
+    ]
+    series, n_series = [], len(chart.series)
+    for index, one in enumerate(chart.series):
+        # Of rows, series stand one under the other; else earlier ones are larger, so that equal points all show.
+        shift, size = (9 * (index - (n_series - 1) / 2), 1.0) if n_rows else (0.0, 1 + 0.35 * (n_series - 1 - index))
+        marks = [Mark(p, x(p.x), y(p.y) + shift) for p in chart.drawn(one)]
+        series.append(_series(one, marks, x if n_rows else y, is_row=bool(n_rows), size=size))
     names = [_text(x(b.start) + 4, TOP + 13, b.label, class_="note") for b in chart.bands if b.label]
     names += [_rule_name(rule, x=x, y=y) for rule in chart.rules]
-    axis = tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=HEIGHT - BOTTOM, y2=HEIGHT - BOTTOM, class_="line")
-    return _svg(HEIGHT, chart, join(bands, grid, axis, rules, series, names, labels))
+    rules = [_rule(rule, x=x, y=y, left=left, low=low) for rule in chart.rules]
+    return _svg(low + BOTTOM, chart, join(bands, grid, rules, series, names, labels))
 
 
-def _dots(chart: Dots) -> Html:
-    left = min(150.0, 12 + CHARACTER * max((len(name) for name in chart.rows), default=1))
-    height = TOP + ROW * len(chart.rows) + BOTTOM
-    x = Scale(*chart.x_range, left + 8, WIDTH - RIGHT, log=chart.log_x)
-    x_ticks = log_ticks(*chart.x_range) if chart.log_x else ticks(*chart.x_range, most=5)
-    n_series = len(chart.series)
-
-    def row(index: float) -> float:
-        return TOP + ROW * (index + 0.5)
-
-    lines = [tag("line", x1=x(t), x2=x(t), y1=TOP, y2=height - BOTTOM, class_="grid") for t in x_ticks]
-    rules = [
-        join(
-            tag("line", x1=x(r.value), x2=x(r.value), y1=TOP, y2=height - BOTTOM, class_="rule"),
-            _text(x(r.value) + 4, height - BOTTOM - 4, r.label, class_="note"),
-        ) for r in chart.rules
-    ]  # fmt: skip
+def _row_names(rows: Sequence[str], left: float, y: Scale) -> list[Html]:
+    """What fits of each name, and the whole of it where one points."""
     fits = int(left / CHARACTER)
-    names = []
-    for index, name in enumerate(chart.rows):
-        short = name if len(name) <= fits else name[: fits - 1] + "…"
-        names.append(tag("text", short, tag("title", name), x=left, y=row(index) + 4, text_anchor="end"))
-    marks = []
-    for index, one in enumerate(chart.series):
-        shift = 9 * (index - (n_series - 1) / 2)
-        for point in chart.drawn(one):
-            y = row(point.y) + shift
-            marks.append(_interval(x, point, y, one.style))
-            marks.append(_marker(one.style, x(point.x), y, point.tip))
-    labels = [_text(x(t), height - BOTTOM + 16, said(t), anchor="middle") for t in x_ticks]
-    labels.append(_text((left + WIDTH - RIGHT) / 2, height - 7, chart.x_label, anchor="middle", class_="axis"))
-    return _svg(height, chart, join(lines, rules, names, marks, labels))
+    brief = [name if len(name) <= fits else name[: fits - 1] + "…" for name in rows]
+    both = enumerate(zip(brief, rows, strict=True))
+    return [tag("text", one, tag("title", whole), x=left, y=y(i) + 4, text_anchor="end") for i, (one, whole) in both]
 
 
-def _series(one: Series, points: Sequence[Point], *, x: Scale, y: Scale, size: float) -> Html:
-    path = " ".join(f"{x(p.x):g},{y(p.y):g}" for p in points)
-    line = tag("polyline", points=path, class_=f"curve s{one.style % N_COLOURS}") if one.is_line and len(points) > 1 else None
+class Mark(NamedTuple):
+    """A point and its place in the drawing."""
+
+    point: Point
+    x: float
+    y: float
+
+
+def _series(one: Series, marks: Sequence[Mark], value: Scale, *, is_row: bool, size: float) -> Html:
+    """The line through the points, their intervals on the axis of the values, and their markers."""
+    colour = f"s{one.style % N_COLOURS}"
+    path = " ".join(f"{m.x:g},{m.y:g}" for m in marks)
+    line = tag("polyline", points=path, class_=f"curve {colour}") if one.is_line and len(marks) > 1 else None
     bars = []
-    for p in points:
-        if p.low is not None and p.high is not None and math.isfinite(p.low) and math.isfinite(p.high) and p.high > p.low:
-            try:
-                bars.append(
-                    tag("line", x1=x(p.x), x2=x(p.x), y1=y(p.low), y2=y(p.high), class_=f"error s{one.style % N_COLOURS}")
-                )
-            except ValueError:  # a lower end that a logarithmic axis cannot show
-                continue
-    return tag("g", line, bars, [_marker(one.style, x(p.x), y(p.y), p.tip, size=size) for p in points if p.tip])
-
-
-def _interval(x: Scale, point: Point, y: float, style: int) -> Html | None:
-    if point.low is None or point.high is None or not (math.isfinite(point.low) and math.isfinite(point.high)):
-        return None
-    return tag("line", x1=x(point.low), x2=x(point.high), y1=y, y2=y, class_=f"error s{style % N_COLOURS}")
+    for m in marks:
+        ends = (m.point.low, m.point.high)
+        if not all(end is not None and value.can_show(end) for end in ends) or ends[0] == ends[1]:
+            continue
+        first, last = (value(end or 0.0) for end in ends)
+        places = {"x1": first, "x2": last, "y1": m.y, "y2": m.y} if is_row else {"x1": m.x, "x2": m.x, "y1": first, "y2": last}
+        bars.append(tag("line", **places, class_=f"error {colour}"))
+    return tag("g", line, bars, [_marker(one.style, m.x, m.y, m.point.tip, size=size) for m in marks if m.point.tip])
 
 
 def _marker(style: int, x: float, y: float, tip: str | None = None, *, size: float = 1.0) -> Html:
@@ -137,10 +129,10 @@ def _marker(style: int, x: float, y: float, tip: str | None = None, *, size: flo
     return tag("polygon", points=points, **about)
 
 
-def _rule(rule: Rule, *, x: Scale, y: Scale) -> Html:
+def _rule(rule: Rule, *, x: Scale, y: Scale, left: float, low: float) -> Html:
     if rule.axis == "x":
-        return tag("line", x1=x(rule.value), x2=x(rule.value), y1=TOP, y2=HEIGHT - BOTTOM, class_="rule")
-    return tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y(rule.value), y2=y(rule.value), class_="rule")
+        return tag("line", x1=x(rule.value), x2=x(rule.value), y1=TOP, y2=low, class_="rule")
+    return tag("line", x1=left, x2=WIDTH - RIGHT, y1=y(rule.value), y2=y(rule.value), class_="rule")
 
 
 def _rule_name(rule: Rule, *, x: Scale, y: Scale) -> Html:
@@ -159,7 +151,7 @@ def _legend(series: Sequence[Series]) -> Html:
     return tag("ul", [tag("li", mark(one), one.name) for one in series], class_="legend")
 
 
-def _svg(height: float, chart: Chart | Dots, content: Child) -> Html:
+def _svg(height: float, chart: Chart, content: Child) -> Html:
     return tag(
         "svg", content, viewBox=f"0 0 {WIDTH} {height:g}", role="application", tabindex=0, class_="plot",
         aria_label=f"{chart.title}. Arrow keys read the points; the values are also in the table.",

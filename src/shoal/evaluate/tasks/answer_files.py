@@ -9,7 +9,6 @@ lm-eval (``--log_samples``): ``samples_<task>_<date>.jsonl`` with ``target``, ``
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from shoal.evaluate.stability import Answer, Answers
+from shoal.words.reading import parse_json, read_bytes
 from shoal.words.records import stable_hash
 
 SAMPLE_LOG = re.compile(r"samples_(?P<task>.+?)(_\d{4}-\d{2}-\d{2}T[\d.:-]+)?\.jsonl")
@@ -56,7 +56,7 @@ def read_predictions(path: Path | str) -> Answers:
         ValueError: not such a file; the line names the item.
     """
     path = Path(path)
-    content = _json(path.read_text(encoding="utf-8"), str(path))
+    content = parse_json(read_bytes(path), str(path))
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{path} has no items; OpenCompass predictions are an object with one entry per item")
     return Answers(path.stem, "mean_nll", tuple(_prediction(path, name, item) for name, item in content.items()))
@@ -100,14 +100,14 @@ def read_sample_log(path: Path | str) -> Answers:
     path = Path(path)
     name = SAMPLE_LOG.fullmatch(path.name)
     task = name["task"] if name else path.stem
-    lines = [(n, line) for n, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1) if line.strip()]
+    lines = [(n, line) for n, line in enumerate(read_bytes(path).decode(errors="replace").split("\n"), start=1) if line.strip()]
     if not lines:
         raise ValueError(f"{path} has no samples")
     return Answers(task, "option_nll", tuple(_sample(f"{path}, line {n}", line) for n, line in lines))
 
 
 def _sample(where: str, line: str) -> Answer:
-    row = _json(line, where)
+    row = parse_json(line, where)
     for field in ("filtered_resps", "target", "doc_hash"):
         if not isinstance(row, dict) or field not in row:
             raise ValueError(f"{where}: {field!r} is missing; lm-eval writes it with --log_samples")
@@ -124,10 +124,3 @@ def _sample(where: str, line: str) -> Answer:
     # a document may come with several prompts; with the prompt's hash they stay apart
     key = stable_hash(row["doc_hash"], row.get("prompt_hash"), gold, len(scores))
     return Answer(key=key, text=text, gold=gold, chosen=int(np.argmin(scores)) if scores else None, scores=scores)
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error.msg} at line {error.lineno}, column {error.colno})") from None

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from shoal.words.reading import parse_json, read_bytes
 from shoal.words.records import nearest, stable_hash
 
 TaskForm = Literal["choice", "last_word", "generation"]
@@ -84,11 +85,11 @@ def load_task(path: Path | str, *, shots: int = 0) -> Task:
             shots below 0 or as many as there are items.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"no task file at {path}; give JSON lines with {FORMS_SAID}")
     rows: list[tuple[int, Any]] = []
     try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors begin every file with a byte order mark
+        text = read_bytes(path).decode("utf-8-sig")  # some editors begin every file with a byte order mark
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); a task file is JSON lines") from None
     for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: JSON strings may hold U+2028
@@ -118,23 +119,10 @@ def _after(examples: str, item: TaskItem) -> TaskItem:
 
 
 def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line, object_pairs_hook=lambda pairs: _fields(path, number, pairs))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from None
+    row = parse_json(line, f"{path}, line {number}", unique=True)
     if not isinstance(row, dict):
         _wrong(path, number, f"needs an object with fields, got {line.strip()[:40]!r}")
     return row
-
-
-def _fields(path: Path, number: int, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; a field that comes twice is refused, because the first would be lost without a word."""
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        _wrong(path, number, f"the field {twice!r} comes twice; keep one")
-    return fields
 
 
 def _layout_of(path: Path, number: int, row: dict[str, Any]) -> TaskLayout:
@@ -193,12 +181,6 @@ def _choices(path: Path, number: int, value: Any) -> tuple[str, ...]:
 def _text(path: Path, number: int, name: str, value: Any) -> str:
     if not isinstance(value, str):
         _wrong(path, number, f"{name} needs a text, got {json.dumps(value)[:40]}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        _wrong(
-            path, number, f"{name} holds half of a surrogate pair, {json.dumps(value)[:40]}, which is no text; write it again"
-        )
     return value
 
 

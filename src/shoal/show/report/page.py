@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 
 from shoal import __version__
-from shoal.show.chart import Chart, Dots
+from shoal.show.chart import Chart
 from shoal.show.headline import Fact, headline
 from shoal.show.heat import Heat
 from shoal.show.html import Html, join, table, tag
@@ -113,7 +113,7 @@ def _parts(parts: Sequence[Part]) -> Html:
     made: list[Html] = []
     row: list[Html] = []
     for part in (*parts, None):
-        if isinstance(part, Chart | Dots):
+        if isinstance(part, Chart):
             row.append(draw(part))
             continue
         if row:

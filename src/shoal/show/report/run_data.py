@@ -12,14 +12,14 @@ from shoal.evaluate.evaluation import Evaluation
 from shoal.evaluate.tasks.benchmark import Benchmark
 from shoal.fit.fit_result import FitResult
 from shoal.measure.scan import Scan
-from shoal.show.chart import Chart, Dots
+from shoal.show.chart import Chart
 from shoal.show.heat import Heat
 from shoal.show.html import Html
 from shoal.show.table import Table
 from shoal.train.train_result import CurvePoint, TrainResult
 from shoal.words.records import Provenance
 
-Drawing = Chart | Dots | Heat
+Drawing = Chart | Heat
 Part = Html | Drawing | Table
 """What a section is made of; the page renders drawings and tables."""
 
@@ -112,4 +112,4 @@ class Section:
 
     @property
     def charts(self) -> tuple[Drawing, ...]:
-        return tuple(part for part in self.parts if isinstance(part, Chart | Dots | Heat))
+        return tuple(part for part in self.parts if isinstance(part, Chart | Heat))

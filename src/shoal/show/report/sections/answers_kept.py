@@ -8,7 +8,7 @@ from shoal.evaluate.intervals import Interval
 from shoal.evaluate.tasks.benchmark import TaskResult
 from shoal.evaluate.tasks.disagreement import disagreement, kept_shares
 from shoal.show import task_tables
-from shoal.show.chart import Dots, Point, Rule, Series
+from shoal.show.chart import Chart, Point, Rule, Series
 from shoal.show.html import Html, bullets, details, table, tag
 from shoal.show.report.run_data import RunData, Section
 from shoal.words.numbers import percents
@@ -38,21 +38,21 @@ def tasks(data: RunData) -> Section | None:
     return Section("tasks", "Answers: accuracy, stability, flips", file, tuple(part for part in parts if part is not None))
 
 
-def _accuracy(found: Sequence[TaskResult]) -> Dots:
+def _accuracy(found: Sequence[TaskResult]) -> Chart:
     series = (
         _series("teacher", 0, found, [one.teacher for one in found]),
         _series("student", 1, found, [one.student for one in found]),
     )
-    return Dots("accuracy", "Accuracy with intervals", "accuracy, %", tuple(one.name for one in found), series)
+    return Chart("accuracy", "Accuracy with intervals", "accuracy, %", "", series, rows=tuple(one.name for one in found))
 
 
-def _stability(found: Sequence[TaskResult]) -> Dots:
+def _stability(found: Sequence[TaskResult]) -> Chart:
     series = (
         _series("stability", 2, found, [one.agreement.stability for one in found]),
         _series("both right or both wrong", 3, found, [one.answers.correctness for one in found]),
     )
     title, names = "Does the student answer as the teacher does?", tuple(one.name for one in found)
-    return Dots("stability", title, "%", names, series, (Rule("x", 100.0, ""),))
+    return Chart("stability", title, "%", "", series, rules=(Rule("x", 100.0, ""),), rows=names)
 
 
 def _series(name: str, style: int, found: Sequence[TaskResult], intervals: Sequence[Interval]) -> Series:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shoal.evaluate.evaluation import Evaluation
 from shoal.show import figure_tables
-from shoal.show.chart import Dots, Point, Series
+from shoal.show.chart import Chart, Point, Series
 from shoal.show.html import tag
 from shoal.show.report.run_data import Part, RunData, Section
 from shoal.words.numbers import number
@@ -33,5 +33,5 @@ def _positions(found: Evaluation) -> tuple[Part, ...]:
         for row, (one, name) in enumerate(zip(found.by_position.octaves, names, strict=True))
     )
     series = (Series("KL", points, is_line=False),)
-    chart = Dots("positions", "KL by position in the sample", "KL, nats per token", names, series)
+    chart = Chart("positions", "KL by position in the sample", "KL, nats per token", "position", series, rows=names)
     return chart, figure_tables.positions(found.by_position)

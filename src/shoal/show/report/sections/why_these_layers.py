@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from shoal.edits.plan import Candidate
 from shoal.show import plan_tables
-from shoal.show.chart import Dots, Point, Series
+from shoal.show.chart import Chart, Point, Series
 from shoal.show.html import tag
 from shoal.show.report.run_data import RunData, Section
 from shoal.words.structure import runs_said
@@ -30,7 +30,7 @@ def candidates(data: RunData) -> Section | None:
     return Section("candidates", "Why these layers", "plan.json", (*parts, *chart, *shown, note))
 
 
-def _chart(measured: Sequence[Candidate]) -> Dots:
+def _chart(measured: Sequence[Candidate]) -> Chart:
     points = []
     for row, one in enumerate(measured):
         kl, error = one.kl if one.kl is not None else math.nan, one.kl_stderr or 0.0
@@ -39,4 +39,4 @@ def _chart(measured: Sequence[Candidate]) -> Dots:
     names = tuple(f"{'▸ ' if row == 0 else ''}{runs_said(one.layers)}" for row, one in enumerate(measured))
     title = "KL of the candidates (± standard error); ▸ is the choice"
     series = (Series("KL", tuple(points), is_line=False),)
-    return Dots("candidates", title, "KL to the teacher, nats per token", names, series)
+    return Chart("candidates", title, "KL to the teacher, nats per token", "", series, rows=names)
