@@ -38,7 +38,7 @@ from shoal.evaluate.cost import cost
 from shoal.evaluate.intervals import Interval
 from shoal.evaluate.speed import AtDepth, Rates, Speed, at_depths, in_turns, median_interval, median_iqr
 from shoal.run.job import bundled_model, versions
-from shoal.select.model_size import NOTHING, model_size
+from shoal.select.model_size import NOTHING, model_size, size_without
 
 NEEDED = 0.97
 STOCK = ("none", "layer")
@@ -60,7 +60,7 @@ def plan_of(view: DecoderView, kind: str, n: int) -> Plan:
     edit: Drop | Replace = Drop(indices=tuple(range(start, start + n)))
     if kind != "none":
         edit = Replace(start=start - (kind == "layer"), stop=start + n, replacement=kind)
-    after = size.after(range(start, start + n), NOTHING)
+    after = size_without(size, range(start, start + n), NOTHING)
     return Plan(
         source="m", source_hash="m", teacher="m", n_layers=view.n_layers, edits=(edit,), before=size.before, after=after
     )

@@ -15,9 +15,9 @@ from shoal.fit.solve import RIDGES
 from shoal.fit.span_error import N_FOLDS, PatchObserver, bytes_per_span, patch_errors
 from shoal.measure.scan import add_states
 from shoal.select.budget import parse_budget
-from shoal.select.choose import Choosing, choose
 from shoal.select.model_size import NOTHING, model_size, put_back_of
-from shoal.select.request import PATCHED
+from shoal.select.request import PATCHED, Evidence, Request
+from shoal.select.shortlist import shortlist
 from shoal.words.records import stable_hash
 from shoal.words.types import Batch, Span
 
@@ -161,8 +161,8 @@ def test_the_selector_takes_the_span_of_least_error():
 
     size = model_size(view)
     for put_back in (NOTHING, put_back_of(LayerReplacement(), 32)):
-        how = Choosing(by=PATCHED, n_candidates=1, put_back=put_back)
-        chosen = choose(parse_budget("2"), size, tables={}, how=how, patch_table=patch_table)
+        request = Request(n_layers=L, by=PATCHED, n_candidates=1, put_back=put_back)
+        (chosen,) = shortlist(parse_budget("2"), size, request, Evidence(), patch_table=patch_table).candidates
         allowed = [span for span in seen[-1]]
         assert {span.n for span in allowed} == {2} and (put_back == NOTHING) == (Span(0, 2) in allowed)
         table = patch_errors(view, BATCHES, spans=allowed)
@@ -180,6 +180,6 @@ def test_spans_are_measured_in_the_order_of_the_wanted_score():
         asked.extend(spans)
         return values
 
-    how = Choosing(by="cosine/rest", n_candidates=1)
-    choose(parse_budget("2"), model_size(view), tables={"cosine/rest": known}, how=how, patch_table=patch_table)
+    request = Request(n_layers=L, by="cosine/rest", n_candidates=1)
+    shortlist(parse_budget("2"), model_size(view), request, Evidence({"cosine/rest": known}), patch_table=patch_table)
     assert asked == sorted(asked, key=lambda span: (known[span], -span.start)) and len(asked) == L - 1

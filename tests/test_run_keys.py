@@ -11,7 +11,7 @@ from shoal.recipes.recipe import TextChoice, load_recipe, merge
 from shoal.run.compress import open_folder
 from shoal.run.job import open_inputs
 from shoal.run.keys import choice_key, edits_key, evaluation_key, repair_key, save_key, scan_key, train_key
-from shoal.run.stages.stages import budget_of, choosing, needs_scan, plan_stage
+from shoal.run.stages.stages import budget_of, needs_scan, plan_stage, request_of
 from shoal.train.config import TrainConfig
 from shoal.words.structure import Size
 
@@ -42,7 +42,7 @@ def keys(base, changes, **options):
     scan = scan_key(inputs) if needs_scan(recipe) else None
     return {
         "scan": scan,
-        "plan": choice_key(inputs, budget_of(recipe), choosing(recipe, inputs.view), scan=scan),
+        "plan": choice_key(inputs, budget_of(recipe), request_of(recipe, inputs.view), scan=scan),
         "train": train_key(inputs, PLAN, {}),
         "model": save_key(inputs, PLAN, {}),
         "evaluation": evaluation_key(inputs, PLAN, {}),

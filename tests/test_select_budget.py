@@ -13,13 +13,13 @@ from shoal.edits.replace.table import REPLACEMENTS, replacement_named
 from shoal.engine.view import DecoderView
 from shoal.select.budget import parse_budget, parse_parameters, realised, resolve
 from shoal.select.model_size import NOTHING as NONE
-from shoal.select.model_size import ModelSize, PutBack, model_size, put_back_of
+from shoal.select.model_size import ModelSize, PutBack, model_size, put_back_of, size_without
 from shoal.select.plan_of import plan_of
 from shoal.words.types import Span
 
 LAYER = put_back_of(LayerReplacement(), 1)
-FFN = PutBack("ffn", own_parameters=60, options=(("width", 3),))
-PADDED = PutBack("ffn", layers=1)
+FFN = PutBack("ffn", own_parameters=60, options=(("layout", "code"), ("width", 3)))
+PADDED = PutBack("ffn", layers=1, options=(("layout", "stock"),))
 EVEN = ModelSize(total=2000, layers=(100,) * 16)
 LLAMA2_7B = ModelSize(total=6_738_415_616, layers=(202_383_360,) * 32)
 
@@ -98,7 +98,7 @@ def test_published_shares_of_llama2_7b(n, share):
     for put_back in (NONE, LAYER):
         chosen = cut(parse_budget(str(n)), LLAMA2_7B, put_back=put_back)
         assert (chosen.n_net, chosen.n) == (n, n)
-        assert realised(LLAMA2_7B, range(10, 10 + n), put_back).startswith(f"{n} of 32 layers, {share} of all parameters")
+        assert realised(LLAMA2_7B, put_back.edits(range(10, 10 + n))).startswith(f"{n} of 32 layers, {share} of all parameters")
     assert cut(parse_budget("25%"), LLAMA2_7B).n == 8
 
 
@@ -106,15 +106,15 @@ def test_a_replacement_beside_the_layers_costs_its_parameters():
     chosen = cut(parse_budget("4"), put_back=FFN)
     assert (chosen.n_net, chosen.n) == (4, 4)
     # 4 layers of 100 out, 60 in
-    assert EVEN.after(range(3, 7), FFN).parameters == 2000 - 340
-    assert EVEN.after(range(3, 7), FFN).layers == 12
+    assert size_without(EVEN, range(3, 7), FFN).parameters == 2000 - 340
+    assert size_without(EVEN, range(3, 7), FFN).layers == 12
     assert cut(parse_budget("22%"), put_back=FFN).n == 5
 
 
 def test_a_replacement_that_starts_as_zero_in_a_layer_of_its_own_takes_a_layer_more():
     chosen = cut(parse_budget("4"), put_back=PADDED)
     assert (chosen.n_net, chosen.n) == (4, 5)
-    assert EVEN.after(range(3, 8), PADDED) == EVEN.after(range(3, 7), NONE)
+    assert size_without(EVEN, range(3, 8), PADDED) == size_without(EVEN, range(3, 7), NONE)
 
 
 def test_layers_of_different_size_count_as_what_they_are():
@@ -160,8 +160,8 @@ def test_sizes_equal_a_model_whose_layers_were_deleted(family):
         kept = [layer for i, layer in enumerate(cut_model.get_submodule(path)) if i not in layers]
         parent = cut_model.get_submodule(path.rpartition(".")[0])
         setattr(parent, path.rpartition(".")[2], torch.nn.ModuleList(kept))
-        assert size.after(layers, NONE).parameters == stored(cut_model)
-        assert size.after(layers, NONE).layers == len(kept)
+        assert size_without(size, layers, NONE).parameters == stored(cut_model)
+        assert size_without(size, layers, NONE).layers == len(kept)
 
 
 def test_tied_embeddings_count_once_and_shared_layers_leave_with_none():
@@ -180,7 +180,9 @@ def test_tied_embeddings_count_once_and_shared_layers_leave_with_none():
 
 
 def plan(layers, put_back, size=EVEN):
-    return plan_of(layers, size, put_back=put_back, source="m", source_hash="0")
+    return plan_of(
+        put_back.edits(sorted(set(layers))), size, own_parameters=put_back.own_parameters, source="m", source_hash="0"
+    )
 
 
 def test_plans_hold_the_cut_and_both_sizes():
@@ -196,7 +198,7 @@ def test_plans_hold_the_cut_and_both_sizes():
     ffn = plan((4, 5, 9), FFN)
     assert [(e.start, e.stop) for e in ffn.replacements] == [(4, 6), (9, 10)]
     assert ffn.after.parameters == 1700 + 120 and ffn.after.layers == 13
-    assert all(e.options == {"width": 3} for e in ffn.replacements)
+    assert all(e.options == {"layout": "code", "width": 3} for e in ffn.replacements)
     two = plan((4, 5, 9), PutBack("layer", layers=2, inherits=2))
     assert [(e.start, e.stop) for e in two.replacements] == [(2, 6), (7, 10)] and two.after == plain.after
     for one in (plain, inherits, ffn, plan((), NONE)):
@@ -230,7 +232,10 @@ def test_every_replacement_costs_what_its_module_holds(name, family):
         put_back = put_back_of(replacement, view.hidden_size)
         for span in put_back.replaced((2, 3)) + put_back.replaced((1,)):
             asked = replacement.size(view, span)
-            assert (asked.layers, asked.parameters) == (put_back.layers, put_back.parameters(size, span))
+            gone = span.layers[put_back.inherits :]
+            brought = size_without(size, gone, put_back).parameters - size_without(size, gone, NONE).parameters
+            inherited = sum(size.layers[layer] for layer in span.layers[: put_back.inherits])
+            assert (asked.layers, asked.parameters) == (put_back.layers, brought + inherited)
             if name == "layer" or options:
                 held = sum(parameter.numel() for parameter in replacement.build(view, span).parameters())
                 assert held == asked.parameters

@@ -80,7 +80,9 @@ def test_code_reloads_as_the_student_in_every_family(family, source, tmp_path):
 def test_every_replacement_has_a_code_layout_and_its_size_is_the_predicted_one(name, source, tmp_path):
     view, folder = source("llama")
     put_back = put_back_of(replacement_named(name, {"layout": "code"}).resolved(view), view.hidden_size)
-    plan = plan_of((2, 3), model_size(view), put_back=put_back, source="tiny", source_hash="0")
+    plan = plan_of(
+        put_back.edits((2, 3)), model_size(view), own_parameters=put_back.own_parameters, source="tiny", source_hash="0"
+    )
     _, checked = written(view, folder, plan, tmp_path / "out")
     assert checked.logit_difference == 0.0 and checked.size == plan.after
     assert Plan.from_json(plan.to_json()) == plan

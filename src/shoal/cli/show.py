@@ -86,7 +86,7 @@ def say_beside(screen: Screen, found: Beside) -> None:
 
 def say_spread(screen: Screen, plan: Plan) -> None:
     """What the selector alone would have chosen on parts of the text."""
-    from shoal.select.guard import spread_said
+    from shoal.select.verdict import spread_said
 
     if plan.spread:
         screen.say(f"Choice {spread_said(plan.spread)}")

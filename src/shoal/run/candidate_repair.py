@@ -1,4 +1,4 @@
-"""What the guard of the plan stage needs besides the oracle: spans ranked by their patch, and candidates repaired."""
+"""What the tournament of the plan stage needs besides the oracle: spans ranked by their patch, and candidates repaired."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from shoal.run.job import Inputs
 from shoal.words.progress import Progress
 
 if TYPE_CHECKING:
+    from shoal.edits.plan import Candidate
     from shoal.engine.student import Student
-    from shoal.select.choose import PatchTable
-    from shoal.select.guard import Repair
+    from shoal.run.tournament import Repair
     from shoal.select.model_size import ModelSize
+    from shoal.select.shortlist import PatchTable
     from shoal.text import Samples
     from shoal.words.types import Span, SpanTable
 
@@ -53,7 +54,7 @@ def patch_table_of(inputs: Inputs, *, progress: Progress) -> PatchTable | None:
 
 
 def repairs_candidates(recipe: Recipe) -> bool:
-    """True where the guard compares repaired students.
+    """True where the tournament compares repaired students.
 
     A replacement is compared by its start: the plain removal it equals, repaired where the recipe repairs that.
     """
@@ -71,18 +72,19 @@ def repairer(inputs: Inputs, size: ModelSize, *, progress: Progress) -> Repair |
     """Repairs a candidate as the recipe asks, on the ranking text."""
     if not repairs_candidates(inputs.recipe):
         return None
+    from shoal.edits.drop import Drop
     from shoal.edits.student_of import student_of
     from shoal.fit.fit_plan import fit_plan
     from shoal.fit.fit_result import CannotRefit
-    from shoal.select.model_size import NOTHING
     from shoal.select.plan_of import plan_of
 
     samples, opened, config = ranking_text(inputs), inputs.opened, inputs.recipe.fit
     if config.ridge is None:
         config = config.model_copy(update={"ridge": RANKING_RIDGE})
 
-    def repaired(layers: Sequence[int]) -> Student | None:
-        cut = plan_of(layers, size, put_back=NOTHING, source=opened.name, source_hash=opened.fingerprint)
+    def repaired(candidate: Candidate) -> Student | None:
+        removal = (Drop(indices=candidate.layers),)
+        cut = plan_of(removal, size, source=opened.name, source_hash=opened.fingerprint)
         try:
             fitted = fit_plan(
                 inputs.view,

@@ -19,25 +19,25 @@ if TYPE_CHECKING:
     from shoal.recipes.recipe import Recipe
     from shoal.run.job import Inputs
     from shoal.select.budget import Budget
-    from shoal.select.choose import Choosing
+    from shoal.select.request import Request
 
 
 def scan_key(inputs: Inputs) -> str:
     return stable_hash("scan", inputs.model_key, inputs.calibration.data_hash, inputs.recipe.observers)
 
 
-def choice_key(inputs: Inputs, budget: Budget, how: Choosing, *, scan: str | None) -> str:
+def choice_key(inputs: Inputs, budget: Budget, request: Request, *, scan: str | None) -> str:
     """``scan``: key of the scan that is read, if any."""
     recipe = inputs.recipe
-    used = dict(budget=budget.text, kind=budget.kind, how=repr(how), scan=scan)
+    used = dict(budget=budget.text, kind=budget.kind, request=repr(request), scan=scan)
     if repairs_candidates(recipe):
         used.update(repair=recipe.repair, fitting=inputs.fitting.data_hash, how_fitted=_how_fitted(recipe))
-    return stable_hash("plan", inputs.model_key, used, inputs.selection.data_hash if how.n_candidates > 1 else None)
+    return stable_hash("plan", inputs.model_key, used, inputs.selection.data_hash if request.n_candidates > 1 else None)
 
 
-def unopened_choice_key(fingerprint: str, budget: Budget, how: Choosing) -> str:
+def unopened_choice_key(fingerprint: str, budget: Budget, request: Request) -> str:
     """Of a plan that is made from config and names alone."""
-    return stable_hash("plan", fingerprint, budget.text, budget.kind, repr(how))
+    return stable_hash("plan", fingerprint, budget.text, budget.kind, repr(request))
 
 
 def edits_key(plan: Plan) -> str:

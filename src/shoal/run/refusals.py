@@ -70,8 +70,8 @@ def check_budget(inputs: Inputs) -> None:
     Raises:
         ValueError: protected layers that do not exist, or a budget out of reach; says the allowed range.
     """
-    from shoal.run.stages.stages import budget_of, choosing
-    from shoal.select.choose import check_reach
+    from shoal.run.stages.stages import budget_of, request_of
     from shoal.select.model_size import model_size
+    from shoal.select.shortlist import check_reach
 
-    check_reach(budget_of(inputs.recipe), model_size(inputs.view), how=choosing(inputs.recipe, inputs.view))
+    check_reach(budget_of(inputs.recipe), model_size(inputs.view), request_of(inputs.recipe, inputs.view))

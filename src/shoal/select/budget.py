@@ -13,7 +13,9 @@ from fractions import Fraction
 from functools import cache
 from typing import Literal
 
-from shoal.select.model_size import ModelSize, PutBack
+from shoal.edits.plan import structure_of
+from shoal.edits.table import Edit
+from shoal.select.model_size import ModelSize, PutBack, size_without
 
 BUDGET_FORMS = "25% (of all parameters), 8 (layers), 25%layers, or --params 6B"
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
@@ -111,7 +113,7 @@ def resolve(
         if n_net <= 0:
             return Fraction(0)
         if layers_of is not None:
-            return Fraction(size.total - size.after(layers_of(n_net + extra), put_back).parameters)
+            return Fraction(size.total - size_without(size, layers_of(n_net + extra), put_back).parameters)
         mean = Fraction(sum(size.layers[layer] for layer in removable), len(removable))
         return mean * n_net - put_back.own_parameters  # of the layers it counts as, every one is as large as a removed one
 
@@ -141,9 +143,13 @@ def resolve(
     return cut(n_net)
 
 
-def realised(size: ModelSize, layers: Sequence[int], put_back: PutBack) -> str:
-    """What a cut really removes: ``8 of 32 layers, 24.0% of all parameters (6,738,415,616 -> 5,119,356,928)``."""
-    after = size.after(layers, put_back)
+def realised(size: ModelSize, edits: Sequence[Edit], own_parameters: int = 0) -> str:
+    """What a cut really removes: ``8 of 32 layers, 24.0% of all parameters (6,738,415,616 -> 5,119,356,928)``.
+
+    Args:
+        own_parameters: of each module that is no layer of the checkpoint.
+    """
+    after = size.after(structure_of(edits, size.n_layers), own_parameters)
     share = _percent(Fraction(size.total - after.parameters), size)
     removed = f"{size.n_layers - after.layers} of {size.n_layers} layers"
     return f"{removed}, {share} of all parameters ({size.total:,} -> {after.parameters:,})"

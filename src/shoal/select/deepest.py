@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from shoal.select.request import Picked, Tables, Wanted
+from shoal.edits.plan import Candidate
+from shoal.select.request import Evidence, Request
 
 
-def deepest_layers(tables: Tables, wanted: Wanted) -> Iterator[Picked]:
-    """Windows of ``wanted.n`` layers from the deepest one that leaves out the last layer upwards; ``tables`` is not read."""
-    for stop in range(wanted.n_layers - 1, wanted.n - 1, -1):
-        layers = tuple(range(stop - wanted.n, stop))
-        if wanted.reason_against(layers) is None:
-            yield Picked(layers)
+def deepest_layers(evidence: Evidence, request: Request) -> Iterator[Candidate]:
+    """Windows of ``request.n`` layers from the deepest one that leaves out the last layer upwards; no table is read."""
+    for stop in range(request.n_layers - 1, request.n - 1, -1):
+        layers = tuple(range(stop - request.n, stop))
+        if evidence.reason_against(request, layers) is None:
+            yield request.candidate(layers, by="deepest")

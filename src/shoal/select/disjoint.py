@@ -11,29 +11,30 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from shoal.select.request import Picked, Tables, Wanted, change_costs
+from shoal.edits.plan import Candidate
+from shoal.select.request import Evidence, Request, change_costs
 
 # Partial solution, ordered as solutions are: cost, spans used, then the layers negated (deeper first).
 _Partial = tuple[float, int, tuple[int, ...]]
 DEPTHS = (1, 8, 32)  # how many of the best are worked out at once; more only when the first ones are refused or used up
 
 
-def disjoint_spans(tables: Tables, wanted: Wanted) -> Iterator[Picked]:
-    """Sets of 1 .. ``wanted.max_spans`` spans, ``wanted.n`` layers in all, by rising sum of costs; at most 32 of them.
+def disjoint_spans(evidence: Evidence, request: Request) -> Iterator[Candidate]:
+    """Sets of 1 .. ``request.max_spans`` spans, ``request.n`` layers in all, by rising sum of costs; at most 32 of them.
 
     Ties: fewer spans, then deeper layers. The score is the sum of the costs (for the cosine, of 1 - cos).
     Raises:
         ValueError: no such table, or its scores cannot be summed (see ``change_costs``).
     """
-    costs = change_costs(wanted.table(tables))
-    free = frozenset(wanted.removable)
+    costs = change_costs(evidence.table(request))
+    free = frozenset(request.removable)
     n_seen = 0
     for depth in DEPTHS:
-        found = _best(costs, wanted.n, free=free, max_spans=wanted.max_spans, depth=depth)
+        found = _best(costs, request.n, free=free, max_spans=request.max_spans, depth=depth)
         for cost, _, negated in found[n_seen:]:
             layers = tuple(-layer for layer in negated)
-            if wanted.reason_against(layers) is None:
-                yield Picked(layers, cost)
+            if evidence.reason_against(request, layers) is None:
+                yield request.candidate(layers, by=f"disjoint {request.by}", score=cost)
         n_seen = len(found)
         if n_seen < depth:
             return

@@ -6,7 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from shoal.words.structure import Size
+from shoal.edits.drop import Drop
+from shoal.edits.plan import structure_of
+from shoal.edits.replace.replace_edit import Replace
+from shoal.edits.table import Edit
+from shoal.words.structure import Size, Structure, stored
 from shoal.words.types import Span, spans_of
 
 if TYPE_CHECKING:
@@ -36,15 +40,16 @@ class ModelSize:
     def before(self) -> Size:
         return Size(layers=self.n_layers, parameters=self.total)
 
-    def after(self, removed: Sequence[int], put_back: PutBack) -> Size:
-        """The size without ``removed`` layers, net of what is put back in place of each of their runs."""
-        spans = put_back.replaced(removed)
-        gone = {layer for span in spans for layer in span.layers} | set(removed)
-        returned = sum(put_back.parameters(self, span) for span in spans)
-        return Size(
-            layers=self.n_layers - len(gone) + put_back.layers * len(spans),
-            parameters=self.total - sum(self.layers[layer] for layer in gone) + returned,
-        )
+    def after(self, structure: Structure, own_parameters: int = 0) -> Size:
+        """The size of a student.
+
+        Args:
+            own_parameters: of each module that is no layer of the checkpoint.
+        """
+        layers = stored(structure)
+        kept = sum(self.layers[slot.like] for slot in layers)
+        hosted = own_parameters * (len(structure) - len(layers))
+        return Size(layers=len(layers), parameters=self.total - sum(self.layers) + kept + hosted)
 
 
 @dataclass(frozen=True)
@@ -71,9 +76,18 @@ class PutBack:
         """Layers that have to stay before a run: those it inherits, or one that its code can be attached to."""
         return 0 if self.name == "none" else max(1, self.inherits)
 
-    def parameters(self, size: ModelSize, span: Span) -> int:
-        """Parameters it brings back in place of ``span``."""
-        return sum(size.layers[span.start : span.start + self.layers]) + self.own_parameters
+    def edits(self, removed: Sequence[int]) -> tuple[Edit, ...]:
+        """The edits whose untrained student lacks exactly ``removed`` layers; each of their runs gets a module of its own.
+
+        Raises:
+            ValueError: as :meth:`replaced`.
+        """
+        if self.name == "none":
+            return (Drop(indices=tuple(removed)),) if removed else ()
+        return tuple(
+            Replace(start=span.start, stop=span.stop, replacement=self.name, options=dict(self.options))
+            for span in self.replaced(removed)
+        )
 
     def replaced(self, removed: Iterable[int]) -> tuple[Span, ...]:
         """The spans a replacement takes over so that its step 0 lacks exactly the ``removed`` layers.
@@ -98,6 +112,11 @@ class PutBack:
 
 
 NOTHING = PutBack()
+
+
+def size_without(size: ModelSize, layers: Sequence[int], put_back: PutBack) -> Size:
+    """The size without some layers, net of what is put back in place of each of their runs."""
+    return size.after(structure_of(put_back.edits(sorted(set(layers))), size.n_layers), put_back.own_parameters)
 
 
 def put_back_of(replacement: Replacement | None, hidden_size: int) -> PutBack:

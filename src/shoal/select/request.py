@@ -1,23 +1,27 @@
-"""What a selector is asked, and what it answers.
+"""What a selector is asked, what it may look at, and what it answers.
 
-Selectors yield choices from best to worst, lazily, so that the guard can take runners-up. Ties are the same everywhere: of
-equal costs the set of deeper layers goes first (compared layer by layer from the shallowest one).
+Selectors propose candidates from best to worst, lazily, so that the tournament can take runners-up. Ties are the same
+everywhere: of equal costs the set of deeper layers goes first (compared layer by layer from the shallowest one).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 
+from shoal.edits.plan import Candidate, structure_of
+from shoal.edits.table import Edit
 from shoal.select.model_size import NOTHING, PutBack
 from shoal.words.records import nearest
+from shoal.words.structure import Structure
 from shoal.words.types import Span, SpanTable
 
 Tables = Mapping[str, SpanTable]
-Refuse = Callable[[Sequence[int]], str | None]
-"""Given the layers that would be kept: why this family cannot lose the others, or None when it can."""
+Refuse = Callable[[Structure], str | None]
+"""Given what a student would be: why this family cannot be that, or None where it can."""
 
 PATCHED = "patch_error/rest"
 """Error after the best patch of the stream; measured of contiguous spans of the wanted length only (fit/span_error.py)."""
@@ -26,90 +30,125 @@ PATCHED = "patch_error/rest"
 NO_CHANGE = {"cosine": 1.0, "cka": 1.0}
 
 
-def nothing_refused(kept: Sequence[int]) -> str | None:
+def nothing_refused(structure: Structure) -> str | None:
     """The ``Refuse`` of a family without constraints."""
     return None
 
 
 @dataclass(frozen=True)
-class Picked:
-    """Layers to remove (sorted) and the score they were picked by; None where nothing was measured."""
+class Evidence:
+    """What selectors may look at. A table entry says which of it a selector ``reads``.
 
-    layers: tuple[int, ...]
-    score: float | None = None
+    Attributes:
+        tables: scores of spans by name, ``criterion/tokens``.
+        refuse: the family's own constraints.
+        seed: of selectors that draw.
+    """
+
+    tables: Tables = field(default_factory=dict)
+    refuse: Refuse = nothing_refused
+    seed: int = 0
+
+    def table(self, request: Request) -> SpanTable:
+        """The table that a request is to be answered by.
+
+        Raises:
+            ValueError: no such table, or it belongs to another depth.
+        """
+        if request.by not in self.tables:
+            raise ValueError(f"no score {request.by!r} in the scan; {nearest(request.by, self.tables)}")
+        table = self.tables[request.by]
+        if table.n_layers != request.n_layers:
+            raise ValueError(
+                f"score {request.by!r} covers {table.n_layers} layers, the model has {request.n_layers}; scan this model"
+            )
+        return table
+
+    def reason_against(self, request: Request, layers: Iterable[int]) -> str | None:
+        """Why these layers cannot go, or None."""
+        layers = tuple(layers)
+        stay = sorted(set(layers) - set(request.removable))
+        if stay:
+            return f"layer {stay[0]} is protected"
+        try:
+            edits = request.edits(layers)
+        except ValueError as reason:
+            return str(reason)
+        if len(set(layers)) >= request.n_layers:
+            return "nothing would be left"
+        return self.refuse(structure_of(edits, request.n_layers))
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What to look for.
+class Request:
+    """What to look for, and how.
 
     Attributes:
         n_layers: layers of the model.
-        n: layers to remove.
-        protected: layers that stay.
+        n: layers to remove; 0 until the budget has been resolved on the model.
+        selector: its name in ``SELECTORS``.
         by: name of the table, ``criterion/tokens``.
+        protected: layers that stay.
         max_spans: most separate spans, for the selector that looks for several.
-        put_back: the replacement that will take the place of what is removed.
-        refuse: the family's own constraints.
+        n_rounds: 1 is one-shot.
+        n_candidates: how many the tournament compares; 1: the selector's own choice stands.
+        put_back: what will take the place of the layers that go.
     """
 
     n_layers: int
-    n: int
-    protected: frozenset[int] = frozenset()
+    n: int = 0
+    selector: str = "span"
     by: str = "cosine/rest"
+    protected: frozenset[int] = frozenset()
     max_spans: int = 3
+    n_rounds: int = 1
+    n_candidates: int = 4
     put_back: PutBack = NOTHING
-    refuse: Refuse = nothing_refused
 
     @property
     def removable(self) -> tuple[int, ...]:
         """Layers that may go. The first ones may not where a replacement starts as a copy of them or is attached."""
         return tuple(layer for layer in range(self.put_back.n_before, self.n_layers) if layer not in self.protected)
 
-    def reason_against(self, layers: Sequence[int]) -> str | None:
-        """Why these layers cannot go, or None."""
-        stay = sorted(set(layers) - set(self.removable))
-        if stay:
-            return f"layer {stay[0]} is protected"
-        try:
-            self.put_back.replaced(layers)
-        except ValueError as reason:
-            return str(reason)
-        gone = set(layers)
-        kept = [layer for layer in range(self.n_layers) if layer not in gone]
-        return self.refuse(kept) if kept else "nothing would be left"
+    def edits(self, layers: Iterable[int]) -> tuple[Edit, ...]:
+        """The edits whose student lacks exactly these layers before anything in it is trained.
 
-    def table(self, tables: Tables) -> SpanTable:
-        """Raises ValueError: no such table, or it belongs to another depth."""
-        if self.by not in tables:
-            raise ValueError(f"no score {self.by!r} in the scan; {nearest(self.by, tables)}")
-        table = tables[self.by]
-        if table.n_layers != self.n_layers:
-            raise ValueError(
-                f"score {self.by!r} covers {table.n_layers} layers, the model has {self.n_layers}; scan this model"
-            )
-        return table
+        Raises:
+            ValueError: a replacement that has no layer before it.
+        """
+        return self.put_back.edits(sorted(set(layers)))
 
-    def among(self, remaining: Sequence[int]) -> Wanted:
-        """The same wish in a model of which only ``remaining`` layers are left, numbered anew from 0."""
+    def candidate(self, layers: Iterable[int], *, by: str, score: float | None = None) -> Candidate:
+        """One answer: layers that go, who proposes them, and the score they were chosen by (None: nothing was measured)."""
+        return Candidate(edits=self.edits(layers), proposed_by=(by,), scores={} if score is None else {by: score})
 
-        def refuse(kept: Sequence[int]) -> str | None:
-            return self.refuse([remaining[layer] for layer in kept])
-
+    def among(self, remaining: Sequence[int]) -> Request:
+        """The same request in a model of which only ``remaining`` layers are left, numbered anew from 0."""
         protected = frozenset(i for i, layer in enumerate(remaining) if layer in self.protected)
-        return replace(self, n_layers=len(remaining), protected=protected, refuse=refuse)
+        return replace(self, n_layers=len(remaining), protected=protected)
 
 
-Pick = Callable[[Tables, Wanted], Iterator[Picked]]
+Propose = Callable[[Evidence, Request], Iterator[Candidate]]
+Reads = Literal["tables", "values", "gradients", "weights"]
 
 
 @dataclass(frozen=True)
 class Selector:
-    """An entry of the table of selectors: how it picks, whether one span is all it can give, and what it does."""
+    """An entry of the table of selectors.
 
-    pick: Pick
-    is_contiguous: bool
+    Attributes:
+        propose: yields candidates, best first, lazily.
+        about: one line for people.
+        is_contiguous: whether one span is all it can give.
+        reads: what of the evidence it looks at; a selector that reads nothing needs no scan, and no opened model.
+        paper: where it is from, for help and card.
+    """
+
+    propose: Propose
     about: str
+    is_contiguous: bool = False
+    reads: frozenset[Reads] = frozenset({"tables"})
+    paper: str = ""
 
 
 def layer_costs(table: SpanTable) -> dict[int, float]:
@@ -134,13 +173,13 @@ def change_costs(table: SpanTable) -> np.ndarray:
     return NO_CHANGE[table.criterion] - table.values
 
 
-def most_layers(selector: Selector, wanted: Wanted) -> int:
+def most_layers(selector: Selector, request: Request) -> int:
     """Most layers the selector could remove, the family's own constraints aside. At least one layer always stays."""
-    free = set(wanted.removable)
+    free = set(request.removable)
     if not selector.is_contiguous:
-        return min(len(free), wanted.n_layers - 1)
+        return min(len(free), request.n_layers - 1)
     longest = run = 0
-    for layer in range(wanted.n_layers):
+    for layer in range(request.n_layers):
         run = run + 1 if layer in free else 0
         longest = max(longest, run)
-    return min(longest, wanted.n_layers - 1)
+    return min(longest, request.n_layers - 1)

@@ -11,40 +11,57 @@ from dataclasses import replace
 
 import numpy as np
 
+from shoal.edits.plan import Candidate
 from shoal.engine.passes import run_pass
-from shoal.engine.student import Student
+from shoal.engine.student import Student, student_without
 from shoal.engine.view import DecoderView
 from shoal.engine.workers import ALONE, Workers
 from shoal.measure.gram import GramObserver
-from shoal.select.request import Picked, Selector, Tables, Wanted
-from shoal.words.types import Batch, SpanTable, Unit
+from shoal.select.request import Evidence, Refuse, Request, Selector, Tables
+from shoal.words.structure import Structure
+from shoal.words.types import Batch, SpanTable
 
 Rescan = Callable[[Student], Tables]
 
 
-def in_rounds(selector: Selector, tables: Tables, wanted: Wanted, *, n_rounds: int, rescan: Rescan) -> Picked:
-    """Remove ``wanted.n`` layers in ``n_rounds`` steps of nearly equal size, larger ones first.
+def in_rounds(selector: Selector, evidence: Evidence, request: Request, *, rescan: Rescan) -> Candidate:
+    """Remove ``request.n`` layers in ``request.n_rounds`` steps of nearly equal size, larger ones first.
 
     Args:
-        tables: scores of the whole model, for the first round.
+        evidence: scores of the whole model, for the first round.
         rescan: scores of a student, in the teacher's indices (tables of the teacher's depth).
     Raises:
         ValueError: more rounds than layers, or a round that finds nothing to remove.
     """
-    if not 1 <= n_rounds <= wanted.n:
-        raise ValueError(f"rounds={n_rounds} needs 1..{wanted.n}: every round removes at least one of {wanted.n} layers")
-    remaining = list(range(wanted.n_layers))
-    for n_now in shares(wanted.n, n_rounds):
-        gone = sorted(set(range(wanted.n_layers)) - set(remaining))
+    n, n_rounds = request.n, request.n_rounds
+    if not 1 <= n_rounds <= n:
+        raise ValueError(f"rounds={n_rounds} needs 1..{n}: every round removes at least one of {n} layers")
+    remaining = list(range(request.n_layers))
+    tables = evidence.tables
+    for n_now in shares(n, n_rounds):
+        gone = sorted(set(range(request.n_layers)) - set(remaining))
         if gone:
-            tables = rescan(Student(removed=frozenset(Unit("layer", layer) for layer in gone)))
-        here = replace(wanted.among(remaining), n=n_now)
-        picked = next(selector.pick({name: compact(table, remaining) for name, table in tables.items()}, here), None)
-        if picked is None:
+            tables = rescan(student_without(gone))
+        here = replace(
+            evidence,
+            tables={name: compact(table, remaining) for name, table in tables.items()},
+            refuse=_refuse_among(evidence.refuse, remaining),
+        )
+        found = next(selector.propose(here, replace(request.among(remaining), n=n_now)), None)
+        if found is None:
             raise ValueError(f"after {len(gone)} layers no {n_now} more can be removed; protect fewer layers or remove fewer")
-        out = {remaining[layer] for layer in picked.layers}
+        out = {remaining[layer] for layer in found.layers}
         remaining = [layer for layer in remaining if layer not in out]
-    return Picked(tuple(sorted(set(range(wanted.n_layers)) - set(remaining))))
+    return request.candidate(set(range(request.n_layers)) - set(remaining), by=f"{request.selector} in {n_rounds} rounds")
+
+
+def _refuse_among(refuse: Refuse, remaining: Sequence[int]) -> Refuse:
+    """A family's constraints in a model of which only ``remaining`` layers are left, numbered anew from 0."""
+
+    def refuse_there(structure: Structure) -> str | None:
+        return refuse(tuple(replace(slot, like=remaining[slot.like]) for slot in structure))
+
+    return refuse_there
 
 
 def rescanner(view: DecoderView, batches: Sequence[Batch], *, workers: Workers = ALONE) -> Rescan:

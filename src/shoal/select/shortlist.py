@@ -1,139 +1,152 @@
-"""Which candidates the guard looks at: the choice that was asked for, the best of other criteria, and one that is different.
-
-Criteria that look at the same stream tend to agree, and err together: a layer whose small change the head reads with a large
-gain is cheap to all of them. So one place is kept for the best choice that shares at most half of its layers with the others.
-"""
+"""From a budget to the candidates that may be compared: number of layers, then proposals. Orchestration only."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import islice
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 
-from shoal.edits.drop import Drop
-from shoal.edits.plan import Candidate
-from shoal.select.request import PATCHED, Picked, Tables, Wanted
-from shoal.select.span import plain_span_by
-from shoal.select.table import SELECTORS
+from shoal.edits.plan import Candidate, PartChoice
+from shoal.select.budget import Budget, ResolvedBudget, resolve
+from shoal.select.model_size import ModelSize
+from shoal.select.proposals import Proposer, other_proposers, propose
+from shoal.select.request import PATCHED, Evidence, Request, Selector, Tables, most_layers, nothing_refused
+from shoal.select.rounds import Rescan, in_rounds
+from shoal.select.table import selector_named
+from shoal.words.types import Span, SpanTable
 
-# In this order; entries whose table was not scanned are left out.
-OTHERS = (
-    ("span", "cosine/rest"),
-    ("lowest", "block_influence/rest"),
-    ("span", "angular/last"),
-    ("disjoint", "angular/rest"),
-    ("span", "cosine/every"),
-    ("span", "angular/rest"),
-    ("lowest", "block_influence/every"),
-    ("span", "relative_magnitude/rest"),
-    ("span", "euclidean/rest"),
-)
-MOST_RUNNERS_UP = 24  # looked at per criterion for one that differs
+PatchTable = Callable[[Sequence[Span]], SpanTable]
+"""Spans, the most promising first, to the errors after their best patch; it may leave out the last ones."""
 
 
-@dataclass
-class Proposer:
-    """A criterion: its name and its choices from best to worst."""
+@dataclass(frozen=True)
+class Shortlist:
+    """What may be compared.
 
-    name: str
-    picks: Iterator[Picked]
-
-
-@dataclass
-class _Proposal:
-    layers: tuple[int, ...]
-    scores: dict[str, float] = field(default_factory=dict)
-    names: list[str] = field(default_factory=list)
-
-    def add(self, name: str, picked: Picked) -> None:
-        self.names.append(name)
-        if picked.score is not None:
-            self.scores[name] = picked.score
-
-
-def other_proposers(tables: Tables, wanted: Wanted) -> list[Proposer]:
-    """The house's criteria on the tables at hand, as far as a replacement allows.
-
-    Layers in several spans need a module for each. Where these are layers of the family that costs no size; other modules cost
-    parameters each, so there one span is looked for.
+    Attributes:
+        budget: on this model.
+        candidates: different ones, the asked selector's first; not yet measured.
+        request: with its number of layers.
+        evidence: what they were chosen by.
     """
-    found: list[Proposer] = []
-    if PATCHED in tables:
-        found.append(Proposer(f"span {PATCHED}", plain_span_by(tables, replace(wanted, by=PATCHED))))
-    for selector, by in OTHERS:
-        one_span = wanted.put_back.name != "none" and not wanted.put_back.inherits
-        if by not in tables or (one_span and not SELECTORS[selector].is_contiguous):
-            continue
-        asked = replace(wanted, by=by)
-        found.append(Proposer(f"{selector} {by}", SELECTORS[selector].pick(tables, asked)))
-        if wanted.put_back.inherits and wanted.put_back.scores_inherited and selector == "span":
-            found.append(Proposer(f"plain span {by}", plain_span_by(tables, asked)))
-    found.append(Proposer("deepest", SELECTORS["deepest"].pick(tables, wanted)))
-    return found
+
+    budget: ResolvedBudget
+    candidates: tuple[Candidate, ...]
+    request: Request
+    evidence: Evidence
 
 
-def propose(proposers: Sequence[Proposer], n_candidates: int) -> tuple[Candidate, ...]:
-    """Up to ``n_candidates`` different sets of layers, in order of proposal; the first proposer's best comes first.
+def shortlist(
+    budget: Budget,
+    size: ModelSize,
+    request: Request,
+    evidence: Evidence,
+    *,
+    rescan: Rescan | None = None,
+    patch_table: PatchTable | None = None,
+) -> Shortlist:
+    """From a budget to the candidates that a tournament compares.
 
-    Returns: candidates that are not yet measured; fewer where there are no more.
-    Raises: ValueError: the first proposer finds nothing.
+    Args:
+        request: its ``n`` is open; the budget says it.
+        rescan: scores of a student; needed for more than one round.
+        patch_table: measures the error after the best patch, of all spans that may go; one more proposer.
+    Raises:
+        ValueError: an impossible budget, an unknown name, nothing that can go, or a missing rescan.
     """
-    bests: dict[tuple[int, ...], _Proposal] = {}
-    for rank, proposer in enumerate(proposers):
-        if rank and n_candidates == 1:
-            break
-        picked = next(proposer.picks, None)
-        if picked is None:
-            if rank == 0:
-                raise ValueError(f"{proposer.name!r} finds no layers that can go; protect fewer layers or remove fewer")
-            continue
-        bests.setdefault(picked.layers, _Proposal(picked.layers)).add(proposer.name, picked)
-    chosen = list(bests.values())[: max(1, n_candidates - 1)]
-    if n_candidates > 1:
-        pool = {layers: one for layers, one in bests.items() if one not in chosen}
-        _add_different(chosen, pool, proposers)
-        for one in [*pool.values(), *_runners_up(proposers, {one.layers for one in chosen} | set(pool))]:
-            if len(chosen) >= n_candidates:
-                break
-            if all(one.layers != other.layers for other in chosen):
-                chosen.append(one)
-    return tuple(
-        Candidate(edits=(Drop(indices=one.layers),), proposed_by=tuple(one.names), scores=one.scores) for one in chosen
+    selector = selector_named(request.selector)
+    not_measured = request.by == PATCHED and PATCHED not in evidence.tables
+    counted_by = replace(request, by="cosine/rest") if not_measured else request
+    resolved = cut_for(budget, size, evidence=evidence, request=counted_by)
+    request = replace(request, n=resolved.n)
+    if patch_table is not None and resolved.n:
+        evidence = replace(evidence, tables={**evidence.tables, **patched(patch_table, evidence, request)})
+    name = f"{request.selector} {request.by}" if "tables" in selector.reads else request.selector
+    proposers = [Proposer(name, candidates_or_reason(selector, name, evidence=evidence, request=request))]
+    if request.n_rounds > 1:
+        if rescan is None:
+            raise ValueError(
+                f"rounds={request.n_rounds} measures the student anew after each cut; this needs the model and text"
+            )
+        found = in_rounds(selector, evidence, request, rescan=rescan)
+        proposers.insert(0, Proposer(f"{name} in {request.n_rounds} rounds", iter([found])))  # the one-shot choice competes too
+    if request.n_candidates > 1:
+        proposers += [one for one in other_proposers(evidence, request) if one.name != name]
+    return Shortlist(resolved, propose(proposers, request.n_candidates), request, evidence)
+
+
+def patched(patch_table: PatchTable, evidence: Evidence, request: Request) -> Tables:
+    """The table of patch errors of the spans that may go, those the wanted score likes best first; empty where none may."""
+    spans = [Span(start, start + request.n) for start in range(request.n_layers - request.n + 1)]
+    spans = [span for span in spans if evidence.reason_against(request, span.layers) is None]
+    known = evidence.tables.get(request.by)
+    if known is not None and not any(math.isnan(known[span]) for span in spans):
+        spans.sort(key=lambda span: (known.cost(span), -span.start))
+    if not spans:
+        return {}
+    table = patch_table(spans)
+    return {table.name: table}
+
+
+def spread_of(short: Shortlist) -> tuple[PartChoice, ...]:
+    """The selector's own choice on each part of the calibration text by itself, most frequent first.
+
+    Empty where the parts were not kept, or the text is read anew after each round.
+    """
+    request, evidence = short.request, short.evidence
+    table = evidence.tables.get(request.by)
+    if table is None or table.parts is None or request.n_rounds > 1:
+        return ()
+    selector = selector_named(request.selector)
+    chosen: Counter[tuple[int, ...]] = Counter()
+    for part in table.parts:
+        tables = {**evidence.tables, request.by: replace(table, values=part, parts=None)}
+        found = next(selector.propose(replace(evidence, tables=tables), request), None)
+        if found is not None:
+            chosen[found.layers] += 1
+    ranked = sorted(chosen.items(), key=lambda one: (-one[1], one[0]))
+    return tuple(PartChoice(layers=layers, n_parts=n) for layers, n in ranked)
+
+
+def check_reach(budget: Budget, size: ModelSize, request: Request) -> None:
+    """Raises ValueError for a budget out of reach, where that shows before anything is scored: all layers have one size."""
+    if len({size.layers[layer] for layer in request.removable}) < 2:
+        cut_for(budget, size, evidence=Evidence(), request=request)
+
+
+def candidates_or_reason(selector: Selector, name: str, *, evidence: Evidence, request: Request) -> Iterator[Candidate]:
+    """What the selector proposes.
+
+    Raises:
+        ValueError: nothing; says why its own first choice was refused.
+    """
+    candidates = selector.propose(evidence, request)
+    best = next(candidates, None)
+    if best is not None:
+        return chain([best], candidates)
+    unrefused = next(selector.propose(replace(evidence, refuse=nothing_refused), request), None)
+    reason = None if unrefused is None else evidence.reason_against(request, unrefused.layers)
+    why = f"its first choice, {unrefused}: {reason}" if unrefused is not None and reason else "too many are protected"
+    raise ValueError(f"{name!r} finds no {request.n} layers that can go ({why}); remove fewer or protect fewer")
+
+
+def cut_for(budget: Budget, size: ModelSize, *, evidence: Evidence, request: Request) -> ResolvedBudget:
+    """The number of layers a budget means for the asked selector. Where layers differ in size, by the layers it would pick."""
+    selector, removable = selector_named(request.selector), request.removable
+    same_size = len({size.layers[layer] for layer in removable}) < 2
+
+    def layers_of(n: int) -> tuple[int, ...]:
+        found = next(selector.propose(evidence, replace(request, n=n)), None)
+        # A number of layers that the family refuses is no reason to refuse the budget: count the deepest free ones.
+        return found.layers if found is not None else removable[len(removable) - n :]
+
+    return resolve(
+        budget,
+        size,
+        put_back=request.put_back,
+        removable=removable,
+        n_most=most_layers(selector, request),
+        layers_of=None if same_size else layers_of,
     )
-
-
-def _add_different(chosen: list[_Proposal], pool: dict[tuple[int, ...], _Proposal], proposers: Sequence[Proposer]) -> None:
-    """Append the first choice that shares at most half of its layers with each chosen one; runners-up seen join the pool."""
-    runners = _runners_up(proposers, {one.layers for one in chosen} | set(pool))
-    for one in [*pool.values()]:
-        if _differs(one, chosen):
-            chosen.append(one)
-            return
-    for one in runners:
-        if _differs(one, chosen):
-            chosen.append(one)
-            return
-        pool[one.layers] = one
-
-
-def _differs(one: _Proposal, chosen: Sequence[_Proposal]) -> bool:
-    return all(2 * len(set(one.layers) & set(other.layers)) <= len(one.layers) for other in chosen)
-
-
-def _runners_up(proposers: Sequence[Proposer], known: set[tuple[int, ...]]) -> Iterator[_Proposal]:
-    """Second choices of all proposers in turn, then third ones, ...; each set of layers once."""
-    seen = set(known)
-    live = [(proposer.name, islice(proposer.picks, MOST_RUNNERS_UP)) for proposer in proposers]
-    while live:
-        still = []
-        for name, picks in live:
-            picked = next(picks, None)
-            if picked is None:
-                continue
-            still.append((name, picks))
-            if picked.layers not in seen:
-                seen.add(picked.layers)
-                runner = _Proposal(picked.layers)
-                runner.add(f"runner-up {name}", picked)
-                yield runner
-        live = still

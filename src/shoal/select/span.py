@@ -11,31 +11,33 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from shoal.select.request import PATCHED, Picked, Tables, Wanted
+from shoal.edits.plan import Candidate
+from shoal.select.request import PATCHED, Evidence, Request
 from shoal.words.types import Span
 
 
-def span_by(tables: Tables, wanted: Wanted) -> Iterator[Picked]:
-    """Spans of ``wanted.n`` layers (one more is scored, and stays, where a replacement inherits it), best first.
+def span_by(evidence: Evidence, request: Request) -> Iterator[Candidate]:
+    """Spans of ``request.n`` layers (one more is scored, and stays, where a replacement inherits it), best first.
 
     Raises:
         ValueError: no such table.
     """
-    goes_only = wanted.by == PATCHED or not wanted.put_back.scores_inherited  # exactly the layers that go
-    return _ranked(tables, wanted, n_inherited=0 if goes_only else wanted.put_back.inherits)
+    goes_only = request.by == PATCHED or not request.put_back.scores_inherited  # exactly the layers that go
+    n_inherited = 0 if goes_only else request.put_back.inherits
+    return _ranked(evidence, request, name=f"span {request.by}", n_inherited=n_inherited)
 
 
-def plain_span_by(tables: Tables, wanted: Wanted) -> Iterator[Picked]:
+def plain_span_by(evidence: Evidence, request: Request) -> Iterator[Candidate]:
     """As :func:`span_by`, scored over exactly the layers that go, whatever is put back."""
-    return _ranked(tables, wanted, n_inherited=0)
+    return _ranked(evidence, request, name=f"plain span {request.by}", n_inherited=0)
 
 
-def _ranked(tables: Tables, wanted: Wanted, *, n_inherited: int) -> Iterator[Picked]:
-    table = wanted.table(tables)
-    n = wanted.n + n_inherited
-    scored = [Span(start, start + n) for start in range(wanted.n_layers - n + 1)]
+def _ranked(evidence: Evidence, request: Request, *, name: str, n_inherited: int) -> Iterator[Candidate]:
+    table = evidence.table(request)
+    n = request.n + n_inherited
+    scored = [Span(start, start + n) for start in range(request.n_layers - n + 1)]
     scored = [span for span in scored if not math.isnan(table[span])]
     for span in sorted(scored, key=lambda span: (table.cost(span), -span.start)):
         layers = tuple(span.layers)[n_inherited:]
-        if wanted.reason_against(layers) is None:
-            yield Picked(layers, table[span])
+        if evidence.reason_against(request, layers) is None:
+            yield request.candidate(layers, by=name, score=table[span])

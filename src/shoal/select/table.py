@@ -10,10 +10,16 @@ from shoal.select.span import span_by
 from shoal.words.records import nearest
 
 SELECTORS: dict[str, Selector] = {
-    "span": Selector(span_by, True, "best contiguous span by one score (LLM-Streamline, UIDL)"),
-    "lowest": Selector(lowest_layers, False, "the layers of lowest score, each on its own (ShortGPT)"),
-    "deepest": Selector(deepest_layers, True, "the deepest layers but the last, nothing is measured (UIDL's simple rule)"),
-    "disjoint": Selector(disjoint_spans, False, "best set of up to k separate spans, by the sum of their scores"),
+    "span": Selector(span_by, "best contiguous span by one score", is_contiguous=True, paper="LLM-Streamline, UIDL"),
+    "lowest": Selector(lowest_layers, "the layers of lowest score, each on its own", paper="ShortGPT"),
+    "deepest": Selector(
+        deepest_layers,
+        "the deepest layers but the last, nothing is measured",
+        is_contiguous=True,
+        reads=frozenset(),
+        paper="UIDL's simple rule",
+    ),
+    "disjoint": Selector(disjoint_spans, "best set of up to k separate spans, by the sum of their scores"),
 }
 
 

@@ -16,7 +16,7 @@ import yaml
 from shoal.edits.plan import Plan
 from shoal.evaluate.evaluation import Evaluation
 from shoal.evaluate.generate import Generation
-from shoal.select.guard import spread_said
+from shoal.select.verdict import spread_said
 from shoal.show.citations import bibtex
 from shoal.show.figure_tables import figures, figures_note
 from shoal.show.headline import Fact, Headline, headline, source_name

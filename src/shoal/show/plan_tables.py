@@ -9,10 +9,9 @@ import numpy as np
 from shoal.edits.plan import Candidate
 from shoal.fit.fit_result import FitResult, explained, what
 from shoal.measure.scan import Scan
-from shoal.select.guard import verdict
+from shoal.select.verdict import verdict
 from shoal.show.table import Column, Table, numbers
 from shoal.words.numbers import with_error
-from shoal.words.structure import runs_said
 from shoal.words.types import Span, SpanTable
 
 PAPERS = ("cosine/every", "angular/last", "cosine/rest", "angular/rest", "relative_magnitude/rest")
@@ -78,7 +77,7 @@ def candidates(found: Sequence[Candidate], *, n_layers: int) -> Table:
     for one in found:
         by = "; ".join(f"{name} ({one.scores[name]:.4g})" if name in one.scores else name for name in one.proposed_by)
         before = (one.kl_plain,) if repaired else ()
-        rows.append((runs_said(one.layers) or "none", measured_kl(one), *before, one.perplexity, by))
+        rows.append((str(one), measured_kl(one), *before, one.perplexity, by))
     what_was_compared = "each repaired on a part of the text" if repaired else "as plain cuts, before any repair"
     note = (f"Chosen: {verdict(found, n_layers=n_layers)}.",) if found else ()
     return Table(f"Candidates, {what_was_compared}, best first", columns, tuple(rows), notes=note, strong=0)

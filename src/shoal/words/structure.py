@@ -112,19 +112,20 @@ def describe_removal(layers: Sequence[int], n_layers: int) -> str:
     return f"layers {runs_said(layers)} (0-based, inclusive), keeps {n_layers - len(set(layers))}"
 
 
-def describe(structure: Structure, n_layers: int) -> str:
+def describe_units(units: Iterable[Unit], n_layers: int) -> str:
     """What is gone, for people: whole layers, then sublayers of those that stay."""
-    gone = sorted(set(range(n_layers)) - set(kept_layers(structure)))
-    off = units_off(structure)
-    parts = [
-        f"{SUBLAYERS[kind]} of {runs_said(unit.index for unit in off if unit.kind == kind)}"
-        for kind in SUBLAYERS
-        if any(unit.kind == kind for unit in off)
-    ]
-    if not parts:
-        return describe_removal(gone, n_layers)
-    said = [f"layers {runs_said(gone)}"] if gone else []
-    return f"{' and '.join([*said, *parts])} (0-based, inclusive) removed, keeps {n_layers - len(gone)} layers"
+    found = set(units)
+    layers = sorted(unit.index for unit in found if unit.kind == "layer")
+    if len(layers) == len(found):
+        return describe_removal(layers, n_layers)
+    whole = "layers " if layers else ""
+    return f"{whole}{units_said(found)} (0-based, inclusive) removed, keeps {n_layers - len(layers)} layers"
+
+
+def describe(structure: Structure, n_layers: int) -> str:
+    """What of the source does not run as itself, for people."""
+    gone = {Unit("layer", layer) for layer in set(range(n_layers)) - set(kept_layers(structure))}
+    return describe_units(gone | units_off(structure), n_layers)
 
 
 def absent_layers(structure: Structure, n_layers: int) -> tuple[int, ...]:

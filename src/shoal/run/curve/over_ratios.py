@@ -19,17 +19,19 @@ from shoal.run.curve.methods import check_methods, is_plain
 from shoal.run.curve.points import Bench, PointCut, make_cut, point_path, with_recipe
 from shoal.run.folder import RunFolder
 from shoal.run.job import SHARE_BESIDE_STUDENT, Inputs, open_inputs
-from shoal.run.stages.stages import choosing, needs_scan, oracle, scan_stage, why_not
+from shoal.run.stages.stages import needs_scan, oracle, request_of, scan_stage, why_not
 from shoal.words.progress import Progress, silent
 from shoal.words.records import nearest
 
 if TYPE_CHECKING:
+    from shoal.edits.plan import Candidate
     from shoal.engine.view import DecoderView
     from shoal.evaluate.curve.ratio_curve import RatioPoint, RatioSweep, RetainedShare
     from shoal.evaluate.tasks.task_files import Task
     from shoal.measure.oracle import Oracle
     from shoal.measure.scan import Scan
     from shoal.select.model_size import ModelSize
+    from shoal.words.types import Unit
 
 SWEEP = "sweep.json"
 
@@ -161,12 +163,12 @@ def check_counts(methods: Mapping[str, Recipe], counts: Sequence[int], view: Dec
         ValueError: one cannot; names it.
     """
     from shoal.select.budget import parse_budget
-    from shoal.select.choose import check_reach
+    from shoal.select.shortlist import check_reach
 
     for name, recipe in methods.items():
         for n in (counts[0], counts[-1]):
             try:
-                check_reach(parse_budget(str(n)), size, how=choosing(recipe, view))
+                check_reach(parse_budget(str(n)), size, request_of(recipe, view))
             except ValueError as reason:
                 raise ValueError(f"method {name!r}: {reason}; sweep a smaller range, or leave this method out") from None
 
@@ -205,14 +207,14 @@ class _Work:
 
         Rounds and repairs measure while they choose, so their candidates are left to their own plan.
         """
-        from shoal.engine.student import student_without
+        from shoal.run.tournament import untrained
         from shoal.select.budget import parse_budget
-        from shoal.select.choose import shortlist
-        from shoal.select.request import PATCHED
+        from shoal.select.request import PATCHED, Evidence
+        from shoal.select.shortlist import shortlist
 
         base = self.bench.inputs
         judge = oracle(base, base.selection, what="guard", progress=self.bench.progress)
-        wanted: dict[tuple[int, ...], None] = {}
+        wanted: dict[frozenset[Unit], Candidate] = {}
         for method, inputs in self.methods.items():
             recipe = inputs.recipe
             if recipe.guard == 1 or recipe.rounds > 1 or not is_plain(recipe) or recipe.by == PATCHED:
@@ -223,12 +225,11 @@ class _Work:
                 candidates = shortlist(
                     parse_budget(str(n)),
                     size,
-                    tables=self.found.tables if self.found else {},
-                    how=choosing(recipe, base.view),
-                    refuse=lambda kept: why_not(base, kept),
+                    request_of(recipe, base.view),
+                    Evidence(self.found.tables if self.found else {}, lambda structure: why_not(base, structure)),
                 ).candidates
-                wanted.update((one.layers, None) for one in candidates if len(candidates) > 1)
-        judge.measure([student_without(layers) for layers in wanted])
+                wanted.update((one.units, one) for one in candidates if len(candidates) > 1)
+        judge.measure([untrained(one) for one in wanted.values()])
         return judge
 
     def run(self, judge: Oracle) -> Iterator[list[RatioPoint]]:

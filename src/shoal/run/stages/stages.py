@@ -20,10 +20,11 @@ from shoal.run.keys import choice_key, evaluation_key, save_key, scan_key, unope
 from shoal.run.measuring import against_teacher
 from shoal.words.progress import Progress, silent
 from shoal.words.records import write_atomically
+from shoal.words.structure import Structure, stored
 from shoal.words.types import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from torch import Tensor
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from shoal.measure.scan import Scan
     from shoal.recipes.recipe import Recipe
     from shoal.select.budget import Budget
-    from shoal.select.choose import Choosing
+    from shoal.select.request import Request
     from shoal.text import Samples
     from shoal.train.train_result import TrainResult
 
@@ -44,7 +45,9 @@ VALUES = "fit.safetensors"
 
 def needs_scan(recipe: Recipe) -> bool:
     """False where nothing reads the scores: a rule without measurements, and no other candidates to propose."""
-    return recipe.select != "deepest" or recipe.guard > 1
+    from shoal.select.table import selector_named
+
+    return bool(selector_named(recipe.select).reads) or recipe.guard > 1
 
 
 def scan_stage(inputs: Inputs, folder: RunFolder, *, progress: Progress = silent) -> Scan:
@@ -99,33 +102,41 @@ def plan_stage(
         judge: the guard's oracle on ``selection``, shared by the plans of a sweep; a new one unless given.
     """
     from shoal.edits.plan import Plan
-    from shoal.select.choose import choose
+    from shoal.run.tournament import choose
     from shoal.select.model_size import model_size
     from shoal.select.plan_of import plan_of
+    from shoal.select.request import Evidence
     from shoal.select.rounds import rescanner
+    from shoal.select.shortlist import shortlist
 
     recipe, view = inputs.recipe, inputs.view
-    budget, how = budget or budget_of(recipe), choosing(recipe, view)
-    key = choice_key(inputs, budget, how, scan=scan_key(inputs) if found else None)
+    budget, request = budget or budget_of(recipe), request_of(recipe, view)
+    key = choice_key(inputs, budget, request, scan=scan_key(inputs) if found else None)
     if folder.is_done("plan", key):
         return Plan.load(folder / "plan.json")
     started = time.monotonic()
     size = model_size(view)
-    choice = choose(
+    evidence = Evidence(found.tables if found else {}, lambda structure: why_not(inputs, structure), recipe.seed)
+    short = shortlist(
         budget,
         size,
-        tables=found.tables if found else {},
-        how=how,
-        oracle=(judge or oracle(inputs, inputs.selection, what="guard", progress=progress)) if recipe.guard > 1 else None,
+        request,
+        evidence,
         rescan=rescanner(view, inputs.batches(inputs.calibration), workers=inputs.workers) if recipe.rounds > 1 else None,
         patch_table=patch_table_of(inputs, progress=progress),
+    )
+    if recipe.guard > 1 and judge is None:
+        judge = oracle(inputs, inputs.selection, what="tournament", progress=progress)
+    choice = choose(
+        short,
+        size,
+        judge=judge if recipe.guard > 1 else None,
         repair=repairer(inputs, size, progress=progress),
-        refuse=lambda kept: why_not(inputs, kept),
     )
     plan = plan_of(
-        choice.layers,
+        choice.best.edits,
         size,
-        put_back=how.put_back,
+        own_parameters=request.put_back.own_parameters,
         source=inputs.opened.name,
         source_hash=inputs.opened.fingerprint,
         method=choice.method,
@@ -148,9 +159,11 @@ def plan_unopened(recipe: Recipe, folder: RunFolder, *, trust_remote_code: bool 
     from shoal.engine.config import describe
     from shoal.engine.families import find_layers
     from shoal.engine.source import fingerprint, resolve_source
-    from shoal.select.choose import choose
+    from shoal.run.tournament import choose
     from shoal.select.model_size import size_of
     from shoal.select.plan_of import plan_of
+    from shoal.select.request import Evidence
+    from shoal.select.shortlist import shortlist
 
     if recipe.model is None or needs_scan(recipe) or recipe.replace != "none":
         raise ValueError("a plan without opening the model needs a model, --select deepest, --guard 1 and --replace none")
@@ -159,20 +172,20 @@ def plan_unopened(recipe: Recipe, folder: RunFolder, *, trust_remote_code: bool 
     config, skeleton = described.config, described.model
     check_can_be_cut(config, model_class=type(skeleton))
     size = size_of(skeleton, find_layers(skeleton)[0])
-    how = choosing_unopened(recipe, size.n_layers)
+    request = plain_request_of(recipe, size.n_layers)
     budget = budget_of(recipe)
-    key = unopened_choice_key(fingerprint(path), budget, how)
+    key = unopened_choice_key(fingerprint(path), budget, request)
     if folder.is_done("plan", key):
         return Plan.load(folder / "plan.json")
 
-    def refuse(kept: Sequence[int]) -> str | None:
-        return reason_of(lambda: check_layers(config, kept, model_class=type(skeleton)))
+    def refuse(structure: Structure) -> str | None:
+        order = [slot.like for slot in stored(structure)]
+        return reason_of(lambda: check_layers(config, order, model_class=type(skeleton)))
 
-    choice = choose(budget, size, tables={}, how=how, refuse=refuse)
+    choice = choose(shortlist(budget, size, request, Evidence(refuse=refuse)), size)
     plan = plan_of(
-        choice.layers,
+        choice.best.edits,
         size,
-        put_back=how.put_back,
         source=recipe.model,
         source_hash=fingerprint(path),
         method=choice.method,
@@ -194,7 +207,7 @@ def budget_of(recipe: Recipe) -> Budget:
     return parse_parameters(recipe.parameters) if recipe.parameters else parse_budget(recipe.drop)
 
 
-def choosing(recipe: Recipe, view: DecoderView) -> Choosing:
+def request_of(recipe: Recipe, view: DecoderView) -> Request:
     """What the recipe says of selection, for a model: the options of a replacement are those its family has."""
     from shoal.edits.replace.table import parse_replacement
     from shoal.select.model_size import put_back_of
@@ -202,14 +215,15 @@ def choosing(recipe: Recipe, view: DecoderView) -> Choosing:
     found = parse_replacement(recipe.replace)
     put_back = put_back_of(None if found is None else found.resolved(view), view.hidden_size)
     put_back = replace(put_back, scores_inherited=not repairs_candidates(recipe))
-    return replace(choosing_unopened(recipe, view.n_layers), put_back=put_back)
+    return replace(plain_request_of(recipe, view.n_layers), put_back=put_back)
 
 
-def choosing_unopened(recipe: Recipe, n_layers: int) -> Choosing:
-    """As :func:`choosing` for plain removal."""
-    from shoal.select.choose import Choosing
+def plain_request_of(recipe: Recipe, n_layers: int) -> Request:
+    """As :func:`request_of` for plain removal."""
+    from shoal.select.request import Request
 
-    return Choosing(
+    return Request(
+        n_layers=n_layers,
         selector=recipe.select,
         by=recipe.by,
         max_spans=recipe.max_spans,
@@ -219,11 +233,11 @@ def choosing_unopened(recipe: Recipe, n_layers: int) -> Choosing:
     )
 
 
-def why_not(inputs: Inputs, kept: Sequence[int]) -> str | None:
-    """Why this family cannot be left with these layers, or None. Asked once per set: the answer builds two models."""
+def why_not(inputs: Inputs, structure: Structure) -> str | None:
+    """Why this family cannot be that structure, or None. Asked once per order of layers: the answer builds two models."""
     from shoal.checkpoint.blueprint import check_layers
 
-    model, order = inputs.opened.model, tuple(kept)
+    model, order = inputs.opened.model, tuple(slot.like for slot in stored(structure))
     if order not in inputs.refusals:
         inputs.refusals[order] = reason_of(lambda: check_layers(model.config, order, model_class=type(model)))
     return inputs.refusals[order]

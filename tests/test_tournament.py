@@ -1,4 +1,4 @@
-"""The guard decides by the true loss: it refuses what every cheap score recommends when that is a catastrophe."""
+"""The tournament decides by the true loss: it refuses what every cheap score recommends when that is a catastrophe."""
 
 import io
 import math
@@ -19,15 +19,16 @@ from shoal.engine.student import student_without
 from shoal.engine.view import DecoderView
 from shoal.measure.gram import GramObserver
 from shoal.measure.oracle import Oracle, Quality
+from shoal.run.tournament import choose, tournament
 from shoal.select.budget import parse_budget
-from shoal.select.choose import Choosing, choose, spread_of
-from shoal.select.guard import guard, verdict
 from shoal.select.model_size import NOTHING, PutBack, model_size, put_back_of
 from shoal.select.plan_of import plan_of
-from shoal.select.request import Picked, Wanted
+from shoal.select.proposals import Proposer, other_proposers, propose
+from shoal.select.request import Evidence, Request
 from shoal.select.rounds import rescanner
-from shoal.select.shortlist import Proposer, other_proposers, propose
+from shoal.select.shortlist import shortlist, spread_of
 from shoal.select.table import SELECTORS
+from shoal.select.verdict import verdict
 from shoal.show.plan_tables import candidates as candidates_table
 from shoal.words.types import Batch
 
@@ -76,32 +77,39 @@ def tables(view):
     return {table.name: table for table in observer.tables()}
 
 
-HOW = Choosing(protected=frozenset({0, L - 1}))
+HOW = Request(n_layers=L, protected=frozenset({0, L - 1}))
 
 
-def ask(view, tables, *, drop="3", oracle=None, how=HOW, **more):
-    return choose(parse_budget(drop), model_size(view), tables=tables, how=how, oracle=oracle, **more)
+def ask(view, tables, *, drop="3", oracle=None, how=HOW, refuse=lambda structure: None, repair=None, **more):
+    size = model_size(view)
+    short = shortlist(parse_budget(drop), size, how, Evidence(tables, refuse), **more)
+    return choose(short, size, judge=oracle, repair=repair)
+
+
+def only(scores):
+    (found,) = scores.values()
+    return found
 
 
 @pytest.mark.parametrize("put_back", ["none", "layer"])
 @pytest.mark.parametrize("drop", ["1", "2", "3"])
-def test_the_guard_picks_another_than_the_catastrophic_cosine_winner(view, tables, drop, put_back):
+def test_the_tournament_picks_another_than_the_catastrophic_cosine_winner(view, tables, drop, put_back):
     how = replace(HOW, put_back=PUT_BACK[put_back])
     alone = ask(view, tables, drop=drop, how=replace(how, n_candidates=1))
     guarded = ask(view, tables, drop=drop, how=how, oracle=Oracle(view, SELECTION))
-    assert X in alone.layers, "cosine recommends it"
-    assert X not in guarded.layers
+    assert X in alone.best.layers, "cosine recommends it"
+    assert X not in guarded.best.layers
     by_layers = {candidate.layers: candidate.kl for candidate in guarded.candidates}
-    assert by_layers[alone.layers] > 20 * by_layers[guarded.layers]
-    assert "guard of" in guarded.method and "guard" not in alone.method
+    assert by_layers[alone.best.layers] > 20 * by_layers[guarded.best.layers]
+    assert "tournament of" in guarded.method and "tournament" not in alone.method
 
 
 def test_all_other_scores_agree_on_the_catastrophe(view, tables):
     """The premise of the diverse place among the candidates."""
-    want = Wanted(n_layers=L, n=1, protected=HOW.protected)
-    for proposer in other_proposers(tables, want):
+    want = replace(HOW, n=1)
+    for proposer in other_proposers(Evidence(tables), want):
         if proposer.name != "deepest":
-            assert next(proposer.picks).layers == (X,), proposer.name
+            assert next(proposer.candidates).layers == (X,), proposer.name
 
 
 def test_candidates_are_ordered_by_their_own_measurement(view, tables):
@@ -114,7 +122,7 @@ def test_candidates_are_ordered_by_their_own_measurement(view, tables):
     for candidate in choice.candidates:
         alone = Oracle(view, SELECTION).measure([student_without(candidate.layers)])[0]
         assert (candidate.kl, candidate.kl_stderr, candidate.perplexity) == (alone.kl, alone.kl_stderr, alone.perplexity)
-    assert choice.layers == choice.candidates[0].layers
+    assert choice.best == choice.candidates[0]
 
 
 def test_the_score_shown_is_that_of_the_proposer(view, tables):
@@ -122,8 +130,8 @@ def test_the_score_shown_is_that_of_the_proposer(view, tables):
         assert candidate.proposed_by
         for name, score in candidate.scores.items():
             selector, by = name.removeprefix("runner-up ").split()
-            ranked = SELECTORS[selector].pick(tables, Wanted(L, 3, HOW.protected, by=by))
-            assert Picked(candidate.layers, score) in list(ranked)
+            ranked = SELECTORS[selector].propose(Evidence(tables), replace(HOW, n=3, by=by))
+            assert (candidate.layers, score) in [(one.layers, only(one.scores)) for one in ranked]
 
 
 def test_choosing_twice_gives_the_same(view, tables):
@@ -135,9 +143,8 @@ def test_a_choice_becomes_a_plan(view, tables):
     for name, n_edits in (("none", 3), ("layer", 4)):
         choice = ask(view, tables, how=replace(HOW, put_back=PUT_BACK[name]), oracle=Oracle(view, SELECTION))
         plan = plan_of(
-            choice.layers,
+            choice.best.edits,
             size,
-            put_back=PUT_BACK[name],
             source="m",
             source_hash="0",
             method=choice.method,
@@ -150,13 +157,13 @@ def test_a_choice_becomes_a_plan(view, tables):
 @pytest.mark.parametrize("selector", SELECTORS)
 def test_with_one_candidate_the_selector_has_the_word(view, tables, selector):
     how = replace(HOW, selector=selector, by="angular/last", n_candidates=1)
-    expected = next(SELECTORS[selector].pick(tables, Wanted(L, 3, HOW.protected, by="angular/last")))
-    assert ask(view, tables, how=how).layers == expected.layers
+    expected = next(SELECTORS[selector].propose(Evidence(tables), replace(HOW, n=3, by="angular/last")))
+    assert ask(view, tables, how=how).best.layers == expected.layers
 
 
 def test_the_deepest_rule_reads_no_table(view):
     how = replace(HOW, selector="deepest", n_candidates=1)
-    assert ask(view, {}, how=how).layers == (6, 7, 8)
+    assert ask(view, {}, how=how).best.layers == (6, 7, 8)
 
 
 def test_rounds_are_one_of_the_candidates(view, tables):
@@ -169,13 +176,13 @@ def test_rounds_are_one_of_the_candidates(view, tables):
 
 
 def test_what_the_family_refuses_is_never_measured(view, tables):
-    def refuse(kept):
-        return None if {3, 6} <= set(kept) else "layers 3 and 6 are full attention"
+    def refuse(structure):
+        return None if {3, 6} <= {slot.like for slot in structure} else "layers 3 and 6 are full attention"
 
     choice = ask(view, tables, drop="2", oracle=Oracle(view, SELECTION), refuse=refuse)
     assert all(not {3, 6} & set(candidate.layers) for candidate in choice.candidates)
     with pytest.raises(ValueError, match="finds no 3 layers that can go .*: nothing can go"):
-        ask(view, tables, oracle=Oracle(view, SELECTION), refuse=lambda kept: "nothing can go")
+        ask(view, tables, oracle=Oracle(view, SELECTION), refuse=lambda structure: "nothing can go")
 
 
 def test_how_a_choice_is_made_prints_alike_in_every_process():
@@ -187,29 +194,29 @@ def test_many_candidates_need_text(view, tables):
     with pytest.raises(ValueError, match="guard: 1"):
         ask(view, tables)
     with pytest.raises(ValueError, match="at least one"):
-        guard((), Oracle(view, SELECTION))
+        tournament((), Oracle(view, SELECTION))
 
 
 # -- proposals -------------------------------------------------------------------------------------------------------------
 
 
 def proposer(name, *layers):
-    return Proposer(name, iter([Picked(one, float(i)) for i, one in enumerate(layers)]))
+    return Proposer(name, iter([HOW.candidate(one, by=name, score=float(i)) for i, one in enumerate(layers)]))
 
 
 def test_a_replacement_that_inherits_also_competes_as_the_plain_span(tables):
     """Its own span is scored over the inherited layer, too, and may miss the best plain removal."""
-    asked = Wanted(n_layers=L, n=2, protected=frozenset({0, L - 1}))
-    names = {p.name for p in other_proposers(tables, replace(asked, put_back=PUT_BACK["layer"]))}
+    asked = replace(HOW, n=2)
+    names = {p.name for p in other_proposers(Evidence(tables), replace(asked, put_back=PUT_BACK["layer"]))}
     assert {"span cosine/rest", "plain span cosine/rest"} <= names
-    assert not any(p.name.startswith("plain") for p in other_proposers(tables, asked)), "there the two are one"
+    assert not any(p.name.startswith("plain") for p in other_proposers(Evidence(tables), asked)), "there the two are one"
 
 
 def test_several_spans_compete_where_their_modules_are_layers(tables):
-    asked = Wanted(n_layers=L, n=2, protected=frozenset({0, L - 1}))
+    asked = replace(HOW, n=2)
 
     def selectors(put_back):
-        return {p.name.split()[0] for p in other_proposers(tables, replace(asked, put_back=put_back))}
+        return {p.name.split()[0] for p in other_proposers(Evidence(tables), replace(asked, put_back=put_back))}
 
     assert {"lowest", "disjoint"} <= selectors(NOTHING)
     assert {"lowest", "disjoint"} <= selectors(PUT_BACK["layer"])
@@ -281,10 +288,10 @@ class Says:
 
 def test_a_candidate_that_overflows_ranks_last_and_only_all_of_them_are_an_error():
     candidates = [Candidate(edits=(Drop(indices=(layer,)),), proposed_by=("a",)) for layer in (1, 2, 3)]
-    ranked = guard(candidates, Says(math.nan, math.inf, 0.5))
+    ranked = tournament(candidates, Says(math.nan, math.inf, 0.5))
     assert [one.layers for one in ranked] == [(3,), (1,), (2,)]
     with pytest.raises(ValueError, match="every candidate"):
-        guard(candidates, Says(math.nan, math.inf, math.nan))
+        tournament(candidates, Says(math.nan, math.inf, math.nan))
 
 
 def test_candidates_compete_as_they_would_be_kept():
@@ -302,29 +309,29 @@ def test_candidates_compete_as_they_would_be_kept():
                 found.append(Quality(kl=(repaired if student.overrides else plain)[layers], **known))
             return found
 
-    def repair(layers):
+    def repair(candidate):
         values = {0: {"weight": torch.zeros(1)}}
-        return replace(student_without(layers), overrides=values) if tuple(layers) in repaired else None
+        return replace(student_without(candidate.layers), overrides=values) if candidate.layers in repaired else None
 
-    ranked = guard(candidates, Knows(), repair=repair)
+    ranked = tournament(candidates, Knows(), repair=repair)
     assert [(one.layers, one.kl) for one in ranked] == [((2,), 0.1), ((1,), 0.3), ((3,), 0.5)]
     assert math.isnan(ranked[0].kl_plain) and [one.kl_plain for one in ranked[1:]] == [0.3, 0.5]
-    assert [one.layers for one in guard(candidates, Knows())] == [(1,), (3,), (2,)]
+    assert [one.layers for one in tournament(candidates, Knows())] == [(1,), (3,), (2,)]
     stream = io.StringIO()
     Console(file=stream, width=200).print(candidates_table(ranked, n_layers=L))
     assert "KL before repair" in stream.getvalue() and "0.5" in stream.getvalue()
 
 
-def test_the_spread_is_what_the_selector_picks_on_each_part(tables):
+def test_the_spread_is_what_the_selector_picks_on_each_part(view, tables):
     """Each part by itself, as if it were the whole text."""
-    wanted = Wanted(n_layers=L, n=2, protected=HOW.protected)
+    request = replace(HOW, n=2)
+    short = shortlist(parse_budget("2"), model_size(view), request, Evidence(tables))
     parts = tables["cosine/rest"].parts
-    picks = [
-        next(SELECTORS["span"].pick({"cosine/rest": replace(tables["cosine/rest"], values=part)}, wanted), None)
-        for part in parts
-    ]
-    found = spread_of(SELECTORS["span"], tables, wanted)
+    alone = [Evidence({"cosine/rest": replace(tables["cosine/rest"], values=part)}) for part in parts]
+    picks = [next(SELECTORS["span"].propose(one, request), None) for one in alone]
+    found = spread_of(short)
     assert sum(one.n_parts for one in found) == sum(pick is not None for pick in picks) > 1
     assert {one.layers: one.n_parts for one in found} == Counter(pick.layers for pick in picks if pick is not None)
     assert [one.n_parts for one in found] == sorted((one.n_parts for one in found), reverse=True)
-    assert spread_of(SELECTORS["deepest"], {}, wanted) == ()
+    assert spread_of(replace(short, evidence=Evidence())) == ()
+    assert spread_of(replace(short, request=replace(request, n_rounds=2))) == (), "each round reads the text anew"
