@@ -73,8 +73,8 @@ TRAIN = {
 
 
 def test_no_option_is_forgotten_here():
-    """``sources``, ``seed``, ``repair``, ``fit``, ``polish`` and ``stages`` are below; the rest is for people."""
-    assert {*TEXT, "sources"} == set(TextChoice.model_fields)
+    """``sources`` and its ``field``, ``seed``, ``repair``, ``fit``, ``polish`` and ``stages`` are below; the rest is for people."""
+    assert {*TEXT, "sources", "field"} == set(TextChoice.model_fields)
     assert {*TRAIN, "stages"} == set(TrainConfig.model_fields)
     others = {"name", "about", "papers", "model", "text", "train", "observers", "seed", "repair", "fit", "polish"}
     assert {*CHOICE, *others} == set(load_recipe().model_dump())

@@ -199,7 +199,7 @@ def test_plans_hold_the_cut_and_both_sizes():
     assert [(e.start, e.stop) for e in ffn.replacements] == [(4, 6), (9, 10)]
     assert ffn.after.parameters == 1700 + 120 and ffn.after.layers == 13
     assert all(e.options == {"layout": "code", "width": 3} for e in ffn.replacements)
-    two = plan((4, 5, 9), PutBack("layer", layers=2, inherits=2))
+    two = plan((4, 5, 9), PutBack("layer", layers=2, inherits=2, options=(("layers", 2),)))
     assert [(e.start, e.stop) for e in two.replacements] == [(2, 6), (7, 10)] and two.after == plain.after
     for one in (plain, inherits, ffn, plan((), NONE)):
         assert Plan.from_json(one.to_json()) == one

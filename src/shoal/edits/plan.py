@@ -180,7 +180,7 @@ def check_edits(edits: Sequence[Edit], n_layers: int) -> None:
     for edit in edits:
         if not all(0 <= layer < n_layers for layer in edit.named_layers()):
             wrong = next(layer for layer in edit.named_layers() if not 0 <= layer < n_layers)
-            raise ValueError(f"{edit}: layer {wrong} is not in 0..{n_layers - 1}")
+            raise ValueError(f"layer {wrong} is not in 0..{n_layers - 1}")
         for unit in sorted(edit.touches()):
             whole = Unit("layer", unit.index)
             inside = {Unit(kind, unit.index) for kind in SUBLAYERS} if unit == whole else {whole}
