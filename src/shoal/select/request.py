@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from shoal.select.model_size import NOTHING, PutBack
 from shoal.words.records import nearest
 from shoal.words.structure import Structure
 from shoal.words.types import Span, SpanTable
+
+if TYPE_CHECKING:
+    from shoal.measure.set_function import SetFunction
 
 Tables = Mapping[str, SpanTable]
 Refuse = Callable[[Structure], str | None]
@@ -42,11 +45,13 @@ class Evidence:
     Attributes:
         tables: scores of spans by name, ``criterion/tokens``.
         refuse: the family's own constraints.
+        value: what a student loses without a set of units, by running it; None where there is no text to run on.
         seed: of selectors that draw.
     """
 
     tables: Tables = field(default_factory=dict)
     refuse: Refuse = nothing_refused
+    value: SetFunction | None = None
     seed: int = 0
 
     def table(self, request: Request) -> SpanTable:

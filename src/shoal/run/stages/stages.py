@@ -116,7 +116,7 @@ def plan_stage(
         return Plan.load(folder / "plan.json")
     started = time.monotonic()
     size = model_size(view)
-    evidence = Evidence(found.tables if found else {}, lambda structure: why_not(inputs, structure), recipe.seed)
+    evidence = Evidence(found.tables if found else {}, lambda structure: why_not(inputs, structure), seed=recipe.seed)
     short = shortlist(
         budget,
         size,
