@@ -73,7 +73,7 @@ TRAIN = {
 
 
 def test_no_option_is_forgotten_here():
-    """``sources`` and its ``field``, ``seed``, ``repair``, ``fit``, ``polish`` and ``stages`` are below; the rest is for people."""
+    """``sources``, ``field``, ``seed``, ``repair``, ``fit``, ``polish`` and ``stages`` are below; the rest is for people."""
     assert {*TEXT, "sources", "field"} == set(TextChoice.model_fields)
     assert {*TRAIN, "stages"} == set(TrainConfig.model_fields)
     others = {"name", "about", "papers", "model", "text", "train", "observers", "seed", "repair", "fit", "polish"}
