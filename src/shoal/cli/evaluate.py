@@ -40,6 +40,10 @@ def evaluate(
     text: TextOption = None,
     field: FieldOption = None,
     samples: EvaluationSamplesOption = None,
+    whole: Annotated[
+        bool,
+        typer.Option("--whole", help="Read all of the text, not a slice of it, and state the perplexity as papers do, too."),
+    ] = False,
     length: LengthOption = None,
     seed: SeedOption = None,
     device: DeviceOption = "cpu",
@@ -61,6 +65,8 @@ def evaluate(
     chosen = with_options(
         "default", model=teacher or model, text=text, field=field, evaluation=samples, length=length, seed=seed
     )
+    if whole and samples is not None:
+        raise ValueError("--samples takes a part of the text and --whole all of it; give one of them")
     say_text(screen, chosen)
     if tasks:
         screen.say(str(tasks))
@@ -69,6 +75,7 @@ def evaluate(
             alone = evaluate_alone(
                 chosen,
                 tasks=tasks,
+                whole=whole,
                 device=device,
                 dtype=dtype,
                 trust_remote_code=trust_remote_code,
@@ -79,6 +86,7 @@ def evaluate(
                 chosen,
                 model,
                 tasks=tasks,
+                whole=whole,
                 device=device,
                 dtype=dtype,
                 trust_remote_code=trust_remote_code,

@@ -18,10 +18,11 @@ from shoal.engine.view import DecoderView, Reading
 from shoal.engine.workers import ALONE, Workers
 from shoal.evaluate.cost import Cost, cost
 from shoal.evaluate.generate import Generation
-from shoal.evaluate.perplexity import Perplexity, n_batches, perplexities, perplexity
+from shoal.evaluate.perplexity import Perplexity, n_batches, perplexities, perplexity, usual_stride
 from shoal.evaluate.positions import ByPosition, PositionSums
 from shoal.evaluate.speed import Speed
 from shoal.evaluate.tasks.benchmark import Benchmark, TaskFigures
+from shoal.evaluate.whole import WholeText
 from shoal.measure.counted import Block, head_blocks, model_blocks
 from shoal.measure.divergence import predicts
 from shoal.measure.oracle import Quality, QualitySums, token_figures
@@ -38,9 +39,10 @@ class Figures(Record):
 
 
 class Measured(Record):
-    """One model on its own, and what its figures rest on."""
+    """One model on its own, and what its figures rest on. ``whole``: all of the text, where that was asked for."""
 
     model: Figures
+    whole: WholeText | None = None
     tasks: tuple[TaskFigures, ...] = ()
     provenance: Provenance
 
@@ -54,6 +56,7 @@ class Evaluation(Record):
         plain: the same cut without repair, on the same text; present when something was repaired.
         generations, speed: present when they were measured; they need both as models of their own.
         tasks: accuracy, stability and flips on task files, when some were given.
+        whole: teacher and student on all of the text, where that was asked for.
     """
 
     teacher: Figures
@@ -64,6 +67,7 @@ class Evaluation(Record):
     generations: tuple[Generation, ...] = ()
     speed: Speed | None = None
     tasks: Benchmark | None = None
+    whole: tuple[WholeText, WholeText] | None = None
     provenance: Provenance
 
 
@@ -188,11 +192,6 @@ def token_stream(batches: Sequence[Batch], *, start: Sequence[int] = ()) -> Tens
 def n_started(row_T: Tensor, start: Sequence[int]) -> int:
     """How many of a sample's first tokens are the start tokens: all of them or none."""
     return len(start) if row_T[: len(start)].tolist() == list(start) else 0
-
-
-def usual_stride(window: int, start: Sequence[int]) -> int:
-    """Half of the window, or what the start tokens leave of it where that is less."""
-    return max(1, min(window // 2, window - len(start)))
 
 
 def refuse_other_vocabulary(teacher: DecoderView, student: DecoderView) -> None:

@@ -173,6 +173,11 @@ def n_batches(n_tokens: int, *, window: int, stride: int, batch_size: int, n_sta
     return sum(1 for _ in _batched(windows(n_tokens, window=window, stride=stride, n_start=n_start), batch_size))
 
 
+def usual_stride(window: int, start: Sequence[int]) -> int:
+    """Half of the window, or what the start tokens leave of it where that is less."""
+    return max(1, min(window // 2, window - len(start)))
+
+
 def _batched(every: Iterator[Window], batch_size: int) -> Iterator[list[Window]]:
     """Runs of at most ``batch_size`` windows of one length; only the last window can be shorter than the others."""
     group: list[Window] = []

@@ -126,6 +126,8 @@ class Inputs:
             n_tokens=samples.n_tokens,
             length=samples.length,
             seed=samples.seed,
+            share=samples.share,
+            text_goes_on=samples.goes_on,
             dtype=str(self.view.dtype).removeprefix("torch."),
             versions=versions(),
         )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shoal.recipes.recipe import Recipe
 from shoal.run.asked_tasks import Tasks, answer_tasks, tasks_against_teacher
-from shoal.run.job import Inputs, open_inputs, window_of
+from shoal.run.job import Inputs, open_inputs, refuse_unknown_tokens, window_of
 from shoal.words.progress import Progress, silent
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from shoal.engine.open import Opened
     from shoal.engine.student import Student
     from shoal.engine.view import DecoderView
@@ -17,7 +20,9 @@ if TYPE_CHECKING:
     from shoal.evaluate.generate import Generation
     from shoal.evaluate.speed import Speed
     from shoal.evaluate.tasks.benchmark import TaskFigures
+    from shoal.evaluate.whole import WholeText
     from shoal.measure.oracle import Quality
+    from shoal.text.samples import Samples
 
 N_PROMPTS = 3
 MOST_NEW_TOKENS = 32
@@ -28,6 +33,7 @@ def evaluate_alone(
     recipe: Recipe,
     *,
     tasks: Tasks | None = None,
+    whole: bool = False,
     device: str = "cpu",
     dtype: str | None = None,
     trust_remote_code: bool = False,
@@ -35,15 +41,18 @@ def evaluate_alone(
 ) -> Measured:
     """Perplexity and cost of ``recipe.model`` on the evaluation slice, and its accuracy on tasks.
 
+    Args:
+        whole: read all of the text in its own order, not a slice of it, and measure the perplexity as papers state it, too.
     Raises:
         ValueError: everything that opening models and text and scoring tasks can meet.
     """
     from shoal.evaluate.cost import cost
     from shoal.evaluate.evaluation import Figures, Measured, token_stream, usual_stride
-    from shoal.evaluate.perplexity import perplexity
+    from shoal.evaluate.perplexity import n_batches, perplexity
     from shoal.evaluate.tasks.benchmark import task_figures
 
     inputs = open_inputs(recipe, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    text = read_whole(inputs) if whole else None
 
     def ask() -> tuple[TaskFigures, ...]:
         tokenizer, window = inputs.opened.need_tokenizer(), window_of(inputs.view.config)
@@ -52,17 +61,21 @@ def evaluate_alone(
 
     scored = inputs.workers.from_first(ask) if tasks else ()  # first: a task may hold an item that cannot be scored
     start = inputs.evaluation.start
+    stream_T, stride = token_stream(inputs.batches(inputs.evaluation), start=start), usual_stride(inputs.length, start)
+    total = n_batches(len(stream_T), window=inputs.length, stride=stride, batch_size=inputs.batch_size, n_start=len(start))
     found = perplexity(
         inputs.view,
-        token_stream(inputs.batches(inputs.evaluation), start=start),
+        stream_T,
         window=inputs.length,
-        stride=usual_stride(inputs.length, start),
+        stride=stride,
         start=start,
         batch_size=inputs.batch_size,
+        after_batch=lambda batch: progress("perplexity", batch.index + 1, total),
         workers=inputs.workers,
     )
     figures = Figures(name=inputs.opened.name, cost=cost(inputs.view, context=inputs.length), perplexity=found)
-    return Measured(model=figures, tasks=scored, provenance=inputs.provenance(inputs.evaluation))
+    papers = None if text is None else as_papers(inputs, inputs.view, text, who="blocks", progress=progress)
+    return Measured(model=figures, tasks=scored, whole=papers, provenance=inputs.provenance(inputs.evaluation))
 
 
 def evaluate_pair(
@@ -70,6 +83,7 @@ def evaluate_pair(
     student: str,
     *,
     tasks: Tasks | None = None,
+    whole: bool = False,
     device: str = "cpu",
     dtype: str | None = None,
     trust_remote_code: bool = False,
@@ -78,6 +92,7 @@ def evaluate_pair(
     """A saved student against the teacher ``recipe.model``.
 
     Args:
+        whole: as for :func:`evaluate_alone`.
         tasks: opened by :func:`shoal.run.asked_tasks.open_tasks`; asked of both models.
     Raises:
         ValueError: other tokens or a shorter window than the text needs, and everything that opening models and text can meet.
@@ -89,9 +104,58 @@ def evaluate_pair(
     other = open_model(student, dtype=dtype, device=inputs.workers.device(device), trust_remote_code=trust_remote_code)
     view = DecoderView(other.model)
     _refuse_other_tokens(inputs, other, view)
+    text = read_whole(inputs) if whole else None
     # tasks first: one may hold an item that cannot be scored
     scored = inputs.workers.from_first(lambda: tasks_against_teacher(inputs, view, tasks, progress=progress)) if tasks else None
-    return against_teacher(inputs, view, progress=progress).model_copy(update={"tasks": scored})
+    found = against_teacher(inputs, view, progress=progress)
+    both = (("teacher", inputs.view), ("student", view))
+    papers = text and tuple(as_papers(inputs, one, text, who=f"{who}, blocks", progress=progress) for who, one in both)
+    return found.model_copy(update={"tasks": scored, "whole": papers})
+
+
+@dataclass(frozen=True)
+class WholeTokens:
+    """All of a text as tokens, without start tokens, and its number of characters."""
+
+    ids_T: Tensor
+    n_characters: int
+
+
+def read_whole(inputs: Inputs) -> WholeTokens:
+    """All of the text, tokenised in one piece; what is measured on ``inputs.evaluation`` reads all of it from now on.
+
+    Raises:
+        ValueError: a mixture, less text than one sample, or unknown tokens.
+    """
+    import torch
+
+    from shoal.text.samples import text_ids, whole_samples
+
+    def read() -> tuple[WholeTokens, Samples]:
+        assert inputs.corpus is not None
+        tokenizer, text = inputs.opened.need_tokenizer(), inputs.corpus.whole()
+        samples = whole_samples(text, tokenizer, length=inputs.length, data=inputs.corpus.name)
+        refuse_unknown_tokens(samples.ids_NT, inputs.opened)
+        return WholeTokens(torch.from_numpy(text_ids(text, tokenizer)), len(text)), samples
+
+    tokens, samples = inputs.workers.from_first(read)
+    vars(inputs).update(evaluation=samples)
+    return tokens
+
+
+def as_papers(inputs: Inputs, view: DecoderView, text: WholeTokens, *, who: str, progress: Progress) -> WholeText:
+    """A model's perplexity over all of a text as papers state it."""
+    from shoal.evaluate.whole import WholeText, papers_stream, perplexity_of_blocks
+
+    found = perplexity_of_blocks(
+        view,
+        papers_stream(text.ids_T, inputs.evaluation.start, length=inputs.length),
+        length=inputs.length,
+        batch_size=inputs.batch_size,
+        step=lambda done, total: progress(who, done, total),
+        workers=inputs.workers,
+    )
+    return WholeText(n_tokens=len(text.ids_T), n_characters=text.n_characters, blocks=found)
 
 
 def _refuse_other_tokens(inputs: Inputs, student: Opened, view: DecoderView) -> None:

@@ -23,6 +23,7 @@ from shoal.show.headline import Fact, Headline, headline, source_name
 from shoal.show.markdown import coded, fenced, table, words
 from shoal.show.plan_tables import candidates
 from shoal.train.train_result import TrainResult
+from shoal.words.records import Provenance
 from shoal.words.types import spans_of
 
 INHERITED = ("license", "license_name", "license_link", "language")
@@ -183,13 +184,20 @@ def _provenance(evaluation: Evaluation, trained: Sequence[TrainResult]) -> str:
     facts = {
         "teacher": f"{coded(source_name(source.model))}, hash `{source.model_hash}`",
         "evaluation text": f"{words(source.data)}, hash `{source.data_hash}`",
-        "samples": f"{source.n_samples:,} of {source.length} tokens, {source.n_tokens:,} tokens in all",
+        "samples": f"{source.n_samples:,} of {source.length} tokens, {source.n_tokens:,} tokens in all{_of_text(source)}",
         "training text": "; ".join(texts),
         "seed": str(source.seed),
         "dtype": source.dtype,
         "versions": ", ".join(f"{package} {version}" for package, version in sorted(source.versions.items())),
     }
     return "## Provenance\n\n" + "\n".join(f"- {name}: {fact}" for name, fact in facts.items() if fact)
+
+
+def _of_text(source: Provenance) -> str:
+    """The share of the text that was read, where it is known."""
+    if source.share is None:
+        return ""
+    return f", from {'less than ' * source.text_goes_on}{100 * source.share:.3g} % of the text"
 
 
 def _limits(evaluation: Evaluation) -> str:

@@ -12,6 +12,7 @@ from shoal.evaluate.generate import Generation
 from shoal.evaluate.positions import ByPosition, Positions
 from shoal.evaluate.speed import Speed, SpeedPhase, median_iqr
 from shoal.evaluate.tasks.disagreement import disagreement, kept_shares
+from shoal.evaluate.whole import WholeText
 from shoal.show.table import Column, Table, numbers
 from shoal.words.numbers import change, count, in_bytes, number, percent, percents, ratio, whole, with_error
 
@@ -22,7 +23,7 @@ PHASES: tuple[SpeedPhase, ...] = ("prefill", "decode")
 
 def figures(found: Evaluation) -> Table:
     """Teacher and student side by side: every figure of the evaluation."""
-    caption = f"Teacher and student on {found.provenance.data}, {found.quality.n_tokens:,} tokens"
+    caption = f"Teacher and student on {found.provenance.text_said}, {found.quality.n_tokens:,} tokens"
     return Table(caption, (Column(""), *numbers("teacher", "student", "change")), tuple(_figures(found)))
 
 
@@ -50,6 +51,7 @@ def _figures(found: Evaluation) -> list[Row]:
     rows += [
         _size("KV cache per token", a.kv_bytes_per_token, b.kv_bytes_per_token, form=in_bytes),
         ("perplexity", number(before), number(after), f"x {number(after / before)}"),
+        *_as_papers(found.whole),
         ("KL to the teacher, nats per token", "0", with_error(quality.kl, quality.kl_stderr), ""),
         ("top-1 agreement with the teacher", "100 %", f"{percent(quality.agreement)} %", ""),
     ]
@@ -59,6 +61,13 @@ def _figures(found: Evaluation) -> list[Row]:
         rows.append(("the same without repair: KL", "0", number(found.plain.kl), ""))
         rows.append(("the same without repair: agreement", "100 %", f"{percent(found.plain.agreement)} %", ""))
     return rows + (_speed(found.speed) if found.speed else [])
+
+
+def _as_papers(whole: tuple[WholeText, WholeText] | None) -> list[Row]:
+    if whole is None:
+        return []
+    before, after = (one.blocks.value for one in whole)
+    return [(f"perplexity as papers state it: {whole[0].how}", number(before), number(after), f"x {number(after / before)}")]
 
 
 def _size(label: str, before: float, after: float, *, form: Callable[[Any], str]) -> Row:
@@ -103,7 +112,9 @@ def figures_alone(measured: Measured) -> Table:
         rows.append((f"MACs per token at {cost.context} tokens", count(cost.macs_per_token)))
     rows.append(("KV cache per token", in_bytes(cost.kv_bytes_per_token)))
     rows.append((f"perplexity: {found.how}", number(found.value)))
-    return Table(f"{measured.model.name} on {measured.provenance.data}", (Column(""), *numbers("value")), tuple(rows))
+    if measured.whole is not None:
+        rows.append((f"perplexity as papers state it: {measured.whole.how}", number(measured.whole.blocks.value)))
+    return Table(f"{measured.model.name} on {measured.provenance.text_said}", (Column(""), *numbers("value")), tuple(rows))
 
 
 def generations(found: Sequence[Generation]) -> Table:
@@ -119,7 +130,7 @@ def generations(found: Sequence[Generation]) -> Table:
 def comparison(found: Comparison) -> Table:
     """All figures of all models, one column per model; against the first one where that is what they are."""
     names = labels([one.figures.name for one in found.models])
-    title = f"{len(names)} models on {found.provenance.data}, {found.n_bytes:,} bytes"
+    title = f"{len(names)} models on {found.provenance.text_said}, {found.n_bytes:,} bytes"
     return Table(title, (Column(""), *numbers(*names)), tuple(_compared(found)), notes=tuple(_notes(found, names)))
 
 

@@ -113,7 +113,26 @@ class Corpus:
         ids_NT, lengths_N = filler.tensors()
         settings = stable_hash(tokenizer_hash(self.tokenizer), length, packing, slice, self.seed)
         data_hash, start = f"{settings}-{hash_ids(ids_NT, lengths_N)}", tuple(filler.start.tolist())
-        return Samples(ids_NT, lengths_N, slice, self.name, data_hash, self.seed, start)
+        return Samples(ids_NT, lengths_N, slice, self.name, data_hash, self.seed, start, *self._share(n_characters))
+
+    def whole(self) -> str:
+        """All of the text in one piece, as papers read a test set: plain text as it stands, rows joined by an empty line.
+
+        Raises:
+            ValueError: a mixture, which has no end that is its own.
+        """
+        if len(self.mixture.parts) > 1:
+            raise ValueError(f"{self.name} is a mixture, and only a text can be read whole; give one text")
+        (reader,) = self._readers.values()
+        text = "\n\n".join(source.whole() for source in reader.sources)
+        if not text.strip():
+            raise ValueError(f"{self.name} holds no text; give a text with words in it")
+        return text
+
+    def _share(self, n_characters: int) -> tuple[float, bool]:
+        """What so many characters are of the text that was looked at, and whether there is more of it."""
+        readers = list(self._readers.values())
+        return n_characters / sum(reader.n_characters for reader in readers), not all(one.is_all for one in readers)
 
     def _too_little(self, slice: str, filler: Packer | Padder, documents: Interleave, n_characters: int, n: int) -> str:
         """One line: what the slice has, what is needed, how much text that is, what to do."""
@@ -148,6 +167,11 @@ class Reader:
         self.first = next(groups(self._documents(), window), [])
         if not self.first:
             raise ValueError(f"{' and '.join(one.spec for one in sources)} holds no text; give a text with words in it")
+
+    @property
+    def is_all(self) -> bool:
+        """True where the first window is all of the text."""
+        return characters(self.first) < self.window
 
     def _documents(self) -> Iterator[Document]:
         for source in self.sources:

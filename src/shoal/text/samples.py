@@ -30,12 +30,14 @@ class Samples:
     Attributes:
         ids_NT: int64. Packed: full. Padded: right-padded with the pad id, or 0 where the tokenizer has none.
         lengths_N: int64, real tokens of each sample; at least 2 (nothing is predicted in fewer), at most T.
-        slice: ``calibration``, ``training``, ``selection`` or ``evaluation``.
+        slice: ``calibration``, ``training``, ``selection`` or ``evaluation``; ``whole``: all of the text, in its own order.
         data: name of the text, for people.
         data_hash: ``SETTINGS-CONTENT``. The first half is a hash of tokenizer, length, packing, slice and seed, the second
             of the ids and lengths. It does not depend on names of files.
         seed: of the order of the documents.
         start: the tokens that every sample begins with, as the tokenizer begins a text; empty where it adds none.
+        share: of the text's characters, those of the documents that were read for these samples; None: not known.
+        goes_on: the text goes on beyond what was looked at, so its share is less than ``share``.
     """
 
     ids_NT: Tensor
@@ -45,6 +47,8 @@ class Samples:
     data_hash: str
     seed: int
     start: tuple[int, ...] = ()
+    share: float | None = None
+    goes_on: bool = False
 
     @property
     def n_samples(self) -> int:
@@ -86,7 +90,9 @@ class Samples:
             raise ValueError(f"n={n} needs 1..{self.n_samples}, the samples there are")
         ids_NT, lengths_N = self.ids_NT[:n], self.lengths_N[:n]
         settings = self.data_hash.partition("-")[0]
-        return replace(self, ids_NT=ids_NT, lengths_N=lengths_N, data_hash=f"{settings}-{hash_ids(ids_NT, lengths_N)}")
+        share = None if self.share is None else self.share * int(lengths_N.sum()) / self.n_tokens
+        data_hash = f"{settings}-{hash_ids(ids_NT, lengths_N)}"
+        return replace(self, ids_NT=ids_NT, lengths_N=lengths_N, data_hash=data_hash, share=share)
 
 
 def hash_ids(ids_NT: Tensor, lengths_N: Tensor) -> str:
@@ -126,6 +132,30 @@ def separator(tokenizer: Any) -> int | None:
     """The id between packed documents: EOS, else BOS, else none."""
     eos = getattr(tokenizer, "eos_token_id", None)
     return eos if eos is not None else getattr(tokenizer, "bos_token_id", None)
+
+
+def whole_samples(text: str, tokenizer: Any, *, length: int, data: str) -> Samples:
+    """All of a text as consecutive packed samples, in its own order; what does not fill one is left out.
+
+    Raises:
+        ValueError: less text than one sample.
+    """
+    packer = Packer(tokenizer, n=len(text) + 1, length=length)
+    packer.add(text_ids(text, tokenizer))
+    if not packer.blocks:
+        raise ValueError(
+            f"the whole of {data} is {packer.n_tokens:,} tokens, less than one sample of {length:,}; give more text, or "
+            f"--length {max(2, packer.n_tokens)} or less"
+        )
+    ids_NT, lengths_N = packer.tensors()
+    settings = stable_hash(tokenizer_hash(tokenizer), length, "whole")
+    start = tuple(packer.start.tolist())
+    return Samples(ids_NT, lengths_N, "whole", data, f"{settings}-{hash_ids(ids_NT, lengths_N)}", 0, start, share=1.0)
+
+
+def text_ids(text: str, tokenizer: Any) -> np.ndarray:
+    """(T,) the ids of a text in one piece, without what the tokenizer puts in front of it."""
+    return np.asarray(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
 
 
 class Packer:

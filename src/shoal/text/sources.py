@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shoal.text.formats import Row, csv_rows, hub_parts, hub_rows, json_rows, jsonl_rows, parquet_rows, txt_documents
+from shoal.text.formats import Row, csv_rows, hub_parts, hub_rows, json_rows, jsonl_rows, parquet_rows, text_file, txt_documents
 from shoal.text.rows import COLUMNS, Chat, at, text_of
 from shoal.text.slices import content_digest
 
@@ -75,6 +75,23 @@ class TextSource:
                 raise ValueError(f"{path} names no domains; this mixture needs rows (.jsonl, .parquet) with {self.domain_key}")
             else:
                 yield from (Document(text, None, content_digest(text)) for text in txt_documents(path))
+
+    def whole(self) -> str:
+        """All of the source as one text: plain files as they stand, rows (blank ones included) joined by an empty line."""
+        if self.spec.startswith("hub:"):
+            return "\n\n".join(
+                text_of(row, where, self.chat, field=self.field) for where, row in hub_rows(self.spec.removeprefix("hub:"))
+            )
+        texts = []
+        for path in files_of(path_of(self.spec)):
+            reader = ROW_FORMATS.get(suffix_of(path))
+            if reader is None:
+                with text_file(path) as file:
+                    texts.append(file.read())
+                continue
+            rows = parquet_rows(path, self._fields) if reader is parquet_rows else reader(path)
+            texts += [text_of(row, where, self.chat, field=self.field) for where, row in rows]
+        return "\n\n".join(texts)
 
     @property
     def has_rows(self) -> bool:

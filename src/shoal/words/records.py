@@ -108,7 +108,12 @@ def models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 class Provenance(Record):
-    """What a number rests on; complete enough to redo it."""
+    """What a number rests on; complete enough to redo it.
+
+    Attributes:
+        share: of the text's characters, those of the documents that were read; None in older files.
+        text_goes_on: the text was not looked at to its end, so the share is less than that.
+    """
 
     model: str
     model_hash: str
@@ -119,7 +124,15 @@ class Provenance(Record):
     length: int
     seed: int
     dtype: str
+    share: float | None = None
+    text_goes_on: bool = False
     versions: dict[str, str] = {}
+
+    @property
+    def text_said(self) -> str:
+        """Which part of which text was read, for people."""
+        part = "" if self.share is None else f"{'less than ' * self.text_goes_on}{100 * self.share:.3g} % of it, "
+        return f"{self.data} ({part}{self.n_samples:,} samples of {self.length:,} tokens)"
 
 
 def write_atomically(path: Path, content: bytes) -> None:

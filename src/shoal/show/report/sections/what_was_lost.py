@@ -15,10 +15,7 @@ def figures(data: RunData) -> Section | None:
     if found is None:
         return None
     source = found.provenance
-    note = (
-        f"On {source.data}, {source.n_samples:,} samples of {source.length} tokens that nothing was chosen on. "
-        f"{figure_tables.figures_note(found)}"
-    )
+    note = f"On {source.text_said}, which nothing was chosen on. {figure_tables.figures_note(found)}"
     parts = (tag("p", note), figure_tables.figures(found), *_positions(found))
     return Section("figures", "What was lost, what was won", "evaluation.json", parts)
 
