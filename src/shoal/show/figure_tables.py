@@ -63,11 +63,11 @@ def _figures(found: Evaluation) -> list[Row]:
     return rows + (_speed(found.speed) if found.speed else [])
 
 
-def _as_papers(whole: tuple[WholeText, WholeText] | None) -> list[Row]:
-    if whole is None:
+def _as_papers(both: tuple[WholeText, WholeText] | None) -> list[Row]:
+    if both is None:
         return []
-    before, after = (one.blocks.value for one in whole)
-    return [(f"perplexity as papers state it: {whole[0].how}", number(before), number(after), f"x {number(after / before)}")]
+    before, after = (one.blocks.value for one in both)
+    return [(f"perplexity as papers state it: {both[0].how}", number(before), number(after), f"x {number(after / before)}")]
 
 
 def _size(label: str, before: float, after: float, *, form: Callable[[Any], str]) -> Row:
