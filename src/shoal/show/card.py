@@ -124,14 +124,7 @@ tokenizer = AutoTokenizer.from_pretrained(folder)"""
 
 
 def _figures(evaluation: Evaluation) -> str:
-    note = figures_note(evaluation)
-    if evaluation.speed:
-        speed = evaluation.speed
-        note += (
-            f" Speed: {len(speed.teacher.decode)} rounds in turns, CPU threads: {speed.n_threads}; "
-            "the bound is what removing layers can give on that machine, from the teacher's own time per layer."
-        )
-    return f"## Figures\n\n{table(figures(evaluation))}\n\n{note}"
+    return f"## Figures\n\n{table(figures(evaluation))}\n\n{figures_note(evaluation)}"
 
 
 def _removed(plan: Plan) -> str:

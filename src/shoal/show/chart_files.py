@@ -166,6 +166,10 @@ def _heat(figure: Any, axes: Any, heat: Heat) -> None:
         axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=12))
     axes.set_xlabel("first layer of the span, l (0-based)", fontsize=9)
     axes.set_ylabel("layers in the span, n", fontsize=9)
+    direction = "largest" if table.higher_is_more_redundant else "smallest"
+    note = f"{table.n_samples} samples; the {direction} value of a row is the most redundant"
+    axes.set_title(heat.title, fontsize=10, loc="left", pad=16)
+    axes.text(0, 1.01, note, transform=axes.transAxes, fontsize=8, color="0.35")
     axes.legend(loc="upper right", frameon=False, fontsize=8.5, handletextpad=0.3)
     bar = figure.colorbar(colours, ax=axes, shrink=0.6, pad=0.02, ticks=[0, 0.1, 0.3, 0.6, 1])
     bar.ax.set_yticklabels(["0  redundant", "0.1", "0.3", "0.6", "1  needed"], fontsize=8.5)

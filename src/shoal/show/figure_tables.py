@@ -24,7 +24,8 @@ PHASES: tuple[SpeedPhase, ...] = ("prefill", "decode")
 def figures(found: Evaluation) -> Table:
     """Teacher and student side by side: every figure of the evaluation."""
     caption = f"Teacher and student on {found.provenance.text_said}, {found.quality.n_tokens:,} tokens"
-    return Table(caption, (Column(""), *numbers("teacher", "student", "change")), tuple(_figures(found)))
+    columns = (Column(""), *numbers("teacher", "student", "change"))
+    return Table(caption, columns, tuple(_figures(found)), notes=() if found.speed is None else (speed_note(found.speed),))
 
 
 def figures_note(found: Evaluation) -> str:
@@ -32,6 +33,15 @@ def figures_note(found: Evaluation) -> str:
     return (
         f"Perplexity: {found.student.perplexity.how}. KL and agreement: {found.quality.n_tokens:,} tokens of "
         f"{found.quality.n_samples} samples; ± is the standard error over samples."
+    )
+
+
+def speed_note(found: Speed) -> str:
+    """What the figures of speed rest on."""
+    return (
+        f"Speed: medians ± interquartile range of {len(found.teacher.decode)} rounds in turns; prompts of {found.prompt_length} "
+        f"tokens, {found.new_tokens} new ones, batch {found.batch_size}, {found.dtype}, {found.device}, CPU threads: "
+        f"{found.n_threads}. The bound is what removing layers can give there, from the teacher's own time per layer."
     )
 
 
@@ -56,7 +66,7 @@ def _figures(found: Evaluation) -> list[Row]:
         ("top-1 agreement with the teacher", "100 %", f"{percent(quality.agreement)} %", ""),
     ]
     if found.by_position is not None:
-        rows.append(("speculative acceptance, sum of min(p, q)", "100 %", f"{percent(found.by_position.acceptance)} %", ""))
+        rows.append(("speculative acceptance", "100 %", f"{percent(found.by_position.acceptance)} %", ""))
     if found.plain is not None:
         rows.append(("the same without repair: KL", "0", number(found.plain.kl), ""))
         rows.append(("the same without repair: agreement", "100 %", f"{percent(found.plain.agreement)} %", ""))
@@ -75,12 +85,11 @@ def _size(label: str, before: float, after: float, *, form: Callable[[Any], str]
 
 
 def _speed(speed: Speed) -> list[Row]:
-    work = f"batch {speed.batch_size}, {speed.dtype}, {speed.device}"
     rows = []
-    for phase, n in zip(PHASES, (speed.prompt_length, speed.new_tokens), strict=True):
-        label = f"{phase} tokens/s, median ± IQR ({n} tokens, {work})"
+    for phase in PHASES:
         both = [with_error(*median_iqr(one.of(phase))) for one in (speed.teacher, speed.student)]
-        rows.append((label, *both, f"x {ratio(speed.ratio(phase))}, bound {speed.bound(phase):.2f}"))
+        rows.append((f"{phase}, tokens/s", *both, f"x {ratio(speed.ratio(phase))}"))
+        rows.append(("  bound of removing layers", "", "", f"x {speed.bound(phase):.2f}"))
     first = [1000 * speed.first_token_seconds(one) for one in (speed.teacher, speed.student)]
     rows.append(_size("time to first token, ms", *first, form=number))
     if speed.teacher.peak_bytes and speed.student.peak_bytes:

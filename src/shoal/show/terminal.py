@@ -17,7 +17,7 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud8
 halves of surrogate pairs."""
 
 GAP = 3  # between two columns, as rich draws this box
-NARROWEST = 18  # of a column of words that folds
+NARROWEST, WIDEST = 18, 30  # of a column of words that folds; the longest word decides between them
 KEY_SHARE = 0.5  # of the width, at most, for the keys
 
 
@@ -30,7 +30,9 @@ def drawn(table: Table, width: int) -> Iterator[Any]:
     columns = [[table.columns[j].name, *(row[j] for row in cells)] for j in range(len(table.columns))]
     wishes = [max(len(line) for cell in column for line in cell.split("\n")) for column in columns]
     needs = [_needed(column, texts) for column, texts in zip(table.columns, columns, strict=True)]
-    needs[0] = min(wishes[0], max(NARROWEST, int(KEY_SHARE * width)))
+    # Keys fold between words where all columns then stand side by side, and take half of the width at most elsewhere.
+    room, word = width - sum(needs[1:]) - GAP * len(needs[1:]), _longest_word(columns[0])
+    needs[0] = min(wishes[0], room if room >= max(word, NARROWEST) else max(NARROWEST, int(KEY_SHARE * width)))
     if table.caption:
         yield _words(table.caption, "bold")
     for place, block in enumerate(_blocks(needs, width)):
@@ -57,7 +59,12 @@ def _needed(column: Column, texts: Sequence[str]) -> int:
     """Characters that a column takes at least: whole figures, the longest word of the heading, some of folding words."""
     heading, *cells = texts
     longest = max((len(line) for cell in cells for line in cell.split("\n")), default=0)
-    return max([len(word) for word in heading.split()] + [longest if column.is_number else min(longest, NARROWEST)])
+    narrow = min(longest, WIDEST, max(NARROWEST, _longest_word(cells)))
+    return max(_longest_word([heading]), longest if column.is_number else narrow)
+
+
+def _longest_word(texts: Sequence[str]) -> int:
+    return max((len(word) for text in texts for word in text.split()), default=0)
 
 
 def _blocks(needs: Sequence[int], width: int) -> Iterator[list[int]]:

@@ -84,4 +84,6 @@ def with_error(value: float, error: float | None) -> str:
     """A figure with its standard error, ``0.125 ± 0.016``, or alone where the error is not known."""
     if math.isnan(value):
         return ""
-    return number(value) if error is None or math.isnan(error) else f"{number(value)} ± {error:.2g}"
+    if error is None or math.isnan(error):
+        return number(value)
+    return f"{number(value)} ± {number(error) if error >= 10 else f'{error:.2g}'}"
