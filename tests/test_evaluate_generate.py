@@ -6,7 +6,7 @@ from families import FAMILIES, VOCAB, tiny_model
 
 from shoal.engine.student import TEACHER, Student
 from shoal.engine.view import DecoderView
-from shoal.evaluate.generate import generations, greedy_texts, greedy_tokens, model_of, n_equal_at_start
+from shoal.evaluate.generate import generations, greedy_texts, greedy_tokens, model_of
 from shoal.words.types import Unit
 
 PROMPT_T = torch.randint(3, VOCAB, (6,), generator=torch.Generator().manual_seed(2))
@@ -49,13 +49,6 @@ def test_what_the_checkpoint_asks_of_sampling_is_off():
     own.do_sample, own.temperature, own.repetition_penalty, own.no_repeat_ngram_size, own.num_beams = True, 3.0, 5.0, 2, 3
     torch.manual_seed(0)
     assert greedy_tokens(model, PROMPT_T, max_new_tokens=12) == plain
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "n"), [([], [], 0), ([1], [], 0), ([1, 2], [1, 2], 2), ([1, 2, 3], [1, 9, 3], 1), ([1], [1, 2], 1)]
-)
-def test_equal_start(a, b, n):
-    assert n_equal_at_start(a, b) == n_equal_at_start(b, a) == n
 
 
 def test_teacher_against_itself_is_identical_and_another_model_differs():

@@ -34,11 +34,15 @@ from shoal.engine.student import TEACHER, Student, parts_of
 from shoal.engine.view import DecoderView
 from shoal.words.records import Record
 
-# Names of one fact in different configs.
+# Families name the same fact differently in their configs.
 ACTIVE_EXPERTS = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "moe_k", "top_k_experts")
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 KV_HEADS = ("num_key_value_heads", "num_kv_heads")
-STATEFUL = ("linear_attn", "mixer", "temporal_block")  # sublayers in the place of attention that keep no keys
+STATEFUL = (
+    "linear_attn",
+    "mixer",
+    "temporal_block",
+)  # These sublayers stand where attention would and keep a state of constant size instead of keys.
 
 
 class Cost(Record):

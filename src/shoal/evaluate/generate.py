@@ -7,6 +7,7 @@ Greedy means the most probable token at every step; sampling, beams and repetiti
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -147,12 +148,13 @@ def _generate(
     n_prompt = ids_BT.shape[1]
 
     def is_done(so_far_BT: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        # a token is at least one byte, and a character at most four: a stop that ends now began no earlier
+        # A token is at least one byte and a character at most four bytes, so a stop string that ends with the newest token
+        # begins within the last 4 x len(stop) tokens; only these are decoded.
         tails = tokenizer.batch_decode(so_far_BT[:, n_prompt:][:, -4 * longest_stop :])  # type: ignore[union-attr]
         return torch.tensor([any(one in text for one in stop) for text in tails], device=so_far_BT.device)
 
     def refuse_nan(so_far_BT: Tensor, scores_BV: Tensor) -> Tensor:
-        if bool(scores_BV.isnan().any()):  # their arg-max is a token like any other
+        if bool(scores_BV.isnan().any()):  # The arg-max of NaN logits is a token like any other, so it has to be refused here.
             raise ValueError("the model's logits are NaN, so it writes nothing; use another --dtype, or check its weights")
         return scores_BV
 
@@ -167,16 +169,6 @@ def _generate(
     return out_BT[:, n_prompt:]
 
 
-def n_equal_at_start(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the common start of two sequences."""
-    same = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        same += 1
-    return same
-
-
 def _side_by_side(teacher: Any, student: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> Generation:
     prompt_T = torch.tensor(tokenizer(prompt)["input_ids"], dtype=torch.long)
     if len(prompt_T) == 0:
@@ -186,6 +178,6 @@ def _side_by_side(teacher: Any, student: Any, tokenizer: Any, prompt: str, max_n
         prompt=prompt,
         teacher=tokenizer.decode(ours, skip_special_tokens=True),
         student=tokenizer.decode(theirs, skip_special_tokens=True),
-        n_agreed=n_equal_at_start(ours, theirs),
+        n_agreed=len(os.path.commonprefix([ours, theirs])),
         n_tokens=max(len(ours), len(theirs)),
     )

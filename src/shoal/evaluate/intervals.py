@@ -50,7 +50,7 @@ def resampled_sums(columns_NK: np.ndarray, *, n_resamples: int = N_RESAMPLES, se
         n = min(size, n_resamples - start)
         drawn_RN = draw.integers(0, n_items, (n, n_items)) + n_items * np.arange(n)[:, None]
         counts_RN = np.bincount(drawn_RN.ravel(), minlength=n * n_items).reshape(n, n_items).astype(float)
-        for k in range(n_columns):  # one by one: equal columns then have equal sums, to the last bit
+        for k in range(n_columns):  # Column by column, so that equal columns have equal sums to the last bit.
             sums_RK[start : start + n, k] = counts_RN @ np.ascontiguousarray(columns_NK[:, k])
     return sums_RK
 

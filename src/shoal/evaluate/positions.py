@@ -55,7 +55,7 @@ class PositionSums:
         """Count one batch; its figures by :func:`shoal.measure.oracle.token_figures`, with their overlap."""
         assert found.overlap_BT is not None
         figures = (found.kl_BT, found.overlap_BT, found.agreement_BT, torch.ones_like(found.overlap_BT))
-        # where, not multiplication: a padded position may hold anything, NaN included
+        # A padded position may hold NaN, which a multiplication by 0 would keep; `where` drops it.
         self._per_batch.append(torch.stack([torch.where(found.counted_BT, one.double(), 0.0).sum(0) for one in figures]).cpu())
 
     def result(self) -> ByPosition:

@@ -218,7 +218,7 @@ def at_depths(view: DecoderView) -> dict[int, Any]:
         gone = frozenset(Unit("layer", layer) for layer in range(n, view.n_layers))
         try:
             found[n] = cut(view, Student(removed=gone))
-        except ValueError:  # a family with a period, say; the bound then rests on fewer depths
+        except ValueError:  # Some families cannot be left with these layers; the bound then rests on fewer depths.
             continue
     return found
 

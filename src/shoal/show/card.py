@@ -27,7 +27,7 @@ from shoal.words.records import Provenance
 from shoal.words.types import spans_of
 
 INHERITED = ("license", "license_name", "license_link", "language")
-N_GENERATIONS = 3  # shown on the card; all of them are in evaluation.json
+N_GENERATIONS = 3  # The card shows these; evaluation.json has all of them.
 
 
 def card(
@@ -75,9 +75,18 @@ def inherited_metadata(folder: Path) -> dict[str, Any]:
     block = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", readme.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
     try:
         found = yaml.safe_load(block[1]) if block else None
-    except yaml.YAMLError:  # someone else's card; a card without a licence is better than no checkpoint
+    except (yaml.YAMLError, ValueError, RecursionError):
+        # The card is somebody else's and may hold dates that do not exist or brackets without end. A card without a licence is
+        # better than no checkpoint.
         return {}
-    return {key: found[key] for key in INHERITED if found.get(key)} if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    return {key: found[key] for key in INHERITED if found.get(key) and _is_plain(found[key])}
+
+
+def _is_plain(value: Any) -> bool:
+    """A text or a list of texts, as the hub writes licences and languages; anything else is left to its owner."""
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
 
 
 # -- sections ------------------------------------------------------------------------------------------------------------

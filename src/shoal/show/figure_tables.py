@@ -38,9 +38,10 @@ def figures_note(found: Evaluation) -> str:
 
 def speed_note(found: Speed) -> str:
     """What the figures of speed rest on."""
+    rounds = len(found.teacher.decode)
     return (
-        f"Speed: medians ± interquartile range of {len(found.teacher.decode)} rounds in turns; prompts of {found.prompt_length} "
-        f"tokens, {found.new_tokens} new ones, batch {found.batch_size}, {found.dtype}, {found.device}, CPU threads: "
+        f"Speed: medians ± interquartile range of {rounds} rounds in turns; prompts of {found.prompt_length} tokens, "
+        f"{found.new_tokens} new ones, batch {found.batch_size}, {found.dtype}, {found.device}, CPU threads: "
         f"{found.n_threads}. The bound is what removing layers can give there, from the teacher's own time per layer."
     )
 

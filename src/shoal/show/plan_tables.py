@@ -26,7 +26,9 @@ def best_span(table: SpanTable, n: int) -> Span:
     """
     if not 1 <= n <= table.n_layers:
         raise ValueError(f"n={n} needs 1..{table.n_layers} for this {table.n_layers}-layer model")
-    values = np.diagonal(table.values, offset=n)[::-1]  # deepest first: arg-max and arg-min take the first of equals
+    values = np.diagonal(table.values, offset=n)[
+        ::-1
+    ]  # The deepest span comes first, because arg-max and arg-min take the first of equals.
     if np.isnan(values).all():
         raise ValueError(f"table {table.name!r} has no value for spans of {n} layers: no sample had such tokens")
     place = int(np.nanargmax(values) if table.higher_is_more_redundant else np.nanargmin(values))

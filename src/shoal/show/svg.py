@@ -15,8 +15,8 @@ from shoal.show.html import Child, Html, join, tag
 
 WIDTH, HEIGHT = 420, 264
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 10, 42
-ROW = 34  # height of a row of dots
-N_COLOURS = 6  # of series, in page.css
+ROW = 34  # This is the height of one named row.
+N_COLOURS = 6  # page.css has so many colours of series.
 CORNERS: dict[str, tuple[tuple[float, float], ...]] = {
     "square": ((-3.6, -3.6), (3.6, -3.6), (3.6, 3.6), (-3.6, 3.6)),
     "triangle": ((0, -5), (4.6, 3.6), (-4.6, 3.6)),
@@ -24,7 +24,7 @@ CORNERS: dict[str, tuple[tuple[float, float], ...]] = {
     "arrow": ((0, 5), (4.6, -3.6), (-4.6, -3.6)),
     "bar": ((-2, -5.5), (2, -5.5), (2, 5.5), (-2, 5.5)),
 }
-CHARACTER = 6.1  # width of one in a drawing, on average
+CHARACTER = 6.1  # This is the mean width of a character in a drawing.
 
 
 class Scale:
@@ -77,7 +77,7 @@ def _drawing(chart: Chart) -> Html:
     ]
     series, n_series = [], len(chart.series)
     for index, one in enumerate(chart.series):
-        # Of rows, series stand one under the other; else earlier ones are larger, so that equal points all show.
+        # In rows the series stand one under the other. Elsewhere earlier series are larger, so that equal points all show.
         shift, size = (9 * (index - (n_series - 1) / 2), 1.0) if n_rows else (0.0, 1 + 0.35 * (n_series - 1 - index))
         marks = [Mark(p, x(p.x), y(p.y) + shift) for p in chart.drawn(one)]
         series.append(_series(one, marks, x if n_rows else y, is_row=bool(n_rows), size=size))

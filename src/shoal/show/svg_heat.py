@@ -16,7 +16,7 @@ from shoal.show.heat import GAMMA, Heat, best_starts, rescaled_rows, title_of
 from shoal.show.html import Html, data_block, tag
 from shoal.words.types import SpanTable
 
-SIZE, MARGIN = 420, 40  # of the drawing, and of its left and lower edge
+SIZE, MARGIN = 420, 40  # These are the sides of the drawing, and the room of its left and lower axes.
 LEVELS = 64
 CODES = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 MOST_CELLS = 40_000
@@ -90,7 +90,7 @@ def _rounded(value: float) -> float | None:
 def _cells(table: SpanTable, grid: Grid) -> Html:
     """One rectangle per span, row by row from n = 1: the order that the script counts in."""
     shades = colours()
-    side = round(grid.cell + 0.3, 2)  # a little overlap hides the seams
+    side = round(grid.cell + 0.3, 2)  # Neighbours overlap a little, which hides the seams.
     made = []
     for n, row in enumerate(levels(table), start=1):
         for start, code in enumerate(row):

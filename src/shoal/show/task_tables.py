@@ -11,7 +11,7 @@ from shoal.show.table import Column, Table, numbers
 from shoal.words.numbers import number, percent, percents, short, whole
 
 N_SHOWN = 3
-FEW_ITEMS = 0.1  # share of the items below which the weights of stability rest on too few
+FEW_ITEMS = 0.1  # Below this share of effective items, stability rests on too few of them.
 SCORES = "scores in nats, lower is better, the right option in brackets"
 
 

@@ -80,7 +80,7 @@ def _prediction(path: Path, name: str, item: Any) -> Answer:
             raise ValueError(f"{where}: label {label!r} has no number 'PPL'; generation results cannot be compared here")
         scores.append(float(value))
     inputs = [str(option.get("testing input", "")) for option in options]
-    place = inputs if any(inputs) else name  # without the texts, the item's number is all that identifies it
+    place = inputs if any(inputs) else name  # Without the texts, only its number identifies an item.
     gold = labels.index(str(item["gold"]))
     return Answer(
         key=stable_hash(place, labels, gold),
@@ -121,6 +121,6 @@ def _sample(where: str, line: str) -> Answer:
     except (TypeError, ValueError):
         raise ValueError(f"{where}: log-likelihoods and target need numbers, got {str(options)[:60]}") from None
     text = " ".join(str(row.get("doc", ""))[:80].split())
-    # a document may come with several prompts; with the prompt's hash they stay apart
+    # A document may come with several prompts; the prompt's hash keeps them apart.
     key = stable_hash(row["doc_hash"], row.get("prompt_hash"), gold, len(scores))
     return Answer(key=key, text=text, gold=gold, chosen=int(np.argmin(scores)) if scores else None, scores=scores)

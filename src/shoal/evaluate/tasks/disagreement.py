@@ -14,7 +14,7 @@ from shoal.evaluate.intervals import Interval
 from shoal.evaluate.perplexity import Perplexity
 from shoal.evaluate.tasks.benchmark import Benchmark
 
-APART = 0.1  # smaller gaps are not worth a warning even where they are certain
+APART = 0.1  # A smaller gap is not worth a warning even where it is certain.
 NAMES = {"choice": "multiple choice", "last_word": "last words", "generation": "generation"}
 
 

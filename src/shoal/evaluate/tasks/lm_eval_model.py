@@ -17,9 +17,14 @@ from shoal.evaluate.generate import greedy_texts, model_of
 from shoal.evaluate.tasks.choice import PairScore, score_pairs
 from shoal.evaluate.tasks.tokenised import TokenPair, encode_prompt, start_token, token_pair
 
-NEW_TOKENS = 256  # lm-eval's own limit of a written text where a task names none
-LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # lm-eval's names of that limit
-LONGEST = 2048  # of a window of a whole text where the model states none, as lm-eval has it
+NEW_TOKENS = 256  # This is lm-eval's limit for tasks that name none.
+LIMITS = (
+    "max_gen_toks",
+    "max_new_tokens",
+    "max_tokens",
+    "max_completion_tokens",
+)  # Tasks give that limit under any of these names.
+LONGEST = 2048  # This is lm-eval's window for whole texts where the model states none.
 
 Pair = tuple[str, str]
 Writing = tuple[str, str]
@@ -60,7 +65,7 @@ class Requests:
         Raises:
             ValueError: a request that cannot be scored, or NaN or infinite states.
         """
-        options: dict[str, dict[str, TokenPair]] = {}  # by context, so that one reading serves all options
+        options: dict[str, dict[str, TokenPair]] = {}  # Options are grouped by context, so that one reading serves all of them.
         for context, option in pairs:
             if (context, option) not in self.scores[member]:
                 pair = self._encoded(context, option)

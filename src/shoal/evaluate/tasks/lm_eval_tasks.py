@@ -28,8 +28,8 @@ from shoal.evaluate.tasks.lm_eval_model import NEW_TOKENS, Pair, Requests, as_lm
 from shoal.evaluate.tasks.task_files import Task, TaskForm
 from shoal.words.records import stable_hash
 
-PREFIX = "local-"  # so that a file cannot be mistaken for a task of lm-eval of the same name
-SHOT_SEED = 1234  # lm-eval's own default
+PREFIX = "local-"  # A file then cannot be mistaken for a task of lm-eval of the same name.
+SHOT_SEED = 1234  # This is lm-eval's own default.
 METRICS = ("acc", "exact_match")
 FORMS_OF_OUTPUT: dict[str, tuple[TaskForm, Variant]] = {
     "multiple_choice": ("choice", "option_nll"),
@@ -76,7 +76,7 @@ def named_tasks(names: Sequence[str], *, shots: int | None = None, include: Path
     found: dict[str, Any] = {}
     with quiet():
         manager = TaskManager(include_path=str(include), include_defaults=False) if include is not None else None
-        if manager is None or not set(names) <= set(manager.all_tasks):  # reading the index of all its tasks takes seconds
+        if manager is None or not set(names) <= set(manager.all_tasks):  # Reading the index of all tasks takes seconds.
             manager = TaskManager(include_path=None if include is None else str(include))
         known = set(manager.all_tasks)
         for name in names:
@@ -87,7 +87,7 @@ def named_tasks(names: Sequence[str], *, shots: int | None = None, include: Path
             found |= _load(manager, name)
     for task in found.values():
         own = task.get_config("num_fewshot")
-        if own is None or (shots is not None and own != 0):  # 0: the task must not have any, as lm-eval has it
+        if own is None or (shots is not None and own != 0):  # A task that states 0 must not get examples, as in lm-eval.
             task.set_config(key="num_fewshot", value=shots or 0)
         task.set_fewshot_seed(seed=SHOT_SEED)
     return [LoadedTask(name, task) for name, task in found.items()]
@@ -96,7 +96,7 @@ def named_tasks(names: Sequence[str], *, shots: int | None = None, include: Path
 def _load(manager: Any, name: str) -> dict[str, Any]:
     try:
         tasks: dict[str, Any] = manager.load([name])["tasks"]
-    except Exception as error:  # whatever datasets, its readers and the task's own code raise
+    except Exception as error:  # datasets, its readers and the task's own code raise errors of any kind.
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"the data of task {name!r} cannot be loaded ({type(error).__name__}: {reason}); it needs the network once, "
@@ -266,7 +266,7 @@ def _answer(row: dict[str, Any], *, name: str, form: TaskForm, metric: str) -> A
     if form == "last_word":
         return Answer(key, text, 0, 0 if right else None, scores)
     gold, chosen = _gold(row), int(np.argmin(scores))
-    if right:  # one of several right options, perhaps
+    if right:  # A task may accept several options; the model may have taken another one than `gold`.
         chosen = gold
     return Answer(key, text, gold, None if chosen == gold and not right else chosen, scores)
 

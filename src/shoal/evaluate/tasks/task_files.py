@@ -89,10 +89,12 @@ def load_task(path: Path | str, *, shots: int = 0) -> Task:
         raise ValueError(f"no task file at {path}; give JSON lines with {FORMS_SAID}")
     rows: list[tuple[int, Any]] = []
     try:
-        text = read_bytes(path).decode("utf-8-sig")  # some editors begin every file with a byte order mark
+        text = read_bytes(path).decode("utf-8-sig")  # Some editors begin every file with a byte order mark.
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); a task file is JSON lines") from None
-    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: JSON strings may hold U+2028
+    for number, line in enumerate(
+        text.split("\n"), start=1
+    ):  # splitlines would also split at U+2028, which JSON strings may hold.
         if line.strip():
             rows.append((number, _parsed(path, number, line)))
     if not rows:

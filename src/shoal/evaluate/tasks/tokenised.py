@@ -150,7 +150,7 @@ def grouped(rows: Sequence[TokenRow], *, tokens_per_batch: int) -> Iterator[list
     """Rows of similar length together, longest first, so that a batch that does not fit in memory is the first one."""
     for is_tree in (True, False):
         group: list[TokenRow] = []
-        # what is read, too: equal rows stand together whatever the order of the file
+        # The tokens are part of the key, so that equal rows stand together whatever the order of the file.
         order = sorted((row for row in rows if row.is_tree is is_tree), key=lambda r: (-r.n_tokens, r.context, r.options))
         for row in order:
             if group and (len(group) + 1) * group[0].n_tokens > tokens_per_batch:
@@ -206,7 +206,7 @@ def shares_context(view: DecoderView, *, longest: int) -> bool:
     try:
         got_TV = view.logits(batch_of([tree], 0))[0].float()
     except (TypeError, ValueError, RuntimeError, IndexError):
-        return False  # the family refuses the mask or the positions: what is asked here
+        return False  # A family that refuses the mask or the positions answers the question: it cannot share a context.
     n_context, at = len(tree.context), len(tree.context)
     limit = 1e-3 if view.dtype in (torch.float32, torch.float64) else 5e-2
     for option in tree.options:

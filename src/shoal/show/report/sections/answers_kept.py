@@ -13,7 +13,7 @@ from shoal.show.html import Html, bullets, details, table, tag
 from shoal.show.report.run_data import RunData, Section
 from shoal.words.numbers import percents
 
-N_FLIPS = 5  # shown per task and way; all of them are in the file
+N_FLIPS = 5  # The page shows these of each task and way; the file has all of them.
 
 
 def tasks(data: RunData) -> Section | None:
