@@ -9,6 +9,7 @@ One multiply-accumulate (MAC) is two FLOPs. For a token that sees ``context`` to
 * ``keys`` = context; in sliding-window or chunked layers min(context, window). Scores and values need d_qk and d_v products
   per head and key. This equals the mean per token of a forward over ``context`` tokens that computes the whole T x T
   matrix; kernels that skip the masked half need half of that term in prefill.
+* torch's FlopCounterMode is no help: of torch 2.13 it counts neither grouped maps of experts nor attention on a CPU.
 * norms, activations, biases, rotary embeddings, softmax and the states of linear-attention layers are left out.
 
 KV cache: ``bytes(context) / context`` with, per attention layer, min(context, window) x kv heads x (d_k + d_v) x bytes of the

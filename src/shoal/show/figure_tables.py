@@ -90,7 +90,7 @@ def _speed(speed: Speed) -> list[Row]:
     for phase in PHASES:
         both = [with_error(*median_iqr(one.of(phase))) for one in (speed.teacher, speed.student)]
         rows.append((f"{phase}, tokens/s", *both, f"x {ratio(speed.ratio(phase))}"))
-        rows.append(("  bound of removing layers", "", "", f"x {speed.bound(phase):.2f}"))
+        rows.append((f"bound of {phase}", "", "", f"x {speed.bound(phase):.2f}"))
     first = [1000 * speed.first_token_seconds(one) for one in (speed.teacher, speed.student)]
     rows.append(_size("time to first token, ms", *first, form=number))
     if speed.teacher.peak_bytes and speed.student.peak_bytes:

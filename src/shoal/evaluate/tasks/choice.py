@@ -78,14 +78,6 @@ class TaskScores:
     n_truncated: int
     shared: bool
 
-    @property
-    def acc(self) -> float:
-        return sum(one.answer == one.item.gold for one in self.items) / len(self.items)
-
-    @property
-    def acc_norm(self) -> float:
-        return sum(one.answer_norm == one.item.gold for one in self.items) / len(self.items)
-
 
 def score_task(
     view: DecoderView,
