@@ -116,7 +116,13 @@ def test_the_table_shows_every_figure():
     labels = {row[0].split(",")[0].split(" (")[0] for row in figures(got).rows}
     assert {"layers", "parameters", "weights", "perplexity", "KL to the teacher", "KV cache per token"} <= labels
     text = shown(figures(got))
-    for figure in ("-25.0 %", f"{got.student.perplexity.value:.4g}", f"{got.quality.kl:.4g}", "bound of decode", "random tokens"):
+    for figure in (
+        "-25.0 %",
+        f"{got.student.perplexity.value:.4g}",
+        f"{got.quality.kl:.4g}",
+        "bound of decode",
+        "random tokens",
+    ):
         assert figure in text
     assert [row for row in figures(got).rows if row[0] == "layers"][0][2] == "3"
 
