@@ -15,6 +15,7 @@ import typer
 from shoal import __version__
 from shoal.cli.compare import compare
 from shoal.cli.curve import sweep
+from shoal.cli.cut import cut
 from shoal.cli.evaluate import evaluate, stability
 from shoal.cli.options import (
     ByOption,
@@ -312,6 +313,7 @@ def apply(
 app.command("eval")(evaluate)
 app.command()(compare)
 app.command()(stability)
+app.command()(cut)
 app.command()(sweep)
 app.command()(report)
 

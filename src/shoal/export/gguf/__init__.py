@@ -1,0 +1,1 @@
+"""GGUF, the format of llama.cpp: files cut, grafted and written without leaving their block formats."""
