@@ -12,6 +12,7 @@ from shoal.fit.repairs import REPAIRS
 from shoal.measure.observers import observers_said
 
 if TYPE_CHECKING:
+    from shoal.measure.scan import Asked
     from shoal.recipes.recipe import Recipe
 
 # Optional[...], not X | None: typer reads these at run time.
@@ -170,9 +171,11 @@ def recipe_of(recipe: str, effort: str | None) -> str:
     return effort
 
 
-def with_options(recipe: str, **options: Any) -> Recipe:
+def with_options(recipe: str, *, asked: Asked | None = None, **options: Any) -> Recipe:
     """The named recipe with the options that were given on top; validated like a recipe file.
 
+    Args:
+        asked: text, seed and observers of a scan that is there, which hold where no option says otherwise.
     Raises:
         ValueError: an unknown recipe, or a value that is not allowed.
     """
@@ -194,6 +197,9 @@ def with_options(recipe: str, **options: Any) -> Recipe:
         given["protect"] = _layers(given["protect"])
     if train and "lr" in train:
         train["min_lr"] = train["lr"] / 10
+    if asked is not None:
+        given = {"seed": asked.seed, "observers": asked.observers, **given}
+        text = {**{name: value for name, value in asked.text.items() if value is not None}, **text}
     nested = {"text": text, "fit": fit, "train": train}
     changes: dict[str, Any] = {**given, **{name: below for name, below in nested.items() if below}}
     found = load_recipe(recipe, changes)

@@ -84,6 +84,14 @@ def say_beside(screen: Screen, found: Beside) -> None:
         screen.say(f"Beside the decoder: {found}")
 
 
+def is_run_folder(target: str) -> bool:
+    """Whether a name is a folder with a scan."""
+    try:
+        return (Path(target) / "scan.json").exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
 def say_spread(screen: Screen, plan: Plan) -> None:
     """What the selector alone would have chosen on parts of the text."""
     from shoal.select.verdict import spread_said

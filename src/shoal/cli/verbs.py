@@ -51,7 +51,7 @@ from shoal.cli.options import (
     with_options,
 )
 from shoal.cli.report import report
-from shoal.cli.show import HEAT_MAP, say_beside, say_files, say_spread, say_text, settle_resident, show_outcome
+from shoal.cli.show import HEAT_MAP, is_run_folder, say_beside, say_files, say_spread, say_text, settle_resident, show_outcome
 from shoal.engine.workers import join
 
 if TYPE_CHECKING:
@@ -253,11 +253,12 @@ def plan(
     from shoal.show.plan_tables import candidates
 
     screen = _screen(json)
-    model = target
-    if (Path(target) / "scan.json").exists():
-        model, out = Scan.load(Path(target)).provenance.model, out or Path(target)
+    model, asked = target, None
+    if is_run_folder(target):
+        found = Scan.load(Path(target))
+        model, out, asked = found.provenance.model, out or Path(target), found.asked
     chosen = with_options(
-        recipe_of(recipe, effort), model=model, drop=drop, params=params, text=text, field=field, samples=samples,
+        recipe_of(recipe, effort), asked=asked, model=model, drop=drop, params=params, text=text, field=field, samples=samples,
         length=length, select=select, by=by, guard=guard, rounds=rounds, protect=protect, replace=replace, repair=repair,
         fit_tokens=fit_tokens, polish=polish, train_tokens=train_tokens, seed=seed,
     )  # fmt: skip
@@ -281,8 +282,8 @@ def plan(
         say_beside(screen, inputs.opened.beside)
         with screen.progress():
             check_budget(inputs)
-            found = scan_stage(inputs, folder, progress=screen.step) if needs_scan(chosen) else None
-            made = plan_stage(inputs, folder, found, progress=screen.step)
+            scanned = scan_stage(inputs, folder, progress=screen.step) if needs_scan(chosen) else None
+            made = plan_stage(inputs, folder, scanned, progress=screen.step)
     if len(made.candidates) > 1:
         screen.show(candidates(made.candidates, n_layers=made.n_layers))
     say_spread(screen, made)

@@ -45,7 +45,7 @@ class FitConfig(Record):
     tokens: int | None = Field(default=None, ge=1)
     weights: Literal["relative", "plain"] = "relative"
     sinks: Literal["exact", "counted"] = "exact"
-    ridge: float | None = Field(default=None, ge=0)
+    ridge: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     keep: Literal["if_better", "always"] = "if_better"
     hadamard: Literal["least_squares", "ratio"] = "least_squares"
 

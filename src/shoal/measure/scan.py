@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from shoal.engine.student import TEACHER, Student
 from shoal.engine.workers import ALONE, Workers
 from shoal.measure.anatomy import Anatomy
 from shoal.measure.gram import GramObserver
+from shoal.words.reading import guarded, read_bytes
 from shoal.words.records import Provenance, Record, nearest, stable_hash, write_atomically
 from shoal.words.types import Batch, SpanTable
 
@@ -32,6 +33,14 @@ class TableObserver(Observer, Protocol):
     def tables(self) -> Sequence[SpanTable]: ...
 
 
+class Asked(Record):
+    """What a recipe states of a scan: the text (fields of its ``text``), the seed, and further observers."""
+
+    text: dict[str, Any] = {}
+    seed: int = 0
+    observers: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Scan:
     """What one pass measured.
@@ -40,11 +49,13 @@ class Scan:
         tables: by name, ``criterion/tokens``.
         anatomy: norms and sinks per boundary.
         provenance: model, text and seed it rests on; ``n_samples`` and ``n_tokens`` are what was really read.
+        asked: what the recipe of the scan states, so that whoever reads the scan asks for the same.
     """
 
     tables: Mapping[str, SpanTable]
     anatomy: Anatomy
     provenance: Provenance
+    asked: Asked | None = None
 
     @property
     def n_layers(self) -> int:
@@ -74,8 +85,13 @@ class Scan:
             )
             for table in self.tables.values()
         )
-        file = ScanFile(values_hash=stable_hash(content), provenance=self.provenance, anatomy=self.anatomy, tables=heads)
-        file.save(Path(folder) / FILE)
+        ScanFile(
+            values_hash=stable_hash(content),
+            provenance=self.provenance,
+            anatomy=self.anatomy,
+            tables=heads,
+            asked=self.asked,
+        ).save(Path(folder) / FILE)
 
     @classmethod
     def load(cls, folder: Path) -> Scan:
@@ -86,19 +102,24 @@ class Scan:
         """
         from safetensors.numpy import load
 
-        file = ScanFile.load(Path(folder) / FILE)
-        if not (Path(folder) / VALUES).is_file():
-            raise ValueError(f"{Path(folder) / VALUES} is missing; {FILE} beside it needs it, so scan again")
-        content = (Path(folder) / VALUES).read_bytes()
+        file, path = ScanFile.load(Path(folder) / FILE), Path(folder) / VALUES
+        if not path.exists():
+            raise ValueError(f"{path} is missing; {FILE} beside it needs it, so scan again")
+        content = read_bytes(path, most=MOST_VALUES)
         if stable_hash(content) != file.values_hash:
-            raise ValueError(f"{Path(folder) / VALUES} does not belong to {FILE} beside it (or is damaged); scan again")
-        arrays = load(content)
+            raise ValueError(f"{path} does not belong to {FILE} beside it (or is damaged); scan again")
+        with guarded(f"{path} cannot be read"):
+            arrays = load(content)
+        n = len(file.anatomy.norm_rest)
         tables: dict[str, SpanTable] = {}
         for head in file.tables:
             name = f"{head.criterion}/{head.tokens}"
             values, stderr, parts = (arrays.get(f"{name}.{array}") for array in ARRAYS)
             if values is None or stderr is None:
-                raise ValueError(f"{Path(folder) / VALUES} has no values for {name!r}; scan again")
+                raise ValueError(f"{path} has no values for {name!r}; scan again")
+            shapes = [one.shape[-2:] for one in (values, stderr, parts) if one is not None]
+            if values.ndim != 2 or stderr.ndim != 2 or set(shapes) != {(n, n)} or (parts is not None and parts.ndim != 3):
+                raise ValueError(f"{path} has values of another shape for {name!r}, ({n}, {n}) is needed; scan again")
             tables[name] = SpanTable(
                 criterion=head.criterion,
                 tokens=head.tokens,
@@ -109,9 +130,10 @@ class Scan:
                 n_samples=head.n_samples,
                 parts=parts,
             )
-        return cls(tables, file.anatomy, file.provenance)
+        return cls(tables, file.anatomy, file.provenance, file.asked)
 
 
+MOST_VALUES = 2**30  # bytes; a table of a hundred layers has 80 kB
 ARRAYS = ("values", "stderr", "parts")
 
 
@@ -132,6 +154,7 @@ class ScanFile(Record):
     provenance: Provenance
     anatomy: Anatomy
     tables: tuple[TableHead, ...]
+    asked: Asked | None = None
 
 
 def scan(
@@ -166,6 +189,11 @@ def finish(gram: GramObserver, observers: Sequence[TableObserver] = (), *, prove
     """The scan of observers that have seen everything; shards are joined before, by :func:`add_states`."""
     anatomy = gram.anatomy()
     if anatomy.n_samples == 0:
+        if anatomy.n_zero:
+            raise ValueError(
+                f"the hidden states of all {anatomy.n_zero:,} tokens are exactly zero at some boundary: weights of a layer or of "
+                "the embedding are all zero; the checkpoint is damaged, use another"
+            )
         raise ValueError("the scan got no samples; give it text for at least one")
     if not math.isfinite(sum(anatomy.norm_sink)):
         raise ValueError("the hidden states are NaN or infinite on this text; check the weights, or use float32 or bfloat16")

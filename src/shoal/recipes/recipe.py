@@ -19,7 +19,9 @@ from shoal.edits.replace.table import parse_replacement
 from shoal.fit.repairs import SOLVED_REPLACEMENTS, FitConfig, RepairName
 from shoal.measure.observers import observer_named
 from shoal.train.config import ON_THE_STREAM, POLISH, TrainConfig, TrainingPhase
+from shoal.words.reading import shortened
 from shoal.words.records import Record, nearest
+from shoal.words.yaml_text import read_yaml
 
 
 class TextChoice(Record):
@@ -313,14 +315,20 @@ def _one_method(changes: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**changes, "train": {"objective": None, "stages": [], **train}}
 
 
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
 def _read(name_or_path: str) -> dict[str, Any]:
     path = Path(name_or_path)
-    if not path.is_file():
-        raise ValueError(f"no recipe {name_or_path!r}: neither a file nor a known name; {nearest(name_or_path, RECIPES)}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not _is_there(path):
+        raise ValueError(
+            f"no recipe {shortened(name_or_path)!r}: neither a file nor a known name; {nearest(name_or_path, RECIPES)}"
+        )
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__}, not the fields of a recipe (key: value lines)")
     base = content.pop("recipe", None)

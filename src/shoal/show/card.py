@@ -25,6 +25,7 @@ from shoal.show.plan_tables import candidates
 from shoal.train.train_result import TrainResult
 from shoal.words.records import Provenance
 from shoal.words.types import spans_of
+from shoal.words.yaml_text import parse_yaml
 
 INHERITED = ("license", "license_name", "license_link", "language")
 N_GENERATIONS = 3  # The card shows these; evaluation.json has all of them.
@@ -74,8 +75,8 @@ def inherited_metadata(folder: Path) -> dict[str, Any]:
         return {}
     block = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", readme.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
     try:
-        found = yaml.safe_load(block[1]) if block else None
-    except (yaml.YAMLError, ValueError, RecursionError):
+        found = parse_yaml(block[1], str(readme)) if block else None
+    except ValueError:
         # The card is somebody else's and may hold dates that do not exist or brackets without end. A card without a licence is
         # better than no checkpoint.
         return {}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from shoal.words.records import Record
+
+Beta = Annotated[float, Field(ge=0, lt=1)]  # share of an average that stays from step to step
 
 # Training tokens where none are asked for, and the text holds as many.
 DEFAULT_TOKENS = 1_000_000
@@ -36,9 +38,9 @@ class TrainingPhase(Record):
     objective: str = DEFAULT_OBJECTIVE
     tokens: int | None = Field(default=None, ge=1)
     share: float | None = Field(default=None, gt=0, le=1)
-    rate: float | None = Field(default=None, gt=0)
-    lr: float | None = Field(default=None, gt=0)
-    min_lr: float | None = Field(default=None, ge=0)
+    rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    lr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    min_lr: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _floor_below_peak(self) -> TrainingPhase:
@@ -93,14 +95,14 @@ class TrainConfig(Record):
 
     objective: str | None = None
     tokens: int | None = Field(default=None, ge=1)
-    lr: float | None = Field(default=None, gt=0)
-    min_lr: float | None = Field(default=None, ge=0)
+    lr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    min_lr: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     stages: tuple[TrainingPhase, ...] = ()
     several: Literal["joint", "sequential", "teacher_forced"] = "joint"
     warmup: float = Field(default=0.05, ge=0, le=1)
-    weight_decay: float = Field(default=1e-3, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = Field(default=1.0, gt=0)
+    weight_decay: float = Field(default=1e-3, ge=0, allow_inf_nan=False)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    clip: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     batch: int = Field(default=4, ge=1)
     micro_batch: int = Field(default=4, ge=1)
     dtype: Literal["float32", "bfloat16"] = "float32"

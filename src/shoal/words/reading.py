@@ -151,7 +151,7 @@ def inside(folder: Path, name: str, where: str) -> Path:
         )
     except (OSError, ValueError, RuntimeError):  # too long, a zero byte, a link to itself
         within = False
-    if not within or ".." in Path(name).parts:
+    if not within or any(part == ".." or len(part.encode("utf-8", "replace")) > 255 for part in Path(name).parts):
         raise ValueError(
             f"{where} names {shortened(repr(name))}, which is not inside {folder}; nothing outside a run folder is read or "
             "removed: take the link away, or give another --out"

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from shoal.words.structure import Size
     from shoal.words.types import Span
 
+MOST_WIDTH = 1_000_000
+"""Hidden units or rank that a replacement may be asked for; no model is as wide."""
+
 Layout = Literal["stock", "code"]
 """How a checkpoint holds a replacement: as a layer of the family, or by code that comes with the checkpoint."""
 

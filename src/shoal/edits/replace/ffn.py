@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from shoal.edits.replace.contract import Layout, StartsAs
+from shoal.edits.replace.contract import MOST_WIDTH, Layout, StartsAs
 from shoal.edits.replace.described import PatchReplacement
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class FfnReplacement(PatchReplacement):
     layouts: ClassVar[tuple[Layout, ...]] = ("stock", "code")
 
     form: Literal["residual", "paper"] = "residual"
-    width: int | None = Field(default=None, ge=1)
+    width: int | None = Field(default=None, ge=1, le=MOST_WIDTH)
     activation: Literal["silu", "gelu", "gelu_tanh", "relu"] | None = None
     bias: bool | None = None
     norm: Literal["rms", "layer"] | None = None

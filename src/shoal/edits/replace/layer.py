@@ -32,7 +32,7 @@ class LayerReplacement(Record):
     about: ClassVar[str] = "layers of the family, copies of the span's first ones"
     layouts: ClassVar[tuple[Layout, ...]] = ("stock",)
 
-    layers: int = Field(default=1, ge=1)
+    layers: int = Field(default=1, ge=1, le=1000)
 
     @property
     def starts_as(self) -> StartsAs:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from shoal.edits.replace.contract import Layout
+from shoal.edits.replace.contract import MOST_WIDTH, Layout
 from shoal.edits.replace.described import PatchReplacement
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class LinearReplacement(PatchReplacement):
     about: ClassVar[str] = "an affine map of the normed stream, of full or low rank"
     layouts: ClassVar[tuple[Layout, ...]] = ("stock", "code")
 
-    rank: int | None = Field(default=None, ge=1)
+    rank: int | None = Field(default=None, ge=1, le=MOST_WIDTH)
     norm: Literal["rms", "layer"] | None = None
     eps: float | None = Field(default=None, ge=0)
 

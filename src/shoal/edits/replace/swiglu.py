@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from shoal.edits.replace.contract import Layout
+from shoal.edits.replace.contract import MOST_WIDTH, Layout
 from shoal.edits.replace.described import PatchReplacement
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class SwigluReplacement(PatchReplacement):
     about: ClassVar[str] = "a gated MLP, residual and pre-normed"
     layouts: ClassVar[tuple[Layout, ...]] = ("stock", "code")
 
-    width: int | None = Field(default=None, ge=1)
+    width: int | None = Field(default=None, ge=1, le=MOST_WIDTH)
     activation: Literal["silu", "gelu", "gelu_tanh", "relu"] | None = None
     norm: Literal["rms", "layer"] | None = None
     eps: float | None = Field(default=None, ge=0)

@@ -10,8 +10,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from shoal.edits.replace.contract import Replacement
 from shoal.edits.replace.described import PatchReplacement
 from shoal.edits.replace.ffn import FfnReplacement
@@ -22,6 +20,7 @@ from shoal.edits.replace.linear import LinearReplacement
 from shoal.edits.replace.rotation import RotationReplacement
 from shoal.edits.replace.swiglu import SwigluReplacement
 from shoal.words.records import nearest
+from shoal.words.yaml_text import parse_yaml
 
 REPLACEMENTS: dict[str, type[LayerReplacement] | type[PatchReplacement]] = {
     kind.name: kind
@@ -61,7 +60,7 @@ def parse_replacement(text: str) -> Replacement | None:
         option, equals, value = part.partition("=")
         if not equals or not option.strip() or not value.strip() or option.strip() in options:
             raise ValueError(f"replace {text!r}: {part!r} is no option; write NAME:option=value,option=value")
-        options[option.strip()] = yaml.safe_load(value)
+        options[option.strip()] = parse_yaml(value, f"replace {text!r}")
     if name == "none":
         if options:
             raise ValueError(f"replace {text!r}: plain removal has no options; write none")

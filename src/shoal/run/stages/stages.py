@@ -54,7 +54,7 @@ def scan_stage(inputs: Inputs, folder: RunFolder, *, progress: Progress = silent
     """``scan.json``, ``scan.safetensors`` and the heat map."""
     from shoal.checkpoint.blueprint import check_can_be_cut
     from shoal.measure.observers import ScanFacts, observer_named
-    from shoal.measure.scan import Scan, scan
+    from shoal.measure.scan import Asked, Scan, scan
 
     check_can_be_cut(inputs.opened.model.config, model_class=type(inputs.opened.model))
     key = scan_key(inputs)
@@ -71,6 +71,9 @@ def scan_stage(inputs: Inputs, folder: RunFolder, *, progress: Progress = silent
         after_batch=lambda batch: progress("scan", batch.index + 1, len(batches)),
         workers=inputs.workers,
     )
+    recipe = inputs.recipe
+    asked = Asked(text=recipe.text.model_dump(mode="json"), seed=recipe.seed, observers=recipe.observers)
+    found = replace(found, asked=asked)
     inputs.workers.on_first(lambda: found.save(folder.path))
     pictures = inputs.workers.from_first(lambda: draw(found, folder.path, by=inputs.recipe.by))
     folder.finish("scan", key, seconds=time.monotonic() - started, files=["scan.json", "scan.safetensors", *pictures])
