@@ -171,17 +171,18 @@ def recipe_of(recipe: str, effort: str | None) -> str:
     return effort
 
 
-def with_options(recipe: str, *, asked: Asked | None = None, **options: Any) -> Recipe:
+def with_options(recipe: str, **options: Any) -> Recipe:
     """The named recipe with the options that were given on top; validated like a recipe file.
 
     Args:
-        asked: text, seed and observers of a scan that is there, which hold where no option says otherwise.
+        options: by name; ``asked`` is what a scan that is there was asked for, and holds where no option says otherwise.
     Raises:
         ValueError: an unknown recipe, or a value that is not allowed.
     """
     from shoal.recipes.recipe import load_recipe
 
     given = {name: value for name, value in options.items() if value is not None}
+    asked: Asked | None = given.pop("asked", None)
     text: dict[str, Any] = {name: given.pop(name) for name in ("field", "samples", "length", "evaluation") if name in given}
     if "text" in given:
         text["sources"] = given.pop("text")
@@ -197,7 +198,7 @@ def with_options(recipe: str, *, asked: Asked | None = None, **options: Any) -> 
         given["protect"] = _layers(given["protect"])
     if train and "lr" in train:
         train["min_lr"] = train["lr"] / 10
-    if asked is not None:
+    if asked:
         given = {"seed": asked.seed, "observers": asked.observers, **given}
         text = {**{name: value for name, value in asked.text.items() if value is not None}, **text}
     nested = {"text": text, "fit": fit, "train": train}

@@ -191,8 +191,8 @@ def finish(gram: GramObserver, observers: Sequence[TableObserver] = (), *, prove
     if anatomy.n_samples == 0:
         if anatomy.n_zero:
             raise ValueError(
-                f"the hidden states of all {anatomy.n_zero:,} tokens are exactly zero at some boundary: weights of a layer or of "
-                "the embedding are all zero; the checkpoint is damaged, use another"
+                f"the hidden states of all {anatomy.n_zero:,} tokens are exactly zero at some boundary: weights of a layer or "
+                "of the embedding are all zero; the checkpoint is damaged, use another"
             )
         raise ValueError("the scan got no samples; give it text for at least one")
     if not math.isfinite(sum(anatomy.norm_sink)):
