@@ -193,7 +193,7 @@ def test_tasks_are_the_files(pages, runs):
     label = "quiz: flips, the teacher's surest first; scores in nats, lower is better, the right option in brackets"
     flips = table_of(read_page(pages["plain"]), label)[1:]
     first = one["answers"]["right_to_wrong"][0]
-    assert flips[0][0] == first["text"] and f"[{first['teacher_scores'][first['gold']]:.3f}]" in flips[0][2]
+    assert flips[0][0] == first["text"] and f"[{first['teacher_scores'][first['gold']]:.3f}]" in flips[0][3]
 
 
 def test_flips_of_written_answers_show_what_was_written():

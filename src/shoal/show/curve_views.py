@@ -35,16 +35,16 @@ def sweep_table(sweep: RatioSweep) -> Table:
 
 
 def cliff_lines(sweep: RatioSweep) -> list[str]:
-    """Every cliff as a sentence; measures without one in one sentence per method."""
-    lines = []
-    for method in sweep.recipes:
-        own = [one for one in sweep.cliffs if one.method == method]
-        lines += [_cliff(one) for one in own if one.found]
-        reasons = dict.fromkeys(one.why_not for one in own if not one.found)
-        for reason in reasons:
-            of = ", ".join(one.of for one in own if one.why_not == reason)
-            lines.append(f"{method}: no cliff in {of} ({reason})")
-    return lines
+    """Every cliff as a sentence; what has none in one sentence per reason."""
+    reasons: dict[str, dict[str, list[str]]] = {}
+    for one in sweep.cliffs:
+        if not one.found:
+            reasons.setdefault(one.why_not, {}).setdefault(one.of, []).append(one.method)
+    smooth = [
+        f"no cliff ({reason}): " + "; ".join(f"{of} of {', '.join(methods)}" for of, methods in where.items())
+        for reason, where in reasons.items()
+    ]
+    return [_cliff(one) for one in sweep.cliffs if one.found] + smooth
 
 
 def _cliff(one: Cliff) -> str:

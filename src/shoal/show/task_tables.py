@@ -105,19 +105,12 @@ def stability_notes(results: Sequence[Stability]) -> list[str]:
 
 def flips(results: Sequence[Stability], *, n: int = N_SHOWN) -> Table:
     """The first flips of every task each way, the teacher's surest first: what each wrote, or the scores of the options."""
-    columns = (Column("item"), Column("task"), Column("flip"), Column("teacher's"), Column("student's"))
     rows = [(flip.text, one.task, way, *said) for one in results for flip, way, *said in _turned(one, n)]
-    return Table(f"Flips: what each model answered, or its {SCORES}", columns, tuple(rows))
-
-
-def flips_of_task(one: Stability, *, n: int) -> Table:
-    """As :func:`flips`, of one task."""
-    is_written = one.variant == "exact_match"
-    what, about = "scores", f"the teacher's surest first; {SCORES}"
-    if is_written:
-        what, about = "answer", "and what each model answered"
-    columns = (Column("item"), Column("flip"), Column(f"teacher's {what}"), Column(f"student's {what}"))
-    return Table(f"{one.task}: flips, {about}", columns, tuple((flip.text, way, *said) for flip, way, *said in _turned(one, n)))
+    about = f"the teacher's surest first; {SCORES}"
+    if all(one.variant == "exact_match" for one in results):
+        about = "and what each model answered"
+    columns = (Column("item"), Column("task"), Column("flip"), Column("teacher's"), Column("student's"))
+    return Table(f"Flips, {about}", columns, tuple(rows))
 
 
 def _turned(one: Stability, n: int) -> Iterable[tuple[Flip, str, str, str]]:

@@ -21,28 +21,32 @@ from shoal.evaluate.tasks.task_files import TaskForm
 from shoal.words.records import Record
 
 
-class TaskFigures(Record):
-    """One model on one task, without another to compare.
-
-    Attributes:
-        accuracy_norm: acc_norm, for choices.
-        word_perplexity: for last words.
-        at_chance: the lower bound of the accuracy is not above guessing.
-    """
+class OfTask(Record):
+    """Figures of a task. ``at_chance``: the lower bound of the (teacher's) accuracy is not above guessing."""
 
     facts: TaskFacts
-    accuracy: Interval
-    accuracy_norm: Interval | None = None
-    word_perplexity: float | None = None
     at_chance: bool
 
     @property
     def name(self) -> str:
         """For people: a star marks a task at chance."""
-        return marked(self.facts.task, at_chance=self.at_chance)
+        return f"{self.facts.task} *" if self.at_chance else self.facts.task
 
 
-class TaskResult(Record):
+class TaskFigures(OfTask):
+    """One model on one task, without another to compare.
+
+    Attributes:
+        accuracy_norm: acc_norm, for choices.
+        word_perplexity: for last words.
+    """
+
+    accuracy: Interval
+    accuracy_norm: Interval | None = None
+    word_perplexity: float | None = None
+
+
+class TaskResult(OfTask):
     """One task.
 
     Attributes:
@@ -50,12 +54,10 @@ class TaskResult(Record):
         teacher_norm, student_norm: acc_norm, for choices.
         teacher_perplexity, student_perplexity: per word, for last words.
         retained: None where the teacher has nothing right.
-        at_chance: the lower bound of the teacher's accuracy is not above guessing.
         answers: flips, agreement and KL over options by the answers that the accuracy counts.
         stability: LLM-Streamline's, on mean NLL over context and option; for choices whose context was scored, too.
     """
 
-    facts: TaskFacts
     teacher: Interval
     student: Interval
     teacher_norm: Interval | None = None
@@ -63,24 +65,13 @@ class TaskResult(Record):
     teacher_perplexity: float | None = None
     student_perplexity: float | None = None
     retained: Interval | None
-    at_chance: bool
     answers: Stability
     stability: Stability | None = None
-
-    @property
-    def name(self) -> str:
-        """For people: a star marks a task at chance."""
-        return marked(self.facts.task, at_chance=self.at_chance)
 
     @property
     def agreement(self) -> Stability:
         """LLM-Streamline's stability where it is known, else that of the answers that the accuracy counts."""
         return self.stability or self.answers
-
-
-def marked(task: str, *, at_chance: bool) -> str:
-    """The name of a task with a star where its teacher is at chance."""
-    return f"{task} *" if at_chance else task
 
 
 class KeptShares(Record):

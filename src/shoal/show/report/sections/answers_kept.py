@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from shoal.evaluate.intervals import Interval
 from shoal.evaluate.tasks.benchmark import TaskResult
@@ -67,5 +68,6 @@ def _flips(one: TaskResult) -> Html:
     name, turned = one.facts.task, (one.answers.right_to_wrong, one.answers.wrong_to_right)
     if not any(turned):
         return tag("p", f"{name}: no answer turned.", class_="note")
-    found = task_tables.flips_of_task(one.answers, n=N_FLIPS)
+    found = task_tables.flips([one.answers], n=N_FLIPS)
+    found = replace(found, caption=f"{name}: {found.caption[:1].lower()}{found.caption[1:]}")
     return details(f"{name}: {len(found.rows)} of {sum(map(len, turned))} answers that turned", table(found))
