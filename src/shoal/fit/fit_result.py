@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from shoal.fit.repairs import RepairName
+from shoal.words.numbers import number
 from shoal.words.records import Record
 
 
@@ -89,7 +90,7 @@ class FitResult(Record):
             return f"{self.repair!r}: {self.skipped[0] if self.skipped else 'nothing to do'}; the plain cut stands"
         said = f"{self.repair!r} of layers {', '.join(changed) or 'none'} on {self.n_tokens:,} tokens, {self.seconds:.0f} s"
         if self.kl_before is not None and self.kl_after is not None:
-            said += f"; KL on selection {self.kl_before:.4g} -> {self.kl_after:.4g}"
+            said += f"; KL on selection {number(self.kl_before)} -> {number(self.kl_after)}"
         return said if self.kept else said + "; not better, undone"
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from shoal.edits.plan import Candidate, PartChoice
+from shoal.words.numbers import with_error
 from shoal.words.structure import describe_units, runs_said
 
 
@@ -17,15 +18,15 @@ def verdict(candidates: Sequence[Candidate], *, n_layers: int) -> str:
     said = f"{describe_units(winner.units, n_layers)}, proposed by {by}"
     if winner.kl is None:
         return said
-    said += f", KL {_kl(winner)}"
+    said += f", KL {kl_said(winner)}"
     if len(candidates) == 1:
         return said
     second = candidates[1]
     noise = math.hypot(winner.kl_stderr or 0.0, second.kl_stderr or 0.0)
     close = second.kl is not None and second.kl - winner.kl <= noise
     worst = candidates[-1]
-    rest = f"; next {second} {_kl(second)}" + (" (within the noise)" if close else "")
-    return said + rest + (f"; worst {worst} {_kl(worst)}" if len(candidates) > 2 else "")
+    rest = f"; next {second} {kl_said(second)}" + (" (within the noise)" if close else "")
+    return said + rest + (f"; worst {worst} {kl_said(worst)}" if len(candidates) > 2 else "")
 
 
 def spread_said(spread: Sequence[PartChoice]) -> str:
@@ -36,7 +37,6 @@ def spread_said(spread: Sequence[PartChoice]) -> str:
     return f"by its score alone, on {sum(one.n_parts for one in spread)} disjoint parts of the calibration text: {picks}"
 
 
-def _kl(candidate: Candidate) -> str:
-    if candidate.kl is None:
-        return "not measured"
-    return f"{candidate.kl:.4g}" + ("" if candidate.kl_stderr is None else f" ± {candidate.kl_stderr:.2g}")
+def kl_said(candidate: Candidate) -> str:
+    """The KL of a candidate with its error, in words where none was measured."""
+    return "not measured" if candidate.kl is None else with_error(candidate.kl, candidate.kl_stderr)

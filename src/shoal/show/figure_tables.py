@@ -14,7 +14,7 @@ from shoal.evaluate.speed import Speed, SpeedPhase, median_iqr
 from shoal.evaluate.tasks.disagreement import disagreement, kept_shares
 from shoal.evaluate.whole import WholeText
 from shoal.show.table import Column, Table, numbers
-from shoal.words.numbers import change, count, in_bytes, number, percent, percents, ratio, whole, with_error
+from shoal.words.numbers import change, count, in_bytes, number, percent, percents, ratio, times, whole, with_error
 
 Row = tuple[str, ...]
 
@@ -90,7 +90,7 @@ def _speed(speed: Speed) -> list[Row]:
     for phase in PHASES:
         both = [with_error(*median_iqr(one.of(phase))) for one in (speed.teacher, speed.student)]
         rows.append((f"{phase}, tokens/s", *both, f"x {ratio(speed.ratio(phase))}"))
-        rows.append((f"bound of {phase}", "", "", f"x {speed.bound(phase):.2f}"))
+        rows.append((f"bound of {phase}", "", "", times(speed.bound(phase))))
     first = [1000 * speed.first_token_seconds(one) for one in (speed.teacher, speed.student)]
     rows.append(_size("time to first token, ms", *first, form=number))
     if speed.teacher.peak_bytes and speed.student.peak_bytes:

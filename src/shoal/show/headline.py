@@ -12,7 +12,7 @@ from shoal.evaluate.evaluation import Evaluation
 from shoal.evaluate.speed import Speed, SpeedPhase
 from shoal.evaluate.tasks.benchmark import Benchmark
 from shoal.show.markdown import coded
-from shoal.words.numbers import change, in_bytes, number, percent, short
+from shoal.words.numbers import change, in_bytes, number, percent, short, times
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _gain(evaluation: Evaluation) -> tuple[Fact, ...]:
     )
     for label, before, after, unit in sizes:
         if before:
-            facts.append(Fact(label, f"x {after / before:.2f}", f"{in_bytes(before)} → {in_bytes(after)}{unit}"))
+            facts.append(Fact(label, times(after / before), f"{in_bytes(before)} → {in_bytes(after)}{unit}"))
     return tuple(facts)
 
 
@@ -96,7 +96,7 @@ def _rate(speed: Speed, phase: SpeedPhase) -> Fact:
     label = {"decode": "Decoding speed", "prefill": "Prefill speed"}[phase]
     rounds = f"{len(speed.teacher.decode)} rounds, {speed.device}"
     note = f"{ratio.low:.2f} to {ratio.high:.2f} ({rounds}); bound {speed.bound(phase):.2f}"
-    return Fact(label, f"x {ratio.value:.2f}", note)
+    return Fact(label, times(ratio.value), note)
 
 
 def _tasks(n: int) -> str:

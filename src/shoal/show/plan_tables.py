@@ -9,9 +9,9 @@ import numpy as np
 from shoal.edits.plan import Candidate
 from shoal.fit.fit_result import FitResult, explained, what
 from shoal.measure.scan import Scan
-from shoal.select.verdict import verdict
+from shoal.select.verdict import kl_said, verdict
 from shoal.show.table import Column, Table, numbers
-from shoal.words.numbers import with_error
+from shoal.words.numbers import number, tenths, with_error
 from shoal.words.types import Span, SpanTable
 
 PAPERS = ("cosine/every", "angular/last", "cosine/rest", "angular/rest", "relative_magnitude/rest")
@@ -77,17 +77,12 @@ def candidates(found: Sequence[Candidate], *, n_layers: int) -> Table:
     )  # fmt: skip
     rows = []
     for one in found:
-        by = "; ".join(f"{name} ({one.scores[name]:.4g})" if name in one.scores else name for name in one.proposed_by)
+        by = "; ".join(f"{name} ({number(one.scores[name])})" if name in one.scores else name for name in one.proposed_by)
         before = (one.kl_plain,) if repaired else ()
-        rows.append((str(one), measured_kl(one), *before, one.perplexity, by))
+        rows.append((str(one), kl_said(one), *before, one.perplexity, by))
     what_was_compared = "each repaired on a part of the text" if repaired else "as plain cuts, before any repair"
     note = (f"Chosen: {verdict(found, n_layers=n_layers)}.",) if found else ()
     return Table(f"Candidates, {what_was_compared}, best first", columns, tuple(rows), notes=note, strong=0)
-
-
-def measured_kl(one: Candidate) -> str:
-    """The KL of a candidate with its error, in words where none was measured."""
-    return "not measured" if one.kl is None else with_error(one.kl, one.kl_stderr)
 
 
 def repair(found: FitResult) -> Table:
@@ -95,7 +90,7 @@ def repair(found: FitResult) -> Table:
     columns = (
         Column("layer"), Column("fitted to boundary"), Column("refitted"),
         *numbers("R² of the change, folds left out", "ridge"),
-        *numbers("held-out error before", "after"), *numbers("seconds", form=lambda s: f"{s:.1f}"),
+        *numbers("held-out error before", "after"), *numbers("seconds", form=tenths),
     )  # fmt: skip
     rows = []
     for one in found.layers:

@@ -43,6 +43,16 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
+def tenths(value: float) -> str:
+    """One decimal, thousands apart: ``1,234.5``."""
+    return f"{value:,.1f}"
+
+
+def times(factor: float) -> str:
+    """A factor: ``x 1.32``."""
+    return f"x {factor:.2f}"
+
+
 def count(value: float) -> str:
     """Four digits and a power of 1000: ``2.936 M``."""
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):

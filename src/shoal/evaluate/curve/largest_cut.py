@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from shoal.evaluate.curve.ratio_curve import KeptCut, RatioCurve, RetainedShare
 from shoal.evaluate.intervals import LEVEL, Interval
+from shoal.words.numbers import percent, percents
 
 
 def parse_keep(text: str) -> float:
@@ -67,10 +68,7 @@ def sentence(kept: RetainedShare) -> str:
         said = f"{kept.method}: no measured cut keeps {wanted}"
     else:
         one = kept.likely.retained
-        interval = f"{100 * one.low:.1f} to {100 * one.high:.1f}"
-        said = (
-            f"{kept.method}: the largest cut that keeps {wanted} is {_cut(kept.likely)}: {100 * one.value:.1f} % ({interval})"
-        )
+        said = f"{kept.method}: the largest cut that keeps {wanted} is {_cut(kept.likely)}: {percents(one)} %"
     if kept.certain != kept.likely:
         certain = "no cut" if kept.certain is None or not kept.certain.n_net else _cut(kept.certain)
         said += f"; certain at {100 * LEVEL:g} % for {certain}"
@@ -80,4 +78,4 @@ def sentence(kept: RetainedShare) -> str:
 
 
 def _cut(cut: KeptCut) -> str:
-    return f"{cut.n_net} layer{'s' if cut.n_net != 1 else ''} ({100 * cut.share:.1f} %)"
+    return f"{cut.n_net} layer{'s' if cut.n_net != 1 else ''} ({percent(cut.share)} %)"

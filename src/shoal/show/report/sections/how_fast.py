@@ -10,7 +10,7 @@ from shoal.show.chart import Chart, Point, Rule, Series
 from shoal.show.html import tag
 from shoal.show.report.run_data import RunData, Section
 from shoal.show.table import Column, Table, numbers
-from shoal.words.numbers import in_bytes, ratio, short
+from shoal.words.numbers import in_bytes, ratio, short, tenths
 
 PHASES: tuple[SpeedPhase, ...] = get_args(SpeedPhase)
 
@@ -41,14 +41,10 @@ def _medians(found: Speed) -> Table:
         rows.append(("peak memory", *(in_bytes(one.peak_bytes or 0) for one in both), None, None))
     level = 100 * found.ratio("decode").level
     columns = (
-        Column("tokens per second, medians"), *numbers("teacher", "student", form=_rate), *numbers("ratio", form=ratio),
+        Column("tokens per second, medians"), *numbers("teacher", "student", form=tenths), *numbers("ratio", form=ratio),
         *numbers("bound", form=lambda bound: f"{bound:.2f}"),
     )  # fmt: skip
     return Table(f"Speed; the ratio is a median over rounds with its {short(level)} % interval", columns, tuple(rows))
-
-
-def _rate(tokens_per_second: float) -> str:
-    return f"{tokens_per_second:,.1f}"
 
 
 def _ratios(found: Speed) -> Chart:
@@ -99,5 +95,5 @@ def _rounds(found: Speed) -> Table:
     for phase in PHASES:
         both = zip(found.teacher.of(phase), found.student.of(phase), strict=True)
         rows += [(f"{phase}, round {r}", a, b, f"{b / a:.3f}") for r, (a, b) in enumerate(both, start=1)]
-    columns = (Column("round"), *numbers("teacher", "student", form=_rate), *numbers("ratio"))
+    columns = (Column("round"), *numbers("teacher", "student", form=tenths), *numbers("ratio"))
     return Table("Tokens per second, round by round", columns, tuple(rows), is_long=True)

@@ -10,7 +10,7 @@ from shoal.show.html import tag
 from shoal.show.report.run_data import LearningCurve, Part, RunData, Section
 from shoal.show.table import Column, Table, numbers
 from shoal.train.train_result import CurvePoint
-from shoal.words.numbers import number, short, whole
+from shoal.words.numbers import number, short, tenths, whole
 
 
 def learning(data: RunData) -> Section | None:
@@ -43,7 +43,7 @@ def _chart(one: LearningCurve, stem: str, title: str, y_label: str, value: Calla
 def _table(one: LearningCurve) -> Table:
     columns = (
         Column("step"), *numbers("tokens", form=whole), *numbers("learning rate", form=short),
-        *numbers("training loss", "gradient norm", "validation", "KL"), *numbers("seconds", form=lambda s: f"{s:.1f}"),
+        *numbers("training loss", "gradient norm", "validation", "KL"), *numbers("seconds", form=tenths),
     )  # fmt: skip
     best, rows = one.result.best_step if one.result else None, []
     for p in one.points:

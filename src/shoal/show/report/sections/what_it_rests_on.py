@@ -6,7 +6,7 @@ from shoal.show.headline import source_name
 from shoal.show.html import Html, code, details, tag
 from shoal.show.report.run_data import Part, RunData, Section
 from shoal.show.table import Column, Table, numbers
-from shoal.words.numbers import short, whole
+from shoal.words.numbers import short, tenths, whole
 
 
 def provenance(data: RunData) -> Section | None:
@@ -16,7 +16,7 @@ def provenance(data: RunData) -> Section | None:
         parts += [tag("p", "This makes the run and this page again:"), code(facts.again)]
     parts += [_inputs(data)]
     if facts.seconds:
-        columns = (Column("stage"), *numbers("seconds", form=lambda seconds: f"{seconds:,.1f}"))
+        columns = (Column("stage"), *numbers("seconds", form=tenths))
         parts.append(Table("Wall time of the stages", columns, tuple(facts.seconds.items())))
     if facts.versions:
         versions = ", ".join(f"{name} {version}" for name, version in sorted(facts.versions.items()))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from shoal.edits.plan import Candidate
+from shoal.select.verdict import kl_said
 from shoal.show import plan_tables
 from shoal.show.chart import Chart, Point, Series
 from shoal.show.html import tag
@@ -34,7 +35,7 @@ def _chart(measured: Sequence[Candidate]) -> Chart:
     points = []
     for row, one in enumerate(measured):
         kl, error = one.kl if one.kl is not None else math.nan, one.kl_stderr or 0.0
-        tip = f"without {runs_said(one.layers)}: KL {plan_tables.measured_kl(one)}"
+        tip = f"without {runs_said(one.layers)}: KL {kl_said(one)}"
         points.append(Point(kl, row, low=kl - error, high=kl + error, tip=tip))
     names = tuple(f"{'▸ ' if row == 0 else ''}{runs_said(one.layers)}" for row, one in enumerate(measured))
     title = "KL of the candidates (± standard error); ▸ is the choice"
