@@ -142,7 +142,7 @@ def test_the_largest_cut_is_the_last_that_keeps_enough():
     kept = largest_cut(curve_of(made, method="none", of="kl"), method="none", keep=0.95)
     assert kept.likely == kept.certain == kept.possible, "every token loses the same, so the interval is a point"
     assert kept.likely.n_net == 3 and kept.likely.retained.value == pytest.approx(math.exp(-0.04))
-    assert "3 layers (15.0 %): 96.1 %" in sentence(kept)
+    assert "3 layers (15.0 %): 96.1 (" in sentence(kept)
     none = largest_cut(curve_of(made, method="none", of="kl"), method="none", keep=0.999)
     assert none.likely.n_net == 0 and "no measured cut" in sentence(none)
 
