@@ -326,8 +326,8 @@ def repair(asked: Asked) -> dict[str, Any]:
     from shoal.edits.drop import Drop
     from shoal.edits.plan import Plan
     from shoal.engine.view import DecoderView
+    from shoal.fit.fit_config import FitConfig
     from shoal.fit.fit_plan import fit_plan
-    from shoal.fit.repairs import FitConfig
     from shoal.text.samples import Samples
     from shoal.words.structure import Size
 

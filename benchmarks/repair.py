@@ -42,7 +42,7 @@ RATIOS = (0.12, 0.25, 0.37, 0.5)
 TRAINED_AT = 0.25
 N_CANDIDATES = 3
 OWN_PLAN = (
-    "none", "Prune&Comp: scale", "ReplaceMe: map, least squares", "LinearPatch: Hadamard ratios", "Ghosted Layers: free patch",
+    "none", "Prune&Comp: scale", "ReplaceMe: map, least squares", "LinearPatch: Hadamard ratios", "Ghosted Layers: free map",
     "refit", "sweep",
 )  # fmt: skip
 SEEDS = {"books-12l": (1, 2)}

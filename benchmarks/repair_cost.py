@@ -23,11 +23,13 @@ from shoal.edits.drop import Drop
 from shoal.edits.plan import Plan
 from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
-from shoal.fit.repairs import FitConfig
-from shoal.fit.sites.folded_map import FoldedMapSite
+from shoal.fit.fit_config import FitConfig
+from shoal.fit.repair import Fit
+from shoal.fit.sites.folded_map import FoldedMapSite, find_output
 from shoal.fit.sites.linear_map import LinearMap
 from shoal.fit.sites.neurons import Neurons
-from shoal.fit.table import FITS, Fit, Maps
+from shoal.fit.sites.of_layer import Sites
+from shoal.fit.sweep import MAPS, WHOLE_SWEEP, Sweep
 from shoal.fit.targets import before_cuts
 from shoal.run.job import versions
 from shoal.words.structure import Size
@@ -35,10 +37,10 @@ from shoal.words.types import Batch, Unit
 
 HERE = Path(__file__).parent
 TIMED: dict[str, Fit] = {
-    "map": FITS["map"],
-    "one refit": Maps(before_cuts, ("mlp",)),
-    "refit": FITS["refit"],
-    "sweep": FITS["sweep"],
+    "map": Sweep(before_cuts, Sites(("mlp",), (find_output,))),
+    "one refit": Sweep(before_cuts, Sites(("mlp",))),
+    "refit": Sweep(before_cuts, Sites(MAPS)),
+    "sweep": WHOLE_SWEEP,
 }
 """``one refit``: the whole output map of the MLP before the cut, once."""
 

@@ -20,11 +20,13 @@ from shoal.edits.replace.table import replacement_named
 from shoal.engine.student import Attached, Student
 from shoal.engine.view import DecoderView, Tap
 from shoal.fit.boundary_states import BoundaryStates
-from shoal.fit.repairs import FitConfig
-from shoal.fit.replacement_fit import fit_patches
+from shoal.fit.fit_config import FitConfig
+from shoal.fit.repair import Fit
+from shoal.fit.replacement_fit import fit_replacements
 from shoal.fit.sites.folded_map import find_output
-from shoal.fit.sweep import probe_of
-from shoal.fit.table import FITS, MAPS, SHARE, Fit, Maps
+from shoal.fit.sites.of_layer import Sites, probe_of
+from shoal.fit.sweep import MAPS, SHARE, Sweep
+from shoal.fit.table import fit_of
 from shoal.fit.targets import from_first_cut
 from shoal.recipes.recipe import RECIPES
 from shoal.text.samples import Samples
@@ -70,7 +72,7 @@ class Cut:
         edits = (Drop(indices=tuple(self.span.layers)),)
         return Plan(source="", source_hash="", teacher="", n_layers=n, edits=edits, before=size, after=size)
 
-    def patched(self, kind: str, *, span: Span | None = None, **options: object) -> Student:
+    def with_replacement(self, kind: str, *, span: Span | None = None, **options: object) -> Student:
         """The student with an untrained replacement in place of the span."""
         span = span or self.span
         description = replacement_named(kind, options).resolved(self.view)
@@ -110,7 +112,7 @@ def repaired(name: str, config: FitConfig = FitConfig(), *, fit: Fit | None = No
 
     def method(cut: Cut) -> Made:
         started = time.process_time()
-        run = fit or FITS[name]  # type: ignore[index]
+        run = fit or fit_of(name)
         swept = run(cut.view, cut.plan, cut.plain, cut.batches, config=config, known=cut.known)
         made = Made(replace(cut.plain, overrides=swept.values, name=name), cut.fit.n_tokens, 0, time.process_time() - started)
         if config == FitConfig() and fit is None:
@@ -120,13 +122,13 @@ def repaired(name: str, config: FitConfig = FitConfig(), *, fit: Fit | None = No
     return method
 
 
-def patched(kind: str, config: FitConfig = FitConfig(), **options: object) -> Method:  # noqa: B008  (frozen)
-    """A patch of the stream in closed form."""
+def solved(kind: str, config: FitConfig = FitConfig(), **options: object) -> Method:  # noqa: B008  (frozen)
+    """A replacement in closed form."""
 
     def method(cut: Cut) -> Made:
-        student = cut.patched(kind, layout="code", **options)
+        student = cut.with_replacement(kind, layout="code", **options)
         started = time.process_time()
-        found = fit_patches(cut.view, student, cut.batches, config=config, known=cut.known)
+        found = fit_replacements(cut.view, student, cut.batches, config=config, known=cut.known)
         seconds = time.process_time() - started
         return Made(found.student, cut.fit.n_tokens, 0, seconds, new_parameters=_n_attached(found.student))
 
@@ -274,7 +276,9 @@ def _original(view: DecoderView, student: Student) -> dict[int, dict[str, Tensor
 
 def replaced(kind: str, **options: object) -> Method:
     """A replacement trained on hidden states from its own start."""
-    return lambda cut: trained(cut, cut.patched(kind, **options), TrainingPhase(objective="hidden_mse", tokens=cut.long))
+    return lambda cut: trained(
+        cut, cut.with_replacement(kind, **options), TrainingPhase(objective="hidden_mse", tokens=cut.long)
+    )
 
 
 def layer(*, batch: int = BATCH) -> Method:
@@ -283,7 +287,7 @@ def layer(*, batch: int = BATCH) -> Method:
     def method(cut: Cut) -> Made:
         span = Span(cut.span.start - 1, cut.span.stop)
         stage = TrainingPhase(objective="hidden_mse", tokens=cut.long)
-        made = trained(cut, cut.patched("layer", span=span), stage, batch=batch)
+        made = trained(cut, cut.with_replacement("layer", span=span), stage, batch=batch)
         return replace(made, new_parameters=0)  # it is the kept layer's own
 
     return method
@@ -303,19 +307,18 @@ ROWS: dict[str, Row] = {
     "ReplaceMe: map, least squares": Row(repaired("map", EQUAL)),
     "ReplaceMe: map, cosine": Row(map_by_cosine),
     "map": Row(repaired("map")),
-    "LinearPatch: Hadamard ratios": Row(patched("hadamard", FitConfig(sinks="counted", hadamard="ratio", keep="always"))),
-    "Hadamard, least squares": Row(patched("hadamard")),
-    "rotation": Row(patched("rotation")),
-    "Ghosted Layers: free patch": Row(patched("free", EQUAL)),
-    "free patch": Row(patched("free")),
-    "affine patch": Row(patched("linear")),
-    "affine patch, rank 16": Row(patched("linear", rank=16)),
+    "LinearPatch: Hadamard ratios": Row(solved("hadamard", FitConfig(sinks="counted", solve="ratio", keep="always"))),
+    "Hadamard, least squares": Row(solved("hadamard")),
+    "Ghosted Layers: free map": Row(solved("free", EQUAL)),
+    "free map": Row(solved("free")),
+    "affine map": Row(solved("linear")),
+    "affine map, rank 16": Row(solved("linear", rank=16)),
     "bias": Row(repaired("bias")),
     "refit": Row(repaired("refit")),
     "sweep": Row(repaired("sweep")),
     "sweep, plain weights": Row(repaired("sweep", FitConfig(weights="plain"))),
-    "sweep without neurons of removed layers": Row(repaired("sweep", fit=Maps(from_first_cut, MAPS, share=SHARE))),
-    "the same, the whole change asked of the first layer": Row(repaired("sweep", fit=Maps(from_first_cut, MAPS))),
+    "sweep without neurons of removed layers": Row(repaired("sweep", fit=Sweep(from_first_cut, Sites(MAPS), share=SHARE))),
+    "the same, the whole change asked of the first layer": Row(repaired("sweep", fit=Sweep(from_first_cut, Sites(MAPS)))),
     "sweep + polish hidden": Row(polished("hidden_mse"), trains=True),
     "sweep + polish KL": Row(polished("forward_kl"), trains=True),
     "sweep + polish hidden + KL": Row(polished("hidden_mse", "forward_kl"), trains=True),

@@ -20,9 +20,9 @@ from shoal.engine.view import DecoderView
 from shoal.engine.workers import Workers, join
 from shoal.evaluate.evaluation import closeness
 from shoal.evaluate.perplexity import perplexities
-from shoal.fit.span_error import patch_errors
-from shoal.fit.sweep import sweep_layers
-from shoal.fit.table import MAPS
+from shoal.fit.linear_error import linear_errors
+from shoal.fit.sites.of_layer import Sites
+from shoal.fit.sweep import MAPS, sweep_layers
 from shoal.measure.cka import CkaObserver
 from shoal.measure.oracle import Oracle, compare_views
 from shoal.measure.scan import scan
@@ -62,7 +62,7 @@ def share_everything(workers: Workers, folder: Path) -> dict[str, object]:
     cka = CkaObserver(view.n_layers, length=LENGTH, n_tokens=8)
     found = scan(view, batches, provenance=PROVENANCE, observers=[cka], workers=workers)
     again = rescanner(view, batches, workers=workers)(students(view.n_layers)[1])
-    patched = patch_errors(view, batches, spans=[Span(1, 3), Span(2, 4)], workers=workers)
+    errors = linear_errors(view, batches, spans=[Span(1, 3), Span(2, 4)], workers=workers)
     quality = Oracle(view, batches, workers=workers).measure(students(view.n_layers))
     other = DecoderView(tiny_model("llama", seed=1))
     ids_T = torch.randint(3, VOCAB, (101,), generator=torch.Generator().manual_seed(3))
@@ -82,7 +82,7 @@ def share_everything(workers: Workers, folder: Path) -> dict[str, object]:
         "anatomy": found.anatomy.model_dump(),
         "provenance": found.provenance.to_json(),
         "rescanned": {name: torch.tensor(table.values) for name, table in again.items()},
-        "patched": torch.tensor(patched.values),
+        "linear errors": torch.tensor(errors.values),
         "exact": {
             "quality": [one.to_json() for one in (*quality, *single)],
             "views": compare_views(view, other, batches=batches, workers=workers).to_json(),
@@ -172,7 +172,7 @@ def launch(size: int, *arguments: str, timeout: float = 120.0) -> list[Ended]:
 def sweep(view, workers: Workers):
     """Refits after two removed layers, with folds that are cut through both workers' batches."""
     cut = Student(removed=frozenset({Unit("layer", 2), Unit("layer", 3)}))
-    return sweep_layers(view, cut, samples(24).batches(5), targets={1: 4, 4: 5, 5: 6}, kinds=MAPS, workers=workers)
+    return sweep_layers(view, cut, samples(24).batches(5), targets={1: 4, 4: 5, 5: 6}, sites=Sites(MAPS), workers=workers)
 
 
 def run_job(size: int, folder: Path) -> list[dict[str, object]]:

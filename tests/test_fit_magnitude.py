@@ -10,11 +10,11 @@ from shoal.edits.student_of import student_of
 from shoal.engine.student import Attached, Student
 from shoal.engine.view import DecoderView
 from shoal.fit import norm_scale as magnitude
+from shoal.fit.fit_config import FitConfig
 from shoal.fit.fit_plan import fit_plan
-from shoal.fit.repairs import FitConfig
 from shoal.fit.sites.site import CannotRefit
 from shoal.fit.sums import folds_of
-from shoal.fit.table import FITS
+from shoal.fit.table import fit_of
 from shoal.words.types import Batch, spans_of
 
 ABSENT = {"olmo2": "something else to a stream of another scale"}
@@ -51,12 +51,12 @@ def test_folding_equals_scaling_the_stream(family, monkeypatch):
         with pytest.raises(CannotRefit, match=rf"this {family} model adds {ABSENT[family]}"):
             fit_plan(view, plan, text, repair="magnitude", batch_size=12)
         return
-    swept = FITS["magnitude"](view, plan, lacking(2, 4), text.batches(12), config=FitConfig())
+    swept = fit_of("magnitude")(view, plan, lacking(2, 4), text.batches(12), config=FitConfig())
     assert set(swept.values) == {3, 5}
     batch = Batch(samples(3, seed=1).ids_NT)
     folded = view.logits(batch, student=Student(lacking(2, 4).removed, swept.values))
-    patches = tuple(Attached(span, Scaled(1.25, view._n_returned), span.start) for span in spans_of((2, 4)))
-    unfolded = view.logits(batch, student=Student(attached=patches))
+    modules = tuple(Attached(span, Scaled(1.25, view._n_returned), span.start) for span in spans_of((2, 4)))
+    unfolded = view.logits(batch, student=Student(attached=modules))
     torch.testing.assert_close(folded, unfolded, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(folded, view.logits(batch, student=lacking(2, 4)), rtol=1e-4)
 
@@ -92,7 +92,7 @@ def test_a_cut_up_to_the_last_layer_has_nothing_to_scale():
 def test_the_ratio_is_of_the_students_own_boundary():
     """Mean over samples of mean|y| / mean|x|, on the samples of the fit."""
     view, text = DecoderView(tiny_model("llama")), samples(40)
-    swept = FITS["magnitude"](view, plan_without(3), lacking(3), text.batches(40), config=FitConfig())
+    swept = fit_of("magnitude")(view, plan_without(3), lacking(3), text.batches(40), config=FitConfig())
     (batch,) = text.batches(40)
     fitted = folds_of([batch])[0] > 0
     x, y = (boundary(view, batch, Student(), stop)[fitted].double().abs().mean((1, 2)) for stop in (3, 4))

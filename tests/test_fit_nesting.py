@@ -12,8 +12,8 @@ from test_fit_sweep import boundary, lacking, plan_without, samples, view_of
 from shoal.edits.student_of import student_of
 from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
+from shoal.fit.fit_config import FitConfig
 from shoal.fit.fit_plan import fit_plan
-from shoal.fit.repairs import FitConfig
 from shoal.fit.sites.folded_map import find_output
 from shoal.fit.sites.linear_map import find_map
 from shoal.fit.sites.norm_gain import GainSums, NormGainSite, solve_gain

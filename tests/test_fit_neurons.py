@@ -6,17 +6,19 @@ from families import FAMILIES, VOCAB, tiny_config, tiny_model
 from transformers import AutoModelForCausalLM
 
 from shoal.engine.families import contribution
+from shoal.engine.spill import Spill
 from shoal.engine.streamed import open_streamed
 from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
 from shoal.engine.workers import ALONE
 from shoal.fit.boundary_states import read_all
-from shoal.fit.repairs import FitConfig
-from shoal.fit.sites.neuron_pool import Gathering, Ranking, ranking_batches
+from shoal.fit.fit_config import FitConfig
+from shoal.fit.sites.neuron_pool import NeuronPool, Ranking, ranking_batches
 from shoal.fit.sites.neurons import diagonal_of_inverse, moved, neurons_of, part_of, saliency
+from shoal.fit.sites.of_layer import Sites, probe_of
 from shoal.fit.sites.site import CannotRefit
 from shoal.fit.sums import no_sums
-from shoal.fit.sweep import probe_of, sweep_layers
+from shoal.fit.sweep import sweep_layers
 from shoal.text.samples import Samples
 from shoal.words.types import Batch, Unit
 
@@ -74,12 +76,12 @@ class Normed(torch.nn.Module):
 
 
 def gathering(view, layer, batches, *, removed=()):
-    readings, states = read_all(view, batches)
+    readings, states = read_all(view, batches, Spill())
     for at in range(layer):
         states = [view.run_layer(at, h, reading).detach() for h, reading in zip(states, readings, strict=True)]
     probe = probe_of(view, batches)
     ranking = Ranking(readings, states, [torch.ones(len(batch.ids_BT), dtype=torch.int64) for batch in batches])
-    found = Gathering(view, layer, probe=probe, ranking=ranking, config=FitConfig(), workers=ALONE)
+    found = NeuronPool(view, layer, probe=probe, ranking=ranking, config=FitConfig(), workers=ALONE)
     for at in removed:
         found.visit(at)
     return found
@@ -89,7 +91,9 @@ def gathering(view, layer, batches, *, removed=()):
 def test_the_neurons_of_a_removed_mlp_are_found_and_do_its_work(family):
     view, batches = planted(family), samples().batches(20)
     lacks = Student(removed=frozenset({Unit("layer", 3)}))
-    swept = sweep_layers(view, lacks, batches, targets={2: 4}, kinds=("mlp",), gathers=True, config=FitConfig(ridge=1e-9))
+    swept = sweep_layers(
+        view, lacks, batches, targets={2: 4}, sites=Sites(("mlp",), gathers=True), config=FitConfig(ridge=1e-9)
+    )
     (one,) = swept.layers
     assert one.maps[0].form == "neurons" and one.n_kept
     assert one.error_after < 1e-5 * one.error_before
@@ -130,7 +134,8 @@ def test_a_layer_takes_neurons_only_where_that_lowers_its_error(family):
     lacks = Student(removed=frozenset({Unit("layer", 3), Unit("layer", 4)}))
     try:
         with_, without = (
-            sweep_layers(view, lacks, batches, targets={2: 5}, kinds=("mlp",), gathers=gathers) for gathers in (True, False)
+            sweep_layers(view, lacks, batches, targets={2: 5}, sites=Sites(("mlp",), gathers=gathers))
+            for gathers in (True, False)
         )
     except CannotRefit:
         return
@@ -182,11 +187,13 @@ def test_neurons_that_never_answer_change_nothing(silent):
             getattr(model.model.layers[index].mlp, silent).weight.zero_()
     lacks = Student(removed=frozenset({Unit("layer", 3)}))
     ours, theirs = (
-        sweep_layers(DecoderView(model), lacks, samples().batches(20), targets={2: 4}, kinds=("attn",), gathers=gathers)
+        sweep_layers(DecoderView(model), lacks, samples().batches(20), targets={2: 4}, sites=Sites(("attn",), gathers=gathers))
         for gathers in (True, False)
     )
     assert all(torch.equal(value, theirs.values[2][name]) for name, value in ours.values[2].items())
-    swept = sweep_layers(DecoderView(model), lacks, samples().batches(20), targets={2: 4}, kinds=("mlp", "attn"), gathers=True)
+    swept = sweep_layers(
+        DecoderView(model), lacks, samples().batches(20), targets={2: 4}, sites=Sites(("mlp", "attn"), gathers=True)
+    )
     assert swept.layers[0].error_after < swept.layers[0].error_before
 
 
@@ -203,7 +210,7 @@ def test_where_no_neurons_can_be_chosen_the_map_is_solved_as_without_them(monkey
         samples().batches(20),
     )
     ours, theirs = (
-        sweep_layers(view, lacks, batches, targets={2: 4}, kinds=("mlp",), gathers=gathers) for gathers in (True, False)
+        sweep_layers(view, lacks, batches, targets={2: 4}, sites=Sites(("mlp",), gathers=gathers)) for gathers in (True, False)
     )
     assert [one.form for one in ours.layers[0].maps] == ["neurons", "weight"] and theirs.layers[0].n_kept == 1
     assert ours.layers[0].error_after == theirs.layers[0].error_after < ours.layers[0].error_before
@@ -216,7 +223,7 @@ def test_a_map_that_was_solved_with_its_neurons_is_not_solved_again_at_once():
         Student(removed=frozenset({Unit("layer", 3)})),
         samples().batches(20),
     )
-    (one,) = sweep_layers(view, lacks, batches, targets={2: 4}, kinds=("mlp", "attn", "mlp"), gathers=True).layers
+    (one,) = sweep_layers(view, lacks, batches, targets={2: 4}, sites=Sites(("mlp", "attn", "mlp"), gathers=True)).layers
     assert [place.form for place in one.maps] == ["neurons", "weight", "weight"]
     assert [place.parameters[-1] for place in one.maps] == [
         "mlp.down_proj.weight",
@@ -229,7 +236,7 @@ def test_the_map_on_the_kept_neurons_is_the_ridge_solution_with_what_the_others_
     """Normal equations of the change on what stays, where the change on what goes is minus what it wrote."""
     view = DecoderView(tiny_model("llama"))
     batches = samples().batches(20)
-    place = gathering(view, 2, batches, removed=(3, 4)).place()
+    place = gathering(view, 2, batches, removed=(3, 4)).site()
     draw = torch.Generator().manual_seed(0)
     n, ridge = place.n_pool, 1e-3
     h, noise = (torch.randn(500, width, generator=draw, dtype=torch.float64) for width in (n, 32))
@@ -279,7 +286,7 @@ def test_candidates_of_layers_on_disk_are_those_of_layers_in_memory(family, remo
     targets = {layer: end for layer, end in zip(kept, [*kept[1:], 8], strict=True) if layer >= removed[0] - 1}
     ours, theirs = (
         sweep_layers(
-            view, lacks, samples().batches(20), targets=targets, kinds=("mlp", "attn", "mlp"), gathers=True, share=2 / 3
+            view, lacks, samples().batches(20), targets=targets, sites=Sites(("mlp", "attn", "mlp"), gathers=True), share=2 / 3
         )
         for view in (DecoderView(opened.model, residency=streamed), DecoderView(model))
     )
@@ -292,7 +299,7 @@ def test_candidates_of_layers_on_disk_are_those_of_layers_in_memory(family, remo
 def test_what_keeps_its_own_neurons_says_why():
     lacks = Student(removed=frozenset({Unit("layer", 3)}))
     swept = sweep_layers(
-        DecoderView(tiny_model("bitnet")), lacks, samples().batches(20), targets={2: 4}, kinds=("mlp",), gathers=True
+        DecoderView(tiny_model("bitnet")), lacks, samples().batches(20), targets={2: 4}, sites=Sites(("mlp",), gathers=True)
     )
     assert len(swept.skipped) == 1 and swept.skipped[0].endswith("it keeps its own neurons")
 

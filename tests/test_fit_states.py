@@ -1,7 +1,5 @@
 """States between the layers of a fit: where they wait changes no bit, and what is let go gives its place back."""
 
-import gc
-
 import pytest
 import torch
 from families import VOCAB, tiny_model
@@ -9,11 +7,12 @@ from families import VOCAB, tiny_model
 from shoal.edits.drop import Drop
 from shoal.edits.plan import Plan
 from shoal.engine.spill import Spill
-from shoal.engine.student import TEACHER
+from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
-from shoal.fit.boundary_states import Between, SpilledStates, advance, emptied, read_all
+from shoal.fit.boundary_states import Between, SpilledStates, emptied, free
+from shoal.fit.fit_config import FitConfig
 from shoal.fit.fit_plan import fit_plan
-from shoal.fit.repairs import FitConfig
+from shoal.fit.walk import Goal, walk
 from shoal.text.samples import Samples
 from shoal.words.structure import Size
 
@@ -43,16 +42,26 @@ def test_states_in_a_file_give_the_bits_of_states_in_memory(repair):
     assert [one.error_after for one in ours.result.layers] == [one.error_after for one in theirs.result.layers]
 
 
-def test_the_file_does_not_grow_with_the_layers():
-    """The teacher's and the student's states, those before and behind a layer: never more at a time."""
-    view = view_with(0)
-    readings, states = read_all(view, SAMPLES.batches(5))
-    spill, one = states.spill, sum(value.numel() * value.element_size() for value in states)
-    assert spill.bytes_on_disk == one
-    for layer in range(6):
-        states = advance(view, layer, TEACHER.step(layer), readings, states)
-        gc.collect()
-        assert spill.bytes_on_disk == 2 * one, layer
+@pytest.mark.parametrize("teacher", [True, False])
+def test_the_file_holds_no_more_states_than_the_walk_stands_on(teacher):
+    """Those before and behind a layer, of the student and of the teacher where they differ, and the goal's near end."""
+    view, batches = view_with(0), SAMPLES.batches(5)
+    one = sum(view.read(batch).h_BTD.nbytes for batch in batches)
+    goals = {layer: Goal(layer + 1) for layer in (0, 4)} | {1: Goal(4, 0.5), 5: Goal(6)}
+    sizes = {}
+    for here in walk(view, Student(removed=PLAN.dropped_units), batches, goals=goals, teacher=teacher):
+        assert here.inputs.spill.bytes_on_disk >= one
+        if teacher:
+            assert len(here.ends().goals) == len(batches)
+        sizes[here.layer] = here.inputs.spill.bytes_on_disk // one
+        here.set({name: 0.5 * value for name, value in _maps_of(view, here.layer).items()})
+    # The teacher takes two while it moves beside the student's one; at the goal between two boundaries both ends are there.
+    assert list(sizes.values()) == ([2, 4, 4, 4] if teacher else [1, 2, 2, 2])
+
+
+def _maps_of(view, layer):
+    with view.residency.layer(layer) as module:
+        return {"mlp.down_proj.weight": module.mlp.down_proj.weight.detach()}
 
 
 def test_states_on_the_way_are_made_in_fp32_at_least():
@@ -62,13 +71,19 @@ def test_states_on_the_way_are_made_in_fp32_at_least():
     assert [float(one[0, 0]) for one in between] == pytest.approx([1.0, 1.0]) == [float(one[0, 0]) for one in between[:]]
 
 
-def test_a_sequence_that_is_let_go_frees_its_place():
+def test_states_that_are_freed_give_their_place_back():
     spill = Spill(limit=10**6)
-    kept = SpilledStates(spill)
+    states = SpilledStates(spill)
     for value in range(3):
-        kept.append(torch.full((4,), float(value)))
-    assert len(kept) == 3 and [float(one[0]) for one in kept] == [0.0, 1.0, 2.0] and len(kept[1:]) == 2
-    assert emptied(kept).spill is spill and emptied([torch.zeros(1)]).spill is not spill
-    del kept
-    gc.collect()
-    assert not spill._kept
+        states.append(torch.full((4,), float(value)))
+    assert len(states) == 3 and [float(one[0]) for one in states] == [0.0, 1.0, 2.0] and len(states[1:]) == 2
+    assert emptied(states).spill is spill and emptied([torch.zeros(1)]).spill is not spill
+    mine = [torch.zeros(1)]
+    for one in (states, states, mine):
+        free(one)
+    assert not len(states) and len(mine) == 1
+    written = SpilledStates(Spill(limit=0))
+    for _ in range(5):
+        written.append(torch.ones(4))
+        free(written)
+    assert written.spill.bytes_on_disk == 16, "every state took the place of the one before"

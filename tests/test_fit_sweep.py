@@ -13,20 +13,21 @@ from shoal.edits.refit import Refit
 from shoal.edits.replace.replace_edit import Replace
 from shoal.edits.student_of import student_of
 from shoal.engine.families import contribution, output_map
+from shoal.engine.spill import Spill
 from shoal.engine.streamed import open_streamed
 from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
 from shoal.fit.boundary_states import Between, read_all
+from shoal.fit.fit_config import FitConfig
 from shoal.fit.fit_plan import fit_plan, without_refits
 from shoal.fit.held_out import LayerEnds, held_out, observe, plain, relative
-from shoal.fit.repairs import FitConfig
 from shoal.fit.sites.folded_map import find_output
 from shoal.fit.sites.linear_map import find_map
 from shoal.fit.sites.norm_gain import find_gain
+from shoal.fit.sites.of_layer import Sites
 from shoal.fit.sites.site import CannotRefit, on_output
 from shoal.fit.sums import folds_of
-from shoal.fit.sweep import sweep_layers
-from shoal.fit.table import FITS, MAPS, SHARE, Maps
+from shoal.fit.sweep import MAPS, SHARE, Sweep, sweep_layers
 from shoal.fit.targets import before_cuts, from_first_cut
 from shoal.text.samples import Samples
 from shoal.words.structure import Size
@@ -106,7 +107,7 @@ def zeroed(args, output):
 @pytest.mark.parametrize("kind", ["attn", "mlp"])
 @pytest.mark.parametrize("form", sorted(FINDS))
 def test_a_place_is_found_where_its_change_arrives_and_refused_elsewhere(family, kind, form):
-    """Every folding equals the unfolded patch."""
+    """Every folding equals the unfolded map."""
     view = view_of(family)
     reading = view.read(Batch(samples(2).ids_NT))
     h_BTD = boundary(view, reading.batch, Student(), 2)
@@ -174,7 +175,7 @@ def test_the_layers_of_each_repair():
 NO_BIAS = {"llama", "granite", "mixtral"}
 
 
-@pytest.mark.parametrize("repair", sorted(set(FITS) - {"magnitude"}))
+@pytest.mark.parametrize("repair", ["bias", "map", "refit", "sweep"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "granite", "phi", "bloom", "gemma2", "olmo2", "mixtral"])
 def test_errors_are_those_of_the_student_and_never_rise(family, repair):
     if repair in ("map", "bias") and family in POST_NORM or repair == "bias" and family in NO_BIAS:
@@ -206,7 +207,7 @@ def test_the_held_out_samples_alone_have_the_error_that_all_have(share):
     """Padded batches, one of them without a held-out sample, goals between two boundaries."""
     view, text = view_of(), samples(60, lengths=torch.arange(60) % (LENGTH - 3) + 4)
     batches = text.batches(4)
-    readings, states = read_all(view, batches)
+    readings, states = read_all(view, batches, Spill())
     goals = Between(states, [2 * one for one in states], share)
     folds = folds_of(batches)
     assert any(not (one == 0).any() for one in folds) and any((one == 0).any() for one in folds)
@@ -250,7 +251,7 @@ def test_a_planted_constant_layer_is_repaired_exactly():
 def test_the_layer_before_a_cut_changes_by_its_share(share):
     """With the student's input the teacher's own, what is missing is linear in the share, and so is its least squares."""
     view, batches = view_of(), samples(60).batches(20)
-    options = dict(targets={1: 4, 4: 5}, kinds=("mlp",), config=FitConfig(weights="plain", ridge=1e-3, keep="always"))
+    options = dict(targets={1: 4, 4: 5}, sites=Sites(("mlp",)), config=FitConfig(weights="plain", ridge=1e-3, keep="always"))
     whole, part = (sweep_layers(view, lacking(2, 3), batches, share=s, **options) for s in (1.0, share))
     name = "mlp.down_proj.weight"
     before = dict(view.model.model.layers[1].named_parameters())[name].detach()
@@ -260,7 +261,7 @@ def test_the_layer_before_a_cut_changes_by_its_share(share):
 
 def test_the_last_layer_that_is_fitted_takes_all_that_is_left():
     view, batches = view_of(), samples(60).batches(20)
-    last = [sweep_layers(view, lacking(4, 5), batches, targets={3: 6}, kinds=("mlp",), share=s) for s in (0.5, 1.0)]
+    last = [sweep_layers(view, lacking(4, 5), batches, targets={3: 6}, sites=Sites(("mlp",)), share=s) for s in (0.5, 1.0)]
     assert all(torch.equal(value, last[1].values[3][name]) for name, value in last[0].values[3].items())
     assert last[0].layers[0].share == 1.0
 
@@ -270,7 +271,7 @@ def test_known_states_of_the_teacher_change_no_bit():
     known = {at: [boundary(view, batch, Student(), at) for batch in batches] for at in range(7)}
     some = {at: known[at] for at in (2, 5)}
     ours, all_known, some_known = (
-        sweep_layers(view, lacking(2, 3), batches, targets={1: 4, 4: 5, 5: 6}, kinds=("mlp",), share=0.5, known=one)
+        sweep_layers(view, lacking(2, 3), batches, targets={1: 4, 4: 5, 5: 6}, sites=Sites(("mlp",)), share=0.5, known=one)
         for one in (None, known, some)
     )
     for layer, own in ours.values.items():
@@ -293,8 +294,8 @@ def test_padding_changes_nothing():
     text = samples(lengths=lengths_N)
     ids_NT = torch.where(torch.arange(LENGTH) < lengths_N[:, None], text.ids_NT, 0)
     wide = Samples(torch.nn.functional.pad(ids_NT, (0, 5), value=7), lengths_N, "training", "", "", 0)
-    one_by_one = sweep_layers(view_of(), lacking(2), wide.batches(1), targets={1: 3}, kinds=("attn", "mlp"))
-    together = sweep_layers(view_of(), lacking(2), wide.batches(40), targets={1: 3}, kinds=("attn", "mlp"))
+    one_by_one = sweep_layers(view_of(), lacking(2), wide.batches(1), targets={1: 3}, sites=Sites(("attn", "mlp")))
+    together = sweep_layers(view_of(), lacking(2), wide.batches(40), targets={1: 3}, sites=Sites(("attn", "mlp")))
     assert together.layers[0].maps[0].n_tokens == one_by_one.layers[0].maps[0].n_tokens
     assert together.layers[0].error_after == pytest.approx(one_by_one.layers[0].error_after, rel=1e-3)
     for name, value in together.values[1].items():
@@ -319,7 +320,7 @@ def test_massive_tokens_are_sinks_apart_and_arrive_at_their_target():
         model.model.embed_tokens.weight[1] *= 500.0
     view, text = DecoderView(model), samples(60)
     text.ids_NT[:, 0] = 1
-    swept = sweep_layers(view, lacking(2), text.batches(60), targets={1: 3}, kinds=("mlp",))
+    swept = sweep_layers(view, lacking(2), text.batches(60), targets={1: 3}, sites=Sites(("mlp",)))
     (fit,) = swept.layers[0].maps
     n_fitted = sum(int((folds > 0).sum()) for folds in folds_of(text.batches(60)))
     assert fit.n_sinks == n_fitted and fit.n_tokens == n_fitted * (LENGTH - 1)
@@ -390,8 +391,7 @@ def unrefittable(view, monkeypatch):
     def refuse(*args, **kwargs):
         raise CannotRefit("layer 1 of this llama model: 'x' is quantised")
 
-    monkeypatch.setattr("shoal.fit.sweep.WHOLE", (refuse,))
-    monkeypatch.setitem(FITS, "sweep", Maps(from_first_cut, MAPS, (refuse,)))
+    monkeypatch.setattr("shoal.fit.sweep.WHOLE_SWEEP", Sweep(from_first_cut, Sites(MAPS, (refuse,))))
     return view
 
 

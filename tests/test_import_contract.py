@@ -57,6 +57,7 @@ LIGHT = (
     "shoal.words.types",
     "shoal.edits.plan",
     "shoal.recipes.recipe",
+    "shoal.fit.table",
     "shoal.engine.workers",
     "shoal.cli.malloc",
     "shoal.cli",
@@ -65,7 +66,13 @@ LIGHT = (
 HEAVY = ("torch", "transformers", "datasets", "matplotlib", "accelerate")
 
 # Tables of interchangeable entries; the file of one entry never imports the file of another.
-TABLES = (("measure", "CRITERIA"), ("edits/replace", "REPLACEMENTS"), ("select", "SELECTORS"), ("train", "OBJECTIVES"))
+TABLES = (
+    ("measure", "CRITERIA"),
+    ("edits/replace", "REPLACEMENTS"),
+    ("select", "SELECTORS"),
+    ("fit", "REPAIRS"),
+    ("train", "OBJECTIVES"),
+)
 
 
 @dataclass(frozen=True)

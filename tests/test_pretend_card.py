@@ -13,10 +13,10 @@ TEXT = {"samples": 6, "length": 16, "selection": 4, "evaluation": 4}
 CASES = {
     "layer, streamed": ("llama", "1", {"replace": "layer", "repair": "none", "train": {"tokens": 100}}),
     "experts, streamed": ("qwen3_moe", "1", {"repair": "sweep", "fit": {"tokens": 400}}),
-    "patch, all resident": (
+    "linear map, all resident": (
         "llama",
         "all",
-        {"replace": "linear", "repair": "patch", "polish": "hidden", "train": {"tokens": 100}},
+        {"replace": "linear", "repair": "solve", "polish": "hidden", "train": {"tokens": 100}},
     ),
     "logits, padded": ("llama", "6", {"repair": "refit", "polish": "kl", "train": {"tokens": 100}, "observers": ["cka"]}),
 }

@@ -114,7 +114,7 @@ def test_a_scaled_stream_is_not_trained_towards_the_teachers():
 
 
 def test_what_starts_at_random_cannot_be_repaired():
-    with pytest.raises(ValueError, match="'ffn:form=paper' starts at random.*use --repair none"):
+    with pytest.raises(ValueError, match="'ffn' starts at random.*use --repair none"):
         load_recipe("default", {"replace": "ffn:form=paper", "repair": "sweep"})
 
 

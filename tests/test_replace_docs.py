@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from families import tiny_model
 
-from shoal.edits.replace.described import PatchReplacement
+from shoal.edits.replace.described import StreamReplacement
 from shoal.edits.replace.table import REPLACEMENTS, replacement_named
 from shoal.engine.view import DecoderView
 
@@ -36,7 +36,7 @@ def test_options_start_and_layouts(name):
     assert tuple(layouts.split(", ")) == REPLACEMENTS[name].layouts
 
 
-@pytest.mark.parametrize("name", [name for name, kind in REPLACEMENTS.items() if issubclass(kind, PatchReplacement)])
+@pytest.mark.parametrize("name", [name for name, kind in REPLACEMENTS.items() if issubclass(kind, StreamReplacement)])
 def test_own_parameters(name, view):
     formula = ROWS[name][3].strip("`")
     resolved = replacement_named(name, {"layout": "code"}).resolved(view)

@@ -6,7 +6,7 @@ from world import write_model, write_text
 from shoal.edits.drop import Drop
 from shoal.edits.plan import Plan
 from shoal.edits.replace.replace_edit import Replace
-from shoal.fit.repairs import FitConfig
+from shoal.fit.fit_config import FitConfig
 from shoal.recipes.recipe import TextChoice, load_recipe, merge
 from shoal.run.compress import open_folder
 from shoal.run.job import open_inputs

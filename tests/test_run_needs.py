@@ -97,7 +97,7 @@ def test_training_counts_what_a_repair_set_and_every_replacement(model):
     assert trained({"select": "lowest"}) == 2 * module * shape.layer_parameters
     assert trained({"replace": "none", "repair": "refit", "polish": "hidden"}) == refit * both
     assert trained({"replace": "none", "repair": "sweep", "polish": "kl"}) == refit * (4 * both + 2 * shape.ffn * shape.hidden)
-    assert trained({"repair": "sweep"}) == module * shape.layer_parameters + refit * 4 * both
+    assert trained({"repair": "sweep"}) == module * shape.layer_parameters + refit * (4 * both + 2 * shape.ffn * shape.hidden)
     # one after the other: a layer at a time; the others are among the values
     in_turns = module * shape.layer_parameters
     assert trained({"repair": "sweep", "train": {"several": "sequential"}}) == in_turns
@@ -144,11 +144,11 @@ def test_training_that_a_streamed_run_would_refuse_is_said_before(model):
     assert not ask(model, {**both, "train": {"several": "sequential"}}, resident="1").advice
 
 
-def test_candidates_ranked_by_their_patch_take_its_sums(model, monkeypatch):
-    monkeypatch.setattr("shoal.fit.span_error.bytes_per_span", lambda hidden: GB)
+def test_candidates_ranked_by_their_linear_error_take_its_sums(model, monkeypatch):
+    monkeypatch.setattr("shoal.fit.linear_error.bytes_per_span", lambda hidden: GB)
     assert stage_of(ask(model), "plan").parts["sums"] == 3 * GB  # of layers 1..4, two at a time
     assert "sums" not in stage_of(ask(model, {"guard": 1}), "plan").parts
-    monkeypatch.setattr("shoal.fit.span_error.bytes_per_span", lambda hidden: 3 * GB)
+    monkeypatch.setattr("shoal.fit.linear_error.bytes_per_span", lambda hidden: 3 * GB)
     assert stage_of(ask(model), "plan").parts["sums"] == 3 * GB  # no more spans than the share for them
 
 

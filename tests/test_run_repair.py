@@ -5,7 +5,6 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
@@ -16,9 +15,9 @@ from shoal import compress, load_recipe
 from shoal.cli import main
 from shoal.edits.plan import Plan
 from shoal.edits.refit import Refit
-from shoal.fit.repairs import FEWEST_TOKENS, REPAIRS, SOLVED_REPLACEMENTS, TOKENS_PER_INPUT, FitConfig, RepairName
-from shoal.fit.replacement_forms import PATCH_FORMS
-from shoal.fit.table import FITS
+from shoal.fit.fit_config import FEWEST_TOKENS, TOKENS_PER_INPUT, FitConfig
+from shoal.fit.repairs.solve import solved_replacements
+from shoal.fit.table import REPAIRS
 from shoal.run.apply import apply_plan
 
 LENGTH = 16
@@ -138,22 +137,22 @@ def test_the_command_repairs_and_shows_it(small, tmp_path, capsys, monkeypatch):
 
 
 def test_the_guard_ranks_repaired_candidates(whole, small, tmp_path):
-    """Each with its repair on a part of the text; the plain figures stay beside them; patches have a word."""
+    """Each with its repair on a part of the text; the plain figures stay beside them; linear errors have a word."""
     ranked = whole.plan.candidates
     assert len(ranked) > 1 and all(one.kl_plain is not None and one.kl <= one.kl_plain for one in ranked)
     assert [one.kl for one in ranked] == sorted(one.kl for one in ranked)
-    assert any("span patch_error/rest" in one.proposed_by for one in ranked)
+    assert any("span linear_error/rest" in one.proposed_by for one in ranked)
     plain = compress(recipe(small, "none"), tmp_path / "plain").plan.candidates
-    assert all(one.kl_plain is None and "span patch_error/rest" not in one.proposed_by for one in plain)
+    assert all(one.kl_plain is None and "span linear_error/rest" not in one.proposed_by for one in plain)
     same = {one.layers: one.kl for one in plain}
     assert all(one.kl_plain == same[one.layers] for one in ranked if one.layers in same)
 
 
-def test_the_score_after_the_patch_can_decide_alone(small, tmp_path):
-    chosen = compress(recipe(small, by="patch_error/rest", guard=1), tmp_path / "run").plan
-    assert len(chosen.removed_layers) == 2 and "patch_error/rest" in chosen.method
+def test_the_linear_error_can_decide_alone(small, tmp_path):
+    chosen = compress(recipe(small, by="linear_error/rest", guard=1), tmp_path / "run").plan
+    assert len(chosen.removed_layers) == 2 and "linear_error/rest" in chosen.method
     with pytest.raises(ValueError, match="--select span"):
-        compress(recipe(small, by="patch_error/rest", select="lowest"), tmp_path / "other")
+        compress(recipe(small, by="linear_error/rest", select="lowest"), tmp_path / "other")
 
 
 def test_help_documents_and_implementation_read_one_table(shoal):
@@ -161,21 +160,20 @@ def test_help_documents_and_implementation_read_one_table(shoal):
     said = " ".join(re.sub(r"[│\s]+", " ", out).split())
     page = (Path(__file__).parent.parent / "docs/repair.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| (.+?) \|$", page.split("| `--repair` |")[1].split("\n\n")[0], re.MULTILINE)
-    assert dict(rows) == REPAIRS and set(get_args(RepairName)) == set(REPAIRS) == {*FITS, "none", "auto", "patch"}
-    assert code == 0 and all(f"{name}: {what.split()[0]}" in said for name, what in REPAIRS.items())
+    assert dict(rows) == {name: one.about for name, one in REPAIRS.items()}
+    assert code == 0 and all(f"{name}: {one.about.split()[0]}" in said for name, one in REPAIRS.items())
 
 
-@pytest.mark.parametrize("replacement", [*SOLVED_REPLACEMENTS, "linear:rank=2"])
-def test_a_patch_in_closed_form_ends_in_a_checkpoint_without_training(replacement, small, tmp_path):
-    outcome = compress(recipe(small, "patch", replace=replacement, polish="none"), tmp_path / "run")
-    assert outcome.repaired.repair == "patch" and not outcome.trained
+@pytest.mark.parametrize("replacement", [*solved_replacements(), "linear:rank=2"])
+def test_a_replacement_in_closed_form_ends_in_a_checkpoint_without_training(replacement, small, tmp_path):
+    outcome = compress(recipe(small, "solve", replace=replacement, polish="none"), tmp_path / "run")
+    assert outcome.repaired.repair == "solve" and not outcome.trained
     assert outcome.repaired.kl_after < outcome.repaired.kl_before or not outcome.repaired.kept
     assert {edit.replacement for edit in outcome.plan.replacements} == {replacement.partition(":")[0]}
     assert outcome.evaluation.quality.kl >= 0
 
 
-def test_a_patch_needs_a_replacement_with_a_closed_form(small):
+def test_solving_needs_a_replacement_with_a_closed_form(small):
     for replacement in ("none", "layer", "swiglu"):
-        with pytest.raises(ValueError, match="repair 'patch' sets a replacement that has a closed form"):
-            recipe(small, "patch", replace=replacement)
-    assert {kind.kind for kind in PATCH_FORMS} == set(SOLVED_REPLACEMENTS)
+        with pytest.raises(ValueError, match="repair 'solve' sets a replacement that has a closed form"):
+            recipe(small, "solve", replace=replacement)

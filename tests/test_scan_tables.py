@@ -10,7 +10,7 @@ from families import FAMILIES, VOCAB, tiny_model
 from shoal.engine.passes import run_pass
 from shoal.engine.student import Student
 from shoal.engine.view import DecoderView, Tap
-from shoal.fit.span_error import PatchObserver
+from shoal.fit.linear_error import LinearErrorObserver
 from shoal.measure.cka import CkaObserver
 from shoal.measure.gram import N_PARTS, GramObserver, fold_of_text
 from shoal.measure.pairwise import CRITERIA
@@ -206,7 +206,7 @@ def test_shards_add_up_to_the_whole_and_a_loaded_state_continues_bit_for_bit():
 OBSERVERS = {
     "gram": lambda view: GramObserver(N_LAYERS),
     "cka": lambda view: CkaObserver(N_LAYERS, length=40, n_tokens=8),
-    "patch": lambda view: PatchObserver([Span(0, 2), Span(1, 3)], hidden_size=view.hidden_size),
+    "linear error": lambda view: LinearErrorObserver([Span(0, 2), Span(1, 3)], hidden_size=view.hidden_size),
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from families import FAMILIES, VOCAB, tiny_model
 from test_replace_layer import plan_with
-from test_replace_patches import shaken
+from test_replace_modules import shaken
 
 from shoal.checkpoint.verify import verify
 from shoal.checkpoint.write import is_bundled, split, write
@@ -202,7 +202,7 @@ def test_where_a_stock_layer_is_exact_it_is_chosen_and_equals_the_module(family,
 
 @pytest.mark.parametrize("family", ["llama", "phi3"])
 def test_in_half_precision_a_stock_swiglu_has_the_bits_of_the_module(family, tmp_path):
-    """Zeros add nothing, and the patch's norm rounds where these families' do."""
+    """Zeros add nothing, and the module's norm rounds where these families' do."""
     tiny_model(family).bfloat16().save_pretrained(tmp_path / "source")
     view = DecoderView(load_strictly(tmp_path / "source"))
     plan = plan_with(replaced(2, 4, "swiglu", width=20, layout="stock"))
@@ -269,19 +269,19 @@ def test_a_model_with_code_of_its_own_cannot_be_extended(source, tmp_path):
 
 
 def test_a_checkpoint_with_code_can_lose_further_layers(source, tmp_path):
-    """Its patches move with the layers they follow, in memory and on disk."""
+    """Its modules move with the layers they follow, in memory and on disk."""
     view, folder = source("llama")
     student, values = trained(view, plan_with(replaced(2, 3, "free"), replaced(4, 5, "hadamard")))
     write(view, folder, plan_with(replaced(2, 3, "free"), replaced(4, 5, "hadamard")), tmp_path / "once", values=values)
     once = DecoderView(load_strictly(tmp_path / "once", trust_remote_code=True))
-    for gone, patches in ((0, {"0", "1"}), (1, {"1"}), (3, {"1", "2"})):  # a layer takes the patch that follows it along
+    for gone, modules in ((0, {"0", "1"}), (1, {"1"}), (3, {"1", "2"})):  # a layer takes the module that follows it along
         plan = plan_with(Drop(indices=(gone,)), n_layers=4)
         out = tmp_path / f"without {gone}"
         write(once, tmp_path / "once", plan, out)
         reference = once.logits(Batch(IDS_BT), student=student_of(once, plan))
         checked = verify(out, ids_BT=IDS_BT, reference=lambda ids, logits=reference: logits, trust_remote_code=True)
         assert checked.logit_difference == 0.0
-        assert set(json.loads((out / "config.json").read_text())["replacements"]) == patches
+        assert set(json.loads((out / "config.json").read_text())["replacements"]) == modules
 
 
 def test_a_checkpoint_that_does_not_compute_the_student_is_found(source, tmp_path):

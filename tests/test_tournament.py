@@ -220,8 +220,8 @@ def test_several_spans_compete_where_their_modules_are_layers(tables):
 
     assert {"lowest", "disjoint"} <= selectors(NOTHING)
     assert {"lowest", "disjoint"} <= selectors(PUT_BACK["layer"])
-    for patch in (PutBack("swiglu", own_parameters=5), PutBack("swiglu", layers=1)):
-        assert not {"lowest", "disjoint"} & selectors(patch)
+    for module in (PutBack("swiglu", own_parameters=5), PutBack("swiglu", layers=1)):
+        assert not {"lowest", "disjoint"} & selectors(module)
 
 
 def test_equal_proposals_are_one_candidate_with_all_its_proposers():

@@ -18,7 +18,7 @@ from shoal.engine.streamed import open_streamed
 from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
 from shoal.fit.fit_plan import fit_plan
-from shoal.fit.repairs import REPAIRS
+from shoal.fit.table import REPAIRS
 from shoal.text.samples import Samples
 from shoal.train import prefix as states
 from shoal.train.config import TrainConfig

@@ -84,7 +84,9 @@ def test_a_shared_scan_is_that_of_one_process_up_to_the_order_of_sums(found):
     assert one["tables"].keys() == first["tables"].keys() >= {"cosine/rest", "cka/rest"}
     torch.testing.assert_close(first["tables"], one["tables"], **SUMMATION)
     torch.testing.assert_close(first["rescanned"], one["rescanned"], **SUMMATION)
-    torch.testing.assert_close(first["patched"], one["patched"], rtol=1e-9, atol=0, equal_nan=True)  # solved from sums
+    torch.testing.assert_close(
+        first["linear errors"], one["linear errors"], rtol=1e-9, atol=0, equal_nan=True
+    )  # solved from sums
     assert first["provenance"] == one["provenance"]
     for name, value in one["anatomy"].items():
         np.testing.assert_allclose(first["anatomy"][name], value, rtol=1e-11)

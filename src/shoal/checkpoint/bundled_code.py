@@ -1,4 +1,4 @@
-"""Code that comes with a checkpoint: patches attached inside the layers before them, by subclasses of the stock classes.
+"""Code that comes with a checkpoint: modules attached inside the layers before them, by subclasses of the stock classes.
 
 Stock parameter names stay, cache indices stay contiguous, the stock attention is untouched. Two files, a config and a modelling
 file with relative imports only, so that ``trust_remote_code=True`` loads it without Shoal; without it transformers refuses. The
@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from shoal.edits.replace import modules
-from shoal.edits.replace.modules import HOSTED, Patch
+from shoal.edits.replace.modules import HOSTED, StreamModule
 from shoal.engine.shards import INDEX, SINGLE
 from shoal.words.reading import read_json
 
@@ -75,19 +75,19 @@ def refuse_no_bundle(model: nn.Module) -> None:
         )
 
 
-def bundle(folder: Path, model: Any, layers_path: str, hosted: Mapping[int, Sequence[Patch]]) -> None:
-    """Turn a stock checkpoint folder into one whose layers are followed by patches.
+def bundle(folder: Path, model: Any, layers_path: str, hosted: Mapping[int, Sequence[StreamModule]]) -> None:
+    """Turn a stock checkpoint folder into one whose layers are followed by modules.
 
     Args:
         model: any model of the checkpoint's class; its weights are not read.
         layers_path: of its layer list.
-        hosted: patches by the index of the layer they follow.
+        hosted: modules by the index of the layer they follow.
     """
     tensors = {
         f"{layers_path}.{index}.{HOSTED}.{i}.{name}": value.detach().contiguous().cpu()
-        for index, patches in hosted.items()
-        for i, patch in enumerate(patches)
-        for name, value in patch.state_dict().items()
+        for index, modules in hosted.items()
+        for i, module in enumerate(modules)
+        for name, value in module.state_dict().items()
     }
     _add_weights(folder, tensors)
     _write_code(folder, model, layers_path)
@@ -97,8 +97,8 @@ def bundle(folder: Path, model: Any, layers_path: str, hosted: Mapping[int, Sequ
         architectures=[f"Shoal{type(model).__name__}"],
         auto_map=_auto_map(model, layers_path),
         replacements={
-            str(index): [{"kind": patch.kind, "options": patch.options} for patch in patches]
-            for index, patches in sorted(hosted.items())
+            str(index): [{"kind": module.kind, "options": module.options} for module in modules]
+            for index, modules in sorted(hosted.items())
         },
     )
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -198,9 +198,9 @@ def edited_config_dict(config: dict[str, Any], order: Sequence[int]) -> dict[str
         if isinstance(decoder.get(field), list):
             decoder[field] = [j for j, layer in enumerate(order) if layer in decoder[field]]
     known.update(_edit_special(decoder, order, n, where))
-    if edited.get("replacements"):  # of a checkpoint with code of ours: patches go and move with the layer they follow
-        patches = edited["replacements"]
-        edited["replacements"] = {str(j): patches[str(layer)] for j, layer in enumerate(order) if str(layer) in patches}
+    if edited.get("replacements"):  # of a checkpoint with code of ours: modules go and move with the layer they follow
+        modules = edited["replacements"]
+        edited["replacements"] = {str(j): modules[str(layer)] for j, layer in enumerate(order) if str(layer) in modules}
         known.add("replacements")
     _refuse_unknown(decoder, known, n, where)
     for field in COUNTS:

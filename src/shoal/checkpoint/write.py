@@ -19,7 +19,7 @@ from shoal.checkpoint.rewrite import rewrite
 from shoal.edits.plan import Plan
 from shoal.edits.replace.as_stock_layer import NotStock, stock_values
 from shoal.edits.replace.contract import Replacement
-from shoal.edits.replace.modules import Patch
+from shoal.edits.replace.modules import StreamModule
 from shoal.edits.replace.replace_edit import Replace
 from shoal.edits.student_of import load_values, new_attached
 from shoal.engine.view import DecoderView
@@ -32,7 +32,7 @@ class Split:
 
     structure: Structure
     values: dict[str, Tensor]
-    hosted: dict[int, list[Patch]]
+    hosted: dict[int, list[StreamModule]]
 
 
 def write(view: DecoderView, source: Path, plan: Plan, out: Path, *, values: Mapping[str, Tensor] | None = None) -> Path:
@@ -65,23 +65,23 @@ def split(view: DecoderView, plan: Plan, values: Mapping[str, Tensor]) -> Split:
     """
     left = dict(values)
     structure: list[Slot] = []
-    hosted: dict[int, list[Patch]] = {}
+    hosted: dict[int, list[StreamModule]] = {}
     edits = {edit.prefix(): edit for edit in plan.replacements}
     for slot in plan.structure:
         if slot.runs == "layer":
             structure.append(slot)
             continue
         edit = edits[slot.values]
-        patch = _patch(view, edit, left)
+        module = _module(view, edit, left)
         if layout_of(view, edit.description) == "stock":
             inner = f"{slot.values}layer."
-            left.update({f"{inner}{name}": value for name, value in _stock_layer(view, edit, patch).items()})
+            left.update({f"{inner}{name}": value for name, value in _stock_layer(view, edit, module).items()})
             structure.append(Slot(slot.like, values=inner))
         elif structure:
-            hosted.setdefault(len(structure) - 1, []).append(patch)
+            hosted.setdefault(len(structure) - 1, []).append(module)
         else:
             raise ValueError(
-                f"the replacement {patch.kind!r} starts at layer {slot.like} and no layer before it is kept: its code needs "
+                f"the replacement {module.kind!r} starts at layer {slot.like} and no layer before it is kept: its code needs "
                 "one to be attached to; keep the first layer, or use the replacement 'layer'"
             )
     return Split(tuple(structure), left, hosted)
@@ -98,10 +98,10 @@ def is_bundled(view: DecoderView, plan: Plan) -> bool:
     return any(layout_of(view, edit.description) == "code" for edit in plan.replacements)
 
 
-def _patch(view: DecoderView, edit: Replace, left: dict[str, Tensor]) -> Patch:
+def _module(view: DecoderView, edit: Replace, left: dict[str, Tensor]) -> StreamModule:
     """The module of an edit with its values, which are taken out of ``left``."""
     module = new_attached(view, edit).module
-    assert isinstance(module, Patch)
+    assert isinstance(module, StreamModule)
     prefix = edit.prefix()
     own = {name.removeprefix(prefix): left.pop(name) for name in list(left) if name.startswith(prefix)}
     if own:
@@ -109,10 +109,10 @@ def _patch(view: DecoderView, edit: Replace, left: dict[str, Tensor]) -> Patch:
     return module
 
 
-def _stock_layer(view: DecoderView, edit: Replace, patch: Patch) -> dict[str, Tensor]:
-    """The state of the span's first layer with the values that make it compute the patch."""
+def _stock_layer(view: DecoderView, edit: Replace, module: StreamModule) -> dict[str, Tensor]:
+    """The state of the span's first layer with the values that make it compute the module."""
     try:
-        changed = stock_values(view, edit.start, patch)
+        changed = stock_values(view, edit.start, module)
     except NotStock as reason:
         raise ValueError(
             f"{edit.replacement!r} over {edit.span} cannot be a stock layer of this {view.family} model: {reason}; use the "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from shoal.edits.replace.table import REPLACEMENTS
-from shoal.fit.repairs import REPAIRS
+from shoal.fit.table import repairs_said
 from shoal.measure.observers import observers_said
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ RepairOption = Annotated[
     typer.Option(
         "--repair",
         help="Closed form: no training and, without a replacement, no new parameters. "
-        + "; ".join(f"{name}: {what}" for name, what in REPAIRS.items())
+        + repairs_said()
         + ".  [default: auto, or none with --replace]",
     ),
 ]

@@ -29,7 +29,7 @@ from typing import Any
 
 from torch import nn
 
-from shoal.edits.replace.modules import Patch
+from shoal.edits.replace.modules import StreamModule
 from shoal.engine.families import output_map, sublayer
 from shoal.engine.student import TEACHER, Student, parts_of
 from shoal.engine.view import DecoderView
@@ -92,7 +92,7 @@ def cost(view: DecoderView, *, context: int, student: Student = TEACHER) -> Cost
     around = _map_macs_around(view)
     known = around + sum(one for one in maps if one is not None) + attention
     return Cost(
-        layers=sum(not isinstance(block.module, Patch) for block in blocks),
+        layers=sum(not isinstance(block.module, StreamModule) for block in blocks),
         parameters=sum(parameter.numel() for parameter in stored),
         weight_bytes=sum(parameter.numel() * parameter.element_size() for parameter in stored),
         file_bytes=_file_bytes(view) if student is TEACHER else None,

@@ -1,13 +1,13 @@
-"""States of all batches at one boundary, while a closed form moves them from layer to layer.
+"""States of all batches at one boundary, while a walk moves them from layer to layer.
 
-They wait in a :class:`~shoal.engine.spill.Spill`: in memory up to its limit, in a file beyond. What nobody holds any more
-gives its place back.
+They wait in a :class:`~shoal.engine.spill.Spill`: in memory up to its limit, in a file beyond. Whoever moves on from a boundary
+frees its states, so that the next ones take their place.
+
 Shapes: B samples, T positions, D hidden size.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import overload
@@ -21,20 +21,29 @@ from shoal.engine.view import DecoderView, Reading
 from shoal.words.types import Batch
 
 BoundaryStates = Sequence[Tensor]
-"""Of all batches at one boundary, (B, T, D) each."""
+"""States of all batches at one boundary, (B, T, D) each."""
 
 
 class SpilledStates(Sequence[Tensor]):
-    """States in a spill, in the order they were added; dropped from it with the sequence."""
+    """States in a spill, in the order they were added, until :meth:`free`.
+
+    Args:
+        spill: the place where the states wait; several sequences share it.
+    """
 
     def __init__(self, spill: Spill) -> None:
         self.spill = spill
         self._keys: list[object] = []
-        weakref.finalize(self, _drop, spill, self._keys)
 
     def append(self, value: Tensor) -> None:
         self._keys.append(object())
         self.spill.put(self._keys[-1], value)
+
+    def free(self) -> None:
+        """Drop all states from the spill; the sequence is empty afterwards. A second call does nothing."""
+        for key in self._keys:
+            self.spill.drop(key)
+        self._keys.clear()
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -51,7 +60,7 @@ class SpilledStates(Sequence[Tensor]):
 
 @dataclass(frozen=True, eq=False)
 class Between(Sequence[Tensor]):
-    """States ``share`` of the way from one boundary to another, made as they are asked for, in fp32 at least."""
+    """States ``share`` of the way from one boundary to another, computed when they are asked for, in fp32 at least."""
 
     near: BoundaryStates
     far: BoundaryStates
@@ -72,19 +81,23 @@ class Between(Sequence[Tensor]):
         return torch.lerp(near_BTD.to(exact), far_BTD.to(exact), self.share)
 
 
-def _drop(spill: Spill, keys: list[object]) -> None:
-    for key in keys:
-        spill.drop(key)
+def free(states: BoundaryStates) -> None:
+    """Give back what the states take in their spill; states that a caller holds in a plain list stay as they are."""
+    if isinstance(states, SpilledStates):
+        states.free()
 
 
 def emptied(states: BoundaryStates) -> SpilledStates:
-    """No states yet, in the spill of these; in one of their own where they are a plain list."""
+    """No states yet, in the spill of the given ones, or in a spill of their own where those are a plain list."""
     return SpilledStates(states.spill if isinstance(states, SpilledStates) else Spill())
 
 
-def read_all(view: DecoderView, batches: Iterable[Batch]) -> tuple[list[Reading], SpilledStates]:
-    """Readings without their states, which only layers' arguments are needed of later on, and boundary 0."""
-    readings, states = [], SpilledStates(Spill(view.residency.state_bytes))
+def read_all(view: DecoderView, batches: Iterable[Batch], spill: Spill) -> tuple[list[Reading], SpilledStates]:
+    """Readings of all batches, and their states at boundary 0.
+
+    The readings come without their states: the layers need only the arguments that were recorded with them.
+    """
+    readings, states = [], SpilledStates(spill)
     for batch in batches:
         reading = view.read(batch)
         states.append(reading.h_BTD)
@@ -93,7 +106,7 @@ def read_all(view: DecoderView, batches: Iterable[Batch]) -> tuple[list[Reading]
 
 
 def advance(view: DecoderView, layer: int, step: Step, readings: Sequence[Reading], states: BoundaryStates) -> SpilledStates:
-    """The states behind a layer."""
+    """The states behind a layer; those before it stay until they are freed."""
     after = emptied(states)
     for h_BTD, reading in zip(states, readings, strict=True):
         after.append(view.run_step(layer, step, h_BTD, reading))

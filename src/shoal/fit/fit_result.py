@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-from shoal.fit.repairs import RepairName
 from shoal.words.numbers import number
 from shoal.words.records import Record
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from shoal.engine.student import Attached
+    from shoal.fit.solve import Solution
+
+
+MapForm = Literal["weight", "output", "bias", "gain", "neurons", "scale", "module"]
 
 
 class CannotRefit(ValueError):
     """Something has no exact closed form; the message says what and why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Refitted:
+    """What a repair found.
+
+    Attributes:
+        values: new ones per layer, by name inside the layer; layers without any are left out.
+        layers: what each layer or module gained, front to back.
+        skipped: sublayers that were left, each with its reason.
+        attached: the student's replacement modules with new values; empty where none were set.
+    """
+
+    values: dict[int, dict[str, Tensor]]
+    layers: tuple[LayerFit, ...]
+    skipped: tuple[str, ...] = ()
+    attached: tuple[Attached, ...] = ()
 
 
 class MapFit(Record):
@@ -18,7 +44,7 @@ class MapFit(Record):
 
     Attributes:
         form: what was solved for: a map as a ``weight``, a map behind an ``output``, a ``bias``, the ``gain`` of a norm, the
-            ``scale`` of the stream, the ``patch`` in place of a span, or all ``neurons`` of an MLP, from several layers.
+            ``scale`` of the stream, the ``module`` in place of a span, or all ``neurons`` of an MLP, from several layers.
         parameters: names inside the layer.
         ridge: in units of the inputs' mean second moment; infinite: no change was best.
         r2, r2_folds: share of the weighted squared change that the map explains, in-sample and on folds left out in turn
@@ -28,7 +54,7 @@ class MapFit(Record):
         n_tokens, n_sinks: of the fit. held_out_error: of the layer with this map refitted, as in :class:`LayerFit`.
     """
 
-    form: Literal["weight", "output", "bias", "gain", "neurons", "scale", "patch"] = "weight"
+    form: MapForm = "weight"
     parameters: tuple[str, ...]
     ridge: float
     r2: float
@@ -39,6 +65,22 @@ class MapFit(Record):
     n_sinks: int
     held_out_error: float
     scale: float | None = None
+
+    @classmethod
+    def of(cls, solution: Solution, *, form: MapForm, parameters: tuple[str, ...], held_out_error: float) -> MapFit:
+        """The record of a solution, with the error that running it left on held-out samples."""
+        return cls(
+            form=form,
+            parameters=parameters,
+            ridge=solution.ridge,
+            r2=solution.r2,
+            r2_folds=solution.r2_folds,
+            condition=solution.condition,
+            effective_rank=solution.effective_rank,
+            n_tokens=solution.n_tokens,
+            n_sinks=solution.n_sinks,
+            held_out_error=held_out_error,
+        )
 
 
 class LayerFit(Record):
@@ -72,7 +114,7 @@ class FitResult(Record):
         kept: the repair stands; False: it was worse there and was undone.
     """
 
-    repair: RepairName
+    repair: str
     layers: tuple[LayerFit, ...]
     skipped: tuple[str, ...] = ()
     n_samples: int
@@ -103,8 +145,8 @@ def what(fit: MapFit) -> str:
     """What was solved for, for people."""
     if fit.scale is not None:
         return f"the stream, times {fit.scale:.3g}"
-    if fit.form == "patch":
-        return "the patch"
+    if fit.form == "module":
+        return "the replacement"
     if fit.form == "neurons":
         return f"neurons of {fit.parameters[0].rpartition('.')[0].rpartition('.')[0] or 'the MLP'}"
     name = fit.parameters[0].removesuffix(".weight")

@@ -14,7 +14,7 @@ from torch import Tensor
 from shoal.engine.view import DecoderView, Reading
 from shoal.engine.workers import ALONE, Workers
 from shoal.fit.boundary_states import BoundaryStates, emptied
-from shoal.fit.repairs import FitConfig
+from shoal.fit.fit_config import FitConfig
 from shoal.fit.sums import N_FOLDS, Sums
 from shoal.measure.sinks import massive_tokens, real_lengths
 from shoal.words.types import Batch

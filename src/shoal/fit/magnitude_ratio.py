@@ -1,4 +1,4 @@
-"""Ratios of mean magnitudes after and before a span: Prune&Comp's scale and, per rotated channel, LinearPatch's.
+"""The ratio of mean magnitudes behind and before a span: one over all channels, or one for each of some.
 
 Prune&Comp (arXiv 2507.18212) takes one ratio over all channels, LinearPatch (arXiv 2505.24680) one per channel of the Hadamard
 basis; both average the ratio over samples.
@@ -8,16 +8,13 @@ Shapes: B samples, T positions, D hidden size, N tokens, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from shoal.edits.replace.modules import rotate
-from shoal.engine.view import Reading
-from shoal.fit.boundary_states import BoundaryStates
-from shoal.fit.held_out import counted
-from shoal.fit.repairs import FitConfig
+from shoal.fit.fit_config import FitConfig
+from shoal.fit.held_out import LayerEnds, counted
 
 
 def whole(x_ND: Tensor) -> Tensor:
@@ -25,23 +22,15 @@ def whole(x_ND: Tensor) -> Tensor:
     return x_ND.abs().sum(-1, keepdim=True)
 
 
-def rotated(x_ND: Tensor) -> Tensor:
-    """(N, D): the magnitude of each channel of the Hadamard basis."""
-    return rotate(x_ND, inverse=True).abs()
+def mean_ratio(ends: LayerEnds, *, of: Callable[[Tensor], Tensor], config: FitConfig) -> Tensor:
+    """(C,) mean over the samples of the fit of mean ``of(y)`` / mean ``of(x)``; 1 where a channel is silent, fp64.
 
-
-def mean_ratio(
-    readings: Sequence[Reading],
-    inputs: BoundaryStates,
-    goals: BoundaryStates,
-    folds: Sequence[Tensor],
-    *,
-    of: Callable[[Tensor], Tensor],
-    config: FitConfig,
-) -> Tensor:
-    """(C,) mean over the samples of the fit of mean ``of(y)`` / mean ``of(x)``; 1 where a channel is silent, fp64."""
+    Args:
+        ends: the states x before a span, and y behind it.
+        of: (N, D) states to the (N, C) magnitudes that are averaged over tokens.
+    """
     total_C, n = torch.zeros((), dtype=torch.float64), 0
-    for reading, x_BTD, y_BTD, folds_B in zip(readings, inputs, goals, folds, strict=True):
+    for reading, x_BTD, y_BTD, folds_B in zip(ends.readings, ends.inputs, ends.goals, ends.folds, strict=True):
         counted_BT = counted(reading.batch, x_BTD, y_BTD, config)
         for sample in (folds_B > 0).nonzero().flatten().tolist():
             before_C, after_C = (of(one[sample][counted_BT[sample]].double()).sum(0) for one in (x_BTD, y_BTD))

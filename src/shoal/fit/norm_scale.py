@@ -14,25 +14,51 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from shoal.engine.student import TEACHER, Student
+from shoal.edits.plan import Plan
+from shoal.engine.student import Student
 from shoal.engine.view import DecoderView, Reading
-from shoal.fit.boundary_states import BoundaryStates, SpilledStates, advance, emptied, read_all
-from shoal.fit.fit_result import LayerFit, MapFit
-from shoal.fit.held_out import WEIGHTS, counted, real_and_sinks
+from shoal.engine.workers import ALONE, Workers
+from shoal.fit.boundary_states import BoundaryStates, SpilledStates, emptied
+from shoal.fit.fit_config import FitConfig
+from shoal.fit.fit_result import LayerFit, MapFit, Refitted
+from shoal.fit.held_out import WEIGHTS, LayerEnds, counted, real_and_sinks
 from shoal.fit.magnitude_ratio import mean_ratio, whole
-from shoal.fit.repairs import FitConfig
+from shoal.fit.sites.of_layer import Sites, probe_of
 from shoal.fit.sites.site import CannotRefit, Site
-from shoal.fit.sums import folds_of
-from shoal.fit.sweep import WHOLE, Swept, places_of, probe_of
-from shoal.words.types import Batch, Span
+from shoal.fit.walk import Goal, Here, walk
+from shoal.words.types import Batch, Span, spans_of
 
 # The epsilon of a norm shows where the stream is small; anything above this is another function of the stream's scale.
 SCALE_TOLERANCE = 1e-2
+
+
+@dataclass(frozen=True)
+class NormScale:
+    """One scale per cut, as a repair. It takes one pass of one stream, so every worker makes it for itself."""
+
+    def __call__(
+        self,
+        view: DecoderView,
+        plan: Plan,
+        student: Student,
+        batches: Sequence[Batch],
+        *,
+        config: FitConfig,
+        known: Mapping[int, BoundaryStates] | None = None,
+        after_layer: Callable[[int], None] | None = None,
+        workers: Workers = ALONE,
+    ) -> Refitted:
+        cuts = spans_of(plan.removed_layers)
+        return scale_cuts(view, student, batches, cuts=cuts, config=config, known=known, after_layer=after_layer)
+
+    def last_layer(self, plan: Plan) -> int:
+        return spans_of(plan.removed_layers)[-1].start
 
 
 @torch.no_grad()
@@ -45,12 +71,12 @@ def scale_cuts(
     config: FitConfig,
     known: Mapping[int, BoundaryStates] | None = None,
     after_layer: Callable[[int], None] | None = None,
-) -> Swept:
+) -> Refitted:
     """Scale the stream after each cut to the teacher's mean magnitude; several cuts front to back, with the student's input.
 
     Args:
         student: lacks the layers of ``cuts``, front to back, and nothing else.
-        known: as for :func:`shoal.fit.sweep.sweep_layers`.
+        known, after_layer: as for :func:`shoal.fit.walk.walk`.
     Raises:
         CannotRefit: no layer follows the first cut; a layer or the head is not indifferent to the scale of the stream; a layer
             has no maps to fold it into.
@@ -61,71 +87,38 @@ def scale_cuts(
             "the cut reaches the last layer, and the final norm undoes any scale of the stream; use --repair sweep, or none"
         )
     probe = probe_of(view, batches)
-    places = {layer: _places(view, layer, probe) for layer in kept_after}
+    sites = {layer: _sites(view, layer, probe) for layer in kept_after}
     _refuse_head(view, probe)
-    scales, fits = _scales(view, student, batches, cuts=cuts, config=config, known=known or {}, after_layer=after_layer)
+    goals = {cut.start: Goal(cut.stop) for cut in cuts}
+    scales: list[float] = []
+    fits: list[LayerFit] = []
+    for here in walk(view, student, batches, goals=goals, known=known, after_layer=after_layer):
+        started = time.monotonic()
+        ends = here.ends()
+        scale = float(mean_ratio(ends, of=whole, config=config))
+        fit = _record(here, ends, scale, config)
+        scales.append(scale if fit.n_kept else 1.0)
+        here.set(outputs=_scaled_states(ends.inputs, scales[-1]))
+        fits.append(fit.model_copy(update=dict(seconds=time.monotonic() - started)))
     values: dict[int, dict[str, Tensor]] = {}
-    for layer, found in places.items():
+    for layer, found in sites.items():
         scale = math.prod(one for cut, one in zip(cuts, scales, strict=True) if cut.stop <= layer)
         if scale != 1.0:
             values[layer] = _scaled(view, layer, found, 1.0 / scale)
-    return Swept(values, tuple(fits), ())
-
-
-def _scales(
-    view: DecoderView,
-    student: Student,
-    batches: Sequence[Batch],
-    *,
-    cuts: Sequence[Span],
-    config: FitConfig,
-    known: Mapping[int, BoundaryStates],
-    after_layer: Callable[[int], None] | None,
-) -> tuple[list[float], list[LayerFit]]:
-    """One scale per cut, those before it in place on the stream itself; 1 where it does not stand."""
-    readings, boundary = read_all(view, batches)
-    folds = [one.to(view.device) for one in folds_of(batches)]
-    teacher: BoundaryStates = boundary
-    ours = teacher
-    del boundary  # it is let go with the first layer
-    stops = {cut.start: cut.stop for cut in cuts}
-    scales: list[float] = []
-    fits: list[LayerFit] = []
-    layer = 0
-    while layer <= max(stops):
-        started = time.monotonic()
-        stop = stops.get(layer, layer + 1)
-        was_teacher = ours is teacher
-        if stop in known:
-            teacher = known[stop]
-        else:
-            for between in range(layer, stop):
-                teacher = advance(view, between, TEACHER.step(between), readings, teacher)
-        if layer in stops:
-            scale = float(mean_ratio(readings, ours, teacher, folds, of=whole, config=config))
-            fit = _record(layer, stop, scale, readings, ours, teacher, folds, config)
-            scales.append(scale if fit.n_kept else 1.0)
-            ours = _scaled_states(ours, scales[-1])
-            fits.append(fit.model_copy(update=dict(seconds=time.monotonic() - started)))
-        else:
-            ours = teacher if was_teacher else advance(view, layer, student.step(layer), readings, ours)
-        if after_layer is not None:
-            after_layer(layer)
-        layer = stop
-    return scales, fits
+    return Refitted(values, tuple(fits))
 
 
 def _scaled_states(states: BoundaryStates, scale: float) -> SpilledStates:
     scaled = emptied(states)
-    for one in states:
-        scaled.append(scale * one)
+    for h_BTD in states:
+        scaled.append(scale * h_BTD)
     return scaled
 
 
-def _places(view: DecoderView, layer: int, probe: Reading) -> list[Site[Any]]:
+def _sites(view: DecoderView, layer: int, probe: Reading) -> list[Site[Any]]:
     """What takes the scale: half the stream, through halved maps, must give half the answer."""
-    found, reasons = places_of(view, layer, ("attn", "mlp"), WHOLE, probe)
-    if {place.kind for place in found} != {"attn", "mlp"}:
+    found, reasons = Sites(("attn", "mlp")).of(view, layer, probe)
+    if {site.kind for site in found} != {"attn", "mlp"}:
         raise CannotRefit(f"{reasons[0]}; a scale needs all of them: use --repair sweep, or none")
     h_BTD = _unit(probe.h_BTD)
     whole = view.run_layer(layer, h_BTD, probe).double()
@@ -139,10 +132,10 @@ def _places(view: DecoderView, layer: int, probe: Reading) -> list[Site[Any]]:
     return found
 
 
-def _scaled(view: DecoderView, layer: int, places: Sequence[Site[Any]], factor: float) -> dict[str, Tensor]:
+def _scaled(view: DecoderView, layer: int, sites: Sequence[Site[Any]], factor: float) -> dict[str, Tensor]:
     with view.residency.layer(layer) as module:
         parameters = dict(module.named_parameters())
-        return {name: value for place in places for name, value in place.scaled(parameters, factor).items()}
+        return {name: value for site in sites for name, value in site.scaled(parameters, factor).items()}
 
 
 def _refuse_head(view: DecoderView, probe: Reading) -> None:
@@ -158,20 +151,11 @@ def _unit(h_BTD: Tensor) -> Tensor:
     return h_BTD / h_BTD.float().square().mean().sqrt().clamp(min=1e-6).to(h_BTD.dtype)
 
 
-def _record(
-    layer: int,
-    stop: int,
-    scale: float,
-    readings: Sequence[Reading],
-    inputs: BoundaryStates,
-    goals: BoundaryStates,
-    folds: Sequence[Tensor],
-    config: FitConfig,
-) -> LayerFit:
+def _record(here: Here, ends: LayerEnds, scale: float, config: FitConfig) -> LayerFit:
     """Errors of the stream as it is and scaled against the teacher's boundary, on the held-out fold and on the others."""
     sums = torch.zeros(2, 3, dtype=torch.float64)  # held out, fitted: without, with the new scale, norm
     n_tokens = n_sinks = 0
-    for reading, x_BTD, y_BTD, folds_B in zip(readings, inputs, goals, folds, strict=True):
+    for reading, x_BTD, y_BTD, folds_B in zip(ends.readings, ends.inputs, ends.goals, ends.folds, strict=True):
         real_BT, _ = real_and_sinks(reading.batch, x_BTD, y_BTD)
         counted_BT = counted(reading.batch, x_BTD, y_BTD, config)
         n_sinks += int((real_BT & ~counted_BT)[folds_B > 0].sum())
@@ -200,8 +184,8 @@ def _record(
     )
     stands = error_after < error_before or config.keep == "always"
     return LayerFit(
-        layer=layer,
-        target=stop,
+        layer=here.layer,
+        target=here.goal.boundary,
         error_before=error_before,
         error_after=error_after if stands else error_before,
         maps=(scaled,),

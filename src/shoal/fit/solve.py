@@ -95,7 +95,7 @@ def ridge_change(sums: MapSums, ridge: float, *, bias: bool) -> Tensor:
     n = n_ones if bias else n_ones - 1
     a_EE = sums.hh_EE[:n, :n].clone()
     shrunk = torch.arange(n_ones - 1, device=a_EE.device)
-    a_EE[shrunk, shrunk] += ridge * mean_diagonal(sums)
+    a_EE[shrunk, shrunk] += ridge * sums.mean_diagonal
     root_EE, info = torch.linalg.cholesky_ex(a_EE)
     if int(info):
         raise ValueError(f"ridge {ridge:g} leaves a singular system of {n} inputs from {int(sums.n_tokens)} tokens; raise it")
@@ -162,11 +162,6 @@ def cross_validated_for(
     return errors
 
 
-def mean_diagonal(sums: MapSums) -> float:
-    """Mean second moment of the inputs, the constant left out: the unit of a ridge."""
-    return float(sums.hh_EE.diagonal()[:-1].sum()) / max(1, len(sums.hh_EE) - 1)
-
-
 def spectrum(sums: MapSums, ridge: float) -> tuple[float, float]:
     """Condition number with the ridge added, and effective rank without it, of the inputs' second moments.
 
@@ -178,7 +173,7 @@ def spectrum(sums: MapSums, ridge: float) -> tuple[float, float]:
     if math.isinf(ridge) or not len(a_FF):
         return 1.0, rank
     a_FF = a_FF.clone()
-    a_FF.diagonal().add_(ridge * mean_diagonal(sums))
+    a_FF.diagonal().add_(ridge * sums.mean_diagonal)
     root_FF, info = torch.linalg.cholesky_ex(a_FF)
     if int(info):
         return math.inf, rank

@@ -68,6 +68,11 @@ class MapSums(Sums):
     sink_E: Tensor
     sink_r_D: Tensor
 
+    @property
+    def mean_diagonal(self) -> float:
+        """Mean second moment of the inputs, the constant left out: the unit of a ridge."""
+        return float(self.hh_EE.diagonal()[:-1].sum()) / max(1, len(self.hh_EE) - 1)
+
     def add_tokens(self, h_NF: Tensor, r_ND: Tensor, *, weights_N: Tensor, sinks_N: Tensor) -> None:
         dtype = torch.promote_types(torch.promote_types(h_NF.dtype, r_ND.dtype), torch.float32)
         h_NE, r_ND = torch.nn.functional.pad(h_NF.to(dtype), (0, 1), value=1.0), r_ND.to(dtype)

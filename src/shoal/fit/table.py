@@ -1,126 +1,44 @@
-"""The closed-form repairs by name. What each does in a line is in :data:`shoal.fit.repairs.REPAIRS`."""
+"""The repairs by name: the one list that recipes, help, documents, the planner and the fit read. Free of torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from shoal.fit.repair import Fit, Repair
+from shoal.fit.repairs.auto import AUTO
+from shoal.fit.repairs.bias import BIAS
+from shoal.fit.repairs.magnitude import MAGNITUDE
+from shoal.fit.repairs.map import MAP
+from shoal.fit.repairs.none import NONE
+from shoal.fit.repairs.refit import REFIT
+from shoal.fit.repairs.solve import SOLVE
+from shoal.fit.repairs.sweep import SWEEP
+from shoal.words.records import nearest
 
-from shoal.edits.plan import Plan
-from shoal.engine.student import Student
-from shoal.engine.view import DecoderView
-from shoal.engine.workers import ALONE, Workers
-from shoal.fit.boundary_states import BoundaryStates
-from shoal.fit.norm_scale import scale_cuts
-from shoal.fit.repairs import FitConfig, RepairName
-from shoal.fit.sites.bias import find_bias
-from shoal.fit.sites.folded_map import find_output
-from shoal.fit.sites.site import MapKind
-from shoal.fit.sweep import WHOLE, Find, Swept, sweep_layers
-from shoal.fit.targets import before_cuts, from_first_cut
-from shoal.words.types import Batch, spans_of
-
-MAPS: tuple[MapKind, ...] = ("mlp", "attn", "mlp")
-"""What is solved for in each layer, in order. The MLP's map first: its change reaches the stream as it is, while a change of
-the attention's map also moves what the MLP reads. docs/repair.md has the figures."""
-
-SHARE = 2 / 3
-"""What of a cut a sweep asks of the layer before it; those behind the cut make up the rest. On all cuts tried a whole share
-left more KL. docs/log.md has the figures."""
+REPAIRS: dict[str, Repair] = {one.name: one for one in (NONE, AUTO, MAGNITUDE, MAP, BIAS, REFIT, SWEEP, SOLVE)}
 
 
-class Fit(Protocol):
-    """Solves a plan's cuts; arguments as for :func:`shoal.fit.sweep.sweep_layers`."""
+def fit_of(name: str) -> Fit:
+    """What runs under a name.
 
-    def __call__(
-        self,
-        view: DecoderView,
-        plan: Plan,
-        student: Student,
-        batches: Sequence[Batch],
-        *,
-        config: FitConfig,
-        known: Mapping[int, BoundaryStates] | None = None,
-        after_layer: Callable[[int], None] | None = None,
-        workers: Workers = ALONE,
-    ) -> Swept: ...
-
-    def last_layer(self, plan: Plan) -> int:
-        """The last layer it reads, for progress."""
-        ...
-
-
-@dataclass(frozen=True)
-class Maps:
-    """Places of layers, solved in order: ``targets`` says of which layers, ``kinds`` of which sublayers, ``finds`` what.
-
-    ``share`` and ``gathers`` are :func:`shoal.fit.sweep.sweep_layers`'s.
+    Raises:
+        ValueError: unknown, or ``none``.
     """
-
-    targets: Callable[[Plan], dict[int, int]]
-    kinds: tuple[MapKind, ...]
-    finds: tuple[Find, ...] = WHOLE
-    share: float = 1.0
-    gathers: bool = False
-
-    def __call__(
-        self,
-        view: DecoderView,
-        plan: Plan,
-        student: Student,
-        batches: Sequence[Batch],
-        *,
-        config: FitConfig,
-        known: Mapping[int, BoundaryStates] | None = None,
-        after_layer: Callable[[int], None] | None = None,
-        workers: Workers = ALONE,
-    ) -> Swept:
-        return sweep_layers(
-            view,
-            student,
-            batches,
-            targets=self.targets(plan),
-            kinds=self.kinds,
-            finds=self.finds,
-            share=self.share,
-            gathers=self.gathers,
-            config=config,
-            known=known,
-            after_layer=after_layer,
-            workers=workers,
-        )
-
-    def last_layer(self, plan: Plan) -> int:
-        return max(self.targets(plan))
+    entry = repair_named(name)
+    if entry.fit is None:
+        raise ValueError(f"repair {name!r} sets nothing; name another one, or do not fit")
+    return entry.fit()
 
 
-@dataclass(frozen=True)
-class Magnitude:
-    """One scale per cut. It takes one pass: every worker makes it for itself."""
-
-    def __call__(
-        self,
-        view: DecoderView,
-        plan: Plan,
-        student: Student,
-        batches: Sequence[Batch],
-        *,
-        config: FitConfig,
-        known: Mapping[int, BoundaryStates] | None = None,
-        after_layer: Callable[[int], None] | None = None,
-        workers: Workers = ALONE,
-    ) -> Swept:
-        cuts = spans_of(plan.removed_layers)
-        return scale_cuts(view, student, batches, cuts=cuts, config=config, known=known, after_layer=after_layer)
-
-    def last_layer(self, plan: Plan) -> int:
-        return plan.n_layers - 1
+def repairs_said() -> str:
+    """All entries for a help text: ``none: plain removal; auto: ...``."""
+    return "; ".join(f"{name}: {one.about}" for name, one in REPAIRS.items())
 
 
-FITS: dict[RepairName, Fit] = {
-    "magnitude": Magnitude(),
-    "map": Maps(before_cuts, ("mlp",), (find_output,)),
-    "bias": Maps(before_cuts, ("mlp", "attn"), (find_bias,)),
-    "refit": Maps(before_cuts, MAPS),
-    "sweep": Maps(from_first_cut, MAPS, share=SHARE, gathers=True),
-}
+def repair_named(name: str) -> Repair:
+    """The entry of a name.
+
+    Raises:
+        ValueError: unknown; says the nearest and all that are known.
+    """
+    if name not in REPAIRS:
+        raise ValueError(f"unknown repair {name!r}; {nearest(name, REPAIRS)}")
+    return REPAIRS[name]

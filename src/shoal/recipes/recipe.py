@@ -16,7 +16,9 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from shoal.edits.replace.table import parse_replacement
-from shoal.fit.repairs import SOLVED_REPLACEMENTS, FitConfig, RepairName
+from shoal.fit.fit_config import FitConfig
+from shoal.fit.repair import TrainedOn
+from shoal.fit.table import repair_named
 from shoal.measure.observers import observer_named
 from shoal.train.config import ON_THE_STREAM, POLISH, TrainConfig, TrainingPhase
 from shoal.words.reading import shortened
@@ -60,7 +62,7 @@ class Recipe(Record):
         protect: layers that stay, negative ones counted from the end.
         guard: candidates compared by true KL on the selection slice; 1 = the selector's own choice stands.
         replace: module in place of each removed span, ``NAME`` or ``NAME:option=value,...`` (``none``: plain removal).
-        repair: closed form, no new parameters; its name in :data:`shoal.fit.repairs.REPAIRS`.
+        repair: closed form, no new parameters; its name in :data:`shoal.fit.table.REPAIRS`.
         fit: how much text the repair reads and how tokens count; unused with ``repair: none``.
         polish: gradient training of exactly what replacement and repair put in: on ``hidden`` states, on the teacher's logits
             (``kl``), or ``none``. None: as ``train`` says where it names an objective or stages; else ``hidden`` where
@@ -83,7 +85,7 @@ class Recipe(Record):
     protect: tuple[int, ...] = (0, -1)
     guard: int = Field(default=4, ge=1)
     replace: str = "none"
-    repair: RepairName = "auto"
+    repair: str = "auto"
     fit: FitConfig = FitConfig()
     polish: Literal["none", "hidden", "kl"] | None = None
     train: TrainConfig = TrainConfig()
@@ -105,6 +107,11 @@ class Recipe(Record):
         parse_replacement(value)
         return value.strip()
 
+    @field_validator("repair")
+    @classmethod
+    def _known_repair(cls, value: str) -> str:
+        return repair_named(value).name
+
     @model_validator(mode="after")
     def _something_to_polish(self) -> Recipe:
         states = self.train.objective is not None or bool(self.train.stages)
@@ -117,24 +124,18 @@ class Recipe(Record):
                 f"polish {self.polish!r} trains what a repair or a replacement put in, and there is neither; "
                 "add --repair sweep or --replace layer, or use --polish none"
             )
-        replacement = parse_replacement(self.replace)
-        if self.repair == "patch" and (replacement is None or replacement.name not in SOLVED_REPLACEMENTS):
-            raise ValueError(
-                f"repair 'patch' sets a replacement that has a closed form, and replace is {self.replace!r}; "
-                f"use --replace {', '.join(SOLVED_REPLACEMENTS)}, or another --repair"
-            )
-        if self.repair != "none" and replacement is not None and replacement.starts_as == "random":
-            raise ValueError(
-                f"replace {self.replace!r} starts at random, so there is no student to repair yet; use --repair none, or a "
-                "replacement that starts as the identity or as a layer"
-            )
-        trained = self.training()
-        objectives = "" if trained is None else " ".join(stage.objective for stage in trained.schedule())
-        if self.repair == "magnitude" and any(name in objectives for name in ON_THE_STREAM):
-            raise ValueError(
-                "repair 'magnitude' scales the stream away from the teacher's, so polish it on logits: --polish kl"
-            )
+        refusal = repair_named(self.repair).refusal(parse_replacement(self.replace), self._trained_on())
+        if refusal:
+            raise ValueError(refusal)
         return self
+
+    def _trained_on(self) -> TrainedOn:
+        """What the training of this recipe compares with the teacher's."""
+        trained = self.training()
+        names = "" if trained is None else " ".join(stage.objective for stage in trained.schedule())
+        if not names:
+            return frozenset()
+        return frozenset({"stream" if any(name in names for name in ON_THE_STREAM) else "logits"})
 
     def training(self) -> TrainConfig | None:
         """How what the plan put in is trained, with its objective; None where nothing is."""
@@ -253,9 +254,9 @@ RECIPES: dict[str, Recipe] = {
             protect=(),
             guard=1,
             replace="hadamard",
-            repair="patch",
+            repair="solve",
             polish="none",
-            fit=FitConfig(sinks="counted", keep="always", hadamard="ratio"),
+            fit=FitConfig(sinks="counted", keep="always", solve="ratio"),
         ),
         Recipe(
             name="ghosted-layers",
@@ -265,7 +266,7 @@ RECIPES: dict[str, Recipe] = {
             protect=(),
             guard=1,
             replace="free",
-            repair="patch",
+            repair="solve",
             polish="none",
             fit=FitConfig(weights="plain", sinks="counted", ridge=0.0, keep="always"),
         ),

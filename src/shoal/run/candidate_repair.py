@@ -1,10 +1,11 @@
-"""What the tournament of the plan stage needs besides the oracle: spans ranked by their patch, and candidates repaired."""
+"""What the tournament of the plan stage needs besides the oracle: spans ranked by their linear error, and candidates repaired."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from shoal.fit.table import repair_named
 from shoal.recipes.recipe import Recipe
 from shoal.run.job import Inputs
 from shoal.words.progress import Progress
@@ -14,12 +15,12 @@ if TYPE_CHECKING:
     from shoal.engine.student import Student
     from shoal.run.tournament import Repair
     from shoal.select.model_size import ModelSize
-    from shoal.select.shortlist import PatchTable
+    from shoal.select.request import LateTable
     from shoal.text import Samples
     from shoal.words.types import Span, SpanTable
 
-PATCH_BYTES = 4 << 30
-"""Most memory for the sums of the patches. A constant, so that the choice does not depend on the machine."""
+LINEAR_ERROR_BYTES = 4 << 30
+"""Most memory for the sums of the linear errors. A constant, so that the choice does not depend on the machine."""
 
 SHARE_FOR_RANKING = 4
 """Candidates are repaired on that part of the text of the fit: to rank them takes less than to repair the winner."""
@@ -29,28 +30,32 @@ RANKING_RIDGE = 1e-2
 """Of those repairs, unless the recipe has one: cross-validation would take longer than the rest, and ranks them alike."""
 
 
-def patch_table_of(inputs: Inputs, *, progress: Progress) -> PatchTable | None:
-    """None where nothing is put back or a single candidate is proposed by another score: the error after a patch is no help."""
-    from shoal.fit.span_error import bytes_per_span, patch_errors
-    from shoal.select.request import PATCHED
+def linear_errors_of(inputs: Inputs, *, progress: Progress) -> LateTable | None:
+    """The table of linear errors, measured when it is asked for.
+
+    None unless the table would be used: by ``--by linear_error/rest``, or by a tournament that compares several candidates of a
+    plan with a repair or a replacement.
+    """
+    from shoal.fit.linear_error import LINEAR_ERROR, bytes_per_span, linear_errors
+    from shoal.select.request import LateTable
 
     recipe = inputs.recipe
     is_wanted = recipe.guard > 1 and (recipe.repair != "none" or recipe.replace != "none")
-    if recipe.by != PATCHED and not is_wanted:
+    if recipe.by != LINEAR_ERROR and not is_wanted:
         return None
 
     def measure(spans: Sequence[Span]) -> SpanTable:
         batches = inputs.batches(inputs.calibration)
-        most = max(1, PATCH_BYTES // bytes_per_span(inputs.view.hidden_size))
-        return patch_errors(
+        most = max(1, LINEAR_ERROR_BYTES // bytes_per_span(inputs.view.hidden_size))
+        return linear_errors(
             inputs.view,
             batches,
             spans=spans[:most],
-            after_batch=lambda batch: progress("rank by patch", batch.index + 1, len(batches)),
+            after_batch=lambda batch: progress("rank by linear error", batch.index + 1, len(batches)),
             workers=inputs.workers,
         )
 
-    return measure
+    return LateTable(LINEAR_ERROR, measure)
 
 
 def repairs_candidates(recipe: Recipe) -> bool:
@@ -58,7 +63,7 @@ def repairs_candidates(recipe: Recipe) -> bool:
 
     A replacement is compared by its start: the plain removal it equals, repaired where the recipe repairs that.
     """
-    return recipe.guard > 1 and recipe.repair not in ("none", "patch")
+    return recipe.guard > 1 and repair_named(recipe.repair).compares_repaired
 
 
 def ranking_text(inputs: Inputs) -> Samples:

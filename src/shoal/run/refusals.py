@@ -20,11 +20,11 @@ def check_recipe(recipe: Recipe, out: Path) -> None:
         ValueError: a budget that cannot be read, a score that no scan measures, an unknown objective, or ``out`` inside the
             model's folder.
     """
+    from shoal.fit.linear_error import LINEAR_ERROR
     from shoal.measure.observers import observer_named
     from shoal.measure.pairwise import CRITERIA
     from shoal.measure.sinks import TOKENS
     from shoal.run.stages.stages import budget_of
-    from shoal.select.request import PATCHED
     from shoal.train.objectives import weighted_sum
 
     budget_of(recipe)
@@ -33,9 +33,11 @@ def check_recipe(recipe: Recipe, out: Path) -> None:
     known = [f"{criterion}/{tokens}" for criterion in CRITERIA for tokens in TOKENS]
     observed = [table for name in recipe.observers for table in observer_named(name).tables]
     known += observed
-    if recipe.by == PATCHED and (recipe.select != "span" or recipe.rounds > 1):
-        raise ValueError(f"--by {PATCHED} ranks contiguous spans of the length that goes: use --select span, and --rounds 1")
-    if recipe.by not in (*known, PATCHED):
+    if recipe.by == LINEAR_ERROR and (recipe.select != "span" or recipe.rounds > 1):
+        raise ValueError(
+            f"--by {LINEAR_ERROR} ranks contiguous spans of the length that goes: use --select span, and --rounds 1"
+        )
+    if recipe.by not in (*known, LINEAR_ERROR):
         raise ValueError(f"--by {recipe.by!r} is no score of the scan; {nearest(recipe.by, known)}")
     if recipe.rounds > 1 and recipe.by in observed:
         raise ValueError(f"rounds measure the pairwise scores only; with --rounds choose another score than {recipe.by}")

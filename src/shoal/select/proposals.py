@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from shoal.edits.plan import Candidate
-from shoal.select.request import PATCHED, Evidence, Request
+from shoal.select.request import Evidence, Request
 from shoal.select.span import plain_span_by
 from shoal.select.table import SELECTORS
 from shoal.words.types import Unit
@@ -67,8 +67,9 @@ def other_proposers(evidence: Evidence, request: Request) -> list[Proposer]:
     parameters each, so there one span is looked for.
     """
     found: list[Proposer] = []
-    if PATCHED in evidence.tables:
-        found.append(Proposer(f"span {PATCHED}", plain_span_by(evidence, replace(request, by=PATCHED))))
+    late = evidence.late
+    if late is not None and late.name in evidence.tables:
+        found.append(Proposer(f"span {late.name}", plain_span_by(evidence, replace(request, by=late.name))))
     for selector, by in OTHERS:
         one_span = request.put_back.name != "none" and not request.put_back.inherits
         if by not in evidence.tables or (one_span and not SELECTORS[selector].is_contiguous):

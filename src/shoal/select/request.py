@@ -26,9 +26,6 @@ Tables = Mapping[str, SpanTable]
 Refuse = Callable[[Structure], str | None]
 """Given what a student would be: why this family cannot be that, or None where it can."""
 
-PATCHED = "patch_error/rest"
-"""Error after the best patch of the stream; measured of contiguous spans of the wanted length only (fit/span_error.py)."""
-
 # Scores that are highest where a span changes nothing, with that value; what is missing from it can be summed over spans.
 NO_CHANGE = {"cosine": 1.0, "cka": 1.0}
 
@@ -36,6 +33,19 @@ NO_CHANGE = {"cosine": 1.0, "cka": 1.0}
 def nothing_refused(structure: Structure) -> str | None:
     """The ``Refuse`` of a family without constraints."""
     return None
+
+
+@dataclass(frozen=True)
+class LateTable:
+    """A table that is measured once the number of layers is known, and of nothing but the spans that may go.
+
+    Attributes:
+        name: ``criterion/tokens``.
+        measure: contiguous spans of that length, the most promising first, to the table; it may leave out the last ones.
+    """
+
+    name: str
+    measure: Callable[[Sequence[Span]], SpanTable]
 
 
 @dataclass(frozen=True)
@@ -47,12 +57,18 @@ class Evidence:
         refuse: the family's own constraints.
         value: what a student loses without a set of units, by running it; None where there is no text to run on.
         seed: of selectors that draw.
+        late: a table that can be measured; None: there is none.
     """
 
     tables: Tables = field(default_factory=dict)
     refuse: Refuse = nothing_refused
     value: SetFunction | None = None
     seed: int = 0
+    late: LateTable | None = None
+
+    def is_late(self, name: str) -> bool:
+        """Whether a table is the one that is measured late, so that it scores exactly the layers that go."""
+        return self.late is not None and self.late.name == name
 
     def table(self, request: Request) -> SpanTable:
         """The table that a request is to be answered by.

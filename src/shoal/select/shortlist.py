@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -12,13 +12,10 @@ from shoal.edits.plan import Candidate, PartChoice
 from shoal.select.budget import Budget, ResolvedBudget, resolve
 from shoal.select.model_size import ModelSize
 from shoal.select.proposals import Proposer, other_proposers, propose
-from shoal.select.request import PATCHED, Evidence, Request, Selector, Tables, most_layers, nothing_refused
+from shoal.select.request import Evidence, LateTable, Request, Selector, Tables, most_layers, nothing_refused
 from shoal.select.rounds import Rescan, in_rounds
 from shoal.select.table import selector_named
-from shoal.words.types import Span, SpanTable
-
-PatchTable = Callable[[Sequence[Span]], SpanTable]
-"""Spans, the most promising first, to the errors after their best patch; it may leave out the last ones."""
+from shoal.words.types import Span
 
 
 @dataclass(frozen=True)
@@ -45,24 +42,22 @@ def shortlist(
     evidence: Evidence,
     *,
     rescan: Rescan | None = None,
-    patch_table: PatchTable | None = None,
 ) -> Shortlist:
     """From a budget to the candidates that a tournament compares.
 
     Args:
         request: its ``n`` is open; the budget says it.
         rescan: scores of a student; needed for more than one round.
-        patch_table: measures the error after the best patch, of all spans that may go; one more proposer.
     Raises:
         ValueError: an impossible budget, an unknown name, nothing that can go, or a missing rescan.
     """
     selector = selector_named(request.selector)
-    not_measured = request.by == PATCHED and PATCHED not in evidence.tables
+    not_measured = evidence.is_late(request.by) and request.by not in evidence.tables
     counted_by = replace(request, by="cosine/rest") if not_measured else request
     resolved = cut_for(budget, size, evidence=evidence, request=counted_by)
     request = replace(request, n=resolved.n)
-    if patch_table is not None and resolved.n:
-        evidence = replace(evidence, tables={**evidence.tables, **patched(patch_table, evidence, request)})
+    if evidence.late is not None and resolved.n:
+        evidence = replace(evidence, tables={**evidence.tables, **measured_late(evidence.late, evidence, request)})
     name = f"{request.selector} {request.by}" if "tables" in selector.reads else request.selector
     proposers = [Proposer(name, candidates_or_reason(selector, name, evidence=evidence, request=request))]
     if request.n_rounds > 1:
@@ -77,8 +72,8 @@ def shortlist(
     return Shortlist(resolved, propose(proposers, request.n_candidates), request, evidence)
 
 
-def patched(patch_table: PatchTable, evidence: Evidence, request: Request) -> Tables:
-    """The table of patch errors of the spans that may go, those the wanted score likes best first; empty where none may."""
+def measured_late(late: LateTable, evidence: Evidence, request: Request) -> Tables:
+    """The late table of the spans that may go, those that the wanted score likes best first; empty where none may."""
     spans = [Span(start, start + request.n) for start in range(request.n_layers - request.n + 1)]
     spans = [span for span in spans if evidence.reason_against(request, span.layers) is None]
     known = evidence.tables.get(request.by)
@@ -86,8 +81,7 @@ def patched(patch_table: PatchTable, evidence: Evidence, request: Request) -> Ta
         spans.sort(key=lambda span: (known.cost(span), -span.start))
     if not spans:
         return {}
-    table = patch_table(spans)
-    return {table.name: table}
+    return {late.name: late.measure(spans)}
 
 
 def spread_of(short: Shortlist) -> tuple[PartChoice, ...]:

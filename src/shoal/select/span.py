@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 
 from shoal.edits.plan import Candidate
-from shoal.select.request import PATCHED, Evidence, Request
+from shoal.select.request import Evidence, Request
 from shoal.words.types import Span
 
 
@@ -22,7 +22,7 @@ def span_by(evidence: Evidence, request: Request) -> Iterator[Candidate]:
     Raises:
         ValueError: no such table.
     """
-    goes_only = request.by == PATCHED or not request.put_back.scores_inherited  # exactly the layers that go
+    goes_only = evidence.is_late(request.by) or not request.put_back.scores_inherited  # exactly the layers that go
     n_inherited = 0 if goes_only else request.put_back.inherits
     return _ranked(evidence, request, name=f"span {request.by}", n_inherited=n_inherited)
 

@@ -1,4 +1,4 @@
-"""A patch as a stock layer of its family: attention silenced by a zero output map, the MLP holding the patch's own maps.
+"""A module as a stock layer of its family: attention silenced by a zero output map, the MLP holding the module's own maps.
 
 The checkpoint loads anywhere, and pays for it with the weights and the cache of an attention that adds nothing. Exact forms,
 each for a width that fits:
@@ -21,49 +21,49 @@ import torch
 from torch import Tensor, nn
 
 from shoal.edits.replace.family_mlp import MlpForm, is_transposed, mlp_form, mlp_norm, norm_eps
-from shoal.edits.replace.modules import ACTIVATIONS, Ffn, Linear, Norm, Patch, Swiglu
+from shoal.edits.replace.modules import ACTIVATIONS, Ffn, Linear, Norm, StreamModule, Swiglu
 from shoal.engine.families import output_map
 from shoal.engine.view import DecoderView
 from shoal.words.types import Batch
 
-# Of what a random patch adds, relative to its largest entry: rounding of the stream. A wrong form is off by its whole size.
+# Of what a random module adds, relative to its largest entry: rounding of the stream. A wrong form is off by its whole size.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 SUM_IS_INPUT = ("silu", "gelu", "gelu_tanh", "relu")  # act(x) - act(-x) = x
 OPEN_GATE = 2.0  # any bias where the activation is far from 0
 
 
 class NotStock(ValueError):
-    """No stock layer of the family computes this patch; the message says why."""
+    """No stock layer of the family computes this module; the message says why."""
 
 
-def why_not_stock(view: DecoderView, patch: Patch) -> str:
-    """Why no stock layer of the model can hold a patch of these options, or an empty text when every one can."""
+def why_not_stock(view: DecoderView, module: StreamModule) -> str:
+    """Why no stock layer of the model can hold a module of these options, or an empty text when every one can."""
     layers = cast(nn.ModuleList, view.model.get_submodule(view.layers_path))
     if len({mlp_form(layer) for layer in layers}) != 1:
         return "its layers do not all have the same kind of MLP"
     try:
-        stock_values(view, len(layers) // 2, patch)
+        stock_values(view, len(layers) // 2, module)
     except NotStock as reason:
         return str(reason)
     return ""
 
 
 @torch.no_grad()
-def stock_values(view: DecoderView, index: int, patch: Patch) -> dict[str, Tensor]:
-    """Values, by name inside the layer, with which layer ``index`` computes the patch; in the layer's own dtypes.
+def stock_values(view: DecoderView, index: int, module: StreamModule) -> dict[str, Tensor]:
+    """Values, by name inside the layer, with which layer ``index`` computes the module; in the layer's own dtypes.
 
     Raises:
         NotStock: there are none, by structure or because the layer, run on random states, does something else.
     """
-    gain = _gain(view, index, patch)
+    gain = _gain(view, index, module)
     with view.residency.layer(index) as layer:
-        return _values(layer, patch, gain=gain)
+        return _values(layer, module, gain=gain)
 
 
-def _gain(view: DecoderView, index: int, patch: Patch) -> float:
-    """What the stream gets per unit of the MLP's output, checked on a patch with random values."""
+def _gain(view: DecoderView, index: int, module: StreamModule) -> float:
+    """What the stream gets per unit of the MLP's output, checked on a module with random values."""
     generator = torch.Generator().manual_seed(1)
-    probe = copy.deepcopy(patch).to("cpu", torch.float32)
+    probe = copy.deepcopy(module).to("cpu", torch.float32)
     for parameter in probe.parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * (0.5 if parameter.ndim == 1 else 0.2))
         if parameter.ndim == 2:  # few units own the output, so its length differs from token to token and a norm on it shows
@@ -87,32 +87,32 @@ def _gain(view: DecoderView, index: int, patch: Patch) -> float:
         scaled = plain if abs(gain - 1) < 1e-3 else _values(layer, probe, gain=gain)
     limit = TOLERANCE.get(view.dtype, 3e-2) * float(wanted.abs().max())
     if not float((change(scaled) - wanted).abs().max()) <= limit:
-        raise NotStock("its layers do more to the MLP's input or output than the patch does (a norm after it, or inside)")
+        raise NotStock("its layers do more to the MLP's input or output than the module does (a norm after it, or inside)")
     return 1.0 if abs(gain - 1) < 1e-3 else gain
 
 
-def _values(layer: nn.Module, patch: Patch, *, gain: float) -> dict[str, Tensor]:
+def _values(layer: nn.Module, module: StreamModule, *, gain: float) -> dict[str, Tensor]:
     attention, form, norm = output_map(layer, "attn"), mlp_form(layer), mlp_norm(layer)
     if attention is None:
         raise NotStock("its attention does not end in one linear map that could be silenced")
     if form is None or norm is None:
         raise NotStock("its layers hold no plain MLP behind a norm")
-    own_norm = getattr(patch, "norm", None)
+    own_norm = getattr(module, "norm", None)
     if own_norm is None:
         raise NotStock("the replacement reads the stream without a norm")
     values = {f"{attention}.{name}": torch.zeros_like(p) for name, p in layer.get_submodule(attention).named_parameters()}
     values.update(_norm_values(norm, own_norm))
     maps = _Maps(layer, form)
-    if isinstance(patch, Swiglu) and form.is_gated:
-        _same_activation(form, patch.activation)
-        maps.gated(patch.gate.weight, patch.up.weight, patch.down.weight / gain)
-    elif isinstance(patch, Ffn) and not form.is_gated:
-        _same_activation(form, patch.activation)
-        maps.plain(patch.up.weight, patch.up.bias, patch.down.weight / gain, _divided(patch.down.bias, gain))
-    elif isinstance(patch, Linear):
-        _linear(maps, form, patch, gain=gain)
+    if isinstance(module, Swiglu) and form.is_gated:
+        _same_activation(form, module.activation)
+        maps.gated(module.gate.weight, module.up.weight, module.down.weight / gain)
+    elif isinstance(module, Ffn) and not form.is_gated:
+        _same_activation(form, module.activation)
+        maps.plain(module.up.weight, module.up.bias, module.down.weight / gain, _divided(module.down.bias, gain))
+    elif isinstance(module, Linear):
+        _linear(maps, form, module, gain=gain)
     else:
-        raise NotStock(f"its MLP is {'gated' if form.is_gated else 'not gated'}, which is not the form of {patch.kind!r}")
+        raise NotStock(f"its MLP is {'gated' if form.is_gated else 'not gated'}, which is not the form of {module.kind!r}")
     values.update(maps.values)
     parameters = dict(layer.named_parameters())
     return {path: value.to(parameters[path].dtype) for path, value in values.items()}
@@ -157,10 +157,10 @@ class _Maps:
             raise NotStock(f"{path!r} has no bias")
 
 
-def _linear(maps: _Maps, form: MlpForm, patch: Linear, *, gain: float) -> None:
-    up_WD: Tensor = patch.map.weight if patch.rank is None else patch.down.weight  # W = I W without a rank
-    down_DW = (torch.eye(len(up_WD)).to(up_WD) if patch.rank is None else patch.up.weight) / gain
-    bias_D = (patch.map.bias if patch.rank is None else patch.up.bias) / gain
+def _linear(maps: _Maps, form: MlpForm, module: Linear, *, gain: float) -> None:
+    up_WD: Tensor = module.map.weight if module.rank is None else module.down.weight  # W = I W without a rank
+    down_DW = (torch.eye(len(up_WD)).to(up_WD) if module.rank is None else module.up.weight) / gain
+    bias_D = (module.map.bias if module.rank is None else module.up.bias) / gain
     if form.activation not in SUM_IS_INPUT:
         raise NotStock("its activation is not one that a linear map can be made of")
     if not form.is_gated:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 if TYPE_CHECKING:
     from torch import nn
 
+    from shoal.edits.replace.closed_form import ClosedForm
     from shoal.engine.view import DecoderView
     from shoal.words.structure import Size
     from shoal.words.types import Span
@@ -33,11 +34,13 @@ class Replacement(Protocol):
         starts_as: what the untrained module is.
         n_inherited: layers it starts as a copy of; removing the rest of the span is its step 0.
         n_layers: layers it counts as in the checkpoint.
+        has_closed_form: the values of its modules follow from sums; :meth:`closed_form` says how.
     """
 
     name: ClassVar[str]
     about: ClassVar[str]
     layouts: ClassVar[tuple[Layout, ...]]
+    has_closed_form: ClassVar[bool]
 
     @property
     def starts_as(self) -> StartsAs: ...
@@ -58,6 +61,11 @@ class Replacement(Protocol):
         Raises:
             ValueError: an option that this model cannot have.
         """
+        ...
+
+    @classmethod
+    def closed_form(cls, module: nn.Module) -> ClosedForm | None:
+        """How the values of one of its modules follow from sums; None where they do not."""
         ...
 
     def n_own_parameters(self, hidden_size: int) -> int:

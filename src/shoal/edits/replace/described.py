@@ -1,4 +1,4 @@
-"""What the descriptions of all patches share: options resolved by the family, a seeded start, size and layout."""
+"""What the descriptions of all modules share: options resolved by the family, a seeded start, size and layout."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ from shoal.words.structure import Size
 from shoal.words.types import Span
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from shoal.edits.replace.closed_form import ClosedForm
     from shoal.edits.replace.family_mlp import Forms
-    from shoal.edits.replace.modules import Patch
+    from shoal.edits.replace.modules import StreamModule
     from shoal.engine.view import DecoderView
 
 
-class PatchReplacement(Record):
-    """A patch of the residual stream. Subclasses add fields, which are the options, and say how the family resolves them."""
+class StreamReplacement(Record):
+    """A module of the residual stream. Subclasses add fields, which are the options, and say how the family resolves them."""
 
     name: ClassVar[str]
     about: ClassVar[str]
     layouts: ClassVar[tuple[Layout, ...]]
+    has_closed_form: ClassVar[bool] = False
 
     layout: Layout | None = None
 
@@ -38,6 +42,10 @@ class PatchReplacement(Record):
     @final
     def n_layers(self) -> int:
         return 1 if self.layout == "stock" else 0
+
+    @classmethod
+    def closed_form(cls, module: nn.Module) -> ClosedForm | None:
+        return None
 
     @abstractmethod
     def with_forms(self, forms: Forms) -> Self:
@@ -75,23 +83,23 @@ class PatchReplacement(Record):
             return sum(parameter.numel() for parameter in self._empty(hidden_size).parameters())
 
     @final
-    def module(self, hidden_size: int) -> Patch:
+    def module(self, hidden_size: int) -> StreamModule:
         """The module at its start, fp32, in memory; of a description whose options are resolved, but perhaps for the layout."""
         import torch
 
         with torch.device("meta"):  # torch's own random start would move the global generator
-            patch = self._empty(hidden_size)
-        patch = patch.to_empty(device="cpu")
-        patch.start(torch.Generator().manual_seed(0))
-        return patch.eval()
+            module = self._empty(hidden_size)
+        module = module.to_empty(device="cpu")
+        module.start(torch.Generator().manual_seed(0))
+        return module.eval()
 
     @final
-    def build(self, view: DecoderView, span: Span) -> Patch:
+    def build(self, view: DecoderView, span: Span) -> StreamModule:
         from shoal.edits.replace.family_mlp import forms_of
 
-        patch = self.with_forms(forms_of(view)).module(view.hidden_size).to(device=view.device, dtype=view.dtype)
-        patch.layout = self.layout
-        return patch
+        module = self.with_forms(forms_of(view)).module(view.hidden_size).to(device=view.device, dtype=view.dtype)
+        module.layout = self.layout
+        return module
 
     @final
     def args_from(self, span: Span) -> int:
@@ -105,7 +113,7 @@ class PatchReplacement(Record):
         with view.residency.layer(span.start) as layer:
             return Size(layers=1, parameters=sum(parameter.numel() for parameter in layer.parameters()))
 
-    def _empty(self, hidden_size: int) -> Patch:
-        from shoal.edits.replace.modules import new_patch
+    def _empty(self, hidden_size: int) -> StreamModule:
+        from shoal.edits.replace.modules import new_module
 
-        return new_patch(self.name, hidden_size, self.module_options())
+        return new_module(self.name, hidden_size, self.module_options())

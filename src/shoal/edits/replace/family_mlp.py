@@ -1,4 +1,4 @@
-"""What a family's layers are made of, read from their structure: norm, MLP, activation. A patch's options default to it."""
+"""What a family's layers are made of, read from their structure: norm, MLP, activation. A module's options default to it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Forms:
     Attributes:
         norm, eps: kind of the norm in front of the MLP.
         mlp: None where layers differ or hold no plain MLP (experts).
-        width, activation: for a patch: those of the MLP, or of the config where there is no one MLP.
+        width, activation: for a module: those of the MLP, or of the config where there is no one MLP.
     """
 
     hidden_size: int

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field
 
 from shoal.edits.replace.contract import MOST_WIDTH, Layout, StartsAs
-from shoal.edits.replace.described import PatchReplacement
+from shoal.edits.replace.described import StreamReplacement
 
 if TYPE_CHECKING:
     from shoal.edits.replace.family_mlp import Forms
 
 
-class FfnReplacement(PatchReplacement):
+class FfnReplacement(StreamReplacement):
     """``x + down(act(up(norm(x))))``.
 
     Attributes:

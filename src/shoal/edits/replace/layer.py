@@ -18,6 +18,7 @@ from shoal.words.types import Span
 if TYPE_CHECKING:
     from torch import nn
 
+    from shoal.edits.replace.closed_form import ClosedForm
     from shoal.engine.view import DecoderView
 
 
@@ -31,6 +32,7 @@ class LayerReplacement(Record):
     name: ClassVar[str] = "layer"
     about: ClassVar[str] = "layers of the family, copies of the span's first ones"
     layouts: ClassVar[tuple[Layout, ...]] = ("stock",)
+    has_closed_form: ClassVar[bool] = False
 
     layers: int = Field(default=1, ge=1, le=1000)
 
@@ -45,6 +47,10 @@ class LayerReplacement(Record):
     @property
     def n_layers(self) -> int:
         return self.layers
+
+    @classmethod
+    def closed_form(cls, module: nn.Module) -> ClosedForm | None:
+        return None
 
     def options(self) -> dict[str, Any]:
         return {} if self.layers == 1 else {"layers": self.layers}

@@ -1,4 +1,4 @@
-"""Modules in place of a removed span that are no layers of the family: patches of the residual stream.
+"""Modules in place of a removed span that are no layers of the family: modules of the residual stream.
 
 Torch alone is imported: this file is copied as it stands into checkpoints whose code must run without Shoal, so what is
 trained is what is shipped. All but ``Ffn(form="paper")`` are residual and start as the identity, bit for bit.
@@ -25,7 +25,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-HOSTED = "replacements"  # where a layer keeps the patches that follow it
+HOSTED = "replacements"  # where a layer keeps the modules that follow it
 
 
 class Norm(nn.Module):
@@ -47,11 +47,11 @@ class Norm(nn.Module):
         return x_BTD.to(h_BTD.dtype) * self.weight  # rounded before the gain, as Llama's norm does: equal bits in a stock layer
 
 
-class Patch(nn.Module):
-    """Called as the family's layers are, ``patch(hidden_states, ...)``; reads the hidden states alone, returns them alone.
+class StreamModule(nn.Module):
+    """Called as the family's layers are, ``module(hidden_states, ...)``; reads the hidden states alone, returns them alone.
 
     Attributes:
-        kind, options: rebuild it: ``new_patch(kind, hidden_size, options)``.
+        kind, options: rebuild it: ``new_module(kind, hidden_size, options)``.
         layout: how a checkpoint is to hold it, ``stock`` or ``code``; None: not decided. No part of what it computes.
     """
 
@@ -71,7 +71,7 @@ class Patch(nn.Module):
         return hidden_states + self.change(hidden_states)
 
 
-class Ffn(Patch):
+class Ffn(StreamModule):
     """``x + down(act(up(norm(x))))``. ``form="paper"``: ``down(relu(up(x)))``, no norm, no residual, random start.
 
     Source: LLM-Streamline, arXiv 2403.19135; its released network is the ``paper`` form.
@@ -105,7 +105,7 @@ class Ffn(Patch):
         return change_BTD if self.form == "paper" else hidden_states + change_BTD
 
 
-class Swiglu(Patch):
+class Swiglu(StreamModule):
     """``x + down(act(gate(norm(x))) * up(norm(x)))``, no biases. ``activation`` is the family's own, silu for most."""
 
     kind = "swiglu"
@@ -129,7 +129,7 @@ class Swiglu(Patch):
         return self.down(ACTIVATIONS[self.activation](self.gate(x_BTD)) * self.up(x_BTD))
 
 
-class Linear(Patch):
+class Linear(StreamModule):
     """``x + W norm(x) + b``. With ``rank`` R: W = up @ down, (D, R) @ (R, D)."""
 
     kind = "linear"
@@ -157,7 +157,7 @@ class Linear(Patch):
         return self.map(x_BTD) if self.rank is None else self.up(self.down(x_BTD))
 
 
-class Free(Patch):
+class Free(StreamModule):
     """``x + M x``, with ``bias`` also ``+ b``: no norm, it grows with the stream. Ghosted Layers, arXiv 2605.15491."""
 
     kind = "free"
@@ -173,7 +173,7 @@ class Free(Patch):
         return self.map(h_BTD)
 
 
-class Hadamard(Patch):
+class Hadamard(StreamModule):
     """``P x`` with ``P = H diag(1 + delta) H^T``: one number per rotated channel. LinearPatch, arXiv 2505.24680.
 
     H is orthogonal: the Kronecker product of an orthonormal DCT-II of size m and the normalised Walsh-Hadamard matrix of size
@@ -196,62 +196,40 @@ class Hadamard(Patch):
         return rotate(rotated_BTD * self.delta, inverse=False).to(h_BTD.dtype)
 
 
-class Rotation(Patch):
-    """``scale * Q x``, at first ``1 * I x``. Q is orthogonal where a closed form set it; training may leave the rotations."""
-
-    kind = "rotation"
-
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        self.map = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.scale = nn.Parameter(torch.ones(()))
-
-    def start(self, generator: torch.Generator) -> None:
-        with torch.no_grad():
-            self.map.weight.copy_(torch.eye(len(self.map.weight)))
-            self.scale.fill_(1.0)
-
-    def change(self, h_BTD: Tensor) -> Tensor:
-        return self.scale * self.map(h_BTD) - h_BTD
-
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self.scale * self.map(hidden_states)  # not x + (y - x), which rounds twice
+STREAM_MODULES: dict[str, type[StreamModule]] = {one.kind: one for one in (Ffn, Swiglu, Linear, Free, Hadamard)}
 
 
-PATCHES: dict[str, type[Patch]] = {one.kind: one for one in (Ffn, Swiglu, Linear, Free, Hadamard, Rotation)}
-
-
-def new_patch(kind: str, hidden_size: int, options: Mapping[str, Any]) -> Patch:
-    """A patch by name, its parameters not yet at their start."""
-    patch = PATCHES[kind](hidden_size, **options)
-    patch.options = dict(options)
-    return patch
+def new_module(kind: str, hidden_size: int, options: Mapping[str, Any]) -> StreamModule:
+    """A module by name, its parameters not yet at their start."""
+    module = STREAM_MODULES[kind](hidden_size, **options)
+    module.options = dict(options)
+    return module
 
 
 def host(layers: nn.ModuleList, replacements: Mapping[str, Sequence[Mapping[str, Any]]], hidden_size: int) -> None:
-    """Attach patches behind layers, inside them: names and number of the layers, and so of the caches, stay as they are.
+    """Attach modules behind layers, inside them: names and number of the layers, and so of the caches, stay as they are.
 
     Args:
-        replacements: index of a layer -> kind and options of each patch that follows it, in order.
+        replacements: index of a layer -> kind and options of each module that follows it, in order.
     """
     for index, entries in replacements.items():
         layer = layers[int(index)]
-        patches = [new_patch(entry["kind"], hidden_size, entry["options"]) for entry in entries]
-        layer.add_module(HOSTED, nn.ModuleList(patches))
+        modules = [new_module(entry["kind"], hidden_size, entry["options"]) for entry in entries]
+        layer.add_module(HOSTED, nn.ModuleList(modules))
         stock: Any = type(layer)
         layer.__class__ = hosting(stock)
 
 
 @functools.cache
 def hosting(layer_class: Any) -> Any:
-    """A family's layer that ends with its patches; under the family's own class name, by which devices are mapped."""
+    """A family's layer that ends with its modules; under the family's own class name, by which devices are mapped."""
 
     class Hosting(layer_class):
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             returned = super().forward(*args, **kwargs)
             h_BTD = returned[0] if isinstance(returned, tuple) else returned
-            for patch in getattr(self, HOSTED):
-                h_BTD = patch(h_BTD)
+            for module in getattr(self, HOSTED):
+                h_BTD = module(h_BTD)
             return (h_BTD, *returned[1:]) if isinstance(returned, tuple) else h_BTD
 
     Hosting.__name__ = Hosting.__qualname__ = layer_class.__name__

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field
 
 from shoal.edits.replace.contract import MOST_WIDTH, Layout
-from shoal.edits.replace.described import PatchReplacement
+from shoal.edits.replace.described import StreamReplacement
 
 if TYPE_CHECKING:
     from shoal.edits.replace.family_mlp import Forms
 
 
-class SwigluReplacement(PatchReplacement):
+class SwigluReplacement(StreamReplacement):
     """``x + down(act(gate(norm(x))) * up(norm(x)))``, no biases.
 
     Attributes:

@@ -11,18 +11,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from shoal.edits.replace.contract import Replacement
-from shoal.edits.replace.described import PatchReplacement
+from shoal.edits.replace.described import StreamReplacement
 from shoal.edits.replace.ffn import FfnReplacement
 from shoal.edits.replace.free import FreeReplacement
 from shoal.edits.replace.hadamard import HadamardReplacement
 from shoal.edits.replace.layer import LayerReplacement
 from shoal.edits.replace.linear import LinearReplacement
-from shoal.edits.replace.rotation import RotationReplacement
 from shoal.edits.replace.swiglu import SwigluReplacement
 from shoal.words.records import nearest
 from shoal.words.yaml_text import parse_yaml
 
-REPLACEMENTS: dict[str, type[LayerReplacement] | type[PatchReplacement]] = {
+REPLACEMENTS: dict[str, type[LayerReplacement] | type[StreamReplacement]] = {
     kind.name: kind
     for kind in (
         LayerReplacement,
@@ -31,7 +30,6 @@ REPLACEMENTS: dict[str, type[LayerReplacement] | type[PatchReplacement]] = {
         LinearReplacement,
         FreeReplacement,
         HadamardReplacement,
-        RotationReplacement,
     )
 }
 

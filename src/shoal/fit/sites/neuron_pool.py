@@ -24,8 +24,8 @@ from shoal.engine.families import sublayer
 from shoal.engine.view import DecoderView, Reading, Tap
 from shoal.engine.workers import Workers
 from shoal.fit.boundary_states import BoundaryStates
+from shoal.fit.fit_config import FitConfig
 from shoal.fit.held_out import WEIGHTS, real_and_sinks
-from shoal.fit.repairs import FitConfig
 from shoal.fit.sites.linear_map import LinearMap, find_map, is_transposed
 from shoal.fit.sites.neurons import NeuronRows, Neurons, neurons_of
 from shoal.fit.sites.site import CannotRefit, is_close, tolerance_of
@@ -49,7 +49,7 @@ class Ranking:
     folds: Sequence[Tensor]
 
 
-class Gathering:
+class NeuronPool:
     """Collects candidates while the removed layers pass by, each read once.
 
     Args:
@@ -151,7 +151,7 @@ class Gathering:
         both = {name: torch.cat([self.found[name], own], dim=-1) if self.found else own for name, own in rows.items()}
         self.found = {name: value.index_select(-1, best) for name, value in both.items()}
 
-    def place(self) -> Neurons:
+    def site(self) -> Neurons:
         """The MLP with all candidates that were found.
 
         Raises:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from shoal.engine.view import Tap
 from shoal.fit.sites.linear_map import LinearMap
 from shoal.fit.sites.site import MapKind, SiteForm
-from shoal.fit.solve import Solution, mean_diagonal, share, solve, squared_error
+from shoal.fit.solve import Solution, share, solve, squared_error
 from shoal.fit.sums import MapSums, no_sums
 
 FLOOR = 1e-6
@@ -170,7 +170,7 @@ def saliency(sums: MapSums, *, ridge: float) -> Tensor:
         ValueError: the second moments are singular, or not finite.
     """
     a_PP = sums.hh_EE[:-1, :-1].clone()
-    a_PP.diagonal().add_(ridge * mean_diagonal(sums))
+    a_PP.diagonal().add_(ridge * sums.mean_diagonal)
     root_PP, info = torch.linalg.cholesky_ex(a_PP)
     if int(info) or not bool(root_PP.isfinite().all()):
         raise ValueError("the second moments of the candidates are singular")

@@ -207,9 +207,10 @@ class _Work:
 
         Rounds and repairs measure while they choose, so their candidates are left to their own plan.
         """
+        from shoal.fit.linear_error import LINEAR_ERROR
         from shoal.run.tournament import untrained
         from shoal.select.budget import parse_budget
-        from shoal.select.request import PATCHED, Evidence
+        from shoal.select.request import Evidence
         from shoal.select.shortlist import shortlist
 
         base = self.bench.inputs
@@ -217,7 +218,7 @@ class _Work:
         wanted: dict[frozenset[Unit], Candidate] = {}
         for method, inputs in self.methods.items():
             recipe = inputs.recipe
-            if recipe.guard == 1 or recipe.rounds > 1 or not is_plain(recipe) or recipe.by == PATCHED:
+            if recipe.guard == 1 or recipe.rounds > 1 or not is_plain(recipe) or recipe.by == LINEAR_ERROR:
                 continue
             for n in self.counts:
                 if (point_path(self.folder, method, n) / "plan.json").exists():

@@ -14,28 +14,21 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shoal.fit.table import repair_named
 from shoal.recipes.recipe import Recipe
-from shoal.run.candidate_repair import PATCH_BYTES, repairs_candidates
+from shoal.run.candidate_repair import LINEAR_ERROR_BYTES, repairs_candidates
 from shoal.run.job import DEFAULT_SAMPLES, LONGEST_DEFAULT, SHARE_BESIDE_STUDENT, TOKENS_PER_BATCH, layers_in_memory
 from shoal.run.memory_plan.machine import N_DIVERGENCE, Machine, machine_of
-from shoal.run.memory_plan.shape import ModelShape, shape_of
-from shoal.run.memory_plan.trained_sizes import GATHERS, on_logits, refitted, training_of
+from shoal.run.memory_plan.shape import shape_of
+from shoal.run.memory_plan.trained_sizes import on_logits, training_of
 from shoal.train.config import DEFAULT_TOKENS
+from shoal.words.model_shape import ModelShape
 from shoal.words.numbers import in_bytes
 from shoal.words.records import Record
 
 if TYPE_CHECKING:
     from shoal.select.budget import ResolvedBudget
     from shoal.show.table import Table
-
-N_SUMS = 4 + 3
-"""Sums of the four folds of a fit, and what a solve holds beside them: their total, one fold less, its factor."""
-
-N_SUMS_OF_POOL = 1 + 3
-"""Sums of all folds together, and what the choice among candidates holds beside them: a copy, its factor, a copy of that."""
-
-N_ANSWERS = 3
-"""What all candidates say of a batch, in fp32: by groups, joined, and weighted."""
 
 ADAM, GRADIENT = 4 + 8, 4
 """Bytes per trained parameter: the fp32 master and two moments; its gradient."""
@@ -207,24 +200,28 @@ def _stages(
     memory, disk = states(n_students, n_selection)
     choose = need("plan", states=memory, work=judging(n_selection), scratch=disk)
     if recipe.guard > 1 and (recipe.repair != "none" or recipe.replace != "none"):
-        n_spans, sums = _patch_sums(recipe, shape, cut)
+        n_spans, sums = _linear_error_sums(recipe, shape, cut)
         n_ends = min(2 * n_spans, shape.n_layers + 1)
         memory, disk = states(n_ends, n_calibration)
-        patches = need("plan", states=memory, work=work, sums=sums, sample=read_back(n_ends, disk), scratch=disk)
-        choose = max(choose, patches, key=lambda one: one.memory)
-    values = refitted(recipe, shape, kept) * shape.itemsize
+        spans = need("plan", states=memory, work=work, sums=sums, sample=read_back(n_ends, disk), scratch=disk)
+        choose = max(choose, spans, key=lambda one: one.memory)
+    repair = repair_named(recipe.repair).size(shape, kept)
+    values = repair.parameters * shape.itemsize
     if recipe.repair != "none":
         n_fit = recipe.fit.n_tokens(max(shape.ffn, 4 * shape.hidden))
-        # on a CPU the heap keeps what they took beside the sums that come next; a card's allocator gives it to them
-        answers = (
-            N_ANSWERS * n_batch * int((1 + EXTRA) * shape.ffn) * 4 if recipe.repair in GATHERS and place.host is None else 0
-        )
-        fitting, scratch = _fit(recipe, shape, n_tokens=n_fit, spill=place.spill)
+        # On a CPU the heap keeps what a batch took beside the sums that come next; a card's allocator gives it to them.
+        beside = work + (repair.per_token * n_batch if place.host is None else 0)
+
+        def fitting(stage: str, n_tokens: int, *, disk: int = 0) -> StageNeed:
+            """Two states of the teacher and three of the student, and what the repair itself takes."""
+            everything = 5 * n_tokens * state
+            memory, scratch = min(everything, place.spill), max(0, everything - place.spill)
+            own = {"states": memory, "sums": repair.sums, "pool": repair.pool, "values": values}
+            return need(stage, work=beside, **own, disk=disk, scratch=scratch)
+
         if repairs_candidates(recipe):
-            ranking, on_disk = _fit(recipe, shape, n_tokens=n_fit // 4, spill=place.spill)
-            ranked = need("plan", work=work + answers, **ranking, values=values, scratch=on_disk)
-            choose = max(choose, ranked, key=lambda one: one.memory)
-        found += [choose, need("fit", work=work + answers, **fitting, values=values, disk=values, scratch=scratch)]
+            choose = max(choose, fitting("plan", n_fit // 4), key=lambda one: one.memory)
+        found += [choose, fitting("fit", n_fit, disk=values)]
     else:
         found.append(choose)
 
@@ -267,32 +264,12 @@ def _activations(shape: ModelShape, n_tokens: int) -> int:
     return n_tokens * (8 * shape.hidden + 3 * shape.ffn) * shape.itemsize
 
 
-def _fit(recipe: Recipe, shape: ModelShape, *, n_tokens: int, spill: int) -> tuple[dict[str, int], int]:
-    """Two states of the teacher and three of the student; the sums of the widest map with what solves them; scratch on disk."""
-    from shoal.fit.sites.neuron_pool import EXTRA
-
-    n_inputs = _inputs_of_sums(recipe, shape)
-    square = (n_inputs + 1) * (n_inputs + 1 + shape.hidden) * 8
-    states = 5 * n_tokens * shape.hidden * shape.itemsize
-    sums, pool = N_SUMS * square, 0
-    if recipe.repair in GATHERS:  # the candidates for the MLP before a cut: sums and weights, as rows and as maps
-        n_pool = int((1 + EXTRA) * shape.ffn)
-        sums = max(sums, N_SUMS_OF_POOL * (n_pool + 1) * (n_pool + 1 + shape.hidden) * 8)
-        pool = 5 * n_pool * shape.hidden * shape.itemsize  # two maps of candidates twice, and those of one more layer
-    return {"states": min(states, spill), "sums": sums, "pool": pool}, max(0, states - spill)
-
-
-def _inputs_of_sums(recipe: Recipe, shape: ModelShape) -> int:
-    """What the widest thing that a repair solves for reads; a scale or a constant reads nothing."""
-    return {"magnitude": 0, "bias": 0, "map": shape.hidden, "patch": shape.hidden}.get(recipe.repair, shape.ffn)
-
-
-def _patch_sums(recipe: Recipe, shape: ModelShape, cut: ResolvedBudget) -> tuple[int, int]:
-    """Spans that are ranked by their patch, and the bytes of their sums."""
-    from shoal.fit.span_error import bytes_per_span
+def _linear_error_sums(recipe: Recipe, shape: ModelShape, cut: ResolvedBudget) -> tuple[int, int]:
+    """Spans that are ranked by their linear error, and the bytes of their sums."""
+    from shoal.fit.linear_error import bytes_per_span
 
     n_spans = max(1, shape.n_layers - len(recipe.protected(shape.n_layers)) - cut.n + 1)
-    n_spans = min(n_spans, max(1, PATCH_BYTES // bytes_per_span(shape.hidden)))
+    n_spans = min(n_spans, max(1, LINEAR_ERROR_BYTES // bytes_per_span(shape.hidden)))
     return n_spans, n_spans * bytes_per_span(shape.hidden)
 
 

@@ -1,33 +1,11 @@
-"""Sizes of a model as it will run, from ``config.json`` alone: no weight is read."""
+"""Sizes of a model from ``config.json`` alone: no weight is read."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from shoal.run.job import window_of
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """Sizes of a model as it will run."""
-
-    n_layers: int
-    hidden: int
-    ffn: int
-    vocabulary: int
-    itemsize: int
-    layer_parameters: int
-    other_parameters: int
-    window: int | None
-
-    @property
-    def layer_bytes(self) -> int:
-        return self.layer_parameters * self.itemsize
-
-    @property
-    def other_bytes(self) -> int:
-        return self.other_parameters * self.itemsize
+from shoal.words.model_shape import ModelShape
 
 
 def shape_of(model: str, *, dtype: str | None = None, trust_remote_code: bool = False) -> ModelShape:

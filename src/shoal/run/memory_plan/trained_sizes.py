@@ -1,4 +1,4 @@
-"""How many parameters a repair sets and a training trains, and which layers its steps run: from sizes alone.
+"""How many parameters a training trains, and which layers its steps run: from sizes alone.
 
 One span is assumed unless the selector looks for several: where the guard picks a candidate of several, each takes as much.
 """
@@ -8,18 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from shoal.fit.table import repair_named
 from shoal.recipes.recipe import Recipe
-from shoal.run.memory_plan.shape import ModelShape
 from shoal.train.config import TrainConfig
+from shoal.words.model_shape import ModelShape
 
 if TYPE_CHECKING:
     from shoal.select.budget import ResolvedBudget
-
-EVERY_LAYER = ("auto", "sweep", "magnitude")
-"""Repairs that set something in every kept layer behind a cut."""
-
-GATHERS = ("auto", "sweep")
-"""Repairs that fill the MLP before a cut with neurons of the removed layers."""
 
 
 @dataclass(frozen=True)
@@ -41,18 +36,6 @@ class Training:
     widened: int
 
 
-def refitted(recipe: Recipe, shape: ModelShape, kept: int) -> int:
-    """Parameters that a repair sets, without those of replacements. Where a cut will be is not known yet: as if in front."""
-    from shoal.edits.replace.table import parse_replacement
-
-    mlp, both = shape.ffn * shape.hidden, (shape.ffn + shape.hidden) * shape.hidden
-    of = {"none": 0, "patch": 0, "bias": 2 * shape.hidden, "map": mlp, "refit": both}
-    replacement = parse_replacement(recipe.replace)
-    inherits = replacement is not None and replacement.n_inherited > 0  # then that MLP is the replacement's
-    filled = 2 * mlp if recipe.repair in GATHERS and not inherits else 0  # the MLP before the cut, as a whole
-    return kept * both + filled if recipe.repair in EVERY_LAYER else of[recipe.repair]
-
-
 def training_of(recipe: Recipe, config: TrainConfig, shape: ModelShape, *, cut: ResolvedBudget, kept: int) -> Training:
     """Of a recipe that trains as ``config`` says; ``kept``: layers of the student that are the model's own."""
     from shoal.edits.replace.table import parse_replacement
@@ -60,22 +43,21 @@ def training_of(recipe: Recipe, config: TrainConfig, shape: ModelShape, *, cut: 
     kind = parse_replacement(recipe.replace)
     several = {"disjoint": recipe.max_spans, "lowest": cut.n}
     n_spans = 0 if kind is None else min(several.get(recipe.select, 1), cut.n)
-    per_span = 0 if kind is None else max(1, kind.n_layers)  # a patch is at most a layer
-    modules, refits = n_spans * per_span, refitted(recipe, shape, kept)
-    n_refits = kept if recipe.repair in EVERY_LAYER else min(refits, 1)
-    parameters = at_once = modules * shape.layer_parameters + refits
+    per_span = 0 if kind is None else max(1, kind.n_layers)  # a stream module is at most a layer
+    modules, refits = n_spans * per_span, repair_named(recipe.repair).size(shape, kept)
+    parameters = at_once = modules * shape.layer_parameters + refits.parameters
     if config.several == "sequential":  # one module or one layer's refit after the other
-        at_once = max(per_span * shape.layer_parameters, min(refits, shape.layer_parameters))
+        at_once = max(per_span * shape.layer_parameters, min(refits.parameters, shape.layer_parameters))
         runs_on, alone = on_logits(config), per_span
     else:
-        runs_on, alone = n_spans > 1 or recipe.repair in EVERY_LAYER or on_logits(config), modules
+        runs_on, alone = n_spans > 1 or refits.layers > 1 or on_logits(config), modules
     return Training(
         parameters=parameters,
         modules=modules * shape.layer_parameters,
         at_once=at_once,
         most_run=kept if runs_on else max(alone, 1),
-        most_kept=kept if runs_on else min(n_refits, 1),
-        widened=n_refits * shape.layer_parameters * 4 if shape.itemsize < 4 else 0,
+        most_kept=kept if runs_on else min(refits.layers, 1),
+        widened=refits.layers * shape.layer_parameters * 4 if shape.itemsize < 4 else 0,
     )
 
 

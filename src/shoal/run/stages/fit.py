@@ -39,6 +39,7 @@ def fit_stage(inputs: Inputs, folder: RunFolder, plan: Plan, *, progress: Progre
     from shoal.fit.fit_plan import fit_plan, without_refits
     from shoal.fit.fit_result import FitResult
     from shoal.fit.put_back import as_removal, put_back
+    from shoal.fit.table import repair_named
 
     repair, cut = inputs.recipe.repair, without_refits(plan)
     if repair == "none":
@@ -51,7 +52,7 @@ def fit_stage(inputs: Inputs, folder: RunFolder, plan: Plan, *, progress: Progre
         return Repaired(Plan.load(folder / "plan.json"), values, FitResult.load(folder / "fit.json"))
     started = time.monotonic()
     judge = oracle(inputs, inputs.selection, what="check the repair", progress=progress)
-    of_modules = repair == "patch"  # all others set what is there without the replacements
+    of_modules = repair_named(repair).sets_replacements  # All others set what is there without the replacements.
     fitted = fit_plan(
         inputs.view,
         cut if of_modules else as_removal(cut),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shoal.run.candidate_repair import patch_table_of, repairer, repairs_candidates
+from shoal.run.candidate_repair import linear_errors_of, repairer, repairs_candidates
 from shoal.run.folder import RunFolder
 from shoal.run.job import Inputs
 from shoal.run.keys import choice_key, evaluation_key, save_key, scan_key, unopened_choice_key
@@ -119,14 +119,18 @@ def plan_stage(
         return Plan.load(folder / "plan.json")
     started = time.monotonic()
     size = model_size(view)
-    evidence = Evidence(found.tables if found else {}, lambda structure: why_not(inputs, structure), seed=recipe.seed)
+    evidence = Evidence(
+        found.tables if found else {},
+        lambda structure: why_not(inputs, structure),
+        seed=recipe.seed,
+        late=linear_errors_of(inputs, progress=progress),
+    )
     short = shortlist(
         budget,
         size,
         request,
         evidence,
         rescan=rescanner(view, inputs.batches(inputs.calibration), workers=inputs.workers) if recipe.rounds > 1 else None,
-        patch_table=patch_table_of(inputs, progress=progress),
     )
     if recipe.guard > 1 and judge is None:
         judge = oracle(inputs, inputs.selection, what="tournament", progress=progress)

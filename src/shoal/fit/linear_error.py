@@ -1,10 +1,10 @@
 """Spans ranked by what is missing after the best repair of the residual stream, from sums alone.
 
-A span changes the stream from x to y. The best affine patch ``x + x M + b`` on the stream leaves an error that follows from the
+A span changes the stream from x to y. The best affine map ``x + x M + b`` of the stream leaves an error that follows from the
 d x d second moments of x and of (x, y - x), so one pass ranks every span of a length without solving for any layer. A cosine
 cannot: a large change that is linear costs nothing to repair, and a small one that is not costs all of itself.
 
-Two folds of the samples, each scored by the patch of the other one. Ghosted Layers (arXiv 2605.15491) has the unweighted patch.
+Two folds of the samples, each scored by the map of the other one. Ghosted Layers (arXiv 2605.15491) has the unweighted map.
 
 Shapes: B samples, T positions, D hidden size, N tokens.
 """
@@ -25,15 +25,17 @@ from shoal.engine.workers import ALONE, Workers
 from shoal.fit.solve import RIDGES, best_ridge, ridge_change
 from shoal.fit.sums import MapSums, no_sums
 from shoal.measure.sinks import massive_tokens, real_lengths
-from shoal.select.request import PATCHED
 from shoal.words.records import stable_hash
 from shoal.words.types import Batch, Span, SpanTable
 
 N_FOLDS = 2
 
+LINEAR_ERROR = "linear_error/rest"
+"""Name of the table: error after the best affine map of the stream, over every token but the sinks."""
 
-class PatchObserver:
-    """Sums of the best affine patch in place of each of some spans; additive.
+
+class LinearErrorObserver:
+    """Sums of the best affine map in place of each of some spans; additive.
 
     Args:
         spans: each keeps ``N_FOLDS`` x 2 matrices of D x D in fp64.
@@ -86,9 +88,9 @@ class PatchObserver:
         }
 
     def errors(self) -> dict[Span, float]:
-        """Mean over tokens of |y' - y|^2 / |y|^2 with y' the best patch of the other fold, at the best ridge; sinks aside.
+        """Mean over tokens of |y' - y|^2 / |y|^2 where y' is what the best map of the other fold makes of x; sinks aside.
 
-        NaN where a fold has no token.
+        The ridge is the best one of ``RIDGES``. NaN where a fold has no token.
         """
         return {span: _error(folds) for span, folds in self._sums.items()}
 
@@ -102,7 +104,7 @@ def _error(folds: Sequence[MapSums]) -> float:
 
 
 @torch.no_grad()
-def patch_errors(
+def linear_errors(
     view: DecoderView,
     batches: Sequence[Batch],
     *,
@@ -110,20 +112,20 @@ def patch_errors(
     after_batch: Callable[[Batch], None] | None = None,
     workers: Workers = ALONE,
 ) -> SpanTable:
-    """The table ``patch_error/rest`` of some spans, in one pass up to the last boundary they need; NaN for all others.
+    """The table ``linear_error/rest`` of some spans, in one pass up to the last boundary they need; NaN for all others.
 
     Args:
         workers: who share the pass; all of them get the same table.
     Raises:
         ValueError: NaN or infinite states.
     """
-    observer = PatchObserver(spans, hidden_size=view.hidden_size, device=view.device)
+    observer = LinearErrorObserver(spans, hidden_size=view.hidden_size, device=view.device)
     stop = max(span.stop for span in spans)
     run_pass(view, batches, observers=[observer], stop=stop, after_batch=after_batch, workers=workers)
     values = np.full((view.n_layers + 1, view.n_layers + 1), np.nan)
     for span, error in observer.errors().items():
         values[span.start, span.stop] = error
-    criterion, tokens = PATCHED.split("/")
+    criterion, tokens = LINEAR_ERROR.split("/")
     return SpanTable(
         criterion=criterion,
         tokens=tokens,

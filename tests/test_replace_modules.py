@@ -1,4 +1,4 @@
-"""Patches in place of a span: they start as plain removal bit for bit, and compute what their formulas say."""
+"""Modules in place of a span: they start as plain removal bit for bit, and compute what their formulas say."""
 
 import math
 
@@ -9,7 +9,7 @@ from test_replace_layer import MASK_BT, PADDED, SPAN, plan_with, removed
 from transformers import AutoModelForCausalLM
 
 from shoal.edits.replace.family_mlp import forms_of
-from shoal.edits.replace.modules import ACTIVATIONS, PATCHES, new_patch, rotate
+from shoal.edits.replace.modules import ACTIVATIONS, STREAM_MODULES, new_module, rotate
 from shoal.edits.replace.replace_edit import Replace
 from shoal.edits.replace.table import REPLACEMENTS, parse_replacement, replacement_named
 from shoal.edits.student_of import attach, student_of, values_of
@@ -17,7 +17,7 @@ from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
 from shoal.words.types import Batch, Span
 
-PATCH_NAMES = [name for name in REPLACEMENTS if name != "layer"]
+NAMES = [name for name in REPLACEMENTS if name != "layer"]
 RANDOM_START = {"ffn": {"form": "paper"}}
 LOW_RANK = {"rank": 3}
 
@@ -46,7 +46,7 @@ def shaken(module, seed=0):
 
 def test_every_zero_start_is_plain_removal_bit_for_bit(view):
     plain = view.logits(PADDED, student=removed(2, 3, 4))
-    for name in PATCH_NAMES:
+    for name in NAMES:
         assert replacement_named(name).starts_as == "zero"
         student = student_of(view, plan_with(Replace(start=2, stop=5, replacement=name)))
         assert torch.equal(view.logits(PADDED, student=student), plain), name
@@ -112,8 +112,6 @@ def naive(module, x):
         return x + n @ p["map.weight"].T + p["map.bias"]
     if kind == "free":
         return x + x @ p["map.weight"].T + p.get("map.bias", 0)
-    if kind == "rotation":
-        return p["scale"] * x @ p["map.weight"].T
     h_DD = rotate(torch.eye(x.shape[-1], dtype=torch.float64), inverse=True)  # rows are H^T e_i: this is H
     return x @ (h_DD @ torch.diag(1 + p["delta"]) @ h_DD.T).T
 
@@ -127,18 +125,17 @@ FORMS = {
     "linear of low rank": {**NORMED, "rank": 3},
     "free": {"bias": True},
     "hadamard": {},
-    "rotation": {},
 }
 
 
-def test_every_patch_has_a_formula_here():
-    assert {form.split()[0] for form in FORMS} == set(PATCHES) == set(PATCH_NAMES)
+def test_every_module_has_a_formula_here():
+    assert {form.split()[0] for form in FORMS} == set(STREAM_MODULES) == set(NAMES)
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("hidden_size", [12, 16])
 def test_formulas(form, hidden_size):
-    module = new_patch(form.split()[0], hidden_size, FORMS[form]).double()
+    module = new_module(form.split()[0], hidden_size, FORMS[form]).double()
     module.start(torch.Generator().manual_seed(0))
     shaken(module)
     x_BTD = torch.randn(2, 5, hidden_size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -167,7 +164,7 @@ def test_half_precision_norms_are_computed_in_single(llama):
 
 
 def test_values_travel_and_gradients_reach_every_parameter(llama):
-    for name in PATCH_NAMES:
+    for name in NAMES:
         plan = plan_with(Replace(start=2, stop=5, replacement=name))
         student = student_of(llama, plan)
         shaken(student.attached[0].module)
@@ -189,7 +186,7 @@ def test_values_of_several_inherited_layers_travel(llama):
     assert torch.equal(llama.logits(PADDED, student=again), llama.logits(PADDED, student=student))
 
 
-def test_a_patch_follows_the_models_dtype():
+def test_a_module_follows_the_models_dtype():
     view = DecoderView(tiny_model("llama", n_layers=4).bfloat16())
     student = Student(
         attached=(attach(replacement_named("swiglu"), Span(1, 3), replacement_named("swiglu").build(view, SPAN)),)
@@ -240,7 +237,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.b
 
 @DTYPES
 @pytest.mark.parametrize(
-    ("family", "patch", "layout"),
+    ("family", "replacement", "layout"),
     [
         ("llama", "swiglu", "stock"),
         ("granite", "swiglu", "stock"),  # the scale of its residual is divided out
@@ -250,9 +247,9 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.b
         ("gemma2", "swiglu", "code"),  # a norm behind the MLP
     ],
 )
-def test_what_a_stock_layer_can_hold_is_the_same_in_every_precision(family, patch, layout, dtype):
+def test_what_a_stock_layer_can_hold_is_the_same_in_every_precision(family, replacement, layout, dtype):
     view = DecoderView(tiny_model(family, n_layers=3).to(dtype))
-    assert parse_replacement(patch).resolved(view).layout == layout
+    assert parse_replacement(replacement).resolved(view).layout == layout
 
 
 @DTYPES

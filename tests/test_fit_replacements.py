@@ -1,4 +1,4 @@
-"""Laws of patches in closed form: planted ones are recovered, narrower forms are never better, values mean what was solved."""
+"""Modules in closed form: planted ones are recovered, narrower forms are never better, values mean what is solved."""
 
 import math
 
@@ -7,27 +7,21 @@ import torch
 from families import tiny_model
 from test_fit_sweep import LENGTH, boundary, samples
 
-from shoal.edits.replace.table import replacement_named
+from shoal.edits.replace.hadamard import rotated_channels, rotation_matrix
+from shoal.edits.replace.linear import low_rank_change
+from shoal.edits.replace.table import REPLACEMENTS, replacement_named
 from shoal.engine.student import Attached, Student
 from shoal.engine.view import DecoderView
+from shoal.fit.fit_config import FitConfig
 from shoal.fit.held_out import LayerEnds, observe
-from shoal.fit.repairs import FitConfig
-from shoal.fit.replacement_fit import fit_patches
-from shoal.fit.replacement_forms import (
-    PATCH_FORMS,
-    affine_change,
-    low_rank_change,
-    rotated_channels,
-    rotation_matrix,
-    scaled_rotation,
-)
+from shoal.fit.replacement_fit import closed_form_of, fit_replacements
 from shoal.fit.sites.site import CannotRefit
-from shoal.fit.solve import solve_for, squared_error
+from shoal.fit.solve import ridge_change, solve_for, squared_error
 from shoal.fit.sums import folds_of, no_sums
 from shoal.words.types import Batch, Span
 
 D = 12
-KINDS = {"linear": {}, "low rank": {"rank": 3}, "free": {}, "free with bias": {"bias": True}, "hadamard": {}, "rotation": {}}
+KINDS = {"linear": {}, "low rank": {"rank": 3}, "free": {}, "free with bias": {"bias": True}, "hadamard": {}}
 
 
 def described(kind):
@@ -43,9 +37,6 @@ def module_of(kind, *, seed=0, size=D):
         for name, value in module.named_parameters():
             if "norm" not in name:
                 value.copy_(0.3 * torch.randn(value.shape, generator=draw))
-        if kind == "rotation":
-            module.map.weight.copy_(torch.linalg.qr(torch.randn(size, size, generator=draw, dtype=torch.float64)).Q)
-            module.scale.fill_(1.4)
     return module
 
 
@@ -61,6 +52,11 @@ def sums_of(x_ND, y_ND, *, reads=lambda x: x, weights_N=None, n=1):
     return shards
 
 
+def change_of(form):
+    """The best change of the form; where it may be any linear map, a ridge regression."""
+    return form.change or (lambda sums, ridge: ridge_change(sums, ridge, bias=form.bias))
+
+
 def tokens(n=400, seed=3):
     draw = torch.Generator().manual_seed(seed)
     mix_DD = torch.randn(D, D, generator=draw, dtype=torch.float64)
@@ -68,14 +64,14 @@ def tokens(n=400, seed=3):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_planted_patch_is_recovered_exactly(kind):
+def test_a_planted_module_is_recovered_exactly(kind):
     planted, x_ND = module_of(kind), tokens()
     y_ND = planted(x_ND).detach()
-    form = PATCH_FORMS[type(planted)]
-    shards = sums_of(x_ND, y_ND, reads=lambda x: form.reads(planted, x).detach(), n=3)
-    found = solve_for(shards, form.change(planted), ridge=0.0)
+    form = closed_form_of(planted)
+    shards = sums_of(x_ND, y_ND, reads=lambda x: form.reads(x).detach(), n=3)
+    found = solve_for(shards, change_of(form), ridge=0.0)
     fitted = module_of(kind, seed=1)
-    fitted.load_state_dict(form.values(fitted, found.change_ED))
+    fitted.load_state_dict(closed_form_of(fitted).values(found.change_ED))
     torch.testing.assert_close(fitted(x_ND), y_ND, rtol=1e-8, atol=1e-8)
     assert found.r2 == pytest.approx(1.0, abs=1e-9) and found.r2_folds == pytest.approx(1.0, abs=1e-9)
 
@@ -84,12 +80,12 @@ def test_a_planted_patch_is_recovered_exactly(kind):
 def test_the_values_of_a_module_are_the_change_that_was_solved(kind):
     module, x_ND = module_of(kind), tokens()
     y_ND = x_ND.roll(1, 0) + 0.1 * tokens(seed=4)
-    form = PATCH_FORMS[type(module)]
-    read_ND = form.reads(module, x_ND).detach()
+    form = closed_form_of(module)
+    read_ND = form.reads(x_ND).detach()
     for ridge in (1e-3, math.inf):
-        (sums,) = sums_of(x_ND, y_ND, reads=lambda x: form.reads(module, x).detach())
-        change_ED = form.change(module)(sums, ridge)
-        module.load_state_dict(form.values(module, change_ED))
+        (sums,) = sums_of(x_ND, y_ND, reads=lambda x: form.reads(x).detach())
+        change_ED = change_of(form)(sums, ridge)
+        module.load_state_dict(form.values(change_ED))
         expected = x_ND + torch.nn.functional.pad(read_ND, (0, 1), value=1.0) @ change_ED
         torch.testing.assert_close(module(x_ND).detach(), expected, rtol=1e-9, atol=1e-9)
         assert float(squared_error(sums, change_ED)) == pytest.approx(float((y_ND - expected).square().sum()), rel=1e-9)
@@ -97,7 +93,7 @@ def test_the_values_of_a_module_are_the_change_that_was_solved(kind):
 
 
 def test_each_form_is_never_better_than_the_one_that_holds_it():
-    """Hadamard, rotation and low rank within the affine map; a rank within the next; without a ridge and with any weights."""
+    """Hadamard and low rank within the affine map; a rank within the next; without a ridge and with any weights."""
     x_ND = tokens()
     y_ND = torch.tanh(x_ND).roll(1, 1) + 0.3 * x_ND
     weights_N = torch.rand(len(x_ND), generator=torch.Generator().manual_seed(0)) + 0.1
@@ -106,10 +102,10 @@ def test_each_form_is_never_better_than_the_one_that_holds_it():
     def error(change):
         return squared_error(sums, change(sums, 0.0))
 
-    affine, linear = error(affine_change(bias=True)), error(affine_change(bias=False))
+    affine, linear = (error(lambda sums, ridge, bias=bias: ridge_change(sums, ridge, bias=bias)) for bias in (True, False))
     ranks = [error(low_rank_change(rank)) for rank in range(1, D + 1)]
     nothing = float(sums.rr)
-    assert affine < linear < min(error(rotated_channels), error(scaled_rotation)) < nothing
+    assert affine < linear < error(rotated_channels) < nothing
     assert all(lower >= higher for lower, higher in zip(ranks, ranks[1:], strict=False))
     assert ranks[-1] == pytest.approx(affine, rel=1e-9) and ranks[0] < nothing
 
@@ -134,27 +130,11 @@ def test_low_rank_is_the_best_of_its_rank():
     assert best <= found * (1 + 1e-9) and best == pytest.approx(found, rel=1e-3)
 
 
-def test_rotation_is_procrustes():
-    """Against random rotations with their best scale; and it is a rotation times a scale."""
-    x_ND, draw = tokens(), torch.Generator().manual_seed(0)
-    y_ND = x_ND.roll(1, 1) + 0.2 * tokens(seed=5)
-    (sums,) = sums_of(x_ND, y_ND)
-    turn_DD = scaled_rotation(sums, 0.0)[:-1] + torch.eye(D)
-    product = turn_DD.mT @ turn_DD
-    torch.testing.assert_close(product, torch.eye(D, dtype=product.dtype) * product[0, 0])
-    best = squared_error(sums, scaled_rotation(sums, 0.0))
-    for _ in range(50):
-        near_DD = torch.linalg.qr(turn_DD + 0.1 * torch.randn(D, D, generator=draw, dtype=torch.float64)).Q
-        turned = x_ND @ near_DD
-        scale = (turned * y_ND).sum() / turned.square().sum()
-        assert best <= float((scale * turned - y_ND).square().sum())
-
-
 def test_the_hadamard_basis_is_the_modules():
     h_DD, x_ND = rotation_matrix(D, like=tokens()), tokens()
     torch.testing.assert_close(h_DD @ h_DD.mT, torch.eye(D, dtype=torch.float64))
-    patch = module_of("hadamard")
-    torch.testing.assert_close(patch(x_ND).detach(), x_ND + (x_ND @ h_DD * patch.delta) @ h_DD.mT)
+    module = module_of("hadamard")
+    torch.testing.assert_close(module(x_ND).detach(), x_ND + (x_ND @ h_DD * module.delta) @ h_DD.mT)
 
 
 # -- in a student --------------------------------------------------------------------------------------------------------
@@ -166,17 +146,17 @@ def student_with(view, kind, *spans):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_patches_are_fitted_front_to_back_and_errors_are_those_of_the_student(kind):
+def test_modules_are_fitted_front_to_back_and_errors_are_those_of_the_student(kind):
     view, text = DecoderView(tiny_model("llama")), samples(60)
     spans = (Span(1, 3), Span(4, 5))
     start = student_with(view, kind, *spans)
-    found = fit_patches(view, start, text.batches(16))
+    found = fit_replacements(view, start, text.batches(16))
     assert [(one.layer, one.target) for one in found.layers] == [(1, 3), (4, 5)]
     (batch,) = text.batches(60)
     held = folds_of([batch])[0] == 0
     for number, (one, span) in enumerate(zip(found.layers, spans, strict=True)):
-        after = Student(attached=(*found.student.attached[: number + 1], *start.attached[number + 1 :]))
-        before = Student(attached=(*found.student.attached[:number], *start.attached[number:]))
+        after = Student(attached=(*found.attached[: number + 1], *start.attached[number + 1 :]))
+        before = Student(attached=(*found.attached[:number], *start.attached[number:]))
         goal = boundary(view, batch, Student(), span.stop)[held].double()
         for student, error in ((before, one.error_before), (after, one.error_after)):
             miss = boundary(view, batch, student, span.stop)[held].double() - goal
@@ -190,32 +170,45 @@ def test_known_states_of_the_teacher_change_no_bit():
     batches = text.batches(20)
     known = {stop: [boundary(view, batch, Student(), stop) for batch in batches] for stop in range(1, 7)}
     start = student_with(view, "free", Span(2, 4))
-    one, two = (fit_patches(view, start, batches, known=states).student.attached[0].module for states in (None, known))
+    one, two = (fit_replacements(view, start, batches, known=states).attached[0].module for states in (None, known))
     assert all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())
 
 
-def test_linear_patchs_own_ratio():
+def test_the_papers_own_ratio_of_hadamard():
     """Mean over samples of mean |(y H)_k| / mean |(x H)_k|."""
     view, text = DecoderView(tiny_model("llama")), samples(40)
     start = student_with(view, "hadamard", Span(2, 3))
-    found = fit_patches(view, start, text.batches(40), config=FitConfig(hadamard="ratio", sinks="counted", keep="always"))
+    found = fit_replacements(view, start, text.batches(40), config=FitConfig(solve="ratio", sinks="counted", keep="always"))
     (batch,) = text.batches(40)
     fitted = folds_of([batch])[0] > 0
     h_DD = rotation_matrix(view.hidden_size, like=torch.zeros((), dtype=torch.float64))
     x, y = ((boundary(view, batch, Student(), stop)[fitted].double() @ h_DD).abs().mean(1) for stop in (2, 3))
     expected = (y / x).mean(0) - 1
     (one,) = found.layers
-    patch = found.student.attached[0].module
-    torch.testing.assert_close(patch.delta.double(), expected, rtol=1e-5, atol=1e-6)
-    assert one.maps[0].r2 < 1 and one.maps[0].form == "patch"
+    module = found.attached[0].module
+    torch.testing.assert_close(module.delta.double(), expected, rtol=1e-5, atol=1e-6)
+    assert one.maps[0].r2 < 1 and one.maps[0].form == "module"
+
+
+@pytest.mark.parametrize("name", REPLACEMENTS)
+def test_an_entry_with_a_closed_form_says_which(name):
+    kind, view = REPLACEMENTS[name], DecoderView(tiny_model("llama"))
+    module = replacement_named(name).build(view, Span(1, 4))
+    assert (kind.closed_form(module) is not None) == kind.has_closed_form == (closed_form_of(module) is not None)
+
+
+def test_a_ratio_is_refused_where_the_form_has_none():
+    view = DecoderView(tiny_model("llama"))
+    with pytest.raises(CannotRefit, match="'free' has no values by ratio"):
+        fit_replacements(view, student_with(view, "free", Span(2, 3)), samples(12).batches(12), config=FitConfig(solve="ratio"))
 
 
 def test_a_student_without_a_closed_form_is_refused():
     view = DecoderView(tiny_model("llama"))
     description = replacement_named("layer").resolved(view)
     student = Student(attached=(Attached(Span(1, 3), description.build(view, Span(1, 3)), 1),))
-    with pytest.raises(CannotRefit, match="linear, free, hadamard, rotation"):
-        fit_patches(view, student, samples(12).batches(12))
+    with pytest.raises(CannotRefit, match="linear, free, hadamard"):
+        fit_replacements(view, student, samples(12).batches(12))
 
 
 def test_padding_enters_no_observation():

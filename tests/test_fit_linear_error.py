@@ -1,4 +1,4 @@
-"""Spans ranked by their error after the best patch: planted affine layers, a naive reference, and what may not matter."""
+"""Spans ranked by their error after the best affine map: planted affine layers, a naive reference, and what may not matter."""
 
 import math
 from dataclasses import replace
@@ -12,11 +12,11 @@ from shoal.engine.passes import run_pass
 from shoal.engine.streamed import open_streamed
 from shoal.engine.view import DecoderView
 from shoal.fit.solve import RIDGES
-from shoal.fit.span_error import N_FOLDS, PatchObserver, bytes_per_span, patch_errors
+from shoal.fit.linear_error import LINEAR_ERROR, N_FOLDS, LinearErrorObserver, bytes_per_span, linear_errors
 from shoal.measure.scan import add_states
 from shoal.select.budget import parse_budget
 from shoal.select.model_size import NOTHING, model_size, put_back_of
-from shoal.select.request import PATCHED, Evidence, Request
+from shoal.select.request import Evidence, LateTable, Request
 from shoal.select.shortlist import shortlist
 from shoal.words.records import stable_hash
 from shoal.words.types import Batch, Span
@@ -65,8 +65,8 @@ def naive(view, span):
 
 def test_errors_equal_a_naive_reference():
     view = view_of()
-    table = patch_errors(view, BATCHES, spans=SPANS)
-    assert table.name == PATCHED and not table.higher_is_more_redundant
+    table = linear_errors(view, BATCHES, spans=SPANS)
+    assert table.name == LINEAR_ERROR and not table.higher_is_more_redundant
     for span in SPANS:
         assert table[span] == pytest.approx(naive(view, span), rel=1e-4)  # products of the sums are in fp32
     assert math.isnan(table[Span(0, 1)]) and math.isnan(table[Span(1, 2)])
@@ -90,12 +90,12 @@ def test_an_identity_costs_nothing_and_a_large_linear_change_next_to_nothing():
     layers[2], layers[4] = Turn(), Same()
     view = DecoderView(view.model)
     singles = [Span(layer, layer + 1) for layer in range(L)]
-    table = patch_errors(view, BATCHES, spans=singles)
+    table = linear_errors(view, BATCHES, spans=singles)
     assert table[Span(4, 5)] == 0.0
     assert table[Span(2, 3)] < 1e-6
     assert all(table[one] > 1e-3 for one in singles if one.start not in (2, 4))
     plain = sum(_relative_change(view, Batch(ids_T[None]), Span(2, 3)) for ids_T in IDS_BT) / len(IDS_BT)
-    assert plain > 0.5, "the planted change is large, so a score without a patch would rank it last"
+    assert plain > 0.5, "the planted change is large, so a score without a map would rank it last"
 
 
 def _relative_change(view, batch, span):
@@ -105,7 +105,7 @@ def _relative_change(view, batch, span):
 
 
 def observed(view, batches):
-    observer = PatchObserver(SPANS, hidden_size=view.hidden_size)
+    observer = LinearErrorObserver(SPANS, hidden_size=view.hidden_size)
     run_pass(view, batches, observers=[observer])
     return observer
 
@@ -119,7 +119,7 @@ def test_shards_add_up_and_a_loaded_state_continues_bit_for_bit():
     run_pass(view, BATCHES[1:], observers=[left])
     assert all(torch.equal(value, whole.state()[name]) for name, value in left.state().items())
     with pytest.raises(ValueError, match="other spans"):
-        left.load_state(PatchObserver(SPANS[:1], hidden_size=view.hidden_size).state())
+        left.load_state(LinearErrorObserver(SPANS[:1], hidden_size=view.hidden_size).state())
 
 
 def test_padding_changes_nothing():
@@ -127,8 +127,8 @@ def test_padding_changes_nothing():
     wide_BT = torch.cat([IDS_BT, torch.full((24, 5), 7)], dim=1)
     mask_BT = torch.ones_like(wide_BT, dtype=torch.bool)
     mask_BT[:, T:] = False
-    padded = patch_errors(view, [Batch(wide_BT, mask_BT, 0)], spans=SPANS)
-    plain = patch_errors(view, BATCHES, spans=SPANS)
+    padded = linear_errors(view, [Batch(wide_BT, mask_BT, 0)], spans=SPANS)
+    plain = linear_errors(view, BATCHES, spans=SPANS)
     for span in SPANS:
         assert padded[span] == pytest.approx(plain[span], rel=1e-4)  # fp32 states under another mask
 
@@ -139,13 +139,13 @@ def test_a_streamed_model_gives_the_same_bits(family, tmp_path):
     from shoal.engine.open import open_model
 
     opened, streamed = open_streamed(tmp_path)
-    ours = patch_errors(DecoderView(opened.model, residency=streamed), BATCHES, spans=SPANS)
-    theirs = patch_errors(DecoderView(open_model(tmp_path).model), BATCHES, spans=SPANS)
+    ours = linear_errors(DecoderView(opened.model, residency=streamed), BATCHES, spans=SPANS)
+    theirs = linear_errors(DecoderView(open_model(tmp_path).model), BATCHES, spans=SPANS)
     assert [ours[span] for span in SPANS] == [theirs[span] for span in SPANS]
 
 
 def test_the_bytes_are_those_of_the_sums():
-    sums = PatchObserver([Span(0, 1)], hidden_size=16).state().values()
+    sums = LinearErrorObserver([Span(0, 1)], hidden_size=16).state().values()
     large = sum(value.numel() * value.element_size() for value in sums if value.ndim == 2)
     assert bytes_per_span(16) >= large > 0.9 * bytes_per_span(16)
 
@@ -155,31 +155,31 @@ def test_the_selector_takes_the_span_of_least_error():
     view = view_of()
     seen = []
 
-    def patch_table(spans):
+    def measure(spans):
         seen.append(list(spans))
-        return patch_errors(view, BATCHES, spans=spans)
+        return linear_errors(view, BATCHES, spans=spans)
 
     size = model_size(view)
     for put_back in (NOTHING, put_back_of(LayerReplacement(), 32)):
-        request = Request(n_layers=L, by=PATCHED, n_candidates=1, put_back=put_back)
-        (chosen,) = shortlist(parse_budget("2"), size, request, Evidence(), patch_table=patch_table).candidates
+        request = Request(n_layers=L, by=LINEAR_ERROR, n_candidates=1, put_back=put_back)
+        (chosen,) = shortlist(parse_budget("2"), size, request, Evidence(late=LateTable(LINEAR_ERROR, measure))).candidates
         allowed = [span for span in seen[-1]]
         assert {span.n for span in allowed} == {2} and (put_back == NOTHING) == (Span(0, 2) in allowed)
-        table = patch_errors(view, BATCHES, spans=allowed)
+        table = linear_errors(view, BATCHES, spans=allowed)
         assert Span(chosen.layers[0], chosen.layers[-1] + 1) == min(allowed, key=lambda span: table[span])
 
 
 def test_spans_are_measured_in_the_order_of_the_wanted_score():
     """A scorer that can hold few spans measures the most promising ones."""
     view = view_of()
-    values = patch_errors(view, BATCHES, spans=[Span(start, start + 2) for start in range(L - 1)])
+    values = linear_errors(view, BATCHES, spans=[Span(start, start + 2) for start in range(L - 1)])
     known = replace(values, criterion="cosine", tokens="rest")
     asked = []
 
-    def patch_table(spans):
+    def measure(spans):
         asked.extend(spans)
         return values
 
     request = Request(n_layers=L, by="cosine/rest", n_candidates=1)
-    shortlist(parse_budget("2"), model_size(view), request, Evidence({"cosine/rest": known}), patch_table=patch_table)
+    shortlist(parse_budget("2"), model_size(view), request, Evidence({"cosine/rest": known}, late=LateTable(LINEAR_ERROR, measure)))
     assert asked == sorted(asked, key=lambda span: (known[span], -span.start)) and len(asked) == L - 1

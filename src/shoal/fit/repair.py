@@ -1,0 +1,118 @@
+"""What an entry of the table of repairs says of itself: its words, what it goes with, what it takes, and how it runs.
+
+Free of torch: recipes and the command's help read the table, so an entry imports what it runs when it is asked to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from shoal.edits.replace.contract import Replacement
+from shoal.words.model_shape import ModelShape
+
+if TYPE_CHECKING:
+    from shoal.edits.plan import Plan
+    from shoal.engine.student import Student
+    from shoal.engine.view import DecoderView
+    from shoal.engine.workers import Workers
+    from shoal.fit.boundary_states import BoundaryStates
+    from shoal.fit.fit_config import FitConfig
+    from shoal.fit.fit_result import Refitted
+    from shoal.words.types import Batch
+
+TrainedOn = frozenset[Literal["stream", "logits"]]
+"""What a training after the repair compares with the teacher's: states of the stream, logits, or both; empty: nothing."""
+
+N_SUMS = 4 + 3
+"""Matrices of sums alive during a solve: one per training fold, plus the sum over the folds, that sum without one fold, and its
+Cholesky factor."""
+
+
+class Fit(Protocol):
+    """Solves the cuts of a plan."""
+
+    def __call__(
+        self,
+        view: DecoderView,
+        plan: Plan,
+        student: Student,
+        batches: Sequence[Batch],
+        *,
+        config: FitConfig,
+        known: Mapping[int, BoundaryStates] | None = None,
+        after_layer: Callable[[int], None] | None = None,
+        workers: Workers = ...,
+    ) -> Refitted:
+        """Solve them.
+
+        Args:
+            student: of the plan, before the repair.
+            known, after_layer: as for :func:`shoal.fit.walk.walk`.
+            workers: the processes that share the batches; all of them get the same values.
+        Raises:
+            CannotRefit: nothing of it has a closed form, or there is too little text.
+        """
+        ...
+
+    def last_layer(self, plan: Plan) -> int:
+        """The last layer that it stops at, for progress."""
+        ...
+
+
+@dataclass(frozen=True)
+class RepairSize:
+    """What a repair takes at most.
+
+    Attributes:
+        parameters: how many it sets in kept layers; ``layers``: in how many of them.
+        sums: bytes of the sums of the widest thing that is solved for, with what its solve holds beside them.
+        pool: bytes of the values of candidates that it collects.
+        per_token: bytes for each token of a batch while the sums are taken, beyond what the layer takes itself.
+    """
+
+    parameters: int = 0
+    layers: int = 0
+    sums: int = 0
+    pool: int = 0
+    per_token: int = 0
+
+
+@dataclass(frozen=True)
+class Repair:
+    """An entry of :data:`shoal.fit.table.REPAIRS`.
+
+    Attributes:
+        name, about: as the command and the recipe have it, and one line for people.
+        fit: what runs; None: nothing does.
+        size: what it takes for a shape of model, and a number of layers that stay.
+        conflict: why it does not go with a replacement (None: plain removal) and a training, or an empty text; what every
+            repair refuses is in :meth:`refusal`.
+        sets_replacements: it sets the values of replacements, not those of kept layers.
+        compares_repaired: the tournament compares its candidates repaired; False: as they are.
+        else_plain: where nothing has a closed form the plain cut stands, said aloud, instead of an error.
+    """
+
+    name: str
+    about: str
+    fit: Callable[[], Fit] | None
+    size: Callable[[ModelShape, int], RepairSize]
+    conflict: Callable[[Replacement | None, TrainedOn], str] = lambda replacement, trained_on: ""
+    sets_replacements: bool = False
+    compares_repaired: bool = True
+    else_plain: bool = False
+
+    def refusal(self, replacement: Replacement | None, trained_on: TrainedOn) -> str:
+        """Why this repair cannot stand in a recipe with these, or an empty text."""
+        if self.fit is not None and replacement is not None and replacement.starts_as == "random":
+            return (
+                f"replace {replacement.name!r} starts at random, so there is no student to repair yet; use --repair none, or a "
+                "replacement that starts as the identity or as a layer"
+            )
+        return self.conflict(replacement, trained_on)
+
+
+def bytes_of_sums(n_inputs: int, n_outputs: int) -> int:
+    """Bytes of the sums of one linear map, fp64: second moments of its inputs and of those with what is missing."""
+    return (n_inputs + 1) * (n_inputs + 1 + n_outputs) * 8

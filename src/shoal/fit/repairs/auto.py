@@ -1,0 +1,21 @@
+"""A sweep where the family has an exact one, else the plain cut."""
+
+from __future__ import annotations
+
+from shoal.fit.repair import Fit, Repair, RepairSize
+from shoal.words.model_shape import ModelShape
+
+
+def fit() -> Fit:
+    from shoal.fit.sweep import WHOLE_SWEEP
+
+    return WHOLE_SWEEP
+
+
+def size(shape: ModelShape, n_kept: int) -> RepairSize:
+    from shoal.fit.sweep import whole_sweep_size
+
+    return whole_sweep_size(shape, n_kept)
+
+
+AUTO = Repair("auto", "sweep where the family has an exact one, else the plain cut, said aloud", fit, size, else_plain=True)

@@ -1,0 +1,35 @@
+"""Sizes of a model, as far as one can tell without its weights. Whoever takes memory says how much by these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of a model as it will run.
+
+    Attributes:
+        hidden, ffn: size of the stream, and inputs of the MLP's map into it that a token meets, of all its experts together.
+        vocabulary: tokens.
+        itemsize: bytes of an element in the dtype that it will run in.
+        layer_parameters: those of the largest layer; ``other_parameters``: those of embedding, final norm and head.
+        window: tokens that the model was made for; None: the config does not say.
+    """
+
+    n_layers: int
+    hidden: int
+    ffn: int
+    vocabulary: int
+    itemsize: int
+    layer_parameters: int
+    other_parameters: int
+    window: int | None
+
+    @property
+    def layer_bytes(self) -> int:
+        return self.layer_parameters * self.itemsize
+
+    @property
+    def other_bytes(self) -> int:
+        return self.other_parameters * self.itemsize
