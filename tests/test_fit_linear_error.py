@@ -11,8 +11,8 @@ from shoal.edits.replace.layer import LayerReplacement
 from shoal.engine.passes import run_pass
 from shoal.engine.streamed import open_streamed
 from shoal.engine.view import DecoderView
-from shoal.fit.solve import RIDGES
 from shoal.fit.linear_error import LINEAR_ERROR, N_FOLDS, LinearErrorObserver, bytes_per_span, linear_errors
+from shoal.fit.solve import RIDGES
 from shoal.measure.scan import add_states
 from shoal.select.budget import parse_budget
 from shoal.select.model_size import NOTHING, model_size, put_back_of
@@ -181,5 +181,7 @@ def test_spans_are_measured_in_the_order_of_the_wanted_score():
         return values
 
     request = Request(n_layers=L, by="cosine/rest", n_candidates=1)
-    shortlist(parse_budget("2"), model_size(view), request, Evidence({"cosine/rest": known}, late=LateTable(LINEAR_ERROR, measure)))
+    shortlist(
+        parse_budget("2"), model_size(view), request, Evidence({"cosine/rest": known}, late=LateTable(LINEAR_ERROR, measure))
+    )
     assert asked == sorted(asked, key=lambda span: (known[span], -span.start)) and len(asked) == L - 1

@@ -1,4 +1,4 @@
-"""What the tournament of the plan stage needs besides the oracle: spans ranked by their linear error, and candidates repaired."""
+"""What the tournament of the plan stage needs besides the oracle: spans ranked by linear error, and candidates repaired."""
 
 from __future__ import annotations
 

@@ -142,7 +142,6 @@ def _cut(recipe: Recipe, shape: ModelShape) -> ResolvedBudget:
 def _stages(
     recipe: Recipe, shape: ModelShape, *, cut: ResolvedBudget, held: int | None, place: Machine
 ) -> tuple[StageNeed, ...]:
-    from shoal.fit.sites.neuron_pool import EXTRA
     from shoal.measure.observers import ScanFacts, observer_named
 
     length = recipe.text.length or min(shape.window or LONGEST_DEFAULT, LONGEST_DEFAULT)
