@@ -16,10 +16,11 @@ class FitConfig(Record):
     """The closed-form repair.
 
     Attributes:
-        tokens: of the ``training`` slice; None: 64 per input of the widest map, at least 200 k, or what the text holds.
-        weights: of a token's squared miss: ``relative`` to its squared norm, or all alike (``plain``).
+        tokens: tokens of the ``training`` slice to read; None: 64 per input of the widest map, at least 200 k, or what the text
+            holds.
+        weights: a token's squared miss counts ``relative`` to its squared norm, or all tokens count alike (``plain``).
         sinks: tokens of 20 times the median norm are met ``exact``ly in the mean, or ``counted`` like all others.
-        ridge: in units of the inputs' mean second moment; None: by cross-validation.
+        ridge: the ridge in units of the inputs' mean second moment; None: cross-validation chooses it.
         keep: a solve stands ``if_better`` on the held-out samples, or ``always``, as the papers have it.
         solve: the values of a replacement by ``least_squares``, or from the ``ratio`` of mean magnitudes behind and before the
             span, where its closed form has one (``hadamard``: LinearPatch's own formula).

@@ -46,12 +46,13 @@ class MapFit(Record):
         form: what was solved for: a map as a ``weight``, a map behind an ``output``, a ``bias``, the ``gain`` of a norm, the
             ``scale`` of the stream, the ``module`` in place of a span, or all ``neurons`` of an MLP, from several layers.
         parameters: names inside the layer.
-        ridge: in units of the inputs' mean second moment; infinite: no change was best.
+        ridge: the ridge in units of the inputs' mean second moment; infinite: no change was best.
         r2, r2_folds: share of the weighted squared change that the map explains, in-sample and on folds left out in turn
             (None where none were).
-        condition, effective_rank: of the inputs' second moments.
-        scale: of the stream after the cut, where that is what was solved for.
-        n_tokens, n_sinks: of the fit. held_out_error: of the layer with this map refitted, as in :class:`LayerFit`.
+        condition, effective_rank: condition number and effective rank of the inputs' second moments.
+        scale: the scale of the stream after the cut, where that is what was solved for.
+        n_tokens, n_sinks: counts over the text of the fit.
+        held_out_error: error of the layer with this map refitted, as in :class:`LayerFit`.
     """
 
     form: MapForm = "weight"
@@ -87,9 +88,9 @@ class LayerFit(Record):
     """The refit of one layer; its output is fitted to the teacher's boundary ``target``.
 
     Attributes:
-        share: of the way from the teacher's boundary behind this layer to ``target`` where what it is fitted to lies; below 1
-            where a cut follows and the layers behind it are fitted, too.
-        error_before, error_after: on samples no fit has seen, weighted squared miss of that goal over its squared norm.
+        share: the goal lies that part of the way from the teacher's boundary right behind this layer to ``target``. It is below 1
+            where a cut follows and layers behind it are fitted, too.
+        error_before, error_after: weighted squared miss of that goal over its squared norm, on samples no fit has seen.
         maps: solves in order; ``n_kept`` of them, from the first, stand (0: none lowered the held-out error).
         seconds: teacher's layers up to the target included.
     """

@@ -1,6 +1,6 @@
 """One layer, or a module in place of several, on all batches: its outputs, its held-out error, and the sums of the next solve.
 
-Shapes: B samples, T positions, D hidden size, F inputs of a place, N tokens.
+Shapes: B samples, T positions, D hidden size, F inputs of a site, N tokens.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from shoal.measure.sinks import massive_tokens, real_lengths
 from shoal.words.types import Batch
 
 RunLayer = Callable[[Tensor, Reading], tuple[Tensor, Tensor | None]]
-"""States before and a reading to the states after, and what a place read on the way (None: nothing is solved for)."""
+"""States before a layer and a reading to the states behind it, and what a site read on the way (None: there is no site)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,9 +28,9 @@ class LayerEnds:
     """What a layer or module reads, and where it should arrive.
 
     Attributes:
-        inputs: the student's states before it; ``goals``: the teacher's that it is fitted to.
-        folds: of the samples of every batch; fold 0 is held out.
-        workers: who have the other batches; what is observed is added over all of them.
+        inputs: the student's states before it; ``goals``: the teacher's states that its output is fitted to.
+        folds: the fold of every sample, per batch; fold 0 is held out.
+        workers: the processes that have the other batches; what is observed is added over all of them.
     """
 
     readings: Sequence[Reading]
@@ -41,12 +41,15 @@ class LayerEnds:
 
 
 def held_out(view: DecoderView, ends: LayerEnds) -> LayerEnds:
-    """Of the held-out samples alone: all that the error of :func:`observe` is over. Batches without one are left out."""
+    """The ends of the held-out samples alone, which are all that the error of :func:`observe` is over.
+
+    Batches without such a sample are left out.
+    """
     readings, folds = [], []
     inputs, goals = emptied(ends.inputs), emptied(ends.inputs)
     for reading, h_BTD, goal_BTD, folds_B in zip(ends.readings, ends.inputs, ends.goals, ends.folds, strict=True):
         chosen_B = folds_B == 0
-        assert reading.batch.branches is None  # text to fit on is plain
+        assert reading.batch.branches is None, "text to fit on is plain"
         if chosen_B.any():
             mask_BT = None if reading.batch.mask_BT is None else reading.batch.mask_BT[chosen_B]
             own = view.read(replace(reading.batch, ids_BT=reading.batch.ids_BT[chosen_B], mask_BT=mask_BT))

@@ -82,7 +82,7 @@ class LayerSolution:
     Attributes:
         errors: held-out errors, before the first solve and after each.
         solved: the sites with their solutions, in order.
-        values: of the solves that stand; empty: none does. ``outputs``: the states behind the layer with them.
+        values: new values of the solves that stand; empty: none does. ``outputs``: the states behind the layer with them.
     """
 
     config: FitConfig

@@ -38,7 +38,7 @@ class LinearErrorObserver:
     """Sums of the best affine map in place of each of some spans; additive.
 
     Args:
-        spans: each keeps ``N_FOLDS`` x 2 matrices of D x D in fp64.
+        spans: the spans to rank; each of them takes ``N_FOLDS`` x 2 matrices of D x D in fp64.
     """
 
     def __init__(self, spans: Sequence[Span], *, hidden_size: int, device: torch.device | str = "cpu") -> None:
@@ -115,7 +115,7 @@ def linear_errors(
     """The table ``linear_error/rest`` of some spans, in one pass up to the last boundary they need; NaN for all others.
 
     Args:
-        workers: who share the pass; all of them get the same table.
+        workers: the processes that share the pass; all of them get the same table.
     Raises:
         ValueError: NaN or infinite states.
     """

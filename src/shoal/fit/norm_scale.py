@@ -1,10 +1,10 @@
 """One scale per cut: Prune&Comp's magnitude compensation (arXiv 2507.18212), folded into the maps *after* the cut.
 
-The cut leaves the stream too short; the paper multiplies it by a = mean over samples of mean|y| / mean|x| through the embedding
-and every map before the cut. Dividing what every later layer adds by a is the same model: later layers and the head read the
-stream through a norm, so only proportions count. It leaves the embedding alone, so a tied head stays as it is, and where no
-layer follows the cut there is nothing to do. Exact but for the epsilon of the norms; families whose layers or head are not
-indifferent to the scale of the stream are refused, by running them.
+The cut leaves the stream too short. The paper multiplies it by a = mean over samples of mean|y| / mean|x| through the embedding
+and every map before the cut. Dividing what every later layer adds by a is the same model, because later layers and the head
+read the stream through a norm, so that only proportions count. This way leaves the embedding alone, so a tied head stays as it
+is, and where no layer follows the cut there is nothing to do. It is exact but for the epsilon of the norms. Families whose layers
+or head are not indifferent to the scale of the stream are refused; the layers are run to find out.
 
 Shapes: B samples, T positions, D hidden size.
 """
@@ -34,7 +34,8 @@ from shoal.fit.sites.site import CannotRefit, Site
 from shoal.fit.walk import Goal, Here, walk
 from shoal.words.types import Batch, Span, spans_of
 
-# The epsilon of a norm shows where the stream is small; anything above this is another function of the stream's scale.
+# Largest relative difference that the epsilon of a norm can make where the stream is small. A layer that differs by more is not
+# indifferent to the scale of the stream.
 SCALE_TOLERANCE = 1e-2
 
 
@@ -116,7 +117,11 @@ def _scaled_states(states: BoundaryStates, scale: float) -> SpilledStates:
 
 
 def _sites(view: DecoderView, layer: int, probe: Reading) -> list[Site[Any]]:
-    """What takes the scale: half the stream, through halved maps, must give half the answer."""
+    """The sites that take the scale: half the stream, through halved maps, must give half the answer.
+
+    Raises:
+        CannotRefit: a sublayer has no site, or the answer is another one.
+    """
     found, reasons = Sites(("attn", "mlp")).of(view, layer, probe)
     if {site.kind for site in found} != {"attn", "mlp"}:
         raise CannotRefit(f"{reasons[0]}; a scale needs all of them: use --repair sweep, or none")

@@ -42,25 +42,18 @@ def put_back(view: DecoderView, plan: Plan, fitted: FittedPlan) -> FittedPlan:
     Returns:
         Refits of inherited layers as values of their replacement; the others as they are. The student is the same, bit for bit.
     """
-    inside = {layer: edit for edit in plan.replacements for layer in tuple(edit.span.layers)[: _n_inherited(edit)]}
+    inside = {slot.like: slot.values for slot in plan.structure if slot.runs == "layer" and slot.values}
     refits = [edit for edit in fitted.plan.edits if isinstance(edit, Refit)]
-    outside = tuple(edit for edit in refits if edit.layer not in inside)
-    values = {
-        f"refit.{one.layer}.{name}": fitted.values[f"refit.{one.layer}.{name}"] for one in outside for name in one.parameters
+    found = {
+        f"{inside.get(edit.layer, edit.prefix())}{name}": fitted.values[f"{edit.prefix()}{name}"]
+        for edit in refits
+        for name in edit.parameters
     }
-    for edit in plan.replacements:
-        own = [one for one in refits if inside.get(one.layer) == edit]
-        if not own:
-            continue
-        state = values_of([new_attached(view, edit)])
-        for one in own:
-            at = "layer." if _n_inherited(edit) == 1 else f"{one.layer - edit.start}.layer."
-            for name in one.parameters:
-                key = f"replace.{edit.start}-{edit.stop}.{at}{name}"
-                assert key in state, f"{key} is not among {sorted(state)}"
-                state[key] = fitted.values[f"refit.{one.layer}.{name}"]
-        values.update(state)
-    return replace(fitted, plan=plan.model_copy(update={"edits": (*plan.edits, *outside)}), values=values)
+    refitted = [edit for edit in plan.replacements if any(edit.owns(name) for name in found)]
+    starts = values_of([new_attached(view, edit) for edit in refitted])
+    assert all(name in starts or name.startswith("refit.") for name in found), "a replacement lacks a parameter of its layer"
+    outside = tuple(edit for edit in refits if edit.layer not in inside)
+    return replace(fitted, plan=plan.model_copy(update={"edits": (*plan.edits, *outside)}), values={**starts, **found})
 
 
 def _n_inherited(edit: Replace) -> int:

@@ -48,7 +48,7 @@ class Fit(Protocol):
         """Solve them.
 
         Args:
-            student: of the plan, before the repair.
+            student: the plan's student before the repair.
             known, after_layer: as for :func:`shoal.fit.walk.walk`.
             workers: the processes that share the batches; all of them get the same values.
         Raises:
@@ -84,7 +84,7 @@ class Repair:
     """An entry of :data:`shoal.fit.table.REPAIRS`.
 
     Attributes:
-        name, about: as the command and the recipe have it, and one line for people.
+        name, about: the name in recipes and on the command line, and one line for people.
         fit: what runs; None: nothing does.
         size: what it takes for a shape of model, and a number of layers that stay.
         conflict: why it does not go with a replacement (None: plain removal) and a training, or an empty text; what every

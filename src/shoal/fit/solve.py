@@ -33,9 +33,9 @@ class Solution:
         ridge: chosen, in units of the mean diagonal.
         r2: share of the weighted squared miss that goes, on the tokens of the fit; ``r2_folds``: on folds left out in turn,
             None where none were.
-        condition: of the inputs' second moments with the ridge added; 1 for an infinite ridge.
+        condition: condition number of the inputs' second moments with the ridge added; 1 for an infinite ridge.
         effective_rank: participation ratio of their eigenvalues, (sum)^2 / sum of squares, without the ridge.
-        n_tokens, n_sinks: of the fit.
+        n_tokens, n_sinks: counts over the tokens of the fit.
     """
 
     change_ED: Tensor
@@ -155,7 +155,7 @@ def cross_validated_for(
     for ridge in ridges:
         try:
             changes = [change(total - fold, ridge) for fold in folds]
-        except ValueError:  # rounding made it indefinite: such a ridge is too small, a larger one is in the list
+        except ValueError:  # Rounding made the system indefinite: the ridge is too small, and a larger one is in the list.
             errors.append(math.inf)
             continue
         errors.append(sum(squared_error(fold, change) for fold, change in zip(folds, changes, strict=True)))

@@ -30,7 +30,7 @@ HELD_OUT = 10
 
 
 class Sums:
-    """Over tokens of one fold. They add and subtract, so shards give the whole, and the whole minus a fold its complement."""
+    """Sums over the tokens of one fold. Sums add and subtract: shards give the whole, which minus a fold is its complement."""
 
     n_tokens: Tensor
 
@@ -44,9 +44,9 @@ class Sums:
         """Add real tokens of one fold, in place.
 
         Args:
-            h_NF: what the place reads; r_ND: target minus the student's stream.
-            weights_N: of the tokens that are no sinks, at least 0.
-            sinks_N: bool; these do not enter the second moments.
+            h_NF: what the site reads; r_ND: target minus the student's stream.
+            weights_N: weights of the tokens that are no sinks, at least 0.
+            sinks_N: bool; sinks do not enter the second moments.
         """
         raise NotImplementedError
 
@@ -57,7 +57,7 @@ class MapSums(Sums):
 
     Attributes:
         hh_EE, hr_ED, rr: weighted second moments of the tokens that are no sinks.
-        n_tokens: how many they are.
+        n_tokens: number of those tokens.
         sink_E, sink_r_D: sums of [h, 1] and r over the sinks, unweighted; ``sink_E[-1]`` is their number.
     """
 

@@ -22,7 +22,7 @@ from shoal.fit.sums import MapSums, no_sums
 
 @dataclass(frozen=True)
 class BiasSite:
-    """The bias of an output map; it reads nothing but the constant 1."""
+    """The bias of an output map. Nothing is read but the constant 1."""
 
     map: LinearMap
     form: ClassVar[SiteForm] = "bias"

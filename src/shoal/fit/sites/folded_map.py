@@ -26,11 +26,11 @@ from shoal.fit.sums import MapSums, no_sums
 
 @dataclass(frozen=True)
 class FoldedMapSite:
-    """What a sublayer returns.
+    """What a sublayer returns, with a linear map behind it.
 
     Attributes:
-        path: of what the tap reads: the output map, or the sublayer where it ends in several.
-        folds: parameter to the axis that is the output.
+        path: path of the module whose output the tap reads: the output map, or the sublayer where that ends in several maps.
+        folds: parameters that take the map, each with the axis that is its output.
         bias: the parameter that can take a constant; None: there is none, or experts share the output in unknown parts.
         gain: the stream gets this many times what the sublayer returns.
     """

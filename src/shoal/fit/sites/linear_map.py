@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from shoal.edits.replace.family_mlp import is_transposed
 from shoal.engine.families import output_map
 from shoal.engine.view import DecoderView, Reading, Tap
 from shoal.fit.sites.site import (
@@ -39,7 +40,7 @@ class LinearMap:
 
     Attributes:
         path: inside the layer. ``is_transposed``: its weight is (F, D), as in GPT-2, not (D, F).
-        has_bias: it has one that can be refitted too.
+        has_bias: the map has a bias that can be refitted too.
         gain: the stream gets this many times what the map returns.
     """
 
@@ -76,7 +77,8 @@ class LinearMap:
         steps = [step_ED[:-1] if self.is_transposed else step_ED[:-1].mT, step_ED[-1]]
         return {
             name: (parameters[name].double() + step.to(parameters[name].device)).to(parameters[name].dtype)
-            for name, step in zip(self.parameters, steps, strict=False)  # without a bias its step, zero, has nowhere to go
+            # Without a bias the step of the bias, which is zero, has nowhere to go.
+            for name, step in zip(self.parameters, steps, strict=False)
         }
 
     def scaled(self, parameters: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
@@ -95,40 +97,37 @@ def find_map(view: DecoderView, layer: int, kind: MapKind, *, reading: Reading, 
         path = output_map(module, kind)
         if path is None:
             raise CannotRefit(f"{where}: its {kind} sublayer does not end in one linear map")
-        place = module.get_submodule(path)
-        weight_DF, bias_D = weight_and_bias(place, where=f"{where}: {path!r}")
+        linear = module.get_submodule(path)
+        weight_DF, bias_D = weight_and_bias(linear, where=f"{where}: {path!r}")
         seen: dict[str, Tensor] = {}
 
         def look(args: Any, output: Tensor) -> Tensor:
             seen["in"], seen["out"] = args[0], output
             return output
 
-        with zeroed_other(module, kind), on_output(place, look):  # falcon adds the one's answer to the other's in place
+        # Falcon adds the output of one sublayer to that of the other in place, so the other one is silent here.
+        with zeroed_other(module, kind), on_output(linear, look):
             view.run_layer(layer, h_BTD, reading)
         product = seen["in"].double() @ weight_DF.double().mT
         product = product if bias_D is None else product + bias_D.double()
         if not is_close(seen["out"].double(), product, tolerance_of(h_BTD)):
-            raise CannotRefit(f"{where}: {path!r} ({type(place).__name__}) is not a plain linear map of its stored weight")
-        gain = gain_into_stream(view, layer, kind, place, reading=reading, h_BTD=h_BTD)
+            raise CannotRefit(f"{where}: {path!r} ({type(linear).__name__}) is not a plain linear map of its stored weight")
+        gain = gain_into_stream(view, layer, kind, linear, reading=reading, h_BTD=h_BTD)
         if gain is None:
             raise CannotRefit(f"{where}: what {path!r} returns is normed before it enters the stream")
     n_outputs, n_inputs = weight_DF.shape
-    return LinearMap(layer, kind, path, n_inputs, n_outputs, bias_D is not None, is_transposed(place), gain)
+    return LinearMap(layer, kind, path, n_inputs, n_outputs, bias_D is not None, is_transposed(linear), gain)
 
 
-def weight_and_bias(place: nn.Module, *, where: str) -> tuple[Tensor, Tensor | None]:
+def weight_and_bias(linear: nn.Module, *, where: str) -> tuple[Tensor, Tensor | None]:
     """(D, F) weight and (D,) bias of a linear module.
 
     Raises:
         CannotRefit: its weight is quantised.
     """
-    weight = place.weight
+    weight = linear.weight
     assert isinstance(weight, Tensor)  # families.output_map asks for two dimensions
     if not weight.is_floating_point():
         raise CannotRefit(f"{where} is quantised")
-    bias = getattr(place, "bias", None)
-    return (weight.mT if is_transposed(place) else weight), bias if isinstance(bias, Tensor) else None
-
-
-def is_transposed(place: nn.Module) -> bool:
-    return type(place).__name__ == "Conv1D"
+    bias = getattr(linear, "bias", None)
+    return (weight.mT if is_transposed(linear) else weight), bias if isinstance(bias, Tensor) else None

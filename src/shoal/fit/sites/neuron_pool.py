@@ -1,11 +1,12 @@
-"""Candidates for the MLP before a cut: the neurons of the removed layers that would write most, gathered as these pass by.
+"""Candidates for the MLP before a cut: the neurons of the removed layers that would write most.
 
-Each is made to read what the kept layer's MLP reads: what the removed layer's norm makes of the stream is, channel by channel,
-a multiple of what the kept layer's makes of it (and a shift, for norms with a bias); that is folded into the neuron's weights.
+The teacher passes the removed layers on its way to the goal, and their neurons are gathered as it passes. A candidate has to
+read what the kept layer's MLP reads. What the removed layer's norm makes of the stream is, channel by channel, a multiple of
+what the kept layer's norm makes of it (with a shift, for norms with a bias): that multiple is folded into the neuron's weights.
 Source: own. The choice among the candidates is in ``neurons``.
 
-Assumption: the MLP's neurons do not read each other. It is tried, not assumed: an MLP run on the rows of its weakest neurons,
-drawn with repetition, must return exactly those neurons.
+The neurons of the MLP may not read each other. This is tried, not assumed: an MLP run on the rows of its weakest neurons, drawn
+with repetition, must return exactly those neurons.
 
 Shapes: B samples, T positions, D hidden size, F neurons of the layer, P candidates, N tokens, k maps stacked in one weight.
 """
@@ -20,24 +21,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shoal.edits.replace.family_mlp import is_transposed
 from shoal.engine.families import sublayer
 from shoal.engine.view import DecoderView, Reading, Tap
 from shoal.engine.workers import Workers
 from shoal.fit.boundary_states import BoundaryStates
 from shoal.fit.fit_config import FitConfig
 from shoal.fit.held_out import WEIGHTS, real_and_sinks
-from shoal.fit.sites.linear_map import LinearMap, find_map, is_transposed
+from shoal.fit.sites.linear_map import LinearMap, find_map
 from shoal.fit.sites.neurons import NeuronRows, Neurons, neurons_of
 from shoal.fit.sites.site import CannotRefit, is_close, tolerance_of
 from shoal.words.types import Batch
 
 EXTRA = 1.0
-"""Candidates from the removed layers, over the neurons of the layer: what the sums of all of them may take."""
+"""Candidates from the removed layers, as a multiple of the layer's own neurons. Sums over candidates grow with its square."""
 
 RANKING_TOKENS = 16_384
-"""That many say which neurons of the removed layers would write most."""
+"""Tokens whose energies say which neurons of the removed layers would write most."""
 
 PROBES = 64
+"""Random states on which norms are compared and the MLP is tried."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,10 +53,19 @@ class Ranking:
 
 
 class NeuronPool:
-    """Collects candidates while the removed layers pass by, each read once.
+    """Collects candidates while the teacher passes the removed layers, each of which is read once.
 
     Args:
-        ranking: text that says which neurons would write most.
+        probe: a sample to try the layer on.
+        ranking: states before the layer; they say which neurons would write most.
+    Attributes:
+        map, mlp, path, inner: the MLP's output map; its module, that module's path in the layer, and the map's path in the MLP.
+        parts: the MLP's other parameters; ``own``: the layer's rows of them, with the neurons last.
+        written_FD: the output map as it is.
+        norm: path of the norm that the MLP reads.
+        x_ND, z_ND: random states, and what that norm makes of them.
+        read: per batch of the ranking what the MLP reads (N, D) and the weights of those tokens (N,).
+        found, score: rows of the best candidates so far, and the energy that each would write, best first.
     Raises:
         CannotRefit: the MLP has no neurons that can be set one by one.
     """
@@ -85,7 +97,7 @@ class NeuronPool:
             self.parts = _parts(self.mlp, self.inner, self.map, width=view.hidden_size, where=where)
             self.norm = _norm_before(view, layer, self.path, probe)
             values = dict(self.mlp.named_parameters())
-            # copies: a layer that is read from disk is in memory no longer than it runs
+            # Copies are kept, because a layer that is read from disk is in memory no longer than it runs.
             self.own = {part.name: part.rows(values[part.name].detach(), self.map.n_inputs).clone() for part in self.parts}
             weight = self.mlp.get_submodule(self.inner).weight
             assert isinstance(weight, Tensor)
@@ -93,26 +105,27 @@ class NeuronPool:
             self.x_ND = torch.randn(PROBES, view.hidden_size, generator=torch.Generator().manual_seed(0)).to(view.device)
             self.z_ND = _normed(module.get_submodule(self.norm), self.x_ND)
             self._refuse_coupled(where)
-            self.z: list[tuple[Tensor, Tensor]] = []
+            self.read: list[tuple[Tensor, Tensor]] = []
             for reading, h_BTD, folds_B in zip(ranking.readings, ranking.inputs, ranking.folds, strict=True):
                 seen: dict[Tap, Tensor] = {}
                 tap = Tap("mlp_in", layer)
                 with view.tapped(layer, [tap], seen):
                     view.run_layer(layer, h_BTD, reading)
                 real_BT, sinks_BT = real_and_sinks(reading.batch, h_BTD, h_BTD)
-                chosen_BT = real_BT & ~sinks_BT & (folds_B != 0)[:, None]  # what is held out chooses nothing
-                self.z.append((seen[tap].reshape(h_BTD.shape)[chosen_BT], WEIGHTS[config.weights](h_BTD[chosen_BT])))
+                chosen_BT = real_BT & ~sinks_BT & (folds_B != 0)[:, None]  # The held-out samples may not choose.
+                self.read.append((seen[tap].reshape(h_BTD.shape)[chosen_BT], WEIGHTS[config.weights](h_BTD[chosen_BT])))
         self.n_most = int(EXTRA * self.map.n_inputs)
         self.found: dict[str, Tensor] = {}
         self.score = torch.zeros(0, dtype=torch.float64)
 
     def _refuse_coupled(self, where: str) -> None:
+        """Raises CannotRefit: the MLP's neurons read each other, or are not as many as its output map reads."""
         n = self.map.n_inputs
         z_BTD = self.z_ND.to(self.view.dtype)[None]
         ours = neurons_of(self.mlp, self.inner, {}, z_BTD)
         if ours.shape[-1] != n:
             raise CannotRefit(f"{where}: its MLP has {ours.shape[-1]} neurons where its output map reads {n}")
-        # the weakest that answer at all, again and again: a norm over the neurons would lift them
+        # The weakest neurons that answer at all are drawn again and again: a norm over the neurons would lift them.
         energy_F = ours.double().square().sum((0, 1))
         weak_F = energy_F.argsort(stable=True)[int((energy_F == 0).sum()) :][: max(1, n // 8)]
         if not len(weak_F):
@@ -125,7 +138,7 @@ class NeuronPool:
 
     @torch.no_grad()
     def visit(self, layer: int) -> None:
-        """Take the candidates of a removed layer; none where its MLP or norm is of another form."""
+        """Take the candidates of a removed layer; it has none where its MLP or norm is of another form."""
         with self.view.residency.layer(layer) as module:
             try:
                 mlp, norm = module.get_submodule(self.path), module.get_submodule(self.norm)
@@ -138,12 +151,12 @@ class NeuronPool:
             weight = mlp.get_submodule(self.inner).weight
             assert isinstance(weight, Tensor)
             energy_F = torch.zeros(self.map.n_inputs, dtype=torch.float64, device=self.view.device)
-            for z_ND, weights_N in self.z:
+            for z_ND, weights_N in self.read:
                 h_NF = neurons_of(mlp, self.inner, values, z_ND[None])[0]
                 energy_F += (h_NF.float().square() * weights_N[:, None]).sum(0, dtype=torch.float64)
             written_F = (weight if self.map.is_transposed else weight.mT).detach().double().square().sum(1)
         score_F = self.workers.sum({"energy": energy_F})["energy"].to(written_F.device) * written_F
-        for own in rows.values():  # a folded row may overflow
+        for own in rows.values():  # A row may overflow when the norm's gain is folded into it; such a neuron is no candidate.
             score_F = score_F.where(own.isfinite().flatten(0, -2).all(0), 0.0)
         score_P = torch.cat([self.score.to(score_F.device), score_F.nan_to_num(0.0, posinf=0.0)])
         best = score_P.argsort(descending=True, stable=True)[: min(self.n_most, int((score_P > 0).sum()))]
@@ -164,7 +177,18 @@ class NeuronPool:
         return Neurons(self.layer, self.map, self.mlp, self.path, self.parts, pool, self.written_FD)
 
     def _folded(self, values: Mapping[str, Tensor], theirs_ND: Tensor) -> dict[str, Tensor] | None:
-        """Rows that make of this layer's normed stream what the removed layer's make of its own; None where none do."""
+        """A removed layer's neurons, rescaled to read this layer's normed stream.
+
+        Fed with *this* layer's normed input, the returned rows compute what the removed layer's neurons computed behind their
+        own norm.
+
+        Args:
+            values: the removed MLP's parameters.
+            theirs_ND: what the removed layer's norm makes of the random states.
+        Returns:
+            Rows per parameter, or None where the two norms do not differ by a map of each channel, or the parameters are of
+            another form.
+        """
         ours_ND = self.z_ND
         ours_0, theirs_0 = ours_ND - ours_ND.mean(0), theirs_ND - theirs_ND.mean(0)
         ratio_D = (ours_0 * theirs_0).sum(0) / ours_0.square().sum(0).clamp(min=1e-30)
@@ -190,7 +214,7 @@ class NeuronPool:
 
 
 def ranking_batches(batches: Sequence[Batch]) -> int:
-    """How many of them, from the first, hold the tokens that rank."""
+    """How many of the batches, from the first one, hold the tokens that rank."""
     n_tokens = 0
     for count, batch in enumerate(batches, start=1):
         n_tokens += batch.ids_BT.numel()
@@ -203,7 +227,7 @@ def _parts(mlp: nn.Module, inner: str, output: LinearMap, *, width: int, where: 
     """The parameters of an MLP besides its output map.
 
     Raises:
-        CannotRefit: one has no rows of neurons.
+        CannotRefit: a parameter has no rows that belong to neurons.
     """
     parts, names = [], {name for name, _ in mlp.named_parameters()}
     for name, value in mlp.named_parameters():
@@ -222,10 +246,10 @@ def _parts(mlp: nn.Module, inner: str, output: LinearMap, *, width: int, where: 
 
 
 def _norm_before(view: DecoderView, layer: int, path: str, probe: Reading) -> str:
-    """Path of the module whose output the MLP reads.
+    """Path of the module whose output the MLP reads, found by running the layer on the probe.
 
     Raises:
-        CannotRefit: it reads something else.
+        CannotRefit: no child of the layer returns what the MLP reads.
     """
     outputs: dict[str, Any] = {}
     read: list[Any] = []
@@ -251,7 +275,7 @@ def _norm_before(view: DecoderView, layer: int, path: str, probe: Reading) -> st
 
 
 def _normed(norm: nn.Module, x_ND: Tensor) -> Tensor:
-    """A norm's answer in fp64."""
+    """What a norm makes of (N, D) states, with states, parameters and buffers in fp64."""
     values = {name: value.detach().double() for name, value in [*norm.named_parameters(), *norm.named_buffers()]}
     answer = torch.func.functional_call(norm, values, (x_ND.double(),))
     return answer.double()

@@ -1,8 +1,8 @@
 """The best neurons of the removed layers for the MLP of the layer before a cut, at equal width.
 
-A neuron is one input of the MLP's output map. Candidates are the layer's own and the best of the removed layers'
-(``gathering``). Least squares on all candidates towards the fit's target gives each a share; those whose absence would cost
-most stay, as many as there were, and the output map is solved on them. The layer keeps its shapes.
+A neuron is one input of the MLP's output map. Candidates are the layer's own neurons and the best of the removed layers
+(``neuron_pool``). Least squares on all candidates towards the fit's target gives each candidate a share. The candidates whose
+absence would cost most stay, as many as the layer had, and the output map is solved on them. The layer keeps its shapes.
 
 Source: own; the cost of leaving an input out of a least-squares fit, |m_i|^2 / (A^-1)_ii, is that of Optimal Brain Surgeon
 (Hassibi and Stork 1993). Width pruning picks neurons of one layer by such a solve; here they come from the layers that go.
@@ -28,11 +28,11 @@ from shoal.fit.solve import Solution, share, solve, squared_error
 from shoal.fit.sums import MapSums, no_sums
 
 FLOOR = 1e-6
-"""The least ridge of the solve on all candidates: they are many, and some may be alike."""
+"""The least ridge of the solve on all candidates, which are many, and may be alike."""
 
 RIDGE = 1e-3
-"""Of the solve on all candidates, in units of the inputs' mean second moment. A sweep solves the map again,
-cross-validated, once the attention's is set."""
+"""Ridge of the solve on all candidates, in units of the inputs' mean second moment. A sweep solves the map again, with a
+cross-validated ridge, once the attention's map is set."""
 
 
 class _Read(Exception):
@@ -62,8 +62,8 @@ class Neurons:
 
     Attributes:
         map: its output map. ``mlp``: the module, whose code runs the candidates.
-        path: of the MLP inside the layer; ``parts``: its parameters besides the output map.
-        pool: of every part the rows of all candidates, (..., k, P); the layer's own come first.
+        path: path of the MLP inside the layer; ``parts``: its parameters besides the output map.
+        pool: the rows of all candidates in every part, (..., k, P); the layer's own come first.
         written_FD: the output map as it is.
     """
 
@@ -76,6 +76,7 @@ class Neurons:
     written_FD: Tensor
     form: ClassVar[SiteForm] = "neurons"
     kind: ClassVar[MapKind] = "mlp"
+    # Values of the MLP for each group of candidates, and how many of the group count; made when they are first needed.
     _chunks: list[tuple[dict[str, Tensor], int]] = field(default_factory=list)
 
     @property
@@ -109,15 +110,14 @@ class Neurons:
         written_PD = self._written(sums.hh_EE.device)
         ridge = RIDGE if ridge is None else ridge
         try:
-            cost_P = saliency(
-                moved(sums, written_PD), ridge=max(ridge, FLOOR)
-            )  # of what is missing where the MLP gives nothing
-        except ValueError:  # candidates that say nothing: the layer keeps its own
+            # Cost of each candidate for predicting the target minus the stream without any MLP output.
+            cost_P = saliency(moved(sums, written_PD), ridge=max(ridge, FLOOR))
+        except ValueError:  # The candidates say nothing, so the layer keeps its own neurons.
             return _nothing(sums)
         kept_F = cost_P.argsort(descending=True, stable=True)[: self.map.n_inputs].sort().values
         gone_P = torch.ones(self.n_pool, dtype=torch.bool, device=kept_F.device)
         gone_P[kept_F] = False
-        left = moved(sums, written_PD * gone_P[:, None])  # what is missing without the own neurons that go
+        left = moved(sums, written_PD * gone_P[:, None])  # What is missing once the layer's own neurons that go are gone.
         of_kept = part_of(left, kept_F)
         try:
             found = solve([of_kept], bias=self.map.has_bias, ridge=ridge)
@@ -136,7 +136,7 @@ class Neurons:
 
     def changed(self, parameters: Mapping[str, Tensor], change_ED: Tensor) -> dict[str, Tensor]:
         rows_PD = self._written(change_ED.device) + change_ED[:-1]
-        writes_P = (rows_PD != 0).any(1)  # what goes writes exactly nothing
+        writes_P = (rows_PD != 0).any(1)  # A neuron that goes writes exactly nothing.
         kept_F = writes_P.logical_not().int().argsort(stable=True)[: self.map.n_inputs].sort().values
         values = {f"{self.path}.{name}": value for name, value in self._values(kept_F).items()}
         weight = self.map.parameters[0]
@@ -158,7 +158,7 @@ class Neurons:
         }
 
     def _written(self, device: torch.device) -> Tensor:
-        """(P, D): what each candidate adds to the stream now, per unit: nothing where it is not the layer's own."""
+        """(P, D): what a unit of each candidate adds to the stream now; a candidate from another layer adds nothing."""
         own_FD = self.written_FD.to(device, torch.float64) * self.map.gain
         return torch.nn.functional.pad(own_FD, (0, 0, 0, self.n_pool - len(own_FD)))
 

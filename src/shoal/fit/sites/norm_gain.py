@@ -50,7 +50,7 @@ class NormGainSite:
     """The gain of the norm behind a sublayer.
 
     Attributes:
-        path: of the norm inside the layer; ``norm``: the module.
+        path: path of the norm inside the layer; ``norm``: the module itself.
         offset: the norm multiplies by ``offset + weight`` (1 in Gemma, else 0).
         gain: the stream gets this many times what the norm returns.
     """

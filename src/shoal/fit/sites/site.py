@@ -1,6 +1,6 @@
-"""A place of a layer that a closed form can set: what it reads, what its change does to the stream, its new values.
+"""A site of a layer that a closed form can set: what it reads, what its change does to the stream, its new values.
 
-Shapes: B samples, T positions, F inputs of the place, D hidden size, E = F + 1.
+Shapes: B samples, T positions, F inputs of the site, D hidden size, E = F + 1.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ SiteForm = Literal["weight", "output", "bias", "gain", "neurons"]
 """``weight``: a linear map as a whole. ``output``: a linear map behind a sublayer. ``bias``; ``gain``: of a norm behind it.
 ``neurons``: all of an MLP, filled with the best of several layers."""
 
-# Largest relative difference of what arrives from gain times what was sent: rounding of the stream, far below a norm's effect.
+# Largest relative difference between what arrives and gain times what was sent. It is the rounding of the stream, far below
+# the effect of a norm.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 LOW_PRECISION_TOLERANCE = 5e-2
 
@@ -71,27 +72,31 @@ class Site(Protocol[SomeSums]):
 
 
 def gain_into_stream(
-    view: DecoderView, layer: int, kind: MapKind, place: nn.Module, *, reading: Reading, h_BTD: Tensor
+    view: DecoderView, layer: int, kind: MapKind, writer: nn.Module, *, reading: Reading, h_BTD: Tensor
 ) -> float | None:
-    """How many times what ``place`` returns the stream gets, from running the layer with its output moved; None: not in
-    proportion."""
+    """How many times what the module ``writer`` returns arrives in the stream; None: not in proportion.
+
+    Found by running the layer with the module's output moved by a random step.
+    """
     sent: list[Tensor] = []
 
     def move(args: Any, output: Any) -> Any:
         first = output[0] if isinstance(output, tuple) else output
-        sent.append(_step_like(first, scale=_rms(still_BTD)))  # of what it is added to: a small step drowns in the rounding
+        # The step has the size of the stream: in bf16 a smaller one would be lost when it is added.
+        sent.append(_step_like(first, scale=_rms(still_BTD)))
         return (first + sent[-1], *output[1:]) if isinstance(output, tuple) else first + sent[-1]
 
     with view.residency.layer(layer) as module, zeroed_other(module, kind):
         still_BTD = view.run_layer(layer, h_BTD, reading).double()
-        with on_output(place, move):
+        with on_output(writer, move):
             moved_BTD = view.run_layer(layer, h_BTD, reading).double()
     tolerance = tolerance_of(h_BTD)
     arrived, step = (moved_BTD - still_BTD).flatten(), sent[-1].double().flatten()
     gain = float(arrived @ step / (step @ step))
     if gain == 0 or not is_close(arrived, gain * step, tolerance):
         return None
-    exact = round(gain, 2)  # families state gains such as 0.22; what is measured carries the rounding of the stream
+    # Families state gains such as 0.22, while the measured gain carries the rounding of the stream.
+    exact = round(gain, 2)
     return exact if abs(gain - exact) <= tolerance * abs(gain) and exact else gain
 
 
@@ -112,13 +117,13 @@ def _step_like(output: Tensor, *, scale: float) -> Tensor:
 
 
 def _rms(h_BTD: Tensor) -> float:
-    """Of the median token: a sink would make the step so large that its rounding hides the rest."""
+    """Root mean square of the median token. A sink would make the step so large that its rounding hides the rest."""
     return float(h_BTD.float().square().mean(-1).median().sqrt()) or 1.0
 
 
 @contextmanager
 def zeroed_other(module: nn.Module, kind: MapKind) -> Iterator[None]:
-    """The other sublayer gives nothing: it reads the stream, so it would answer the step."""
+    """A layer whose other sublayer gives nothing. It reads the stream, so it would answer the step."""
     path = contribution(module, "mlp" if kind == "attn" else "attn")
     if path is None:
         yield
