@@ -88,8 +88,8 @@ class LayerFit(Record):
     """The refit of one layer; its output is fitted to the teacher's boundary ``target``.
 
     Attributes:
-        share: the goal lies that part of the way from the teacher's boundary right behind this layer to ``target``. It is below 1
-            where a cut follows and layers behind it are fitted, too.
+        share: the goal lies that part of the way from the teacher's boundary right behind this layer to ``target``. It is
+            below 1 where a cut follows and layers behind it are fitted, too.
         error_before, error_after: weighted squared miss of that goal over its squared norm, on samples no fit has seen.
         maps: solves in order; ``n_kept`` of them, from the first, stand (0: none lowered the held-out error).
         seconds: teacher's layers up to the target included.

@@ -3,8 +3,8 @@
 The cut leaves the stream too short. The paper multiplies it by a = mean over samples of mean|y| / mean|x| through the embedding
 and every map before the cut. Dividing what every later layer adds by a is the same model, because later layers and the head
 read the stream through a norm, so that only proportions count. This way leaves the embedding alone, so a tied head stays as it
-is, and where no layer follows the cut there is nothing to do. It is exact but for the epsilon of the norms. Families whose layers
-or head are not indifferent to the scale of the stream are refused; the layers are run to find out.
+is, and where no layer follows the cut there is nothing to do. It is exact but for the epsilon of the norms. Families whose
+layers or head are not indifferent to the scale of the stream are refused; the layers are run to find out.
 
 Shapes: B samples, T positions, D hidden size.
 """
