@@ -108,7 +108,7 @@ def test_polish(base):
     assert changed(base, {"train": {"objective": "hidden_mse"}}) == set(), "the same, said in full"
 
 
-FITTED = ({"weights": "plain"}, {"sinks": "counted"}, {"ridge": 0.1}, {"keep": "always"}, {"hadamard": "ratio"})
+FITTED = ({"weights": "plain"}, {"sinks": "counted"}, {"ridge": 0.1}, {"keep": "always"}, {"solve": "ratio"})
 
 
 def test_repair(base):
