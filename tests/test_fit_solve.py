@@ -10,7 +10,6 @@ from shoal.fit.solve import (
     best_ridge,
     cross_validated,
     effective_rank,
-    mean_diagonal,
     ridge_change,
     solve,
     spectrum,
@@ -61,7 +60,7 @@ def test_a_ridge_shrinks_the_change_and_never_the_bias(bias):
     h_NF, r_ND, weights_N, sinks_N = data()
     sums = sums_of(h_NF, r_ND, weights_N, sinks_N)
     rows, targets = weighted_rows(h_NF, r_ND, weights_N, bias=bias)
-    penalty = 0.3 * mean_diagonal(sums) * torch.eye(F + bias, dtype=torch.float64)
+    penalty = 0.3 * sums.mean_diagonal * torch.eye(F + bias, dtype=torch.float64)
     if bias:
         penalty[F, F] = 0.0
     expected = torch.linalg.solve(rows.T @ rows + penalty, rows.T @ targets)
@@ -88,7 +87,7 @@ def test_the_mean_sink_is_met_exactly_and_at_the_least_cost(ridge, bias):
     sink_E = torch.cat([h_NF[:4].double().mean(0), torch.ones(1, dtype=torch.float64)])
     torch.testing.assert_close(sink_E @ change_ED, r_ND[:4].double().mean(0), rtol=1e-5, atol=1e-5)
     # the objective cannot fall along any direction that keeps the constraint: its gradient is a multiple of the sink
-    a_EE = sums.hh_EE + ridge * mean_diagonal(sums) * torch.diag(torch.tensor([1.0] * F + [0.0], dtype=torch.float64))
+    a_EE = sums.hh_EE + ridge * sums.mean_diagonal * torch.diag(torch.tensor([1.0] * F + [0.0], dtype=torch.float64))
     gradient = (a_EE @ change_ED - sums.hr_ED)[: F + bias]
     along = sink_E[: F + bias] / sink_E[: F + bias].norm()
     left = gradient - along[:, None] * (along @ gradient)
@@ -213,7 +212,7 @@ def test_rank_and_condition_of_known_spectra():
 def test_rank_and_condition_are_those_of_the_eigenvalues(ridge):
     sums = sums_of(*data())
     values_F = torch.linalg.eigvalsh(sums.hh_EE[:-1, :-1])
-    lifted_F = values_F + ridge * mean_diagonal(sums)
+    lifted_F = values_F + ridge * sums.mean_diagonal
     condition, rank = spectrum(sums, ridge)
     assert condition == pytest.approx(float(lifted_F.max() / lifted_F.min()), rel=0.05)
     assert rank == pytest.approx(float(values_F.sum() ** 2 / values_F.square().sum()))
