@@ -49,7 +49,7 @@ def test_the_file_holds_no_more_states_than_the_walk_stands_on(teacher):
     one = sum(view.read(batch).h_BTD.nbytes for batch in batches)
     goals = {layer: Goal(layer + 1) for layer in (0, 4)} | {1: Goal(4, 0.5), 5: Goal(6)}
     sizes = {}
-    for here in walk(view, Student(removed=PLAN.dropped_units), batches, goals=goals, teacher=teacher):
+    for here in walk(view, Student(removed=PLAN.removed_units), batches, goals=goals, teacher=teacher):
         assert here.inputs.spill.bytes_on_disk >= one
         if teacher:
             assert len(here.ends().goals) == len(batches)
