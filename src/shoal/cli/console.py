@@ -71,7 +71,9 @@ class Screen:
             print(f"{what}: {done} of {total}", file=sys.stderr)
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        from shoal.show.terminal import clean  # here, so that ``--help`` reads no tables
+
+        self.console.print(clean(text), highlight=False, markup=False, soft_wrap=True)
 
     def show(self, table: Any) -> None:
         self.console.print(table)

@@ -26,7 +26,7 @@ def drawn(table: Table, width: int) -> Iterator[Any]:
     from rich import box
     from rich.table import Table as RichTable
 
-    cells = [[_clean(cell) for cell in row] for row in table.texts]
+    cells = [[clean(cell) for cell in row] for row in table.texts]
     columns = [[table.columns[j].name, *(row[j] for row in cells)] for j in range(len(table.columns))]
     wishes = [max(len(line) for cell in column for line in cell.split("\n")) for column in columns]
     needs = [_needed(column, texts) for column, texts in zip(table.columns, columns, strict=True)]
@@ -79,11 +79,12 @@ def _blocks(needs: Sequence[int], width: int) -> Iterator[list[int]]:
     yield block
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
+    """Text without what a terminal would act on."""
     return CONTROL.sub("\ufffd", text)
 
 
 def _words(text: str, style: str = "") -> Any:
     from rich.text import Text
 
-    return Text(_clean(text), style=style)
+    return Text(clean(text), style=style)
