@@ -28,9 +28,9 @@ import torch
 
 from shoal.engine.open import open_model
 from shoal.engine.view import DecoderView
-from shoal.evaluate.tasks.choice import ItemScores, TaskScores, score_task
+from shoal.evaluate.tasks.choice import PairScore, answers_of_scores, score_pairs, score_task
 from shoal.evaluate.tasks.task_files import Task, load_task
-from shoal.evaluate.tasks.tokenised import encode_pair, pairs_of
+from shoal.evaluate.tasks.tokenised import encode_pair, pairs_of, task_pairs
 from shoal.run.job import bundled_model, versions, window_of
 
 HERE = Path(__file__).parent
@@ -70,71 +70,64 @@ def one_at_a_time(model: Any, tokenizer: Any, task: Task, window: int | None) ->
 def timed(model: Any, view: DecoderView, tokenizer: Any, task: Task, window: int | None, rounds: int) -> dict[str, Any]:
     rates: dict[str, list[float]] = {"one_at_a_time": [], "shoal": []}
     naive: list[list[float]] = []
-    scores: TaskScores | None = None
+    ours: list[list[PairScore]] = []
+    shared = False
+    pairs = task_pairs(task, tokenizer=tokenizer, window=window)
     for _ in range(rounds):
         started = time.perf_counter()
         naive = one_at_a_time(model, tokenizer, task, window)
         middle = time.perf_counter()
-        (scores,) = score_task(view, task, tokenizer=tokenizer, window=window)
+        (ours,), shared = score_pairs(view, task_pairs(task, tokenizer=tokenizer, window=window))
         rates["one_at_a_time"].append(len(task.items) / (middle - started))
         rates["shoal"].append(len(task.items) / (time.perf_counter() - middle))
-    assert scores is not None
-    pairs = [
-        (a, b) for one, other in zip(scores.items, naive, strict=True) for a, b in zip(one.loglikelihood, other, strict=True)
-    ]
+    both = [(a.loglikelihood, b) for one, other in zip(ours, naive, strict=True) for a, b in zip(one, other, strict=True)]
     ratios = [a / b for a, b in zip(rates["shoal"], rates["one_at_a_time"], strict=True)]
     return {
         "task": task.name,
         "items": len(task.items),
-        "options": len(pairs) / len(task.items),
-        "shared_context": scores.shared,
-        "truncated": scores.n_truncated,
+        "options": len(both) / len(task.items),
+        "shared_context": shared,
+        "truncated": sum(any(pair.n_cut for pair in options) for options in pairs),
         "items_per_second": rates,
         "ratio": statistics.median(ratios),
-        "largest_difference": max(abs(a - b) for a, b in pairs),
+        "largest_difference": max(abs(a - b) for a, b in both),
     }
 
 
 def against_lm_eval(view: DecoderView, tokenizer: Any, tasks: list[Task], window: int | None) -> list[dict[str, Any]]:
-    """Every item of every task under lm-eval and here, same model object."""
+    """Every item of every task under lm-eval's own model of transformers and here, same model object."""
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
     from shoal.evaluate.tasks.lm_eval_tasks import lm_eval_version, quiet
 
     with quiet():
-        theirs = HFLM(
+        other = HFLM(
             pretrained=view.model, tokenizer=copy.deepcopy(tokenizer), batch_size=8, max_length=window, device=str(view.device)
         )
     rows = []
     for task in tasks:
-        (scores,) = score_task(view, task, tokenizer=tokenizer, window=window)
-        request = "loglikelihood"
-        asked = [Instance(request, {}, (item.ctx, choice), k) for item in task.items for k, choice in enumerate(item.choices)]
-        said = iter(theirs.loglikelihood(asked, disable_tqdm=True))
-        found = [replace_scores(one, [next(said) for _ in one.item.choices]) for one in scores.items]
-        pairs = list(zip(scores.items, found, strict=True))
+        (ours,) = score_task(view, task, tokenizer=tokenizer, window=window)
+        asked = [
+            Instance("loglikelihood", {}, (item.ctx, choice), k) for item in task.items for k, choice in enumerate(item.choices)
+        ]
+        said = iter(other.loglikelihood(asked, disable_tqdm=True))
+        scores = [[PairScore(ll, 0.0, greedy) for ll, greedy in (next(said) for _ in item.choices)] for item in task.items]
+        theirs = answers_of_scores(task, scores)
+        pairs = list(zip(ours.counted.items, theirs.counted.items, strict=True))
+        norms = zip(ours.norm.items, theirs.norm.items, strict=True) if ours.norm and theirs.norm else ()
         rows.append(
             {
                 "task": task.name,
                 "lm_eval": lm_eval_version(),
                 "items": len(pairs),
-                "truncated": scores.n_truncated,
-                "largest_difference": max(
-                    abs(x - y) for a, b in pairs for x, y in zip(a.loglikelihood, b.loglikelihood, strict=True)
-                ),
-                "other_answers": sum((a.answer, a.is_greedy[0]) != (b.answer, b.is_greedy[0]) for a, b in pairs)
-                if task.form == "last_word"
-                else sum(a.answer != b.answer for a, b in pairs),
-                "other_acc_norm": sum(a.answer_norm != b.answer_norm for a, b in pairs),
+                "truncated": ours.facts.n_truncated,
+                "largest_difference": max(abs(x - y) for a, b in pairs for x, y in zip(a.scores, b.scores, strict=True)),
+                "other_answers": sum(a.chosen != b.chosen for a, b in pairs),
+                "other_acc_norm": sum(a.chosen != b.chosen for a, b in norms),
             }
         )
     return rows
-
-
-def replace_scores(one: ItemScores, said: list[tuple[float, bool]]) -> ItemScores:
-    """The item as lm-eval's own model of transformers scores it."""
-    return replace(one, loglikelihood=tuple(ll for ll, _ in said), is_greedy=tuple(greedy for _, greedy in said))
 
 
 def fitting(task: Task, tokenizer: Any, window: int | None) -> Task:

@@ -19,9 +19,9 @@ from shoal.evaluate.evaluation import Evaluation, Figures
 from shoal.evaluate.generate import Generation
 from shoal.evaluate.perplexity import Perplexity
 from shoal.evaluate.speed import AtDepth, Rates, Speed
-from shoal.evaluate.tasks.answers import TaskFacts
+from shoal.evaluate.tasks.answers import TaskAnswers, TaskFacts
 from shoal.evaluate.tasks.benchmark import Benchmark, compare_tasks
-from shoal.evaluate.tasks.choice import ItemScores, TaskScores
+from shoal.evaluate.tasks.choice import PairScore, answers_of_scores
 from shoal.evaluate.tasks.task_files import Task, TaskItem
 from shoal.fit.fit_result import FitResult, LayerFit, MapFit
 from shoal.measure.anatomy import Anatomy
@@ -100,16 +100,15 @@ def benchmark(text: str = PLAIN) -> Benchmark:
     ]
     task = Task(name="quiz", path=Path("quiz.jsonl"), form="choice", items=tuple(items), data_hash="0123456789abcdef")
 
-    def scores(miss: int) -> TaskScores:
+    def answers(miss: int) -> TaskAnswers:
         found = []
         for i, item in enumerate(items):
             likely = [-3.0 - (i + k) % 4 / 8 for k in range(3)]
             likely[item.gold] = -9.0 if i % 5 == miss else -1.0
-            mean_nll = tuple(-value / 4 for value in likely)
-            found.append(ItemScores(item=item, loglikelihood=tuple(likely), mean_nll=mean_nll, is_greedy=(False,) * 3))
-        return TaskScores(task=task, items=tuple(found), n_truncated=1, shared=True)
+            found.append([PairScore(value, -value / 4, False) for value in likely])
+        return answers_of_scores(task, found, n_truncated=1)
 
-    return compare_tasks([scores(0)], [scores(1)], n_resamples=50)
+    return compare_tasks([answers(0)], [answers(1)], n_resamples=50)
 
 
 def evaluation(text: str = PLAIN, *, tasks=None) -> Evaluation:

@@ -17,7 +17,7 @@ from shoal.engine.view import DecoderView
 from shoal.evaluate.evaluation import Evaluation, Measured
 from shoal.evaluate.perplexity import Perplexity
 from shoal.evaluate.tasks.benchmark import compare_tasks
-from shoal.evaluate.tasks.choice import ItemScores, TaskScores, score_task
+from shoal.evaluate.tasks.choice import PairScore, answers_of_scores, score_task
 from shoal.evaluate.tasks.disagreement import disagreement, kept_shares
 from shoal.show.task_tables import accuracy, flips, task_notes
 from shoal.words.types import Unit
@@ -27,11 +27,11 @@ def made(name, right, *, n_choices=2, form="choice"):
     """Scores of a task with the given items right: the log-likelihood of gold (0) is -1, of the others -2, or swapped."""
     choices = [f" w{k}" for k in range(n_choices)] if form == "choice" else [" w0"]
     task = task_of(*((words(1, n % N_WORDS), choices, 0) for n in range(len(right))), form=form, path=f"{name}.jsonl")
-    items = []
-    for item, yes in zip(task.items, right, strict=True):
+    scores = []
+    for yes in right:
         own = [(-1.0 if (k == 0) is bool(yes) else -2.0) for k in range(len(choices))]
-        items.append(ItemScores(item, tuple(own), tuple(-x / 3 for x in own), (bool(yes),) * len(choices)))
-    return TaskScores(task, tuple(items), 0, True)
+        scores.append([PairScore(x, -x / 3, bool(yes)) for x in own])
+    return answers_of_scores(task, scores)
 
 
 def shown(renderable):

@@ -13,10 +13,9 @@ from shoal.engine.open import open_model
 from shoal.engine.streamed import open_streamed
 from shoal.engine.student import TEACHER, Student
 from shoal.engine.view import DecoderView
-from shoal.evaluate.tasks.answers import choice_answers, last_word_answers, word_perplexity
-from shoal.evaluate.tasks.choice import score_task
+from shoal.evaluate.tasks.choice import score_pairs, score_task
 from shoal.evaluate.tasks.task_files import Task, TaskItem, _task, load_task
-from shoal.evaluate.tasks.tokenised import TokenRow, batch_of, encode_pair, pairs_of, rows_of, shares_context
+from shoal.evaluate.tasks.tokenised import TokenRow, batch_of, encode_pair, pairs_of, rows_of, shares_context, task_pairs
 from shoal.words.types import Unit
 
 N_WORDS = 40
@@ -63,20 +62,27 @@ def naive(model, item, *, window=None):
     return found
 
 
-def assert_equal_to_naive(scores, model, *, window=None):
-    for one in scores.items:
-        expected = naive(model, one.item, window=window)
-        assert one.loglikelihood == pytest.approx([e[0] for e in expected], abs=TOLERANCE)
-        assert one.mean_nll == pytest.approx([e[1] for e in expected], abs=TOLERANCE)
-        assert list(one.is_greedy) == [e[2] for e in expected]
+def scores_of(view, task, *, window=None, tokens_per_batch=None):
+    """Per item and option, and whether contexts were read once."""
+    pairs = task_pairs(task, tokenizer=TOKENIZER, window=window)
+    (scores,), shared = score_pairs(view, pairs, tokens_per_batch=tokens_per_batch)
+    return scores, shared
+
+
+def assert_equal_to_naive(scores, task, model, *, window=None):
+    for one, item in zip(scores, task.items, strict=True):
+        expected = naive(model, item, window=window)
+        assert [x.loglikelihood for x in one] == pytest.approx([e[0] for e in expected], abs=TOLERANCE)
+        assert [x.mean_nll for x in one] == pytest.approx([e[1] for e in expected], abs=TOLERANCE)
+        assert [x.is_greedy for x in one] == [e[2] for e in expected]
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_every_family_equals_one_forward_per_option(family):
     model = tiny_model(family, n_layers=3)
-    (got,) = score_task(DecoderView(model), task_of(*ITEMS), tokenizer=TOKENIZER)
-    assert got.shared is (family not in LINES_ONLY)
-    assert_equal_to_naive(got, model)
+    got, shared = scores_of(DecoderView(model), task_of(*ITEMS))
+    assert shared is (family not in LINES_ONLY)
+    assert_equal_to_naive(got, task_of(*ITEMS), model)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral"])
@@ -84,19 +90,18 @@ def test_options_of_the_same_tokens_tie_to_the_last_bit_and_the_first_of_them_is
     """Words that the tokenizer does not know are one token: options may differ as texts alone."""
     model = tiny_model(family, n_layers=3)
     items = [(words(*range(n, n + n % 7 + 1)), [" w3 u v", " x y z", " w3 s t", " w3 q r"], 0) for n in range(30)]
-    (got,) = score_task(DecoderView(model), task_of(*items), tokenizer=TOKENIZER)
-    assert_equal_to_naive(got, model)
-    for one in got.items:
-        for values in (one.loglikelihood, one.mean_nll, one.is_greedy):
-            assert values[0] == values[2] == values[3]
-        assert one.answer in (0, 1) and one.loglikelihood[1] != one.loglikelihood[0]
+    got, _ = scores_of(DecoderView(model), task_of(*items))
+    assert_equal_to_naive(got, task_of(*items), model)
+    assert all(one[0] == one[2] == one[3] and one[0].loglikelihood != one[1].loglikelihood for one in got)
+    (answers,) = score_task(DecoderView(model), task_of(*items), tokenizer=TOKENIZER)
+    assert {one.chosen for one in answers.counted.items} <= {0, 1}
 
 
 @pytest.mark.parametrize("tokens_per_batch", [1, 64, 10_000])
 def test_batches_of_any_size_give_the_same_scores(tokens_per_batch):
     model = tiny_model("llama", n_layers=2)
-    (got,) = score_task(DecoderView(model), task_of(*ITEMS), tokenizer=TOKENIZER, tokens_per_batch=tokens_per_batch)
-    assert_equal_to_naive(got, model)
+    got, _ = scores_of(DecoderView(model), task_of(*ITEMS), tokens_per_batch=tokens_per_batch)
+    assert_equal_to_naive(got, task_of(*ITEMS), model)
 
 
 def test_a_greedy_option_is_marked_in_a_tree_and_in_a_line():
@@ -113,11 +118,11 @@ def test_a_greedy_option_is_marked_in_a_tree_and_in_a_line():
         model.get_output_embeddings().weight[N_SPECIAL + N_WORDS :] = 0
     best = " " + words(*(token - N_SPECIAL for token in tokens[len(context) :]))
     other = best.rsplit(" ", 1)[0] + f" w{(tokens[-1] - N_SPECIAL + 1) % N_WORDS}"
-    (got,) = score_task(DecoderView(model), task_of((words(1, 2, 3), [other, best], 1)), tokenizer=TOKENIZER)
-    assert_equal_to_naive(got, model)
+    task = task_of((words(1, 2, 3), [other, best], 1))
+    (got,), _ = scores_of(DecoderView(model), task)
+    assert_equal_to_naive([got], task, model)
     (word,) = score_task(DecoderView(model), task_of((words(1, 2, 3), [best], 0), form="last_word"), tokenizer=TOKENIZER)
-    assert word.items[0].is_greedy[0] is got.items[0].is_greedy[1]
-    assert got.items[0].is_greedy == tuple(e[2] for e in naive(model, got.items[0].item))
+    assert word.counted.items[0].is_right is got[1].is_greedy
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mistral"])
@@ -129,9 +134,9 @@ def test_long_contexts_are_cut_from_the_left_and_counted(family, window):
     fitting = words(*(n % N_WORDS for n in range(window - 5)))
     choices = [" " + words(*range(k, k + 4)) for k in range(8)]
     task = task_of((long, [" w1", " w2 w3", " w4 w5"], 0), (fitting, choices, 0), (words(1, 2), [" w3", " w4"], 1))
-    (got,) = score_task(DecoderView(model), task, tokenizer=TOKENIZER, window=window)
-    assert got.n_truncated == 1
-    assert_equal_to_naive(got, model, window=window)
+    (answers,) = score_task(DecoderView(model), task, tokenizer=TOKENIZER, window=window)
+    assert answers.facts.n_truncated == 1
+    assert_equal_to_naive(scores_of(DecoderView(model), task, window=window)[0], task, model, window=window)
 
 
 def test_options_that_were_cut_alike_share_their_context():
@@ -148,7 +153,7 @@ def test_many_students_in_one_reading_equal_each_alone():
     together = score_task(view, task_of(*ITEMS), tokenizer=TOKENIZER, students=students)
     for student, one in zip(students, together, strict=True):
         assert one == score_task(view, task_of(*ITEMS), tokenizer=TOKENIZER, students=[student])[0]
-    assert together[0].items[0].loglikelihood != together[1].items[0].loglikelihood
+    assert together[0].counted.items[0].scores != together[1].counted.items[0].scores
 
 
 def test_layers_read_from_disk_give_the_same_bits(tmp_path):
@@ -156,7 +161,7 @@ def test_layers_read_from_disk_give_the_same_bits(tmp_path):
     opened, streamed = open_streamed(tmp_path)
     views = DecoderView(open_model(tmp_path).model), DecoderView(opened.model, residency=streamed)
     a, b = (score_task(view, task_of(*ITEMS), tokenizer=TOKENIZER, tokens_per_batch=64) for view in views)
-    assert a == b and a[0].shared
+    assert a == b
 
 
 def test_the_order_of_the_items_changes_no_bit():
@@ -164,19 +169,19 @@ def test_the_order_of_the_items_changes_no_bit():
     task = task_of(*ITEMS)
     turned = Task(task.name, task.path, task.form, task.items[::-1], task.data_hash)
     (a,), (b,) = (score_task(view, one, tokenizer=TOKENIZER) for one in (task, turned))
-    assert a.items == b.items[::-1]
+    assert a.counted.items == b.counted.items[::-1]
 
 
 def test_acc_and_acc_norm_are_lm_evals():
     """acc: highest sum; acc_norm: highest sum per character of the option, its leading space included; first of equals."""
     view = DecoderView(tiny_model("llama", n_layers=2))
-    (got,) = score_task(view, task_of(*ITEMS), tokenizer=TOKENIZER)
-    for one in got.items:
-        per_character = [value / len(choice) for value, choice in zip(one.loglikelihood, one.item.choices, strict=True)]
-        assert one.answer == one.loglikelihood.index(max(one.loglikelihood))
-        assert one.answer_norm == per_character.index(max(per_character))
-    assert [a.chosen for a in choice_answers(got, "option_nll").items] == [one.answer for one in got.items]
-    assert [a.scores for a in choice_answers(got, "mean_nll").items] == [one.mean_nll for one in got.items]
+    task = task_of(*ITEMS)
+    (got,), (scores, _) = score_task(view, task, tokenizer=TOKENIZER), scores_of(view, task)
+    for item, options, one, norm in zip(task.items, scores, got.counted.items, got.norm.items, strict=True):
+        own = [option.loglikelihood for option in options]
+        per_character = [value / len(choice) for value, choice in zip(own, item.choices, strict=True)]
+        assert one.chosen == own.index(max(own)) and norm.chosen == per_character.index(max(per_character))
+    assert [a.scores for a in got.weighed.items] == [tuple(one.mean_nll for one in options) for options in scores]
 
 
 def test_a_tree_attends_to_its_context_and_its_own_branch_only():
@@ -215,8 +220,7 @@ def test_an_empty_context_is_the_start_token():
     assert encode_pair(endless, "", "w3") == ([1], [w + 3])
     model = tiny_model("llama", n_layers=2)
     task = task_of(("", [" w1 w2", " w3"], 0))
-    (got,) = score_task(DecoderView(model), task, tokenizer=TOKENIZER)
-    assert_equal_to_naive(got, model)
+    assert_equal_to_naive(scores_of(DecoderView(model), task)[0], task, model)
 
 
 def test_what_cannot_be_scored_is_one_clear_line():
@@ -240,11 +244,9 @@ def test_last_words_are_greedy_or_not_and_have_a_perplexity_per_word():
     task = task_of((words(1, 2, 3), [" w4 w5"], 0), (words(7), [" w8"], 0), form="last_word")
     (got,) = score_task(DecoderView(model), task, tokenizer=TOKENIZER)
     expected = [naive(model, item)[0] for item in task.items]
-    assert [one.is_greedy[0] for one in got.items] == [e[2] for e in expected]
-    assert word_perplexity(last_word_answers(got)) == pytest.approx(math.exp(-(expected[0][0] + expected[1][0]) / 2), rel=1e-5)
-    answers = last_word_answers(got)
-    assert [a.chosen for a in answers.items] == [0 if e[2] else None for e in expected]
-    assert task.chance == 0.0 and not got.shared
+    assert got.word_perplexity == pytest.approx(math.exp(-(expected[0][0] + expected[1][0]) / 2), rel=1e-5)
+    assert [a.chosen for a in got.counted.items] == [0 if e[2] else None for e in expected]
+    assert task.chance == got.facts.chance == 0.0
 
 
 # -- task files --------------------------------------------------------------------------------------------------------

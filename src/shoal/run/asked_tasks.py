@@ -136,7 +136,6 @@ def answer_tasks(
         ValueError: an item that cannot be scored, NaN scores.
     """
     from shoal.engine.student import TEACHER
-    from shoal.evaluate.tasks.answers import answered
     from shoal.evaluate.tasks.choice import score_task
     from shoal.evaluate.tasks.lm_eval_tasks import ask_tasks, written_task
     from shoal.evaluate.tasks.tokenised import task_pairs
@@ -150,8 +149,7 @@ def answer_tasks(
         def step(done: int, total: int, what: str = f"{task.name}, {who}") -> None:
             progress(what, done, total)
 
-        (scores,) = score_task(view, task, tokenizer=tokenizer, students=students, window=window, progress=step)
-        found.append(answered(scores))
+        found += score_task(view, task, tokenizer=tokenizer, students=students, window=window, progress=step)
     asked = [*(written_task(task, window=window) for task in tasks.written), *tasks.named]
     if asked:
         (answers,) = ask_tasks(

@@ -15,8 +15,7 @@ import numpy as np
 
 from shoal.evaluate.intervals import LEVEL, N_RESAMPLES, Interval, interval_of, resampled_sums, share_of
 from shoal.evaluate.stability import Answers, Stability, matched, stability
-from shoal.evaluate.tasks.answers import TaskAnswers, TaskFacts, answered
-from shoal.evaluate.tasks.choice import TaskScores
+from shoal.evaluate.tasks.answers import TaskAnswers, TaskFacts
 from shoal.evaluate.tasks.task_files import TaskForm
 from shoal.words.records import Record
 
@@ -95,13 +94,8 @@ class Benchmark(Record):
     n_resamples: int
 
 
-TaskRun = TaskScores | TaskAnswers
-"""One model's task: scores of the built-in scorer, or answers from anywhere."""
-
-
-def task_figures(one: TaskRun, *, n_resamples: int = N_RESAMPLES, level: float = LEVEL, seed: int = 0) -> TaskFigures:
+def task_figures(found: TaskAnswers, *, n_resamples: int = N_RESAMPLES, level: float = LEVEL, seed: int = 0) -> TaskFigures:
     """The figures of one model on one task."""
-    found = _answers(one)
     draw = Draw(n_resamples, level, seed=_seed(found, seed))
     accuracy = draw.accuracy(found.counted)
     return TaskFigures(
@@ -114,8 +108,8 @@ def task_figures(one: TaskRun, *, n_resamples: int = N_RESAMPLES, level: float =
 
 
 def compare_tasks(
-    teacher: Sequence[TaskRun],
-    student: Sequence[TaskRun],
+    teacher: Sequence[TaskAnswers],
+    student: Sequence[TaskAnswers],
     *,
     n_resamples: int = N_RESAMPLES,
     level: float = LEVEL,
@@ -126,16 +120,13 @@ def compare_tasks(
     Raises:
         ValueError: not the same tasks or items, or one task twice.
     """
-    ours, theirs = ([_answers(one) for one in asked] for asked in (teacher, student))
-    names = [one.facts.task for one in ours]
-    if names != [one.facts.task for one in theirs]:
-        raise ValueError(
-            f"the teacher's tasks are {', '.join(names)}, the student's {', '.join(one.facts.task for one in theirs)}"
-        )
+    names, others = ([one.facts.task for one in asked] for asked in (teacher, student))
+    if names != others:
+        raise ValueError(f"the teacher's tasks are {', '.join(names)}, the student's {', '.join(others)}")
     if len(set(names)) != len(names):
         raise ValueError(f"two tasks have one name ({', '.join(names)}); rename the file of one of them")
     results, draws = [], []
-    for a, b in zip(ours, theirs, strict=True):
+    for a, b in zip(teacher, student, strict=True):
         result, sums_R2 = _compare(a, b, n_resamples=n_resamples, level=level, seed=seed)
         results.append(result)
         draws.append(sums_R2 / result.facts.n_items)
@@ -215,10 +206,6 @@ class Draw:
         by_key = sorted(answers.items, key=lambda one: (one.key, one.scores))
         right_N = np.array([one.is_right for one in by_key])
         return share_of(right_N, n_resamples=self.n_resamples, level=self.level, seed=self.seed)
-
-
-def _answers(one: TaskRun) -> TaskAnswers:
-    return answered(one) if isinstance(one, TaskScores) else one
 
 
 def _seed(one: TaskAnswers, seed: int) -> int:

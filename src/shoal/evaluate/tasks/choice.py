@@ -23,6 +23,8 @@ from torch import Tensor
 from shoal.engine.passes import run_pass
 from shoal.engine.student import TEACHER, Student
 from shoal.engine.view import DecoderView, Reading
+from shoal.evaluate.stability import Answer, Answers, Variant
+from shoal.evaluate.tasks.answers import TaskAnswers, brief, facts_of, word_perplexity
 from shoal.evaluate.tasks.task_files import Task, TaskItem
 from shoal.evaluate.tasks.tokenised import (
     TokenPair,
@@ -49,36 +51,6 @@ class PairScore:
     is_greedy: bool
 
 
-@dataclass(frozen=True)
-class ItemScores:
-    """What one model says about one item; one entry per option."""
-
-    item: TaskItem
-    loglikelihood: tuple[float, ...]
-    mean_nll: tuple[float, ...]
-    is_greedy: tuple[bool, ...]
-
-    @property
-    def answer(self) -> int:
-        """The option that acc counts: the highest loglikelihood, the first of equals."""
-        return int(np.argmax(self.loglikelihood))
-
-    @property
-    def answer_norm(self) -> int:
-        """The option that acc_norm counts: the highest loglikelihood per character."""
-        return int(np.argmax(np.array(self.loglikelihood) / [float(len(choice)) for choice in self.item.choices]))
-
-
-@dataclass(frozen=True)
-class TaskScores:
-    """One model on one task. ``n_truncated``: items with a context cut to the window; ``shared``: contexts were read once."""
-
-    task: Task
-    items: tuple[ItemScores, ...]
-    n_truncated: int
-    shared: bool
-
-
 def score_task(
     view: DecoderView,
     task: Task,
@@ -88,11 +60,11 @@ def score_task(
     window: int | None = None,
     tokens_per_batch: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> list[TaskScores]:
+) -> list[TaskAnswers]:
     """Score every option of every item under every student, all in one reading of the text.
 
     Args:
-        students: overlays on the view; include ``TEACHER`` for the teacher's own scores. Layers they have in common run once.
+        students: overlays on the view; include ``TEACHER`` for the teacher's own answers. Layers they have in common run once.
         window: longest input in tokens; longer contexts are cut from the left and counted. None: no limit.
         tokens_per_batch: tokens read at once, padding included; at least one row. 1024 on a CPU, 8192 elsewhere unless given.
         progress: called with (batches done, batches in all).
@@ -100,18 +72,44 @@ def score_task(
         ValueError: a task of written answers, an item that cannot be scored (with the file and line), NaN or infinite states.
     """
     pairs = task_pairs(task, tokenizer=tokenizer, window=window)
-    scored, share = score_pairs(view, pairs, students=students, tokens_per_batch=tokens_per_batch, progress=progress)
+    scored, _ = score_pairs(view, pairs, students=students, tokens_per_batch=tokens_per_batch, progress=progress)
     n_truncated = sum(any(pair.n_cut for pair in options) for options in pairs)
-    return [TaskScores(task, tuple(map(_item_scores, task.items, items)), n_truncated, share) for items in scored]
+    return [answers_of_scores(task, items, n_truncated=n_truncated) for items in scored]
 
 
-def _item_scores(item: TaskItem, options: Sequence[PairScore]) -> ItemScores:
-    return ItemScores(
-        item,
-        tuple(one.loglikelihood for one in options),
-        tuple(one.mean_nll for one in options),
-        tuple(one.is_greedy for one in options),
-    )
+def answers_of_scores(task: Task, scores: Sequence[Sequence[PairScore]], *, n_truncated: int = 0) -> TaskAnswers:
+    """What one model answers; ``scores``: per item and option."""
+    facts = facts_of(task, n_truncated=n_truncated)
+    if task.form == "last_word":
+        words = _answers(task, "last_word", scores, lambda item, of: (-of[0].loglikelihood,))
+        return TaskAnswers(facts, words, word_perplexity=word_perplexity(words))
+    return TaskAnswers(
+        facts,
+        counted=_answers(task, "option_nll", scores, lambda item, of: tuple(-one.loglikelihood for one in of)),
+        norm=_answers(
+            task, "option_nll", scores,
+            lambda item, of: tuple(-one.loglikelihood / len(text) for one, text in zip(of, item.choices, strict=True)),
+        ),
+        weighed=_answers(task, "mean_nll", scores, lambda item, of: tuple(one.mean_nll for one in of)),
+    )  # fmt: skip
+
+
+def _answers(
+    task: Task,
+    variant: Variant,
+    scores: Sequence[Sequence[PairScore]],
+    read: Callable[[TaskItem, Sequence[PairScore]], tuple[float, ...]],
+) -> Answers:
+    """The option of the lowest score is taken, the first of equals; a last word where it is the greedy continuation."""
+    found = []
+    for item, options in zip(task.items, scores, strict=True):
+        values = read(item, options)
+        if variant == "last_word":
+            text, chosen = f"{item.ctx[-60:]} |{item.choices[0]}", 0 if options[0].is_greedy else None
+        else:
+            text, chosen = brief(item.ctx), int(np.argmin(values))
+        found.append(Answer(item.key, text, item.gold, chosen, values))
+    return Answers(task.name, variant, tuple(found))
 
 
 def score_pairs(

@@ -132,10 +132,8 @@ class Bench:
                 progress=lambda done, total, name=task.name: self.progress(f"{what}: {name}", done, total),  # type: ignore[misc]
             )
             for one, scores in zip(found, scored, strict=True):
-                choice = task.form == "choice"
-                answers = [item.answer == item.item.gold if choice else item.is_greedy[0] for item in scores.items]
-                one.right[task.name] = tuple(answers)
-                one.n_truncated[task.name] = scores.n_truncated
+                one.right[task.name] = tuple(answer.is_right for answer in scores.counted.items)
+                one.n_truncated[task.name] = scores.facts.n_truncated
         return found
 
     def finish(self, cuts: Sequence[PointCut], *, inside: RunFolder, what: str) -> list[RatioPoint]:
