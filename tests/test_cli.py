@@ -211,7 +211,7 @@ def test_wrong_text_is_one_clear_line(make, world, shoal, tmp_path):
         (["--train-tokens", "1000000000", "--replace", "layer"], "needed"),
         (["--train-tokens", "1000"], "nothing is trained"),
         (["--replace", "none", "--fit-tokens", "1000"], "--repair auto"),
-        (["--effort", "low"], "default, high"),
+        (["--effort", "lowest"], "low, default, high"),
         (["--effort", "high", "--recipe", "uidl"], "two methods"),
         (["--device", "gpu"], "gpu"),
         (["--dtype", "int3"], "int3"),

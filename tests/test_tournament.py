@@ -19,6 +19,7 @@ from shoal.engine.student import student_without
 from shoal.engine.view import DecoderView
 from shoal.measure.gram import GramObserver
 from shoal.measure.oracle import Oracle, Quality
+from shoal.run.race import Rung
 from shoal.run.tournament import choose, tournament
 from shoal.select.budget import parse_budget
 from shoal.select.model_size import NOTHING, PutBack, model_size, put_back_of
@@ -80,10 +81,10 @@ def tables(view):
 HOW = Request(n_layers=L, protected=frozenset({0, L - 1}))
 
 
-def ask(view, tables, *, drop="3", oracle=None, how=HOW, refuse=lambda structure: None, repair=None, **more):
+def ask(view, tables, *, drop="3", oracle=None, how=HOW, refuse=lambda structure: None, **more):
     size = model_size(view)
     short = shortlist(parse_budget(drop), size, how, Evidence(tables, refuse), **more)
-    return choose(short, size, judge=oracle, repair=repair)
+    return choose(short, size, judge=oracle)
 
 
 def only(scores):
@@ -313,9 +314,10 @@ def test_candidates_compete_as_they_would_be_kept():
         values = {0: {"weight": torch.zeros(1)}}
         return replace(student_without(candidate.layers), overrides=values) if candidate.layers in repaired else None
 
-    ranked = tournament(candidates, Knows(), repair=repair)
+    ranked = tournament(candidates, Knows(), rungs=[Rung(640, repair)])
     assert [(one.layers, one.kl) for one in ranked] == [((2,), 0.1), ((1,), 0.3), ((3,), 0.5)]
     assert math.isnan(ranked[0].kl_plain) and [one.kl_plain for one in ranked[1:]] == [0.3, 0.5]
+    assert {one.repaired_on for one in ranked} == {640}
     assert [one.layers for one in tournament(candidates, Knows())] == [(1,), (3,), (2,)]
     stream = io.StringIO()
     Console(file=stream, width=200).print(candidates_table(ranked, n_layers=L))

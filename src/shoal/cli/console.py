@@ -45,6 +45,18 @@ class Screen:
         self._bars: Progress | None = None
         self._tasks: dict[str, Any] = {}
         self._last_line = 0.0
+        self._expected: tuple[float, float] | None = None  # when the work began, and the seconds it should take
+
+    def expect(self, seconds: float) -> None:
+        """From here on progress also says how far the whole is, in minutes."""
+        self._expected = (time.monotonic(), seconds)
+
+    def _whole(self) -> str:
+        """``(3 of about 12 min)``; empty where nothing is expected or it is a matter of seconds."""
+        if self._expected is None or self._expected[1] < 60:
+            return ""
+        began, seconds = self._expected
+        return f" ({(time.monotonic() - began) / 60:.0f} of about {seconds / 60:.0f} min)"
 
     @contextmanager
     def progress(self) -> Iterator[None]:
@@ -65,10 +77,10 @@ class Screen:
         if self._bars is not None:
             if what not in self._tasks:
                 self._tasks[what] = self._bars.add_task(what, total=total)
-            self._bars.update(self._tasks[what], completed=done, total=total)
+            self._bars.update(self._tasks[what], completed=done, total=total, description=what + self._whole())
         elif time.monotonic() - self._last_line > 10:
             self._last_line = time.monotonic()
-            print(f"{what}: {done} of {total}", file=sys.stderr)
+            print(f"{what}: {done} of {total}{self._whole()}", file=sys.stderr)
 
     def say(self, text: str) -> None:
         from shoal.show.terminal import clean  # here, so that ``--help`` reads no tables

@@ -38,9 +38,9 @@ FieldOption = Annotated[
 SamplesOption = Annotated[Optional[int], typer.Option("--samples", help="Calibration samples.  [default: up to 128]")]  # noqa: UP045
 LengthOption = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option("--length", help="Tokens per sample.  [default: the model's window, at most 2048]"),
+    typer.Option("--length", help="Tokens per sample.  [default: the model's window, at most 1024]"),
 ]
-EFFORTS = ("default", "high")
+EFFORTS = ("low", "default", "high")
 
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1.")]
 ResidentOption = Annotated[
@@ -59,15 +59,16 @@ RecipeOption = Annotated[
     str,
     typer.Option(
         "--recipe",
-        help="default, high, llm-streamline, uidl, uidl-simple, shortgpt, replaceme, linearpatch, ghosted-layers, prune-comp, "
-        "or a YAML file. Options override it; the defaults shown are those of the recipe default.",
+        help="default, low, high, llm-streamline, uidl, uidl-simple, shortgpt, replaceme, linearpatch, ghosted-layers, "
+        "prune-comp, or a YAML file. Options override it; the defaults shown are those of the recipe default.",
     ),
 ]
 EffortOption = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         "--effort",
-        help="default: forward passes and linear solves; high: then trains the layer before each cut whole, with all that they "
+        help="low: two candidates, only the layer before each cut is refitted; default: forward passes and linear solves of "
+        "every kept layer from there on; high: then trains the layer before each cut whole, with all that they "
         "set (recipe high).",
     ),
 ]
@@ -116,7 +117,14 @@ RepairOption = Annotated[
 ]
 FitTokensOption = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option("--fit-tokens", help="Tokens the repair reads.  [default: 64 per input of the widest map, at least 200 k]"),
+    typer.Option("--fit-tokens", help="Tokens the repair reads.  [default: 40 per input of the widest map, at least 48 k]"),
+]
+TimeOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--time",
+        help="Make the best of that much time, such as 10m: sets repair, candidates and tokens; recipe.yaml records them.",
+    ),
 ]
 PolishOption = Annotated[
     Optional[str],  # noqa: UP045

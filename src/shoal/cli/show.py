@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from shoal.evaluate.stability import Stability
     from shoal.recipes.recipe import Recipe
     from shoal.run.compress import Outcome
+    from shoal.run.folder import RunFolder
+    from shoal.run.job import Inputs
 
 HEAT_MAP = ("heat map", "heatmap.png")
 
@@ -90,6 +92,36 @@ def is_run_folder(target: str) -> bool:
         return (Path(target) / "scan.json").exists()
     except (OSError, ValueError):  # a name that no file can have
         return False
+
+
+STAGE_FILES = {"scan": "scan", "tournament": "plan", "repair": "fit", "training": "train", "evaluation": "evaluation"}
+"""What an estimate calls a stage, and its name in ``run.json``."""
+
+
+def settle_time(screen: Screen, inputs: Inputs, folder: RunFolder, *, seconds: float | None) -> Inputs:
+    """Say how long the run will take, and choose what fits where a time was given.
+
+    Raises:
+        ValueError: a time, and layers that are read from disk, or a recipe that leaves nothing to choose.
+    """
+    from shoal.run.estimate import Estimate, estimate, measure_rates
+    from shoal.run.time_budget import in_time
+
+    if inputs.is_streamed:  # its time is that of the disk
+        if seconds is not None:
+            raise ValueError("--time needs all layers in memory; leave it out, or give --resident all")
+        return inputs
+    rates = measure_rates(inputs)
+    if seconds is not None:
+        begun = folder / "recipe.yaml"
+        inputs, chosen = in_time(inputs, rates, seconds, begun=begun if begun.exists() and not folder.overwrite else None)
+        screen.say(f"Time: {chosen}")
+    expected = estimate(inputs, rates).stages
+    left = Estimate(stages={name: one for name, one in expected.items() if STAGE_FILES[name] not in folder.record.stages})
+    if left.stages:
+        screen.say(f"Takes {left}")
+        screen.expect(left.seconds)
+    return inputs
 
 
 def say_spread(screen: Screen, plan: Plan) -> None:

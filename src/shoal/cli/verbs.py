@@ -46,12 +46,23 @@ from shoal.cli.options import (
     SeedOption,
     SelectOption,
     TextOption,
+    TimeOption,
     TrainTokensOption,
     recipe_of,
     with_options,
 )
 from shoal.cli.report import report
-from shoal.cli.show import HEAT_MAP, is_run_folder, say_beside, say_files, say_spread, say_text, settle_resident, show_outcome
+from shoal.cli.show import (
+    HEAT_MAP,
+    is_run_folder,
+    say_beside,
+    say_files,
+    say_spread,
+    say_text,
+    settle_resident,
+    settle_time,
+    show_outcome,
+)
 from shoal.engine.workers import join
 
 if TYPE_CHECKING:
@@ -115,6 +126,7 @@ def compress(
     replace: ReplaceOption = None,
     repair: RepairOption = None,
     fit_tokens: FitTokensOption = None,
+    time: TimeOption = None,
     polish: PolishOption = None,
     train_tokens: TrainTokensOption = None,
     lr: LearningRateOption = None,
@@ -132,7 +144,7 @@ def compress(
         length=length, select=select, by=by, guard=guard, rounds=rounds, protect=protect, replace=replace, repair=repair,
         fit_tokens=fit_tokens, polish=polish, train_tokens=train_tokens, lr=lr, seed=seed,
     )  # fmt: skip
-    _compress(chosen, out, device, dtype, resident, trust_remote_code, overwrite, json)
+    _compress(chosen, out, device, dtype, resident, trust_remote_code, overwrite, json, time=time)
 
 
 @app.command()
@@ -156,7 +168,7 @@ def run(
     _compress(chosen, out, device, dtype, resident, trust_remote_code, overwrite, json)
 
 
-DEMO_TOKENS = 40_000  # of the repair, 64 per input of its widest map: about a minute on two cores
+DEMO_TOKENS = 40_000  # of the repair: about a minute on two cores
 
 
 @app.command()
@@ -331,27 +343,28 @@ def _compress(
     trust_remote_code: bool,
     overwrite: bool,
     json: bool,
+    *,
+    time: str | None = None,
 ) -> None:
-    from shoal.run.compress import compress as compress_model
-    from shoal.run.job import SHARE_BESIDE_STUDENT
+    from shoal.run.compress import open_folder, run_stages
+    from shoal.run.job import SHARE_BESIDE_STUDENT, open_inputs
+    from shoal.run.refusals import check_recipe
+    from shoal.run.time_budget import parse_time
 
     screen = _screen(json)
+    seconds = None if time is None else parse_time(time)
+    check_recipe(chosen, out)
     say_text(screen, chosen)
     resident = settle_resident(
         screen, chosen.model, resident, device=device, trust_remote_code=trust_remote_code, share=SHARE_BESIDE_STUDENT
     )
+    folder = open_folder(out, command=_command(), overwrite=overwrite)
+    inputs = open_inputs(
+        chosen, device=device, dtype=dtype, resident=resident, trust_remote_code=trust_remote_code, share=SHARE_BESIDE_STUDENT
+    )
+    inputs = settle_time(screen, inputs, folder, seconds=seconds)
     with screen.progress():
-        outcome = compress_model(
-            chosen,
-            out,
-            device=device,
-            dtype=dtype,
-            resident=resident,
-            trust_remote_code=trust_remote_code,
-            overwrite=overwrite,
-            command=_command(),
-            progress=screen.step,
-        )
+        outcome = run_stages(inputs, folder, command=_command(), progress=screen.step)
     show_outcome(screen, outcome)
 
 

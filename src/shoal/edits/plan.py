@@ -34,7 +34,8 @@ class Candidate(Record):
     """One way to cut that was looked at: its edits, who proposed it, and its measured cost on ``selection``.
 
     ``kl`` and what follows are of the student as it would be kept: repaired where the plan will be repaired, and then
-    ``kl_plain`` is that of the plain cut.
+    ``kl_plain`` is that of the plain cut and ``repaired_on`` says on how many tokens; figures of candidates that dropped out
+    earlier rest on fewer, and cannot be held against the others'.
     """
 
     edits: tuple[Edit, ...]
@@ -42,6 +43,7 @@ class Candidate(Record):
     scores: dict[str, float] = {}
     kl: float | None = None
     kl_plain: float | None = None
+    repaired_on: int | None = None
     kl_stderr: float | None = None
     perplexity: float | None = None
 

@@ -8,15 +8,15 @@ from pydantic import Field
 
 from shoal.words.records import Record
 
-FEWEST_TOKENS = 200_000
-TOKENS_PER_INPUT = 64
+FEWEST_TOKENS = 48_000
+TOKENS_PER_INPUT = 40
 
 
 class FitConfig(Record):
     """The closed-form repair.
 
     Attributes:
-        tokens: tokens of the ``training`` slice to read; None: 64 per input of the widest map, at least 200 k, or what the text
+        tokens: tokens of the ``training`` slice to read; None: 40 per input of the widest map, at least 48 k, or what the text
             holds.
         weights: a token's squared miss counts ``relative`` to its squared norm, or all tokens count alike (``plain``).
         sinks: tokens of 20 times the median norm are met ``exact``ly in the mean, or ``counted`` like all others.

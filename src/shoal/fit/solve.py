@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, reduce
 from operator import add
 
@@ -22,6 +22,9 @@ from shoal.fit.sums import MapSums
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, math.inf)
 """In units of the mean diagonal of the inputs' second moments; infinity is no change at all."""
+
+N_MIXTURES = 128
+"""Of the outputs, that ridges are compared on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,28 +54,40 @@ class Solution:
 def solve(folds: Sequence[MapSums], *, bias: bool, ridge: float | None = None) -> Solution:
     """The ridge that is best over folds left out in turn, then the change from all folds.
 
+    The ridge and ``r2_folds`` come from up to 128 random mixtures of the outputs (:func:`mixed_outputs`); the change is of all.
+
     Args:
         bias: the map has a bias that may change too.
-        ridge: given, not chosen.
+        ridge: given, not chosen, and then no fold is left out.
     """
-    return solve_for(folds, lambda sums, ridge: ridge_change(sums, ridge, bias=bias), ridge=ridge)
+
+    def change(sums: MapSums, ridge: float) -> Tensor:
+        return ridge_change(sums, ridge, bias=bias)
+
+    if ridge is not None:
+        return _solved(folds, change, ridge, None)
+    return _solved(folds, change, *best_ridge([mixed_outputs(one) for one in folds], RIDGES, change))
 
 
 def solve_for(folds: Sequence[MapSums], change: Callable[[MapSums, float], Tensor], *, ridge: float | None) -> Solution:
-    """As :func:`solve`, for the best change of another form: (E, D) from sums and a ridge.
+    """As :func:`solve`, for the best change of another form: (E, D) from sums and a ridge. Every output decides the ridge.
 
     Raises:
         ValueError: the system is singular, whatever the ridge.
     """
+    return _solved(folds, change, *best_ridge(folds, RIDGES if ridge is None else (ridge,), change))
+
+
+def _solved(folds: Sequence[MapSums], change: Callable[[MapSums, float], Tensor], best: float, error: float | None) -> Solution:
+    """The change from all folds with the ridge that was found, and its facts."""
     total = reduce(add, folds)
-    best, error = best_ridge(folds, RIDGES if ridge is None else (ridge,), change)
     change_ED = change(total, best)
     condition, rank = spectrum(total, best)
     return Solution(
         change_ED=change_ED,
         ridge=best,
         r2=share(squared_error(total, change_ED), float(total.rr)),
-        r2_folds=share(error, float(total.rr)),
+        r2_folds=None if error is None else share(error, float(total.rr)),
         condition=condition,
         effective_rank=rank,
         n_tokens=int(total.n_tokens),
@@ -114,13 +129,30 @@ def squared_error(sums: MapSums, change_ED: Tensor) -> float:
     return float(sums.rr - explained)
 
 
+def mixed_outputs(sums: MapSums, *, n_mixtures: int = N_MIXTURES) -> MapSums:
+    """The sums with the D outputs replaced by fewer random mixtures of them; as they are where D is no larger.
+
+    Each mixture adds all outputs with random signs over sqrt(n_mixtures), so what a linear change explains of the mixtures is,
+    in expectation, what it explains of the outputs, and ridges are compared on fewer right-hand sides. The squared miss before
+    the change stays that of the outputs. Signs are fixed: equal sums choose equal ridges.
+    """
+    n_outputs = sums.hr_ED.shape[1]
+    if n_outputs <= n_mixtures:
+        return sums
+    draw = torch.Generator().manual_seed(0)
+    signs_DM = torch.randint(2, (n_outputs, n_mixtures), generator=draw).to(sums.hr_ED) * 2 - 1
+    signs_DM /= math.sqrt(n_mixtures)
+    return replace(sums, hr_ED=sums.hr_ED @ signs_DM, sink_r_D=sums.sink_r_D @ signs_DM)
+
+
 def best_ridge(
     folds: Sequence[MapSums], ridges: Sequence[float], change: Callable[[MapSums, float], Tensor]
 ) -> tuple[float, float]:
     """The ridge of the lowest cross-validated error, and that error; a tie goes to the larger ridge, the smaller change.
 
-    The error falls along the ridges while they take away noise and rises when they take away signal. So the search starts in
-    the middle and goes downhill, which solves three or four ridges of eight. An infinite one, free of a solve, is always tried.
+    The error falls along the ridges while they take away noise and rises when they take away signal. So the search starts at
+    the largest finite ridge, where the layers of a real model mostly end, and goes down while the error falls. An infinite one,
+    free of a solve, is compared at the end, not on the way: where sinks are met exactly, it does not continue the others.
 
     Args:
         ridges: increasing.
@@ -130,14 +162,11 @@ def best_ridge(
     def error(i: int) -> float:
         return cross_validated_for(folds, ridges[i : i + 1], change)[0]
 
-    last = len(ridges) - 1
-    at = last // 2
-    while at < last and error(at + 1) <= error(at):
-        at += 1
-    if at == last // 2:
-        while at > 0 and error(at - 1) < error(at):
-            at -= 1
-    best = min({at, last}, key=lambda i: (error(i), -i)) if math.isinf(ridges[last]) else at
+    finite = [i for i, ridge in enumerate(ridges) if not math.isinf(ridge)]
+    at = finite[-1] if finite else 0
+    while at > 0 and error(at - 1) < error(at):
+        at -= 1
+    best = min({at, len(ridges) - 1}, key=lambda i: (error(i), -i)) if math.isinf(ridges[-1]) else at
     return ridges[best], error(best)
 
 

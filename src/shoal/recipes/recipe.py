@@ -32,10 +32,10 @@ class TextChoice(Record):
     Attributes:
         sources: paths, folders, ``hub:NAME`` or mixtures; empty: the bundled sample.
         field: column of the rows that holds the text or the turns of a chat; None: found by its name.
-        samples: calibration samples; None: 128, fewer where the text holds fewer (at least 8).
-        length: tokens per sample; None: the model's window, at most 2048.
+        samples: calibration samples; None: 128 or as many as 32 k tokens fill, fewer where the text holds fewer (at least 8).
+        length: tokens per sample; None: the model's window, at most 1024.
         packing: ``packed`` blocks of one length, or one document per ``padded`` sample.
-        selection, evaluation: samples of those slices; None: as for ``samples``, up to 64.
+        selection, evaluation: samples of those slices; None: as for ``samples``, up to 64, of 16 k tokens.
     """
 
     sources: tuple[str, ...] = ()
@@ -164,6 +164,14 @@ RECIPES: dict[str, Recipe] = {
             about="The best cuts of every criterion compete, each repaired, by KL; then a closed-form sweep of the layers "
             "around the cut. Forward passes and linear solves only, no new parameters, a stock checkpoint.",
             papers=("2403.19135", "2403.17887"),
+        ),
+        Recipe(
+            name="low",
+            about="A fraction of the default's time: two candidates compete, only the layer before each cut is refitted.",
+            papers=("2403.19135", "2403.17887"),
+            guard=2,
+            repair="refit",
+            fit=FitConfig(tokens=32_000),
         ),
         Recipe(
             name="high",

@@ -13,7 +13,7 @@ from shoal.words.progress import Progress
 if TYPE_CHECKING:
     from shoal.edits.plan import Candidate
     from shoal.engine.student import Student
-    from shoal.run.tournament import Repair
+    from shoal.run.race import Repair, Rung
     from shoal.select.model_size import ModelSize
     from shoal.select.request import LateTable
     from shoal.text import Samples
@@ -22,9 +22,12 @@ if TYPE_CHECKING:
 LINEAR_ERROR_BYTES = 4 << 30
 """Most memory for the sums of the linear errors. A constant, so that the choice does not depend on the machine."""
 
-SHARE_FOR_RANKING = 4
-"""Candidates are repaired on that part of the text of the fit: to rank them takes less than to repair the winner."""
+SHARES_FOR_RANKING = (16, 4)
+"""Candidates are repaired on one part in that many of the text of the fit, those still in the race on the larger one:
+to rank them takes less text than to repair the winner."""
 
+FEWEST_FOR_RANKING = 20
+"""Samples of a part, where the text holds them."""
 
 RANKING_RIDGE = 1e-2
 """Of those repairs, unless the recipe has one: cross-validation would take longer than the rest, and ranks them alike."""
@@ -66,24 +69,33 @@ def repairs_candidates(recipe: Recipe) -> bool:
     return recipe.guard > 1 and repair_named(recipe.repair).compares_repaired
 
 
-def ranking_text(inputs: Inputs) -> Samples:
-    """The part of the text of the fit that candidates are repaired on."""
+def ranking_texts(inputs: Inputs) -> list[Samples]:
+    """The parts of the text of the fit that candidates are repaired on, the smallest first; one where all would be alike."""
     whole = inputs.fitting
-    n = max(1, min(whole.n_samples, max(whole.n_samples // SHARE_FOR_RANKING, 20)))
-    return whole.take(n)
+    sizes = {min(whole.n_samples, max(whole.n_samples // share, FEWEST_FOR_RANKING)) for share in SHARES_FOR_RANKING}
+    return [whole.take(n) for n in sorted(sizes)]
 
 
-def repairer(inputs: Inputs, size: ModelSize, *, progress: Progress) -> Repair | None:
-    """Repairs a candidate as the recipe asks, on the ranking text."""
+def rungs(inputs: Inputs, size: ModelSize, *, progress: Progress) -> tuple[Rung, ...]:
+    """The rounds of the race of repaired candidates; none where plain cuts are compared."""
     if not repairs_candidates(inputs.recipe):
-        return None
+        return ()
+    from shoal.run.race import Rung
+
+    return tuple(
+        Rung(samples.n_tokens, repairer(inputs, size, samples, progress=progress)) for samples in ranking_texts(inputs)
+    )
+
+
+def repairer(inputs: Inputs, size: ModelSize, samples: Samples, *, progress: Progress) -> Repair:
+    """Repairs a candidate as the recipe asks, on that text."""
     from shoal.edits.drop import Drop
     from shoal.edits.student_of import student_of
     from shoal.fit.fit_plan import fit_plan
     from shoal.fit.fit_result import CannotRefit
     from shoal.select.plan_of import plan_of
 
-    samples, opened, config = ranking_text(inputs), inputs.opened, inputs.recipe.fit
+    opened, config = inputs.opened, inputs.recipe.fit
     if config.ridge is None:
         config = config.model_copy(update={"ridge": RANKING_RIDGE})
 

@@ -28,9 +28,18 @@ if TYPE_CHECKING:
 SHARE_FOR_WEIGHTS = 0.7  # of the free memory; the rest is for activations ...
 SHARE_BESIDE_STUDENT = 0.45  # ... and where the student is opened beside its teacher, to be verified and measured
 TOKENS_PER_BATCH = 4096
-LONGEST_DEFAULT = 2048
-DEFAULT_SAMPLES = {"calibration": 128, "selection": 64, "evaluation": 64}
+LONGEST_DEFAULT = 1024
+MOST_DEFAULT = {"calibration": 128, "selection": 64, "evaluation": 64}  # samples of a slice ...
+DEFAULT_SLICE_TOKENS = {"calibration": 32_768, "selection": 16_384, "evaluation": 16_384}  # ... or fewer, where they are long
 FEWEST_DEFAULT = 8
+
+
+def default_samples(slice: str, length: int) -> int:
+    """Samples of a slice where none are asked for.
+
+    Counted in tokens, because tokens cost time: 128 samples of 1,024 would be four times the text of 128 samples of 256.
+    """
+    return max(FEWEST_DEFAULT, min(MOST_DEFAULT[slice], DEFAULT_SLICE_TOKENS[slice] // length))
 
 
 def bundled_model() -> Path:
@@ -144,7 +153,7 @@ class Inputs:
 
     def _samples(self, slice: str, asked: int | None, *, most: int | None = None) -> Samples:
         """The number asked for, or else the default where the text holds it and at least 8."""
-        n = asked or most or DEFAULT_SAMPLES[slice]
+        n = asked or most or default_samples(slice, self.length)
         fewest = None if asked else FEWEST_DEFAULT
         length, packing = self.length, self.recipe.text.packing
 

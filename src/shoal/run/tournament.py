@@ -8,19 +8,17 @@ above selection and repair, which do not know each other.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shoal.edits.plan import Candidate, PartChoice
 from shoal.engine.student import Student
 from shoal.measure.oracle import Oracle, Quality
+from shoal.run.race import Rung, Standings, race, ranked
 from shoal.select.budget import realised
 from shoal.select.model_size import ModelSize
 from shoal.select.shortlist import Shortlist, spread_of
 from shoal.select.verdict import verdict
-
-Repair = Callable[[Candidate], Student | None]
-"""The student of a candidate with its repair in place, or None where nothing can be repaired."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +40,19 @@ class Choice:
         return self.candidates[0]
 
 
-def choose(short: Shortlist, size: ModelSize, *, judge: Oracle | None = None, repair: Repair | None = None) -> Choice:
+def choose(
+    short: Shortlist,
+    size: ModelSize,
+    *,
+    judge: Oracle | None = None,
+    rungs: Sequence[Rung] = (),
+    standings: Standings | None = None,
+) -> Choice:
     """Choose among the candidates of a shortlist.
 
     Args:
         judge: measures on the ``selection`` text; needed where more than one candidate is compared.
-        repair: makes the repaired student of a candidate; those are compared.
+        rungs, standings: as for :func:`tournament`.
     Raises:
         ValueError: several candidates are asked for, and there is no judge.
     """
@@ -56,7 +61,7 @@ def choose(short: Shortlist, size: ModelSize, *, judge: Oracle | None = None, re
         raise ValueError(f"comparing {n_candidates} candidates needs text to measure on; give some, or set guard: 1")
     candidates = short.candidates
     if judge is not None and len(candidates) > 1:
-        candidates = tournament(candidates, judge, repair=repair)
+        candidates = tournament(candidates, judge, rungs=rungs, standings=standings)
     decided = f"tournament of {len(candidates)} by KL; " if len(candidates) > 1 else ""
     size_said = realised(size, candidates[0].edits, short.request.put_back.own_parameters)
     said = f"{verdict(candidates, n_layers=size.n_layers)}; {size_said}; asked {short.budget.asked}"
@@ -68,29 +73,37 @@ def untrained(candidate: Candidate) -> Student:
     return Student(removed=candidate.units, name=str(candidate))
 
 
-def tournament(candidates: Sequence[Candidate], judge: Oracle, *, repair: Repair | None = None) -> tuple[Candidate, ...]:
+def tournament(
+    candidates: Sequence[Candidate], judge: Oracle, *, rungs: Sequence[Rung] = (), standings: Standings | None = None
+) -> tuple[Candidate, ...]:
     """Measure all candidates; lowest KL first, equal ones in the order given.
 
     Args:
-        repair: candidates are compared as they would be kept: repaired, or plain where the repair makes them worse. One
-            candidate at a time then, so that only one holds its new values in memory.
+        rungs: candidates race as they would be kept: repaired, or plain where the repair makes them worse; on growing text, see
+            :mod:`shoal.run.race`. One candidate at a time then, so that only one holds its new values in memory. Without rungs
+            they are compared plain.
+        standings: keeps what was measured in a race.
 
     Raises:
         ValueError: no candidate, or none whose states are finite.
     """
     if not candidates:
         raise ValueError("a tournament needs at least one candidate")
-    if repair is None:
+    if not rungs:
         qualities = judge.measure([untrained(candidate) for candidate in candidates])
-        measured = [_measured(candidate, quality) for candidate, quality in zip(candidates, qualities, strict=True)]
+        measured = ranked([_measured(one, quality) for one, quality in zip(candidates, qualities, strict=True)])
     else:
-        measured = [_as_kept(candidate, judge, repair) for candidate in candidates]
+
+        def measure(one: Candidate, rung: Rung) -> Candidate:
+            return standings.once(one, rung, lambda: _as_kept(one, judge, rung)) if standings else _as_kept(one, judge, rung)
+
+        measured = race(candidates, rungs, measure)
     if not any(one.kl is not None and math.isfinite(one.kl) for one in measured):
         raise ValueError(
             "every candidate's states are NaN or infinite on this text; run with --dtype float32 or bfloat16, "
             "or remove fewer layers"
         )
-    return tuple(sorted(measured, key=lambda one: math.inf if one.kl is None or not math.isfinite(one.kl) else one.kl))
+    return tuple(measured)
 
 
 def _measured(candidate: Candidate, quality: Quality) -> Candidate:
@@ -98,8 +111,8 @@ def _measured(candidate: Candidate, quality: Quality) -> Candidate:
     return candidate.model_copy(update=dict(kl=quality.kl, kl_stderr=stderr, perplexity=quality.perplexity))
 
 
-def _as_kept(candidate: Candidate, judge: Oracle, repair: Repair) -> Candidate:
-    students = [untrained(candidate), repair(candidate)]
+def _as_kept(candidate: Candidate, judge: Oracle, rung: Rung) -> Candidate:
+    students = [untrained(candidate), rung.repair(candidate)]
     plain, *repaired = judge.measure([one for one in students if one is not None])
     best = repaired[0] if repaired and not repaired[0].kl >= plain.kl and math.isfinite(repaired[0].kl) else plain
-    return _measured(candidate, best).model_copy(update={"kl_plain": plain.kl})
+    return _measured(candidate, best).model_copy(update={"kl_plain": plain.kl, "repaired_on": rung.n_tokens})

@@ -71,16 +71,18 @@ def _best(table: SpanTable, n: int) -> str | None:
 def candidates(found: Sequence[Candidate], *, n_layers: int) -> Table:
     """What was compared before the choice, best first; the note says who won, by how much, and against whom."""
     repaired = any(one.kl_plain is not None for one in found)
+    of_repair = ("KL before repair", "repaired on tokens") if repaired else ()
     columns = (
-        Column("layers out"), *numbers("KL, nats per token", *(["KL before repair"] if repaired else []), "perplexity"),
+        Column("layers out"), *numbers("KL, nats per token", *of_repair, "perplexity"),
         Column("proposed by (score)"),
     )  # fmt: skip
     rows = []
     for one in found:
         by = "; ".join(f"{name} ({number(one.scores[name])})" if name in one.scores else name for name in one.proposed_by)
-        before = (one.kl_plain,) if repaired else ()
+        before = (one.kl_plain, one.repaired_on) if repaired else ()
         rows.append((str(one), kl_said(one), *before, one.perplexity, by))
-    what_was_compared = "each repaired on a part of the text" if repaired else "as plain cuts, before any repair"
+    on_what = "each repaired on a part of the text, those behind on less"
+    what_was_compared = on_what if repaired else "as plain cuts, before any repair"
     note = (f"Chosen: {verdict(found, n_layers=n_layers)}.",) if found else ()
     return Table(f"Candidates, {what_was_compared}, best first", columns, tuple(rows), notes=note, strong=0)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from shoal.fit.table import repair_named
 from shoal.recipes.recipe import Recipe
 from shoal.run.candidate_repair import LINEAR_ERROR_BYTES, repairs_candidates
-from shoal.run.job import DEFAULT_SAMPLES, LONGEST_DEFAULT, SHARE_BESIDE_STUDENT, TOKENS_PER_BATCH, layers_in_memory
+from shoal.run.job import LONGEST_DEFAULT, SHARE_BESIDE_STUDENT, TOKENS_PER_BATCH, default_samples, layers_in_memory
 from shoal.run.memory_plan.machine import N_DIVERGENCE, Machine, machine_of
 from shoal.run.memory_plan.shape import shape_of
 from shoal.run.memory_plan.trained_sizes import on_logits, training_of
@@ -187,8 +187,8 @@ def _stages(
         return StageNeed(stage=stage, memory=sum(parts.values()), parts=parts, host=host, disk=disk, scratch=scratch - on_host)
 
     found = []
-    n_calibration = (recipe.text.samples or DEFAULT_SAMPLES["calibration"]) * length
-    n_selection = (recipe.text.selection or DEFAULT_SAMPLES["selection"]) * length
+    n_calibration = (recipe.text.samples or default_samples("calibration", length)) * length
+    n_selection = (recipe.text.selection or default_samples("selection", length)) * length
     memory, disk = states(shape.n_layers + 1, n_calibration)
     facts = ScanFacts(shape.n_layers, shape.hidden, length, recipe.seed)
     scanning = {name: observer_named(name).n_bytes(facts) for name in recipe.observers}
@@ -252,7 +252,7 @@ def _stages(
         found.append(max(step, measured, key=lambda one: one.memory))
     second = 0 if is_streamed else student
     found.append(need("model", second_model=second, work=2 * length * shape.vocabulary * 4 + work, disk=student))
-    n_evaluation = (recipe.text.evaluation or DEFAULT_SAMPLES["evaluation"]) * length
+    n_evaluation = (recipe.text.evaluation or default_samples("evaluation", length)) * length
     memory, disk = states(2, n_evaluation)
     found.append(need("evaluation", second_model=second, states=memory, work=judging(n_evaluation), scratch=disk))
     return tuple(found)

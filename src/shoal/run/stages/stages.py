@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shoal.run.candidate_repair import linear_errors_of, repairer, repairs_candidates
+from shoal.run.candidate_repair import linear_errors_of, repairs_candidates, rungs
 from shoal.run.folder import RunFolder
 from shoal.run.job import Inputs
 from shoal.run.keys import choice_key, evaluation_key, save_key, scan_key, unopened_choice_key
@@ -105,6 +105,7 @@ def plan_stage(
         judge: the guard's oracle on ``selection``, shared by the plans of a sweep; a new one unless given.
     """
     from shoal.edits.plan import Plan
+    from shoal.run.race import Standings
     from shoal.run.tournament import choose
     from shoal.select.model_size import model_size
     from shoal.select.plan_of import plan_of
@@ -134,11 +135,13 @@ def plan_stage(
     )
     if recipe.guard > 1 and judge is None:
         judge = oracle(inputs, inputs.selection, what="tournament", progress=progress)
+    standings = Standings(folder / "tournament", key, workers=inputs.workers)
     choice = choose(
         short,
         size,
         judge=judge if recipe.guard > 1 else None,
-        repair=repairer(inputs, size, progress=progress),
+        rungs=rungs(inputs, size, progress=progress),
+        standings=standings,
     )
     plan = plan_of(
         choice.best.edits,
@@ -152,6 +155,7 @@ def plan_stage(
     )
     plan = inputs.workers.from_first(lambda: _written(plan, folder))
     folder.finish("plan", key, seconds=time.monotonic() - started, files=["plan.json"])
+    standings.clear()
     return plan
 
 

@@ -1,0 +1,169 @@
+"""How long a run will take, from a few seconds of measuring and a count of tokens and solves.
+
+Four rates are measured on the machine as it is: a token through all layers, a token through the head with its comparison, fp32
+products (the sums of a repair) and fp64 factorisations (its solves). The counts follow what the stages do. Where the cut will
+lie is not known yet, so it is taken in the middle; what is said is minutes or hours, not seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from shoal.words.records import Record
+
+if TYPE_CHECKING:
+    from shoal.recipes.recipe import Recipe
+    from shoal.run.job import Inputs
+
+PROBE_TOKENS, HEAD_TOKENS = 512, 64
+PRODUCT_SIZE, FACTOR_SIZE = 768, 512
+RIDGES_SOLVED, FOLDS = 3.5, 4
+SPECTRUM = 2  # solves that the condition and the effective rank of a fit take
+PASSES = 5  # runs of a layer that is refitted: before, after each of three solves, and the teacher's
+SPEED_ROUNDS, NEW_TOKENS, DEPTHS = 10, 32, 2.7  # teacher, student, and two smaller depths of the teacher
+
+
+class Rates(Record):
+    """Seconds per token through all layers and through the head with a comparison; flops per second of products and solves."""
+
+    layers: float
+    compared: float
+    products: float
+    solves: float
+
+
+class Estimate(Record):
+    """Seconds by stage, in the order they run."""
+
+    stages: dict[str, float]
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.stages.values())
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {minutes(seconds)}" for name, seconds in self.stages.items())
+        return f"about {minutes(self.seconds)} min ({parts})"
+
+
+def minutes(seconds: float) -> str:
+    """``0.4``, ``7``, ``130``."""
+    found = seconds / 60
+    return f"{found:.1f}" if found < 2 else f"{found:.0f}"
+
+
+def measure_rates(inputs: Inputs) -> Rates:
+    """Some seconds of work on this machine; one process measures for all that share the job."""
+    return inputs.workers.from_first(lambda: _measured(inputs))
+
+
+def _measured(inputs: Inputs) -> Rates:
+    import torch
+
+    from shoal.measure.counted import head_blocks
+    from shoal.measure.one_pass import compare_tokens
+    from shoal.words.types import Batch
+
+    view = inputs.view
+    n = min(inputs.length, PROBE_TOKENS)
+    ids = torch.zeros(1, n, dtype=torch.long)
+    where = torch.zeros(1, n, dtype=torch.bool)
+    where[:, :HEAD_TOKENS] = True
+
+    ends: list[torch.Tensor] = []
+
+    @torch.no_grad()
+    def through_layers() -> None:
+        *_, (_, end_BTD) = view.stream(view.read(Batch(ids)))
+        ends[:] = [end_BTD]
+        end_BTD.float().sum().item()  # a card is waited for
+
+    @torch.no_grad()
+    def through_head() -> None:
+        for _, (logits,) in head_blocks([view], ends, where):
+            compare_tokens(logits, [logits], torch.zeros(len(logits), dtype=torch.long, device=logits.device))[
+                0
+            ].kl_N.sum().item()
+
+    square = torch.randn(PRODUCT_SIZE, PRODUCT_SIZE, device=view.device)
+    positive = torch.eye(FACTOR_SIZE, dtype=torch.float64, device=view.device)
+    per_token = _seconds(through_layers) / n
+    return Rates(
+        layers=per_token,
+        compared=_seconds(through_head) / min(n, HEAD_TOKENS),
+        products=2 * PRODUCT_SIZE**3 / _seconds(lambda: (square @ square).sum().item()),
+        solves=_solve_flops(FACTOR_SIZE, FACTOR_SIZE)
+        / _seconds(lambda: torch.cholesky_solve(positive, torch.linalg.cholesky(positive)).sum().item()),
+    )
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """The faster of two runs after one that warms up."""
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return max(min(times[1:]), 1e-9)
+
+
+def estimate(inputs: Inputs, rates: Rates, *, recipe: Recipe | None = None) -> Estimate:
+    """Seconds of every stage of ``compress``.
+
+    Args:
+        recipe: in place of that of the inputs.
+    """
+    from shoal.run.candidate_repair import repairs_candidates
+    from shoal.run.job import default_samples
+
+    recipe, length = recipe or inputs.recipe, inputs.length
+    n_layers = inputs.view.n_layers
+    share = 1 / inputs.workers.size
+
+    def tokens(slice: str, asked: int | None) -> float:
+        return (asked or default_samples(slice, length)) * length * share
+
+    n_scan, n_selection = tokens("calibration", recipe.text.samples), tokens("selection", recipe.text.selection)
+    n_evaluation = tokens("evaluation", recipe.text.evaluation)
+    judged = n_selection * 2 * (rates.layers + rates.compared)
+    fit = recipe.fit.n_tokens(inputs.widest_map) * share
+    stages = {"scan": n_scan * rates.layers * 1.1 * recipe.rounds}
+    if recipe.guard > 1:
+        stages["tournament"] = recipe.guard * n_selection * (rates.layers + rates.compared)
+        if repairs_candidates(recipe):
+            lookups = n_scan * (rates.layers + n_layers * 4 * inputs.view.hidden_size**2 / rates.products)
+            rungs = ((recipe.guard, 16), (max(2, -(-recipe.guard // 2)), 4)) if recipe.guard > 2 else ((recipe.guard, 4),)
+            stages["tournament"] = lookups + sum(
+                n * (_repair(inputs, recipe, rates, fit / part, searches=False) + judged) for n, part in rungs
+            )
+    if recipe.repair != "none":
+        stages["repair"] = _repair(inputs, recipe, rates, fit, searches=recipe.fit.ridge is None) + judged
+    if (trained := recipe.training()) is not None:
+        stages["training"] = 4 * rates.layers * (trained.all_tokens() or 1_000_000) * share
+    spoken = (
+        SPEED_ROUNDS * DEPTHS * rates.layers * (min(PROBE_TOKENS, length) + 16 * NEW_TOKENS)
+    )  # one token costs as 16 of many
+    measured = n_evaluation * (3 * (2 * rates.layers + rates.compared) + 2 * rates.layers)
+    stages["evaluation"] = measured + spoken
+    return Estimate(stages=stages)
+
+
+def _repair(inputs: Inputs, recipe: Recipe, rates: Rates, n_tokens: float, *, searches: bool) -> float:
+    """Seconds of one closed-form repair of a quarter of the layers, cut from the middle."""
+    view = inputs.view
+    n_layers, width = view.n_layers, view.hidden_size
+    wide = int(getattr(view.config, "intermediate_size", None) or 4 * width)
+    n_before = 3 * n_layers // 8
+    n_refitted = n_before if recipe.repair in ("auto", "sweep") else 1
+    sites = (wide, width, wide) if recipe.repair in ("auto", "sweep", "refit") else (wide,)
+    forwards = (n_before + n_layers // 4 + PASSES * n_refitted) / n_layers
+    sums = n_refitted * sum(2 * n * (n + width) for n in sites)
+    solved = (RIDGES_SOLVED if searches else 1) * FOLDS + SPECTRUM + 1
+    solves = n_refitted * solved * sum(_solve_flops(n, 2 * width) for n in sites)
+    return n_tokens * (forwards * rates.layers + sums / rates.products) + solves / rates.solves
+
+
+def _solve_flops(n: int, n_outputs: int) -> float:
+    return n**3 / 3 + 2 * n**2 * n_outputs

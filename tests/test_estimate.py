@@ -1,0 +1,99 @@
+"""A run says how long it will take: counts follow the recipe, and a time that is given chooses the most that fits."""
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import pytest
+
+from shoal.recipes.recipe import load_recipe
+from shoal.run.estimate import Estimate, Rates, estimate, minutes
+from shoal.run.time_budget import LADDER, SAFETY, in_time, parse_time
+
+RATES = Rates(layers=1e-3, compared=5e-4, products=1e11, solves=2e10)
+
+
+@dataclass(frozen=True)
+class World:
+    """What an estimate reads of the inputs of a job."""
+
+    recipe: object
+    length: int = 1024
+    widest_map: int = 2304
+    workers: object = field(default_factory=lambda: SimpleNamespace(size=1))
+    view: object = field(
+        default_factory=lambda: SimpleNamespace(n_layers=30, hidden_size=576, config=SimpleNamespace(intermediate_size=1536))
+    )
+
+
+def world(**changes):
+    return World(load_recipe("default", {"model": "m", **changes}))
+
+
+def seconds(**changes):
+    return estimate(world(**changes), RATES).seconds
+
+
+def test_more_work_takes_longer():
+    assert seconds(repair="none", guard=1) < seconds(repair="refit", guard=1) < seconds(guard=1) < seconds(guard=2) < seconds()
+    assert seconds(fit={"tokens": 10_000}) < seconds(fit={"tokens": 100_000})
+    assert seconds(text={"samples": 8}) < seconds(text={"samples": 64})
+    assert seconds() < seconds(replace="layer", repair="sweep", polish="hidden", train={"tokens": 100_000})
+
+
+def test_two_processes_share_the_text():
+    one, two = world(), World(world().recipe, workers=SimpleNamespace(size=2))
+    assert estimate(two, RATES).stages["scan"] == estimate(one, RATES).stages["scan"] / 2
+
+
+def test_stages_are_those_that_run():
+    assert list(estimate(world(repair="none", guard=1), RATES).stages) == ["scan", "evaluation"]
+    assert list(estimate(world(), RATES).stages) == ["scan", "tournament", "repair", "evaluation"]
+
+
+def test_it_is_said_in_minutes():
+    assert str(Estimate(stages={"scan": 30.0, "repair": 600.0})) == "about 10 min (scan 0.5, repair 10)"
+    assert [minutes(s) for s in (3, 60, 600, 7800)] == ["0.1", "1.0", "10", "130"]
+
+
+@pytest.mark.parametrize(("text", "expected"), [("90s", 90), ("10m", 600), ("10 min", 600), ("1.5h", 5400)])
+def test_times(text, expected):
+    assert parse_time(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "10", "m", "-5m", "0m", "1d"])
+def test_no_times(text):
+    with pytest.raises(ValueError, match="such as 10m"):
+        parse_time(text)
+
+
+def test_the_most_that_fits_is_taken_and_more_time_never_buys_less():
+    taken = []
+    for given in (60, 300, 900, 3600, 36_000):
+        chosen, _ = in_time(world(), RATES, given)
+        recipe = chosen.recipe
+        rung = next(i for i, (r, g, n) in enumerate(LADDER) if (r, g, n) == (recipe.repair, recipe.guard, recipe.fit.tokens))
+        assert rung == 0 or estimate(chosen, RATES).seconds <= SAFETY * given
+        taken.append(rung)
+    assert taken == sorted(taken) and taken[0] < taken[-1] == len(LADDER) - 1
+
+
+def test_too_little_time_is_said_and_the_least_is_done():
+    chosen, said = in_time(world(), RATES, 1)
+    assert chosen.recipe.fit.tokens == LADDER[0][2] and "min are expected" in said
+
+
+def test_a_run_that_goes_on_keeps_what_it_chose(tmp_path):
+    first, _ = in_time(world(), RATES, 900)
+    begun = tmp_path / "recipe.yaml"
+    begun.write_text(first.recipe.to_yaml())
+    slow = RATES.model_copy(update={"layers": 1.0})
+    again, said = in_time(world(), slow, 900, begun=begun)
+    assert again.recipe == first.recipe and "as this run began" in said
+    with pytest.raises(ValueError, match="other options"):
+        in_time(world(drop="8"), RATES, 900, begun=begun)
+
+
+def test_a_time_and_what_it_sets_are_not_both_given():
+    for changes in ({"repair": "none"}, {"fit": {"tokens": 5000}}, {"replace": "layer", "repair": "sweep"}):
+        with pytest.raises(ValueError, match="--time sets"):
+            in_time(world(**changes), RATES, 900)
