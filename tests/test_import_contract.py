@@ -37,7 +37,7 @@ cli         verbs
 """.strip().splitlines()
 ORDER = [line.split()[0] for line in ROOMS]
 
-# Where transformers may be imported at all: where a model is opened, cut, saved or generated from.
+# Where transformers may be imported at all: where a model is opened, cut, saved generated from or healed.
 TRANSFORMERS = (
     "engine/config.py",
     "engine/gguf_source.py",
@@ -46,6 +46,7 @@ TRANSFORMERS = (
     "engine/streamed.py",
     "checkpoint/",
     "evaluate/generate.py",
+    "train/heal/",
 )
 
 # Only inside the function that needs them: extras, and what makes the command slow to start.
@@ -72,6 +73,7 @@ TABLES = (
     ("select", "SELECTORS"),
     ("fit", "REPAIRS"),
     ("train", "OBJECTIVES"),
+    ("train/heal", "TRAINABLE"),
 )
 
 

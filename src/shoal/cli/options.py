@@ -138,6 +138,13 @@ TrainTokensOption = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option("--train-tokens", help="Tokens of the training.  [default: up to 1 M]"),
 ]
+HealOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--heal", help="Then train more than the repair set: lora, qlora, partial, full, norms, or none (`shoal heal --help`)."
+    ),
+]
+HealTokensOption = Annotated[Optional[int], typer.Option("--heal-tokens", help="Tokens of healing.  [default: up to 1 M]")]  # noqa: UP045
 LearningRateOption = Annotated[
     Optional[float],  # noqa: UP045
     typer.Option("--lr", help="Peak learning rate.  [default: 0.8 / hidden size, at most 8e-3]"),
@@ -209,13 +216,20 @@ def with_options(recipe: str, **options: Any) -> Recipe:
     if asked:
         given = {"seed": asked.seed, "observers": asked.observers, **given}
         text = {**{name: value for name, value in asked.text.items() if value is not None}, **text}
-    nested = {"text": text, "fit": fit, "train": train}
+    heal: dict[str, Any] = {"tokens": given.pop("heal_tokens")} if "heal_tokens" in given else {}
+    if given.get("heal") == "none":
+        given["heal"] = None
+    elif "heal" in given:
+        heal["method"] = given.pop("heal")
+    nested = {"heal": heal, "text": text, "fit": fit, "train": train}
     changes: dict[str, Any] = {**given, **{name: below for name, below in nested.items() if below}}
     found = load_recipe(recipe, changes)
     if train and found.training() is None:
         raise ValueError(
             "--train-tokens and --lr are for training, and nothing is trained; add --polish kl, or --replace layer"
         )
+    if heal and found.heal is None:
+        raise ValueError("--heal-tokens is for healing, and nothing is healed; add --heal lora")
     if fit and found.repair == "none":
         raise ValueError("--fit-tokens is for a repair, and there is none; add --repair auto")
     return found

@@ -37,6 +37,8 @@ def show_outcome(screen: Screen, outcome: Outcome) -> None:
         screen.show(repair(outcome.repaired))
     for result in outcome.trained:
         screen.say(f"Trained: {result}")
+    if outcome.healed is not None:
+        screen.say(f"Healed: {outcome.healed.training}")
     screen.show(figures(evaluation))
     screen.show(generations(evaluation.generations))
     screen.say(f"Plan: {plan}; {plan.before.parameters:,} -> {plan.after.parameters:,} parameters")

@@ -17,6 +17,7 @@ from shoal.cli.compare import compare
 from shoal.cli.curve import sweep
 from shoal.cli.cut import cut
 from shoal.cli.evaluate import evaluate, stability
+from shoal.cli.heal import heal as heal_verb
 from shoal.cli.options import (
     ByOption,
     DeviceOption,
@@ -26,6 +27,8 @@ from shoal.cli.options import (
     FieldOption,
     FitTokensOption,
     GuardOption,
+    HealOption,
+    HealTokensOption,
     JsonOption,
     LearningRateOption,
     LengthOption,
@@ -87,7 +90,7 @@ def version(wanted: bool) -> None:
         raise typer.Exit
 
 
-SHARED = ("compress", "eval", "plan", "run", "scan")
+SHARED = ("compress", "eval", "heal", "plan", "run", "scan")
 """Verbs whose work several processes can share."""
 
 
@@ -129,6 +132,8 @@ def compress(
     time: TimeOption = None,
     polish: PolishOption = None,
     train_tokens: TrainTokensOption = None,
+    heal: HealOption = None,
+    heal_tokens: HealTokensOption = None,
     lr: LearningRateOption = None,
     seed: SeedOption = None,
     device: DeviceOption = "cpu",
@@ -142,7 +147,7 @@ def compress(
     chosen = with_options(
         recipe_of(recipe, effort), model=model, drop=drop, params=params, text=text, field=field, samples=samples,
         length=length, select=select, by=by, guard=guard, rounds=rounds, protect=protect, replace=replace, repair=repair,
-        fit_tokens=fit_tokens, polish=polish, train_tokens=train_tokens, lr=lr, seed=seed,
+        fit_tokens=fit_tokens, polish=polish, train_tokens=train_tokens, heal=heal, heal_tokens=heal_tokens, lr=lr, seed=seed,
     )  # fmt: skip
     _compress(chosen, out, device, dtype, resident, trust_remote_code, overwrite, json, time=time)
 
@@ -329,6 +334,7 @@ app.command()(stability)
 app.command()(cut)
 app.command()(sweep)
 app.command()(report)
+app.command("heal")(heal_verb)
 
 
 # -- what the verbs share ------------------------------------------------------------------------------------------------

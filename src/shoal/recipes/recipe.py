@@ -21,6 +21,8 @@ from shoal.fit.repair import TrainedOn
 from shoal.fit.table import repair_named
 from shoal.measure.observers import observer_named
 from shoal.train.config import ON_THE_STREAM, POLISH, TrainConfig, TrainingPhase
+from shoal.train.heal.config import HealConfig
+from shoal.train.heal.presets import PRESETS
 from shoal.words.reading import shortened
 from shoal.words.records import Record, nearest
 from shoal.words.yaml_text import read_yaml
@@ -68,6 +70,7 @@ class Recipe(Record):
             (``kl``), or ``none``. None: as ``train`` says where it names an objective or stages; else ``hidden`` where
             something is put in place of a span, ``none`` where nothing is.
         train: how it is trained; unused where nothing is.
+        heal: training of anything else behind all that, into the final checkpoint; None: nothing more is trained.
     """
 
     name: str = "custom"
@@ -89,6 +92,7 @@ class Recipe(Record):
     fit: FitConfig = FitConfig()
     polish: Literal["none", "hidden", "kl"] | None = None
     train: TrainConfig = TrainConfig()
+    heal: HealConfig | None = None
     seed: int = Field(default=0, ge=0)
 
     @field_validator("drop", mode="before")
@@ -211,24 +215,64 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             name="uidl",
-            about="Contiguous span by angular distance of the last token, removed without replacement. Healing is not part of "
-            "this version.",
+            about="Contiguous span by angular distance of the last token, removed without replacement, then QLoRA beside the "
+            "MLPs on 164 M tokens of text at rank 64 and 3e-4, where the paper's own search starts; `shoal heal --preset uidl` "
+            "has its ranks and rates per model.",
             papers=("2403.17887",),
             by="angular/last",
             protect=(),
             guard=1,
             replace="none",
             repair="none",
+            heal=HealConfig(**PRESETS["uidl"].for_model("")),
         ),
         Recipe(
             name="uidl-simple",
-            about="The deepest layers but the last; no text is read to choose them. Healing is not part of this version.",
+            about="The deepest layers but the last; no text is read to choose them. Healed as uidl.",
             papers=("2403.17887",),
             select="deepest",
             protect=(),
             guard=1,
             replace="none",
             repair="none",
+            heal=HealConfig(**PRESETS["uidl"].for_model("")),
+        ),
+        Recipe(
+            name="reassessing",
+            about="The deepest layers but the last (the paper removes the last one, too), then the head, the final norm and "
+            "the last three layers are trained on text at 1e-5; for models whose head is not tied.",
+            papers=("2411.15558",),
+            select="deepest",
+            protect=(),
+            guard=1,
+            replace="none",
+            repair="none",
+            heal=HealConfig(**PRESETS["reassessing"].for_model("")),
+        ),
+        Recipe(
+            name="high-heal",
+            about="As high, and then LoRA beside every linear map on the teacher's logits (KL).",
+            papers=("2403.19135", "2403.17887"),
+            replace="layer",
+            train=TrainConfig(
+                stages=(
+                    TrainingPhase(objective="hidden_mse", share=2 / 3, rate=0.5),
+                    TrainingPhase(objective="forward_kl", share=1 / 3, rate=0.25),
+                )
+            ),
+            heal=HealConfig(),
+        ),
+        Recipe(
+            name="streamline-kd",
+            about="LLM-Streamline's choice and its inherited layer, both at 1 M tokens; then everything is trained on the "
+            "teacher's logits.",
+            papers=("2403.19135",),
+            by="cosine/every",
+            protect=(),
+            guard=1,
+            replace="layer",
+            repair="none",
+            heal=HealConfig(method="full"),
         ),
         Recipe(
             name="shortgpt",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from shoal.evaluate.evaluation import Evaluation
     from shoal.fit.fit_result import FitResult
     from shoal.measure.scan import Scan
+    from shoal.run.heal import HealedInRun
     from shoal.train.train_result import TrainResult
 
 
@@ -42,6 +43,7 @@ class Outcome:
     trained: tuple[TrainResult, ...]
     evaluation: Evaluation
     beside: Beside
+    healed: HealedInRun | None = None
 
 
 def open_folder(out: Path, *, command: str = "", overwrite: bool = False) -> RunFolder:
@@ -103,7 +105,12 @@ def run_stages(inputs: Inputs, folder: RunFolder, *, command: str = "", progress
     plan = repaired.plan
     fitted = train_stage(inputs, folder, plan, values=repaired.values, progress=progress)
     model = save_stage(inputs, folder, plan, fitted)
-    evaluation = evaluate_stage(inputs, folder, plan, fitted, command=command, progress=progress)
+    healed = None
+    if inputs.recipe.heal is not None:
+        from shoal.run.heal import heal_in_run
+
+        healed, model = heal_in_run(inputs, folder, model, progress=progress), folder / "model"
+    evaluation = evaluate_stage(inputs, folder, plan, fitted, healed=healed, command=command, progress=progress)
     inputs.workers.on_first(lambda: write_atomically(recipe_file, recipe))
     inputs.workers.on_first(lambda: report_stage(folder.path))
-    return Outcome(folder.path, model, found, plan, repaired.result, fitted.results, evaluation, inputs.opened.beside)
+    return Outcome(folder.path, model, found, plan, repaired.result, fitted.results, evaluation, inputs.opened.beside, healed)

@@ -91,8 +91,12 @@ class Inputs:
 
     @cached_property
     def training(self) -> Samples:
-        """As many samples as the recipe's tokens need; without a number, 1 M tokens or what the text holds."""
-        tokens, is_padded = self.recipe.train.all_tokens(), self.recipe.text.packing == "padded"
+        """The text of polishing: as many samples as the recipe's tokens need."""
+        return self.training_for(self.recipe.train.all_tokens())
+
+    def training_for(self, tokens: int | None) -> Samples:
+        """Samples of the training slice for that many tokens; without a number, 1 M tokens or what the text holds."""
+        is_padded = self.recipe.text.packing == "padded"
         if tokens is not None and not is_padded:
             return self._samples("training", -(-tokens // self.length))
         return self._up_to(DEFAULT_TOKENS if tokens is None else tokens)

@@ -68,8 +68,10 @@ def save_key(inputs: Inputs, plan: Plan, values: Mapping[str, Tensor]) -> str:
     return stable_hash("model", inputs.model_key, edits_key(plan), _hashes(values))
 
 
-def evaluation_key(inputs: Inputs, plan: Plan, values: Mapping[str, Tensor]) -> str:
-    return stable_hash("evaluation", save_key(inputs, plan, values), inputs.evaluation.data_hash)
+def evaluation_key(inputs: Inputs, plan: Plan, values: Mapping[str, Tensor], *, healed: str | None = None) -> str:
+    """``healed``: key of the healing behind the student, if there was one."""
+    more = () if healed is None else (healed,)
+    return stable_hash("evaluation", save_key(inputs, plan, values), inputs.evaluation.data_hash, *more)
 
 
 def _hashes(values: Mapping[str, Tensor]) -> list[tuple[str, str]]:

@@ -39,6 +39,7 @@ def card(
     command: str,
     papers: Sequence[str] = (),
     trained: Sequence[TrainResult] = (),
+    healed: str = "",
     inherited: Mapping[str, Any] | None = None,
 ) -> str:
     """The text of README.md.
@@ -50,6 +51,7 @@ def card(
         command: the command line that makes this checkpoint again; empty when there was none.
         papers: arXiv numbers of the method, cited in this order.
         trained: how each replacement was trained.
+        healed: how the whole student was trained behind that, for people; empty where it was not.
         inherited: metadata of the source's card (:func:`inherited_metadata`); without a licence there the card names none.
     """
     name = source_name(plan.source)
@@ -61,7 +63,7 @@ def card(
         _removed(plan),
         _generations(evaluation.generations),
         _reproduce(plan, name, recipe_name, command),
-        _provenance(evaluation, trained),
+        _provenance(evaluation, trained, healed),
         _limits(evaluation),
         _citations(papers),
     )
@@ -179,7 +181,7 @@ def _reproduce(plan: Plan, name: str, recipe_name: str, command: str) -> str:
     return text
 
 
-def _provenance(evaluation: Evaluation, trained: Sequence[TrainResult]) -> str:
+def _provenance(evaluation: Evaluation, trained: Sequence[TrainResult], healed: str) -> str:
     source = evaluation.provenance
     texts = [
         f"{words(one.data)}, hash `{one.data_hash}`, {one.n_tokens:,} tokens for {', '.join(one.trained)}" for one in trained
@@ -189,6 +191,7 @@ def _provenance(evaluation: Evaluation, trained: Sequence[TrainResult]) -> str:
         "evaluation text": f"{words(source.data)}, hash `{source.data_hash}`",
         "samples": f"{source.n_samples:,} of {source.length} tokens, {source.n_tokens:,} tokens in all{_of_text(source)}",
         "training text": "; ".join(texts),
+        "healed": words(healed),
         "seed": str(source.seed),
         "dtype": source.dtype,
         "versions": ", ".join(f"{package} {version}" for package, version in sorted(source.versions.items())),

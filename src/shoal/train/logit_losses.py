@@ -32,9 +32,13 @@ class Divergence:
 
 
 def next_token(student_BTV: Tensor, ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
-    """Mean negative log-likelihood of each real token that follows a real token; 0 where none does. Slope: q - one-hot."""
+    """Mean negative log-likelihood of each real token that follows a real token; 0 where none does."""
     counted_BT = predicts(ids_BT, mask_BT)
-    logits_NV, next_N = student_BTV[:, :-1][counted_BT], ids_BT[:, 1:][counted_BT]
+    return next_token_at(student_BTV[:, :-1][counted_BT], ids_BT[:, 1:][counted_BT])
+
+
+def next_token_at(logits_NV: Tensor, next_N: Tensor) -> Tensor:
+    """Mean negative log-likelihood of the given next tokens; 0 where there are none. Slope: q - one-hot."""
 
     def value(ids_N1: Tensor, log_q_NV: Tensor) -> Tensor:
         return -log_q_NV.gather(-1, ids_N1).squeeze(-1)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from shoal.measure.oracle import Oracle
     from shoal.measure.scan import Scan
     from shoal.recipes.recipe import Recipe
+    from shoal.run.heal import HealedInRun
     from shoal.select.budget import Budget
     from shoal.select.request import Request
     from shoal.text import Samples
@@ -302,19 +303,20 @@ def claim(folder: RunFolder, name: str, key: str) -> None:
 
 
 def save_stage(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted) -> Path:
-    """``model/``: the student as a stock checkpoint, written whole and verified by reloading it."""
+    """``model/``, or ``cut/`` where it is to be healed: the student, whole and verified by reloading it."""
     key = save_key(inputs, plan, fitted.values)
-    target = folder / "model"
-    if folder.is_done("model", key):
+    name = "model" if inputs.recipe.heal is None else "cut"
+    target, proof = folder / name, "verification.json" if name == "model" else "cut.verification.json"
+    if folder.is_done(name, key):
         return target
     started = time.monotonic()
     ids_BT = inputs.evaluation.ids_NT[:2]
-    inputs.workers.on_first(lambda: _save_and_verify(inputs, folder, plan, fitted, ids_BT=ids_BT))
-    folder.finish("model", key, seconds=time.monotonic() - started, files=["model", "verification.json"])
+    inputs.workers.on_first(lambda: _save_and_verify(inputs, target, folder / proof, plan, fitted, ids_BT=ids_BT))
+    folder.finish(name, key, seconds=time.monotonic() - started, files=[name, proof])
     return target
 
 
-def _save_and_verify(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted, *, ids_BT: Tensor) -> None:
+def _save_and_verify(inputs: Inputs, target: Path, proof: Path, plan: Plan, fitted: Fitted, *, ids_BT: Tensor) -> None:
     """The checkpoint takes its name when it has been proved to be the student, and not before."""
     from shoal.checkpoint.new_folder import new_folder
     from shoal.checkpoint.verify import verify, verify_streamed
@@ -322,8 +324,8 @@ def _save_and_verify(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitt
     from shoal.engine.streamed import Streamed
 
     view, trusted = inputs.view, inputs.opened.trusted or is_bundled(inputs.view, plan)
-    folder.remove("model")  # left by a run that died before it recorded the stage
-    with new_folder(folder / "model") as made:
+    shutil.rmtree(target, ignore_errors=True)  # left by a run that died before it recorded the stage
+    with new_folder(target) as made:
         write(view, inputs.opened.path, plan, made, values=fitted.values)
         reference = view.logits(Batch(ids_BT), student=fitted.student)
         if isinstance(view.residency, Streamed):
@@ -332,11 +334,18 @@ def _save_and_verify(inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitt
         else:
             device = str(view.device)
             checked = verify(made, ids_BT=ids_BT, reference=lambda ids: reference, device=device, trust_remote_code=trusted)
-    checked.model_copy(update={"path": "model"}).save(folder / "verification.json")
+    checked.model_copy(update={"path": target.name}).save(proof)
 
 
 def evaluate_stage(
-    inputs: Inputs, folder: RunFolder, plan: Plan, fitted: Fitted, *, command: str, progress: Progress = silent
+    inputs: Inputs,
+    folder: RunFolder,
+    plan: Plan,
+    fitted: Fitted,
+    *,
+    healed: HealedInRun | None = None,
+    command: str,
+    progress: Progress = silent,
 ) -> Evaluation:
     """``evaluation.json`` and the card: the checkpoint in ``model/`` against the teacher, on text nothing was chosen on."""
     from shoal.checkpoint.write import is_bundled
@@ -346,7 +355,7 @@ def evaluate_stage(
     from shoal.evaluate.evaluation import Evaluation
     from shoal.show.card import card, inherited_metadata
 
-    key = evaluation_key(inputs, plan, fitted.values)
+    key = evaluation_key(inputs, plan, fitted.values, healed=None if healed is None else healed.key)
     if folder.is_done("evaluation", key):
         return Evaluation.load(folder / "evaluation.json")
     started = time.monotonic()
@@ -356,7 +365,7 @@ def evaluate_stage(
         saved = load_strictly(folder / "model", trust_remote_code=inputs.opened.trusted or is_bundled(inputs.view, plan))
         student = DecoderView(saved.to(inputs.view.device))
     plain = None
-    if fitted.values:  # the same number of layers without repair, on the same text
+    if fitted.values or healed is not None:  # the same number of layers without repair, on the same text
         judge = oracle(inputs, inputs.evaluation, what="evaluate the plain cut", progress=progress)
         plain = judge.measure([student_without(plan.absent_layers)])[0]
     evaluation = against_teacher(inputs, student, plain=plain, progress=progress)
@@ -370,6 +379,7 @@ def evaluate_stage(
             command=command,
             papers=inputs.recipe.papers,
             trained=fitted.results,
+            healed="" if healed is None else f"{healed.training}; merged: {healed.merging.way}",
             inherited=inherited_metadata(inputs.opened.path),
         )
         write_atomically(folder / "model" / "README.md", text.encode())

@@ -1,0 +1,73 @@
+"""A healing's options as the arguments of transformers' Trainer."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+
+from shoal.train.heal.config import HealConfig
+
+
+def arguments(
+    config: HealConfig, folder: Path, *, lr: float, n_steps: int, interval: int, device: str, in_bf16: bool
+) -> TrainingArguments:
+    """What the Trainer is told.
+
+    Args:
+        folder: of its checkpoints.
+        interval: steps between validations, which are the checkpoints as well.
+        in_bf16: compute in bf16 by autocast; trained parameters and moments are fp32 all the same.
+    Raises:
+        ValueError: the batch cannot be divided among the processes.
+    """
+    n_processes = int(os.environ.get("WORLD_SIZE", 1))
+    per_forward = config.micro_batch
+    if config.batch % (n_processes * per_forward):
+        raise ValueError(
+            f"batch={config.batch} needs to be a multiple of {n_processes} processes times micro_batch={per_forward}"
+        )
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=1,
+        per_device_train_batch_size=per_forward,
+        gradient_accumulation_steps=config.batch // (n_processes * per_forward),
+        learning_rate=lr,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": config.floor},
+        warmup_steps=config.warmup,
+        weight_decay=config.weight_decay,
+        adam_beta1=config.betas[0],
+        adam_beta2=config.betas[1],
+        max_grad_norm=config.clip,
+        bf16=in_bf16,
+        use_cpu=device.startswith("cpu"),
+        **_checkpointing(config),
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        eval_steps=interval,
+        save_strategy="steps",
+        save_steps=interval,
+        save_total_limit=1,
+        seed=config.seed,
+        data_seed=config.seed,
+        remove_unused_columns=False,
+        report_to=[],
+        disable_tqdm=True,
+        log_level="error",
+        ddp_find_unused_parameters=False,
+    )
+
+
+def _checkpointing(config: HealConfig) -> dict[str, Any]:
+    """Recomputed activations, under the name that this transformers has for them."""
+    if not config.checkpointing:
+        return {}
+    known = {field.name for field in dataclasses.fields(TrainingArguments)}
+    name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}

@@ -1,0 +1,101 @@
+"""What a healing trains, on what and for how long. Plain data, free of torch, so that recipes load fast."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from shoal.words.records import Record
+
+DEFAULT_HEAL_TOKENS = 1_000_000
+MICRO_BATCH = 4
+
+
+class HealConfig(Record):
+    """Options of one healing; counts of steps are optimiser steps.
+
+    Attributes:
+        method: an entry of ``train.heal.table.TRAINABLE``.
+        rank: of the adapters; the average over layers where ``ranks`` is a schedule that varies.
+        alpha: scale of the adapters' output is alpha / rank (alpha / sqrt(rank) for rslora). None: alpha = rank.
+        dropout: of the adapters' input, while training.
+        targets: the linear maps that get adapters.
+        variant: ``plain`` LoRA, ``rslora`` (arXiv 2312.03732) or ``dora`` (arXiv 2402.09353).
+        ranks: how the adapters' budget is divided among layers; an entry of ``train.heal.ranks.RANKS``.
+        pruned: share of every adapter's A that is set to zero every ``prune_every`` steps, by ``|A|`` times the running norm of
+            its input (PRILoRA, arXiv 2401.11316); ``prune_decay`` is the decay of that running norm.
+        layers: last layers that ``partial`` trains; ``head``: whether it trains the output head as well.
+        objective: weighted sum of names in ``train.objectives``. None: ``forward_kl`` with a teacher, else ``next_token``.
+        boundaries: where objectives on hidden states compare: behind each cut (``interface``), or behind every layer.
+        teacher_cache: likeliest tokens of every position that are kept on disk, so that the teacher does not run in every step;
+            None: it does.
+        predict: what is trained and measured: every token of the text (``all``), or what assistants say in chats (``answers``).
+        source: the ``given`` text, or text that the ``teacher`` writes, at a ``temperature``, behind the first tokens of each
+            sample of the given text.
+        tokens: training tokens, one pass over the text. None: 1 M, fewer where the text holds fewer.
+        lr: peak learning rate; ``auto`` finds it by short runs; None: the method's own for the width of the model.
+        floor: the final learning rate as a share of the peak (cosine).
+        warmup: first steps with a rising rate: a share of all steps below 1, a number of steps from 1.
+        weight_decay, betas, clip: AdamW's, and the largest gradient norm.
+        batch: samples per optimiser step over all processes; ``micro_batch``: samples per forward of one process.
+        checkpointing: recompute activations in the backward pass, which takes a third more time and far less memory.
+        eval_every: steps between validations; None: about twenty in the run.
+        patience: validations without a new best after which training stops; None: it never stops early.
+        merge: how adapters enter the checkpoint; an entry of ``train.heal.merge.MERGES``, or ``auto``, the best of them.
+        most_lost: nats per token by which merging may worsen the measure; above it the merge is refused.
+        keep_zeros: zeros of the student's matrices stay zero through training and merging.
+        seed: of adapters, dropout and the order of the samples.
+    """
+
+    method: str = "lora"
+    rank: int = Field(default=16, ge=1)
+    alpha: float | None = Field(default=None, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: Literal["all", "mlp", "attention"] = "all"
+    variant: Literal["plain", "rslora", "dora"] = "plain"
+    ranks: str = "uniform"
+    pruned: float = Field(default=0.0, ge=0, lt=1)
+    prune_every: int = Field(default=40, ge=1)
+    prune_decay: float = Field(default=0.9, ge=0, lt=1)
+    layers: int = Field(default=3, ge=0)
+    head: Literal["train", "keep"] = "train"
+    objective: str | None = None
+    boundaries: Literal["interface", "every"] = "interface"
+    teacher_cache: int | None = Field(default=None, ge=1)
+    predict: Literal["all", "answers"] = "all"
+    source: Literal["given", "teacher"] = "given"
+    temperature: float = Field(default=1.0, gt=0)
+    tokens: int | None = Field(default=None, ge=1)
+    lr: float | Literal["auto"] | None = None
+    floor: float = Field(default=0.1, ge=0, le=1)
+    warmup: float = Field(default=0.05, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = Field(default=1.0, gt=0)
+    batch: int = Field(default=8, ge=1)
+    micro_batch: int = Field(default=MICRO_BATCH, ge=1)
+    checkpointing: bool = False
+    eval_every: int | None = Field(default=None, ge=1)
+    patience: int | None = Field(default=None, ge=1)
+    merge: str = "auto"
+    most_lost: float = Field(default=0.01, ge=0)
+    keep_zeros: bool = False
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> HealConfig:
+        if isinstance(self.lr, float) and not self.lr > 0:
+            raise ValueError(f"lr={self.lr:g} needs to be above 0, or auto")
+        if self.batch % self.micro_batch:
+            raise ValueError(f"batch={self.batch} needs to be a multiple of micro_batch={self.micro_batch}")
+        if self.predict == "answers" and self.source == "teacher":
+            raise ValueError("predict answers reads conversations, and the teacher writes plain text; leave out one of them")
+        if self.pruned and self.variant != "plain":
+            raise ValueError(f"pruned={self.pruned:g} is defined for plain LoRA, not for {self.variant}; leave one of them out")
+        if self.keep_zeros and (self.variant == "dora" or self.dropout or self.method == "qlora"):
+            raise ValueError(
+                "keep_zeros is exact for lora without dropout, plain or rslora, and for methods without adapters; "
+                "leave out dora, dropout or qlora"
+            )
+        return self

@@ -1,0 +1,14 @@
+"""Full healing: every parameter is trained."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shoal.train.heal.config import HealConfig
+    from shoal.train.heal.ranks import RankEvidence
+
+
+def thaw_all(model: Any, config: HealConfig, evidence: RankEvidence) -> Any:
+    """The same model, with gradients everywhere."""
+    return model.requires_grad_(True)

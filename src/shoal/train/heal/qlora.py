@@ -1,0 +1,93 @@
+"""QLoRA: LoRA beside weights in 4 bits (NF4, double quantisation, bf16 arithmetic), by bitsandbytes; runs on CPUs, too.
+
+Source: arXiv 2305.14314, whose configuration this is. UIDL (arXiv 2403.17887) heals so, and states no more than "4-bit QLoRA".
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from shoal.engine.open import load_strictly, quiet_loading
+
+
+def open_in_4_bits(path: Path, *, device: str, trust_remote_code: bool = False) -> Any:
+    """The checkpoint with the linear maps of its layers in 4 bits; embeddings, norms and head keep their dtype.
+
+    Raises:
+        ImportError: bitsandbytes is not installed.
+        ValueError: it cannot quantise this model.
+    """
+    _need_bitsandbytes()
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    how = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    with quiet_loading():
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                str(path),
+                quantization_config=how,
+                device_map={"": device},
+                dtype="auto",
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=trust_remote_code,
+            )
+        except (OSError, ValueError, RuntimeError, TypeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"{path} cannot be opened in 4 bits: {type(error).__name__}: {reason}") from None
+    if device.startswith("cpu"):
+        _refuse_narrow(model)
+    return model.eval()
+
+
+def _refuse_narrow(model: Any) -> None:
+    """Raises ValueError for maps whose rows are no whole blocks of 4-bit numbers: the product on a CPU cannot read them."""
+    for name, module in model.named_modules():
+        weight: Any = getattr(module, "weight", None)
+        if getattr(weight, "quant_state", None) is not None and weight.quant_state.shape[1] % weight.quant_state.blocksize:
+            raise ValueError(
+                f"qlora on a CPU needs maps with a multiple of {weight.quant_state.blocksize} inputs; {name} has "
+                f"{weight.quant_state.shape[1]}. Use --method lora, or --device cuda"
+            )
+
+
+@torch.no_grad()
+def out_of_4_bits(path: Path, *, device: str, trust_remote_code: bool = False) -> Any:
+    """The checkpoint with the numbers that its 4-bit form stands for, in the checkpoint's own dtype."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    # Quantised anew, which gives the same bits: the first forward may have packed the weights of a trained model otherwise.
+    quantised = open_in_4_bits(path, device=device, trust_remote_code=trust_remote_code)
+    model = load_strictly(path, trust_remote_code=trust_remote_code)
+    for name, module in quantised.named_modules():
+        weight: Any = getattr(module, "weight", None)
+        if getattr(weight, "quant_state", None) is not None:
+            plain = model.get_submodule(name).weight
+            plain.copy_(dequantize_4bit(weight.data, weight.quant_state).reshape(plain.shape))
+    return model
+
+
+def n_parameters_of(model: Any) -> int:
+    """Parameters of a model, tied ones once; packed ones count as the numbers they stand for."""
+    return sum(_size(parameter) for parameter in model.parameters())
+
+
+def _size(parameter: nn.Parameter) -> int:
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else int(torch.Size(state.shape).numel())
+
+
+def _need_bitsandbytes() -> None:
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise ImportError("qlora needs bitsandbytes; install it with: pip install 'shoal[heal]'") from None

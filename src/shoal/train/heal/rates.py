@@ -1,0 +1,98 @@
+"""A learning rate found by short runs on the first part of the training text."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shoal.train.heal.config import HealConfig
+from shoal.train.heal.result import RateTrial
+from shoal.words.records import Record
+
+if TYPE_CHECKING:
+    from shoal.train.heal.train import Lesson, Pupil
+
+SHARE = 0.1
+FEWEST_STEPS = 20
+TIMES = (1 / 9, 1 / 3, 1.0, 3.0, 9.0)
+"""The rates that are tried, in multiples of the method's own; beyond the ends while the best is at an end."""
+STEP, MOST_TRIALS = 3.0, 9
+
+
+class RateTrials(Record):
+    """The short runs so far, so that a killed search goes on."""
+
+    trials: tuple[RateTrial, ...] = ()
+
+
+def find_rate(
+    pupil: Pupil, config: HealConfig, lesson: Lesson, folder: Path, *, device: str, tell: Callable[[int, int], None] | None
+) -> tuple[RateTrial, ...]:
+    """Train a tenth of the tokens (at least 20 steps) at several rates, each from the same start; the student is left there.
+
+    The text of the trials is the beginning of the run's own, and they are measured on the selection text.
+
+    Returns: the trials in order of their rates.
+    """
+    from shoal.train.heal.train import steps_of, train_at
+    from shoal.train.heal.trainer import DivergedError
+
+    record = folder / "rates.json"
+    own = pupil.method.learning_rate(pupil.hidden_size)
+    n_steps = steps_of(config, lesson.training)
+    n_trial = min(n_steps, max(FEWEST_STEPS, round(n_steps * SHARE)))
+    per_step = config.batch * lesson.training.n_tokens // len(lesson.training)
+    start = {name: value.detach().clone() for name, value in pupil.model.named_parameters() if value.requires_grad}
+
+    def measure(lr: float) -> RateTrial:
+        short = config.model_copy(
+            update={"lr": lr, "tokens": n_trial * per_step, "eval_every": -(-n_trial // 4), "patience": None}
+        )
+        work = folder / "trial"
+        shutil.rmtree(work, ignore_errors=True)
+        try:
+            done = train_at(pupil, short, lesson, work, device=device)
+            found = RateTrial(lr=lr, measure=done.curve[-1].measure(done.decided_by), n_tokens=done.n_tokens)
+        except DivergedError:
+            found = RateTrial(lr=lr, measure=None, n_tokens=n_trial * per_step)
+        for name, value in pupil.model.named_parameters():
+            if name in start:
+                value.data.copy_(start[name])
+        shutil.rmtree(work, ignore_errors=True)
+        return found
+
+    trials = {one.lr: one for one in (RateTrials.load(record).trials if record.exists() else ())}
+    waiting = [own * times for times in TIMES]
+    while waiting:
+        for lr in waiting:
+            if lr not in trials:
+                trials[lr] = measure(lr)
+                RateTrials(trials=tuple(trials.values())).save(record)
+                if tell is not None:
+                    tell(len(trials), max(len(trials), len(TIMES)))
+        waiting = _beyond(trials.values()) if len(trials) < MOST_TRIALS else []
+    return tuple(sorted(trials.values(), key=lambda one: one.lr))
+
+
+def _beyond(trials: Iterable[RateTrial]) -> list[float]:
+    """The next rate to try where the best is at an end of those tried."""
+    ordered = sorted(trials, key=lambda one: one.lr)
+    good = [one for one in ordered if one.measure is not None]
+    if not good:
+        return [ordered[0].lr / STEP]
+    best = min(good, key=lambda one: one.measure or 0.0)
+    return [best.lr / STEP] if best is ordered[0] else [best.lr * STEP] if best is ordered[-1] else []
+
+
+def best_rate(trials: Sequence[RateTrial]) -> float:
+    """The rate of the lowest measure.
+
+    Raises:
+        ValueError: all of them diverged.
+    """
+    good = [(one.measure, one.lr) for one in trials if one.measure is not None]
+    if not good:
+        raise ValueError(f"all learning rates from {trials[0].lr:.2g} to {trials[-1].lr:.2g} diverged; give --lr yourself")
+    return min(good)[1]

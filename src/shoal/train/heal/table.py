@@ -1,0 +1,77 @@
+"""The methods of healing by name. A new one is one file with its ``prepare``, and one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shoal.engine.open import load_strictly
+from shoal.train.heal.full import thaw_all
+from shoal.train.heal.lora import add_adapters
+from shoal.train.heal.norms import thaw_vectors
+from shoal.train.heal.partial import thaw_the_end
+from shoal.train.heal.qlora import open_in_4_bits
+from shoal.words.records import nearest
+
+if TYPE_CHECKING:
+    from shoal.train.heal.config import HealConfig
+    from shoal.train.heal.ranks import RankEvidence
+
+MOST_HEAL_LR = 1e-2
+
+
+def open_plainly(path: Path, *, device: str, trust_remote_code: bool = False) -> Any:
+    """The checkpoint in its own dtype."""
+    return load_strictly(path, trust_remote_code=trust_remote_code).to(device)
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """A method of healing.
+
+    Attributes:
+        prepare: (model in memory, config, evidence for ranks) to the model that is trained: exactly its trainable parameters
+            require gradients, and it computes what the student computes.
+        rate: the learning rate at a hidden size of 4096; narrower models take more, in inverse proportion.
+        has_adapters: what is trained lies beside the weights, so it has to be merged into them.
+        open: how the checkpoint is opened: plainly, or in 4 bits (``is_quantised``).
+    """
+
+    name: str
+    about: str
+    prepare: Callable[[Any, HealConfig, RankEvidence], Any]
+    rate: float
+    has_adapters: bool = False
+    open: Callable[..., Any] = open_plainly
+
+    @property
+    def is_quantised(self) -> bool:
+        """The adapters are trained beside weights in 4 bits."""
+        return self.open is open_in_4_bits
+
+    def learning_rate(self, hidden_size: int) -> float:
+        """The peak rate where none is asked for: the step of Adam on a d x d matrix moves its output in proportion to d."""
+        return min(MOST_HEAL_LR, self.rate * 4096 / hidden_size)
+
+
+TRAINABLE: dict[str, Trainable] = {
+    one.name: one
+    for one in (
+        Trainable(
+            "lora", "low-rank adapters beside every linear map, merged at the end", add_adapters, 2e-4, has_adapters=True
+        ),
+        Trainable("qlora", "the same beside weights in 4 bits", add_adapters, 2e-4, has_adapters=True, open=open_in_4_bits),
+        Trainable("partial", "the output head, the final norm and the last layers", thaw_the_end, 1e-4),
+        Trainable("full", "every parameter", thaw_all, 5e-5),
+        Trainable("norms", "gains and biases alone", thaw_vectors, 1e-3),
+    )
+}
+
+
+def trainable_named(name: str) -> Trainable:
+    """Raises ValueError for an unknown name, with the nearest."""
+    if name not in TRAINABLE:
+        raise ValueError(f"unknown healing method {name!r}; {nearest(name, TRAINABLE)}")
+    return TRAINABLE[name]

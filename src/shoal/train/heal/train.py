@@ -1,0 +1,362 @@
+"""One healing in memory: prepare a model, train it, leave it with the values of the best step."""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from shoal.engine.families import find_layers, text_config
+from shoal.engine.workers import join
+from shoal.train.heal.config import DEFAULT_HEAL_TOKENS, HealConfig
+from shoal.train.heal.cut import Cut
+from shoal.train.heal.damage import damage_by_layer
+from shoal.train.heal.lora import adapter_ranks
+from shoal.train.heal.losses import HealLoss, objective_of
+from shoal.train.heal.masks import KeepZeros, Masks, mask_adapters, zero_masks
+from shoal.train.heal.qlora import n_parameters_of
+from shoal.train.heal.ranks import RankEvidence, schedule_named
+from shoal.train.heal.result import CacheFigures, HealPoint, HealTraining
+from shoal.train.heal.rows import TextRows
+from shoal.train.heal.streams import Streams, run_model
+from shoal.train.heal.table import Trainable, trainable_named
+from shoal.train.heal.teacher_cache import CachedTeacher, cut_off, fill_cache
+from shoal.train.heal.teachers import Teacher
+from shoal.words.records import stable_hash
+
+N_SEEN = 8  # batches of the selection text for figures of which the first digits are enough
+
+Tell = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """What a student is healed with.
+
+    Attributes:
+        training: in the order of the text; shuffled here.
+        selection: decides which step is kept.
+        teacher: None where there is none.
+        cut: where the student was cut; None where that is not known.
+    """
+
+    training: TextRows
+    selection: TextRows
+    teacher: Teacher | None = None
+    cut: Cut | None = None
+
+    def loss(self, config: HealConfig) -> HealLoss:
+        """The objective with its boundaries.
+
+        Raises:
+            ValueError: it reads hidden states and nobody knows where the student was cut; and as :func:`objective_of`.
+        """
+        found = objective_of(config, has_teacher=self.teacher is not None)
+        if "boundary" not in found.needs:
+            return HealLoss(found)
+        if self.cut is None:
+            raise ValueError(
+                f"objective {str(found)!r} compares hidden states, so it has to know which layers were kept; give --plan FILE"
+            )
+        return HealLoss(found, self.cut.pairs(config.boundaries))
+
+    def decided_by(self, config: HealConfig) -> str:
+        """The measure on the selection text that chooses: ``kl`` where the objective compares with a teacher, else ``nll``."""
+        return "kl" if self.loss(config).needs_teacher else "nll"
+
+    def evidence(self, config: HealConfig, model: Any, layers: Sequence[nn.Module]) -> RankEvidence:
+        """What the rank schedule looks at, of a student in memory that nothing was added to.
+
+        Raises:
+            ValueError: the schedule needs the cut or a teacher and there is none; the cut is of a student with another number
+                of layers.
+        """
+        n_layers, schedule = len(layers), schedule_named(config.ranks)
+        if self.cut is not None and self.cut.n_layers != n_layers:
+            raise ValueError(
+                f"the plan leaves {self.cut.n_layers} layers and the student has {n_layers}; give the plan it came from"
+            )
+        if schedule.needs_cut and self.cut is None:
+            raise ValueError(f"ranks {config.ranks!r} have to know which layers were kept; give --plan FILE")
+        if not schedule.needs_scores:
+            return RankEvidence(n_layers, self.cut)
+        if self.teacher is None:
+            raise ValueError(f"ranks {config.ranks!r} compare with a teacher; give --teacher, or other --ranks")
+        assert self.cut is not None
+        batches = self.selection.batches(config.micro_batch)[:N_SEEN]
+        batches = [{name: value.to(model.device) for name, value in batch.items()} for batch in batches]
+        return RankEvidence(n_layers, self.cut, damage_by_layer(model, layers, self.cut, self.teacher, batches))
+
+
+@dataclass(frozen=True, eq=False)
+class Pupil:
+    """A student that is ready to be trained.
+
+    Attributes:
+        model: as its method trains it; exactly its trained parameters require gradients, and they are in fp32.
+        layers: its decoder layers.
+        n_parameters: of the student, tied ones once, without what the method added.
+        ranks: of each layer's adapters; empty where there are none.
+        in_bf16: its checkpoint is in bf16, so it computes in bf16.
+        dtypes: of the checkpoint's parameters, by name.
+        masks: of the weights that stay zero; empty where none has to.
+    """
+
+    model: Any
+    method: Trainable
+    layers: list[nn.Module]
+    hidden_size: int
+    n_parameters: int
+    ranks: tuple[int, ...]
+    in_bf16: bool
+    dtypes: Mapping[str, torch.dtype]
+    masks: Masks
+
+    @property
+    def n_trainable(self) -> int:
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
+
+def open_pupil(
+    path: Path, config: HealConfig, lesson: Lesson, *, device: str = "cpu", trust_remote_code: bool = False
+) -> Pupil:
+    """Open a checkpoint as its method needs it, and prepare it.
+
+    Raises:
+        ValueError: as :func:`prepare`; a checkpoint that cannot be opened.
+        ImportError: the method needs a library that is not installed.
+    """
+    method = trainable_named(config.method)
+    return prepare(method.open(path, device=device, trust_remote_code=trust_remote_code), config, lesson)
+
+
+def prepare(model: Any, config: HealConfig, lesson: Lesson) -> Pupil:
+    """Make a model in memory ready for a method, which changes it.
+
+    Raises:
+        ValueError: anything the method refuses.
+    """
+    method = trainable_named(config.method)
+    layers, n_parameters = list(find_layers(model)[1]), n_parameters_of(model)
+    in_bf16, dtypes = model.dtype == torch.bfloat16, {name: p.dtype for name, p in model.named_parameters()}
+    masks = zero_masks(model) if config.keep_zeros else {}
+    torch.manual_seed(config.seed)
+    made = method.prepare(model, config, lesson.evidence(config, model, layers))
+    for parameter in made.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()  # the steps of training are smaller than the last digit of bf16
+    if masks and method.has_adapters:
+        mask_adapters(made, masks)
+    width = text_config(model.config).hidden_size
+    return Pupil(made, method, layers, width, n_parameters, adapter_ranks(layers), in_bf16, dtypes, masks)
+
+
+def train(
+    pupil: Pupil, config: HealConfig, lesson: Lesson, folder: Path, *, device: str = "cpu", tell: Tell | None = None
+) -> HealTraining:
+    """Train a student in place; at the end it has the values of the best validation.
+
+    Args:
+        config: its ``lr`` may be ``auto``.
+        folder: of the trainer's checkpoints; what an earlier run with the same inputs left is continued.
+        tell: called with (steps done, steps in all).
+    Raises:
+        ValueError: too little text; the loss diverged.
+        KeyboardInterrupt: SIGTERM or SIGINT came; a checkpoint was left.
+    """
+    from shoal.train.heal.rates import best_rate, find_rate
+
+    cached = None
+    if config.teacher_cache is not None:
+        lesson, cached = with_cache(pupil, config, lesson, folder / "teacher", device=device, tell=tell)
+    if config.lr != "auto":
+        return train_at(pupil, config, lesson, folder, device=device, tell=tell, cached=cached)
+    rates = find_rate(pupil, config, lesson, folder, device=device, tell=tell)
+    chosen = config.model_copy(update={"lr": best_rate(rates)})
+    done = train_at(pupil, chosen, lesson, folder, device=device, tell=tell, cached=cached)
+    return done.model_copy(update={"config": config, "rates": rates})
+
+
+def train_at(
+    pupil: Pupil,
+    config: HealConfig,
+    lesson: Lesson,
+    folder: Path,
+    *,
+    device: str,
+    tell: Tell | None = None,
+    cached: CacheFigures | None = None,
+) -> HealTraining:
+    """As :func:`train`, at one learning rate: the stated one, or the method's own."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    from shoal.train.heal.arguments import arguments
+    from shoal.train.heal.trainer import HealTrainer, stop_on_signal
+
+    loss = lesson.loss(config)
+    n_steps = steps_of(config, lesson.training)
+    rows = lesson.training.shuffled(config.seed, n_steps * config.batch)
+    decided_by = lesson.decided_by(config)
+    interval = config.eval_every or interval_of(n_steps, n_tokens=rows.n_tokens, selection_tokens=lesson.selection.n_tokens)
+    lr = config.lr if isinstance(config.lr, float) else pupil.method.learning_rate(pupil.hidden_size)
+    uses_cache = pupil.model.config.use_cache
+    trainer = HealTrainer(
+        pupil.model,
+        arguments(config, folder, lr=lr, n_steps=n_steps, interval=interval, device=device, in_bf16=pupil.in_bf16),
+        rows,
+        layers=pupil.layers,
+        loss=loss,
+        teacher=lesson.teacher,
+        selection=lesson.selection,
+        decided_by=decided_by,
+        patience=config.patience,
+        watchers=watchers_of(pupil, config, tell),
+    )
+    pupil.model.config.use_cache = uses_cache  # the Trainer switches it off, and the config is the checkpoint's
+    started = time.monotonic()
+    with stop_on_signal(trainer):
+        last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        trainer.train(resume_from_checkpoint=last)
+    if trainer.stopping:
+        raise KeyboardInterrupt
+    seconds = time.monotonic() - started - trainer.seconds_of_validation
+    trainer.adopt(trainer.best)
+    pupil.model.eval()
+    done, before = trainer.state.global_step, trainer._initial_global_step
+    n_tokens = rows.first(done * config.batch).n_tokens
+    curve = curve_of(trainer.state.log_history, rows, config.batch)
+    return HealTraining(
+        method=config.method,
+        objective=str(loss),
+        decided_by=decided_by,
+        best_step=min(curve, key=lambda point: (point.measure(decided_by), point.step)).step,
+        n_steps=done,
+        n_tokens=n_tokens,
+        n_trainable=pupil.n_trainable,
+        n_parameters=pupil.n_parameters,
+        lr=lr,
+        tokens_per_second=round((n_tokens - rows.first(before * config.batch).n_tokens) / max(seconds, 1e-9), 1),
+        peak_bytes=peak_bytes(device),
+        data=rows.data,
+        data_hash=rows.data_hash,
+        config=config,
+        curve=curve,
+        ranks=pupil.ranks,
+        cached=cached,
+    )
+
+
+def with_cache(
+    pupil: Pupil, config: HealConfig, lesson: Lesson, folder: Path, *, device: str, tell: Tell | None
+) -> tuple[Lesson, CacheFigures]:
+    """The lesson with a teacher that answers from disk, and what its answers leave out.
+
+    Raises:
+        ValueError: the objective reads no logits, or hidden states; more tokens than the vocabulary has.
+    """
+    loss, teacher, k = lesson.loss(config), lesson.teacher, config.teacher_cache
+    assert teacher is not None and k is not None
+    rows = lesson.training.shuffled(config.seed, steps_of(config, lesson.training) * config.batch)
+    first = {name: value.to(device) for name, value in lesson.selection.batches(config.micro_batch)[0].items()}
+    n_vocabulary = teacher.selection(first).shape[-1]
+
+    def fill() -> None:
+        key = stable_hash(rows.data_hash, config.seed, len(rows), k)
+        fill_cache(folder, teacher, rows, k=k, n_vocabulary=n_vocabulary, key=key, device=device, tell=tell)
+
+    join().on_first(fill)
+    reader = CachedTeacher(folder, teacher, n_vocabulary=n_vocabulary)
+    batches = [{n: v.to(device) for n, v in one.items()} for one in lesson.selection.batches(config.micro_batch)[:N_SEEN]]
+
+    @torch.no_grad()
+    def errors() -> tuple[float, float]:
+        pairs = []
+        for batch in batches:
+            student, full = run_model(pupil.model, pupil.layers, batch), Streams(teacher.selection(batch), {})
+            pairs.append([float(loss(student, answers, batch)) for answers in (full, cut_off(full, k))])
+        whole, kept = (sum(one) / len(pairs) for one in zip(*pairs, strict=True))
+        return whole, kept
+
+    whole, kept = errors()
+    figures = CacheFigures(k=k, n_bytes=reader.n_bytes, objective=whole, objective_cached=kept)
+    return dataclasses.replace(lesson, teacher=reader), figures
+
+
+def watchers_of(pupil: Pupil, config: HealConfig, tell: Tell | None) -> list[Any]:
+    """What acts around the Trainer's steps: masks, pruned adapters, progress."""
+    from shoal.train.heal.pruned_adapters import PruneAdapters
+    from shoal.train.heal.trainer import StepProgress
+
+    found: list[Any] = [] if tell is None else [StepProgress(tell)]
+    if pupil.masks and not pupil.method.has_adapters:
+        found.append(KeepZeros(pupil.model, pupil.masks))
+    if config.pruned and pupil.method.has_adapters:
+        found.append(PruneAdapters(pupil.model, share=config.pruned, every=config.prune_every, decay=config.prune_decay))
+    return found
+
+
+def steps_of(config: HealConfig, training: TextRows) -> int:
+    """Whole optimiser steps of one pass over the tokens that are asked for.
+
+    Raises:
+        ValueError: the text holds fewer tokens, or less than one step.
+    """
+    wanted = min(DEFAULT_HEAL_TOKENS, training.n_tokens) if config.tokens is None else config.tokens
+    if wanted > training.n_tokens:
+        raise ValueError(
+            f"tokens={wanted} needs more text: the training samples of {training.data} hold {training.n_tokens} tokens; "
+            "give more text, or fewer tokens"
+        )
+    per_step = config.batch * training.n_tokens / len(training)
+    n_steps = min(round(wanted / per_step), len(training) // config.batch)
+    if n_steps < 1:
+        raise ValueError(
+            f"{wanted} tokens are less than one step of {config.batch} samples ({per_step:.0f} tokens); give more tokens or "
+            "text, or a smaller --batch"
+        )
+    return n_steps
+
+
+def interval_of(n_steps: int, *, n_tokens: int, selection_tokens: int) -> int:
+    """Steps between validations: about twenty in a run, fewer (at least two beside the start) where they would read more than
+    half as many tokens as the training."""
+    return -(-n_steps // min(20, max(2, n_tokens // (2 * selection_tokens))))
+
+
+def curve_of(log: Sequence[Mapping[str, Any]], rows: TextRows, batch: int) -> tuple[HealPoint, ...]:
+    """The validations of a trainer's log, each with the mean loss of the steps since the one before."""
+    points: list[HealPoint] = []
+    losses: list[float] = []
+    lr = 0.0
+    for entry in log:
+        if "loss" in entry:
+            losses.append(entry["loss"])
+            lr = entry["learning_rate"]
+        if "eval_nll" in entry:
+            step = int(entry["step"])
+            points.append(
+                HealPoint(
+                    step=step,
+                    tokens=rows.first(step * batch).n_tokens,
+                    lr=lr,
+                    loss=sum(losses) / len(losses) if losses else None,
+                    nll=entry["eval_nll"],
+                    kl=entry.get("eval_kl"),
+                )
+            )
+            losses = []
+    return tuple(points)
+
+
+def peak_bytes(device: str) -> int:
+    """Most memory that this process held: on its card where it used one, else at all."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,248 @@
+"""Parts of healing: cached teachers, masks, pruned adapters, 4 bits, presets."""
+
+import dataclasses
+
+import pytest
+import torch
+from families import tiny_config, tiny_model
+from heal_world import config, student_of, text, world
+from transformers import AutoModelForCausalLM
+
+from shoal.engine.open import load_strictly
+from shoal.train.heal.losses import HealLoss
+from shoal.train.heal.masks import zero_masks
+from shoal.train.heal.merge import adopt_values, measure, merge_pupil, trained_values
+from shoal.train.heal.presets import PRESETS, UIDL_MODELS, preset_named
+from shoal.train.heal.pruned_adapters import pruned
+from shoal.train.heal.qlora import open_in_4_bits, out_of_4_bits
+from shoal.train.heal.streams import Streams
+from shoal.train.heal.teacher_cache import CacheProgress, cut_off, fill_cache
+from shoal.train.heal.train import Lesson, open_pupil, prepare, train
+from shoal.train.objectives import weighted_sum
+
+
+def healed(folder, asked, **changes):
+    student, lesson = world(**changes)
+    pupil = prepare(student, asked, lesson)
+    return train(pupil, asked, lesson, folder), pupil, lesson
+
+
+# -- the teacher on disk ---------------------------------------------------------------------------------------------------
+
+
+def test_a_cache_of_the_whole_vocabulary_is_the_full_loss(tmp_path):
+    full, _, _ = healed(tmp_path / "full", config(tokens=192))
+    cached, _, _ = healed(tmp_path / "cached", config(tokens=192, teacher_cache=61))
+    # Log-probabilities on disk have the ten bits of fp16.
+    for one, other in zip(full.curve[1:], cached.curve[1:], strict=True):
+        assert other.loss == pytest.approx(one.loss, rel=2e-3, abs=2e-5)
+    assert cached.cached.objective_cached == pytest.approx(cached.cached.objective, rel=2e-3, abs=2e-5)
+
+
+def test_the_cache_is_exact_for_the_objective_that_reads_its_tokens_alone():
+    torch.manual_seed(0)
+    batch = text(4, padded=True).batches(4)[0]
+    shape = (*batch["input_ids"].shape, 61)
+    student, teacher = (Streams(3 * torch.randn(shape), {}) for _ in range(2))
+    exact = HealLoss(weighted_sum("topk_forward_kl(5)"))
+    assert float(exact(student, cut_off(teacher, 5), batch)) == pytest.approx(float(exact(student, teacher, batch)), rel=2e-3)
+    other = HealLoss(weighted_sum("forward_kl"))
+    assert float(other(student, cut_off(teacher, 5), batch)) != pytest.approx(float(other(student, teacher, batch)), rel=2e-3)
+
+
+def test_what_the_cache_spreads_is_a_distribution():
+    torch.manual_seed(0)
+    teacher = Streams(20 * torch.randn(2, 3, 61), {})
+    found = cut_off(teacher, 4).logits_BTV
+    torch.testing.assert_close(found.exp().sum(-1), torch.ones(2, 3), rtol=2e-3, atol=0)
+    assert torch.isfinite(found).all()
+
+
+def test_a_cache_that_was_begun_is_finished(tmp_path):
+    _, lesson = world()
+    rows = text(20, padded=True)
+    asked = dict(k=6, n_vocabulary=61, key="a")
+    whole = fill_cache(tmp_path / "whole", lesson.teacher, rows, **asked)
+    calls = []
+
+    class Counting:
+        def training(self, batch, boundaries):
+            calls.append(len(batch["index"]))
+            if len(calls) == 2 and not (tmp_path / "resumed").exists():
+                raise KeyboardInterrupt
+            return lesson.teacher.training(batch, boundaries)
+
+    with pytest.raises(KeyboardInterrupt):
+        fill_cache(tmp_path / "broken", Counting(), rows, **asked)
+    assert CacheProgress.load(tmp_path / "broken" / "done.json").n_samples == 8
+    (tmp_path / "resumed").touch()
+    again = fill_cache(tmp_path / "broken", Counting(), rows, **asked)
+    assert calls == [8, 8, 8, 4]
+    assert (again.ids_NTK == whole.ids_NTK).all() and (again.logs_NTK == whole.logs_NTK).all()
+
+
+def test_a_cache_says_what_it_cannot_serve():
+    _, lesson = world()
+    for objective, said in (("hidden_mse", "hidden states"), ("next_token", "is not read")):
+        with pytest.raises(ValueError, match=said):
+            lesson.loss(config(objective=objective, teacher_cache=4))
+
+
+# -- zeros that stay -------------------------------------------------------------------------------------------------------
+
+
+def with_zeros(student):
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(torch.rand_like(parameter) > 0.5)
+    return student
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_zeros_stay_through_training_and_merge(method, tmp_path):
+    student, lesson = world()
+    masks = zero_masks(with_zeros(student))
+    asked = config(method=method, keep_zeros=True)
+    pupil = prepare(student, asked, lesson)
+    done = train(pupil, asked, lesson, tmp_path)
+    assert done.best_step > 0
+    merging, model = merge_pupil(pupil, asked, lesson, tmp_path)
+    for name, parameter in model.named_parameters():
+        if name in masks:
+            assert not parameter[~masks[name]].any(), name
+    # The adapter was trained behind the mask, so the merged model is the trained one.
+    assert measure(model, lesson, batch_size=2)["kl"] == pytest.approx(merging.kl, rel=1e-4)
+
+
+def test_without_the_mask_a_merge_fills_zeros(tmp_path):
+    student, lesson = world()
+    masks = zero_masks(with_zeros(student))
+    asked = config()
+    pupil = prepare(student, asked, lesson)
+    train(pupil, asked, lesson, tmp_path)
+    _, model = merge_pupil(pupil, asked, lesson, tmp_path)
+    assert any(parameter[~masks[name]].any() for name, parameter in model.named_parameters() if name in masks)
+
+
+def test_a_dense_student_has_no_zeros_to_keep():
+    student, lesson = world()
+    with pytest.raises(ValueError, match="no zero"):
+        prepare(student, config(keep_zeros=True), lesson)
+
+
+# -- adapters that are pruned ----------------------------------------------------------------------------------------------
+
+
+def test_pruning_zeroes_the_lowest_products_as_a_sort_would():
+    torch.manual_seed(0)
+    a, norms = torch.randn(3, 5), torch.rand(5)
+    found = pruned(a, norms, 0.4)
+    score = (a.abs() * norms).flatten().tolist()
+    lowest = sorted(range(15), key=lambda i: score[i])[:6]
+    expected = a.clone().flatten()
+    expected[lowest] = 0
+    assert torch.equal(found, expected.reshape(3, 5))
+
+
+def test_pruned_by_nothing_is_plain_lora_bit_for_bit(tmp_path):
+    plain, a, _ = healed(tmp_path / "1", config())
+    same, b, _ = healed(tmp_path / "2", config(pruned=0.01, prune_every=1))  # 1 % of 128 entries is one
+    none, c, _ = healed(tmp_path / "3", config(pruned=1e-9, prune_every=1))
+    assert none.curve == plain.curve and same.curve != plain.curve
+    for name, value in trained_values(a.model).items():
+        assert torch.equal(value, trained_values(c.model)[name])
+
+
+def test_half_of_every_a_is_zero_behind_a_pruning_step(tmp_path):
+    _, pupil, _ = healed(tmp_path, config(pruned=0.5, prune_every=4, tokens=192))
+    shares = [(m.weight == 0).float().mean() for n, m in pupil.model.named_modules() if n.endswith("lora_A.default")]
+    assert shares and all(share == 0.5 for share in shares)
+
+
+# -- 4 bits ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A student on disk whose maps are wide enough for blocks of 4-bit numbers."""
+    folder = tmp_path_factory.mktemp("quantised") / "student"
+    wide = tiny_config("llama", n_layers=4)
+    wide.hidden_size, wide.intermediate_size, wide.head_dim = 64, 128, 16
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(wide).save_pretrained(folder)
+    return folder
+
+
+def test_qlora_trains_beside_4_bits_and_merges_three_ways(saved, tmp_path):
+    lesson = Lesson(text(24), text(8, seed=1))
+    asked = config(method="qlora", objective="next_token")
+    pupil = open_pupil(saved, asked, lesson)
+    plain = load_strictly(saved)
+    assert pupil.n_parameters == sum(p.numel() for p in plain.parameters())
+    assert pupil.n_trainable == prepare(plain, config(objective="next_token"), lesson).n_trainable
+    done = train(pupil, asked, lesson, tmp_path)
+    assert done.best.nll < done.start.nll
+    values = trained_values(pupil.model)
+    merging, model = merge_pupil(pupil, asked, lesson, saved)
+    assert {one.way for one in merging.trials} == {"original", "dequantised"}
+    assert merging.taken.lost == min(one.lost for one in merging.trials)
+    dequantised = next(one for one in merging.trials if one.way == "dequantised")
+    # What the adapters were trained beside, but for the bf16 of the 4-bit product.
+    assert dequantised.nll == pytest.approx(merging.nll, rel=1e-3)
+    other = open_pupil(saved, asked, lesson)
+    adopt_values(other.model, values)
+    assert merge_pupil(other, asked.model_copy(update={"merge": "apart"}), lesson, saved)[1] is None
+
+
+def test_out_of_4_bits_are_the_numbers_that_the_product_uses(saved):
+    plain, found, packed = load_strictly(saved), out_of_4_bits(saved, device="cpu"), open_in_4_bits(saved, device="cpu")
+    for (name, a), (_, b) in zip(plain.named_parameters(), found.named_parameters(), strict=True):
+        if "layers" in name and a.ndim == 2:
+            assert not torch.equal(a, b)
+            module = packed.get_submodule(name.removesuffix(".weight"))
+            # The product with the packed weights is computed in bf16.
+            torch.testing.assert_close(module(torch.eye(a.shape[1])).T, b, rtol=1e-2, atol=1e-3)
+        else:
+            assert torch.equal(a, b)
+
+
+def test_narrow_maps_are_refused_in_4_bits_on_a_cpu(tmp_path):
+    student_of(tiny_model("llama")).save_pretrained(tmp_path / "narrow")
+    with pytest.raises(ValueError, match="multiple of 64 inputs.*--method lora"):
+        open_in_4_bits(tmp_path / "narrow", device="cpu")
+
+
+def test_values_of_another_method_are_refused():
+    student, lesson = world()
+    pupil = prepare(student, config(), lesson)
+    values = trained_values(pupil.model)
+    other = prepare(world()[0], config(rank=2), lesson)
+    with pytest.raises(ValueError, match="another model or method"):
+        adopt_values(other.model, values)
+
+
+# -- presets ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_configurations(name):
+    changes = {"micro_batch": 4, **preset_named(name).for_model("meta-llama/Llama-2-7b-hf")}
+    assert config(**changes).objective == "next_token"
+    assert preset_named(name).paper
+
+
+def test_uidl_has_the_ranks_and_rates_of_the_papers_table():
+    uidl = PRESETS["uidl"]
+    found = uidl.for_model("mistralai/Mistral-7B-v0.1")
+    assert (found["lr"], found["rank"], found["targets"], found["dropout"]) == (3e-6, 4, "mlp", 0.05)
+    assert uidl.for_model("other")["rank"] == 64
+    assert len(UIDL_MODELS) == 7
+
+
+def test_a_teacher_of_another_kind_has_the_same_answers():
+    _, lesson = world()
+    batch = lesson.selection.batches(2)[0]
+    assert torch.equal(lesson.teacher.selection(batch), lesson.teacher.training(batch, (1, 3)).logits_BTV)
+    assert dataclasses.replace(lesson, teacher=None).decided_by(config(objective="next_token")) == "nll"

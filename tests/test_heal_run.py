@@ -1,0 +1,205 @@
+"""The verb ``heal``: a checkpoint in, a checkpoint out, resumable, and one clear line for what cannot be."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from text_world import word_tokenizer
+from world import write_model, write_text
+
+FEW = ("--tokens", 256, "--batch", 4, "--length", 16, "--rank", 2)
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory):
+    """A run folder with a student of four of six layers, its teacher and text for both."""
+    from shoal.recipes.recipe import load_recipe
+    from shoal.run.compress import compress
+
+    folder = tmp_path_factory.mktemp("cut")
+    model, text = write_model(folder / "model"), write_text(folder / "text.jsonl")
+    changes = {
+        "model": str(model), "text": {"sources": [str(text)], "samples": 8, "length": 16, "evaluation": 8, "selection": 8},
+        "drop": "2", "repair": "none", "guard": 1,
+    }  # fmt: skip
+    compress(load_recipe("default", changes), folder / "run")
+    return {"run": folder / "run", "text": text, "teacher": model}
+
+
+def healing(cut, *more):
+    return (cut["run"], "--text", cut["text"], *FEW, *more)
+
+
+def one_line(code, err, said):
+    assert code == 2, err
+    assert len(err.strip().splitlines()) == 1, err
+    assert said in err and "Traceback" not in err
+
+
+def test_heals_a_run_folder_and_the_result_is_a_stock_checkpoint(cut, shoal, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    code, out, err = shoal("heal", *healing(cut, "--out", "healed", "--json"))
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["training"]["method"] == "lora" and found["training"]["decided_by"] == "kl"
+    healed = tmp_path / "healed"
+    model = AutoModelForCausalLM.from_pretrained(healed / "model")
+    source = AutoModelForCausalLM.from_pretrained(cut["run"] / "model")
+    assert type(model) is type(source) and model.config.use_cache == source.config.use_cache
+    assert [n for n, _ in model.named_parameters()] == [n for n, _ in source.named_parameters()]
+    names = {path.name for path in healed.iterdir()}
+    assert {"model", "adapter", "heal.json", "evaluation.json", "verification.json", "merge.json"} <= names
+    assert "heal" not in names and (healed / "model" / "tokenizer.json").exists()
+    again = shoal("heal", *healing(cut, "--out", "healed"))
+    assert again[0] == 0 and "Healed" in again[1]
+
+
+def test_the_adapter_beside_the_student_is_the_healed_model(cut, shoal, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    code, out, err = shoal("heal", *healing(cut, "--out", "apart", "--merge", "apart"))
+    assert code == 0 and "Not merged" in out, err
+    assert not (tmp_path / "apart" / "model").exists()
+    code, _, err = shoal("heal", *healing(cut, "--out", "apart", "--overwrite"))
+    assert code == 0 and "heal:" not in err  # merged another way without training once more
+    ids = torch.arange(3, 15)[None]
+    base = AutoModelForCausalLM.from_pretrained(cut["run"] / "model")
+    beside = PeftModel.from_pretrained(base, tmp_path / "apart" / "adapter")(input_ids=ids).logits
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "apart" / "model")(input_ids=ids).logits
+    torch.testing.assert_close(merged, beside, rtol=1e-4, atol=1e-5)
+
+
+def test_a_merge_that_loses_too_much_is_refused_and_the_adapter_kept(cut, shoal, tmp_path, monkeypatch):
+    from shoal.run import heal as run_heal
+    from shoal.train.heal import merge
+    from shoal.train.heal.config import HealConfig
+
+    request = run_heal.HealRequest(
+        student=str(cut["run"]),
+        teacher=str(cut["teacher"]),
+        text={"sources": [str(cut["text"])], "length": 16},
+        heal=HealConfig(tokens=256, batch=4, rank=2, most_lost=0.0),
+    )
+    monkeypatch.setattr(merge, "apply_masks", lambda model, masks: [p.data.mul_(1.5) for p in model.parameters()])
+    healed = run_heal.heal(request, tmp_path / "out")
+    assert healed.model is None and healed.adapter is not None and healed.evaluation is None
+    assert healed.merging.way == "apart" and healed.merging.trials[0].lost > 0
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--method", "full"),
+        ("--method", "norms", "--teacher", "none"),
+        ("--method", "partial", "--layers", 1, "--objective", "relative_mse", "--boundaries", "every"),
+        ("--source", "teacher", "--temperature", 0.8),
+        ("--teacher-cache", 8, "--objective", "topk_forward_kl(8)"),
+    ],
+)
+def test_other_ways_to_heal_end_in_a_checkpoint(more, cut, shoal, tmp_path):
+    code, out, err = shoal("heal", *healing(cut, "--out", "out", *more))
+    assert code == 0, err
+    assert (tmp_path / "out" / "model" / "model.safetensors").exists() and "Healed" in out
+
+
+def test_a_killed_healing_goes_on(cut, shoal, tmp_path, monkeypatch):
+    from shoal.cli.console import Screen
+
+    def stop(self, what, done, total):
+        if what == "heal" and done == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Screen, "step", stop)
+    code, _, err = shoal("heal", *healing(cut, "--out", "out"))
+    assert code == 130 and "go on" in err
+    assert not (tmp_path / "out" / "model").exists()
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    code, out, err = shoal("heal", *healing(cut, "--out", "out"))
+    assert code == 0, err
+    code, whole, _ = shoal("heal", *healing(cut, "--out", "whole"))
+    curves = [json.loads((tmp_path / name / "heal.json").read_text())["curve"] for name in ("out", "whole")]
+    assert curves[0] == curves[1]
+
+
+def test_answers_of_chats_alone_are_predicted(cut, shoal, tmp_path):
+    tokenizer = word_tokenizer(40)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ 'w1 ' if m['role'] == 'user' else 'w2 ' }}{{ m['content'] }} {{ 'w3 ' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'w2 ' }}{% endif %}"
+    )
+    from shoal.train.heal.chats import answer_mask, chat_rows
+
+    talk = [{"role": "user", "content": "w4 w5"}, {"role": "assistant", "content": "w6 w7 w8"}]
+    ids, answers = answer_mask(tokenizer, talk * 2, "here")
+    said = [tokenizer.decode([one]) for one, is_answer in zip(ids, answers, strict=True) if is_answer]
+    assert said == ["w6", "w7", "w8", "w3"] * 2
+    rows = [{"messages": [talk[0], {"role": "assistant", "content": f"w{i % 30 + 4} w{i // 30 + 4}"}]} for i in range(300)]
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = chat_rows([str(path)], tokenizer, "training", n=20, length=12)
+    assert len(found) == 20 and found.predicted_NT.sum() == 20 * 3
+    other = chat_rows([str(path)], tokenizer, "selection", n=20, length=12)
+    assert not {tuple(row.tolist()) for row in found.ids_NT} & {tuple(row.tolist()) for row in other.ids_NT}
+    with pytest.raises(ValueError, match="no message has the role"):
+        answer_mask(tokenizer, talk[:1], "here")
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        (("--rank", 64), "above the width"),
+        (("--lr", "fast"), "needs a number"),
+        (("--method", "lora1"), "did you mean 'lora'"),
+        (("--preset", "uidle"), "did you mean 'uidl'"),
+        (("--targets", "experts"), "targets"),
+        (("--tokens", 10**9), "too little text"),
+        (("--objective", "hidden_mse", "--teacher", "none"), "--teacher"),
+        (("--plan", "nowhere.json"), "no plan at"),
+        (("--predict", "answers"), "chat template"),
+        (("--merge", "sideways"), "sideways"),
+        (("--method", "partial", "--layers", 1, "--objective", "relative_mse"), "does not depend on what is trained"),
+        (("--batch", 6, "--micro-batch", 4), "multiple"),
+    ],
+)
+def test_what_cannot_be_is_one_clear_line(more, said, cut, shoal):
+    code, _, err = shoal("heal", *healing(cut, "--out", "out", *more))
+    one_line(code, err, said)
+
+
+def test_a_teacher_with_another_vocabulary_is_refused(cut, shoal, tmp_path, capfd):
+    from families import tiny_config
+    from transformers import AutoModelForCausalLM
+
+    config = tiny_config("llama")
+    config.vocab_size = 70
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "other")
+    word_tokenizer(40).save_pretrained(tmp_path / "other")
+    capfd.readouterr()
+    code, _, err = shoal("heal", *healing(cut, "--out", "out", "--teacher", tmp_path / "other"))
+    one_line(code, err, "61 tokens, the teacher 70")
+
+
+def test_a_checkpoint_alone_asks_for_its_teacher(cut, shoal, tmp_path, capfd):
+    student = write_model(tmp_path / "student", n_layers=4)
+    capfd.readouterr()  # what saving a model says
+    code, _, err = shoal("heal", student, "--text", cut["text"], *FEW, "--out", "out")
+    one_line(code, err, "--teacher")
+    code, _, err = shoal("heal", student, "--teacher", cut["teacher"], "--text", cut["text"], *FEW, "--out", student / "out")
+    one_line(code, err, "overlap")
+    code, _, err = shoal(
+        "heal", student, "--teacher", cut["teacher"], "--text", cut["text"], *FEW, "--out", "out", "--ranks", "near_cut"
+    )
+    one_line(code, err, "--plan")
+
+
+def test_the_help_names_every_method():
+    from shoal.cli import heal
+    from shoal.train.heal.table import TRAINABLE
+
+    text = heal.Method.__metadata__[0].help
+    assert all(name in text for name in TRAINABLE)
