@@ -74,6 +74,7 @@ TABLES = (
     ("fit", "REPAIRS"),
     ("train", "OBJECTIVES"),
     ("train/heal", "TRAINABLE"),
+    ("export", "EXPORTERS"),
 )
 
 

@@ -17,6 +17,7 @@ from shoal.cli.compare import compare
 from shoal.cli.curve import sweep
 from shoal.cli.cut import cut
 from shoal.cli.evaluate import evaluate, stability
+from shoal.cli.export import export
 from shoal.cli.heal import heal as heal_verb
 from shoal.cli.options import (
     ByOption,
@@ -332,6 +333,7 @@ app.command("eval")(evaluate)
 app.command()(compare)
 app.command()(stability)
 app.command()(cut)
+app.command()(export)
 app.command()(sweep)
 app.command()(report)
 app.command("heal")(heal_verb)

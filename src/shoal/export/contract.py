@@ -1,0 +1,133 @@
+"""What an export format is: a refusal, a writer and a check, under a name. A new one is one file and one line of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shoal.edits.plan import Plan
+from shoal.words.reading import read_json
+from shoal.words.structure import Structure, intact, stored
+
+
+@dataclass(frozen=True)
+class StudentFolder:
+    """A student as it lies on disk.
+
+    Attributes:
+        folder: its checkpoint.
+        config: what its config.json states, with every default.
+        plan: how it came about, where its run is known.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    plan: Plan | None
+
+    @property
+    def name(self) -> str:
+        """What to call it: the model it was cut from and its number of layers, or its folder."""
+        if self.plan is None:
+            return self.folder.resolve().name
+        return f"{Path(self.plan.source).name}, {self.plan.n_layers_after} layers"
+
+    @property
+    def brings_code(self) -> bool:
+        return "auto_map" in self.config
+
+    @property
+    def structure(self) -> Structure | None:
+        """Its layers as layers of its source; None where nothing says so."""
+        return None if self.plan is None else stored(self.plan.structure)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What formats may be told.
+
+    Attributes:
+        like: a GGUF file of the teacher, whose metadata, tokenizer and untouched tensors are taken.
+        kind: block format of written matrices, e.g. ``q8_0``.
+    """
+
+    like: Path | None = None
+    kind: str | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        path: file or folder; None for a format that is a line of text.
+        text: that line, or a summary.
+        notes: what the one who serves it must know.
+        checked: what was proved of it here, for JSON.
+    """
+
+    path: Path | None
+    text: str
+    notes: tuple[str, ...] = ()
+    checked: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """One format.
+
+    Attributes:
+        about: one line for the help.
+        extra: what must be installed beyond the core: ``pip install 'shoal[extra]'``; empty for nothing.
+        refuses: why a student cannot be exported so, or None.
+        write: student, target, options to what was written. A target of None is allowed where ``needs_target`` is False.
+        verify: what was written and the student to facts about it; raises ValueError where it is not the student.
+        takes: options of :class:`Options` that have a meaning here.
+    """
+
+    name: str
+    about: str
+    refuses: Callable[[StudentFolder, Options], str | None]
+    write: Callable[[StudentFolder, Path | None, Options], Exported]
+    verify: Callable[[StudentFolder, Exported], dict[str, Any]]
+    extra: str = ""
+    takes: frozenset[str] = frozenset()
+    needs_target: bool = True
+
+
+def find_student(path: Path) -> StudentFolder:
+    """A student from a run folder, its ``model`` folder, or any checkpoint folder.
+
+    Raises:
+        ValueError: none of these; a plan that cannot be read.
+    """
+    path = Path(path)
+    folder = path if (path / "config.json").is_file() else path / "model"
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{path} is no checkpoint folder and no run folder with a model in it; shoal compress writes one")
+    from shoal.engine.config import read_config
+
+    places = [folder / "plan.json", *([folder.parent / "plan.json"] if folder.name == "model" else [])]
+    plan = next((Plan.load(place) for place in places if place.is_file()), None)
+    config = read_json(folder / "config.json")
+    if "auto_map" not in config:  # with every default stated; code that comes with a model is not run for that
+        config = read_config(folder).to_dict()
+    return StudentFolder(folder, config, plan)
+
+
+def source_layers(student: StudentFolder, n_student: int, n_teacher: int, what: str) -> list[int]:
+    """Which layer of the teacher each layer of a student behaves like.
+
+    Raises:
+        ValueError: the student has other layers than the teacher and no plan says which.
+    """
+    structure = student.structure if student.structure is not None else intact(n_teacher)
+    if len(structure) != n_student or student.plan is not None and student.plan.n_layers != n_teacher:
+        known = "its plan" if student.plan is not None else "no plan.json beside it"
+        raise ValueError(
+            f"{student.folder} has {n_student} layers, {what} {n_teacher}, and {known} does not say which are which; "
+            "give the run folder of a student that was cut from this teacher"
+        )
+    return [slot.like for slot in structure]

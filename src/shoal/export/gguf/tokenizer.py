@@ -1,0 +1,170 @@
+"""The keys of a GGUF file that hold a tokenizer, from the tokenizer files of a checkpoint folder.
+
+Two kinds: byte-level BPE from ``tokenizer.json``, whose way of splitting text goes by a name of llama.cpp's, and SentencePiece
+from ``tokenizer.model``. What cannot be named exactly is refused: another way of splitting gives other tokens without an error.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from shoal.engine.gguf_head import BOOL, FLOAT32, INT32, STRING, UINT32, Value
+from shoal.words.reading import read_bytes, read_json
+
+PREFIX = "tokenizer.ggml."
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # kinds of tokens; SentencePiece numbers them alike
+CURE = "export with --like TEACHER.gguf, which takes the tokenizer of that file"
+
+
+def tokenizer_keys(folder: Path, n_vocab: int) -> dict[str, Value]:
+    """Keys of the tokenizer of a folder; ``none`` for a folder without one, so that engines run it on token ids.
+
+    Raises:
+        ValueError: a kind of tokenizer that cannot be written exactly.
+    """
+    if (folder / "tokenizer.model").is_file():
+        keys = _sentencepiece(folder / "tokenizer.model", n_vocab, _added(folder))
+    elif (folder / "tokenizer.json").is_file():
+        keys = _byte_level(folder / "tokenizer.json", n_vocab)
+    elif (folder / "tokenizer_config.json").is_file() or (folder / "vocab.json").is_file():
+        raise ValueError(f"{folder} has a tokenizer but no tokenizer.json and no tokenizer.model; {CURE}")
+    else:
+        return {f"{PREFIX}model": Value.of("none", STRING)}
+    return {**keys, **_special(folder, n_vocab)}
+
+
+def split_name(content: dict[str, Any]) -> str:
+    """llama.cpp's name for how a ``tokenizer.json`` splits text before merging.
+
+    Raises:
+        ValueError: a way that is not known.
+    """
+    pre = content.get("pre_tokenizer") or {}
+    parts = pre.get("pretokenizers", []) if pre.get("type") == "Sequence" else [pre]
+    patterns = [part["pattern"].get("Regex") for part in parts if part.get("type") == "Split" and "pattern" in part]
+    digits = any(part.get("type") == "Digits" and part.get("individual_digits") for part in parts)
+    byte_level = [part for part in parts if part.get("type") == "ByteLevel"]
+    if byte_level and not patterns and byte_level[0].get("use_regex", True):
+        return "smollm" if digits else "gpt-2"
+    if byte_level and len(patterns) == 1 and not digits:
+        for mark, name in ((r"\p{N}{1,3}", "llama-bpe"), (r"|\p{N}|", "qwen2")):
+            if mark in str(patterns[0]):
+                return name
+    raise ValueError(f"its tokenizer splits text in a way that has no known name in llama.cpp; {CURE}")
+
+
+def _byte_level(path: Path, n_vocab: int) -> dict[str, Value]:
+    content = read_json(path)
+    model = content.get("model") or {}
+    if model.get("type") != "BPE" or model.get("byte_fallback"):
+        raise ValueError(f"{path} is a {model.get('type')} tokenizer, byte-level BPE or a tokenizer.model is needed; {CURE}")
+    name = split_name(content)
+    tokens, kinds = [f"[PAD{i}]" for i in range(n_vocab)], [UNUSED] * n_vocab
+    added = content.get("added_tokens") or []
+    for token, i in model["vocab"].items():
+        _put(tokens, kinds, i, token, NORMAL, path)
+    for one in added:
+        _put(tokens, kinds, one["id"], one["content"], CONTROL if one.get("special") else USER_DEFINED, path)
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model.get("merges", [])]
+    return {
+        f"{PREFIX}model": Value.of("gpt2", STRING),
+        f"{PREFIX}pre": Value.of(name, STRING),
+        f"{PREFIX}tokens": Value.of_list(tokens, STRING),
+        f"{PREFIX}token_type": Value.of_list(kinds, INT32),
+        f"{PREFIX}merges": Value.of_list(merges, STRING),
+    }
+
+
+def _put(tokens: list[str], kinds: list[int], i: int, token: str, kind: int, path: Path) -> None:
+    if not 0 <= i < len(tokens):
+        raise ValueError(f"{path} has the token {token!r} as number {i}, the model has {len(tokens)} tokens")
+    tokens[i], kinds[i] = token, kind
+
+
+def _added(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "tokenizer.json"
+    return (read_json(path).get("added_tokens") or []) if path.is_file() else []
+
+
+def _sentencepiece(path: Path, n_vocab: int, added: list[dict[str, Any]]) -> dict[str, Value]:
+    tokens, scores, kinds = [], [], []
+    for token, score, kind in pieces(read_bytes(path)):
+        tokens.append(token)
+        scores.append(score)
+        kinds.append(kind)
+    if not tokens or len(tokens) > n_vocab:
+        raise ValueError(f"{path} has {len(tokens)} tokens, the model {n_vocab}; it is not the tokenizer of this model")
+    missing = n_vocab - len(tokens)
+    tokens += [f"[PAD{i}]" for i in range(n_vocab - missing, n_vocab)]
+    scores += [-1000.0] * missing
+    kinds += [UNUSED] * missing
+    for one in added:
+        _put(tokens, kinds, one["id"], one["content"], CONTROL if one.get("special") else USER_DEFINED, path)
+    return {
+        f"{PREFIX}model": Value.of("llama", STRING),
+        f"{PREFIX}pre": Value.of("default", STRING),
+        f"{PREFIX}tokens": Value.of_list(tokens, STRING),
+        f"{PREFIX}scores": Value.of_list(scores, FLOAT32),
+        f"{PREFIX}token_type": Value.of_list(kinds, INT32),
+    }
+
+
+def pieces(raw: bytes) -> Iterator[tuple[str, float, int]]:
+    """Token, score and kind of every piece of a SentencePiece model (protocol buffers: field 1 of ModelProto, repeated)."""
+    for number, content in _fields(raw):
+        if number == 1 and isinstance(content, bytes):
+            found = dict(_fields(content))
+            text, score = found.get(1, b""), found.get(2, b"\0\0\0\0")
+            if not isinstance(text, bytes) or not isinstance(score, bytes):
+                raise ValueError("tokenizer.model is damaged: a piece is no text; download it again")
+            yield text.decode("utf-8", "replace"), struct.unpack("<f", score)[0], int(found.get(3, NORMAL))
+
+
+def _fields(raw: bytes) -> Iterator[tuple[int, bytes | int]]:
+    """Number and content of every field of a message: integers, and bytes for texts, messages and fixed-width numbers."""
+    at = 0
+    while at < len(raw):
+        tag, at = _varint(raw, at)
+        kind = tag & 7
+        if kind == 0:
+            value, at = _varint(raw, at)
+            yield tag >> 3, value
+            continue
+        n, at = _varint(raw, at) if kind == 2 else ({1: 8, 5: 4}.get(kind, len(raw)), at)
+        if at + n > len(raw):
+            raise ValueError("tokenizer.model is damaged or no SentencePiece model; download it again")
+        yield tag >> 3, raw[at : at + n]
+        at += n
+
+
+def _varint(raw: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < len(raw) and shift < 64:
+        value |= (raw[at] & 0x7F) << shift
+        at += 1
+        if raw[at - 1] < 0x80:
+            return value, at
+        shift += 7
+    raise ValueError("tokenizer.model is damaged or no SentencePiece model; download it again")
+
+
+def _special(folder: Path, n_vocab: int) -> dict[str, Value]:
+    """Ids of special tokens, whether the start and end tokens are added, and the chat template."""
+    import logging
+
+    from gguf import SpecialVocab
+
+    logging.getLogger("gguf.vocab").setLevel(logging.ERROR)
+    found = SpecialVocab(folder, n_vocab=n_vocab)
+    names = {"pad": "padding", "unk": "unknown", "sep": "seperator"}  # the format's own spelling
+    keys = {f"{PREFIX}{names.get(k, k)}_token_id": Value.of(int(i), UINT32) for k, i in found.special_token_ids.items()}
+    keys |= {f"{PREFIX}add_{k}_token": Value.of(bool(yes), BOOL) for k, yes in found.add_special_token.items()}
+    template = found.chat_template
+    if template is None and (folder / "chat_template.jinja").is_file():
+        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if isinstance(template, str):
+        keys["tokenizer.chat_template"] = Value.of(template, STRING)
+    return keys

@@ -1,0 +1,68 @@
+"""The format ``mergekit``: the YAML with which mergekit makes the same student of the teacher, for pure removal.
+
+Schema: ``merge_method: passthrough`` with slices of ``layer_range: [start, stop]``, whose upper end is excluded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from shoal.export.contract import Exported, Exporter, Options, StudentFolder
+
+
+def refuses(student: StudentFolder, options: Options) -> str | None:
+    if student.plan is None:
+        return "nothing says which layers of which model it has: no plan.json beside it; give the run folder"
+    if not student.plan.is_pure_removal:
+        return "it has values of its own or lacks parts of layers, which a slice of layers cannot say"
+    return None
+
+
+def ranges(order: Sequence[int]) -> list[list[int]]:
+    """Half-open runs of consecutive layers, in order; a layer that is repeated starts a new one."""
+    found: list[list[int]] = []
+    for layer in order:
+        if found and found[-1][1] == layer:
+            found[-1][1] = layer + 1
+        else:
+            found.append([layer, layer + 1])
+    return found
+
+
+def write(student: StudentFolder, out: Path | None, options: Options) -> Exported:
+    from shoal.words.records import write_atomically
+
+    assert student.plan is not None
+    sources = [{"sources": [{"model": student.plan.source, "layer_range": one}]} for one in ranges(student.plan.kept_layers)]
+    content = {"slices": sources, "merge_method": "passthrough", "dtype": str(student.config.get("dtype") or "bfloat16")}
+    text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
+    if out is not None:
+        if out.exists() and not options.overwrite:
+            raise ValueError(f"{out} exists; give another name, or --overwrite")
+        write_atomically(out, text.encode())
+    note = "mergekit-yaml FILE.yml OUT makes the student; lists per layer in its config are not cut by mergekit"
+    return Exported(out, text, (note,))
+
+
+def verify(student: StudentFolder, done: Exported) -> dict[str, Any]:
+    """Raises ValueError where the slices, read back, are not the kept layers."""
+    assert student.plan is not None
+    slices = [one["sources"][0]["layer_range"] for one in yaml.safe_load(done.text)["slices"]]
+    layers = [layer for start, stop in slices for layer in range(start, stop)]
+    if layers != list(student.plan.kept_layers):
+        raise ValueError(f"the slices say layers {layers}, the plan keeps {list(student.plan.kept_layers)}")
+    return {"slices": len(slices), "layers": len(layers)}
+
+
+MERGEKIT = Exporter(
+    name="mergekit",
+    about="the YAML that makes the student of its teacher with mergekit; pure removal only",
+    refuses=refuses,
+    write=write,
+    verify=verify,
+    needs_target=False,
+)

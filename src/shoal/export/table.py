@@ -1,0 +1,45 @@
+"""The formats by name. A new one is one file and one line here; the command, its help and the tests read this table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shoal.export.blocks import BLOCKS
+from shoal.export.contract import Exported, Exporter, Options, find_student
+from shoal.export.gguf_exporter import GGUF
+from shoal.export.hf import HF
+from shoal.export.mergekit import MERGEKIT
+from shoal.export.prune_layers import PRUNE_LAYERS
+from shoal.words.records import nearest
+
+EXPORTERS: dict[str, Exporter] = {one.name: one for one in (HF, GGUF, BLOCKS, MERGEKIT, PRUNE_LAYERS)}
+
+
+def exporter_named(name: str) -> Exporter:
+    """Raises ValueError for an unknown format; names the known ones."""
+    if name not in EXPORTERS:
+        raise ValueError(f"unknown format {name!r}; {nearest(name, EXPORTERS)}")
+    return EXPORTERS[name]
+
+
+def export(name: str, student: Path, out: Path | None, options: Options) -> Exported:
+    """Write a student in a format and check what was written.
+
+    Raises:
+        ValueError: an unknown format, an option it has no use for, a student it refuses, a check that failed.
+        ImportError: the extra it needs is not installed.
+    """
+    one = exporter_named(name)
+    given = {field for field in ("like", "kind") if getattr(options, field) is not None}
+    for field in sorted(given - one.takes):
+        option = {"like": "--like", "kind": "--type"}[field]
+        users = ", ".join(other.name for other in EXPORTERS.values() if field in other.takes)
+        raise ValueError(f"{option} has no meaning for the format {name}; it belongs to {users}")
+    if out is None and one.needs_target:
+        raise ValueError(f"the format {name} needs --out, where to write")
+    found = find_student(student)
+    refusal = one.refuses(found, options)
+    if refusal is not None:
+        raise ValueError(f"{student} cannot be exported as {name}: {refusal}")
+    done = one.write(found, out, options)
+    return Exported(done.path, done.text, done.notes, {**done.checked, **one.verify(found, done)})
