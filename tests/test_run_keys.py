@@ -12,6 +12,7 @@ from shoal.run.compress import open_folder
 from shoal.run.job import open_inputs
 from shoal.run.keys import choice_key, edits_key, evaluation_key, repair_key, save_key, scan_key, train_key
 from shoal.run.stages.stages import budget_of, needs_scan, plan_stage, request_of
+from shoal.select.search.config import SearchConfig
 from shoal.train.config import TrainConfig
 from shoal.words.structure import Size
 
@@ -76,7 +77,7 @@ def test_no_option_is_forgotten_here():
     """``sources``, ``field``, ``seed``, ``repair``, ``fit``, ``polish`` and ``stages`` are below; the rest is for people."""
     assert {*TEXT, "sources", "field"} == set(TextChoice.model_fields)
     assert {*TRAIN, "stages"} == set(TrainConfig.model_fields)
-    others = {"name", "about", "papers", "model", "text", "train", "observers", "seed", "repair", "fit", "polish"}
+    others = {"name", "about", "papers", "model", "text", "train", "observers", "seed", "repair", "fit", "polish", "search"}
     assert {*CHOICE, *others} == set(load_recipe().model_dump())
 
 
@@ -134,6 +135,16 @@ def test_the_guard_compares_repaired_candidates(base):
 
     assert len({key(), key(repair="refit"), key(repair="none"), key(fit={"tokens": 640})}) == 4
     assert key(guard=1) == key(guard=1, repair="refit", fit={"tokens": 640})
+
+
+def test_how_a_search_runs_the_model(base):
+    """It decides the plan where the selector runs the model, and nothing elsewhere."""
+    found = {"metric": "js", "tokens": 64, "evaluations": 50}
+    assert set(found) == set(SearchConfig.model_fields)
+    greedy = {"select": "greedy", "guard": 1}
+    for name, value in found.items():
+        assert changed(base, {"search": {name: value}}) == set()
+        assert keys(base, greedy)["plan"] != keys(base, {**greedy, "search": {name: value}})["plan"]
 
 
 def test_the_rest_of_a_recipe(base, tmp_path):

@@ -42,7 +42,7 @@ def pairs(seed, n):
     draw = random.Random(seed)
     single = [draw.random() for _ in range(n)]
     pair = {key: draw.gauss(0, 0.5) for key in itertools.combinations(range(n), 2)}
-    return lambda off: sum(single[i] for i in off) + sum(pair[key] for key in itertools.combinations(sorted(off), 2))
+    return lambda off: sum(single[i] for i in sorted(off)) + sum(pair[key] for key in itertools.combinations(sorted(off), 2))
 
 
 def indices(off):
@@ -76,20 +76,30 @@ def test_equal_seeds_give_equal_answers_and_the_curve_falls_to_the_best(name):
 
 
 @pytest.mark.parametrize("name", SEARCHES)
-def test_what_the_family_refuses_is_never_proposed(name):
-    def may_go(off):
-        return not {2, 4} <= set(indices(off)) and 5 not in indices(off)
+def test_what_the_family_refuses_is_worked_around(name):
+    """Two of the cheapest units may not go together, and the cheapest may not go at all."""
 
-    loss = pairs(1, 8)
-    answer = run_search(SEARCHES[name], function(loss, 8), Aim(3, may_go))
-    assert all(may_go(off) for off, _ in answer.sets)
+    def may_go(off):
+        return not {1, 3} <= set(indices(off)) and 7 not in indices(off)
+
+    answer = run_search(SEARCHES[name], function(additive, 8), Aim(3, may_go))
+    allowed = [value for off, value in answer.sets if may_go(off)]
+    assert allowed[0] == min(
+        additive(one) for one in itertools.combinations(range(8), 3) if 7 not in one and not {1, 3} <= set(one)
+    )
+
+
+@pytest.mark.parametrize("name", ["greedy", "beam", "evolution"])
+def test_a_family_that_can_lose_certain_numbers_alone_is_searched_through_others(name):
+    answer = run_search(SEARCHES[name], function(additive, 8), Aim(4, lambda off: len(off) % 2 == 0))
+    assert answer.sets[0][1] == optimum(additive, 8, 4)
 
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_a_search_that_runs_out_of_evaluations_answers_with_its_best(name):
     loss = pairs(2, 8)
     n_needed = run_search(SEARCHES[name], function(loss, 8), Aim(3)).n_evaluations
-    with pytest.raises(ValueError, match=r"evaluations end before a set of 3 units|no set"):
+    with pytest.raises(ValueError, match="evaluations end before a set of 3 units"):
         run_search(SEARCHES[name], function(loss, 8, limit=0), Aim(3))
     if n_needed > 9:  # one shot measures its only complete set last
         answer = run_search(SEARCHES[name], function(loss, 8, limit=n_needed - 2), Aim(3))
@@ -100,8 +110,6 @@ def test_a_search_that_runs_out_of_evaluations_answers_with_its_best(name):
 def test_impossible_wishes_are_refused_in_one_line(name):
     with pytest.raises(ValueError, match="9 units to switch off need 1..8"):
         run_search(SEARCHES[name], function(additive, 8), Aim(9))
-    with pytest.raises(ValueError, match="no set of 2 units can go in this family"):
-        run_search(SEARCHES[name], function(additive, 8), Aim(2, lambda off: len(off) < 2))
 
 
 @pytest.mark.parametrize("name", ["greedy", "beam", "one-shot"])

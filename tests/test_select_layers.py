@@ -1,6 +1,7 @@
 """Selectors equal brute force over every set of layers, in order, with protected layers, ties and refusals."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from shoal.engine.passes import run_pass
 from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
 from shoal.measure.gram import GramObserver
+from shoal.measure.set_function import CountedSets
 from shoal.select.model_size import put_back_of
 from shoal.select.request import Evidence, Request, change_costs, most_layers
 from shoal.select.rounds import compact, in_rounds, rescanner, shares
@@ -40,7 +42,13 @@ def evidence(*tables, refuse=None, **_):
 
 
 def picks(selector, one, want, **wish):
-    return list(SELECTORS[selector].propose(evidence(one, **wish), want))
+    return list(SELECTORS[selector].propose(replace(evidence(one, **wish), value=squares(want)), want))
+
+
+def squares(request):
+    """A set function whose best sets are known: the sum of the squares of what is off."""
+    units = [Unit("layer", layer) for layer in request.removable]
+    return CountedSets(lambda sets: [float(sum(unit.index**2 for unit in one)) for one in sets], units)
 
 
 def score(candidate):
@@ -223,7 +231,8 @@ def test_compact_table_is_that_of_the_model_without_the_layers():
 @pytest.mark.parametrize("selector", SELECTORS)
 def test_one_round_is_one_shot(selector):
     one = table(4)
-    got = in_rounds(SELECTORS[selector], evidence(one), wanted(3, n_rounds=1), rescan=lambda student: {})
+    seen = replace(evidence(one), value=squares(wanted(3)))
+    got = in_rounds(SELECTORS[selector], seen, wanted(3, n_rounds=1), rescan=lambda student: {})
     assert got.layers == picks(selector, one, wanted(3))[0].layers
 
 

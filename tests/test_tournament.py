@@ -19,6 +19,7 @@ from shoal.engine.student import student_without
 from shoal.engine.view import DecoderView
 from shoal.measure.gram import GramObserver
 from shoal.measure.oracle import Oracle, Quality
+from shoal.measure.set_function import CountedSets
 from shoal.run.race import Rung
 from shoal.run.tournament import choose, tournament
 from shoal.select.budget import parse_budget
@@ -31,7 +32,7 @@ from shoal.select.shortlist import shortlist, spread_of
 from shoal.select.table import SELECTORS
 from shoal.select.verdict import verdict
 from shoal.show.plan_tables import candidates as candidates_table
-from shoal.words.types import Batch
+from shoal.words.types import Batch, Unit
 
 L, X = 10, 5
 PUT_BACK = {"none": NOTHING, "layer": put_back_of(LayerReplacement(), 32)}
@@ -81,9 +82,15 @@ def tables(view):
 HOW = Request(n_layers=L, protected=frozenset({0, L - 1}))
 
 
+def depth_of(request):
+    """A set function that loses least without the deepest layers."""
+    units = [Unit("layer", layer) for layer in request.removable]
+    return CountedSets(lambda sets: [sum(L - unit.index for unit in one) for one in sets], units)
+
+
 def ask(view, tables, *, drop="3", oracle=None, how=HOW, refuse=lambda structure: None, **more):
     size = model_size(view)
-    short = shortlist(parse_budget(drop), size, how, Evidence(tables, refuse), **more)
+    short = shortlist(parse_budget(drop), size, how, Evidence(tables, refuse, depth_of(how)), **more)
     return choose(short, size, judge=oracle)
 
 
@@ -158,7 +165,8 @@ def test_a_choice_becomes_a_plan(view, tables):
 @pytest.mark.parametrize("selector", SELECTORS)
 def test_with_one_candidate_the_selector_has_the_word(view, tables, selector):
     how = replace(HOW, selector=selector, by="angular/last", n_candidates=1)
-    expected = next(SELECTORS[selector].propose(Evidence(tables), replace(HOW, n=3, by="angular/last")))
+    seen = Evidence(tables, value=depth_of(HOW))
+    expected = next(SELECTORS[selector].propose(seen, replace(how, n=3)))
     assert ask(view, tables, how=how).best.layers == expected.layers
 
 

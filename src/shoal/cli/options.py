@@ -10,6 +10,7 @@ import typer
 from shoal.edits.replace.table import REPLACEMENTS
 from shoal.fit.table import repairs_said
 from shoal.measure.observers import observers_said
+from shoal.select.table import SELECTORS
 
 if TYPE_CHECKING:
     from shoal.measure.scan import Asked
@@ -77,7 +78,15 @@ DropOption = Annotated[
     typer.Option("--drop", help="25% of all parameters, 8 layers, or 25%layers; net of replacements.  [default: 25%]"),
 ]
 ParametersOption = Annotated[Optional[str], typer.Option("--params", help="Target size instead of --drop, such as 6B.")]  # noqa: UP045
-SelectOption = Annotated[Optional[str], typer.Option("--select", help="span, lowest, deepest or disjoint.  [default: span]")]  # noqa: UP045
+SelectOption = Annotated[Optional[str], typer.Option("--select", help=f"{', '.join(SELECTORS)}.  [default: span]")]  # noqa: UP045
+MetricOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--metric", help="What a selector that runs the model goes by, such as kl, js or ce.  [default: kl]"),
+]
+EvaluationsOption = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--evaluations", help="Most sets of layers that such a selector runs.  [default: what the search asks for]"),
+]
 ByOption = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--by", help="Score to select by, such as angular/last.  [default: cosine/rest]"),
@@ -203,6 +212,7 @@ def with_options(recipe: str, **options: Any) -> Recipe:
         text["sources"] = given.pop("text")
     train = {field: given.pop(name) for name, field in (("train_tokens", "tokens"), ("lr", "lr")) if name in given}
     fit = {"tokens": given.pop("fit_tokens")} if "fit_tokens" in given else {}
+    search = {name: given.pop(name) for name in ("metric", "evaluations") if name in given}
     if "params" in given and "drop" in given:
         raise ValueError("--drop and --params are two budgets; give one of them")
     if "params" in given:
@@ -221,7 +231,7 @@ def with_options(recipe: str, **options: Any) -> Recipe:
         given["heal"] = None
     elif "heal" in given:
         heal["method"] = given.pop("heal")
-    nested = {"heal": heal, "text": text, "fit": fit, "train": train}
+    nested = {"heal": heal, "text": text, "fit": fit, "train": train, "search": search}
     changes: dict[str, Any] = {**given, **{name: below for name, below in nested.items() if below}}
     found = load_recipe(recipe, changes)
     if train and found.training() is None:
@@ -230,6 +240,9 @@ def with_options(recipe: str, **options: Any) -> Recipe:
         )
     if heal and found.heal is None:
         raise ValueError("--heal-tokens is for healing, and nothing is healed; add --heal lora")
+    running = [name for name, one in SELECTORS.items() if "values" in one.reads]
+    if search and found.select not in running:
+        raise ValueError(f"--metric and --evaluations are for selectors that run the model: --select {', '.join(running)}")
     if fit and found.repair == "none":
         raise ValueError("--fit-tokens is for a repair, and there is none; add --repair auto")
     return found

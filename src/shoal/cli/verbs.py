@@ -25,6 +25,7 @@ from shoal.cli.options import (
     DropOption,
     DtypeOption,
     EffortOption,
+    EvaluationsOption,
     FieldOption,
     FitTokensOption,
     GuardOption,
@@ -33,6 +34,7 @@ from shoal.cli.options import (
     JsonOption,
     LearningRateOption,
     LengthOption,
+    MetricOption,
     ModelOption,
     ObserveOption,
     OutOption,
@@ -123,6 +125,8 @@ def compress(
     samples: SamplesOption = None,
     length: LengthOption = None,
     select: SelectOption = None,
+    metric: MetricOption = None,
+    evaluations: EvaluationsOption = None,
     by: ByOption = None,
     guard: GuardOption = None,
     rounds: RoundsOption = None,
@@ -147,7 +151,8 @@ def compress(
     """Remove layers, repair the cut, measure what was lost, save a checkpoint for plain transformers."""
     chosen = with_options(
         recipe_of(recipe, effort), model=model, drop=drop, params=params, text=text, field=field, samples=samples,
-        length=length, select=select, by=by, guard=guard, rounds=rounds, protect=protect, replace=replace, repair=repair,
+        length=length, select=select, metric=metric, evaluations=evaluations, by=by, guard=guard,
+        rounds=rounds, protect=protect, replace=replace, repair=repair,
         fit_tokens=fit_tokens, polish=polish, train_tokens=train_tokens, heal=heal, heal_tokens=heal_tokens, lr=lr, seed=seed,
     )  # fmt: skip
     _compress(chosen, out, device, dtype, resident, trust_remote_code, overwrite, json, time=time)
@@ -243,6 +248,8 @@ def plan(
     samples: SamplesOption = None,
     length: LengthOption = None,
     select: SelectOption = None,
+    metric: MetricOption = None,
+    evaluations: EvaluationsOption = None,
     by: ByOption = None,
     guard: GuardOption = None,
     rounds: RoundsOption = None,
@@ -267,7 +274,7 @@ def plan(
     from shoal.run.job import SHARE_FOR_WEIGHTS, open_inputs
     from shoal.run.memory_plan.needs import needs_of, needs_table
     from shoal.run.refusals import check_budget, check_recipe
-    from shoal.run.stages.stages import needs_scan, plan_stage, plan_unopened, scan_stage
+    from shoal.run.stages.stages import needs_model, needs_scan, plan_stage, plan_unopened, scan_stage
     from shoal.show.plan_tables import candidates
 
     screen = _screen(json)
@@ -277,7 +284,8 @@ def plan(
         model, out, asked = found.provenance.model, out or Path(target), found.asked
     chosen = with_options(
         recipe_of(recipe, effort), asked=asked, model=model, drop=drop, params=params, text=text, field=field, samples=samples,
-        length=length, select=select, by=by, guard=guard, rounds=rounds, protect=protect, replace=replace, repair=repair,
+        length=length, select=select, metric=metric, evaluations=evaluations, by=by, guard=guard,
+        rounds=rounds, protect=protect, replace=replace, repair=repair,
         fit_tokens=fit_tokens, polish=polish, train_tokens=train_tokens, seed=seed,
     )  # fmt: skip
     if memory:
@@ -289,7 +297,7 @@ def plan(
         raise ValueError(f"{target} is not a run folder with a scan; for a model give --out DIR as well")
     check_recipe(chosen, out)
     folder = open_folder(out, command=_command(), overwrite=overwrite)
-    if not needs_scan(chosen) and chosen.replace == "none":
+    if not needs_model(chosen):
         made = plan_unopened(chosen, folder, trust_remote_code=trust_remote_code)
     else:
         resident = settle_resident(

@@ -78,7 +78,7 @@ class CountedSets:
         self._limit = limit
         self._file = file
         self._known: dict[UnitSet, float] = {} if file is None else file.load()
-        self._asked: set[UnitSet] = set()
+        self._asked: dict[UnitSet, None] = {}
         self._allowed = frozenset(units)
 
     @property
@@ -95,6 +95,11 @@ class CountedSets:
     def known(self) -> dict[UnitSet, float]:
         """All that was measured, in this process or in those before it that kept the same file."""
         return dict(self._known)
+
+    @property
+    def asked(self) -> dict[UnitSet, float]:
+        """All sets that were asked for in this process, in that order."""
+        return {one: self._known[one] for one in self._asked}
 
     def values(self, sets: Sequence[UnitSet]) -> list[float]:
         """As :meth:`SetFunction.values`.
@@ -115,7 +120,7 @@ class CountedSets:
                 self._file.append(measured)
             self._known.update(measured)
             self.n_measured += len(unknown)
-        self._asked.update(affordable)
+        self._asked.update(dict.fromkeys(affordable))
         if len(affordable) < len(new):
             message = f"{self._limit} evaluations are spent; {len(new) - len(affordable)} more were asked for"
             raise OutOfEvaluations(message, {one: self._known[one] for one in sets if one in self._asked})

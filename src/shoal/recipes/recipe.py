@@ -20,6 +20,8 @@ from shoal.fit.fit_config import FitConfig
 from shoal.fit.repair import TrainedOn
 from shoal.fit.table import repair_named
 from shoal.measure.observers import observer_named
+from shoal.select.search.config import SearchConfig
+from shoal.select.table import selector_named
 from shoal.train.config import ON_THE_STREAM, POLISH, TrainConfig, TrainingPhase
 from shoal.train.heal.config import HealConfig
 from shoal.train.heal.presets import PRESETS
@@ -58,7 +60,9 @@ class Recipe(Record):
         observers: further measures of the scan, names of :data:`shoal.measure.observers.OBSERVERS`; each adds tables to it.
         drop: the budget, as on the command line (``25%``, ``8``, ``25%layers``).
         parameters: the budget as a target size (``6B``); replaces ``drop`` when given.
-        select: how layers are chosen; ``by``: the table it reads, as ``criterion/tokens``.
+        select: how layers are chosen, a name of :data:`shoal.select.table.SELECTORS`; ``by``: the table it reads, as
+            ``criterion/tokens``.
+        search: how a selector that runs the model does so; unused by the others.
         max_spans: most spans of the ``disjoint`` selector.
         rounds: 1 = one-shot; more: cut in that many steps and measure anew after each.
         protect: layers that stay, negative ones counted from the end.
@@ -81,7 +85,8 @@ class Recipe(Record):
     observers: tuple[str, ...] = ()
     drop: str = "25%"
     parameters: str | None = None
-    select: Literal["span", "lowest", "deepest", "disjoint"] = "span"
+    select: str = "span"
+    search: SearchConfig = SearchConfig()
     by: str = "cosine/rest"
     max_spans: int = Field(default=3, ge=1)
     rounds: int = Field(default=1, ge=1)
@@ -104,6 +109,12 @@ class Recipe(Record):
     @classmethod
     def _known_observers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(observer_named(name).name for name in dict.fromkeys(value))
+
+    @field_validator("select")
+    @classmethod
+    def _known_selector(cls, value: str) -> str:
+        selector_named(value)
+        return value
 
     @field_validator("replace")
     @classmethod
@@ -280,6 +291,30 @@ RECIPES: dict[str, Recipe] = {
             papers=("2403.03853",),
             select="lowest",
             by="block_influence/every",
+            protect=(),
+            guard=1,
+            replace="none",
+            repair="none",
+        ),
+        Recipe(
+            name="sleb",
+            about="One layer after the other, each time the one without which the cross-entropy of the text is lowest; removed "
+            "without replacement. The first and the last layer stay. The paper reads 128 sequences of WikiText-2; set "
+            "search.tokens for as much.",
+            papers=("2402.09025",),
+            select="greedy",
+            search=SearchConfig(metric="ce"),
+            guard=1,
+            replace="none",
+            repair="none",
+        ),
+        Recipe(
+            name="evopress-depth",
+            about="Sets of layers whose children swap some, the best by KL live on; removed without replacement. The paper "
+            "starts from 64 sets, makes 32 children and selects in steps on ever more text; here it is 16 and 16, all "
+            "run on the same text.",
+            papers=("2410.14649",),
+            select="evolution",
             protect=(),
             guard=1,
             replace="none",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shoal.run.candidate_repair import repairs_candidates
+from shoal.run.searching import runs_the_model
 from shoal.words.records import stable_hash
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ def choice_key(inputs: Inputs, budget: Budget, request: Request, *, scan: str | 
     """``scan``: key of the scan that is read, if any."""
     recipe = inputs.recipe
     used = dict(budget=budget.text, kind=budget.kind, request=repr(request), scan=scan)
+    if runs_the_model(recipe):
+        used.update(search=repr(recipe.search), searched=f"{inputs.calibration.data_hash} {recipe.seed}")
     if repairs_candidates(recipe):
         used.update(repair=recipe.repair, fitting=inputs.fitting.data_hash, how_fitted=_how_fitted(recipe))
     return stable_hash("plan", inputs.model_key, used, inputs.selection.data_hash if request.n_candidates > 1 else None)

@@ -21,10 +21,12 @@ def check_recipe(recipe: Recipe, out: Path) -> None:
             model's folder.
     """
     from shoal.fit.linear_error import LINEAR_ERROR
+    from shoal.measure.metrics import metric_named
     from shoal.measure.observers import observer_named
     from shoal.measure.pairwise import CRITERIA
     from shoal.measure.sinks import TOKENS
     from shoal.run.stages.stages import budget_of
+    from shoal.select.table import selector_named
     from shoal.train.objectives import weighted_sum
 
     budget_of(recipe)
@@ -33,6 +35,10 @@ def check_recipe(recipe: Recipe, out: Path) -> None:
     known = [f"{criterion}/{tokens}" for criterion in CRITERIA for tokens in TOKENS]
     observed = [table for name in recipe.observers for table in observer_named(name).tables]
     known += observed
+    if "values" in selector_named(recipe.select).reads:
+        metric_named(recipe.search.metric)
+        if recipe.rounds > 1:
+            raise ValueError(f"--rounds measures scores anew, and --select {recipe.select} reads none; leave out --rounds")
     if recipe.by == LINEAR_ERROR and (recipe.select != "span" or recipe.rounds > 1):
         raise ValueError(
             f"--by {LINEAR_ERROR} ranks contiguous spans of the length that goes: use --select span, and --rounds 1"

@@ -91,9 +91,9 @@ def spread_of(short: Shortlist) -> tuple[PartChoice, ...]:
     """
     request, evidence = short.request, short.evidence
     table = evidence.tables.get(request.by)
-    if table is None or table.parts is None or request.n_rounds > 1:
-        return ()
     selector = selector_named(request.selector)
+    if table is None or table.parts is None or request.n_rounds > 1 or "values" in selector.reads:
+        return ()
     chosen: Counter[tuple[int, ...]] = Counter()
     for part in table.parts:
         tables = {**evidence.tables, request.by: replace(table, values=part, parts=None)}
@@ -130,6 +130,7 @@ def cut_for(budget: Budget, size: ModelSize, *, evidence: Evidence, request: Req
     """The number of layers a budget means for the asked selector. Where layers differ in size, by the layers it would pick."""
     selector, removable = selector_named(request.selector), request.removable
     same_size = len({size.layers[layer] for layer in removable}) < 2
+    counts_alike = same_size or "values" in selector.reads  # a search for each number of layers would cost too much
 
     def layers_of(n: int) -> tuple[int, ...]:
         found = next(selector.propose(evidence, replace(request, n=n)), None)
@@ -142,5 +143,5 @@ def cut_for(budget: Budget, size: ModelSize, *, evidence: Evidence, request: Req
         put_back=request.put_back,
         removable=removable,
         n_most=most_layers(selector, request),
-        layers_of=None if same_size else layers_of,
+        layers_of=None if counts_alike else layers_of,
     )

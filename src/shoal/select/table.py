@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from shoal.select.by_running import by_running
 from shoal.select.deepest import deepest_layers
 from shoal.select.disjoint import disjoint_spans
 from shoal.select.lowest import lowest_layers
-from shoal.select.request import Selector
+from shoal.select.request import Reads, Selector
+from shoal.select.search.evolution import Evolution
+from shoal.select.search.greedy import Greedy
+from shoal.select.search.one_shot import one_shot
+from shoal.select.search.policy_gradient import PolicyGradient
 from shoal.select.span import span_by
 from shoal.words.records import nearest
+
+VALUES = frozenset[Reads]({"values"})
 
 SELECTORS: dict[str, Selector] = {
     "span": Selector(span_by, "best contiguous span by one score", is_contiguous=True, paper="LLM-Streamline, UIDL"),
@@ -20,6 +27,22 @@ SELECTORS: dict[str, Selector] = {
         paper="UIDL's simple rule",
     ),
     "disjoint": Selector(disjoint_spans, "best set of up to k separate spans, by the sum of their scores"),
+    "greedy": Selector(
+        by_running(Greedy()), "one layer after the other, each by running the model without it", reads=VALUES, paper="SLEB"
+    ),
+    "beam": Selector(by_running(Greedy(width=4)), "as greedy, with the four best sets of each round kept", reads=VALUES),
+    "one-shot": Selector(
+        by_running(one_shot), "the layers whose loss is lowest, each run without it once", reads=VALUES, paper="Reassessing"
+    ),
+    "evolution": Selector(
+        by_running(Evolution()),
+        "sets that swap layers, the best of parents and children live on",
+        reads=VALUES,
+        paper="EvoPress",
+    ),
+    "policy-gradient": Selector(
+        by_running(PolicyGradient()), "probabilities of layers that follow the loss of drawn sets", reads=VALUES, paper="Bypass"
+    ),
 }
 
 

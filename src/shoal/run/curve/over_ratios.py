@@ -19,6 +19,7 @@ from shoal.run.curve.methods import check_methods, is_plain
 from shoal.run.curve.points import Bench, PointCut, make_cut, point_path, with_recipe
 from shoal.run.folder import RunFolder
 from shoal.run.job import SHARE_BESIDE_STUDENT, Inputs, open_inputs
+from shoal.run.searching import runs_the_model
 from shoal.run.stages.stages import needs_scan, oracle, request_of, scan_stage, why_not
 from shoal.words.progress import Progress, silent
 from shoal.words.records import nearest
@@ -205,7 +206,7 @@ class _Work:
     def warm_judge(self, size: ModelSize) -> Oracle:
         """The guards' oracle, after one pass over every candidate of every plan that is still to be made.
 
-        Rounds and repairs measure while they choose, so their candidates are left to their own plan.
+        Searches, rounds and repairs measure while they choose, so their candidates are left to their own plan.
         """
         from shoal.fit.linear_error import LINEAR_ERROR
         from shoal.run.tournament import untrained
@@ -218,7 +219,8 @@ class _Work:
         wanted: dict[frozenset[Unit], Candidate] = {}
         for method, inputs in self.methods.items():
             recipe = inputs.recipe
-            if recipe.guard == 1 or recipe.rounds > 1 or not is_plain(recipe) or recipe.by == LINEAR_ERROR:
+            measures_alone = runs_the_model(recipe) or recipe.rounds > 1 or recipe.by == LINEAR_ERROR
+            if measures_alone or recipe.guard == 1 or not is_plain(recipe):
                 continue
             for n in self.counts:
                 if (point_path(self.folder, method, n) / "plan.json").exists():

@@ -21,6 +21,7 @@ from shoal.run.job import LONGEST_DEFAULT, SHARE_BESIDE_STUDENT, TOKENS_PER_BATC
 from shoal.run.memory_plan.machine import N_DIVERGENCE, Machine, machine_of
 from shoal.run.memory_plan.shape import shape_of
 from shoal.run.memory_plan.trained_sizes import on_logits, training_of
+from shoal.run.searching import runs_the_model
 from shoal.train.config import DEFAULT_TOKENS
 from shoal.words.model_shape import ModelShape
 from shoal.words.numbers import in_bytes
@@ -143,6 +144,7 @@ def _stages(
     recipe: Recipe, shape: ModelShape, *, cut: ResolvedBudget, held: int | None, place: Machine
 ) -> tuple[StageNeed, ...]:
     from shoal.measure.observers import ScanFacts, observer_named
+    from shoal.measure.removals import MOST_TOGETHER
 
     length = recipe.text.length or min(shape.window or LONGEST_DEFAULT, LONGEST_DEFAULT)
     n_batch = max(1, TOKENS_PER_BATCH // length) * length
@@ -204,6 +206,13 @@ def _stages(
         memory, disk = states(n_ends, n_calibration)
         spans = need("plan", states=memory, work=work, sums=sums, sample=read_back(n_ends, disk), scratch=disk)
         choose = max(choose, spans, key=lambda one: one.memory)
+    if runs_the_model(recipe):
+        n_searched = min(n_calibration, max(length, recipe.search.tokens))
+        # the chain of the teacher and of the sets that grow from it, at every boundary; boundary L of all sets of a pass
+        cache = min(place.spill, 2 * shape.n_layers * n_searched * state)
+        memory, disk = states(MOST_TOGETHER + 1, n_searched)
+        searching = need("plan", states=memory, cache=cache, work=judging(n_searched), scratch=disk)
+        choose = max(choose, searching, key=lambda one: one.memory)
     repair = repair_named(recipe.repair).size(shape, kept)
     values = repair.parameters * shape.itemsize
     if recipe.repair != "none":

@@ -18,6 +18,7 @@ from shoal.run.folder import RunFolder
 from shoal.run.job import Inputs
 from shoal.run.keys import choice_key, evaluation_key, save_key, scan_key, unopened_choice_key
 from shoal.run.measuring import against_teacher
+from shoal.run.searching import runs_the_model, set_function_of, write_search
 from shoal.words.progress import Progress, silent
 from shoal.words.records import write_atomically
 from shoal.words.structure import Structure, stored
@@ -45,10 +46,15 @@ VALUES = "fit.safetensors"
 
 
 def needs_scan(recipe: Recipe) -> bool:
-    """False where nothing reads the scores: a rule without measurements, and no other candidates to propose."""
+    """False where nothing reads the scores: a selector without tables, and no other candidates to propose."""
     from shoal.select.table import selector_named
 
-    return bool(selector_named(recipe.select).reads) or recipe.guard > 1
+    return "tables" in selector_named(recipe.select).reads or recipe.guard > 1
+
+
+def needs_model(recipe: Recipe) -> bool:
+    """False where the choice follows from config and names alone: a rule without measurements, with nothing put back."""
+    return needs_scan(recipe) or runs_the_model(recipe) or recipe.replace != "none"
 
 
 def scan_stage(inputs: Inputs, folder: RunFolder, *, progress: Progress = silent) -> Scan:
@@ -121,10 +127,12 @@ def plan_stage(
         return Plan.load(folder / "plan.json")
     started = time.monotonic()
     size = model_size(view)
+    value = set_function_of(inputs, request, folder=folder, progress=progress) if runs_the_model(recipe) else None
     evidence = Evidence(
         found.tables if found else {},
         lambda structure: why_not(inputs, structure),
-        seed=recipe.seed,
+        value,
+        recipe.seed,
         late=linear_errors_of(inputs, progress=progress),
     )
     short = shortlist(
@@ -155,7 +163,8 @@ def plan_stage(
         spread=choice.spread,
     )
     plan = inputs.workers.from_first(lambda: _written(plan, folder))
-    folder.finish("plan", key, seconds=time.monotonic() - started, files=["plan.json"])
+    searched = [] if value is None else write_search(inputs, value, short.request.n, folder=folder)
+    folder.finish("plan", key, seconds=time.monotonic() - started, files=["plan.json", *searched])
     standings.clear()
     return plan
 
@@ -177,7 +186,7 @@ def plan_unopened(recipe: Recipe, folder: RunFolder, *, trust_remote_code: bool 
     from shoal.select.request import Evidence
     from shoal.select.shortlist import shortlist
 
-    if recipe.model is None or needs_scan(recipe) or recipe.replace != "none":
+    if recipe.model is None or needs_model(recipe):
         raise ValueError("a plan without opening the model needs a model, --select deepest, --guard 1 and --replace none")
     path = resolve_source(recipe.model, trust_remote_code=trust_remote_code)
     described = describe(path, trust_remote_code=trust_remote_code)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Protocol
 
 from shoal.measure.set_function import OutOfEvaluations, SetFunction, UnitSet
@@ -27,8 +28,8 @@ class Aim:
 
     Attributes:
         n: units to switch off.
-        may_go: whether a set of units may be off together, by the family's own constraints. Searches that build a set unit by
-            unit ask it of the sets on the way, too.
+        may_go: whether a set of units may be off together, by the family's own constraints. The answer may be slow (two models
+            are described for it), so it is asked of the best sets alone, in their order, until enough of them may go.
         seed: of searches that draw.
     """
 
@@ -42,7 +43,7 @@ class Answer:
     """What a search found.
 
     Attributes:
-        sets: all complete sets that were measured, best first, each with its loss.
+        sets: all complete sets that were measured, best first, each with its loss; some of them may be refused.
         curve: (evaluations, lowest loss of a complete set until then), one point for each improvement.
         n_evaluations: different sets that were asked for.
         is_cut_short: the limit of evaluations ended the search before it was done.
@@ -83,7 +84,7 @@ class Ledger:
 
     def _note(self, losses: Mapping[UnitSet, float]) -> None:
         for one, value in losses.items():
-            if len(one) == self.aim.n and self.aim.may_go(one):
+            if len(one) == self.aim.n:
                 self.complete[one] = value
                 if not self.curve or value < self.curve[-1][1]:
                     self.curve.append((self.n_evaluations, value))
@@ -93,6 +94,11 @@ class Ledger:
         found = dict(zip(sets, self.values(sets), strict=True))
         return sorted(found, key=lambda one: (found[one], self.depth_key(one)))
 
+    def best(self, sets: Sequence[UnitSet], n: int) -> list[UnitSet]:
+        """The n best that may go; where none may, the n best: some families can lose certain numbers of layers only."""
+        ranked = self.ranked(sets)
+        return list(islice(filter(self.aim.may_go, ranked), n)) or ranked[:n]
+
     def depth_key(self, units: UnitSet) -> tuple[int, ...]:
         """Sorts deeper sets before shallower ones."""
         return tuple(sorted((-self.units.index(unit) for unit in units), reverse=True))
@@ -101,6 +107,18 @@ class Ledger:
         order = sorted(self.complete, key=lambda one: (self.complete[one], self.depth_key(one)))
         sets = tuple((one, self.complete[one]) for one in order)
         return Answer(sets, tuple(self.curve), self.n_evaluations, is_cut_short)
+
+
+def first_that_may_go(order: Sequence[Unit], aim: Aim) -> UnitSet:
+    """The first n units of an order; where they may not go together, each unit that may go with those taken before it."""
+    first = frozenset(order[: aim.n])
+    if aim.may_go(first):
+        return first
+    off: UnitSet = frozenset()
+    for unit in order:
+        if len(off) < aim.n and aim.may_go(off | {unit}):
+            off |= {unit}
+    return off
 
 
 class Search(Protocol):
@@ -113,7 +131,7 @@ def run_search(search: Search, function: SetFunction, aim: Aim) -> Answer:
     """Run a search to its end, or until the evaluations are spent.
 
     Raises:
-        ValueError: fewer units than asked for, or no complete set was measured.
+        ValueError: fewer units than asked for, or the evaluations end before a complete set is measured.
     """
     if not 1 <= aim.n <= len(function.units):
         raise ValueError(f"{aim.n} units to switch off need 1..{len(function.units)}: so many may be")
@@ -122,11 +140,6 @@ def run_search(search: Search, function: SetFunction, aim: Aim) -> Answer:
         search(ledger, aim)
     except OutOfEvaluations:
         is_cut_short = True
-    if not ledger.complete:
-        reason = (
-            f"{ledger.n_evaluations} evaluations end before a set of {aim.n} units is measured; allow more"
-            if is_cut_short
-            else f"no set of {aim.n} units can go in this family; ask for fewer"
-        )
-        raise ValueError(reason)
+    if is_cut_short and not ledger.complete:
+        raise ValueError(f"{ledger.n_evaluations} evaluations end before a set of {aim.n} units is measured; allow more")
     return ledger.answer(is_cut_short=is_cut_short)

@@ -8,14 +8,12 @@ remembered.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shoal.measure.set_function import UnitSet
 from shoal.select.search.base import Aim, Ledger
 from shoal.words.types import Unit
-
-MOST_TRIES = 100
-"""Draws of a set that the family does not refuse, before a child is given up."""
 
 
 @dataclass(frozen=True)
@@ -35,29 +33,15 @@ class Evolution:
     def __call__(self, ledger: Ledger, aim: Aim) -> None:
         """Start from sets drawn at random; stop after the generations. A set that is known is measured once."""
         draw = random.Random(aim.seed)
-        first = [self._drawn(ledger, aim, draw) for _ in range(self.n_children)]
-        survivors = ledger.ranked([one for one in dict.fromkeys(first) if one is not None])[: self.n_survivors]
-        if not survivors:
-            return
+        first = [frozenset(draw.sample(ledger.units, aim.n)) for _ in range(self.n_children)]
+        survivors = ledger.best(list(dict.fromkeys(first)), self.n_survivors)
         for _ in range(self.n_generations):
-            children = [self._child(draw.choice(survivors), ledger, aim, draw) for _ in range(self.n_children)]
-            survivors = ledger.ranked(list(dict.fromkeys([*survivors, *children])))[: self.n_survivors]
+            children = [self.child(draw.choice(survivors), ledger.units, draw) for _ in range(self.n_children)]
+            survivors = ledger.best(list(dict.fromkeys([*survivors, *children])), self.n_survivors)
 
-    def _drawn(self, ledger: Ledger, aim: Aim, draw: random.Random) -> UnitSet | None:
-        for _ in range(MOST_TRIES):
-            found = frozenset(draw.sample(ledger.units, aim.n))
-            if aim.may_go(found):
-                return found
-        return None
-
-    def _child(self, parent: UnitSet, ledger: Ledger, aim: Aim, draw: random.Random) -> UnitSet:
-        """The parent with some units swapped; the parent itself where every draw is refused."""
-        off = [unit for unit in ledger.units if unit in parent]
-        on = [unit for unit in ledger.units if unit not in parent]
-        for _ in range(MOST_TRIES):
-            n = min(draw.randint(1, self.most_swaps), draw.randint(1, self.most_swaps), len(on), len(off))
-            back: list[Unit] = draw.sample(off, n)
-            child = (parent - frozenset(back)) | frozenset(draw.sample(on, n))
-            if aim.may_go(child):
-                return child
-        return parent
+    def child(self, parent: UnitSet, units: Sequence[Unit], draw: random.Random) -> UnitSet:
+        """The parent with some units swapped."""
+        off = [unit for unit in units if unit in parent]
+        on = [unit for unit in units if unit not in parent]
+        n = min(draw.randint(1, self.most_swaps), draw.randint(1, self.most_swaps), len(on), len(off))
+        return (parent - frozenset(draw.sample(off, n))) | frozenset(draw.sample(on, n))

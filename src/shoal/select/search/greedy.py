@@ -39,7 +39,7 @@ class Greedy:
         kept: list[UnitSet] = [frozenset()]
         for _ in range(aim.n):
             grown = dict.fromkeys(one | {unit} for one in kept for unit in self.candidates(ledger.units, one))
-            kept = ledger.ranked([one for one in grown if aim.may_go(one)])[: self.width]
+            kept = ledger.best(list(grown), self.width)
 
     def candidates(self, units: Sequence[Unit], off: UnitSet) -> list[Unit]:
         """Units that may go next."""

@@ -7,14 +7,10 @@ together.
 
 from __future__ import annotations
 
-from shoal.select.search.base import Aim, Ledger
+from shoal.select.search.base import Aim, Ledger, first_that_may_go
 
 
 def one_shot(ledger: Ledger, aim: Aim) -> None:
-    """The n units of lowest loss; a unit that may not go with those before it is passed over."""
-    singles = [frozenset({unit}) for unit in ledger.units]
-    off: frozenset = frozenset()
-    for single in ledger.ranked([one for one in singles if aim.may_go(one)]):
-        if len(off) < aim.n and aim.may_go(off | single):
-            off |= single
-    ledger.values([off])
+    """The n units of lowest loss; where they may not go together, each that may go with those taken before it."""
+    singles = ledger.ranked([frozenset({unit}) for unit in ledger.units])
+    ledger.values([first_that_may_go([unit for single in singles for unit in single], aim)])

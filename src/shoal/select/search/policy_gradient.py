@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shoal.measure.set_function import UnitSet
-from shoal.select.search.base import Aim, Ledger
+from shoal.select.search.base import Aim, Ledger, first_that_may_go
 from shoal.words.types import Unit
 
 UNDECIDED = 1e-6
@@ -44,9 +44,6 @@ class PolicyGradient:
         baseline = spread = None
         for _ in range(self.n_steps):
             masks = [[draw.random() < s for s in kept] for _ in range(self.n_masks)]
-            masks = [mask for mask in masks if aim.may_go(off_by(units, mask))]
-            if not masks:
-                continue
             losses = ledger.values([off_by(units, mask) for mask in masks])
             mean = sum(losses) / len(losses)
             apart = sum(abs(loss - (mean if baseline is None else baseline)) for loss in losses) / len(losses)
@@ -56,16 +53,8 @@ class PolicyGradient:
                 steps = [slope * math.sqrt(s * (1 - s)) / spread for slope, s in zip(slopes, kept, strict=True)]
                 kept = projected([s - self.rate * step for s, step in zip(kept, steps, strict=True)], most=most_kept)
             baseline = mean if baseline is None else self.memory * baseline + (1 - self.memory) * mean
-        self._decide(ledger, aim, kept)
-
-    def _decide(self, ledger: Ledger, aim: Aim, kept: Sequence[float]) -> None:
-        order = sorted(range(len(kept)), key=lambda i: (kept[i], -i))
-        off: UnitSet = frozenset()
-        for i in order:
-            grown = off | {ledger.units[i]}
-            if len(off) < aim.n and aim.may_go(grown):
-                off = grown
-        ledger.values([off])
+        order = sorted(range(len(units)), key=lambda i: (kept[i], -i))
+        ledger.values([first_that_may_go([units[i] for i in order], aim)])
 
 
 def off_by(units: Sequence[Unit], mask: Sequence[bool]) -> UnitSet:

@@ -1,0 +1,98 @@
+"""The set function of a run: its model, a part of its calibration text, its metric; values are kept in the run folder.
+
+A run that was killed inside a search finds there what it had measured. ``search.json`` says how the search went.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shoal.words.progress import Progress, silent
+from shoal.words.records import Record
+
+if TYPE_CHECKING:
+    from shoal.measure.set_function import CountedSets
+    from shoal.recipes.recipe import Recipe
+    from shoal.run.folder import RunFolder
+    from shoal.run.job import Inputs
+    from shoal.select.request import Request
+    from shoal.text import Samples
+
+VALUES_FOLDER, SEARCH_FILE = "search", "search.json"
+
+
+class SearchRecord(Record):
+    """How a search went.
+
+    Attributes:
+        selector, metric: what searched, and by which metric.
+        data, data_hash, n_tokens: the text that every set was run on.
+        n_units, n: layers that might go, and layers to go.
+        n_evaluations: different sets that were asked for; those of an earlier, killed run are counted like others.
+        curve: (evaluations, lowest loss of a set of n layers until then), a point for each improvement.
+    """
+
+    selector: str
+    metric: str
+    data: str
+    data_hash: str
+    n_tokens: int
+    n_units: int
+    n: int
+    n_evaluations: int
+    curve: tuple[tuple[int, float], ...]
+
+
+def runs_the_model(recipe: Recipe) -> bool:
+    """Whether the selector asks the set function."""
+    from shoal.select.table import selector_named
+
+    return "values" in selector_named(recipe.select).reads
+
+
+def searched_text(inputs: Inputs) -> Samples:
+    """The first samples of the calibration slice that hold the tokens of the search; one sample at least."""
+    samples = inputs.calibration
+    return samples.take(max(1, min(samples.n_samples, inputs.recipe.search.tokens // samples.length)))
+
+
+def set_function_of(inputs: Inputs, request: Request, *, folder: RunFolder, progress: Progress = silent) -> CountedSets:
+    """v(S) over the layers that may go, with what an earlier run of the same folder measured."""
+    from shoal.measure.removals import removal_function
+    from shoal.words.types import Unit
+
+    search, samples = inputs.recipe.search, searched_text(inputs)
+    batches = inputs.batches(samples)
+    return removal_function(
+        inputs.view,
+        batches,
+        [Unit("layer", layer) for layer in request.removable],
+        metric=search.metric,
+        limit=search.evaluations,
+        folder=folder / VALUES_FOLDER,
+        about={"model": inputs.model_key, "data": samples.data_hash},
+        workers=inputs.workers,
+        after_batch=lambda batch: progress(f"{request.selector} by {search.metric}", batch.index + 1, len(batches)),
+    )
+
+
+def write_search(inputs: Inputs, function: CountedSets, n: int, *, folder: RunFolder) -> list[str]:
+    """``search.json``. Returns the files that belong to the stage."""
+    recipe, samples = inputs.recipe, searched_text(inputs)
+    curve: list[tuple[int, float]] = []
+    for place, (units, loss) in enumerate(function.asked.items(), start=1):
+        if len(units) == n and (not curve or loss < curve[-1][1]):
+            curve.append((place, loss))
+    record = SearchRecord(
+        selector=recipe.select,
+        metric=recipe.search.metric,
+        data=samples.data,
+        data_hash=samples.data_hash,
+        n_tokens=samples.n_tokens,
+        n_units=len(function.units),
+        n=n,
+        n_evaluations=function.n_evaluations,
+        curve=tuple(curve),
+    )
+    inputs.workers.on_first(lambda: record.save(folder / SEARCH_FILE))
+    return [SEARCH_FILE, VALUES_FOLDER]

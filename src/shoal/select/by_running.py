@@ -1,0 +1,36 @@
+"""Selectors that choose layers by what the model loses without them: a search (select/search) on the set function of the
+evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from shoal.edits.plan import Candidate
+from shoal.measure.set_function import UnitSet
+from shoal.select.request import Evidence, Propose, Request
+from shoal.select.search.base import Aim, Search, run_search
+
+
+def by_running(search: Search) -> Propose:
+    """The selector that proposes the complete sets which a search measured, those of the lowest loss first.
+
+    Its candidates come only when the search has ended. It proposes nothing where nothing can go.
+    """
+
+    def propose(evidence: Evidence, request: Request) -> Iterator[Candidate]:
+        """Raises ValueError: there is no model or no text to run, or the evaluations end before a set is complete."""
+        function = evidence.value
+        if function is None:
+            raise ValueError(f"--select {request.selector} runs the model on text; it needs both")
+
+        def may_go(units: UnitSet) -> bool:
+            return evidence.reason_against(request, (unit.index for unit in units)) is None
+
+        if not 1 <= request.n <= len(function.units):
+            return
+        answer = run_search(search, function, Aim(request.n, may_go, evidence.seed))
+        for units, loss in answer.sets:
+            if may_go(units):
+                yield request.candidate((unit.index for unit in units), by=request.selector, score=loss)
+
+    return propose

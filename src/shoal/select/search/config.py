@@ -1,0 +1,21 @@
+"""How a search runs the model: by which metric, on how much text, and how often at most. Plain data, free of torch."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from shoal.words.records import Record
+
+
+class SearchConfig(Record):
+    """For selectors that choose by running; the others do not look at it.
+
+    Attributes:
+        metric: what a student loses, a name of :data:`shoal.measure.metrics.METRICS`.
+        tokens: of the ``calibration`` slice; every set that is asked for is run on them.
+        evaluations: most sets that may be run; None: as many as the search asks for.
+    """
+
+    metric: str = "kl"
+    tokens: int = Field(default=16_384, ge=2)
+    evaluations: int | None = Field(default=None, ge=1)
