@@ -40,6 +40,15 @@ def test_more_work_takes_longer():
     assert seconds() < seconds(replace="layer", repair="sweep", polish="hidden", train={"tokens": 100_000})
 
 
+def test_a_search_takes_as_long_as_the_sets_it_runs():
+    def search(**changes):
+        return estimate(world(select="greedy", guard=1, **changes), RATES).stages["search"]
+
+    assert search(search={"evaluations": 10}) == pytest.approx(search(search={"evaluations": 20}) / 2)
+    assert search(search={"tokens": 4096}) == pytest.approx(search() / 4)
+    assert search(search={"metric": "hidden_cosine"}) == pytest.approx(search() / 2), "no head is run"
+
+
 def test_two_processes_share_the_text():
     one, two = world(), World(world().recipe, workers=SimpleNamespace(size=2))
     assert estimate(two, RATES).stages["scan"] == estimate(one, RATES).stages["scan"] / 2
@@ -47,6 +56,8 @@ def test_two_processes_share_the_text():
 
 def test_stages_are_those_that_run():
     assert list(estimate(world(repair="none", guard=1), RATES).stages) == ["scan", "evaluation"]
+    searched = world(select="greedy", repair="none", guard=1)
+    assert list(estimate(searched, RATES).stages) == ["search", "evaluation"]
     assert list(estimate(world(), RATES).stages) == ["scan", "tournament", "repair", "evaluation"]
 
 

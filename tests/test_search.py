@@ -11,8 +11,8 @@ import pytest
 from shoal.measure.set_function import CountedSets
 from shoal.select.search.base import Aim, run_search
 from shoal.select.search.evolution import Evolution
-from shoal.select.search.greedy import Greedy, n_greedy_evaluations
-from shoal.select.search.one_shot import one_shot
+from shoal.select.search.greedy import Greedy
+from shoal.select.search.one_shot import n_one_shot_evaluations, one_shot
 from shoal.select.search.policy_gradient import PolicyGradient, estimated_gradient, off_by, projected
 from shoal.select.search.shapley import exact_shapley, permutation_shapley, windowed_growth
 from shoal.words.types import Unit, model_units
@@ -123,11 +123,20 @@ def test_of_equal_losses_the_deeper_units_go(name):
 @pytest.mark.parametrize("n_units, n", [(8, 1), (8, 3), (18, 6), (5, 5)])
 def test_greedy_asks_for_as_many_sets_as_its_formula(n_units, n):
     answer = run_search(Greedy(), function(pairs(0, n_units), n_units), Aim(n))
-    assert answer.n_evaluations == n_greedy_evaluations(n_units, n) == n * n_units - n * (n - 1) // 2
+    assert answer.n_evaluations == Greedy().n_evaluations(n_units, n) == n * n_units - n * (n - 1) // 2
 
 
 def test_one_shot_asks_for_every_unit_and_its_choice():
-    assert run_search(one_shot, function(pairs(0, 9), 9), Aim(4)).n_evaluations == 9 + 1
+    for n, expected in ((4, 10), (1, 9)):
+        answer = run_search(one_shot, function(pairs(0, 9), 9), Aim(n))
+        assert answer.n_evaluations == n_one_shot_evaluations(9, n) == expected
+
+
+@pytest.mark.parametrize("n_units, n", [(6, 2), (9, 4), (14, 3)])
+@pytest.mark.parametrize("name", ["beam", "evolution", "policy-gradient"])
+def test_no_search_asks_for_more_than_it_says(name, n_units, n):
+    answer = run_search(SEARCHES[name], function(pairs(0, n_units), n_units), Aim(n))
+    assert answer.n_evaluations <= SEARCHES[name].n_evaluations(n_units, n)
 
 
 def test_greedy_sees_an_interaction_that_one_shot_cannot():

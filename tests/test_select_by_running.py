@@ -13,7 +13,6 @@ from shoal.recipes.recipe import load_recipe
 from shoal.run.refusals import check_recipe
 from shoal.run.searching import SEARCH_FILE, VALUES_FOLDER, SearchRecord
 from shoal.select.request import Evidence, Request
-from shoal.select.search.greedy import n_greedy_evaluations
 from shoal.select.table import SELECTORS
 from shoal.words.types import Batch, Unit, model_units
 
@@ -36,6 +35,10 @@ def test_two_layers_that_do_nothing_are_found_in_a_model(name):
     v = removal_function(DecoderView(model), BATCHES, model_units(6))
     best = next(SELECTORS[name].propose(Evidence(value=v), request))
     assert best.layers == (2, 4) and best.scores[name] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_selectors_that_run_the_model_say_how_often():
+    assert RUNNING == [name for name, one in SELECTORS.items() if one.n_evaluations is not None]
 
 
 @pytest.mark.parametrize("name", RUNNING)
@@ -62,7 +65,7 @@ def test_compress_by_greedy_search_and_again_from_its_files(small, shoal, tmp_pa
     assert "greedy" in plan["method"] and not (tmp_path / "run" / "scan.json").exists()
     found = SearchRecord.load(tmp_path / "run" / SEARCH_FILE)
     assert (found.selector, found.metric, found.n_units, found.n) == ("greedy", "js", 4, 2)
-    assert found.n_evaluations == n_greedy_evaluations(4, 2) == 7
+    assert found.n_evaluations == SELECTORS["greedy"].n_evaluations(4, 2) == 7
     assert found.curve[-1][1] == min(loss for _, loss in found.curve)
     code, _, err = shoal("compress", small["model"], "--out", "run", *asked)
     assert code == 0, err

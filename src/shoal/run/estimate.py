@@ -115,8 +115,11 @@ def estimate(inputs: Inputs, rates: Rates, *, recipe: Recipe | None = None) -> E
     Args:
         recipe: in place of that of the inputs.
     """
+    from shoal.measure.metrics import metric_named
     from shoal.run.candidate_repair import repairs_candidates
     from shoal.run.job import default_samples
+    from shoal.run.stages.stages import needs_scan
+    from shoal.select.table import selector_named
 
     recipe, length = recipe or inputs.recipe, inputs.length
     n_layers = inputs.view.n_layers
@@ -129,7 +132,15 @@ def estimate(inputs: Inputs, rates: Rates, *, recipe: Recipe | None = None) -> E
     n_evaluation = tokens("evaluation", recipe.text.evaluation)
     judged = n_selection * 2 * (rates.layers + rates.compared)
     fit = recipe.fit.n_tokens(inputs.widest_map) * share
-    stages = {"scan": n_scan * rates.layers * 1.1 * recipe.rounds}
+    stages = {"scan": n_scan * rates.layers * 1.1 * recipe.rounds} if needs_scan(recipe) else {}
+    searches = selector_named(recipe.select).n_evaluations
+    if searches is not None:
+        n_most = searches(n_layers, max(1, n_layers // 4))
+        n_run = min(n_most, recipe.search.evaluations or n_most)
+        needs_head = metric_named(recipe.search.metric).needs != "hidden"
+        # a set runs the layers behind its first one: half of them in the mean
+        of_a_token = rates.layers / 2 + rates.compared * needs_head
+        stages["search"] = n_run * min(n_scan, recipe.search.tokens * share) * of_a_token
     if recipe.guard > 1:
         stages["tournament"] = recipe.guard * n_selection * (rates.layers + rates.compared)
         if repairs_candidates(recipe):

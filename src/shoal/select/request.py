@@ -163,6 +163,7 @@ class Selector:
         is_contiguous: whether one span is all it can give.
         reads: what of the evidence it looks at; a selector that reads nothing needs no scan, and no opened model.
         paper: where it is from, for help and card.
+        n_evaluations: most sets that it runs, from the number of layers that may go and of those to go; None: it runs none.
     """
 
     propose: Propose
@@ -170,6 +171,7 @@ class Selector:
     is_contiguous: bool = False
     reads: frozenset[Reads] = frozenset({"tables"})
     paper: str = ""
+    n_evaluations: Callable[[int, int], int] | None = None
 
 
 def layer_costs(table: SpanTable) -> dict[int, float]:

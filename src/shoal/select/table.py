@@ -9,7 +9,7 @@ from shoal.select.lowest import lowest_layers
 from shoal.select.request import Reads, Selector
 from shoal.select.search.evolution import Evolution
 from shoal.select.search.greedy import Greedy
-from shoal.select.search.one_shot import one_shot
+from shoal.select.search.one_shot import n_one_shot_evaluations, one_shot
 from shoal.select.search.policy_gradient import PolicyGradient
 from shoal.select.span import span_by
 from shoal.words.records import nearest
@@ -28,20 +28,38 @@ SELECTORS: dict[str, Selector] = {
     ),
     "disjoint": Selector(disjoint_spans, "best set of up to k separate spans, by the sum of their scores"),
     "greedy": Selector(
-        by_running(Greedy()), "one layer after the other, each by running the model without it", reads=VALUES, paper="SLEB"
+        by_running(Greedy()),
+        "one layer after the other, each by running the model without it",
+        reads=VALUES,
+        paper="SLEB",
+        n_evaluations=Greedy().n_evaluations,
     ),
-    "beam": Selector(by_running(Greedy(width=4)), "as greedy, with the four best sets of each round kept", reads=VALUES),
+    "beam": Selector(
+        by_running(Greedy(width=4)),
+        "as greedy, with the four best sets of each round kept",
+        reads=VALUES,
+        n_evaluations=Greedy(width=4).n_evaluations,
+    ),
     "one-shot": Selector(
-        by_running(one_shot), "the layers whose loss is lowest, each run without it once", reads=VALUES, paper="Reassessing"
+        by_running(one_shot),
+        "the layers whose loss is lowest, each run without it once",
+        reads=VALUES,
+        paper="Reassessing",
+        n_evaluations=n_one_shot_evaluations,
     ),
     "evolution": Selector(
         by_running(Evolution()),
         "sets that swap layers, the best of parents and children live on",
         reads=VALUES,
         paper="EvoPress",
+        n_evaluations=Evolution().n_evaluations,
     ),
     "policy-gradient": Selector(
-        by_running(PolicyGradient()), "probabilities of layers that follow the loss of drawn sets", reads=VALUES, paper="Bypass"
+        by_running(PolicyGradient()),
+        "probabilities of layers that follow the loss of drawn sets",
+        reads=VALUES,
+        paper="Bypass",
+        n_evaluations=PolicyGradient().n_evaluations,
     ),
 }
 

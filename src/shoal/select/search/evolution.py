@@ -7,6 +7,7 @@ remembered.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,6 +39,10 @@ class Evolution:
         for _ in range(self.n_generations):
             children = [self.child(draw.choice(survivors), ledger.units, draw) for _ in range(self.n_children)]
             survivors = ledger.best(list(dict.fromkeys([*survivors, *children])), self.n_survivors)
+
+    def n_evaluations(self, n_units: int, n: int) -> int:
+        """Most sets that are asked for: those at the start and all children, or all sets that there are."""
+        return min(math.comb(n_units, n), self.n_children * (1 + self.n_generations))
 
     def child(self, parent: UnitSet, units: Sequence[Unit], draw: random.Random) -> UnitSet:
         """The parent with some units swapped."""

@@ -41,12 +41,11 @@ class Greedy:
             grown = dict.fromkeys(one | {unit} for one in kept for unit in self.candidates(ledger.units, one))
             kept = ledger.best(list(grown), self.width)
 
+    def n_evaluations(self, n_units: int, n: int) -> int:
+        """Most sets that are asked for, without a front that is left out; exactly so many for a width of 1."""
+        return n_units + sum(self.width * (n_units - i) for i in range(1, n))
+
     def candidates(self, units: Sequence[Unit], off: UnitSet) -> list[Unit]:
         """Units that may go next."""
         n_front = math.floor(self.front * len(units)) if len(off) < self.front * len(units) else 0
         return [unit for unit in units[n_front:] if unit not in off]
-
-
-def n_greedy_evaluations(n_units: int, n: int) -> int:
-    """Sets that greedy search asks for, without a front that is left out."""
-    return n * n_units - n * (n - 1) // 2

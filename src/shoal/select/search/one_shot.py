@@ -14,3 +14,8 @@ def one_shot(ledger: Ledger, aim: Aim) -> None:
     """The n units of lowest loss; where they may not go together, each that may go with those taken before it."""
     singles = ledger.ranked([frozenset({unit}) for unit in ledger.units])
     ledger.values([first_that_may_go([unit for single in singles for unit in single], aim)])
+
+
+def n_one_shot_evaluations(n_units: int, n: int) -> int:
+    """All units alone, and the choice, which is one of them where a single unit goes."""
+    return n_units + (n > 1)

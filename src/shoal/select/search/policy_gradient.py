@@ -56,6 +56,10 @@ class PolicyGradient:
         order = sorted(range(len(units)), key=lambda i: (kept[i], -i))
         ledger.values([first_that_may_go([units[i] for i in order], aim)])
 
+    def n_evaluations(self, n_units: int, n: int) -> int:
+        """Most sets that are asked for: all drawn ones and the choice, or all sets that there are."""
+        return min(2**n_units, self.n_steps * self.n_masks + 1)
+
 
 def off_by(units: Sequence[Unit], mask: Sequence[bool]) -> UnitSet:
     """The units that a mask does not keep."""
