@@ -22,9 +22,8 @@ from shoal.train.heal.presets import PRESETS
 from shoal.train.heal.ranks import RANKS
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from shoal.run.heal import Healed, HealRequest
+    from shoal.show.table import Table
 
 # Optional[...], not X | None: typer reads these at run time.
 Student = Annotated[str, typer.Argument(metavar="STUDENT", help="Checkpoint folder, hub id, or a run folder (its model/).")]
@@ -269,26 +268,30 @@ def show_healed(screen: Any, healed: Healed) -> None:
 
 def rate_table(healed: Healed) -> Table:
     """The short runs of ``--lr auto``."""
-    from rich.table import Table
+    from shoal.show.table import Table, numbers
+    from shoal.words.numbers import number
 
-    shown = Table("learning rate", f"{healed.training.decided_by} after {healed.training.rates[0].n_tokens:,} tokens", "")
-    for one in healed.training.rates:
-        measure = "diverged" if one.measure is None else f"{one.measure:.4f}"
-        shown.add_row(f"{one.lr:.2g}", measure, "taken" if one.lr == healed.training.lr else "")
-    return shown
+    training = healed.training
+    rows = tuple(
+        (f"{one.lr:.2g}", "diverged" if one.measure is None else number(one.measure), "taken" if one.lr == training.lr else "")
+        for one in training.rates
+    )
+    measure = f"{training.decided_by} after {training.rates[0].n_tokens:,} tokens"
+    return Table("Learning rates", numbers("learning rate", measure, ""), rows)
 
 
 def figure_table(healed: Healed) -> Table:
     """Teacher, student and healed student on the evaluation slice."""
-    from rich.table import Table
+    from shoal.show.table import Column, Table, numbers
+    from shoal.words.numbers import number, percent
 
     assert healed.evaluation is not None and healed.before is not None
-    after, before = healed.evaluation.quality, healed.before
-    shown = Table("on the evaluation slice", "teacher", "before", "healed")
-    shown.add_row("KL to the teacher, nats per token", "0", f"{before.kl:.4f}", f"{after.kl:.4f}")
-    agreement = (f"{100 * one.agreement:.1f} %" for one in (before, after))
-    shown.add_row("top-1 agreement with the teacher", "100 %", *agreement)
-    shown.add_row("damage repaired (share of the KL)", "", "", f"{100 * (healed.repaired or 0.0):.1f} %")
-    text = healed.evaluation.teacher.perplexity.value, healed.evaluation.student.perplexity.value
-    shown.add_row("perplexity", f"{text[0]:.2f}", "", f"{text[1]:.2f}")
-    return shown
+    both = (healed.before, healed.evaluation.quality)
+    texts = healed.evaluation.teacher.perplexity.value, healed.evaluation.student.perplexity.value
+    rows = (
+        ("KL to the teacher, nats per token", "0", *(number(one.kl) for one in both)),
+        ("top-1 agreement with the teacher", "100 %", *(f"{percent(one.agreement)} %" for one in both)),
+        ("damage repaired (share of the KL)", None, None, f"{percent(healed.repaired or 0.0)} %"),
+        ("perplexity", number(texts[0]), None, number(texts[1])),
+    )
+    return Table("Before and after, on the evaluation slice", (Column(""), *numbers("teacher", "before", "healed")), rows)
