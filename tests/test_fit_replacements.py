@@ -1,14 +1,19 @@
 """Modules in closed form: planted ones are recovered, narrower forms are never better, values mean what is solved."""
 
 import math
+from typing import ClassVar
 
 import pytest
 import torch
 from families import tiny_model
 from test_fit_sweep import LENGTH, boundary, samples
 
+from shoal import load_recipe
+from shoal.edits.replace.closed_form import ClosedForm
+from shoal.edits.replace.described import StreamReplacement
 from shoal.edits.replace.hadamard import rotated_channels, rotation_matrix
 from shoal.edits.replace.linear import low_rank_change
+from shoal.edits.replace.modules import STREAM_MODULES, StreamModule
 from shoal.edits.replace.table import REPLACEMENTS, replacement_named
 from shoal.engine.student import Attached, Student
 from shoal.engine.view import DecoderView
@@ -228,3 +233,60 @@ def test_padding_enters_no_observation():
 
     (_, first, sums), (_, second, others) = (error(one) for one in ends)
     assert first == second and all(torch.equal(a.hh_EE, b.hh_EE) for a, b in zip(sums, others, strict=True))
+
+
+class Shift(StreamModule):
+    """``x + b``."""
+
+    kind = "shift"
+
+    def __init__(self, hidden_size):
+        super().__init__()
+        self.bias = torch.nn.Parameter(torch.zeros(hidden_size))
+
+    def start(self, generator):
+        torch.nn.init.zeros_(self.bias)
+
+    def change(self, h_BTD):
+        return self.bias.expand_as(h_BTD)
+
+
+class ShiftReplacement(StreamReplacement):
+    """``x + b``; no options."""
+
+    name: ClassVar[str] = "shift"
+    about: ClassVar[str] = "a constant"
+    layouts: ClassVar[tuple[str, ...]] = ("code",)
+    has_closed_form: ClassVar[bool] = True
+
+    @classmethod
+    def closed_form(cls, module):
+        def mean(sums, ridge):
+            change_ED = torch.zeros_like(sums.hr_ED)
+            change_ED[-1] = 0.0 if math.isinf(ridge) else sums.hr_ED[-1] / sums.hh_EE[-1, -1]
+            return change_ED
+
+        return ClosedForm(lambda h_BTD: h_BTD, lambda change_ED: {"bias": change_ED[-1]}, bias=True, change=mean)
+
+    def with_forms(self, forms):
+        return self
+
+    def module_options(self):
+        return {}
+
+
+def test_a_toy_replacement_is_solved_from_what_its_entry_says(monkeypatch):
+    """The mean of what the span adds, over the tokens of the fit; recipe and refusals know that it has a closed form."""
+    monkeypatch.setitem(REPLACEMENTS, "shift", ShiftReplacement)
+    monkeypatch.setitem(STREAM_MODULES, "shift", Shift)
+    assert load_recipe("default", {"replace": "shift", "repair": "solve"}).repair == "solve"
+    with pytest.raises(ValueError, match="use --replace linear, free, hadamard, shift"):
+        load_recipe("default", {"replace": "layer", "repair": "solve"})
+    view, text = DecoderView(tiny_model("llama")), samples(40)
+    start = Student(attached=(Attached(Span(2, 4), replacement_named("shift").build(view, Span(2, 4)), 2),))
+    config = FitConfig(weights="plain", sinks="counted", keep="always", ridge=0.0)
+    found = fit_replacements(view, start, text.batches(40), config=config)
+    (batch,) = text.batches(40)
+    fitted = folds_of([batch])[0] > 0
+    x, y = (boundary(view, batch, Student(), at)[fitted].double() for at in (2, 4))
+    torch.testing.assert_close(found.attached[0].module.bias.double(), (y - x).mean((0, 1)), rtol=1e-5, atol=1e-6)

@@ -180,7 +180,7 @@ def test_sparse_gpt_on_the_walks_moments_loses_less_than_cutting_the_same_share_
     view, batches = DecoderView(tiny_model("llama", n_layers=3)), samples(40).batches(20)
     for here in walk(view, Student(), batches, goals={1: Goal(2)}, teacher=False):
         site = find_map(view, 1, "mlp", reading=probe_of(view, batches), h_BTD=probe_of(view, batches).h_BTD)
-        hh_FF = inputs_of(here, site).detach()
+        hh_FF = inputs_of(here, site)
         w_DF = dict(view.model.model.layers[1].named_parameters())[site.parameters[0]].detach().double()
 
     def error(pruned_DF):
@@ -197,6 +197,7 @@ def test_taps_are_of_the_layer_as_it_will_run():
         with view.residency.layer(1) as module:
             doubled = {"mlp.up_proj.weight": 2 * module.mlp.up_proj.weight.detach()}
         plain = [seen[tap] for _, seen in here.seen([tap])]
+        assert not plain[0].requires_grad, "a body that forgets no_grad keeps no graph"
         here.set(doubled)
         changed = [seen[tap] for _, seen in here.seen([tap])]
         torch.testing.assert_close(changed[0], 2 * plain[0])

@@ -55,7 +55,7 @@ class LinearErrorObserver:
             for span, folds in self._sums.items():
                 x_ND, y_ND = (values[Tap("boundary", end)][row, :length].float() for end in (span.start, span.stop))
                 norms_2N = torch.stack([torch.linalg.vector_norm(one, dim=-1) for one in (x_ND, y_ND)])
-                alive_N = norms_2N[1] > 0  # a target of length zero has no relative error
+                alive_N = norms_2N[1] > 0  # A target of length zero has no relative error.
                 sinks_N = massive_tokens(norms_2N).any(0)
                 weights_N = torch.where(alive_N, norms_2N[1].square().reciprocal(), 0.0)
                 folds[fold].add_tokens(x_ND, y_ND - x_ND, weights_N=weights_N, sinks_N=sinks_N)

@@ -158,7 +158,8 @@ def _unit(h_BTD: Tensor) -> Tensor:
 
 def _record(here: Here, ends: LayerEnds, scale: float, config: FitConfig) -> LayerFit:
     """Errors of the stream as it is and scaled against the teacher's boundary, on the held-out fold and on the others."""
-    sums = torch.zeros(2, 3, dtype=torch.float64)  # held out, fitted: without, with the new scale, norm
+    # Rows: held-out samples, fitted samples. Columns: squared miss without and with the scale, squared norm of the target.
+    sums = torch.zeros(2, 3, dtype=torch.float64)
     n_tokens = n_sinks = 0
     for reading, x_BTD, y_BTD, folds_B in zip(ends.readings, ends.inputs, ends.goals, ends.folds, strict=True):
         real_BT, _ = real_and_sinks(reading.batch, x_BTD, y_BTD)

@@ -52,6 +52,7 @@ class Here:
     """A layer where the walk stops for its body.
 
     Attributes:
+        view, workers: the model's view, and the processes that share the batches.
         layer, goal: the layer, and where its output should arrive.
         is_last: no layer behind reads what this one makes, so the walk ends with it.
         readings, folds: recorded arguments of the batches, and the fold of each of their samples (empty without a teacher).
@@ -70,6 +71,7 @@ class Here:
         """The student's states before the layer."""
         return self._streams.ours
 
+    @torch.no_grad()
     def ends(self, *, passing: Callable[[int], None] | None = None) -> LayerEnds:
         """Run the teacher on to the goal, and return the layer's inputs with the states its output should arrive at.
 
@@ -86,6 +88,7 @@ class Here:
         goals = far if near is None else Between(near, far, self.goal.share)
         return LayerEnds(self.readings, self.inputs, goals, self.folds, self.workers)
 
+    @torch.no_grad()
     def run(
         self, h_BTD: Tensor, reading: Reading, *, values: Values | None = None, needs: Sequence[Tap] = ()
     ) -> tuple[Tensor, dict[Tap, Tensor]]:

@@ -126,7 +126,7 @@ def weight_and_bias(linear: nn.Module, *, where: str) -> tuple[Tensor, Tensor | 
         CannotRefit: its weight is quantised.
     """
     weight = linear.weight
-    assert isinstance(weight, Tensor)  # families.output_map asks for two dimensions
+    assert isinstance(weight, Tensor), "the search for output maps asks for a weight of two dimensions"
     if not weight.is_floating_point():
         raise CannotRefit(f"{where} is quantised")
     bias = getattr(linear, "bias", None)
