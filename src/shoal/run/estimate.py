@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from shoal.fit.table import repair_named
+from shoal.words.model_shape import ModelShape
 from shoal.words.records import Record
 
 if TYPE_CHECKING:
@@ -167,8 +169,9 @@ def _repair(inputs: Inputs, recipe: Recipe, rates: Rates, n_tokens: float, *, se
     n_layers, width = view.n_layers, view.hidden_size
     wide = int(getattr(view.config, "intermediate_size", None) or 4 * width)
     n_before = 3 * n_layers // 8
-    n_refitted = n_before if recipe.repair in ("auto", "sweep") else 1
-    sites = (wide, width, wide) if recipe.repair in ("auto", "sweep", "refit") else (wide,)
+    shape = ModelShape(n_layers=n_layers, hidden=width, ffn=wide)
+    size = repair_named(recipe.repair).size(shape, n_before)
+    sites, n_refitted = size.solved, size.layers if size.solved else 0
     forwards = (n_before + n_layers // 4 + PASSES * n_refitted) / n_layers
     sums = n_refitted * sum(2 * n * (n + width) for n in sites)
     solved = (RIDGES_SOLVED if searches else 1) * FOLDS + SPECTRUM + 1

@@ -15,16 +15,18 @@ class ModelShape:
         itemsize: bytes of an element in the dtype that it will run in.
         layer_parameters: those of the largest layer; ``other_parameters``: those of embedding, final norm and head.
         window: tokens that the model was made for; None: the config does not say.
+
+    Sizes that do not matter to whom it is made for may be left out.
     """
 
     n_layers: int
     hidden: int
     ffn: int
-    vocabulary: int
-    itemsize: int
-    layer_parameters: int
-    other_parameters: int
-    window: int | None
+    itemsize: int = 4
+    vocabulary: int = 0
+    layer_parameters: int = 0
+    other_parameters: int = 0
+    window: int | None = None
 
     @property
     def layer_bytes(self) -> int:

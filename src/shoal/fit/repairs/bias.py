@@ -16,7 +16,8 @@ def fit() -> Fit:
 
 
 def size(shape: ModelShape, n_kept: int) -> RepairSize:
-    return RepairSize(parameters=2 * shape.hidden, layers=1, sums=N_SUMS * bytes_of_sums(0, shape.hidden))
+    sums = N_SUMS * bytes_of_sums(0, shape.hidden)
+    return RepairSize(parameters=2 * shape.hidden, layers=1, solved=(0, 0), sums=sums)
 
 
 BIAS = Repair("bias", "the biases of the last kept layer, where the family has them", fit, size)

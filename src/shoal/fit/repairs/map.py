@@ -18,7 +18,7 @@ def fit() -> Fit:
 def size(shape: ModelShape, n_kept: int) -> RepairSize:
     """The map reads what the MLP returns."""
     sums = N_SUMS * bytes_of_sums(shape.hidden, shape.hidden)
-    return RepairSize(parameters=shape.ffn * shape.hidden, layers=1, sums=sums)
+    return RepairSize(parameters=shape.ffn * shape.hidden, layers=1, solved=(shape.hidden,), sums=sums)
 
 
 MAP = Repair("map", "a linear map of the last kept MLP's output, folded into its down_proj or experts (ReplaceMe)", fit, size)

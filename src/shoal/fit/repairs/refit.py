@@ -17,7 +17,8 @@ def fit() -> Fit:
 def size(shape: ModelShape, n_kept: int) -> RepairSize:
     """The MLP's map reads all its neurons; the attention's map is taken to be square."""
     maps = (shape.ffn + shape.hidden) * shape.hidden
-    return RepairSize(parameters=maps, layers=1, sums=N_SUMS * bytes_of_sums(shape.ffn, shape.hidden))
+    sums = N_SUMS * bytes_of_sums(shape.ffn, shape.hidden)
+    return RepairSize(parameters=maps, layers=1, solved=(shape.ffn, shape.hidden, shape.ffn), sums=sums)
 
 
 REFIT = Repair("refit", "the maps of the last kept layer before each cut", fit, size)
