@@ -8,6 +8,7 @@ import pytest
 import torch
 from families import FAMILIES, tiny_model
 
+import shoal.evaluate.speed as speed_module
 from shoal.checkpoint.in_memory import cut
 from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
@@ -191,3 +192,14 @@ def test_a_longer_prompt_and_more_layers_hold_more():
         for n in (4, 32)
     )
     assert short[0] < long[0] and short[1] < long[1] and short[1] < short[0] and long[1] < long[0]
+
+
+def test_rounds_are_as_many_as_the_seconds_have_room_for(monkeypatch):
+    """Planted: a round of the teacher takes a second and one of all 2.5; the warm-up and the memory take one each."""
+    clock = iter(range(1000))
+    monkeypatch.setattr(speed_module.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(speed_module, "_round", lambda *args: (1.0, 1.0))
+    model = DecoderView(tiny_model("llama", n_layers=2)).model
+    found = {seconds: speed_module.rounds_within(seconds, model) for seconds in (0.5, 5, 8.4, 8.6, 13.6, 23.6, 1000)}
+    assert found == {0.5: 0, 5: 0, 8.4: 0, 8.6: 1, 13.6: 3, 23.6: 7, 1000: 9}
+    assert all(1 + (n + 2) * speed_module.ROUND_OF_ALL <= seconds for seconds, n in found.items() if n)

@@ -1,8 +1,8 @@
 """Shoal makes deep language models shallower: measure layers, remove the idle ones, repair the cut, measure the loss.
 
-from shoal import compress, load_recipe
+from shoal import compress
 
-outcome = compress(load_recipe("default", {"model": "org/name", "drop": "25%"}), "out")
+outcome = compress("default", "out", model="org/name", drop="25%")
 """
 
 from typing import Any

@@ -13,8 +13,9 @@ import traceback
 import warnings
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, TextIO
+from typing import NoReturn
 
+from shoal.cli.noise import show_warning, silence_libraries
 from shoal.engine.workers import LostWorker, join, report_failure
 
 INTERRUPTED = 130
@@ -27,7 +28,8 @@ def main() -> NoReturn:
     from shoal.cli.malloc import keep_freed_memory
 
     keep_freed_memory()
-    warnings.showwarning = _show_warning
+    silence_libraries()
+    warnings.showwarning = show_warning
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = _run()
@@ -71,6 +73,10 @@ def _report(error: Exception) -> int:
         return 2
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         _fail(f"error: the disk is full ({error.filename or 'while writing'}); free some space and run the same command again")
+        return 2
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        name = str(error.filename or "a name")
+        _fail(f"error: {name[:60]}{'...' * (len(name) > 60)} cannot be opened ({error.strerror}); give another name")
         return 2
     if isinstance(error, PermissionError) or isinstance(error, OSError) and error.errno == errno.EROFS:
         _fail(f"error: no permission to write {error.filename}; choose another folder or change its rights")
@@ -127,24 +133,8 @@ def _fail(text: str) -> None:
     print(f"shoal: rank {workers.rank}: {text}", file=sys.stderr)
 
 
-_show_others = warnings.showwarning
-
-
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    """What Shoal itself has to say is one line for people; warnings of libraries stay as they are."""
-    if category.__module__.split(".")[0] == "shoal":
-        _say(str(message))
-    else:
-        _show_others(message, category, filename, lineno, file, line)
-
-
 def _say(text: str) -> None:
     if join().is_first:
-        print(f"shoal: {text}", file=sys.stderr)
+        from shoal.show.terminal import clean  # here, so that ``--help`` reads no tables
+
+        print(f"shoal: {clean(text)}", file=sys.stderr)

@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from shoal.engine.workers import join
+from shoal.words.progress import LogLines
 
 PLAIN_WIDTH = 120  # columns of tables in a file or a pipe
 
@@ -44,7 +46,7 @@ class Screen:
         self._errors = Console(stderr=True)
         self._bars: Progress | None = None
         self._tasks: dict[str, Any] = {}
-        self._last_line = 0.0
+        self._lines = LogLines(self._line)
         self._expected: tuple[float, float] | None = None  # when the work began, and the seconds it should take
 
     def expect(self, seconds: float) -> None:
@@ -60,9 +62,13 @@ class Screen:
 
     @contextmanager
     def progress(self) -> Iterator[None]:
-        """Bars while the block runs; on a stream that is not a terminal, one line every ten seconds instead."""
-        if self._silent or not self._errors.is_terminal:
+        """Bars while the block runs; on a stream that is not a terminal, lines with the time, twenty seconds apart at most."""
+        if self._silent:
             yield
+            return
+        if not self._errors.is_terminal:
+            with self._lines:
+                yield
             return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
         with Progress(*columns, console=self._errors, transient=True) as self._bars:
@@ -74,13 +80,17 @@ class Screen:
         """Progress of one stage: ``done`` of ``total`` steps."""
         if self._silent:
             return
-        if self._bars is not None:
-            if what not in self._tasks:
-                self._tasks[what] = self._bars.add_task(what, total=total)
-            self._bars.update(self._tasks[what], completed=done, total=total, description=what + self._whole())
-        elif time.monotonic() - self._last_line > 10:
-            self._last_line = time.monotonic()
-            print(f"{what}: {done} of {total}{self._whole()}", file=sys.stderr)
+        if self._bars is None:
+            self._lines(what, done, total)
+            return
+        if what not in self._tasks:
+            self._tasks[what] = self._bars.add_task(escape(what), total=total)
+        self._bars.update(self._tasks[what], completed=done, total=total, description=escape(what) + self._whole())
+
+    def _line(self, line: str) -> None:
+        from shoal.show.terminal import clean  # here, so that ``--help`` reads no tables
+
+        print(clean(line) + self._whole(), file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
         from shoal.show.terminal import clean  # here, so that ``--help`` reads no tables

@@ -17,6 +17,7 @@ from shoal.cli.options import (
     JsonOption,
     LengthOption,
     ModelOption,
+    NoSpeedOption,
     RemoteOption,
     SeedOption,
     ShotsOption,
@@ -45,6 +46,7 @@ def evaluate(
         typer.Option("--whole", help="Read all of the text, not a slice of it, and state the perplexity as papers do, too."),
     ] = False,
     length: LengthOption = None,
+    no_speed: NoSpeedOption = False,
     seed: SeedOption = None,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = None,
@@ -63,10 +65,19 @@ def evaluate(
     tasks = open_tasks(task or (), shots=shots, n_items=items, include=include)
     model, teacher = checkpoint_of(model), teacher and checkpoint_of(teacher)
     chosen = with_options(
-        "default", model=teacher or model, text=text, field=field, evaluation=samples, length=length, seed=seed
+        "default",
+        model=teacher or model,
+        text=text,
+        field=field,
+        evaluation=samples,
+        length=length,
+        seed=seed,
+        speed=False if no_speed else None,
     )
     if whole and samples is not None:
         raise ValueError("--samples takes a part of the text and --whole all of it; give one of them")
+    if no_speed and teacher is None:
+        raise ValueError("--no-speed is about teacher and student, and one model alone is not timed; leave it out")
     say_text(screen, chosen)
     if tasks:
         screen.say(str(tasks))

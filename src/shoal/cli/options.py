@@ -52,6 +52,10 @@ DtypeOption = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--dtype", help="float32, bfloat16 or float16.  [default: the checkpoint's]"),
 ]
+NoSpeedOption = Annotated[
+    bool,
+    typer.Option("--no-speed", help="Leave out how fast teacher and student run (else at most a tenth of the run's time)."),
+]
 SeedOption = Annotated[Optional[int], typer.Option("--seed", help="Order of the text.  [default: 0]")]  # noqa: UP045
 RemoteOption = Annotated[bool, typer.Option("--trust-remote-code", help="Allow code that comes with the model.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace finished steps that were run with other options.")]

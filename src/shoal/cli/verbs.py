@@ -36,6 +36,7 @@ from shoal.cli.options import (
     LengthOption,
     MetricOption,
     ModelOption,
+    NoSpeedOption,
     ObserveOption,
     OutOption,
     OverwriteOption,
@@ -140,6 +141,7 @@ def compress(
     heal: HealOption = None,
     heal_tokens: HealTokensOption = None,
     lr: LearningRateOption = None,
+    no_speed: NoSpeedOption = False,
     seed: SeedOption = None,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = None,
@@ -154,6 +156,7 @@ def compress(
         length=length, select=select, metric=metric, evaluations=evaluations, by=by, guard=guard,
         rounds=rounds, protect=protect, replace=replace, repair=repair,
         fit_tokens=fit_tokens, polish=polish, train_tokens=train_tokens, heal=heal, heal_tokens=heal_tokens, lr=lr, seed=seed,
+        speed=False if no_speed else None,
     )  # fmt: skip
     _compress(chosen, out, device, dtype, resident, trust_remote_code, overwrite, json, time=time)
 
@@ -166,6 +169,7 @@ def run(
     drop: DropOption = None,
     text: TextOption = None,
     field: FieldOption = None,
+    no_speed: NoSpeedOption = False,
     seed: SeedOption = None,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = None,
@@ -175,7 +179,8 @@ def run(
     json: JsonOption = False,
 ) -> None:
     """Run a recipe from end to end."""
-    chosen = with_options(recipe, model=model, drop=drop, text=text, field=field, seed=seed)
+    speed = False if no_speed else None
+    chosen = with_options(recipe, model=model, drop=drop, text=text, field=field, speed=speed, seed=seed)
     _compress(chosen, out, device, dtype, resident, trust_remote_code, overwrite, json)
 
 

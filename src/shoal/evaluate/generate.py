@@ -8,7 +8,7 @@ Greedy means the most probable token at every step; sampling, beams and repetiti
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -40,7 +40,13 @@ class Generation(Record):
 
 
 def generations(
-    teacher: Any, student: Any, *, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int = 48
+    teacher: Any,
+    student: Any,
+    *,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    max_new_tokens: int = 48,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Generation, ...]:
     """Continue every prompt greedily with two models.
 
@@ -48,12 +54,18 @@ def generations(
         teacher, student: causal language models of transformers with one vocabulary.
         tokenizer: their tokenizer; its own special tokens are added as in any use of the checkpoint.
         max_new_tokens: limit of each continuation.
+        progress: called with (prompts done, prompts in all).
     Raises:
         ValueError: a prompt without a token, or a limit below 1.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens} needs at least 1")
-    return tuple(_side_by_side(teacher, student, tokenizer, prompt, max_new_tokens) for prompt in prompts)
+    found = []
+    for prompt in prompts:
+        found.append(_side_by_side(teacher, student, tokenizer, prompt, max_new_tokens))
+        if progress is not None:
+            progress(len(found), len(prompts))
+    return tuple(found)
 
 
 def model_of(view: DecoderView, student: Student) -> Any:

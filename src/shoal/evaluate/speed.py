@@ -206,6 +206,25 @@ def speed(
     )
 
 
+ROUND_OF_ALL = 2.5
+"""Time of a round of teacher, student and the two depths, in rounds of the teacher: 1 + less than 1 + 1/2 + one layer."""
+
+
+def rounds_within(
+    seconds: float, model: Any, *, batch_size: int = 1, prompt_length: int = 128, new_tokens: int = 32, most: int = 9
+) -> int:
+    """How many rounds of :func:`speed` fit into so many seconds, warm-up and the measure of memory included; 0: not one.
+
+    The teacher is run once to find out; that round is part of the seconds.
+    """
+    n_vocab, device = model.get_input_embeddings().num_embeddings, model.get_input_embeddings().weight.device
+    ids_BT = torch.randint(n_vocab, (batch_size, prompt_length), generator=torch.Generator().manual_seed(0)).to(device)
+    started = time.perf_counter()
+    _round(model, ids_BT, new_tokens)
+    first = time.perf_counter() - started
+    return max(0, min(most, int((seconds - first) / (ROUND_OF_ALL * first)) - 2))
+
+
 def at_depths(view: DecoderView) -> dict[int, Any]:
     """The model with its first layer alone and with its first half, by layers: stock models that share its weights.
 

@@ -75,6 +75,7 @@ class Recipe(Record):
             something is put in place of a span, ``none`` where nothing is.
         train: how it is trained; unused where nothing is.
         heal: training of anything else behind all that, into the final checkpoint; None: nothing more is trained.
+        speed: whether the evaluation measures how fast teacher and student run.
     """
 
     name: str = "custom"
@@ -98,6 +99,7 @@ class Recipe(Record):
     polish: Literal["none", "hidden", "kl"] | None = None
     train: TrainConfig = TrainConfig()
     heal: HealConfig | None = None
+    speed: bool = True
     seed: int = Field(default=0, ge=0)
 
     @field_validator("drop", mode="before")
@@ -389,6 +391,14 @@ def load_recipe(name_or_path: str = "default", changes: Mapping[str, Any] | None
     changes = _one_method(changes or {})
     where = "options" if changes else name_or_path
     return Recipe.from_json(json.dumps(merge(content, changes)), where=where)
+
+
+def with_changes(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """A recipe with other values in some fields, validated as a whole. Raises ValueError as :func:`load_recipe`."""
+    if not changes:
+        return recipe
+    content = merge(recipe.model_dump(mode="json"), _one_method(changes))
+    return Recipe.from_json(json.dumps(content), where=f"changes of {recipe.name}")
 
 
 def _one_method(changes: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shoal.engine.workers import join
-from shoal.recipes.recipe import Recipe
+from shoal.recipes.recipe import Recipe, load_recipe, with_changes
 from shoal.run.folder import RunFolder
 from shoal.run.job import SHARE_BESIDE_STUDENT, Inputs, open_inputs, versions
 from shoal.run.refusals import check_budget, check_recipe
@@ -15,7 +15,7 @@ from shoal.run.stages.fit import fit_stage
 from shoal.run.stages.polish import train_stage
 from shoal.run.stages.report import report_stage
 from shoal.run.stages.stages import evaluate_stage, needs_scan, plan_stage, save_stage, scan_stage
-from shoal.words.progress import Progress, silent
+from shoal.words.progress import Progress, silent, usual_progress
 from shoal.words.records import write_atomically
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from shoal.train.train_result import TrainResult
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Outcome:
     """What a run left: every value is also a file of ``folder``; ``model`` loads with plain transformers.
 
@@ -45,6 +45,18 @@ class Outcome:
     beside: Beside
     healed: HealedInRun | None = None
 
+    def __repr__(self) -> str:
+        """A few lines: what was removed, what that cost, where it lies. Every value is an attribute."""
+        teacher, student = self.evaluation.teacher, self.evaluation.student
+        lines = [
+            f"{self.plan}",
+            f"parameters {teacher.cost.parameters:,} -> {student.cost.parameters:,}",
+            f"perplexity {teacher.perplexity.value:.4g} -> {student.perplexity.value:.4g}, KL {self.evaluation.quality.kl:.4g}",
+            f"checkpoint {self.model}",
+            f"report {self.folder / 'report.html'}",
+        ]
+        return "\n".join(lines)
+
 
 def open_folder(out: Path, *, command: str = "", overwrite: bool = False) -> RunFolder:
     """The run folder, checked before anything is loaded."""
@@ -54,7 +66,7 @@ def open_folder(out: Path, *, command: str = "", overwrite: bool = False) -> Run
 
 
 def compress(
-    recipe: Recipe,
+    recipe: Recipe | str,
     out: str | Path,
     *,
     device: str = "cpu",
@@ -63,21 +75,27 @@ def compress(
     trust_remote_code: bool = False,
     overwrite: bool = False,
     command: str = "",
-    progress: Progress = silent,
+    progress: Progress | None = None,
+    **changes: Any,
 ) -> Outcome:
     """Measure, choose, cut, repair, save, verify, evaluate.
 
+    ``compress("default", "out", model="org/name", drop="25%")`` is all that most need.
+
     Args:
-        recipe: what to do; ``recipe.model`` names the model.
+        recipe: what to do: a recipe, the name of one, or a YAML file.
         out: run folder: new, empty, or left by an earlier run, which is continued from its last finished stage.
         device, dtype: where and in which precision the model runs; the checkpoint's own dtype unless given.
         resident: layers held in memory: ``all``, a number, or ``auto``; see :func:`~shoal.run.job.open_inputs`.
         overwrite: stages that stand with other inputs may be replaced.
         command: recorded in ``run.json`` and on the card.
-        progress: called with (what, done, total).
+        progress: called with (what, done, total); unless given, lines are printed in a notebook and nothing elsewhere.
+        changes: fields of the recipe that differ, nested ones as mappings: ``text={"sources": ["mine.jsonl"]}``.
     Raises:
         ValueError: one line for anything the user can mend.
     """
+    recipe = load_recipe(recipe, changes) if isinstance(recipe, str) else with_changes(recipe, changes)
+    progress = usual_progress() if progress is None else progress
     check_recipe(recipe, Path(out))
     folder = open_folder(Path(out), command=command, overwrite=overwrite)
     inputs = open_inputs(

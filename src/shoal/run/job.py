@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -54,6 +55,7 @@ class Inputs:
     Attributes:
         workers: the processes of this job; each has the whole model, the first reads text for all of them.
         corpus: None on the others.
+        opened_at: when the run had opened its model, on a clock that only goes forward.
         refusals: what the family said of layers to keep, so far.
     """
 
@@ -62,6 +64,7 @@ class Inputs:
     view: DecoderView
     corpus: Corpus | None
     workers: Workers = ALONE
+    opened_at: float = field(default_factory=time.monotonic)
     refusals: dict[tuple[int, ...], str | None] = field(default_factory=dict)
 
     @cached_property

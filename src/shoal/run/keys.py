@@ -73,7 +73,7 @@ def save_key(inputs: Inputs, plan: Plan, values: Mapping[str, Tensor]) -> str:
 
 def evaluation_key(inputs: Inputs, plan: Plan, values: Mapping[str, Tensor], *, healed: str | None = None) -> str:
     """``healed``: key of the healing behind the student, if there was one."""
-    more = () if healed is None else (healed,)
+    more = (*(() if healed is None else (healed,)), *(() if inputs.recipe.speed else ("without speed",)))
     return stable_hash("evaluation", save_key(inputs, plan, values), inputs.evaluation.data_hash, *more)
 
 

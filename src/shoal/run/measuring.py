@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
 N_PROMPTS = 3
 MOST_NEW_TOKENS = 32
 LONGEST_TIMED_PROMPT = 512
+
+SPEED_SHARE = 0.1
+"""Most of a run that measuring speed may take; on a slow machine it measures in fewer rounds."""
+
+LEAST_SPEED_SECONDS = 10.0
+"""What it may take in any case: the run of a tiny model is over before a round is."""
 
 
 def evaluate_alone(
@@ -189,46 +196,56 @@ def against_teacher(
     from shoal.engine.student import Student
     from shoal.evaluate.evaluation import compare
 
-    batches = inputs.batches(inputs.evaluation)
-    written: tuple[Generation, ...] = ()
-    timed: Speed | None = None
-    if not isinstance(student, Student):  # by one process: the others would slow it down
-        written, timed = inputs.workers.from_first(lambda: _run_models(inputs, student, progress))
-    return compare(
+    found = compare(
         inputs.view,
         student,
-        batches,
+        inputs.batches(inputs.evaluation),
         provenance=inputs.provenance(inputs.evaluation),
         start=inputs.evaluation.start,
-        generated=written,
-        timed=timed,
         plain=plain,
         progress=lambda done, total: progress("evaluate", done, total),
         workers=inputs.workers,
     )
+    if isinstance(student, Student):
+        return found
+    # By one process: the others would slow it down. Last, because speed may take a share of all that was before.
+    written, timed = inputs.workers.from_first(lambda: _run_models(inputs, student, progress))
+    return found.model_copy(update={"generations": written, "speed": timed})
 
 
-def _run_models(inputs: Inputs, student: DecoderView, progress: Progress) -> tuple[tuple[Generation, ...], Speed]:
-    """Both models as their users run them: what they write and how fast."""
+def _run_models(inputs: Inputs, student: DecoderView, progress: Progress) -> tuple[tuple[Generation, ...], Speed | None]:
+    """Both models as their users run them: what they write and, where the recipe asks for it, how fast."""
     from shoal.evaluate.generate import generations
-    from shoal.evaluate.speed import speed
 
     n_new = max(1, min(MOST_NEW_TOKENS, inputs.length // 4))
-    progress("generate", 0, 1)
+    texts = prompts(inputs)
+    progress("generate", 0, len(texts))
     written = generations(
         inputs.view.model,
         student.model,
         tokenizer=inputs.opened.need_tokenizer(),
-        prompts=prompts(inputs),
+        prompts=texts,
         max_new_tokens=n_new,
+        progress=lambda done, total: progress("generate", done, total),
     )
-    progress("generate", 1, 1)
+    return written, _timed(inputs, student, n_new, progress) if inputs.recipe.speed else None
+
+
+def _timed(inputs: Inputs, student: DecoderView, n_new: int, progress: Progress) -> Speed | None:
+    """Speed in as many rounds as a tenth of the run has room for; None where that is not one."""
+    from shoal.evaluate.speed import rounds_within, speed
+
+    workload = {"prompt_length": max(1, min(LONGEST_TIMED_PROMPT, inputs.length - n_new)), "new_tokens": n_new}
+    so_far = time.monotonic() - inputs.opened_at
+    seconds = max(LEAST_SPEED_SECONDS, so_far * SPEED_SHARE / (1 - SPEED_SHARE))
     progress("measure speed", 0, 1)
-    timed = speed(
-        inputs.view, student, prompt_length=max(1, min(LONGEST_TIMED_PROMPT, inputs.length - n_new)), new_tokens=n_new
-    )
+    rounds = rounds_within(seconds, inputs.view.model, **workload)
+    if rounds == 0:
+        progress(f"speed is left out: it takes more than {SPEED_SHARE:.0%} of the run", 1, 1)
+        return None
+    timed = speed(inputs.view, student, rounds=rounds, **workload)
     progress("measure speed", 1, 1)
-    return written, timed
+    return timed
 
 
 def prompts(inputs: Inputs) -> list[str]:

@@ -1,12 +1,110 @@
-"""How a stage says how far it is."""
+"""How a stage says how far it is, and how that becomes lines of a log."""
 
 from __future__ import annotations
 
+import builtins
+import threading
+import time
 from collections.abc import Callable
+from types import TracebackType
+from typing import Self
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, steps done, steps in all)."""
 
+EVERY = 10.0
+"""Seconds between two lines of one stage."""
+
+SILENCE = 15.0
+"""Seconds after which a stage that reports nothing is said to be at work still; 20 at most pass between two lines."""
+
 
 def silent(what: str, done: int, total: int) -> None:
     """Progress that nobody watches."""
+
+
+def usual_progress() -> Progress:
+    """Lines in a notebook, where somebody watches a cell that says nothing else; silence in a program."""
+    return LogLines() if hasattr(builtins, "__IPYTHON__") else silent
+
+
+class LogLines:
+    """Progress as lines of a log: the time since the start, the stage, how far it is, and how long it will take.
+
+    A line comes when a stage begins, every ten seconds while it reports steps, and when it ends. As a context it also says,
+    after fifteen seconds without a word, that the last stage is still at work: a single step (a model being opened, one layer
+    being solved) may take minutes.
+
+    Args:
+        write: takes one line; ``print`` unless given.
+        now: seconds of a clock that only goes forward.
+    """
+
+    def __init__(self, write: Callable[[str], object] = print, *, now: Callable[[], float] = time.monotonic) -> None:
+        self._write, self._now = write, now
+        self._start = now()
+        self._what, self._done, self._total = "start", 0, 0
+        self._began = self._said = self._reported = self._start
+        self._first = 0
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._watch: threading.Thread | None = None
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        with self._lock:
+            now, is_new = self._now(), what != self._what
+            if is_new or done < self._done:  # another stage, or the same work on the next candidate
+                # How long the steps took that were done before the first report is not known, so they do not count.
+                self._began, self._first = now, done
+            self._what, self._done, self._total, self._reported = what, done, total, now
+            if is_new or now - self._said >= EVERY or done == total and now - self._said >= 1:
+                self._say(now)
+
+    def __enter__(self) -> Self:
+        self._over.clear()
+        self._watch = threading.Thread(target=self._keep_saying, name="progress", daemon=True)
+        self._watch.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._over.set()
+        if self._watch is not None:
+            self._watch.join()
+
+    def still(self) -> None:
+        """Say that the stage is at work where nothing has been said for a while."""
+        with self._lock:
+            now = self._now()
+            if now - self._said >= SILENCE:
+                self._say(now)
+
+    def _keep_saying(self) -> None:
+        while not self._over.wait(1.0):
+            self.still()
+
+    def _say(self, now: float) -> None:
+        self._said = now
+        far = f": {self._done:,} of {self._total:,}" if self._total > 1 else ""
+        self._write(f"[{clock(now - self._start)}] {self._what}{far}{self._time(now)}")
+
+    def _time(self, now: float) -> str:
+        """What is known of the time that the stage takes; empty where it has only begun."""
+        steps, spent, waiting = self._done - self._first, self._reported - self._began, now - self._reported
+        if self._total and self._done >= self._total:
+            return f", done; at work on what follows for {duration(waiting)}" if waiting >= SILENCE else ", done"
+        if steps > 0 and spent > 0:
+            return f", about {duration(max(1.0, spent / steps * (self._total - self._done) - waiting))} left"
+        return f", at work for {duration(now - self._began)}" if now - self._began >= SILENCE else ""
+
+
+def clock(seconds: float) -> str:
+    """``0:01:23``."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def duration(seconds: float) -> str:
+    """``40 s``, ``12 min``, ``3.5 h``: no more precise than a guess is."""
+    if seconds < 100:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

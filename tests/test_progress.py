@@ -1,0 +1,101 @@
+"""Progress in a log: no stage is silent for more than twenty seconds, whatever it reports; the time left is what is left."""
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shoal.words.progress import LogLines, clock, duration
+
+
+class Clock:
+    """Time that passes only when it is told to; the watch looks once a second, as the thread does."""
+
+    def __init__(self):
+        self.seconds, self.said = 0.0, []
+        self.lines = LogLines(lambda line: self.said.append((self.seconds, line)), now=lambda: self.seconds)
+
+    def wait(self, seconds):
+        stop = self.seconds + seconds
+        while self.seconds < stop:
+            self.seconds = min(stop, self.seconds + 1.0)
+            self.lines.still()
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.sampled_from(["scan", "guard", "fit"]), st.floats(0.01, 300), st.integers(1, 9)), max_size=12))
+def test_never_more_than_twenty_seconds_between_lines(stages):
+    clock_ = Clock()
+    for what, seconds, total in stages:
+        for done in range(1, total + 1):
+            clock_.wait(seconds)
+            clock_.lines(what, done, total)
+    clock_.wait(100)
+    times = [0.0, *(at for at, _ in clock_.said)]
+    assert all(b - a <= 20 for a, b in zip(times, times[1:], strict=False)) and clock_.seconds - times[-1] <= 20
+
+
+def test_the_time_left_is_exact_where_steps_take_equally_long():
+    clock_ = Clock()
+    for done in range(41):
+        clock_.lines("evaluate", done, 40)
+        clock_.wait(10)
+    for at, line in clock_.said[1:40]:
+        left = re.search(r"about (\d+) (s|min) left", line)
+        assert left, line
+        assert abs(float(left[1]) * (60 if left[2] == "min" else 1) - (400 - at)) <= 30
+    assert clock_.said[0][1] == "[0:00:00] evaluate: 0 of 40" and clock_.said[40][1] == "[0:06:40] evaluate: 40 of 40, done"
+
+
+def test_a_fast_stage_says_little():
+    clock_ = Clock()
+    for done in range(1000):
+        clock_.wait(0.02)
+        clock_.lines("scan", done + 1, 1000)
+    assert len(clock_.said) <= 4
+
+
+def test_steps_that_begin_again_are_measured_anew():
+    """The same work on the next candidate: what the first took does not shorten the second."""
+    clock_ = Clock()
+    for _ in range(2):
+        for done in range(1, 4):
+            clock_.wait(30)
+            clock_.lines("repair a candidate", done, 3)
+    assert "[0:02:45] repair a candidate: 2 of 3, about 15 s left" in [line for _, line in clock_.said]
+
+
+def test_a_long_step_without_a_report_is_at_work():
+    clock_ = Clock()
+    clock_.wait(40)
+    clock_.lines("generate", 0, 1)
+    clock_.wait(40)
+    lines = [line for _, line in clock_.said]
+    assert lines[0] == "[0:00:15] start, at work for 15 s" and "[0:00:40] generate" in lines
+    assert any("generate, at work for 30 s" in line for line in lines)
+
+
+def test_the_thread_watches_and_ends(monkeypatch):
+    import shoal.words.progress as progress
+
+    monkeypatch.setattr(progress, "SILENCE", 0.5)
+    said = []
+    with LogLines(said.append):
+        import time
+
+        time.sleep(2.5)
+    n = len(said)
+    time.sleep(1.2)
+    assert n >= 1 and len(said) == n
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.2, "1 s"), (40, "40 s"), (99, "99 s"), (150, "2 min"), (3000, "50 min"), (9000, "2.5 h")]
+)
+def test_durations(seconds, said):
+    assert duration(seconds) == said
+
+
+def test_the_clock():
+    assert [clock(s) for s in (0, 61, 3661)] == ["0:00:00", "0:01:01", "1:01:01"]
