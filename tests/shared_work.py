@@ -25,6 +25,7 @@ from shoal.fit.sites.of_layer import Sites
 from shoal.fit.sweep import MAPS, sweep_layers
 from shoal.measure.cka import CkaObserver
 from shoal.measure.oracle import Oracle, compare_views
+from shoal.measure.removals import removal_function
 from shoal.measure.scan import scan
 from shoal.select.rounds import rescanner
 from shoal.text.samples import Samples
@@ -35,7 +36,7 @@ from shoal.train.loop import train_starts
 from shoal.train.objectives import weighted_sum
 from shoal.train.parts import Start
 from shoal.words.records import Provenance
-from shoal.words.types import Span, Unit
+from shoal.words.types import Span, Unit, model_units
 
 LENGTH = 12
 PROVENANCE = Provenance(
@@ -53,6 +54,26 @@ def samples(n, *, seed=0):
 
 def students(n_layers):
     return [Student(removed=frozenset({Unit("layer", layer)}), name=str(layer)) for layer in range(n_layers)]
+
+
+def removals(view, batches, workers: Workers, folder: Path) -> list[object]:
+    """Losses without sets of layers by three kinds of metric, asked twice so that kept states are used, and kept in a file."""
+    units = model_units(view.n_layers)
+    sets = [[frozenset({unit}) for unit in units], [frozenset(units[1:3]), frozenset(units[3:])]]
+    found: list[object] = []
+    for metric in ("js", "ce", "lost_cka"):
+        v = removal_function(
+            view,
+            batches,
+            units,
+            metric=metric,
+            folder=folder / f"values-{workers.size}",
+            about={"model": "tiny"},
+            workers=workers,
+        )
+        found += [repr(v.values(one)) for one in sets]
+        found.append(v.n_evaluations)
+    return found
 
 
 def share_everything(workers: Workers, folder: Path) -> dict[str, object]:
@@ -85,6 +106,7 @@ def share_everything(workers: Workers, folder: Path) -> dict[str, object]:
         "linear errors": torch.tensor(errors.values),
         "exact": {
             "quality": [one.to_json() for one in (*quality, *single)],
+            "removals": removals(view, batches, workers, folder),
             "views": compare_views(view, other, batches=batches, workers=workers).to_json(),
             "perplexity": [one.to_json() for one in text],
             "closeness": (near.to_json(), by_position.to_json()),

@@ -157,6 +157,14 @@ def test_without_memory_for_states_a_round_gives_the_same_values(view):
     assert plenty.n_layer_runs < none.n_layer_runs
 
 
+def test_batches_without_numbers_are_told_apart(view):
+    """Kept states belong to a batch by its index; batches made by hand may all have 0."""
+    unnumbered = [Batch(batch.ids_BT, batch.mask_BT) for batch in BATCHES]
+    measure = RemovalLosses(view, unnumbered)
+    measure([frozenset()])
+    assert measure(SETS) == RemovalLosses(view, BATCHES)(SETS)
+
+
 def test_a_function_of_a_model_is_remembered_in_a_folder(view, tmp_path):
     units, about = model_units(6), {"model": "hash"}
     first = removal_function(view, BATCHES, units, folder=tmp_path, about=about)

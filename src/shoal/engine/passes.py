@@ -75,7 +75,8 @@ def run_pass(
         stop: run only layers below it (for observers; students need all layers).
         after_batch: called when a batch is done, for progress.
         workers: who share the batches. Observers, new ones, end with the sums over all; the sink sees the batches of this one.
-        cache: states of earlier passes over the same batches, which then need not run again; it keeps this pass's, too.
+        cache: states of earlier passes over the same batches, known by their index, which then need not run again; it keeps
+            this pass's, too.
     Returns:
         How many times a layer was run on a batch, by this worker.
     Raises:

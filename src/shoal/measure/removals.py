@@ -9,6 +9,7 @@ Shapes: B samples, T positions, N counted tokens, n of them in a block, D hidden
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -56,7 +57,8 @@ class RemovalLosses:
         workers: Workers = ALONE,
     ) -> None:
         self.view = view
-        self.batches = batches
+        # Kept states are found by the index of their batch, so that has to be its own, whoever made the batches.
+        self.batches = [replace(batch, index=i) for i, batch in enumerate(batches)]
         self.metric = metric_named(metric)
         self.n_passes = 0
         self.n_layer_runs = 0
