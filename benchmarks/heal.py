@@ -1,12 +1,12 @@
 """Healing methods at equal tokens, each at its own tuned learning rate: KL and perplexity in several domains, time, memory.
 
-    python benchmarks/heal.py MODEL --train-text train.txt.gz --domain books=val.txt --domain wiki=wiki.txt --drop 6 --tokens 100000
+    python benchmarks/heal.py MODEL --train-text train.txt.gz --domain books=val.txt --drop 6 --tokens 100000 --work DIR
 
 One cell is a method, an objective, a start (the plain cut, or the cut behind the default repair) and a number of tokens. Every
 cell runs in a process of its own, so that its peak memory is its own, and is written to `--out` as soon as it is done; cells
 that stand there are not run again. All cells share the cut, the text, its order and the selection text, which chooses both the
-learning rate (`lr: auto`) and the step. `streamline` trains LLM-Streamline's inherited layer in place of one span more, so that the
-student has as many layers; its rate is the best of three around the default.
+learning rate (`lr: auto`) and the step. `streamline` trains LLM-Streamline's inherited layer in place of a span of one layer
+more, so that students have as many layers; its rate is the best of three around the default.
 """
 
 from __future__ import annotations

@@ -365,11 +365,15 @@ def train_stage(bench: Bench, folder: RunFolder, *, progress: Progress = silent)
         tell=lambda done, total: progress("heal", done, total),
     )
 
+    values = trained_values(bench.pupil.model)  # asked for by every process: each may hold a part of them
+
     def write() -> None:
-        save_tensors(folder / HEALED, trained_values(bench.pupil.model))
+        save_tensors(folder / HEALED, values)
         training.save(folder / "heal.json")
 
     folder.workers.on_first(write)
+    if bench.config.processes == "shard":
+        del bench.pupil  # its parameters are parts; merging opens the student anew
     folder.finish("heal", bench.key, seconds=time.monotonic() - started, files=[HEALED, "heal.json"])
     folder.workers.on_first(lambda: shutil.rmtree(folder / "heal", ignore_errors=True))
     return training

@@ -46,6 +46,7 @@ def arguments(
         bf16=in_bf16,
         use_cpu=device.startswith("cpu"),
         **_checkpointing(config),
+        **({"fsdp": True, "fsdp_config": {"version": 2}} if config.processes == "shard" and n_processes > 1 else {}),
         logging_strategy="steps",
         logging_steps=1,
         logging_nan_inf_filter=False,

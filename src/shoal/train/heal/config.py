@@ -40,6 +40,8 @@ class HealConfig(Record):
         weight_decay, betas, clip: AdamW's, and the largest gradient norm.
         batch: samples per optimiser step over all processes; ``micro_batch``: samples per forward of one process.
         checkpointing: recompute activations in the backward pass, which takes a third more time and far less memory.
+        processes: how several processes share the training: each has the whole model (``replicate``, DDP), or a part of every
+            trained parameter (``shard``, FSDP2, for ``full``).
         eval_every: steps between validations; None: about twenty in the run.
         patience: validations without a new best after which training stops; None: it never stops early.
         merge: how adapters enter the checkpoint; an entry of ``train.heal.merge.MERGES``, or ``auto``, the best of them.
@@ -76,6 +78,7 @@ class HealConfig(Record):
     batch: int = Field(default=8, ge=1)
     micro_batch: int = Field(default=MICRO_BATCH, ge=1)
     checkpointing: bool = False
+    processes: Literal["replicate", "shard"] = "replicate"
     eval_every: int | None = Field(default=None, ge=1)
     patience: int | None = Field(default=None, ge=1)
     merge: str = "auto"
@@ -89,6 +92,8 @@ class HealConfig(Record):
             raise ValueError(f"lr={self.lr:g} needs to be above 0, or auto")
         if self.batch % self.micro_batch:
             raise ValueError(f"batch={self.batch} needs to be a multiple of micro_batch={self.micro_batch}")
+        if self.processes == "shard" and self.method != "full":
+            raise ValueError(f"processes shard is for method full; {self.method} trains little enough to replicate it")
         if self.predict == "answers" and self.source == "teacher":
             raise ValueError("predict answers reads conversations, and the teacher writes plain text; leave out one of them")
         if self.pruned and self.variant != "plain":

@@ -211,8 +211,13 @@ def in_dtypes(model: Any, dtypes: Mapping[str, torch.dtype]) -> Any:
 
 
 def trained_values(model: Any) -> dict[str, Tensor]:
-    """The trained parameters by name, on the CPU."""
-    return {name: value.detach().cpu().contiguous() for name, value in model.named_parameters() if value.requires_grad}
+    """The trained parameters by name, on the CPU; of sharded ones every process asks, and each gets the whole."""
+    return {name: whole(value.detach()).cpu().contiguous() for name, value in model.named_parameters() if value.requires_grad}
+
+
+def whole(value: Any) -> Tensor:
+    """A parameter that may be divided among processes, put together."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
 @torch.no_grad()

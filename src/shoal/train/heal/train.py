@@ -200,6 +200,7 @@ def train_at(
     from shoal.train.heal.arguments import arguments
     from shoal.train.heal.trainer import HealTrainer, stop_on_signal
 
+    join().on_first(lambda: None)  # opens the connections of a job, which are closed again when its processes end
     loss = lesson.loss(config)
     n_steps = steps_of(config, lesson.training)
     rows = lesson.training.shuffled(config.seed, n_steps * config.batch)
