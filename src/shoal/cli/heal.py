@@ -101,6 +101,10 @@ Temperature = Annotated[
     Optional[float],  # noqa: UP045
     typer.Option("--temperature", help="Of text that the teacher writes.  [default: 1]"),
 ]
+Processes = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--processes", help="Of several: replicate the model in each, or shard its parameters.  [default: replicate]"),
+]
 KeepZerosOption = Annotated[bool, typer.Option("--keep-zeros", help="Zeros of a pruned student stay zero.")]
 Checkpointing = Annotated[bool, typer.Option("--checkpointing", help="Recompute activations: less memory, more time.")]
 Merge = Annotated[
@@ -136,6 +140,7 @@ def heal(
     predict: Predict = None,
     source: SourceOption = None,
     temperature: Temperature = None,
+    processes: Processes = None,
     keep_zeros: KeepZerosOption = False,
     checkpointing: Checkpointing = False,
     text: TextOption = None,
@@ -159,7 +164,7 @@ def heal(
         method=method, tokens=tokens, lr=_rate(lr), objective=objective, boundaries=boundaries, rank=rank, alpha=alpha,
         targets=targets, variant=variant, ranks=ranks, layers=layers, head=head, batch=batch, micro_batch=micro_batch,
         merge=merge, teacher_cache=teacher_cache, pruned=pruned, patience=patience, keep_zeros=keep_zeros or None,
-        checkpointing=checkpointing or None, predict=predict, source=source, temperature=temperature,
+        checkpointing=checkpointing or None, predict=predict, source=source, temperature=temperature, processes=processes,
     )  # fmt: skip
     request = request_of(student, teacher, plan, {"sources": text, "length": length}, options, preset=preset, seed=seed)
     if not request.text.sources:
@@ -252,6 +257,8 @@ def show_healed(screen: Any, healed: Healed) -> None:
     if healed.evaluation is not None:
         screen.show(figure_table(healed))
     files = [("checkpoint", healed.model), ("adapter", healed.adapter), ("training", healed.folder / "heal.json")]
+    if healed.evaluation is not None:
+        files.append(("report", healed.folder / "report.html"))
     for what, path in files:
         if path is not None:
             screen.say(f"{what + ':':<12}{path}")

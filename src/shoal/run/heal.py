@@ -20,7 +20,7 @@ from shoal.run.job import Inputs, open_inputs, window_of
 from shoal.run.stages.stages import claim
 from shoal.train.heal.config import HealConfig
 from shoal.words.progress import Progress, silent
-from shoal.words.records import Record, stable_hash
+from shoal.words.records import Record, stable_hash, write_atomically
 
 if TYPE_CHECKING:
     from shoal.edits.plan import Plan
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from shoal.measure.oracle import Quality
     from shoal.text.samples import Samples
     from shoal.train.heal.cut import Cut
-    from shoal.train.heal.merge import Merging
-    from shoal.train.heal.result import HealTraining
+    from shoal.train.heal.result import HealTraining, Merging
     from shoal.train.heal.rows import TextRows
     from shoal.train.heal.train import Lesson, Pupil
 
@@ -381,7 +380,7 @@ def train_stage(bench: Bench, folder: RunFolder, *, progress: Progress = silent)
 
 def merge_stage(bench: Bench, folder: RunFolder, training: HealTraining) -> Merging:
     """``merge.json``, and ``model/`` or ``adapter/``: the merge is measured, refused where it loses too much, and verified."""
-    from shoal.train.heal.merge import Merging
+    from shoal.train.heal.result import Merging
 
     key = stable_hash("healed", bench.key, bench.config.merge, bench.config.most_lost)
     if folder.is_done("model", key):
@@ -432,12 +431,15 @@ def _merge_and_write(bench: Bench, folder: RunFolder, training: HealTraining) ->
 def measure_stage(
     bench: Bench, folder: RunFolder, training: HealTraining, merging: Merging, *, command: str, progress: Progress
 ) -> tuple[Quality | None, Evaluation | None]:
-    """``evaluation.json`` and ``before.json``: the student before and after, on text that nothing was chosen on."""
+    """``evaluation.json``, ``before.json``, card and report: the student before and after, on text nothing was chosen on."""
     from shoal.engine.open import load_strictly
     from shoal.engine.view import DecoderView
     from shoal.evaluate.evaluation import Evaluation, closeness
     from shoal.measure.oracle import Quality
     from shoal.run.measuring import against_teacher
+    from shoal.run.stages.report import report_stage
+    from shoal.show.card import inherited_metadata
+    from shoal.show.heal_card import heal_card
 
     if bench.request.teacher is None or merging.way == "apart":
         return None, None
@@ -454,8 +456,19 @@ def measure_stage(
     def write() -> None:
         before.save(folder / "before.json")
         evaluation.save(folder / "evaluation.json")
+        text = heal_card(
+            bench.request.student,
+            training,
+            merging,
+            before=before,
+            evaluation=evaluation,
+            command=command,
+            inherited=inherited_metadata(bench.path),
+        )
+        write_atomically(folder / "model" / "README.md", text.encode())
 
     inputs.workers.on_first(write)
-    files = ["before.json", "evaluation.json"]
+    files = ["before.json", "evaluation.json", "model/README.md"]
     folder.finish("evaluation", key, seconds=time.monotonic() - started, files=files)
+    inputs.workers.on_first(lambda: report_stage(folder.path))
     return before, evaluation

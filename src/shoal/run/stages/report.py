@@ -73,6 +73,7 @@ def read_run(folder: Path) -> RunData:
     from shoal.measure.scan import Scan
     from shoal.show.headline import source_name
     from shoal.show.report.run_data import RunData
+    from shoal.train.heal.result import HealTraining, Merging
 
     folder = Path(folder)
     if not folder.is_dir():
@@ -90,6 +91,8 @@ def read_run(folder: Path) -> RunData:
     evaluation = Evaluation.load(folder / "evaluation.json") if has["evaluation.json"] else None
     facts, reads_scan = _facts(folder)
     needed = [name for name in STEPS if name != "scan.json" or reads_scan]
+    if (folder / "heal.request.json").is_file():  # a student that was cut elsewhere
+        needed = ["evaluation.json"]
     answers = _answers(folder)
     missing = [f"{name} (step {STEPS[name]})" for name in needed if not has[name]]
     if answers and evaluation and not _are_of_one_run(answers, evaluation):  # left by a run before this one
@@ -106,6 +109,8 @@ def read_run(folder: Path) -> RunData:
         evaluation=evaluation,
         answers=answers,
         verification=Verification.load(folder / "verification.json") if has["verification.json"] else None,
+        healing=HealTraining.load(folder / "heal.json") if (folder / "heal.json").is_file() else None,
+        merging=Merging.load(folder / "merge.json") if (folder / "merge.json").is_file() else None,
         missing=tuple(missing),
     )
 

@@ -16,6 +16,7 @@ from shoal.show.chart import Chart
 from shoal.show.heat import Heat
 from shoal.show.html import Html
 from shoal.show.table import Table
+from shoal.train.heal.result import HealTraining, Merging
 from shoal.train.train_result import CurvePoint, TrainResult
 from shoal.words.records import Provenance
 
@@ -73,6 +74,8 @@ class RunData:
     evaluation: Evaluation | None = None
     answers: Evaluation | None = None
     verification: Verification | None = None
+    healing: HealTraining | None = None
+    merging: Merging | None = None
     sweep: RatioSweep | None = None
     missing: tuple[str, ...] = ()
 

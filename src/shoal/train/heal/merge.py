@@ -21,10 +21,11 @@ from shoal.train.heal.config import HealConfig
 from shoal.train.heal.losses import measured
 from shoal.train.heal.masks import apply_masks
 from shoal.train.heal.qlora import out_of_4_bits
+from shoal.train.heal.result import MergeTrial, Merging
 from shoal.train.heal.rows import counted
 from shoal.train.heal.streams import run_model
 from shoal.train.heal.train import Lesson, Pupil, prepare
-from shoal.words.records import Record, nearest
+from shoal.words.records import nearest
 
 Measures = dict[str, float]
 """``nll`` and, with a teacher, ``kl`` on the selection text, nats per token."""
@@ -66,34 +67,6 @@ def merge_named(name: str, *, is_quantised: bool) -> str:
     if name != "auto" and MERGES[name].needs_quantised and not is_quantised:
         raise ValueError(f"merge {name!r} is for adapters beside 4-bit weights (qlora); use original, apart or auto")
     return name
-
-
-class MergeTrial(Record):
-    """One way with what it measured; ``lost`` is how much worse the deciding measure became, in nats per token."""
-
-    way: str
-    nll: float
-    kl: float | None
-    lost: float
-
-
-class Merging(Record):
-    """How the trained values entered the checkpoint.
-
-    Attributes:
-        way: that was taken: one of ``MERGES``, or ``none`` where there were no adapters to merge.
-        nll, kl: of the model as it was trained.
-        trials: every way that was measured.
-    """
-
-    way: str
-    nll: float
-    kl: float | None
-    trials: tuple[MergeTrial, ...] = ()
-
-    @property
-    def taken(self) -> MergeTrial | None:
-        return next((one for one in self.trials if one.way == self.way), None)
 
 
 @torch.no_grad()

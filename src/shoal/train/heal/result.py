@@ -112,3 +112,31 @@ class HealTraining(Record):
             f"{self.method}, {self.n_trainable:,} parameters, for {self.objective}: {self.n_tokens:,} tokens at {self.lr:.2g}, "
             f"{self.decided_by} {first:.4f} -> {kept:.4f} at step {self.best_step} of {self.n_steps}"
         )
+
+
+class MergeTrial(Record):
+    """One way with what it measured; ``lost`` is how much worse the deciding measure became, in nats per token."""
+
+    way: str
+    nll: float
+    kl: float | None
+    lost: float
+
+
+class Merging(Record):
+    """How the trained values entered the checkpoint.
+
+    Attributes:
+        way: that was taken: one of ``train.heal.merge.MERGES``, or ``none`` where there were no adapters to merge.
+        nll, kl: of the model as it was trained.
+        trials: every way that was measured.
+    """
+
+    way: str
+    nll: float
+    kl: float | None
+    trials: tuple[MergeTrial, ...] = ()
+
+    @property
+    def taken(self) -> MergeTrial | None:
+        return next((one for one in self.trials if one.way == self.way), None)
