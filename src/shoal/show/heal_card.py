@@ -1,4 +1,4 @@
-"""The model card of a student that was healed by itself: what was trained on what, and what that changed, as it was measured."""
+"""The model card of a student that was healed by itself: what was trained on what, and what that changed, as measured."""
 
 from __future__ import annotations
 
