@@ -58,7 +58,7 @@ def in_time(inputs: Inputs, rates: Rates, seconds: float, *, begun: Path | None 
     recipe = inputs.recipe
     if recipe.repair not in ("auto", "sweep", "refit") or recipe.fit.tokens is not None or recipe.replace != "none":
         raise ValueError(
-            "--time sets repair, candidates and tokens of the repair; leave out --repair, --replace and --fit-tokens"
+            "--time sets repair, candidates and tokens of the repair; leave out --effort, --repair, --replace and --fit-tokens"
         )
     for repair, guard, tokens in reversed(LADDER):
         tried = _with(recipe, repair, guard, tokens)
