@@ -131,7 +131,7 @@ def criteria(bench: Bench) -> dict[str, Any]:
             "the deepest but the last (UIDL's simple rule)": list(range(n_layers - 1 - n, n_layers - 1)),
             "block influence (ShortGPT)": sorted(sorted(range(n_layers), key=lambda layer: influence[layer])[:n]),
         }
-    return {"tokens": text.n_tokens, "data": text.data, **chosen}
+    return {"tokens": text.n_tokens, "data": Path(text.data).name, **chosen}
 
 
 def closeness(bench: Bench, students: dict[str, Any], path: Path) -> dict[str, Any]:
