@@ -96,8 +96,8 @@ def is_run_folder(target: str) -> bool:
         return False
 
 
-STAGE_FILES = {"scan": "scan", "tournament": "plan", "repair": "fit", "training": "train", "evaluation": "evaluation"}
-"""What an estimate calls a stage, and its name in ``run.json``."""
+STAGE_FILES = {"tournament": "plan", "repair": "fit", "training": "train", "healing": "heal"}
+"""Stages that an estimate calls by another name than ``run.json`` does."""
 
 
 def settle_time(screen: Screen, inputs: Inputs, folder: RunFolder, *, seconds: float | None) -> Inputs:
@@ -119,7 +119,9 @@ def settle_time(screen: Screen, inputs: Inputs, folder: RunFolder, *, seconds: f
         inputs, chosen = in_time(inputs, rates, seconds, begun=begun if begun.exists() and not folder.overwrite else None)
         screen.say(f"Time: {chosen}")
     expected = estimate(inputs, rates).stages
-    left = Estimate(stages={name: one for name, one in expected.items() if STAGE_FILES[name] not in folder.record.stages})
+    left = Estimate(
+        stages={name: one for name, one in expected.items() if STAGE_FILES.get(name, name) not in folder.record.stages}
+    )
     if left.stages:
         screen.say(f"Takes {left}")
         screen.expect(left.seconds)

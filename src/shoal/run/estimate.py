@@ -24,6 +24,7 @@ PRODUCT_SIZE, FACTOR_SIZE = 768, 512
 RIDGES_SOLVED, FOLDS = 3.5, 4
 SPECTRUM = 2  # solves that the condition and the effective rank of a fit take
 PASSES = 5  # runs of a layer that is refitted: before, after each of three solves, and the teacher's
+TRAINING = 5  # forwards that a trained token takes: the student's, its gradient's, what is computed again, the teacher's
 SPEED_ROUNDS, NEW_TOKENS, DEPTHS = 10, 32, 2.7  # teacher, student, and two smaller depths of the teacher
 
 
@@ -122,6 +123,7 @@ def estimate(inputs: Inputs, rates: Rates, *, recipe: Recipe | None = None) -> E
     from shoal.run.job import default_samples
     from shoal.run.stages.stages import needs_scan
     from shoal.select.table import selector_named
+    from shoal.train.config import DEFAULT_TOKENS
 
     recipe, length = recipe or inputs.recipe, inputs.length
     n_layers = inputs.view.n_layers
@@ -154,7 +156,9 @@ def estimate(inputs: Inputs, rates: Rates, *, recipe: Recipe | None = None) -> E
     if recipe.repair != "none":
         stages["repair"] = _repair(inputs, recipe, rates, fit, searches=recipe.fit.ridge is None) + judged
     if (trained := recipe.training()) is not None:
-        stages["training"] = 4 * rates.layers * (trained.all_tokens() or 1_000_000) * share
+        stages["training"] = TRAINING * rates.layers * (trained.all_tokens() or DEFAULT_TOKENS) * share
+    if recipe.heal is not None:
+        stages["healing"] = TRAINING * rates.layers * (recipe.heal.tokens or DEFAULT_TOKENS) * share
     spoken = (
         SPEED_ROUNDS * DEPTHS * rates.layers * (min(PROBE_TOKENS, length) + 16 * NEW_TOKENS)
     )  # one token costs as 16 of many
