@@ -11,8 +11,9 @@ from typing import Any
 
 from shoal.engine.beside import refuse_adapter, refuse_irregular_files
 from shoal.engine.gguf_source import dequantised, gguf_in
+from shoal.engine.hub import fetched, is_hub_id
 from shoal.engine.shards import Shard, read_shards
-from shoal.words.reading import read_json, shortened
+from shoal.words.reading import read_json, reason_of, shortened
 from shoal.words.records import nearest, stable_hash
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
@@ -34,36 +35,25 @@ def resolve_source(source: str | Path, *, trust_remote_code: bool = False) -> Pa
     Raises:
         ValueError: no such folder; a hub id that cannot be reached and is not in the cache; a GGUF file that cannot be read.
     """
-    folder = Path(source).expanduser()
-    if (packed := gguf_in(folder)) is not None:
+    folder, text = Path(source).expanduser(), str(source)
+    try:
+        packed, is_folder, is_there = gguf_in(folder), folder.is_dir(), folder.exists()
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise ValueError(f"no such model folder: {shortened(repr(text))} ({reason_of(error)})") from None
+    if packed is not None:
         return dequantised(packed)
-    if folder.is_dir():
+    if is_folder:
         return folder
-    text = str(source)
-    if folder.exists():
+    if is_there:
         raise ValueError(
             f"model {text!r} is a file; pass the folder that holds config.json and the safetensors, or a .gguf file"
         )
-    if isinstance(source, Path) or not _like_hub_id(text):
+    if isinstance(source, Path) or not is_hub_id(text):
         raise ValueError(
-            f"no such model folder: {text!r}; pass a folder with config.json and safetensors, or a hub id like org/name"
+            f"no such model folder: {shortened(repr(text))}; pass a folder with config.json and safetensors, or a hub id like "
+            "org/name or org/name@revision"
         )
-    from huggingface_hub import snapshot_download
-
-    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", *(["*.py"] if trust_remote_code else [])]
-    try:
-        return Path(snapshot_download(text, allow_patterns=wanted))
-    except (OSError, ValueError) as error:  # every error of the hub client is one of these
-        reason = str(error).strip().split("\n")[0].split(". ")[0][:160] or type(error).__name__
-        raise ValueError(
-            f"{text!r} is not a folder here, and as a hub id it cannot be reached or does not exist ({reason}); "
-            "check the spelling, or download it and pass the folder"
-        ) from None
-
-
-def _like_hub_id(text: str) -> bool:
-    parts = text.split("/")
-    return len(parts) <= 2 and all(part and part[0] not in ".~" and not part.isspace() for part in parts) and "\\" not in text
+    return fetched(text, trust_remote_code=trust_remote_code)
 
 
 def check_source(path: Path, *, trust_remote_code: bool = False) -> list[Shard]:
