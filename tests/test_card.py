@@ -20,6 +20,7 @@ from shoal.evaluate.speed import speed
 from shoal.show.card import card, inherited_metadata, source_name
 from shoal.show.citations import BIBTEX, bibtex
 from shoal.show.figure_tables import figures
+from shoal.show.local_paths import without_folders
 from shoal.train.config import TrainConfig
 from shoal.train.train_result import CurvePoint, TrainResult
 from shoal.words.records import Provenance
@@ -181,3 +182,29 @@ def test_source_names_do_not_show_where_things_lie_on_a_machine(tmp_path, monkey
     assert source_name("/cache/models--org--name/snapshots/0a1b") == "org/name"
     monkeypatch.chdir(local)
     assert source_name(".") == "my-model"
+
+
+def test_the_card_publishes_no_place_of_this_machine(evaluation):
+    data = "0.7*/home/me/secret/a.txt+0.3*~/more/b.jsonl and hub:org/text"
+    provenance = evaluation.provenance.model_copy(update={"data": data, "model": "/home/me/models/teacher"})
+    command = "shoal compress /home/me/models/teacher --text '/home/me/my texts/a.txt' --out ../out --recipe default --drop 25%"
+    card = text_of(evaluation.model_copy(update={"provenance": provenance}), command=command)
+    assert "/home" not in card and "secret" not in card and "~/" not in card and "my texts" not in card
+    assert "shoal compress teacher --text a.txt --out out --recipe default --drop 25%" in card
+    assert "0.7\\*a.txt+0.3\\*b.jsonl and hub:org/text" in card
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("the bundled sample", "the bundled sample"),
+        ("hub:org/name:conf:test", "hub:org/name:conf:test"),
+        ("mix:slimpajama=/data/pajama", "mix:slimpajama=pajama"),
+        ("C:\\texts\\a.txt", "a.txt"),
+        ("texts/a.txt", "texts/a.txt"),
+        ("/a/b/c.txt and ./d/e.txt", "c.txt and e.txt"),
+        ("/", "/"),
+    ],
+)
+def test_names_of_texts_for_others(name, said):
+    assert without_folders(name) == said

@@ -20,6 +20,7 @@ from shoal.select.verdict import spread_said
 from shoal.show.citations import bibtex
 from shoal.show.figure_tables import figures, figures_note
 from shoal.show.headline import Fact, Headline, headline, source_name
+from shoal.show.local_paths import command_for_others, without_folders
 from shoal.show.markdown import coded, fenced, table, words
 from shoal.show.plan_tables import candidates
 from shoal.train.train_result import TrainResult
@@ -172,6 +173,7 @@ def _generations(generated: Sequence[Generation]) -> str:
 
 def _reproduce(plan: Plan, name: str, recipe_name: str, command: str) -> str:
     text = f"## How to make it again\n\nRecipe {words(recipe_name)}"
+    command = command_for_others(command)
     text += f":\n\n{fenced(command, 'bash')}" if command else "; `recipe.yaml` of the run folder has every option."
     if plan.is_pure_removal and plan.removed_layers:
         slices = [{"sources": [{"model": name, "layer_range": [span.start, span.stop]}]} for span in spans_of(plan.kept_layers)]
@@ -184,11 +186,12 @@ def _reproduce(plan: Plan, name: str, recipe_name: str, command: str) -> str:
 def _provenance(evaluation: Evaluation, trained: Sequence[TrainResult], healed: str) -> str:
     source = evaluation.provenance
     texts = [
-        f"{words(one.data)}, hash `{one.data_hash}`, {one.n_tokens:,} tokens for {', '.join(one.trained)}" for one in trained
+        f"{words(without_folders(one.data))}, hash `{one.data_hash}`, {one.n_tokens:,} tokens for {', '.join(one.trained)}"
+        for one in trained
     ]
     facts = {
         "teacher": f"{coded(source_name(source.model))}, hash `{source.model_hash}`",
-        "evaluation text": f"{words(source.data)}, hash `{source.data_hash}`",
+        "evaluation text": f"{words(without_folders(source.data))}, hash `{source.data_hash}`",
         "samples": f"{source.n_samples:,} of {source.length} tokens, {source.n_tokens:,} tokens in all{_of_text(source)}",
         "training text": "; ".join(texts),
         "healed": words(healed),
@@ -207,7 +210,7 @@ def _of_text(source: Provenance) -> str:
 
 
 def _limits(evaluation: Evaluation) -> str:
-    text = words(evaluation.provenance.data)
+    text = words(without_folders(evaluation.provenance.data))
     return (
         "## Limits\n\n"
         f"- The figures hold for the text they were measured on ({text}). Other text, other languages "
