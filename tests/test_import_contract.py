@@ -46,6 +46,7 @@ TRANSFORMERS = (
     "engine/streamed.py",
     "checkpoint/",
     "evaluate/generate.py",
+    "export/engines/run_transformers.py",
     "train/heal/",
 )
 

@@ -70,6 +70,7 @@ from shoal.cli.show import (
     settle_time,
     show_outcome,
 )
+from shoal.cli.verify import verify
 from shoal.engine.workers import join
 
 if TYPE_CHECKING:
@@ -347,6 +348,7 @@ app.command()(compare)
 app.command()(stability)
 app.command()(cut)
 app.command()(export)
+app.command()(verify)
 app.command()(sweep)
 app.command()(report)
 app.command("heal")(heal_verb)

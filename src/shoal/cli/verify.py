@@ -1,0 +1,55 @@
+"""The verb ``verify``: a file against its student, engine by engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from shoal.cli.console import Screen
+from shoal.cli.options import JsonOption
+from shoal.export.engines.table import ENGINES, engine_named
+
+
+def verify(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="GGUF file, or the folder of a checkpoint.")],
+    against: Annotated[Path, typer.Option("--against", help="Checkpoint folder or GGUF file it must be the same as.")],
+    engine: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--engine", help=f"One of {', '.join(ENGINES)}; may be repeated.  [default: all that are installed]"),
+    ] = None,
+    uncut: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--uncut", metavar="TEACHER.gguf", help="Uncut file in the same blocks: the noise of a quantised format."),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Compare what engines make of a file with what transformers makes of the student it comes from.
+
+    Same token ids into both: KL, same top token, greedy text, tokens of 25 awkward texts. The record is written beside FILE.
+    """
+    from shoal.export.prove import engines_for, prove, record
+
+    screen = Screen(as_json=json)
+    fitting = engines_for(file)
+    wanted = [engine_named(name) for name in engine or ()] or fitting
+    for one in wanted:
+        if one not in fitting:
+            raise ValueError(f"{one.name} reads no such thing as {file}; engines that do: {', '.join(e.name for e in fitting)}")
+    proofs = prove(file, against, wanted, uncut=uncut)
+    for proof in proofs:
+        version = f" {proof.version}" if proof.version else ""
+        screen.say(f"{proof.engine}{version}: {proof.verdict}")
+        for what, found in (("", proof.found), ("uncut: ", proof.floor)):
+            if found is not None:
+                screen.say(f"  {what}{found}")
+    written = record(file, against, proofs) if any(proof.version for proof in proofs) else None
+    screen.say(f"record:     {written or 'none, nothing was run'}")
+    screen.result({"file": str(file), "proofs": [proof.to_dict() for proof in proofs]})
+    wrong = [proof for proof in proofs if proof.is_wrong]
+    if wrong:
+        raise ValueError(f"{file} is not {against} in {wrong[0].engine}: {wrong[0].verdict.removeprefix('differs: ')}")
+    missing = [proof.engine for proof in proofs if proof.version is None]
+    if engine and missing:
+        raise ValueError(f"not proved in {missing[0]}, which is not installed; {ENGINES[missing[0]].install}")

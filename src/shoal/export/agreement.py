@@ -1,0 +1,110 @@
+"""How well two runs of one model agree: distributions of next tokens, greedy text and tokens of awkward texts.
+
+A limit is meaningful only where nothing but the order of sums can differ. A quantised file is therefore judged against what the
+engine makes of the uncut file, never by a fixed number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+LIMIT = 1e-4  # KL in nats; a cache in half precision gives 1e-6, a file with one layer too few 2e-2
+TIMES_FLOOR = 3.0  # how much farther than the uncut pair a quantised student may be
+
+AWKWARD = (
+    "", " ", "  two spaces", "tab\there", "line\nbreak", "line\r\nbreak", "\n\n\n", "1234567890", "3.14159", "1,000,000",
+    "a1b2c3", "don't can't we'll I've", "HELLO World", "snake_case camelCase", "x = y[0] + {z: 1}",
+    "https://example.org/a?b=c#d", "naïve café", "Größe straße", "Привет, мир", "日本語のテキスト", "안녕하세요", "مرحبا",
+    "\U0001f642\U0001f469\u200d\U0001f469\u200d\U0001f467", "a" * 70, "<|end|> </s> [INST]",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One engine against a reference.
+
+    Attributes:
+        kl, kl_most: KL divergence from the reference, mean and largest of the positions, nats.
+        same_top: share of positions with the same most likely token.
+        log_difference: largest absolute difference of the log-probability of the reference's most likely token.
+        n_greedy, n_same_greedy: tokens generated greedily, and those before the first difference.
+        n_texts, n_same_texts: texts that both tokenised, and those with the same tokens; None where one has no tokenizer.
+    """
+
+    kl: float
+    kl_most: float
+    same_top: float
+    log_difference: float
+    n_positions: int
+    n_greedy: int
+    n_same_greedy: int
+    n_texts: int | None = None
+    n_same_texts: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dict(vars(self))
+
+    def __str__(self) -> str:
+        said = f"KL {self.kl:.1e} (most {self.kl_most:.1e}), same top token {self.same_top:.1%} of {self.n_positions}, "
+        said += (
+            f"log-probability off by {self.log_difference:.1e} at most, {self.n_same_greedy} of {self.n_greedy} greedy tokens"
+        )
+        return said if self.n_texts is None else f"{said}, {self.n_same_texts} of {self.n_texts} texts tokenised alike"
+
+
+def compare(
+    reference: np.ndarray[Any, Any], found: np.ndarray[Any, Any], said_reference: dict[str, Any], said: dict[str, Any]
+) -> Agreement:
+    """Compare log-probabilities (positions, vocabulary) and what the engines said.
+
+    Raises:
+        ValueError: another number of positions or tokens.
+    """
+    if reference.shape != found.shape:
+        raise ValueError(f"distributions of shape {found.shape}, the reference has {reference.shape}; these are not one model")
+    p, q = reference.astype(np.float64), found.astype(np.float64)
+    gone = ~np.isfinite(q) & (p > -30)  # candidates that an engine does not list are lost probability, not agreement
+    difference = np.where(np.isfinite(q), p - np.where(np.isfinite(q), q, 0.0), np.where(gone, 30.0, 0.0))
+    kl = np.maximum((np.exp(p) * difference).sum(-1), 0.0)  # below zero is rounding of the log-probabilities
+    top = p.argmax(-1)
+    rows = np.arange(len(p))
+    greedy, mine = said_reference["greedy"], said["greedy"]
+    n_same = next((i for i, (a, b) in enumerate(zip(greedy, mine, strict=False)) if a != b), min(len(greedy), len(mine)))
+    texts = (said_reference.get("tokens"), said.get("tokens"))
+    both = None if None in texts else list(zip(*texts, strict=True))  # type: ignore[arg-type]
+    return Agreement(
+        kl=float(kl.mean()),
+        kl_most=float(kl.max()),
+        same_top=float((q.argmax(-1) == top).mean()),
+        log_difference=float(np.abs(difference[rows, top]).max()),
+        n_positions=len(p),
+        n_greedy=len(greedy),
+        n_same_greedy=n_same,
+        n_texts=None if both is None else len(both),
+        n_same_texts=None if both is None else sum(list(a) == list(b) for a, b in both),
+    )
+
+
+def verdict(found: Agreement, *, is_exact: bool, floor: Agreement | None) -> str:
+    """``agrees``, ``differs: why``, or ``not judged: why``.
+
+    Args:
+        is_exact: both sides hold the same values, in single or half precision.
+        floor: of the uncut pair, for a quantised file.
+    """
+    if found.n_texts is not None and found.n_same_texts != found.n_texts:
+        return f"differs: {found.n_texts - (found.n_same_texts or 0)} of {found.n_texts} texts are tokenised otherwise"
+    if is_exact:
+        if found.kl < LIMIT and found.same_top == 1.0:
+            return "agrees"
+        return f"differs: KL {found.kl:.1e} (at most {LIMIT:.0e}), same top token {found.same_top:.1%} (all are needed)"
+    if floor is None:
+        return "not judged: the file is quantised; --uncut TEACHER.gguf says what its rounding alone does"
+    limit = max(LIMIT, TIMES_FLOOR * floor.kl)
+    if found.kl <= limit:
+        return "agrees"
+    return f"differs: KL {found.kl:.1e}, the uncut file {floor.kl:.1e} (at most {TIMES_FLOOR:.0f} times that)"

@@ -1,0 +1,55 @@
+"""Run a GGUF file in llama.cpp, in the process of the xllamacpp package: ``python run_llama_cpp.py REQUEST.json REPLY.npz``.
+
+Request and reply as in run_transformers.py. A distribution is that of one generated token with as many candidates as there are
+tokens. The cache of keys and values is in half precision, which moves log-probabilities by about 1e-3 and KL by 1e-6.
+"""
+
+import importlib
+import importlib.metadata
+import json
+import sys
+import urllib.request
+from pathlib import Path
+
+
+def main(request_file: str, reply_file: str) -> None:
+    """Answer one request."""
+    import numpy as np
+
+    engine = importlib.import_module("xllamacpp")
+    request = json.loads(Path(request_file).read_text())
+    ids, n_vocab = request["ids"], request["n_vocab"]
+    settings = engine.CommonParams()
+    settings.model.path = request["path"]
+    settings.n_ctx = len(ids) + request["n_greedy"] + 64
+    settings.n_parallel = 1
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
+    settings.warmup, settings.verbosity, settings.fit_params = False, 0, False
+    server = engine.Server(settings)
+    logprobs = np.full((len(request["positions"]), n_vocab), -np.inf, dtype=np.float32)
+    for row, position in enumerate(request["positions"]):
+        asked = {"prompt": ids[: position + 1], "n_predict": 1, "temperature": 0, "n_probs": n_vocab, "cache_prompt": True}
+        answer = server.handle_completions(asked)
+        for one in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
+            logprobs[row, one["id"]] = one["logprob"]
+    greedy: list[int] = []
+    for _ in range(request["n_greedy"]):
+        asked = {"prompt": ids + greedy, "n_predict": 1, "temperature": 0, "n_probs": 1, "cache_prompt": True}
+        answer = server.handle_completions(asked)
+        greedy.append(answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"][0]["id"])
+    tokens = [tokenised(server.listening_address, text) for text in request["texts"]] if request["texts"] else None
+    said = {"version": importlib.metadata.version("xllamacpp"), "greedy": greedy, "tokens": tokens}
+    np.savez(reply_file, logprobs=logprobs, said=json.dumps(said))
+
+
+def tokenised(address: str, text: str) -> list[int]:
+    """A text as token ids, without start and end tokens."""
+    body = json.dumps({"content": text, "add_special": False, "parse_special": False}).encode()
+    asked = urllib.request.Request(f"{address}/tokenize", body, {"Content-Type": "application/json"})
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the address is on this machine
+    with opener.open(asked, timeout=60) as answer:
+        return list(json.loads(answer.read())["tokens"])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

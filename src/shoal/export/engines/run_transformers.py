@@ -1,0 +1,59 @@
+"""Run a checkpoint folder or a GGUF file in transformers: ``python run_transformers.py REQUEST.json REPLY.npz``.
+
+The request: ``path``, ``ids`` (T token ids, or None: the first of ``text``), ``positions`` whose next-token distributions are
+wanted, ``n_greedy`` tokens to go on with, ``texts`` to tokenise. The reply: ``logprobs`` (positions, vocabulary) and ``said``,
+which is JSON. Works with versions 4 and 5.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def main(request_file: str, reply_file: str) -> None:
+    """Answer one request."""
+    import numpy as np
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    request = json.loads(Path(request_file).read_text())
+    path = Path(request["path"])
+    options = {}
+    if path.is_file():
+        options["gguf_file"] = path.name
+    where, packed = str(path.parent if path.is_file() else path), {}
+    if path.is_file() and hasattr(transformers, "GgufConfig"):
+        packed["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(where, torch_dtype=torch.float32, **options, **packed).eval()
+    tokenizer = None
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # a model without a tokenizer is compared on token ids alone
+    ids = request["ids"] or first_ids(tokenizer, request["text"], request["n_tokens"], model.config)
+    positions = [position for position in request["positions"] if position < len(ids)]
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0][positions]
+        logprobs = torch.log_softmax(logits.double(), -1).float().numpy()
+        greedy: list[int] = []
+        for _ in range(request["n_greedy"]):
+            greedy.append(int(model(input_ids=torch.tensor([ids + greedy]), use_cache=False).logits[0, -1].argmax()))
+    texts = request["texts"]
+    tokens = None if tokenizer is None or not texts else [tokenizer.encode(one, add_special_tokens=False) for one in texts]
+    said = {"version": transformers.__version__, "greedy": greedy, "tokens": tokens, "ids": ids}
+    np.savez(reply_file, logprobs=logprobs, said=json.dumps(said))
+
+
+def first_ids(tokenizer: Any, text: str, n_tokens: int, config: Any) -> list[int]:
+    """The first tokens of a text, within the model's window; without a tokenizer any ids that are far apart."""
+    config = config.get_text_config(decoder=True)
+    n_tokens = min(n_tokens, getattr(config, "max_position_embeddings", None) or n_tokens)
+    if tokenizer is None:
+        return [(7919 * i + 3) % config.vocab_size for i in range(n_tokens)]
+    return list(tokenizer.encode(text)[:n_tokens])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
