@@ -8,12 +8,15 @@ from shoal.edits.plan import Plan
 from shoal.edits.replace.replace_edit import Replace
 from shoal.fit.fit_config import FitConfig
 from shoal.recipes.recipe import TextChoice, load_recipe, merge
+from shoal.run.asking import budget_of, needs_scan, request_of
 from shoal.run.compress import open_folder
 from shoal.run.job import open_inputs
 from shoal.run.keys import choice_key, edits_key, evaluation_key, repair_key, save_key, scan_key, train_key
-from shoal.run.stages.stages import budget_of, needs_scan, plan_stage, request_of
+from shoal.run.stage import State, run_stage
+from shoal.run.stages.choose import CHOOSE
 from shoal.select.search.config import SearchConfig
 from shoal.train.config import TrainConfig
+from shoal.words.progress import silent
 from shoal.words.structure import Size
 
 STAGES = {"scan", "plan", "train", "model", "evaluation"}
@@ -44,9 +47,9 @@ def keys(base, changes, **options):
     return {
         "scan": scan,
         "plan": choice_key(inputs, budget_of(recipe), request_of(recipe, inputs.view), scan=scan),
-        "train": train_key(inputs, PLAN, {}),
-        "model": save_key(inputs, PLAN, {}),
-        "evaluation": evaluation_key(inputs, PLAN, {}),
+        "train": train_key(inputs, PLAN, ""),
+        "model": save_key(inputs, PLAN, ""),
+        "evaluation": evaluation_key(inputs, PLAN, ""),
     }
 
 
@@ -181,7 +184,7 @@ def test_a_plan_is_what_it_does_not_how_it_was_found():
 def test_a_rule_without_measurements_needs_no_calibration_text(base, tmp_path):
     """There is far less text than this number of samples takes."""
     recipe = load_recipe("uidl-simple", merge(base, {"text": {"samples": 10**6}, "replace": "none"}))
-    plan = plan_stage(open_inputs(recipe), open_folder(tmp_path), None)
+    plan = run_stage(CHOOSE, State(open_inputs(recipe)), open_folder(tmp_path), silent).planned
     assert plan.removed_layers == (3, 4)
     with pytest.raises(ValueError, match="too little text"):
-        plan_stage(open_inputs(recipe.model_copy(update={"rounds": 2})), open_folder(tmp_path / "rounds"), None)
+        run_stage(CHOOSE, State(open_inputs(recipe.model_copy(update={"rounds": 2}))), open_folder(tmp_path / "rounds"), silent)

@@ -8,12 +8,17 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from shoal import compress, load_recipe
+from shoal.edits.plan import Plan
 from shoal.edits.refit import Refit
 from shoal.run.apply import apply_plan
-from shoal.run.stages.polish import read_values
+from shoal.run.written import plan_file, values_for
 
 LENGTH = 16
 TRAIN = {"tokens": 24 * LENGTH, "batch": 4, "micro_batch": 4, "lr": 5e-4, "eval_every": 3}
+
+
+def beside(folder):
+    return values_for(Plan.load(plan_file(folder)), folder)
 
 
 def recipe(small, **changes):
@@ -42,7 +47,7 @@ def test_a_polished_repair_ends_in_a_stock_checkpoint_that_is_never_worse(whole,
     assert result.best.quality <= result.first.quality
     repaired, polished = (load_file(whole.folder / f"{name}.safetensors") for name in ("fit", "train"))
     assert repaired.keys() == polished.keys(), "exactly what the repair set"
-    applied = apply_plan(whole.folder / "plan.json", tmp_path / "applied")
+    applied = apply_plan(plan_file(whole.folder), tmp_path / "applied")
     assert same(load_file(applied.path / "model.safetensors"), load_file(whole.model / "model.safetensors"))
 
 
@@ -60,7 +65,7 @@ def test_a_killed_polish_goes_on_to_the_same_bits_and_does_not_fit_again(small, 
     seen = []
     resumed = compress(recipe(small), tmp_path / "run", progress=lambda stage, done, total: seen.append((stage, done)))
     assert "sweep" not in {stage for stage, _ in seen} and ("train", 1) not in seen
-    assert same(read_values(resumed.folder), read_values(whole.folder))
+    assert same(beside(resumed.folder), beside(whole.folder))
 
 
 def test_without_polish_the_values_of_the_repair_stand_again(small, whole, tmp_path):
@@ -72,7 +77,7 @@ def test_without_polish_the_values_of_the_repair_stand_again(small, whole, tmp_p
         compress(plain, tmp_path / "run")
     bare = compress(plain, tmp_path / "run", overwrite=True)
     assert bare.trained == () and not (tmp_path / "run" / "train.safetensors").exists()
-    assert same(read_values(bare.folder), load_file(whole.folder / "fit.safetensors"))
+    assert same(beside(bare.folder), load_file(whole.folder / "fit.safetensors"))
 
 
 def test_high_trains_the_layer_before_each_cut_whole_from_the_repair_of_the_plan_it_chose(small, tmp_path):
@@ -104,7 +109,7 @@ def test_a_repaired_replacement_is_trained_from_the_repair(small, tmp_path):
     assert result.objective == "hidden_mse", "what a replacement has without a word"
     assert result.first.quality == pytest.approx(outcome.repaired.kl_after)
     AutoModelForCausalLM.from_pretrained(outcome.model)
-    applied = apply_plan(outcome.folder / "plan.json", tmp_path / "applied")
+    applied = apply_plan(plan_file(outcome.folder), tmp_path / "applied")
     assert same(load_file(applied.path / "model.safetensors"), load_file(outcome.model / "model.safetensors"))
 
 

@@ -53,9 +53,11 @@ def test_a_repaired_run_ends_in_a_stock_checkpoint_and_an_applicable_plan(repair
     assert found.repair == repair and found.kept and found.kl_after < found.kl_before
     assert outcome.evaluation.plain is not None, "the table shows the same cut without repair"
     assert found.n_tokens == 100 * LENGTH
-    assert Plan.load(outcome.folder / "plan.json") == outcome.plan
+    assert Plan.load(outcome.folder / "fitted.json") == outcome.plan
     assert any(isinstance(edit, Refit) for edit in outcome.plan.edits)
-    applied = apply_plan(outcome.folder / "plan.json", tmp_path / "applied")
+    chosen = Plan.load(outcome.folder / "plan.json")
+    assert chosen.is_pure_removal and chosen.structure == outcome.plan.structure, "written once, as it was chosen"
+    applied = apply_plan(outcome.folder / "fitted.json", tmp_path / "applied")
     assert same(load_file(applied.path / "model.safetensors"), load_file(outcome.model / "model.safetensors"))
     assert "new values for" in (outcome.model / "README.md").read_text()
 
@@ -90,11 +92,11 @@ def test_changing_the_repair_of_a_folder_needs_a_word_and_leaves_nothing_behind(
     for other in (recipe(small, "none"), recipe(small, "refit")):
         with pytest.raises(ValueError, match="--overwrite"):
             compress(other, tmp_path / "run")
-    assert Plan.load(tmp_path / "run" / "plan.json") == whole.plan
+    assert Plan.load(tmp_path / "run" / "fitted.json") == whole.plan
     bare = compress(recipe(small, "none"), tmp_path / "run", overwrite=True)
     assert bare.repaired is None and bare.plan.is_pure_removal
     assert Plan.load(tmp_path / "run" / "plan.json") == bare.plan
-    assert not (tmp_path / "run" / "fit.safetensors").exists()
+    assert not any((tmp_path / "run" / name).exists() for name in ("fit.safetensors", "fit.json", "fitted.json"))
     assert apply_plan(tmp_path / "run" / "plan.json", tmp_path / "applied").plan.is_pure_removal
     back = compress(recipe(small), tmp_path / "run", overwrite=True)
     assert same(tensors(back.folder), tensors(whole.folder))

@@ -219,7 +219,8 @@ def scan(
     from shoal.run.compress import open_folder
     from shoal.run.job import SHARE_FOR_WEIGHTS, open_inputs
     from shoal.run.refusals import check_recipe
-    from shoal.run.stages.stages import scan_stage
+    from shoal.run.stage import State, run_stage
+    from shoal.run.stages.scan import SCAN
     from shoal.show.plan_tables import best_spans, telling_lengths
 
     screen = _screen(json)
@@ -235,7 +236,8 @@ def scan(
     say_text(screen, chosen)
     say_beside(screen, inputs.opened.beside)
     with screen.progress():
-        found = scan_stage(inputs, folder, progress=screen.step)
+        found = run_stage(SCAN, State(inputs), folder, screen.step).scan
+    assert found is not None, "the recipe default reads a scan"
     screen.show(best_spans(found, lengths=telling_lengths(max(1, found.n_layers - 1))))
     say_files(screen, out, ("scan", "scan.json"), HEAT_MAP)
     screen.result({"scan": str(out / "scan.json"), "provenance": found.provenance.model_dump(mode="json")})
@@ -280,7 +282,9 @@ def plan(
     from shoal.run.job import SHARE_FOR_WEIGHTS, open_inputs
     from shoal.run.memory_plan.needs import needs_of, needs_table
     from shoal.run.refusals import check_budget, check_recipe
-    from shoal.run.stages.stages import needs_model, needs_scan, plan_stage, plan_unopened, scan_stage
+    from shoal.run.stage import State, run_all
+    from shoal.run.stages.choose import CHOOSE, plan_unopened
+    from shoal.run.stages.scan import SCAN
     from shoal.show.plan_tables import candidates
 
     screen = _screen(json)
@@ -314,8 +318,7 @@ def plan(
         say_beside(screen, inputs.opened.beside)
         with screen.progress():
             check_budget(inputs)
-            scanned = scan_stage(inputs, folder, progress=screen.step) if needs_scan(chosen) else None
-            made = plan_stage(inputs, folder, scanned, progress=screen.step)
+            made = run_all((SCAN, CHOOSE), State(inputs), folder, screen.step).planned
     if len(made.candidates) > 1:
         screen.show(candidates(made.candidates, n_layers=made.n_layers))
     say_spread(screen, made)

@@ -113,6 +113,7 @@ class FitResult(Record):
         n_samples, n_tokens, data, data_hash: the text; a tenth of it is held out.
         kl_before, kl_after: KL to the teacher on ``selection`` without and with the repair; None: not asked for.
         kept: the repair stands; False: it was worse there and was undone.
+        values_digest: of ``fit.safetensors``, made when it was written; empty where nothing was set.
     """
 
     repair: str
@@ -126,6 +127,7 @@ class FitResult(Record):
     kl_after: float | None = None
     kept: bool = True
     seconds: float = 0.0
+    values_digest: str = ""
 
     def __str__(self) -> str:
         changed = [str(one.layer) for one in self.layers if one.n_kept]

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.edits.plan import Plan
 from shoal.run.refusals import refuse_place
-from shoal.run.stages.polish import TRAINED, read_values
-from shoal.run.stages.stages import VALUES
+from shoal.run.stages.fit import VALUES
+from shoal.run.stages.polish import TRAINED
+from shoal.run.written import values_for
 from shoal.words.structure import Size
 from shoal.words.types import Batch
 
@@ -37,8 +38,8 @@ def apply_plan(
     """Write the checkpoint that a plan describes.
 
     Args:
-        plan_file: ``plan.json``, perhaps edited by hand; its values are beside it, in ``train.safetensors`` where they were
-            trained, else in ``fit.safetensors``.
+        plan_file: ``plan.json`` (the cut as it was chosen), perhaps edited by hand, or ``fitted.json`` (with its repair); their
+            values are beside them, in ``train.safetensors`` where they were trained, else in ``fit.safetensors``.
         out: new or empty folder.
         model: the source, when it is not where the plan says.
     Raises:
@@ -82,7 +83,7 @@ def _apply_in_memory(
     from shoal.engine.open import open_model
     from shoal.engine.view import DecoderView
 
-    values = read_values(folder)
+    values = values_for(plan, folder)
     refuse_untrained(plan, values)
     opened = open_model(source, device=device, trust_remote_code=trust_remote_code)
     view = DecoderView(opened.model)

@@ -11,10 +11,9 @@ from shoal.recipes.recipe import Recipe, load_recipe, with_changes
 from shoal.run.folder import RunFolder
 from shoal.run.job import SHARE_BESIDE_STUDENT, Inputs, open_inputs, versions
 from shoal.run.refusals import check_budget, check_recipe
-from shoal.run.stages.fit import fit_stage
-from shoal.run.stages.polish import train_stage
+from shoal.run.stage import State, run_all
 from shoal.run.stages.report import report_stage
-from shoal.run.stages.stages import evaluate_stage, needs_scan, plan_stage, save_stage, scan_stage
+from shoal.run.stages.table import STAGES
 from shoal.words.progress import Progress, silent, usual_progress
 from shoal.words.records import write_atomically
 
@@ -117,18 +116,18 @@ def run_stages(inputs: Inputs, folder: RunFolder, *, command: str = "", progress
         folder.overwrite or not recipe_file.exists()
     ):  # else at the end: a refused run leaves the recipe of what stands
         write_atomically(recipe_file, recipe)
-    found = scan_stage(inputs, folder, progress=progress) if needs_scan(inputs.recipe) else None
-    plan = plan_stage(inputs, folder, found, progress=progress)
-    repaired = fit_stage(inputs, folder, plan, progress=progress)
-    plan = repaired.plan
-    fitted = train_stage(inputs, folder, plan, values=repaired.values, progress=progress)
-    model = save_stage(inputs, folder, plan, fitted)
-    healed = None
-    if inputs.recipe.heal is not None:
-        from shoal.run.heal import heal_in_run
-
-        healed, model = heal_in_run(inputs, folder, model, progress=progress), folder / "model"
-    evaluation = evaluate_stage(inputs, folder, plan, fitted, healed=healed, command=command, progress=progress)
+    state = run_all(STAGES, State(inputs, command=command), folder, progress)
     inputs.workers.on_first(lambda: write_atomically(recipe_file, recipe))
     inputs.workers.on_first(lambda: report_stage(folder.path))
-    return Outcome(folder.path, model, found, plan, repaired.result, fitted.results, evaluation, inputs.opened.beside, healed)
+    assert state.model is not None and state.evaluation is not None, "the stages end with a model and its evaluation"
+    return Outcome(
+        folder=folder.path,
+        model=state.model,
+        scan=state.scan,
+        plan=state.planned,
+        repaired=state.repaired,
+        trained=state.trained,
+        evaluation=state.evaluation,
+        beside=inputs.opened.beside,
+        healed=state.healed,
+    )

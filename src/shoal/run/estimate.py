@@ -119,9 +119,9 @@ def estimate(inputs: Inputs, rates: Rates, *, recipe: Recipe | None = None) -> E
         recipe: in place of that of the inputs.
     """
     from shoal.measure.metrics import metric_named
+    from shoal.run.asking import needs_scan
     from shoal.run.candidate_repair import repairs_candidates
     from shoal.run.job import default_samples
-    from shoal.run.stages.stages import needs_scan
     from shoal.select.table import selector_named
     from shoal.train.config import DEFAULT_TOKENS
 

@@ -17,7 +17,7 @@ from shoal.recipes.recipe import Recipe, TextChoice
 from shoal.run.compress import open_folder
 from shoal.run.folder import RunFolder
 from shoal.run.job import Inputs, open_inputs, window_of
-from shoal.run.stages.stages import claim
+from shoal.run.stages.polish import claim
 from shoal.train.heal.config import HealConfig
 from shoal.words.progress import Progress, silent
 from shoal.words.records import Record, stable_hash, write_atomically

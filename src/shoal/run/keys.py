@@ -12,10 +12,6 @@ from shoal.run.searching import runs_the_model
 from shoal.words.records import stable_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
-
     from shoal.edits.plan import Plan
     from shoal.recipes.recipe import Recipe
     from shoal.run.job import Inputs
@@ -48,15 +44,15 @@ def edits_key(plan: Plan) -> str:
     return stable_hash(plan.source_hash, [edit.model_dump(mode="json") for edit in plan.edits])
 
 
-def train_key(inputs: Inputs, plan: Plan, values: Mapping[str, Tensor]) -> str:
-    """``values``: those that training starts from."""
+def train_key(inputs: Inputs, plan: Plan, values: str) -> str:
+    """``values``: digest of those that training starts from."""
     texts, config = (inputs.training.data_hash, inputs.selection.data_hash), inputs.recipe.training()
     how = None if config is None else config.model_dump(mode="json")
-    return stable_hash("train", inputs.model_key, edits_key(plan), _hashes(values), texts, how)
+    return stable_hash("train", inputs.model_key, edits_key(plan), values, texts, how)
 
 
 def repair_key(inputs: Inputs, cut: Plan) -> str:
-    """``cut``: the plan without refits."""
+    """``cut``: the plan as chosen."""
     texts = (inputs.fitting.data_hash, inputs.selection.data_hash)
     return stable_hash("fit", inputs.model_key, edits_key(cut), texts, inputs.recipe.repair, _how_fitted(inputs.recipe))
 
@@ -66,16 +62,12 @@ def _how_fitted(recipe: Recipe) -> str:
     return repr(recipe.fit.model_copy(update={"tokens": None}))
 
 
-def save_key(inputs: Inputs, plan: Plan, values: Mapping[str, Tensor]) -> str:
-    """``values``: of the plan's replacements and refits."""
-    return stable_hash("model", inputs.model_key, edits_key(plan), _hashes(values))
+def save_key(inputs: Inputs, plan: Plan, values: str) -> str:
+    """``values``: digest of those beside the plan; empty where there are none."""
+    return stable_hash("model", inputs.model_key, edits_key(plan), values)
 
 
-def evaluation_key(inputs: Inputs, plan: Plan, values: Mapping[str, Tensor], *, healed: str | None = None) -> str:
+def evaluation_key(inputs: Inputs, plan: Plan, values: str, *, healed: str | None = None) -> str:
     """``healed``: key of the healing behind the student, if there was one."""
     more = (*(() if healed is None else (healed,)), *(() if inputs.recipe.speed else ("without speed",)))
     return stable_hash("evaluation", save_key(inputs, plan, values), inputs.evaluation.data_hash, *more)
-
-
-def _hashes(values: Mapping[str, Tensor]) -> list[tuple[str, str]]:
-    return sorted((name, stable_hash(value.float().cpu().numpy().tobytes())) for name, value in values.items())

@@ -25,7 +25,7 @@ def check_recipe(recipe: Recipe, out: Path) -> None:
     from shoal.measure.observers import observer_named
     from shoal.measure.pairwise import CRITERIA
     from shoal.measure.sinks import TOKENS
-    from shoal.run.stages.stages import budget_of
+    from shoal.run.asking import budget_of
     from shoal.select.table import selector_named
     from shoal.train.objectives import weighted_sum
 
@@ -78,7 +78,7 @@ def check_budget(inputs: Inputs) -> None:
     Raises:
         ValueError: protected layers that do not exist, or a budget out of reach; says the allowed range.
     """
-    from shoal.run.stages.stages import budget_of, request_of
+    from shoal.run.asking import budget_of, request_of
     from shoal.select.model_size import model_size
     from shoal.select.shortlist import check_reach
 

@@ -86,9 +86,10 @@ class TrainResult(Record):
 
 
 class TrainResults(Record):
-    """``train.json``: how the values of a plan were trained, in order."""
+    """``train.json``: how the values of a plan were trained, in order, and the digest of ``train.safetensors``."""
 
     results: tuple[TrainResult, ...]
+    values_digest: str = ""
 
 
 def save_curve(path: Path, curve: tuple[CurvePoint, ...]) -> None:

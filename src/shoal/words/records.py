@@ -159,3 +159,9 @@ def stable_hash(*parts: Any) -> str:
         raw = part if isinstance(part, bytes) else json.dumps(part, sort_keys=True, default=str).encode()
         digest.update(len(raw).to_bytes(8, "little") + raw)
     return digest.hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """Hex SHA-256 (first 16 digits) of a file's bytes, read piece by piece."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

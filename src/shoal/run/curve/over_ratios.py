@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.engine.workers import join
 from shoal.recipes.recipe import Recipe
+from shoal.run.asking import needs_scan, oracle, request_of, why_not
 from shoal.run.compress import open_folder
 from shoal.run.curve.methods import check_methods, is_plain
 from shoal.run.curve.points import Bench, PointCut, make_cut, point_path, with_recipe
 from shoal.run.folder import RunFolder
 from shoal.run.job import SHARE_BESIDE_STUDENT, Inputs, open_inputs
 from shoal.run.searching import runs_the_model
-from shoal.run.stages.stages import needs_scan, oracle, request_of, scan_stage, why_not
+from shoal.run.stage import State, run_stage
+from shoal.run.stages.scan import SCAN
 from shoal.words.progress import Progress, silent
 from shoal.words.records import nearest
 
@@ -98,7 +100,7 @@ def sweep_ratios(
     counts = counts_in(drop, size, protected=base.recipe.protected(size.n_layers), n_points=n_points)
     check_counts(methods, counts, base.view, size)
     refuse_to_lose_points(folder, {(name, n) for name in methods for n in counts})
-    found = scan_stage(base, folder, progress=progress) if any(map(needs_scan, methods.values())) else None
+    found = run_stage(SCAN, State(base), folder, progress).scan if any(map(needs_scan, methods.values())) else None
     bench = Bench(base, tasks, progress)
     work = _Work({name: with_recipe(base, recipe) for name, recipe in methods.items()}, counts, folder, found, bench, command)
     sweep = _without_points(methods, counts, drop=drop, bench=bench, folder=folder, size=size, command=command)

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shoal.run.asking import needs_scan, oracle
 from shoal.run.compress import open_folder
-from shoal.run.curve.methods import is_plain, slug
+from shoal.run.curve.methods import slug
 from shoal.run.folder import RunFolder
 from shoal.run.job import Inputs, window_of
 from shoal.run.keys import evaluation_key
-from shoal.run.stages.fit import fit_stage
-from shoal.run.stages.polish import train_stage
-from shoal.run.stages.stages import needs_scan, oracle, plan_stage
+from shoal.run.stage import State, run_all
+from shoal.run.stages.choose import CHOOSE
+from shoal.run.stages.fit import FIT
+from shoal.run.stages.polish import POLISH
+from shoal.run.written import plan_file
 from shoal.words.progress import Progress
 from shoal.words.records import stable_hash, write_atomically
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from shoal.edits.plan import Plan
     from shoal.engine.student import Student
     from shoal.evaluate.curve.ratio_curve import RatioPoint, Unchanged
@@ -92,7 +93,7 @@ class PointCut:
             nll=found.nll,
             right=found.right,
             chosen=self.plan.method,
-            plan=(self.folder / "plan.json").relative_to(inside.path).as_posix(),
+            plan=plan_file(self.folder.path).relative_to(inside.path).as_posix(),
             seconds=round(self.seconds + seconds, 3),
         )
         point.save(self.folder / POINT)
@@ -188,7 +189,6 @@ def make_cut(
     command: str,
 ) -> PointCut:
     """Choose and repair one cut in its own folder inside the sweep's, or read back what stands there."""
-    from shoal.edits.student_of import student_of
     from shoal.select.budget import parse_budget
 
     started, recipe = time.monotonic(), inputs.recipe.model_copy(update={"drop": str(n_net), "parameters": None})
@@ -198,14 +198,8 @@ def make_cut(
         bench.progress(f"{method}, {n_net} layers: {what}", done, total)
 
     scan = found if needs_scan(recipe) else None
-    plan = plan_stage(inputs, own, scan, budget=parse_budget(str(n_net)), judge=judge, progress=step)
+    state = State(inputs, budget=parse_budget(str(n_net)), judge=judge, scan=scan)
+    state = run_all((CHOOSE, FIT, POLISH), state, own, step)
     write_atomically(own / "recipe.yaml", recipe.to_yaml().encode())
-    values: Mapping[str, Tensor] = {}
-    if is_plain(recipe):
-        student = student_of(inputs.view, plan)
-    else:
-        repaired = fit_stage(inputs, own, plan, progress=step)
-        fitted = train_stage(inputs, own, repaired.plan, values=repaired.values, progress=step)
-        plan, student, values = repaired.plan, fitted.student, fitted.values
-    key = stable_hash("point", evaluation_key(inputs, plan, values), bench.key)
-    return PointCut(method, n_net, own, key, plan, student, time.monotonic() - started)
+    key = stable_hash("point", evaluation_key(inputs, state.planned, state.values.digest), bench.key)
+    return PointCut(method, n_net, own, key, state.planned, state.student(), time.monotonic() - started)

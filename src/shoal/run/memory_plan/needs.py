@@ -128,7 +128,7 @@ def needs_of(
 def _cut(recipe: Recipe, shape: ModelShape) -> ResolvedBudget:
     """How many layers the budget removes, as if all were alike; what a replacement has beyond its layers does not count."""
     from shoal.edits.replace.table import parse_replacement
-    from shoal.run.stages.stages import budget_of
+    from shoal.run.asking import budget_of
     from shoal.select.budget import resolve
     from shoal.select.model_size import NOTHING, ModelSize, PutBack
 

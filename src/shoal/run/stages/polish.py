@@ -1,78 +1,83 @@
-"""The stage after the fit: what the plan put in is trained, in ``train/``, ``train.json`` and ``train.safetensors``."""
+"""The stage train: what the plan put in is trained, in ``train/``, ``train.json`` and ``train.safetensors``."""
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
-from typing import TYPE_CHECKING
+import shutil
+from dataclasses import replace
 
+from shoal.run.asking import oracle
 from shoal.run.folder import RunFolder
-from shoal.run.job import Inputs
 from shoal.run.keys import train_key
-from shoal.run.stages.stages import VALUES, Fitted, claim, oracle
+from shoal.run.stage import Made, Stage, State, Values, read_values, write_values
 from shoal.words.progress import Progress, silent
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
-
-    from shoal.edits.plan import Plan
+from shoal.words.records import write_atomically
 
 TRAINED = "train.safetensors"
 
 
-def train_stage(
-    inputs: Inputs, folder: RunFolder, plan: Plan, *, values: Mapping[str, Tensor] | None = None, progress: Progress = silent
-) -> Fitted:
-    """Polish a plan as the recipe asks; with ``polish: none`` its values stand as they are.
+def key(state: State) -> str | None:
+    """None with ``polish: none``, and where a repair that was undone leaves nothing to polish."""
+    if state.inputs.recipe.training() is None or not (state.planned.replacements or state.values.tensors):
+        return None
+    return train_key(state.inputs, state.planned, state.values.digest)
 
-    Args:
-        values: of the plan's refits and replacements, where training starts.
-    """
-    from shoal.edits.student_of import student_of
-    from shoal.engine.tensors import each_tensor, save_tensors
+
+def load(state: State, folder: RunFolder) -> State:
+    from shoal.train.train_result import TrainResults
+
+    results = TrainResults.load(folder / "train.json")
+    return replace(state, values=read_values(folder / TRAINED, results.values_digest), trained=results.results)
+
+
+def run(state: State, folder: RunFolder, progress: Progress) -> Made:
     from shoal.train.train_plan import train_plan
     from shoal.train.train_result import TrainResults
 
-    values = dict(values or {})
+    inputs = state.inputs
     config = inputs.recipe.training()
-    if config is None or not (plan.replacements or values):  # a repair that was undone leaves nothing to polish
-        if "train" in folder.record.stages:
-            folder.is_done("train", "none")  # refused without --overwrite, else forgotten
-        return Fitted(student_of(inputs.view, plan, values), values, ())
-    key = train_key(inputs, plan, values)
-    if folder.is_done("train", key):
-        found = dict(each_tensor(folder / TRAINED))
-        return Fitted(student_of(inputs.view, plan, found), found, TrainResults.load(folder / "train.json").results)
-    started = time.monotonic()
-    folder.workers.on_first(lambda: claim(folder, "train", key))
+    assert config is not None, "a run without training has no key"
+    claimed = key(state)
+    assert claimed is not None
+    folder.workers.on_first(lambda: claim(folder, "train", claimed))
     judge = oracle(inputs, inputs.selection, what="validate", progress=silent)
     trained = train_plan(
         inputs.view,
-        plan,
+        state.planned,
         training=inputs.training,
         selection=inputs.selection,
         config=config,
-        values=values,
+        values=state.values.tensors,
         folder=folder / "train",
         quality=lambda student: judge.measure([student])[0].kl,
         progress=lambda step, n_steps, loss: progress("train", step, n_steps),
         workers=inputs.workers,
     )
 
-    def write() -> None:
-        save_tensors(folder / TRAINED, trained.values)
-        TrainResults(results=trained.results).save(folder / "train.json")
+    def write() -> str:
+        digest = write_values(folder / TRAINED, trained.values).digest
+        TrainResults(results=trained.results, values_digest=digest).save(folder / "train.json")
+        return digest
 
-    inputs.workers.on_first(write)
-    folder.finish("train", key, seconds=time.monotonic() - started, files=[TRAINED, "train.json", "train"])
-    return Fitted(trained.student, trained.values, trained.results)
+    digest = inputs.workers.from_first(write)
+    state = replace(state, values=Values(trained.values, digest), trained=trained.results)
+    return Made(state, (TRAINED, "train.json", "train"))
 
 
-def read_values(folder: Path) -> dict[str, Tensor]:
-    """Values beside a plan: the trained ones where they were, else those of the closed form; none where there are no files."""
-    from shoal.engine.tensors import each_tensor
+def claim(folder: RunFolder, name: str, key: str) -> None:
+    """Make ``name/`` the work folder of a stage with these inputs: an unfinished one of the same inputs is continued.
 
-    files = (folder / TRAINED, folder / VALUES)
-    return next((dict(each_tensor(file)) for file in files if file.exists()), {})
+    Raises:
+        ValueError: it holds unfinished work of other inputs, and ``overwrite`` was not given.
+    """
+    mark = folder / name / "key"
+    if mark.exists() and mark.read_text() != key:
+        if not folder.overwrite:
+            raise ValueError(
+                f"{folder / name} holds an unfinished run with other options, model or text; add --overwrite to drop it, "
+                "or give another --out"
+            )
+        shutil.rmtree(folder / name)
+    write_atomically(mark, key.encode())
+
+
+POLISH = Stage("train", "gradient training of exactly what repair and replacements set", key, run, load)

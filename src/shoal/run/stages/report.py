@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shoal.run.folder import RECORD, RunRecord
+from shoal.run.written import plan_file
 from shoal.words.reading import read_json
 from shoal.words.records import write_atomically
 
@@ -87,7 +88,7 @@ def read_run(folder: Path) -> RunData:
             f"{folder} holds none of {', '.join([*STEPS, SWEEP])}{started}; give the run folder of a shoal command (its --out)"
         )
     scan = Scan.load(folder) if has["scan.json"] else None
-    plan = Plan.load(folder / "plan.json") if has["plan.json"] else None
+    plan = Plan.load(plan_file(folder)) if has["plan.json"] else None
     evaluation = Evaluation.load(folder / "evaluation.json") if has["evaluation.json"] else None
     facts, reads_scan = _facts(folder)
     needed = [name for name in STEPS if name != "scan.json" or reads_scan]
@@ -192,7 +193,7 @@ def _trained(one: TrainResult) -> str:
 def _facts(folder: Path) -> tuple[Facts, bool]:
     """What run.json and recipe.yaml say, and whether the recipe reads a scan."""
     from shoal.recipes.recipe import Recipe, load_recipe
-    from shoal.run.stages.stages import needs_scan
+    from shoal.run.asking import needs_scan
     from shoal.show.report.run_data import Facts
 
     record = RunRecord.load(folder / RECORD) if (folder / RECORD).is_file() else RunRecord(version="")

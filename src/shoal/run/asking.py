@@ -1,0 +1,97 @@
+"""What a recipe asks of scan and selection, for a model: budget, request, the family's refusals, an oracle on some text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from shoal.run.candidate_repair import repairs_candidates
+from shoal.run.job import Inputs
+from shoal.run.searching import runs_the_model
+from shoal.words.progress import Progress
+from shoal.words.structure import Structure, stored
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shoal.engine.view import DecoderView
+    from shoal.measure.oracle import Oracle
+    from shoal.recipes.recipe import Recipe
+    from shoal.select.budget import Budget
+    from shoal.select.request import Request
+    from shoal.text import Samples
+
+
+def needs_scan(recipe: Recipe) -> bool:
+    """False where nothing reads the scores: a selector without tables, and no other candidates to propose."""
+    from shoal.select.table import selector_named
+
+    return "tables" in selector_named(recipe.select).reads or recipe.guard > 1
+
+
+def needs_model(recipe: Recipe) -> bool:
+    """False where the choice follows from config and names alone: a rule without measurements, with nothing put back."""
+    return needs_scan(recipe) or runs_the_model(recipe) or recipe.replace != "none"
+
+
+def budget_of(recipe: Recipe) -> Budget:
+    from shoal.select.budget import parse_budget, parse_parameters
+
+    return parse_parameters(recipe.parameters) if recipe.parameters else parse_budget(recipe.drop)
+
+
+def request_of(recipe: Recipe, view: DecoderView) -> Request:
+    """What the recipe says of selection, for a model: the options of a replacement are those its family has."""
+    from shoal.edits.replace.table import parse_replacement
+    from shoal.select.model_size import put_back_of
+
+    found = parse_replacement(recipe.replace)
+    put_back = put_back_of(None if found is None else found.resolved(view), view.hidden_size)
+    put_back = replace(put_back, scores_inherited=not repairs_candidates(recipe))
+    return replace(plain_request_of(recipe, view.n_layers), put_back=put_back)
+
+
+def plain_request_of(recipe: Recipe, n_layers: int) -> Request:
+    """As :func:`request_of` for plain removal."""
+    from shoal.select.request import Request
+
+    return Request(
+        n_layers=n_layers,
+        selector=recipe.select,
+        by=recipe.by,
+        max_spans=recipe.max_spans,
+        protected=recipe.protected(n_layers),
+        n_rounds=recipe.rounds,
+        n_candidates=recipe.guard,
+    )
+
+
+def why_not(inputs: Inputs, structure: Structure) -> str | None:
+    """Why this family cannot be that structure, or None. Asked once per order of layers: the answer builds two models."""
+    from shoal.checkpoint.blueprint import check_layers
+
+    model, order = inputs.opened.model, tuple(slot.like for slot in stored(structure))
+    if order not in inputs.refusals:
+        inputs.refusals[order] = reason_of(lambda: check_layers(model.config, order, model_class=type(model)))
+    return inputs.refusals[order]
+
+
+def reason_of(check: Callable[[], object]) -> str | None:
+    """The message of a refusal, or None where there is none."""
+    try:
+        check()
+    except ValueError as refusal:
+        return str(refusal)
+    return None
+
+
+def oracle(inputs: Inputs, samples: Samples, *, what: str, progress: Progress) -> Oracle:
+    from shoal.measure.oracle import Oracle
+
+    batches = inputs.batches(samples)
+    return Oracle(
+        inputs.view,
+        batches,
+        after_batch=lambda batch: progress(what, batch.index + 1, len(batches)),
+        workers=inputs.workers,
+    )

@@ -1,0 +1,69 @@
+"""The stage evaluation: teacher and checkpoint on text nothing was chosen on, in ``evaluation.json`` and the model card."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from shoal.run.asking import oracle
+from shoal.run.folder import RunFolder
+from shoal.run.keys import evaluation_key
+from shoal.run.measuring import against_teacher
+from shoal.run.stage import Made, Stage, State
+from shoal.words.progress import Progress
+from shoal.words.records import write_atomically
+
+if TYPE_CHECKING:
+    from shoal.engine.student import Student
+    from shoal.engine.view import DecoderView
+
+
+def key(state: State) -> str | None:
+    healed = None if state.healed is None else state.healed.key
+    return evaluation_key(state.inputs, state.planned, state.values.digest, healed=healed)
+
+
+def load(state: State, folder: RunFolder) -> State:
+    from shoal.evaluate.evaluation import Evaluation
+
+    return replace(state, evaluation=Evaluation.load(folder / "evaluation.json"))
+
+
+def run(state: State, folder: RunFolder, progress: Progress) -> Made:
+    from shoal.checkpoint.write import is_bundled
+    from shoal.engine.open import load_strictly
+    from shoal.engine.student import student_without
+    from shoal.engine.view import DecoderView
+    from shoal.show.card import card, inherited_metadata
+
+    inputs, plan, healed = state.inputs, state.planned, state.healed
+    # of a streamed model: equal to the checkpoint, as was verified
+    student: DecoderView | Student = replace(state.student(), name="student")
+    if not inputs.is_streamed:
+        saved = load_strictly(folder / "model", trust_remote_code=inputs.opened.trusted or is_bundled(inputs.view, plan))
+        student = DecoderView(saved.to(inputs.view.device))
+    plain = None
+    if state.values.tensors or state.healed is not None:  # the same number of layers without repair, on the same text
+        judge = oracle(inputs, inputs.evaluation, what="evaluate the plain cut", progress=progress)
+        plain = judge.measure([student_without(plan.absent_layers)])[0]
+    evaluation = against_teacher(inputs, student, plain=plain, progress=progress)
+
+    def write() -> None:
+        evaluation.save(folder / "evaluation.json")
+        text = card(
+            plan,
+            evaluation,
+            recipe_name=inputs.recipe.name,
+            command=state.command,
+            papers=inputs.recipe.papers,
+            trained=state.trained,
+            healed="" if healed is None else f"{healed.training}; merged: {healed.merging.way}",
+            inherited=inherited_metadata(inputs.opened.path),
+        )
+        write_atomically(folder / "model" / "README.md", text.encode())
+
+    inputs.workers.on_first(write)
+    return Made(replace(state, evaluation=evaluation), ("evaluation.json", "model/README.md"))
+
+
+EVALUATE = Stage("evaluation", "what was lost and won, on text that nothing was chosen on", key, run, load)

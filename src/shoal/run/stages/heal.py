@@ -1,0 +1,39 @@
+"""The stage healed: the student of ``cut/`` trained by its teacher and merged into ``model/``; its steps are in run/heal.py."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from shoal.run.folder import RunFolder
+from shoal.run.keys import save_key
+from shoal.run.stage import Made, Stage, State
+from shoal.words.progress import Progress, silent
+from shoal.words.records import stable_hash
+
+
+def key(state: State) -> str | None:
+    config = state.inputs.recipe.heal
+    if config is None:
+        return None
+    student = save_key(state.inputs, state.planned, state.values.digest)
+    return stable_hash("healed", student, config.model_dump(mode="json"))
+
+
+def run(state: State, folder: RunFolder, progress: Progress) -> Made:
+    """Training and merge keep records of their own, so that a run that was killed between them goes on."""
+    return Made(_healed(state, folder, progress), ())
+
+
+def load(state: State, folder: RunFolder) -> State:
+    return _healed(state, folder, silent)
+
+
+def _healed(state: State, folder: RunFolder, progress: Progress) -> State:
+    from shoal.run.heal import heal_in_run
+
+    assert state.model is not None, "there is nothing to heal before a student is written"
+    found = heal_in_run(state.inputs, folder, state.model, progress=progress)
+    return replace(state, healed=found, model=folder / "model")
+
+
+HEAL = Stage("healed", "training after the cut: a checkpoint in, a checkpoint out", key, run, load)

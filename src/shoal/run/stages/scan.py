@@ -1,0 +1,66 @@
+"""The stage scan: one pass over calibration text, in ``scan.json``, ``scan.safetensors`` and the heat map."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shoal.run.asking import needs_scan
+from shoal.run.folder import RunFolder
+from shoal.run.keys import scan_key
+from shoal.run.stage import Made, Stage, State
+from shoal.words.progress import Progress
+
+if TYPE_CHECKING:
+    from shoal.measure.scan import Scan
+
+
+def key(state: State) -> str | None:
+    return scan_key(state.inputs) if needs_scan(state.inputs.recipe) else None
+
+
+def run(state: State, folder: RunFolder, progress: Progress) -> Made:
+    from dataclasses import replace
+
+    from shoal.checkpoint.blueprint import check_can_be_cut
+    from shoal.measure.observers import ScanFacts, observer_named
+    from shoal.measure.scan import Asked, scan
+
+    inputs = state.inputs
+    check_can_be_cut(inputs.opened.model.config, model_class=type(inputs.opened.model))
+    batches = inputs.batches(inputs.calibration)
+    facts = ScanFacts(inputs.view.n_layers, inputs.view.hidden_size, inputs.length, inputs.recipe.seed)
+    found = scan(
+        inputs.view,
+        batches,
+        provenance=inputs.provenance(inputs.calibration),
+        observers=[observer_named(name).build(facts) for name in inputs.recipe.observers],
+        after_batch=lambda batch: progress("scan", batch.index + 1, len(batches)),
+        workers=inputs.workers,
+    )
+    recipe = inputs.recipe
+    asked = Asked(text=recipe.text.model_dump(mode="json"), seed=recipe.seed, observers=recipe.observers)
+    found = replace(found, asked=asked)
+    inputs.workers.on_first(lambda: found.save(folder.path))
+    pictures = inputs.workers.from_first(lambda: draw(found, folder.path, by=inputs.recipe.by))
+    return Made(replace(state, scan=found), ("scan.json", "scan.safetensors", *pictures))
+
+
+def load(state: State, folder: RunFolder) -> State:
+    from dataclasses import replace
+
+    from shoal.measure.scan import Scan
+
+    return replace(state, scan=Scan.load(folder.path))
+
+
+def draw(found: Scan, folder: Path, *, by: str) -> list[str]:
+    """The heat map of UIDL's figure for the table in use (angular distance of the last token where it has none)."""
+    from shoal.show.chart_files import save_figures
+    from shoal.show.heat import Heat
+
+    table = found.tables.get(by) or found["angular/last"]
+    return [path.name for path in save_figures([Heat((table,))], folder)]  # none without matplotlib: the command says so
+
+
+SCAN = Stage("scan", "scores of every span, in one pass over calibration text", key, run, load)

@@ -1,0 +1,17 @@
+"""The table of stages, in the order in which they run. A new one is a file and a line here."""
+
+from __future__ import annotations
+
+from shoal.run.stage import Stage
+from shoal.run.stages.choose import CHOOSE
+from shoal.run.stages.evaluate import EVALUATE
+from shoal.run.stages.fit import FIT
+from shoal.run.stages.heal import HEAL
+from shoal.run.stages.polish import POLISH
+from shoal.run.stages.scan import SCAN
+from shoal.run.stages.write import WRITE
+
+TO_A_STUDENT = (SCAN, CHOOSE, FIT, POLISH)
+"""Up to a plan with its values; a curve measures those students without writing their checkpoints."""
+
+STAGES: list[Stage] = [*TO_A_STUDENT, WRITE, HEAL, EVALUATE]

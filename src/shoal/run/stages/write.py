@@ -1,0 +1,63 @@
+"""The stage model: the student as a checkpoint, proved to be the student before it takes its name.
+
+The folder is ``model/``, or ``cut/`` where the student is to be healed into ``model/``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from shoal.run.folder import RunFolder
+from shoal.run.keys import save_key
+from shoal.run.stage import Made, Stage, State
+from shoal.words.progress import Progress
+from shoal.words.types import Batch
+
+
+def key(state: State) -> str | None:
+    return save_key(state.inputs, state.planned, state.values.digest)
+
+
+def record(state: State) -> str:
+    return "model" if state.inputs.recipe.heal is None else "cut"
+
+
+def proof(state: State) -> str:
+    return "verification.json" if record(state) == "model" else "cut.verification.json"
+
+
+def run(state: State, folder: RunFolder, progress: Progress) -> Made:
+    state.inputs.workers.on_first(lambda: _save_and_verify(state, folder))
+    return Made(load(state, folder), (record(state), proof(state)))
+
+
+def load(state: State, folder: RunFolder) -> State:
+    return replace(state, model=folder / record(state))
+
+
+def _save_and_verify(state: State, folder: RunFolder) -> None:
+    """The checkpoint takes its name when it has been proved to be the student, and not before."""
+    from shoal.checkpoint.new_folder import new_folder
+    from shoal.checkpoint.verify import verify, verify_streamed
+    from shoal.checkpoint.write import is_bundled, write
+    from shoal.engine.streamed import Streamed
+
+    inputs, plan = state.inputs, state.planned
+    view, trusted = inputs.view, inputs.opened.trusted or is_bundled(inputs.view, plan)
+    ids_BT = inputs.evaluation.ids_NT[:2]
+    folder.remove(record(state))  # left by a run that died before it recorded the stage
+    with new_folder(folder / record(state)) as made:
+        write(view, inputs.opened.path, plan, made, values=state.values.tensors)
+        reference = view.logits(Batch(ids_BT), student=state.student())
+        if isinstance(view.residency, Streamed):
+            view.residency.settle(())  # the checkpoint's own layers are read next
+            checked = verify_streamed(made, ids_BT=ids_BT, reference_BTV=reference, trust_remote_code=trusted)
+        else:
+            device = str(view.device)
+            checked = verify(made, ids_BT=ids_BT, reference=lambda ids: reference, device=device, trust_remote_code=trusted)
+    checked.model_copy(update={"path": record(state)}).save(folder / proof(state))
+
+
+WRITE = Stage(
+    "model", "a checkpoint that plain transformers loads, reloaded and compared with the student", key, run, load, record
+)

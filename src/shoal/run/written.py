@@ -1,0 +1,33 @@
+"""What a run folder holds of a student: the plan with everything that was done to it, and the values beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shoal.edits.plan import Plan
+from shoal.run.stages.fit import FITTED, VALUES
+from shoal.run.stages.polish import TRAINED
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHOSEN = "plan.json"
+
+
+def plan_file(folder: Path) -> Path:
+    """The plan of a run folder with its refits, where it was repaired; else as it was chosen."""
+    return folder / FITTED if (folder / FITTED).is_file() else folder / CHOSEN
+
+
+def values_for(plan: Plan, folder: Path) -> dict[str, Tensor]:
+    """The values of a plan that lie in its folder: the trained ones where they were, else those of the closed form.
+
+    Those of edits that the plan does not have are left alone: the values of a repair lie beside the plan it was made from, too.
+    """
+    from shoal.engine.tensors import each_tensor
+
+    file = next((folder / name for name in (TRAINED, VALUES) if (folder / name).exists()), None)
+    if file is None:
+        return {}
+    return {name: value for name, value in each_tensor(file) if any(edit.owns(name) for edit in plan.edits)}
