@@ -80,7 +80,21 @@ def test_no_option_is_forgotten_here():
     """``sources``, ``field``, ``seed``, ``repair``, ``fit``, ``polish`` and ``stages`` are below; the rest is for people."""
     assert {*TEXT, "sources", "field"} == set(TextChoice.model_fields)
     assert {*TRAIN, "stages"} == set(TrainConfig.model_fields)
-    others = {"name", "about", "papers", "model", "text", "train", "observers", "seed", "repair", "fit", "polish", "search"}
+    others = {
+        "name",
+        "about",
+        "papers",
+        "model",
+        "text",
+        "train",
+        "observers",
+        "seed",
+        "repair",
+        "fit",
+        "polish",
+        "search",
+        "heal",
+    }
     assert {*CHOICE, *others} == set(load_recipe().model_dump())
 
 

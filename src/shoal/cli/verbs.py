@@ -278,6 +278,7 @@ def plan(
 ) -> None:
     """Choose what to remove: plan.json, readable and editable by hand."""
     from shoal.measure.scan import Scan
+    from shoal.run.asking import needs_model
     from shoal.run.compress import open_folder
     from shoal.run.job import SHARE_FOR_WEIGHTS, open_inputs
     from shoal.run.memory_plan.needs import needs_of, needs_table
