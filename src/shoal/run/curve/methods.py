@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import get_args
 
 from shoal.recipes.recipe import RECIPES, Recipe
 from shoal.run.refusals import check_recipe
@@ -26,8 +25,9 @@ def method_choice(name: str) -> tuple[str, dict[str, str]]:
         ValueError: an unknown part, or two parts that say the same.
     """
     from shoal.edits.replace.table import REPLACEMENTS
+    from shoal.fit.table import REPAIRS
 
-    repairs = set(get_args(Recipe.model_fields["repair"].annotation)) - {"none"}
+    repairs = set(REPAIRS) - {"none"}
     known = {"repair": repairs, "replace": set(REPLACEMENTS), "polish": {"hidden", "kl"}}
     recipe: str | None = None
     changes: dict[str, str] = {}
