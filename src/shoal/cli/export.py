@@ -28,16 +28,48 @@ def export(
         typer.Option("--type", help="gguf: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0.  [default: f16; q8_0 with --like]"),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file at --out.")] = False,
+    push: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--push", metavar="OWNER/NAME", help="Upload what was written, with the card, to a new repository."),
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: for everybody.  [default: private]")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --push: say what would be uploaded, send nothing.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Write a student in the format of an engine, and check what was written."""
-    from shoal.export.contract import Options
+    from shoal.export.contract import Options, find_student
     from shoal.export.table import export as written
 
+    if push is None and (public or dry_run):
+        raise ValueError("--public and --dry-run belong to --push OWNER/NAME")
     screen = Screen(as_json=json)
     done = written(format, student, out, Options(like=like, kind=kind, overwrite=overwrite))
     screen.say(done.text.rstrip("\n") if done.path is None else f"{format}:  {done.path}\n{done.text.rstrip()}")
     for note in done.notes:
         screen.say(f"note:  {note}")
     path = None if done.path is None else str(done.path)
-    screen.result({"format": format, "path": path, "text": done.text, "notes": list(done.notes), "checked": done.checked})
+    result = {"format": format, "path": path, "text": done.text, "notes": list(done.notes), "checked": done.checked}
+    if push is not None:
+        result["push"] = _pushed(
+            screen, done.path, push, find_student(student).folder / "README.md", public, dry_run, overwrite
+        )
+    screen.result(result)
+
+
+def _pushed(
+    screen: Screen, path: Path | None, name: str, card: Path, public: bool, dry_run: bool, overwrite: bool
+) -> dict[str, object]:
+    """Upload a file or folder, or say what would be; for JSON."""
+    from shoal.export.push import planned, push
+
+    if path is None:
+        raise ValueError("--push needs a file or folder: give --out, where to write it")
+    plan = planned(path, name, card=card, public=public)
+    for file, where in plan.files:
+        screen.say(f"  {file}  {where.stat().st_size:,} bytes")
+    if dry_run:
+        screen.say(f"push:  would send {plan}; nothing was sent")
+        return {"name": name, "files": [file for file, _ in plan.files], "sent": False}
+    address = push(plan, overwrite=overwrite)
+    screen.say(f"push:  {plan}: {address}")
+    return {"name": name, "files": [file for file, _ in plan.files], "sent": True, "address": address}
