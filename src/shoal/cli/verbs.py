@@ -71,6 +71,7 @@ from shoal.cli.show import (
     show_outcome,
 )
 from shoal.cli.verify import verify
+from shoal.cli.write import write
 from shoal.engine.workers import join
 
 if TYPE_CHECKING:
@@ -353,6 +354,7 @@ app.command()(stability)
 app.command()(cut)
 app.command()(export)
 app.command()(verify)
+app.command()(write)
 app.command()(sweep)
 app.command()(report)
 app.command("heal")(heal_verb)

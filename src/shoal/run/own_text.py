@@ -1,0 +1,99 @@
+"""Text that a model writes itself, to be given to ``--text``: for when the text it was trained on is not at hand.
+
+Blocks of the given text lend their first tokens; the model goes on by sampling. Calibrated on that, a scan and a repair see the
+distribution that the model itself has learned, chat and reasoning included, which no public text need be.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shoal.recipes.recipe import Recipe
+from shoal.run.job import open_inputs
+from shoal.words.progress import Progress, silent
+from shoal.words.records import Record, write_atomically
+
+if TYPE_CHECKING:
+    from shoal.text.samples import Samples
+
+PROMPT_TOKENS = 16
+
+
+class OwnText(Record):
+    """What was written: a file of JSON lines, each with one ``text``."""
+
+    path: str
+    n_texts: int
+    n_tokens: int
+    temperature: float
+    seed: int
+
+
+def write_own_text(
+    recipe: Recipe,
+    out: Path,
+    *,
+    n: int,
+    temperature: float = 1.0,
+    device: str = "cpu",
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress = silent,
+) -> OwnText:
+    """Let ``recipe.model`` write ``n`` texts of the recipe's length.
+
+    What was written stays in ``out`` with ``.part`` behind its name until all of it is there, so a killed run goes on.
+
+    Args:
+        recipe: its text begins each one; its length and seed hold.
+        out: a new file that ends in ``.jsonl``.
+        temperature: of sampling; 1 is the model's own distribution.
+    Raises:
+        ValueError: the file is there or is named otherwise, and everything that opening model and text can meet.
+    """
+    from shoal.train.heal.rows import TextRows
+    from shoal.train.heal.written import write_text
+
+    if out.suffix != ".jsonl":
+        raise ValueError(f"--out {out} is written as JSON lines; give a name that ends in .jsonl")
+    if out.exists():
+        raise ValueError(f"--out {out} is there already; give another name, or remove it")
+    inputs = open_inputs(recipe, device=device, dtype=dtype, resident="all", trust_remote_code=trust_remote_code)
+    if inputs.corpus is None:
+        raise ValueError("text is written by one process; start it without a launcher")
+    prompts = inputs.corpus.samples("training", n=n, length=inputs.length)
+    work = out.with_suffix(".jsonl.part")
+    written = write_text(
+        work,
+        inputs.view.model,
+        TextRows.of(prompts),
+        n_prompt=len(prompts.start) + max(1, min(PROMPT_TOKENS, inputs.length // 4)),
+        temperature=temperature,
+        seed=recipe.seed,
+        key=inputs.model_key,
+        tell=lambda done, total: progress("write", done, total),
+    )
+    texts = texts_of(prompts, written.ids_NT.tolist(), inputs.opened.need_tokenizer())
+    write_atomically(out, "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts).encode())
+    shutil.rmtree(work)
+    n_tokens = int(written.ids_NT.numel())
+    return OwnText(path=str(out), n_texts=len(texts), n_tokens=n_tokens, temperature=temperature, seed=recipe.seed)
+
+
+def texts_of(prompts: Samples, rows: list[list[int]], tokenizer: object) -> list[str]:
+    """The documents of every block: what stands between two separators, without special tokens; blank ones are left out."""
+    from shoal.text.samples import separator
+
+    between, found = separator(tokenizer), []
+    for row in rows:
+        documents: list[list[int]] = [[]]
+        for token in row[len(prompts.start) :]:
+            if token == between:
+                documents.append([])
+            else:
+                documents[-1].append(token)
+        found += [tokenizer.decode(one, skip_special_tokens=True).strip() for one in documents]  # type: ignore[attr-defined]
+    return [text for text in found if text]
