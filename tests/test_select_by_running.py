@@ -62,7 +62,8 @@ def test_compress_by_greedy_search_and_again_from_its_files(small, shoal, tmp_pa
     code, out, err = shoal("compress", small["model"], "--out", "run", "--json", *asked)
     assert code == 0, err
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
-    assert "greedy" in plan["method"] and not (tmp_path / "run" / "scan.json").exists()
+    assert "greedy" in plan["method"] and "; 7 sets run by js on 128 tokens" in plan["method"]
+    assert f"search:     run/{SEARCH_FILE}" in err and not (tmp_path / "run" / "scan.json").exists()
     found = SearchRecord.load(tmp_path / "run" / SEARCH_FILE)
     assert (found.selector, found.metric, found.n_units, found.n) == ("greedy", "js", 4, 2)
     assert found.n_evaluations == SELECTORS["greedy"].n_evaluations(4, 2) == 7

@@ -45,6 +45,7 @@ def show_outcome(screen: Screen, outcome: Outcome) -> None:
     files = [("checkpoint", "model"), ("card", "model/README.md"), ("figures", "evaluation.json"), ("report", "report.html")]
     if outcome.scan is not None:
         files.insert(2, HEAT_MAP)
+    files.append(("search", "search.json"))
     say_files(screen, outcome.folder, *files)
     screen.result(
         {
@@ -96,7 +97,7 @@ def is_run_folder(target: str) -> bool:
         return False
 
 
-STAGE_FILES = {"tournament": "plan", "repair": "fit", "training": "train", "healing": "heal"}
+STAGE_FILES = {"search": "plan", "tournament": "plan", "repair": "fit", "training": "train", "healing": "heal"}
 """Stages that an estimate calls by another name than ``run.json`` does."""
 
 

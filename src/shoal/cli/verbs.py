@@ -325,7 +325,7 @@ def plan(
         screen.show(candidates(made.candidates, n_layers=made.n_layers))
     say_spread(screen, made)
     screen.say(f"Plan: {made} ({made.before.parameters:,} -> {made.after.parameters:,} parameters)")
-    say_files(screen, out, ("plan", "plan.json"))
+    say_files(screen, out, ("plan", "plan.json"), ("search", "search.json"))
     screen.result(made.model_dump(mode="json"))
 
 

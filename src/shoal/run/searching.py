@@ -76,6 +76,14 @@ def set_function_of(inputs: Inputs, request: Request, *, folder: RunFolder, prog
     )
 
 
+def search_said(inputs: Inputs, function: CountedSets | None) -> str:
+    """What a plan's method adds where layers were chosen by running the model: ``; 50 sets run by kl on 16,384 tokens``."""
+    if function is None:
+        return ""
+    n_tokens = searched_text(inputs).n_tokens
+    return f"; {function.n_evaluations} sets run by {inputs.recipe.search.metric} on {n_tokens:,} tokens"
+
+
 def write_search(inputs: Inputs, function: CountedSets, n: int, *, folder: RunFolder) -> list[str]:
     """``search.json``. Returns the files that belong to the stage."""
     recipe, samples = inputs.recipe, searched_text(inputs)

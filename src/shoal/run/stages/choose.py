@@ -9,7 +9,7 @@ from shoal.run.asking import budget_of, needs_model, oracle, plain_request_of, r
 from shoal.run.candidate_repair import linear_errors_of, rungs
 from shoal.run.folder import RunFolder
 from shoal.run.keys import choice_key, scan_key, unopened_choice_key
-from shoal.run.searching import runs_the_model, set_function_of, write_search
+from shoal.run.searching import runs_the_model, search_said, set_function_of, write_search
 from shoal.run.stage import Made, Stage, State
 from shoal.words.progress import Progress
 from shoal.words.structure import Structure, stored
@@ -71,7 +71,7 @@ def run(state: State, folder: RunFolder, progress: Progress) -> Made:
         own_parameters=request.put_back.own_parameters,
         source=inputs.opened.name,
         source_hash=inputs.opened.fingerprint,
-        method=choice.method,
+        method=choice.method + search_said(inputs, value),
         candidates=choice.candidates,
         spread=choice.spread,
     )
