@@ -174,6 +174,20 @@ def test_what_cannot_be_is_one_clear_line(more, said, cut, shoal):
     one_line(code, err, said)
 
 
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        (("--heal", "lorra"), "did you mean 'lora'"),
+        (("--heal", "lora", "--resident", 1), "--resident all"),
+        (("--heal-tokens", 100), "add --heal lora"),
+    ],
+)
+def test_a_run_that_cannot_heal_says_so_before_it_measures(more, said, cut, shoal, tmp_path):
+    code, _, err = shoal("compress", cut["teacher"], "--text", cut["text"], "--length", 16, "--out", "run", "--drop", 2, *more)
+    assert code == 2 and said in err and "Traceback" not in err
+    assert not (tmp_path / "run" / "scan.json").exists()
+
+
 def test_a_teacher_with_another_vocabulary_is_refused(cut, shoal, tmp_path, capfd):
     from families import tiny_config
     from transformers import AutoModelForCausalLM

@@ -19,6 +19,7 @@ from shoal.run.folder import RunFolder
 from shoal.run.job import Inputs, open_inputs, window_of
 from shoal.run.stages.polish import claim
 from shoal.train.heal.config import HealConfig
+from shoal.train.heal.quiet import quiet_training
 from shoal.words.progress import Progress, silent
 from shoal.words.records import Record, stable_hash, write_atomically
 
@@ -116,9 +117,10 @@ def heal(
         resident="all",
         trust_remote_code=trust_remote_code,
     )
-    bench = Bench(inputs, request, student, trust_remote_code=trust_remote_code)
-    inputs.workers.on_first(lambda: request.save(folder / "heal.request.json"))
-    return heal_stages(bench, folder, command=command, progress=progress)
+    with quiet_training():
+        bench = Bench(inputs, request, student, trust_remote_code=trust_remote_code)
+        inputs.workers.on_first(lambda: request.save(folder / "heal.request.json"))
+        return heal_stages(bench, folder, command=command, progress=progress)
 
 
 def refuse_inside(out: Path, student: str) -> None:
@@ -151,10 +153,11 @@ def refuse_other_words(inputs: Inputs, student: Path) -> None:
 
 def refuse_unknown(config: HealConfig, *, has_teacher: bool) -> None:
     """Raises ValueError for a method, schedule, objective or merge that there is not, before anything is opened."""
-    from shoal.train.heal.losses import objective_of
-    from shoal.train.heal.merge import merge_named
-    from shoal.train.heal.ranks import schedule_named
-    from shoal.train.heal.table import trainable_named
+    with quiet_training():
+        from shoal.train.heal.losses import objective_of
+        from shoal.train.heal.merge import merge_named
+        from shoal.train.heal.ranks import schedule_named
+        from shoal.train.heal.table import trainable_named
 
     trainable_named(config.method)
     schedule_named(config.ranks)
@@ -290,11 +293,8 @@ def cut_of(plan: Plan, student: Path, *, n_teacher_layers: int) -> Cut:
 
 def heal_stages(bench: Bench, folder: RunFolder, *, command: str, progress: Progress = silent) -> Healed:
     """Train, merge and write, evaluate."""
-    from shoal.train.heal.quiet import quiet_training
-
-    with quiet_training():
-        training = train_stage(bench, folder, progress=progress)
-        merging = merge_stage(bench, folder, training)
+    training = train_stage(bench, folder, progress=progress)
+    merging = merge_stage(bench, folder, training)
     model, adapter = folder / "model", folder / "adapter"
     before, evaluation = measure_stage(bench, folder, training, merging, command=command, progress=progress)
     return Healed(
@@ -312,17 +312,13 @@ def heal_in_run(inputs: Inputs, folder: RunFolder, student: Path, *, progress: P
     """The healing of a run: the student that was cut and repaired, healed by its teacher into ``model/``.
 
     Raises:
-        ValueError: the teacher's layers are on disk; the merge lost too much, so there is no checkpoint.
+        ValueError: the merge lost too much, so there is no checkpoint.
     """
-    from shoal.train.heal.quiet import quiet_training
-
     config = inputs.recipe.heal
     assert config is not None
-    if inputs.is_streamed:
-        raise ValueError("healing runs both models in memory, and here layers are on disk; use --resident all, or --heal none")
     request = HealRequest(student=str(student), teacher=inputs.opened.name, plan=str(folder / "plan.json"), heal=config)
-    bench = Bench(inputs, request, str(student), trust_remote_code=inputs.opened.trusted)
     with quiet_training():
+        bench = Bench(inputs, request, str(student), trust_remote_code=inputs.opened.trusted)
         training = train_stage(bench, folder, progress=progress)
         merging = merge_stage(bench, folder, training)
     if merging.way == "apart":

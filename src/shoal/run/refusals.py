@@ -30,6 +30,10 @@ def check_recipe(recipe: Recipe, out: Path) -> None:
     from shoal.train.objectives import weighted_sum
 
     budget_of(recipe)
+    if recipe.heal is not None:
+        from shoal.run.heal import refuse_unknown
+
+        refuse_unknown(recipe.heal, has_teacher=True)
     for stage in recipe.train.schedule():
         weighted_sum(stage.objective)
     known = [f"{criterion}/{tokens}" for criterion in CRITERIA for tokens in TOKENS]
@@ -76,10 +80,13 @@ def check_budget(inputs: Inputs) -> None:
     """Before the model is measured, where all removable layers have one size.
 
     Raises:
-        ValueError: protected layers that do not exist, or a budget out of reach; says the allowed range.
+        ValueError: a healing where layers are on disk; protected layers that do not exist, or a budget out of reach; says the
+            allowed range.
     """
     from shoal.run.asking import budget_of, request_of
     from shoal.select.model_size import model_size
     from shoal.select.shortlist import check_reach
 
+    if inputs.recipe.heal is not None and inputs.is_streamed:
+        raise ValueError("healing runs both models in memory, and here layers are on disk; use --resident all, or --heal none")
     check_reach(budget_of(inputs.recipe), model_size(inputs.view), request_of(inputs.recipe, inputs.view))
