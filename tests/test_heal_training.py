@@ -76,6 +76,15 @@ def test_stopped_and_continued_equals_unbroken(method, tmp_path):
         assert torch.equal(value, trained_values(whole.model)[name]), name
 
 
+def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(tmp_path):
+    asked = config(tokens=288)
+    unbroken, _, _ = healed(tmp_path / "unbroken", asked)
+    half = tmp_path / "broken" / "checkpoint-5"  # killed while it was written
+    half.mkdir(parents=True)
+    (half / "trainable.safetensors").write_bytes(b"")
+    assert healed(tmp_path / "broken", asked)[0].curve == unbroken.curve
+
+
 def test_a_finished_training_is_not_repeated(tmp_path):
     first, _, _ = healed(tmp_path, config())
     seen = []

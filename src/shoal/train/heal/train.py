@@ -195,10 +195,8 @@ def train_at(
     cached: CacheFigures | None = None,
 ) -> HealTraining:
     """As :func:`train`, at one learning rate: the stated one, or the method's own."""
-    from transformers.trainer_utils import get_last_checkpoint
-
     from shoal.train.heal.arguments import arguments
-    from shoal.train.heal.trainer import HealTrainer, stop_on_signal
+    from shoal.train.heal.trainer import HealTrainer, last_whole_checkpoint, stop_on_signal
 
     join().on_first(lambda: None)  # opens the connections of a job, which are closed again when its processes end
     loss = lesson.loss(config)
@@ -223,8 +221,7 @@ def train_at(
     pupil.model.config.use_cache = uses_cache  # the Trainer switches it off, and the config is the checkpoint's
     started = time.monotonic()
     with stop_on_signal(trainer):
-        last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-        trainer.train(resume_from_checkpoint=last)
+        trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
     if trainer.stopping:
         raise KeyboardInterrupt
     seconds = time.monotonic() - started - trainer.seconds_of_validation

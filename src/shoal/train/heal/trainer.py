@@ -7,6 +7,7 @@ checkpoint. Optimiser, schedule, accumulation, clipping, precision and processes
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 import time
@@ -79,6 +80,7 @@ class HealTrainer(Trainer):
         self.best: Values = {}
         self.best_measure = math.inf
         self.stopping = False
+        self.saved_step = -1
         self.seconds_of_validation = 0.0
 
     # -- the loss -------------------------------------------------------------------------------------------------------
@@ -181,23 +183,25 @@ class HealTrainer(Trainer):
             _local(parameter).copy_(values[name])
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """The values as they are and the best so far; the Trainer's own files follow, its state last."""
         folder = Path(output_dir or self.args.output_dir)
-        if self.is_fsdp_enabled:
-            return  # the shards are saved by accelerate, beside this
-        if self.args.should_save:
-            folder.mkdir(parents=True, exist_ok=True)
+        if not (self.is_fsdp_enabled or self.args.should_save):
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.best, folder / self._best_file)
+        if not self.args.should_save:
+            return
+        if not self.is_fsdp_enabled:  # there, accelerate saves the shards beside this
             save_file({name: value.detach().cpu().contiguous() for name, value in self.trainable()}, folder / TRAINABLE_FILE)
+        for watcher in self.callback_handler.callbacks:
+            if hasattr(watcher, "save_to"):
+                watcher.save_to(folder)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        if (folder / TRAINER_STATE_NAME).exists():
+        if self.saved_step == self.state.global_step:
             return  # the Trainer saves once more when the text ends
+        self.saved_step = self.state.global_step
         super()._save_checkpoint(model, trial)
-        if self.is_fsdp_enabled or self.args.should_save:
-            save_file(self.best, folder / self._best_file)
-            for watcher in self.callback_handler.callbacks:
-                if hasattr(watcher, "save_to"):
-                    watcher.save_to(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
@@ -246,6 +250,18 @@ class StepProgress(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.tell(state.global_step, state.max_steps)
+
+
+def last_whole_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end, which the Trainer's state marks; None where there is none."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    for path in sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
+        try:
+            json.loads((path / TRAINER_STATE_NAME).read_text())
+        except (OSError, ValueError):  # the process died while it wrote this one; the one before it still stands
+            continue
+        return str(path)
+    return None
 
 
 @contextmanager
