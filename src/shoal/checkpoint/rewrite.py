@@ -29,12 +29,14 @@ from shoal.engine.families import text_config
 from shoal.engine.layer_names import layer_of
 from shoal.engine.shards import INDEX, SINGLE, Shard, TensorSlot
 from shoal.engine.streamed import TORCH_DTYPES
+from shoal.text.chat import deadline
 from shoal.words.reading import read_json
 from shoal.words.structure import Structure
 
 ABOUT_MODULES = ("quantization_config", "compression_config")  # sections whose texts may name modules
 # Files beside the config in which engines look for the same.
 QUANTISATION_FILES = ("quantize_config.json", "quant_config.json", "quantization_config.json", "hf_quant_config.json")
+MOST_SECONDS = 120.0  # for matching all patterns of a config; one that takes longer is made to take for ever
 NO_MODULES = ("architectures", "auto_map", "model_type", "id2label", "label2id", "transformers_version", *NESTED)
 
 
@@ -78,7 +80,13 @@ def rewrite(
     order = [slot.like for slot in structure]
     check_layers(config, order, model_class=type(model or skeleton))
     names = names_of(skeleton, shards, described.prefix, order)
-    content = rewritten_config(config, order, names)
+    try:
+        with deadline(MOST_SECONDS):
+            content = rewritten_config(config, order, names)
+    except TimeoutError:
+        raise ValueError(
+            f"a pattern in the config of {source} takes more than {MOST_SECONDS:.0f} s to match; mend it"
+        ) from None
     if not described.beside.heads:
         state_no_prediction(content)
     if dtype is not None:

@@ -79,7 +79,7 @@ def _report(error: Exception) -> int:
         _fail(f"error: {name[:60]}{'...' * (len(name) > 60)} cannot be opened ({error.strerror}); give another name")
         return 2
     if isinstance(error, PermissionError) or isinstance(error, OSError) and error.errno == errno.EROFS:
-        _fail(f"error: no permission to write {error.filename}; choose another folder or change its rights")
+        _fail(f"error: no permission to read or write {error.filename}; choose another place or change its rights")
         return 2
     if isinstance(error, ImportError) and "shoal[" in str(error):
         _fail(f"error: {error}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -238,6 +239,7 @@ def with_options(recipe: str, **options: Any) -> Recipe:
     nested = {"heal": heal, "text": text, "fit": fit, "train": train, "search": search}
     changes: dict[str, Any] = {**given, **{name: below for name, below in nested.items() if below}}
     found = load_recipe(recipe, changes)
+    refuse_unread(found, options)
     if train and found.training() is None:
         raise ValueError(
             "--train-tokens and --lr are for training, and nothing is trained; add --polish kl, or --replace layer"
@@ -250,6 +252,36 @@ def with_options(recipe: str, **options: Any) -> Recipe:
     if fit and found.repair == "none":
         raise ValueError("--fit-tokens is for a repair, and there is none; add --repair auto")
     return found
+
+
+UNREAD = ("text", "field", "samples", "length", "seed", "dtype")
+"""Options that a plan made from config and names alone does not read."""
+
+
+def refuse_unread(chosen: Recipe, options: Mapping[str, Any]) -> None:
+    """Raises ValueError for an option that was given and that this recipe does not read: it would be dropped in silence."""
+    from shoal.select.table import selector_named
+
+    if "tables" in selector_named(chosen.select).reads:
+        return
+    if options.get("by") is not None:
+        raise ValueError(
+            f"--by {options['by']} is a score to select by, and --select {chosen.select} reads none; leave it out, or choose "
+            "another --select"
+        )
+    if options.get("rounds") is not None and chosen.rounds > 1 and not selector_named(chosen.select).reads:
+        raise ValueError(f"--rounds measures anew after each cut, and --select {chosen.select} reads no measure; leave it out")
+
+
+def refuse_unopened(options: Mapping[str, Any], *, device: str, resident: str) -> None:
+    """Raises ValueError for options of text and machine where a plan needs neither."""
+    given = [name for name in UNREAD if options.get(name) is not None]
+    given += [name for name, value, default in (("device", device, "cpu"), ("resident", resident, "auto")) if value != default]
+    if given:
+        raise ValueError(
+            f"--{given[0]} is not read: this plan follows from config and names alone, no text is read and no model opened; "
+            "leave it out, or choose another --select or --guard"
+        )
 
 
 def _layers(text: str) -> list[int]:

@@ -56,6 +56,7 @@ from shoal.cli.options import (
     TimeOption,
     TrainTokensOption,
     recipe_of,
+    refuse_unopened,
     with_options,
 )
 from shoal.cli.report import report
@@ -310,6 +311,8 @@ def plan(
     check_recipe(chosen, out)
     folder = open_folder(out, command=_command(), overwrite=overwrite)
     if not needs_model(chosen):
+        asked_for = {"text": text, "field": field, "samples": samples, "length": length, "seed": seed, "dtype": dtype}
+        refuse_unopened(asked_for, device=device, resident=resident)
         made = plan_unopened(chosen, folder, trust_remote_code=trust_remote_code)
     else:
         resident = settle_resident(

@@ -56,9 +56,14 @@ def bits_per_byte(found: Perplexity, n_bytes: int) -> float:
 
 
 def other_tokenizer(first: Any, other: Any) -> str | None:
-    """What makes the tokens of two models different ones, or None where they are the same."""
+    """What makes the tokens of two models different ones, or None where they are the same.
+
+    Tokens that one of them has behind the last of the other, such as a padding token that was added, change no text's tokens.
+    """
     ours, theirs = first.get_vocab(), other.get_vocab()
-    if ours == theirs:
+    fewer, more = sorted((ours, theirs), key=len)
+    last = max(fewer.values(), default=-1)
+    if fewer.items() <= more.items() and all(number > last for name, number in more.items() if name not in fewer):
         return None
     return f"its tokenizer is another ({len(ours.items() & theirs.items()):,} of {len(ours):,} tokens are the same)"
 

@@ -199,6 +199,6 @@ def refuse_other_vocabulary(teacher: DecoderView, student: DecoderView) -> None:
     ours, theirs = (view.model.get_output_embeddings().weight.shape[0] for view in (teacher, student))
     if ours != theirs:
         raise ValueError(
-            f"the teacher has {ours} tokens, the student {theirs}; they can be compared only with one vocabulary, "
-            "so give the teacher the student was made from"
+            f"the teacher has {ours} tokens, the student {theirs}; they can be compared only with one vocabulary: give the "
+            f"teacher the student was made from, or take added tokens out (student.resize_token_embeddings({ours}))"
         )

@@ -15,6 +15,7 @@ Shapes: B windows, T tokens, W window, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -159,6 +160,8 @@ def perplexities(
     run_pass(view, batches, students=students, sink=add, after_batch=after_batch, workers=workers)
     every = workers.gather(mine)
     n_tokens = sum(n for n, _ in every)
+    if any(math.isnan(nll) for _, sums in every for nll in sums):
+        raise ValueError("the logits are NaN on this text: the weights are damaged, or the dtype is too small; use float32")
     means = [sum(nll[member] for _, nll in every) / n_tokens for member in range(len(students))]
     return [
         Perplexity(

@@ -112,6 +112,8 @@ def ridge_change(sums: MapSums, ridge: float, *, bias: bool) -> Tensor:
     shrunk = torch.arange(n_ones - 1, device=a_EE.device)
     a_EE[shrunk, shrunk] += ridge * sums.mean_diagonal
     root_EE, info = torch.linalg.cholesky_ex(a_EE)
+    if int(info) and not bool(torch.isfinite(sums.hh_EE).all()):
+        raise ValueError("the inputs of this map are NaN or infinite: the weights are damaged, or changed while they were read")
     if int(info):
         raise ValueError(f"ridge {ridge:g} leaves a singular system of {n} inputs from {int(sums.n_tokens)} tokens; raise it")
     change_ED[:n] = torch.cholesky_solve(sums.hr_ED[:n], root_EE)

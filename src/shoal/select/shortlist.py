@@ -120,6 +120,9 @@ def candidates_or_reason(selector: Selector, name: str, *, evidence: Evidence, r
     best = next(candidates, None)
     if best is not None:
         return chain([best], candidates)
+    table = evidence.tables.get(request.by) if "tables" in selector.reads else None
+    if table is not None and not any(value == value for row in table.values for value in row):
+        raise ValueError(f"no value of the score {request.by!r} is a number; scan again, or select by another score")
     unrefused = next(selector.propose(replace(evidence, refuse=nothing_refused), request), None)
     reason = None if unrefused is None else evidence.reason_against(request, unrefused.layers)
     why = f"its first choice, {unrefused}: {reason}" if unrefused is not None and reason else "too many are protected"
