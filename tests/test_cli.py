@@ -242,7 +242,7 @@ def test_a_config_that_does_not_fit_is_one_clear_line(config, said, world, shoal
 
 
 def test_a_plan_edited_wrongly_is_one_clear_line(world, shoal, tmp_path):
-    assert shoal("plan", world / "model", "--out", "run", "--select", "deepest", *options(world, "--guard", 1))[0] == 0
+    assert shoal("plan", world / "model", "--out", "run", "--select", "deepest", "--guard", 1, "--repair", "none")[0] == 0
     content = json.loads((tmp_path / "run" / "plan.json").read_text())
     content["edits"] = [{"edit": "drop", "indices": [-1]}]
     (tmp_path / "run" / "plan.json").write_text(json.dumps(content))
