@@ -22,7 +22,7 @@ from shoal.engine.beside import Beside, beside, refuse_layers_behind
 from shoal.engine.families import find_layers, refuse_coupled_layers, text_config
 from shoal.engine.layer_names import decoder_prefix, numbers_by_prefix
 from shoal.engine.shards import Shard
-from shoal.engine.source import check_source, quantisation
+from shoal.engine.source import auto_class, check_source, quantisation
 from shoal.words.reading import guarded, read_json, shortened
 
 COUNT_OF_MODULES = re.compile(r"(?:^|_)(?:layers?|depths?|blocks?|experts|heads|stages|codebooks|n_head)(?:$|_per_)")
@@ -84,25 +84,22 @@ def build_empty(
     Raises:
         ValueError: the library cannot build it.
     """
-    from transformers import AutoModelForCausalLM
-
     from shoal.engine.open import quiet_loading
 
     family = getattr(config, "model_type", type(config).__name__)
     with quiet_loading(), torch.device("meta"), guarded(f"{where}: no model of type {family!r} can be built"):
         if model_class is not None:
             return model_class._from_config(copy.deepcopy(config)).eval()
-        return AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code).eval()
+        return auto_class(config).from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code).eval()
 
 
 def build_skeleton(config: Any, *, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
     """As :func:`build_empty` in a dtype, with real buffers: tables that are computed, not stored."""
     from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
 
     refuse_coupled_layers(config)
     with init_empty_weights(include_buffers=False), guarded("the model of this config cannot be built"):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code).eval()
+        return auto_class(config).from_config(config, dtype=dtype, trust_remote_code=trust_remote_code).eval()
 
 
 @dataclass(frozen=True, eq=False)

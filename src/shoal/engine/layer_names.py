@@ -38,8 +38,12 @@ def decoder_prefix(names: Iterable[str], n_layers: int, path_in_memory: str) -> 
         raise ValueError(f"no tensor names numbered 0..{n_layers - 1} in the weights; they are not those of this config")
     if len(whole) == 1:
         return whole[0]
-    # transformers renames on loading, e.g. language_model.model.layers to model.language_model.layers: same words
+    # transformers renames on loading, e.g. language_model.model.layers to model.language_model.layers: the same words; or some
+    # of them, where the text model was not wrapped when it was stored (Qwen2.5-VL: model.layers).
+    words = set(path_in_memory.split("."))
     same = [prefix for prefix in whole if sorted(prefix.split(".")) == sorted(f"{path_in_memory}.".split("."))]
-    if len(same) != 1:
+    some = [prefix for prefix in whole if words.issuperset(prefix.rstrip(".").split("."))]
+    found = same or some
+    if len(found) != 1:
         raise ValueError(f"several lists of {n_layers} layers in the weights ({', '.join(whole)}); cannot tell which to cut")
-    return same[0]
+    return found[0]

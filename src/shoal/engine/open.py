@@ -14,7 +14,7 @@ from torch import nn
 from shoal.engine.beside import Beside, is_prediction
 from shoal.engine.config import describe
 from shoal.engine.families import find_layers
-from shoal.engine.source import TOKENIZER_FILES, fingerprint, quantisation, resolve_source
+from shoal.engine.source import TOKENIZER_FILES, auto_class, fingerprint, quantisation, resolve_source
 from shoal.words.reading import guarded, read_json
 from shoal.words.records import nearest
 
@@ -104,10 +104,9 @@ def load_strictly(path: Path, *, dtype: str | None = None, trust_remote_code: bo
     Raises:
         ValueError: the tensors on disk are not those the config asks for, or the library cannot build the model.
     """
-    from transformers import AutoModelForCausalLM
-
+    auto = auto_class(read_json(path / "config.json"))
     with quiet_loading(), guarded(f"{path} cannot be opened"):
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = auto.from_pretrained(
             str(path),
             dtype="auto" if dtype is None else DTYPES[dtype],
             trust_remote_code=trust_remote_code,

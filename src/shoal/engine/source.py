@@ -112,12 +112,38 @@ def check_architecture(config: dict[str, Any], where: str, *, trust_remote_code:
         raise ValueError(
             f"{where}: transformers does not know the model type {family!r}; {hint or 'check config.json or upgrade'}"
         )
-    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(family)
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(family) or wrapper_class(config)
     if causal is None:
         raise ValueError(f"{where}: model type {family!r} has no causal language model in transformers; Shoal cuts only those")
     known = causal if isinstance(causal, (tuple, list)) else (causal,)
     if heads and not any(head in known or head.endswith(CAUSAL_ENDINGS) for head in heads):
         raise ValueError(f"{where}: {heads[0]} (model type {family!r}) is not a causal language model; {known[0]} is needed")
+
+
+def wrapper_class(config: Any) -> str | None:
+    """Name of the class of a model with images whose text decoder is wrapped, where transformers has no causal model of it.
+
+    Args:
+        config: content of a config.json, or a config.
+    """
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
+
+    stated = config if isinstance(config, dict) else {"model_type": getattr(config, "model_type", None)}
+    family = stated.get("model_type")
+    if family is None or family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return None
+    found = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(family)
+    return found if isinstance(found, str) else found[0] if found else None
+
+
+def auto_class(config: Any) -> Any:
+    """The class of transformers that opens a model of this config: causal, or with images around its text decoder."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText if wrapper_class(config) else AutoModelForCausalLM
 
 
 def quantisation(config: dict[str, Any]) -> str | None:
