@@ -11,6 +11,7 @@ import typer
 from shoal.edits.replace.table import REPLACEMENTS
 from shoal.fit.table import repairs_said
 from shoal.measure.observers import observers_said
+from shoal.recipes.recipe import RECIPES
 from shoal.select.table import SELECTORS
 
 if TYPE_CHECKING:
@@ -65,8 +66,7 @@ RecipeOption = Annotated[
     str,
     typer.Option(
         "--recipe",
-        help="default, low, high, llm-streamline, uidl, uidl-simple, shortgpt, replaceme, linearpatch, ghosted-layers, "
-        "prune-comp, or a YAML file. Options override it; the defaults shown are those of the recipe default.",
+        help=f"{', '.join(RECIPES)}, or a YAML file. Options override it; the defaults shown are those of the recipe default.",
     ),
 ]
 EffortOption = Annotated[
