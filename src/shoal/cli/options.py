@@ -236,6 +236,8 @@ def with_options(recipe: str, **options: Any) -> Recipe:
         given["heal"] = None
     elif "heal" in given:
         heal["method"] = given.pop("heal")
+    if heal and "method" not in heal and ("heal" in given or load_recipe(recipe).heal is None):
+        raise ValueError("--heal-tokens is for healing, and nothing is healed; add --heal lora")
     nested = {"heal": heal, "text": text, "fit": fit, "train": train, "search": search}
     changes: dict[str, Any] = {**given, **{name: below for name, below in nested.items() if below}}
     found = load_recipe(recipe, changes)
@@ -244,8 +246,6 @@ def with_options(recipe: str, **options: Any) -> Recipe:
         raise ValueError(
             "--train-tokens and --lr are for training, and nothing is trained; add --polish kl, or --replace layer"
         )
-    if heal and found.heal is None:
-        raise ValueError("--heal-tokens is for healing, and nothing is healed; add --heal lora")
     running = [name for name, one in SELECTORS.items() if "values" in one.reads]
     if search and found.select not in running:
         raise ValueError(f"--metric and --evaluations are for selectors that run the model: --select {', '.join(running)}")
