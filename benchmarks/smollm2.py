@@ -79,8 +79,8 @@ class Bench:
 
         return Student(removed=frozenset(Unit("layer", layer) for layer in layers), name=str(list(layers)))
 
-    def repaired(self, repair: str) -> Any:
-        """The student of the best span at 25 %, fitted once; its values are kept in the work folder."""
+    def repaired(self, repair: str, share: str = "25 %") -> Any:
+        """The student of the best span at a share, fitted once; its values are kept in the work folder."""
         from safetensors.torch import load_file, save_file
 
         from shoal.edits.plan import Plan
@@ -88,20 +88,24 @@ class Bench:
         from shoal.fit.fit_plan import fit_plan
 
         work = self.options.work
-        values, plan = work / f"{repair}.safetensors", work / f"{repair}.json"
+        name = repair if share == "25 %" else f"{repair}-{share[:2]}"
+        values, plan = work / f"{name}.safetensors", work / f"{name}.json"
         if not values.exists():
             text = self.samples(self.options.books, "training", FIT_SAMPLES[repair])
             started = time.monotonic()
-            fitted = fit_plan(self.view, self.plan(self.best), text, repair=repair, batch_size=8)  # type: ignore[arg-type]
+            fitted = fit_plan(self.view, self.plan(self.best_of(share)), text, repair=repair, batch_size=8)  # type: ignore[arg-type]
             work.mkdir(parents=True, exist_ok=True)
             fitted.plan.save(plan)
-            (work / f"{repair}.seconds").write_text(f"{time.monotonic() - started:.0f}")
+            (work / f"{name}.seconds").write_text(f"{time.monotonic() - started:.0f}")
             save_file(fitted.values, values)
         return student_of(self.view, Plan.load(plan), load_file(values))
 
+    def best_of(self, share: str) -> list[int]:
+        return list(self.results["criteria"][share]["cosine (LLM-Streamline)"])
+
     @property
     def best(self) -> list[int]:
-        return list(self.results["criteria"]["25 %"]["cosine (LLM-Streamline)"])
+        return self.best_of("25 %")
 
 
 # -- cells -----------------------------------------------------------------------------------------------------------------
@@ -201,21 +205,27 @@ def task(name: str) -> Callable[[Bench], dict[str, Any]]:
     return cell
 
 
-def chat(bench: Bench) -> dict[str, Any]:
+def chat(share: str, repairs: Sequence[str]) -> Callable[[Bench], dict[str, Any]]:
     """Greedy answers to five prompts through the model's chat template."""
-    from shoal.evaluate.generate import greedy_tokens, model_of
 
-    tokenizer = bench.opened.need_tokenizer()
-    students = {"plain cut": bench.plain(bench.best), **{name: bench.repaired(name) for name in FIT_SAMPLES}}
-    answers: dict[str, dict[str, str]] = {prompt: {} for prompt in PROMPTS}
-    for label, model in {"teacher": bench.opened.model, **{k: model_of(bench.view, s) for k, s in students.items()}}.items():
-        for prompt in PROMPTS:
-            ids = tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-            )["input_ids"][0]
-            said = greedy_tokens(model, ids, max_new_tokens=40)
-            answers[prompt][label] = tokenizer.decode(said, skip_special_tokens=True).strip()
-    return {"max_new_tokens": 40, "answers": answers}
+    def cell(bench: Bench) -> dict[str, Any]:
+        from shoal.engine.student import TEACHER
+        from shoal.evaluate.generate import greedy_tokens, model_of
+
+        tokenizer = bench.opened.need_tokenizer()
+        students = {"teacher": TEACHER, "plain cut": bench.plain(bench.best_of(share))}
+        students |= {name: bench.repaired(name, share) for name in repairs}
+        answers: dict[str, dict[str, str]] = {prompt: {} for prompt in PROMPTS}
+        for label, student in students.items():
+            model = model_of(bench.view, student)
+            for prompt in PROMPTS:
+                asked = [{"role": "user", "content": prompt}]
+                ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+                said = greedy_tokens(model, ids["input_ids"][0], max_new_tokens=40)
+                answers[prompt][label] = tokenizer.decode(said, skip_special_tokens=True).strip()
+        return {"max_new_tokens": 40, "layers": bench.best_of(share), "answers": answers}
+
+    return cell
 
 
 CELLS: dict[str, Callable[[Bench], dict[str, Any]]] = {
@@ -226,7 +236,8 @@ CELLS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "fit sweep": fitted("sweep"),
     "repairs other": repairs("other"),
     "repairs wiki": repairs("wiki"),
-    "chat": chat,
+    "chat": chat("25 %", list(FIT_SAMPLES)),
+    "chat 10 %": chat("10 %", ["refit"]),
     **{f"task {name}": task(name) for name in TASKS},
     **{
         f"plain {share} {domain}": plain_cuts(share, domain)
