@@ -270,3 +270,17 @@ def test_chat_rows_of_a_base_model_make_samples(tmp_path):
     for template in (None, CHAT_TEMPLATE):
         corpus = open_corpus(str(tmp_path / "a.jsonl"), word_tokenizer(chat_template=template))
         assert sum(1 for name in SLICE_SHARES for _ in corpus.documents(name)) == 99
+
+
+def test_chats_and_plain_text_mix_by_their_characters(tmp_path):
+    """A chat model is calibrated on both: turns through its template, plain text as it is, in the shares asked for."""
+    rows = [{"messages": [ASK, {"role": "assistant", "content": text}]} for text in own_words([20] * 300)]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plain = write_jsonl(tmp_path / "plain.jsonl", [f"w7 {text}" for text in own_words([20] * 300)])
+    tokenizer = word_tokenizer(7000, chat_template=CHAT_TEMPLATE)
+    corpus = open_corpus(f"0.5*{tmp_path / 'chat.jsonl'}+0.5*{plain}", tokenizer)
+    texts = [document.text for document in corpus.documents("training")]
+    sizes = [sum(len(text) for text in texts if text.startswith(start)) for start in ("<bos> user w1 assistant", "w7 ")]
+    assert sum(sizes) == sum(map(len, texts)) and abs(sizes[0] - sizes[1]) < 300
+    samples = corpus.samples("training", n=20, length=32)
+    assert samples.ids_NT[:, 0].eq(0).all() and not samples.ids_NT[:, :2].eq(0).all(1).any(), "BOS in front, and once"
