@@ -7,6 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 from shoal.evaluate.comparison import Compared, Comparison
+from shoal.evaluate.draft import best_draft
 from shoal.evaluate.evaluation import Evaluation, Measured
 from shoal.evaluate.generate import Generation
 from shoal.evaluate.positions import ByPosition, Positions
@@ -68,6 +69,8 @@ def _figures(found: Evaluation) -> list[Row]:
     ]
     if found.by_position is not None:
         rows.append(("speculative acceptance", "100 %", f"{percent(found.by_position.acceptance)} %", ""))
+    draft = best_draft(quality.agreement, b.parameters / a.parameters)
+    rows.append(("as a greedy draft of the teacher, computed", "", f"{draft.n_drafted} tokens a time", times(draft.speed)))
     if found.plain is not None:
         rows.append(("the same without repair: KL", "0", number(found.plain.kl), ""))
         rows.append(("the same without repair: agreement", "100 %", f"{percent(found.plain.agreement)} %", ""))
