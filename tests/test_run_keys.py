@@ -80,22 +80,13 @@ def test_no_option_is_forgotten_here():
     """``sources``, ``field``, ``seed``, ``repair``, ``fit``, ``polish`` and ``stages`` are below; the rest is for people."""
     assert {*TEXT, "sources", "field"} == set(TextChoice.model_fields)
     assert {*TRAIN, "stages"} == set(TrainConfig.model_fields)
-    others = {
-        "name",
-        "about",
-        "papers",
-        "model",
-        "text",
-        "train",
-        "observers",
-        "seed",
-        "repair",
-        "fit",
-        "polish",
-        "search",
-        "heal",
-    }
+    for_people = {"name", "about", "papers", "model"}
+    others = {"text", "train", "observers", "seed", "repair", "fit", "polish", "search", "heal", "speed"} | for_people
     assert {*CHOICE, *others} == set(load_recipe().model_dump())
+
+
+def test_measuring_speed_or_not_is_another_evaluation(base):
+    assert changed(base, {"speed": False}) == {"evaluation"}
 
 
 @pytest.mark.parametrize("option", TEXT)

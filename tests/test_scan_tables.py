@@ -16,7 +16,7 @@ from shoal.measure.gram import N_PARTS, GramObserver, fold_of_text
 from shoal.measure.pairwise import CRITERIA
 from shoal.measure.scan import add_states, finish, scan
 from shoal.measure.sinks import TOKENS
-from shoal.show.best_spans import best_span
+from shoal.show.plan_tables import best_span
 from shoal.words.records import Provenance
 from shoal.words.types import Batch, Span, Unit
 

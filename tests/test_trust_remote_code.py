@@ -71,7 +71,6 @@ VERBS = {
     "eval": lambda w: ("eval", w["model"], *text(w)),
     "eval --teacher": lambda w: ("eval", w["model"], "--teacher", w["model"], *text(w)),
     "compare": lambda w: ("compare", w["model"], w["model"], *text(w)),
-    "criteria": lambda w: ("criteria", w["model"], *text(w), "--drop", 2),
 }
 
 
