@@ -334,7 +334,9 @@ def test_apply_reloads_where_the_system_does_not_say_how_much_memory_is_free(wor
 
 def test_run_takes_a_recipe_file(world, shoal, tmp_path):
     text = {"sources": [str(world / "text.jsonl")], "samples": 8, "length": 16}
-    (tmp_path / "mine.yaml").write_text(json.dumps({"recipe": "uidl", "model": str(world / "model"), "drop": 1, "text": text}))
+    (tmp_path / "mine.yaml").write_text(
+        json.dumps({"recipe": "uidl", "model": str(world / "model"), "drop": 1, "heal": None, "text": text})
+    )
     code, out, err = shoal("run", "mine.yaml", "--out", "run", "--json")
     assert code == 0, err
     assert json.loads(out)["plan"]["after"]["layers"] == 5

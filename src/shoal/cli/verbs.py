@@ -334,7 +334,9 @@ def plan(
 
 @app.command()
 def apply(
-    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="plan.json; the values of replacements lie beside it.")],
+    plan: Annotated[
+        Path, typer.Argument(metavar="PLAN", help="plan.json, or fitted.json with its repair; values lie beside it.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="New folder for the checkpoint.")],
     model: Annotated[Optional[str], typer.Option("--model", help="Where the source model is now, when it has moved.")] = None,  # noqa: UP045
     device: DeviceOption = "cpu",
@@ -343,11 +345,15 @@ def apply(
 ) -> None:
     """Apply a plan to its source. Plain removal goes file to file: any size, quantised too, the model is not opened."""
     from shoal.run.apply import apply_plan
+    from shoal.run.stages.fit import FITTED
+    from shoal.run.written import CHOSEN
 
     screen = _screen(json)
     made = apply_plan(plan, out, model=model, device=device, trust_remote_code=trust_remote_code)
     say_beside(screen, made.beside)
     screen.say(f"{made.plan}\ncheckpoint: {out}")
+    if plan.name == CHOSEN and (plan.parent / FITTED).exists():
+        screen.say(f"this is the cut as it was chosen; {plan.parent / FITTED} is the same plan with its repair")
     screen.result({"model": str(out), "layers": made.plan.after.layers, "verification": made.verification})
 
 
