@@ -16,7 +16,9 @@ from shoal.engine.config import describe
 from shoal.engine.open import open_model
 from shoal.engine.source import fingerprint
 from shoal.engine.streamed import open_streamed
+from shoal.engine.view import DecoderView
 from shoal.words.structure import Size
+from shoal.words.types import Batch
 
 INDEX = "model.safetensors.index.json"
 
@@ -323,3 +325,44 @@ def test_the_identity_of_a_damaged_folder_is_refused_too(folder):
     set_header(folder, lambda header: "[]")
     with pytest.raises(ValueError, match="corrupt safetensors header"):
         fingerprint(folder)
+
+
+# -- wrappers ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wrapper(tmp_path_factory):
+    """A decoder in a wrapper, beside a tower of as many layers."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    torch.manual_seed(0)
+    decoder = dict(
+        hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, vocab_size=80, num_hidden_layers=4,
+        head_dim=8, max_position_embeddings=64, query_pre_attn_scalar=8, sliding_window=16,
+    )  # fmt: skip
+    tower = dict(hidden_size=32, intermediate_size=48, num_attention_heads=4, num_hidden_layers=4, image_size=28, patch_size=14)
+    tokens = dict(mm_tokens_per_image=4, image_token_index=70, boi_token_index=71, eoi_token_index=72)
+    model = Gemma3ForConditionalGeneration(Gemma3Config(text_config=decoder, vision_config=tower, **tokens))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, 0.1)
+    folder = tmp_path_factory.mktemp("wrapper") / "gemma3"
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_a_tower_of_as_many_layers_is_no_part_of_the_decoder_in_memory_and_on_disk(wrapper):
+    whole, (streamed, residency) = open_model(wrapper), open_streamed(wrapper)
+    ids_BT = torch.arange(16).view(2, 8)
+    theirs = DecoderView(whole.model).logits(Batch(ids_BT))
+    ours = DecoderView(streamed.model, residency=residency).logits(Batch(ids_BT))
+    assert torch.equal(theirs, ours)
+    assert "a tower" in str(whole.beside) and whole.beside == streamed.beside
+
+
+def test_a_cut_wrapper_keeps_its_tower_whole(wrapper, tmp_path):
+    size = Size(layers=4, parameters=0)
+    plan = Plan(source="m", source_hash="", teacher="m", n_layers=4, edits=(Drop(indices=(1, 2)),), before=size, after=size)
+    config = config_of(rewrite(wrapper, plan, tmp_path / "out"))
+    assert (config["text_config"]["num_hidden_layers"], config["vision_config"]["num_hidden_layers"]) == (2, 4)
+    assert open_model(tmp_path / "out").beside.tower == open_model(wrapper).beside.tower > 0
