@@ -1,5 +1,6 @@
 """What other libraries log and warn of does not reach the people who use the command; errors and Shoal's own words do."""
 
+import os
 import subprocess
 import sys
 
@@ -28,6 +29,13 @@ def run(*flags):
 
 def test_libraries_are_quiet_and_errors_are_not():
     assert run().strip() == "an error"
+
+
+def test_signs_that_the_terminal_has_not_are_replaced():
+    script = SCRIPT.split("import transformers")[0] + "print('\\u00b1 1'); print('\\ud800', file=sys.stderr)"
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, env=ascii_only)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "? 1" and done.stderr.strip() == "?", done.stderr
 
 
 def test_who_asks_for_warnings_gets_them():

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from shoal.cli.noise import show_warning, silence_libraries
+from shoal.cli.noise import show_warning, silence_libraries, write_in_any_encoding
 from shoal.engine.workers import LostWorker, join, report_failure
 
 INTERRUPTED = 130
@@ -29,6 +29,7 @@ def main() -> NoReturn:
 
     keep_freed_memory()
     silence_libraries()
+    write_in_any_encoding()
     warnings.showwarning = show_warning
     signal.signal(signal.SIGTERM, _interrupt)
     try:

@@ -6,6 +6,7 @@ matters itself. Errors stay. Who runs with ``-W`` or ``PYTHONWARNINGS``, or sets
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -31,6 +32,13 @@ def silence_libraries() -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def write_in_any_encoding() -> None:
+    """Let stdout and stderr replace what their encoding has no sign for: a ± must not end a run on an ASCII terminal."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def show_warning(
