@@ -192,6 +192,15 @@ def test_a_run_folder_in_an_impossible_place_is_refused(shoal, small, tmp_path, 
     one_line(code, err, "--out")
 
 
+def test_a_side_file_that_links_elsewhere_is_refused_before_any_work(shoal, small, tmp_path):
+    model = write_model(tmp_path / "m")
+    (tmp_path / "secret").write_text("x")
+    (model / "NOTES.txt").symlink_to(tmp_path / "secret")
+    code, _, err = shoal("compress", model, "--out", "run", *text(small), *CUT)
+    one_line(code, err, "NOTES.txt is a link to")
+    assert not (tmp_path / "run").exists()
+
+
 # -- a scan is read as it was asked for ----------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from shoal.engine.workers import join
 from shoal.recipes.recipe import Recipe, load_recipe, with_changes
 from shoal.run.folder import RunFolder
 from shoal.run.job import SHARE_BESIDE_STUDENT, Inputs, open_inputs, versions
-from shoal.run.refusals import check_budget, check_recipe
+from shoal.run.refusals import check_budget, check_recipe, refuse_side_files
 from shoal.run.stage import State, run_all
 from shoal.run.stages.report import report_stage
 from shoal.run.stages.table import STAGES
@@ -96,6 +96,7 @@ def compress(
     recipe = load_recipe(recipe, changes) if isinstance(recipe, str) else with_changes(recipe, changes)
     progress = usual_progress() if progress is None else progress
     check_recipe(recipe, Path(out))
+    refuse_side_files(recipe)
     folder = open_folder(Path(out), command=command, overwrite=overwrite)
     inputs = open_inputs(
         recipe,

@@ -54,6 +54,15 @@ def check_recipe(recipe: Recipe, out: Path) -> None:
     refuse_place(out, Path(recipe.model or ""))
 
 
+def refuse_side_files(recipe: Recipe) -> None:
+    """Raises ValueError for a model folder with a side file that links out of it: its checkpoint would get a copy."""
+    from shoal.checkpoint.new_folder import side_files
+
+    source = Path(recipe.model or "")
+    if recipe.model and source.is_dir():
+        side_files(source)
+
+
 def refuse_place(out: Path, source: Path) -> None:
     """Refuse an ``--out`` that a result cannot take: before anything is loaded, and nothing is made there.
 
