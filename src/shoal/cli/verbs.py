@@ -386,7 +386,7 @@ def _compress(
 ) -> None:
     from shoal.run.compress import open_folder, run_stages
     from shoal.run.job import SHARE_BESIDE_STUDENT, open_inputs
-    from shoal.run.refusals import check_recipe
+    from shoal.run.refusals import check_recipe, refuse_side_files
     from shoal.run.time_budget import parse_time
 
     screen = _screen(json)
@@ -396,6 +396,7 @@ def _compress(
     resident = settle_resident(
         screen, chosen.model, resident, device=device, trust_remote_code=trust_remote_code, share=SHARE_BESIDE_STUDENT
     )
+    refuse_side_files(chosen)
     folder = open_folder(out, command=_command(), overwrite=overwrite)
     inputs = open_inputs(
         chosen, device=device, dtype=dtype, resident=resident, trust_remote_code=trust_remote_code, share=SHARE_BESIDE_STUDENT
