@@ -49,6 +49,16 @@ def test_candidates_that_an_engine_does_not_list_count_against_it():
     assert compare(p, q, SAID, SAID).kl > 1
 
 
+def test_positions_that_an_engine_cannot_list_are_left_out():
+    p = log_softmax(np.random.default_rng(0).standard_normal((3, 4)))
+    q = p.copy()
+    q[1] = np.nan
+    found = compare(p, q, SAID, SAID)
+    assert (found.kl, found.n_positions, found.same_top) == (0.0, 2, 1.0)
+    with pytest.raises(ValueError, match="nothing to compare"):
+        compare(p, np.full_like(p, np.nan), SAID, SAID)
+
+
 @pytest.mark.parametrize(("greedy", "n"), [([5, 6, 7, 8], 4), ([5, 9, 7, 8], 1), ([9], 0), ([5, 6], 2)])
 def test_greedy_tokens_count_until_they_differ(greedy, n):
     p = log_softmax(np.zeros((1, 3)))

@@ -62,11 +62,14 @@ def compare(
     """Compare log-probabilities (positions, vocabulary) and what the engines said.
 
     Raises:
-        ValueError: another number of positions or tokens.
+        ValueError: another number of positions or tokens; no position at which the engine listed its candidates.
     """
     if reference.shape != found.shape:
         raise ValueError(f"distributions of shape {found.shape}, the reference has {reference.shape}; these are not one model")
-    p, q = reference.astype(np.float64), found.astype(np.float64)
+    listed = ~np.isnan(found).any(-1)
+    if not listed.any():
+        raise ValueError("the engine listed no distribution at any position; there is nothing to compare")
+    p, q = reference[listed].astype(np.float64), found[listed].astype(np.float64)
     gone = ~np.isfinite(q) & (p > -30)  # candidates that an engine does not list are lost probability, not agreement
     difference = np.where(np.isfinite(q), p - np.where(np.isfinite(q), q, 0.0), np.where(gone, 30.0, 0.0))
     kl = np.maximum((np.exp(p) * difference).sum(-1), 0.0)  # below zero is rounding of the log-probabilities

@@ -1,7 +1,8 @@
 """Run a GGUF file in llama.cpp, in the process of the xllamacpp package: ``python run_llama_cpp.py REQUEST.json REPLY.npz``.
 
 Request and reply as in run_transformers.py. A distribution is that of one generated token with as many candidates as there are
-tokens. The cache of keys and values is in half precision, which moves log-probabilities by about 1e-3 and KL by 1e-6.
+tokens; where the most likely token ends the text the engine lists none, and the row is not a number. The cache of keys and
+values is in half precision, which moves log-probabilities by about 1e-3 and KL by 1e-6.
 """
 
 import importlib
@@ -10,6 +11,7 @@ import json
 import sys
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 
 def main(request_file: str, reply_file: str) -> None:
@@ -29,17 +31,29 @@ def main(request_file: str, reply_file: str) -> None:
     logprobs = np.full((len(request["positions"]), n_vocab), -np.inf, dtype=np.float32)
     for row, position in enumerate(request["positions"]):
         asked = {"prompt": ids[: position + 1], "n_predict": 1, "temperature": 0, "n_probs": n_vocab, "cache_prompt": True}
-        answer = server.handle_completions(asked)
-        for one in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
+        found = candidates(server.handle_completions(asked))
+        if not found:
+            logprobs[row] = np.nan
+        for one in found:
             logprobs[row, one["id"]] = one["logprob"]
     greedy: list[int] = []
     for _ in range(request["n_greedy"]):
         asked = {"prompt": ids + greedy, "n_predict": 1, "temperature": 0, "n_probs": 1, "cache_prompt": True}
-        answer = server.handle_completions(asked)
-        greedy.append(answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"][0]["id"])
+        found = candidates(server.handle_completions(asked))
+        if not found:
+            break
+        greedy.append(found[0]["id"])
     tokens = [tokenised(server.listening_address, text) for text in request["texts"]] if request["texts"] else None
     said = {"version": importlib.metadata.version("xllamacpp"), "greedy": greedy, "tokens": tokens}
     np.savez(reply_file, logprobs=logprobs, said=json.dumps(said))
+
+
+def candidates(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    """The candidates of one generated token, best first; none where the token ends the text, which is not listed."""
+    if "choices" not in answer:
+        raise ValueError(f"llama.cpp answers: {answer}")
+    content = (answer["choices"][0]["logprobs"] or {}).get("content") or []
+    return content[0]["top_logprobs"] if content else []
 
 
 def tokenised(address: str, text: str) -> list[int]:

@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+# Without any of them some families get a tokenizer that knows no text.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
 
 def main(request_file: str, reply_file: str) -> None:
     """Answer one request."""
@@ -28,11 +31,12 @@ def main(request_file: str, reply_file: str) -> None:
         packed["quantization_config"] = transformers.GgufConfig(dequantize=True)
     model = transformers.AutoModelForCausalLM.from_pretrained(where, torch_dtype=torch.float32, **options, **packed).eval()
     tokenizer = None
+    has_files = path.is_file() or any((path / name).exists() for name in TOKENIZER_FILES)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
+        tokenizer = None if not has_files else transformers.AutoTokenizer.from_pretrained(where, **options)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # a model without a tokenizer is compared on token ids alone
-    ids = request["ids"] or first_ids(tokenizer, request["text"], request["n_tokens"], model.config)
+    ids = request["ids"] or first_ids(tokenizer, request, model.config)
     positions = [position for position in request["positions"] if position < len(ids)]
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0][positions]
@@ -46,13 +50,14 @@ def main(request_file: str, reply_file: str) -> None:
     np.savez(reply_file, logprobs=logprobs, said=json.dumps(said))
 
 
-def first_ids(tokenizer: Any, text: str, n_tokens: int, config: Any) -> list[int]:
-    """The first tokens of a text, within the model's window; without a tokenizer any ids that are far apart."""
+def first_ids(tokenizer: Any, request: dict[str, Any], config: Any) -> list[int]:
+    """The first tokens of a text; without a tokenizer any ids that are far apart. What is generated fits the window, too."""
     config = config.get_text_config(decoder=True)
-    n_tokens = min(n_tokens, getattr(config, "max_position_embeddings", None) or n_tokens)
+    window = getattr(config, "max_position_embeddings", None) or request["n_tokens"] + request["n_greedy"] + 1
+    n_tokens = max(2, min(request["n_tokens"], window - request["n_greedy"] - 1))
     if tokenizer is None:
         return [(7919 * i + 3) % config.vocab_size for i in range(n_tokens)]
-    return list(tokenizer.encode(text)[:n_tokens])
+    return list(tokenizer.encode(request["text"])[:n_tokens])
 
 
 if __name__ == "__main__":
