@@ -29,8 +29,8 @@ from shoal.run.job import versions
 from shoal.text import open_corpus
 from shoal.train.heal.config import HealConfig
 from shoal.train.heal.merge import measure, merge_pupil
-from shoal.train.heal.rows import TextRows
 from shoal.train.heal.teachers import RunningTeacher
+from shoal.train.heal.text_rows import TextRows
 from shoal.train.heal.train import Lesson, open_pupil, train
 
 HERE = Path(__file__).parent

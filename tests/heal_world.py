@@ -6,9 +6,9 @@ import torch
 from families import VOCAB, tiny_model
 
 from shoal.train.heal.config import HealConfig
-from shoal.train.heal.cut import Cut
-from shoal.train.heal.rows import TextRows
+from shoal.train.heal.cut_place import CutPlace
 from shoal.train.heal.teachers import RunningTeacher
+from shoal.train.heal.text_rows import TextRows
 from shoal.train.heal.train import Lesson
 
 KEPT = (0, 1, 4, 5)
@@ -48,7 +48,9 @@ def world(family="llama", *, teacher=True, seed=0, n=24, padded=False):
     """A student and its lesson: six layers cut to four."""
     whole = tiny_model(family, n_layers=6, seed=seed)
     student = student_of(whole)
-    lesson = Lesson(text(n, padded=padded), text(8, seed=1), RunningTeacher(whole) if teacher else None, Cut.of_kept(KEPT, 6))
+    lesson = Lesson(
+        text(n, padded=padded), text(8, seed=1), RunningTeacher(whole) if teacher else None, CutPlace.of_kept(KEPT, 6)
+    )
     return student, lesson
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from shoal.checkpoint.rewrite import rewrite
 from shoal.edits.drop import Drop
 from shoal.edits.plan import Plan
-from shoal.engine.config import describe
+from shoal.engine.model_config import describe
 from shoal.engine.open import open_model
 from shoal.engine.source import fingerprint
 from shoal.engine.streamed import open_streamed

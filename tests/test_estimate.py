@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 
 from shoal.recipes.recipe import load_recipe
-from shoal.run.estimate import Estimate, Rates, estimate, minutes
+from shoal.run.estimate import Estimate, StageRates, estimate, minutes
 from shoal.run.time_budget import LADDER, SAFETY, in_time, parse_time
 
-RATES = Rates(layers=1e-3, compared=5e-4, products=1e11, solves=2e10)
+RATES = StageRates(layers=1e-3, compared=5e-4, products=1e11, solves=2e10)
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from shoal.edits.drop import Drop
 from shoal.edits.plan import Plan
 from shoal.edits.refit import Refit
 from shoal.engine.source import fingerprint
-from shoal.export.contract import Options
+from shoal.export.exporter import Options
 from shoal.export.gguf.blocks import KINDS, decoded, encoded, kind_number
 from shoal.export.gguf.convert import ARCHITECTURE_OF, Rotary, llama3_factors, why_not
-from shoal.export.gguf.parts import open_model
+from shoal.export.gguf.file_parts import open_model
 from shoal.export.gguf.tokenizer import pieces, split_name
 from shoal.export.mergekit import ranges
 from shoal.export.table import EXPORTERS, export

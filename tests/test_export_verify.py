@@ -11,9 +11,9 @@ from test_export_table import PLAIN, plain_model, run_folder, zeroed
 from shoal.edits.drop import Drop
 from shoal.export import prove as prove_module
 from shoal.export.agreement import AWKWARD, Agreement, compare, verdict
-from shoal.export.contract import Options
 from shoal.export.engines.table import ENGINES, HERE
-from shoal.export.gguf.cut import cut_gguf
+from shoal.export.exporter import Options
+from shoal.export.gguf.cut_file import cut_gguf
 from shoal.export.prove import RECORD, prove
 from shoal.export.table import export
 

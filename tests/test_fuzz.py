@@ -19,7 +19,7 @@ from families import tiny_model
 from safetensors import SafetensorError, safe_open
 
 from shoal.edits.plan import Plan
-from shoal.engine.config import describe
+from shoal.engine.model_config import describe
 from shoal.engine.shards import read_shard
 from shoal.measure.anatomy import Anatomy
 from shoal.measure.scan import Scan, ScanFile, TableHead

@@ -14,8 +14,8 @@ import torch
 from gguf_files import F16, Q4_1, Q8_0, keys_of, tensors_of, write_file
 
 from shoal.engine.gguf_head import ARRAY, BOOL, FLOAT32, INT32, STRING, UINT32, Value
-from shoal.export.gguf import parts
-from shoal.export.gguf.cut import cut_gguf, size_label
+from shoal.export.gguf import file_parts as parts
+from shoal.export.gguf.cut_file import cut_gguf, size_label
 from shoal.export.gguf.layers import ARCHITECTURES, PER_LAYER, WHY_NOT, cut_keys
 
 N = 6
@@ -288,7 +288,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):
     big = source.with_name("big.gguf")
     name = "blk.0.attn_q.weight"
     model = parts.open_model(source)
-    from shoal.export.gguf.write import Outgoing, write_gguf
+    from shoal.export.gguf.write_file import Outgoing, write_gguf
 
     outgoing = []
     for one in model.tensors:

@@ -8,7 +8,7 @@ import pytest
 from gguf_files import keys_of, tensors_of, write_file
 from test_gguf_cut import LIST, U32, same_layers
 
-from shoal.export.gguf.cut import cut_gguf
+from shoal.export.gguf.cut_file import cut_gguf
 
 N = 6
 KEPT = (0, 2, 3, 5)

@@ -7,8 +7,8 @@ import pytest
 from gguf_files import F16, Q4_1, Q8_0, keys_of, tensors_of, write_file
 
 from shoal.engine.gguf_head import FLOAT32, INT32, STRING, UINT32, Value, block_sizes, read_head
-from shoal.export.gguf.parts import open_model
-from shoal.export.gguf.write import Outgoing, write_gguf
+from shoal.export.gguf.file_parts import open_model
+from shoal.export.gguf.write_file import Outgoing, write_gguf
 
 ALL_KINDS = [
     ("u8", 200, 0), ("i8", -7, 1), ("u16", 65000, 2), ("i16", -3000, 3), ("u32", 2**32 - 1, 4), ("i32", -5, 5),

@@ -6,9 +6,9 @@ from families import tiny_model
 from heal_world import config, student_of, text, world
 
 from shoal.engine.families import find_layers
+from shoal.train.heal.lora_targets import linear_maps
 from shoal.train.heal.merge import MERGES, best_merge, measure, merge_pupil
 from shoal.train.heal.table import TRAINABLE
-from shoal.train.heal.targets import linear_maps
 from shoal.train.heal.train import Lesson, prepare, train
 
 PLAIN = [name for name, one in TRAINABLE.items() if not one.is_quantised]

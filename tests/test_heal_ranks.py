@@ -7,14 +7,14 @@ from heal_world import KEPT, config, world
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.train.heal.cut import Cut
+from shoal.train.heal.cut_place import CutPlace
 from shoal.train.heal.ranks import RANKS, RankEvidence, divided, schedule_named
 from shoal.train.heal.train import prepare
 
 
 @pytest.mark.parametrize("name", RANKS)
 def test_every_schedule_costs_what_the_uniform_rank_costs(name):
-    cut = Cut.of_kept((0, 1, 2, 3, 8, 9), 10)
+    cut = CutPlace.of_kept((0, 1, 2, 3, 8, 9), 10)
     evidence = RankEvidence(6, cut, (0.1, 0.0, 0.3, 2.0, 0.5, 0.2))
     ranks = divided(schedule_named(name).weights(evidence), [30] * 6, 8)
     assert sum(ranks) == 8 * 6 and min(ranks) >= 1
@@ -37,21 +37,21 @@ def test_rising_is_the_papers_line():
 
 
 def test_near_cut_is_largest_on_both_sides_of_the_cut():
-    cut = Cut.of_kept((0, 1, 2, 3, 8, 9), 10)
+    cut = CutPlace.of_kept((0, 1, 2, 3, 8, 9), 10)
     assert cut.interfaces == (4,) and cut.distances() == (3, 2, 1, 0, 0, 1)
     weights = RANKS["near_cut"].weights(RankEvidence(6, cut))
     assert weights == [1 / 4, 1 / 3, 1 / 2, 1, 1, 1 / 2]
 
 
 def test_cuts_at_the_ends_have_their_interfaces():
-    assert Cut.of_kept((2, 3), 4).interfaces == (0,)
-    assert Cut.of_kept((0, 1), 4).interfaces == (2,)
-    assert Cut.of_kept((0, 1), 4).pairs("interface") == ((2, 4),)
-    assert Cut.of_kept((0, 3), 5).pairs("every") == ((1, 3), (2, 5))
+    assert CutPlace.of_kept((2, 3), 4).interfaces == (0,)
+    assert CutPlace.of_kept((0, 1), 4).interfaces == (2,)
+    assert CutPlace.of_kept((0, 1), 4).pairs("interface") == ((2, 4),)
+    assert CutPlace.of_kept((0, 3), 5).pairs("every") == ((1, 3), (2, 5))
     with pytest.raises(ValueError, match="every"):
-        Cut.of_kept((0, 1), 2).pairs("interface")
+        CutPlace.of_kept((0, 1), 2).pairs("interface")
     with pytest.raises(ValueError, match="increasing"):
-        Cut.of_kept((1, 0), 2)
+        CutPlace.of_kept((1, 0), 2)
 
 
 def test_adapters_have_the_ranks_of_the_schedule_and_one_scale():

@@ -11,8 +11,8 @@ from heal_world import config, text, world
 from shoal.engine.families import find_layers
 from shoal.train.heal.losses import HealLoss
 from shoal.train.heal.merge import measure, trained_values
-from shoal.train.heal.rows import IGNORED, TextRows, collate, counted
 from shoal.train.heal.streams import Streams, run_model
+from shoal.train.heal.text_rows import IGNORED, TextRows, collate, counted
 from shoal.train.heal.train import interval_of, prepare, steps_of, train
 from shoal.train.heal.trainer import DivergedError
 from shoal.train.objectives import weighted_sum

@@ -39,7 +39,7 @@ ORDER = [line.split()[0] for line in ROOMS]
 
 # Where transformers may be imported at all: where a model is opened, cut, saved generated from or healed.
 TRANSFORMERS = (
-    "engine/config.py",
+    "engine/model_config.py",
     "engine/gguf_source.py",
     "engine/open.py",
     "engine/source.py",
@@ -197,3 +197,38 @@ def test_importing_stays_light(module):
     code = f"import sys, {module}; print(*sorted(set(sys.modules) & {set(HEAVY)}))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.split() == []
+
+
+# One file per verb and per stage, named after what it runs; a table is what its room is a table of.
+NAMED_AFTER_OTHERS = ("cli/", "run/stages/")
+FILE_NAMES_OF_EVERY_ROOM = {"__init__", "__main__", "table"}
+
+
+def defined_in(path: Path) -> Iterator[str]:
+    """Names of the classes of a file, and of its type aliases: capitalised, and no constants."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            name = node.targets[0].id
+            if name[0].isupper() and not name.isupper() and any(letter.islower() for letter in name):
+                yield name
+
+
+def test_a_class_or_alias_has_one_meaning():
+    """No name is defined in two files: a reader who knows it from one place knows it everywhere."""
+    places: dict[str, list[str]] = {}
+    for path in sorted(SRC.rglob("*.py")):
+        for name in set(defined_in(path)):
+            places.setdefault(name, []).append(path.relative_to(SRC).as_posix())
+    assert len(places) > 200, "the source was not found"
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
+
+
+def test_a_file_name_stands_in_one_room():
+    rooms: dict[str, set[str]] = {}
+    for path in SRC.rglob("*.py"):
+        file = path.relative_to(SRC).as_posix()
+        if path.stem not in FILE_NAMES_OF_EVERY_ROOM and not file.startswith(NAMED_AFTER_OTHERS):
+            rooms.setdefault(path.stem, set()).add(room_of(file))
+    assert {stem: sorted(found) for stem, found in rooms.items() if len(found) > 1} == {}

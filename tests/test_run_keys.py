@@ -14,7 +14,7 @@ from shoal.run.job import open_inputs
 from shoal.run.keys import choice_key, edits_key, evaluation_key, repair_key, save_key, scan_key, train_key
 from shoal.run.stage import State, run_stage
 from shoal.run.stages.choose import CHOOSE
-from shoal.select.search.config import SearchConfig
+from shoal.select.search.search_config import SearchConfig
 from shoal.train.config import TrainConfig
 from shoal.words.progress import silent
 from shoal.words.structure import Size

@@ -11,7 +11,7 @@ from shoal import compress, load_recipe
 from shoal.edits.plan import Plan
 from shoal.edits.refit import Refit
 from shoal.run.apply import apply_plan
-from shoal.run.written import plan_file, values_for
+from shoal.run.run_files import plan_file, values_for
 
 LENGTH = 16
 TRAIN = {"tokens": 24 * LENGTH, "batch": 4, "micro_batch": 4, "lr": 5e-4, "eval_every": 3}

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from shoal.measure.set_function import CountedSets
-from shoal.select.search.base import Aim, run_search
 from shoal.select.search.evolution import Evolution
 from shoal.select.search.greedy import Greedy
 from shoal.select.search.one_shot import n_one_shot_evaluations, one_shot
 from shoal.select.search.policy_gradient import PolicyGradient, estimated_gradient, off_by, projected
+from shoal.select.search.search_contract import Aim, run_search
 from shoal.select.search.shapley import exact_shapley, permutation_shapley, windowed_growth
 from shoal.words.types import Unit, model_units
 

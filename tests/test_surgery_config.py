@@ -9,8 +9,8 @@ from transformers import AutoConfig
 
 from shoal.checkpoint.blueprint import check_can_be_cut, check_layers, edited_config, first_difference
 from shoal.checkpoint.config_fields import PER_LAYER, check_removal, count_layers, edited_config_dict
-from shoal.engine.config import build_empty as blueprint
 from shoal.engine.families import find_layers
+from shoal.engine.model_config import build_empty as blueprint
 
 N = 6
 SUBSETS = [kept for size in range(1, N + 1) for kept in combinations(range(N), size)]

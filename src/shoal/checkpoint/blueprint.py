@@ -14,8 +14,8 @@ from typing import Any
 from torch import nn
 
 from shoal.checkpoint.config_fields import edited_config_dict
-from shoal.engine.config import build_empty
 from shoal.engine.families import find_layers, refuse_coupled_layers, text_config
+from shoal.engine.model_config import build_empty
 from shoal.words.reading import guarded
 
 IGNORED = ("layer_idx", "training", "gradient_checkpointing")  # layer_idx is renumbered; the others are state, not structure
@@ -50,7 +50,7 @@ def check_layers(
     """Refuse an ``order`` whose stock checkpoint would not mean the same layers.
 
     Args:
-        model_class, trust_remote_code: as :func:`shoal.engine.config.build_empty`.
+        model_class, trust_remote_code: as :func:`shoal.engine.model_config.build_empty`.
     Returns: the blueprint of the student.
     Raises:
         ValueError: the config cannot be edited, or the built layers differ; names the family, the layer and the setting.

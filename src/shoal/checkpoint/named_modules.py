@@ -164,10 +164,10 @@ def _text(text: str, names: Names, where: str, is_about_modules: bool) -> tuple[
     )
 
 
-Reading = Callable[[str], Matches | None]
+NameReading = Callable[[str], Matches | None]
 
 
-def readings_of(text: str) -> list[Reading]:
+def readings_of(text: str) -> list[NameReading]:
     """The ways in which a text is matched by those who read it: transformers, compressed-tensors, GPTQModel, vLLM."""
     if text.startswith(MARKS):
         return [_marked]

@@ -24,9 +24,9 @@ from shoal.checkpoint.new_folder import copy_side_files, new_folder, side_files
 from shoal.checkpoint.new_tensors import NewTensors
 from shoal.edits.plan import Plan
 from shoal.engine.beside import PREDICTION_COUNTS
-from shoal.engine.config import describe, read_config
 from shoal.engine.families import text_config
 from shoal.engine.layer_names import layer_of
+from shoal.engine.model_config import describe, read_config
 from shoal.engine.shards import INDEX, SINGLE, Shard, TensorSlot
 from shoal.engine.streamed import TORCH_DTYPES
 from shoal.text.chat import deadline

@@ -8,7 +8,7 @@ from typing import Any
 
 from shoal.checkpoint.config_json import CONFIG, state_both_names, write_config
 from shoal.checkpoint.new_folder import copy_side_files, new_folder, side_files
-from shoal.engine.config import read_config
+from shoal.engine.model_config import read_config
 from shoal.words.reading import read_json
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from shoal.checkpoint.blueprint import refuse_other_tensors
 from shoal.edits.replace.contract import Layout
-from shoal.engine.config import build_empty
+from shoal.engine.model_config import build_empty
 from shoal.engine.open import load_strictly, refuse_nonfinite
 from shoal.engine.streamed import open_streamed
 from shoal.engine.view import DecoderView

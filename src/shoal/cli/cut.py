@@ -35,8 +35,8 @@ def cut(
     Kept tensors stay byte for byte. Values of a repaired student go into a file with `shoal export gguf STUDENT --like FILE`.
     """
     from shoal.edits.plan import Plan
-    from shoal.export.gguf.cut import cut_gguf, layers_of_plan
-    from shoal.export.gguf.parts import open_model
+    from shoal.export.gguf.cut_file import cut_gguf, layers_of_plan
+    from shoal.export.gguf.file_parts import open_model
 
     if (layers is None) == (plan is None):
         raise ValueError("say what to remove: either --layers 20..24 or --plan plan.json")

@@ -37,7 +37,7 @@ def export(
     json: JsonOption = False,
 ) -> None:
     """Write a student in the format of an engine, and check what was written."""
-    from shoal.export.contract import Options, find_student
+    from shoal.export.exporter import Options, find_student
     from shoal.export.table import export as written
 
     if push is None and (public or dry_run):

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from shoal.show.table import Table
 
 # Optional[...], not X | None: typer reads these at run time.
-Student = Annotated[str, typer.Argument(metavar="STUDENT", help="Checkpoint folder, hub id, or a run folder (its model/).")]
+StudentOption = Annotated[
+    str, typer.Argument(metavar="STUDENT", help="Checkpoint folder, hub id, or a run folder (its model/).")
+]
 TeacherOption = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--teacher", help="Reference model, or none for text alone.  [default: the source of the student's plan]"),
@@ -40,7 +42,7 @@ Method = Annotated[
     typer.Option("--method", help="lora, qlora, partial, full or norms.  [default: lora]"),
 ]
 Tokens = Annotated[Optional[int], typer.Option("--tokens", help="Training tokens.  [default: up to 1 M]")]  # noqa: UP045
-Rate = Annotated[
+RateOption = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--lr", help="Peak learning rate, or auto: found by short runs.  [default: the method's, by width]"),
 ]
@@ -50,7 +52,7 @@ Targets = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--targets", help="Maps that get adapters: all, mlp or attention.  [default: all]"),
 ]
-Variant = Annotated[Optional[str], typer.Option("--variant", help="plain, rslora or dora.  [default: plain]")]  # noqa: UP045
+VariantOption = Annotated[Optional[str], typer.Option("--variant", help="plain, rslora or dora.  [default: plain]")]  # noqa: UP045
 Ranks = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--ranks", help=f"Division of ranks among layers: {', '.join(RANKS)}.  [default: uniform]"),
@@ -114,19 +116,19 @@ Merge = Annotated[
 
 
 def heal(
-    student: Student,
+    student: StudentOption,
     out: OutOption,
     teacher: TeacherOption = None,
     plan: PlanOption = None,
     method: Method = None,
     tokens: Tokens = None,
-    lr: Rate = None,
+    lr: RateOption = None,
     objective: ObjectiveOption = None,
     boundaries: Boundaries = None,
     rank: Rank = None,
     alpha: Alpha = None,
     targets: Targets = None,
-    variant: Variant = None,
+    variant: VariantOption = None,
     ranks: Ranks = None,
     layers: Layers = None,
     head: Head = None,

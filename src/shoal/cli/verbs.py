@@ -345,8 +345,8 @@ def apply(
 ) -> None:
     """Apply a plan to its source. Plain removal goes file to file: any size, quantised too, the model is not opened."""
     from shoal.run.apply import apply_plan
+    from shoal.run.run_files import CHOSEN
     from shoal.run.stages.fit import FITTED
-    from shoal.run.written import CHOSEN
 
     screen = _screen(json)
     made = apply_plan(plan, out, model=model, device=device, trust_remote_code=trust_remote_code)

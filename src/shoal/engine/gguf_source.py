@@ -117,7 +117,7 @@ def _identity(path: Path, size: int, changed_ns: int) -> str:
 
 
 @dataclass(frozen=True)
-class Facts:
+class GgufFacts:
     """What a GGUF file says of itself.
 
     Attributes:
@@ -136,7 +136,7 @@ class Facts:
         return KEPT_TYPES.get(self.types[0], "bfloat16") if len(self.types) == 1 else "bfloat16"
 
 
-def read_facts(path: Path) -> Facts:
+def read_facts(path: Path) -> GgufFacts:
     """Read the head of a GGUF file.
 
     Raises:
@@ -161,7 +161,7 @@ def read_facts(path: Path) -> Facts:
     if not types:
         raise ValueError(f"{path} holds no weights; a file with the model is needed, not its vocabulary alone")
     name, licence = stated.get("general.name"), stated.get("general.license")
-    return Facts(tuple(types), name, licence, "tokenizer.ggml.model" in stated)
+    return GgufFacts(tuple(types), name, licence, "tokenizer.ggml.model" in stated)
 
 
 def _load(path: Path, *, dtype: str, has_tokenizer: bool) -> tuple[Any, Any | None]:
@@ -190,7 +190,7 @@ def _load(path: Path, *, dtype: str, has_tokenizer: bool) -> tuple[Any, Any | No
     return model, tokenizer
 
 
-def _card(path: Path, facts: Facts) -> str:
+def _card(path: Path, facts: GgufFacts) -> str:
     """A README.md that says where the folder is from; a licence in it is inherited by the card of a student."""
     licence = f"license: {facts.licence}\n" if facts.licence else ""
     return (

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from shoal.engine.beside import Beside, is_prediction
-from shoal.engine.config import describe
 from shoal.engine.families import find_layers
+from shoal.engine.model_config import describe
 from shoal.engine.source import TOKENIZER_FILES, auto_class, fingerprint, quantisation, resolve_source
 from shoal.words.reading import guarded, read_json
 from shoal.words.records import nearest
@@ -60,7 +60,7 @@ def open_model(source: str | Path, *, dtype: str | None = None, device: str = "c
         device: a torch device.
         trust_remote_code: allow code that comes with the model.
     Raises:
-        ValueError: one line for everything :func:`shoal.engine.config.describe` finds, for quantised checkpoints, for
+        ValueError: one line for everything :func:`shoal.engine.model_config.describe` finds, for quantised checkpoints, for
             missing, unexpected or mismatched tensors, NaN or infinite weights, unknown dtype or device.
     """
     if dtype is not None and dtype not in DTYPES:

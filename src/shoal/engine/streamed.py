@@ -27,9 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from shoal.engine.beside import is_prediction
-from shoal.engine.config import build_skeleton, describe
 from shoal.engine.families import find_layers, text_config
 from shoal.engine.layer_names import NUMBERED, decoder_prefix, layer_of
+from shoal.engine.model_config import build_skeleton, describe
 from shoal.engine.open import DTYPES, Opened, load_tokenizer, quiet_loading, refuse_nonfinite, refuse_quantised, usable_device
 from shoal.engine.shards import Shard, TensorSlot, read_shards
 from shoal.engine.source import fingerprint, resolve_source
@@ -49,7 +49,7 @@ class Streamed:
     """Residency that holds ``n_resident`` layers, and one more while it is being read ahead.
 
     Args:
-        model: from :func:`shoal.engine.config.build_skeleton`; its layers are filled and emptied in place.
+        model: from :func:`shoal.engine.model_config.build_skeleton`; its layers are filled and emptied in place.
         folder: the checkpoint.
         n_resident: layers kept in memory.
         device: where layers run. On CUDA they are read into pinned memory and copied on a stream of their own.

@@ -23,7 +23,7 @@ from shoal.evaluate.positions import ByPosition, PositionSums
 from shoal.evaluate.speed import Speed
 from shoal.evaluate.tasks.benchmark import Benchmark, TaskFigures
 from shoal.evaluate.whole import WholeText
-from shoal.measure.counted import Block, head_blocks, model_blocks
+from shoal.measure.counted import CountedBlock, head_blocks, model_blocks
 from shoal.measure.divergence import predicts
 from shoal.measure.oracle import Quality, QualitySums, token_figures
 from shoal.words.records import Provenance, Record
@@ -158,7 +158,7 @@ def closeness(
     """
     quality, positions = QualitySums(workers), PositionSums(workers)
 
-    def count(blocks: Iterable[Block], batch: Batch) -> None:
+    def count(blocks: Iterable[CountedBlock], batch: Batch) -> None:
         (found,) = token_figures(blocks, batch, with_overlap=True)
         quality.add(found)
         positions.add(found)

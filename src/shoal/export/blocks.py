@@ -17,13 +17,13 @@ import numpy as np
 
 from shoal.engine.gguf_head import STRING, UINT32, Value
 from shoal.engine.shards import INDEX, SINGLE, read_shards
-from shoal.export.contract import Exported, Exporter, Options, StudentFolder
+from shoal.export.exporter import Exported, Exporter, Options, StudentFolder
 from shoal.export.gguf.blocks import KINDS
 from shoal.export.gguf.convert import FILE_TYPES, folder_tensors, head_size, model_keys, outgoing, rotary_of, why_not
-from shoal.export.gguf.parts import open_model
+from shoal.export.gguf.file_parts import open_model
 from shoal.export.gguf.stored_weights import StoredWeights
 from shoal.export.gguf.tokenizer import tokenizer_keys
-from shoal.export.gguf.write import write_gguf
+from shoal.export.gguf.write_file import write_gguf
 from shoal.words.reading import read_json
 
 LAYERS = "model.layers."

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from shoal.export.contract import Exported, Exporter, Options, StudentFolder, source_layers
+from shoal.export.exporter import Exported, Exporter, Options, StudentFolder, source_layers
 from shoal.export.gguf.blocks import KINDS
 from shoal.export.gguf.convert import convert, why_not
+from shoal.export.gguf.file_parts import open_model
 from shoal.export.gguf.graft import Source, graft
 from shoal.export.gguf.layers import lists_windows
-from shoal.export.gguf.parts import open_model
 from shoal.export.gguf.stored_weights import StoredWeights
 
 WINDOWS = "its sliding windows are listed layer by layer: llama.cpp reads that from build b11434 (October 2026) on"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from shoal.export.contract import Exported, Exporter, Options, StudentFolder
+from shoal.export.exporter import Exported, Exporter, Options, StudentFolder
 
 
 def refuses(student: StudentFolder, options: Options) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from shoal.export.contract import Exported, Exporter, Options, StudentFolder
+from shoal.export.exporter import Exported, Exporter, Options, StudentFolder
 
 
 def refuses(student: StudentFolder, options: Options) -> str | None:

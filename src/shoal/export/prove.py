@@ -18,7 +18,7 @@ import numpy as np
 from shoal.engine.gguf_head import block_sizes
 from shoal.export.agreement import AWKWARD, Agreement, compare, verdict
 from shoal.export.engines.table import ENGINES, HERE, Engine
-from shoal.export.gguf.parts import open_model
+from shoal.export.gguf.file_parts import open_model
 from shoal.words.reading import read_json, reason_of
 from shoal.words.records import write_atomically
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from shoal.export.blocks import BLOCKS
-from shoal.export.contract import Exported, Exporter, Options, find_student
+from shoal.export.exporter import Exported, Exporter, Options, find_student
 from shoal.export.gguf_exporter import GGUF
 from shoal.export.hf import HF
 from shoal.export.mergekit import MERGEKIT

@@ -8,7 +8,7 @@ from shoal.fit.repairs.bias import BIAS
 from shoal.fit.repairs.magnitude import MAGNITUDE
 from shoal.fit.repairs.map import MAP
 from shoal.fit.repairs.none import NONE
-from shoal.fit.repairs.refit import REFIT
+from shoal.fit.repairs.refit_repair import REFIT
 from shoal.fit.repairs.solve import SOLVE
 from shoal.fit.repairs.sweep import SWEEP
 from shoal.words.records import nearest

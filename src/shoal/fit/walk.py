@@ -30,7 +30,7 @@ from shoal.fit.held_out import LayerEnds
 from shoal.fit.sums import folds_of
 from shoal.words.types import Batch
 
-Values = Mapping[str, Tensor]
+LayerValues = Mapping[str, Tensor]
 """New values of a layer's parameters, by name inside the layer."""
 
 
@@ -90,7 +90,7 @@ class Here:
 
     @torch.no_grad()
     def run(
-        self, h_BTD: Tensor, reading: Reading, *, values: Values | None = None, needs: Sequence[Tap] = ()
+        self, h_BTD: Tensor, reading: Reading, *, values: LayerValues | None = None, needs: Sequence[Tap] = ()
     ) -> tuple[Tensor, dict[Tap, Tensor]]:
         """The student's layer on one batch: its output, and what passed at the taps.
 
@@ -107,7 +107,7 @@ class Here:
         for h_BTD, reading in zip(self.inputs, self.readings, strict=True):
             yield reading, self.run(h_BTD, reading, needs=needs)[1]
 
-    def set(self, values: Values | None = None, *, outputs: BoundaryStates | None = None) -> None:
+    def set(self, values: LayerValues | None = None, *, outputs: BoundaryStates | None = None) -> None:
         """Go on with new values of the layer.
 
         Args:
@@ -115,7 +115,7 @@ class Here:
         """
         self._step, self._outputs = self._with(values), outputs
 
-    def _with(self, values: Values | None) -> Step:
+    def _with(self, values: LayerValues | None) -> Step:
         return replace(self._step, overrides={**(self._step.overrides or {}), **values}) if values else self._step
 
     def leave(self) -> None:

@@ -17,14 +17,14 @@ from shoal.engine.view import DecoderView, Reading
 from shoal.measure.divergence import predicts
 from shoal.words.types import Batch
 
-Block = tuple[slice, list[Tensor]]
+CountedBlock = tuple[slice, list[Tensor]]
 """Which of the counted tokens, and their logits (n, V) for every stream."""
 
 TOKENS_PER_HEAD = 256  # on a CPU: the output matrix is read once per block, the logits of a block are some tens of MB
 ELSEWHERE = 4096  # a card needs large products
 
 
-def head_blocks(views: Sequence[DecoderView], ends_BTD: Sequence[Tensor], where_BT: Tensor) -> Iterator[Block]:
+def head_blocks(views: Sequence[DecoderView], ends_BTD: Sequence[Tensor], where_BT: Tensor) -> Iterator[CountedBlock]:
     """Logits of the chosen tokens, block by block, in order.
 
     Args:
@@ -51,7 +51,7 @@ def head_blocks(views: Sequence[DecoderView], ends_BTD: Sequence[Tensor], where_
 
 
 @torch.no_grad()
-def model_blocks(views: Sequence[DecoderView], batch: Batch) -> Iterator[Block]:
+def model_blocks(views: Sequence[DecoderView], batch: Batch) -> Iterator[CountedBlock]:
     """As :func:`head_blocks`, for whole models: the logits of every real token that is followed by one."""
     ends = []
     for view in views:

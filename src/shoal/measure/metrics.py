@@ -30,7 +30,7 @@ PerToken = Callable[[Tensor, Tensor, Tensor], Tensor]
 student's."""
 
 
-class Sums(Protocol):
+class AdditiveSums(Protocol):
     """Additive sums from which one number for the whole text follows."""
 
     def add(self, teacher_NX: Tensor, student_NX: Tensor, next_N: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class Metric:
     name: str
     about: str
     needs: Needs
-    sums: Sums
+    sums: AdditiveSums
     source: str = ""
     per_sample: bool = False
 

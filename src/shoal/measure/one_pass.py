@@ -19,7 +19,7 @@ from shoal.measure.divergence import forward_kl, overlap, token_nll, tokens_per_
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparedPass:
     """A student's figures per token, (N,) on the teacher's device: nats, bool, nats, and a share where it was asked for."""
 
     kl_N: Tensor
@@ -30,7 +30,7 @@ class Compared:
 
 def compare_tokens(
     teacher_NV: Tensor, students_NV: Sequence[Tensor], next_N: Tensor, *, with_overlap: bool = False
-) -> list[Compared]:
+) -> list[ComparedPass]:
     """Figures of every student, in order.
 
     Args:
@@ -57,7 +57,7 @@ def compare_tokens(
     results = []
     for found, student_NV in zip(pieces, students_NV, strict=True):
         columns = [torch.cat(one) for one in zip(*found, strict=True)] or [empty, empty.bool(), empty, empty]
-        result = Compared(columns[0], columns[1], columns[2], columns[3] if with_overlap else None)
+        result = ComparedPass(columns[0], columns[1], columns[2], columns[3] if with_overlap else None)
         results.append(_mended(result, teacher_NV, student_NV, next_N))
     return results
 
@@ -104,7 +104,7 @@ class _Scratch:
         return (*figures, (1 - apart_n / 2).clamp_(min=0).float())
 
 
-def _mended(found: Compared, teacher_NV: Tensor, student_NV: Tensor, next_N: Tensor) -> Compared:
+def _mended(found: ComparedPass, teacher_NV: Tensor, student_NV: Tensor, next_N: Tensor) -> ComparedPass:
     """Tokens whose sums are not finite are computed again one figure at a time, which knows logits of minus infinity."""
     odd_N = ~(found.kl_N.isfinite() & found.nll_N.isfinite())
     if not bool(odd_N.any()):

@@ -18,9 +18,9 @@ from shoal.engine.passes import run_pass
 from shoal.engine.student import TEACHER, Student
 from shoal.engine.view import DecoderView, Reading
 from shoal.engine.workers import ALONE, Workers
-from shoal.measure.counted import Block, head_blocks, model_blocks
+from shoal.measure.counted import CountedBlock, head_blocks, model_blocks
 from shoal.measure.divergence import predicts
-from shoal.measure.one_pass import Compared, compare_tokens
+from shoal.measure.one_pass import ComparedPass, compare_tokens
 from shoal.words.numbers import saturating_exp
 from shoal.words.records import Record
 from shoal.words.types import Batch, Unit
@@ -60,7 +60,7 @@ class TokenFigures:
     overlap_BT: Tensor | None = None
 
 
-def token_figures(blocks: Iterable[Block], batch: Batch, *, with_overlap: bool = False) -> list[TokenFigures]:
+def token_figures(blocks: Iterable[CountedBlock], batch: Batch, *, with_overlap: bool = False) -> list[TokenFigures]:
     """KL, agreement and NLL of every counted token, for all students at once.
 
     Args:
@@ -68,7 +68,7 @@ def token_figures(blocks: Iterable[Block], batch: Batch, *, with_overlap: bool =
             :func:`shoal.measure.counted.head_blocks` gives them; they may live on different devices.
         with_overlap: also the overlap of teacher and student.
     """
-    found: list[list[Compared]] = []
+    found: list[list[ComparedPass]] = []
     counted_BT = predicts(batch.ids_BT, batch.mask_BT)
     next_N = batch.ids_BT[:, 1:][counted_BT]
     for block, (teacher_nV, *students_nV) in blocks:

@@ -20,7 +20,7 @@ from shoal.fit.fit_config import FitConfig
 from shoal.fit.repair import TrainedOn
 from shoal.fit.table import repair_named
 from shoal.measure.observers import observer_named
-from shoal.select.search.config import SearchConfig
+from shoal.select.search.search_config import SearchConfig
 from shoal.select.table import selector_named
 from shoal.train.config import ON_THE_STREAM, POLISH, TrainConfig, TrainingPhase
 from shoal.train.heal.config import HealConfig

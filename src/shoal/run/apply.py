@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.edits.plan import Plan
 from shoal.run.refusals import refuse_place
+from shoal.run.run_files import values_for
 from shoal.run.stages.fit import VALUES
 from shoal.run.stages.polish import TRAINED
-from shoal.run.written import values_for
 from shoal.words.structure import Size
 from shoal.words.types import Batch
 
@@ -47,7 +47,7 @@ def apply_plan(
     """
     from shoal.checkpoint.new_folder import new_folder
     from shoal.checkpoint.rewrite import rewrite
-    from shoal.engine.config import describe
+    from shoal.engine.model_config import describe
     from shoal.engine.source import fingerprint, resolve_source
 
     plan_file = Path(plan_file)

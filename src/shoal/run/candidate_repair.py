@@ -13,7 +13,7 @@ from shoal.words.progress import Progress
 if TYPE_CHECKING:
     from shoal.edits.plan import Candidate
     from shoal.engine.student import Student
-    from shoal.run.race import Repair, Rung
+    from shoal.run.race import RepairOfCandidate, Rung
     from shoal.select.model_size import ModelSize
     from shoal.select.request import LateTable
     from shoal.text import Samples
@@ -87,7 +87,7 @@ def rungs(inputs: Inputs, size: ModelSize, *, progress: Progress) -> tuple[Rung,
     )
 
 
-def repairer(inputs: Inputs, size: ModelSize, samples: Samples, *, progress: Progress) -> Repair:
+def repairer(inputs: Inputs, size: ModelSize, samples: Samples, *, progress: Progress) -> RepairOfCandidate:
     """Repairs a candidate as the recipe asks, on that text."""
     from shoal.edits.drop import Drop
     from shoal.edits.student_of import student_of

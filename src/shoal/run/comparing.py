@@ -69,7 +69,7 @@ def checkpoint_of(name: str) -> str:
 
 def shortest_window(sources: Sequence[str], names: Sequence[str], *, trust_remote_code: bool = False) -> int | None:
     """The shortest window of the models, in tokens, read from their configs; None where none states one."""
-    from shoal.engine.config import read_config
+    from shoal.engine.model_config import read_config
     from shoal.engine.source import check_source, resolve_source
 
     windows = []

@@ -28,7 +28,7 @@ TRAINING = 5  # forwards that a trained token takes: the student's, its gradient
 SPEED_ROUNDS, NEW_TOKENS, DEPTHS = 10, 32, 2.7  # teacher, student, and two smaller depths of the teacher
 
 
-class Rates(Record):
+class StageRates(Record):
     """Seconds per token through all layers and through the head with a comparison; flops per second of products and solves."""
 
     layers: float
@@ -57,12 +57,12 @@ def minutes(seconds: float) -> str:
     return f"{found:.1f}" if found < 2 else f"{found:.0f}"
 
 
-def measure_rates(inputs: Inputs) -> Rates:
+def measure_rates(inputs: Inputs) -> StageRates:
     """Some seconds of work on this machine; one process measures for all that share the job."""
     return inputs.workers.from_first(lambda: _measured(inputs))
 
 
-def _measured(inputs: Inputs) -> Rates:
+def _measured(inputs: Inputs) -> StageRates:
     import torch
 
     from shoal.measure.counted import head_blocks
@@ -93,7 +93,7 @@ def _measured(inputs: Inputs) -> Rates:
     square = torch.randn(PRODUCT_SIZE, PRODUCT_SIZE, device=view.device)
     positive = torch.eye(FACTOR_SIZE, dtype=torch.float64, device=view.device)
     per_token = _seconds(through_layers) / n
-    return Rates(
+    return StageRates(
         layers=per_token,
         compared=_seconds(through_head) / min(n, HEAD_TOKENS),
         products=2 * PRODUCT_SIZE**3 / _seconds(lambda: (square @ square).sum().item()),
@@ -112,7 +112,7 @@ def _seconds(work: Callable[[], object]) -> float:
     return max(min(times[1:]), 1e-9)
 
 
-def estimate(inputs: Inputs, rates: Rates, *, recipe: Recipe | None = None) -> Estimate:
+def estimate(inputs: Inputs, rates: StageRates, *, recipe: Recipe | None = None) -> Estimate:
     """Seconds of every stage of ``compress``.
 
     Args:
@@ -167,7 +167,7 @@ def estimate(inputs: Inputs, rates: Rates, *, recipe: Recipe | None = None) -> E
     return Estimate(stages=stages)
 
 
-def _repair(inputs: Inputs, recipe: Recipe, rates: Rates, n_tokens: float, *, searches: bool) -> float:
+def _repair(inputs: Inputs, recipe: Recipe, rates: StageRates, n_tokens: float, *, searches: bool) -> float:
     """Seconds of one closed-form repair of a quarter of the layers, cut from the middle."""
     view = inputs.view
     n_layers, width = view.n_layers, view.hidden_size

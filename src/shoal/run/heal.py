@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from shoal.evaluate.evaluation import Evaluation
     from shoal.measure.oracle import Quality
     from shoal.text.samples import Samples
-    from shoal.train.heal.cut import Cut
+    from shoal.train.heal.cut_place import CutPlace
     from shoal.train.heal.result import HealTraining, Merging
-    from shoal.train.heal.rows import TextRows
+    from shoal.train.heal.text_rows import TextRows
     from shoal.train.heal.train import Lesson, Pupil
 
 HEALED = "heal.safetensors"
@@ -118,7 +118,7 @@ def heal(
         trust_remote_code=trust_remote_code,
     )
     with quiet_training():
-        bench = Bench(inputs, request, student, trust_remote_code=trust_remote_code)
+        bench = HealBench(inputs, request, student, trust_remote_code=trust_remote_code)
         inputs.workers.on_first(lambda: request.save(folder / "heal.request.json"))
         return heal_stages(bench, folder, command=command, progress=progress)
 
@@ -165,7 +165,7 @@ def refuse_unknown(config: HealConfig, *, has_teacher: bool) -> None:
     merge_named(config.merge, is_quantised=trainable_named(config.method).is_quantised)
 
 
-class Bench:
+class HealBench:
     """A student, its teacher and the texts, opened when they are first needed."""
 
     def __init__(self, inputs: Inputs, request: HealRequest, student: str, *, trust_remote_code: bool) -> None:
@@ -188,7 +188,7 @@ class Bench:
         return self.inputs.training_for(self.config.tokens)
 
     @cached_property
-    def cut(self) -> Cut | None:
+    def cut(self) -> CutPlace | None:
         """Where the student was cut, by its plan."""
         if self.request.plan is None:
             return None
@@ -199,8 +199,8 @@ class Bench:
     @cached_property
     def judge(self) -> Lesson:
         """Teacher and selection text; it stands for the training text, too, which only training reads."""
-        from shoal.train.heal.rows import TextRows
         from shoal.train.heal.teachers import RunningTeacher
+        from shoal.train.heal.text_rows import TextRows
         from shoal.train.heal.train import Lesson
 
         teacher = RunningTeacher(self.inputs.view.model) if self.request.teacher else None
@@ -210,8 +210,8 @@ class Bench:
 
     def lesson(self, work: Path, progress: Progress) -> Lesson:
         """As ``judge``, with the training text; ``work`` holds text that the teacher writes."""
-        from shoal.train.heal.rows import TextRows
-        from shoal.train.heal.written import write_text
+        from shoal.train.heal.teacher_text import write_text
+        from shoal.train.heal.text_rows import TextRows
 
         if self.config.predict == "answers":
             return replace(self.judge, training=self._chats("training"))
@@ -268,7 +268,7 @@ class Bench:
         return stable_hash("heal", self.fingerprint, teacher, cut, texts, how)
 
 
-def cut_of(plan: Plan, student: Path, *, n_teacher_layers: int) -> Cut:
+def cut_of(plan: Plan, student: Path, *, n_teacher_layers: int) -> CutPlace:
     """Where a plan cut its source, as the student's layers lie in it.
 
     Raises:
@@ -276,7 +276,7 @@ def cut_of(plan: Plan, student: Path, *, n_teacher_layers: int) -> Cut:
     """
     from shoal.checkpoint.rewrite import read_config
     from shoal.engine.families import text_config
-    from shoal.train.heal.cut import Cut
+    from shoal.train.heal.cut_place import CutPlace
 
     if plan.n_layers != n_teacher_layers:
         raise ValueError(
@@ -288,10 +288,10 @@ def cut_of(plan: Plan, student: Path, *, n_teacher_layers: int) -> Cut:
     kept = sorted([*plan.kept_layers, *starts])
     if len(kept) != n_layers:
         raise ValueError(f"the plan leaves {len(kept)} layers, the student has {n_layers}; give the plan that made it")
-    return Cut.of_kept(kept, plan.n_layers)
+    return CutPlace.of_kept(kept, plan.n_layers)
 
 
-def heal_stages(bench: Bench, folder: RunFolder, *, command: str, progress: Progress = silent) -> Healed:
+def heal_stages(bench: HealBench, folder: RunFolder, *, command: str, progress: Progress = silent) -> Healed:
     """Train, merge and write, evaluate."""
     training = train_stage(bench, folder, progress=progress)
     merging = merge_stage(bench, folder, training)
@@ -318,7 +318,7 @@ def heal_in_run(inputs: Inputs, folder: RunFolder, student: Path, *, progress: P
     assert config is not None
     request = HealRequest(student=str(student), teacher=inputs.opened.name, plan=str(folder / "plan.json"), heal=config)
     with quiet_training():
-        bench = Bench(inputs, request, str(student), trust_remote_code=inputs.opened.trusted)
+        bench = HealBench(inputs, request, str(student), trust_remote_code=inputs.opened.trusted)
         training = train_stage(bench, folder, progress=progress)
         merging = merge_stage(bench, folder, training)
     if merging.way == "apart":
@@ -340,7 +340,7 @@ class HealedInRun:
     key: str
 
 
-def train_stage(bench: Bench, folder: RunFolder, *, progress: Progress = silent) -> HealTraining:
+def train_stage(bench: HealBench, folder: RunFolder, *, progress: Progress = silent) -> HealTraining:
     """``heal.json`` and ``heal.safetensors``: the values of the best step."""
     from shoal.engine.tensors import save_tensors
     from shoal.train.heal.merge import trained_values
@@ -374,7 +374,7 @@ def train_stage(bench: Bench, folder: RunFolder, *, progress: Progress = silent)
     return training
 
 
-def merge_stage(bench: Bench, folder: RunFolder, training: HealTraining) -> Merging:
+def merge_stage(bench: HealBench, folder: RunFolder, training: HealTraining) -> Merging:
     """``merge.json``, and ``model/`` or ``adapter/``: the merge is measured, refused where it loses too much, and verified."""
     from shoal.train.heal.result import Merging
 
@@ -388,7 +388,7 @@ def merge_stage(bench: Bench, folder: RunFolder, training: HealTraining) -> Merg
     return merging
 
 
-def _merge_and_write(bench: Bench, folder: RunFolder, training: HealTraining) -> Merging:
+def _merge_and_write(bench: HealBench, folder: RunFolder, training: HealTraining) -> Merging:
     from shoal.checkpoint.save import save
     from shoal.checkpoint.verify import verify
     from shoal.engine.tensors import each_tensor
@@ -425,7 +425,7 @@ def _merge_and_write(bench: Bench, folder: RunFolder, training: HealTraining) ->
 
 
 def measure_stage(
-    bench: Bench, folder: RunFolder, training: HealTraining, merging: Merging, *, command: str, progress: Progress
+    bench: HealBench, folder: RunFolder, training: HealTraining, merging: Merging, *, command: str, progress: Progress
 ) -> tuple[Quality | None, Evaluation | None]:
     """``evaluation.json``, ``before.json``, card and report: the student before and after, on text nothing was chosen on."""
     from shoal.engine.open import load_strictly

@@ -54,8 +54,8 @@ def write_own_text(
     Raises:
         ValueError: the file is there or is named otherwise, and everything that opening model and text can meet.
     """
-    from shoal.train.heal.rows import TextRows
-    from shoal.train.heal.written import write_text
+    from shoal.train.heal.teacher_text import write_text
+    from shoal.train.heal.text_rows import TextRows
 
     if out.suffix != ".jsonl":
         raise ValueError(f"--out {out} is written as JSON lines; give a name that ends in .jsonl")

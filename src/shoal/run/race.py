@@ -17,7 +17,7 @@ from shoal.engine.student import Student
 from shoal.engine.workers import ALONE, Workers
 from shoal.words.records import stable_hash
 
-Repair = Callable[[Candidate], Student | None]
+RepairOfCandidate = Callable[[Candidate], Student | None]
 """The student of a candidate with its repair in place, or None where nothing can be repaired."""
 
 CLEARLY = 3.0
@@ -29,7 +29,7 @@ class Rung:
     """One round of a race: how its candidates are repaired, and on how many tokens."""
 
     n_tokens: int
-    repair: Repair
+    repair: RepairOfCandidate
 
 
 class Standings:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shoal.recipes.recipe import Recipe
-from shoal.run.estimate import Rates, estimate, minutes
+from shoal.run.estimate import StageRates, estimate, minutes
 
 if TYPE_CHECKING:
     from shoal.run.job import Inputs
@@ -47,7 +47,7 @@ def parse_time(text: str) -> float:
     return float(found[1]) * UNITS[found[2]]
 
 
-def in_time(inputs: Inputs, rates: Rates, seconds: float, *, begun: Path | None = None) -> tuple[Inputs, str]:
+def in_time(inputs: Inputs, rates: StageRates, seconds: float, *, begun: Path | None = None) -> tuple[Inputs, str]:
     """The inputs with the best recipe of the ladder that is expected to end in time, and what was chosen, for people.
 
     Args:

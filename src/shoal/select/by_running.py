@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from shoal.edits.plan import Candidate
 from shoal.measure.set_function import UnitSet
 from shoal.select.request import Evidence, Propose, Request
-from shoal.select.search.base import Aim, Search, run_search
+from shoal.select.search.search_contract import Aim, Search, run_search
 
 
 def by_running(search: Search) -> Propose:

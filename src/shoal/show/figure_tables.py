@@ -17,7 +17,7 @@ from shoal.evaluate.whole import WholeText
 from shoal.show.table import Column, Table, numbers
 from shoal.words.numbers import change, count, in_bytes, number, percent, percents, ratio, times, whole, with_error
 
-Row = tuple[str, ...]
+FigureRow = tuple[str, ...]
 
 PHASES: tuple[SpeedPhase, ...] = ("prefill", "decode")
 
@@ -47,7 +47,7 @@ def speed_note(found: Speed) -> str:
     )
 
 
-def _figures(found: Evaluation) -> list[Row]:
+def _figures(found: Evaluation) -> list[FigureRow]:
     ours, theirs, quality = found.teacher, found.student, found.quality
     a, b = ours.cost, theirs.cost
     rows = [
@@ -77,18 +77,18 @@ def _figures(found: Evaluation) -> list[Row]:
     return rows + (_speed(found.speed) if found.speed else [])
 
 
-def _as_papers(both: tuple[WholeText, WholeText] | None) -> list[Row]:
+def _as_papers(both: tuple[WholeText, WholeText] | None) -> list[FigureRow]:
     if both is None:
         return []
     before, after = (one.blocks.value for one in both)
     return [(f"perplexity as papers state it: {both[0].how}", number(before), number(after), f"x {number(after / before)}")]
 
 
-def _size(label: str, before: float, after: float, *, form: Callable[[Any], str]) -> Row:
+def _size(label: str, before: float, after: float, *, form: Callable[[Any], str]) -> FigureRow:
     return label, form(before), form(after), change(after, before)
 
 
-def _speed(speed: Speed) -> list[Row]:
+def _speed(speed: Speed) -> list[FigureRow]:
     rows = []
     for phase in PHASES:
         both = [with_error(*median_iqr(one.of(phase))) for one in (speed.teacher, speed.student)]
@@ -154,8 +154,8 @@ def labels(names: Sequence[str]) -> list[str]:
     return [one if chosen.count(one) == 1 else f"{one} ({chosen[: n + 1].count(one)})" for n, one in enumerate(chosen)]
 
 
-def _compared(found: Comparison) -> list[Row]:
-    def row(label: str, read: Callable[[Compared], str], *, first: str | None = None) -> Row:
+def _compared(found: Comparison) -> list[FigureRow]:
+    def row(label: str, read: Callable[[Compared], str], *, first: str | None = None) -> FigureRow:
         cells = [read(one) for one in found.models]
         return (label, *cells) if first is None else (label, first, *cells[1:])
 

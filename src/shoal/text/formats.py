@@ -22,7 +22,7 @@ DOCUMENT_CHARACTERS = 2000
 # ... or, in text without blank lines, at the first line end after this many; longer lines are cut.
 LONGEST_PARAGRAPH = 8000
 
-Row = tuple[str, dict[str, Any]]
+TextRow = tuple[str, dict[str, Any]]
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def txt_documents(path: Path) -> Iterator[str]:
         yield "".join(lines).strip()
 
 
-def jsonl_rows(path: Path) -> Iterator[Row]:
+def jsonl_rows(path: Path) -> Iterator[TextRow]:
     """One JSON object per line; blank lines are skipped.
 
     Raises:
@@ -98,7 +98,7 @@ def parsed(text: str, where: str, *, do: str) -> Any:
         raise ValueError(f"{where} is not JSON (it holds a number of too many digits); {do}") from None
 
 
-def json_rows(path: Path) -> Iterator[Row]:
+def json_rows(path: Path) -> Iterator[TextRow]:
     """Rows of one JSON value: a list of objects or texts, or an object that holds such a list. Lines of JSON are read as such.
 
     Raises:
@@ -137,7 +137,7 @@ def is_row(value: dict[str, Any]) -> bool:
     return any(isinstance(value.get(name), list) for name in ("messages", "conversations", "conversation"))
 
 
-def csv_rows(path: Path) -> Iterator[Row]:
+def csv_rows(path: Path) -> Iterator[TextRow]:
     """Rows of a table with a header line; columns are separated by commas, tabs (``.tsv``), or semicolons where no comma is.
 
     Raises:
@@ -159,7 +159,7 @@ def csv_rows(path: Path) -> Iterator[Row]:
             raise ValueError(f"{path} is not a table of text ({error}); write it as CSV with a header line") from None
 
 
-def parquet_rows(path: Path, fields: Collection[str] = ()) -> Iterator[Row]:
+def parquet_rows(path: Path, fields: Collection[str] = ()) -> Iterator[TextRow]:
     """Rows of a parquet file, read a thousand at a time.
 
     Args:
@@ -182,7 +182,7 @@ def parquet_rows(path: Path, fields: Collection[str] = ()) -> Iterator[Row]:
         raise ValueError(f"{path} is not a whole parquet file ({first_line(error)}); write it again") from None
 
 
-def hub_rows(spec: str) -> Iterator[Row]:
+def hub_rows(spec: str) -> Iterator[TextRow]:
     """Rows of a hub dataset, streamed: ``NAME[:CONFIG][:SPLIT]``, split ``train`` unless given.
 
     A single part after the name is a split if it is ``train``, ``validation`` or ``test``, else a configuration;

@@ -48,7 +48,7 @@ class Mixture:
 
 
 @dataclass(frozen=True)
-class Preset:
+class MixturePreset:
     """A mixture by domain of one public dataset. Weights are shares of the *documents*."""
 
     source: str
@@ -56,9 +56,9 @@ class Preset:
     weights: Mapping[str, float]
 
 
-PRESETS: Mapping[str, Preset] = {
+PRESETS: Mapping[str, MixturePreset] = {
     # LLM-Streamline (arXiv 2403.19135), official code: Sheared-LLaMA's shares, divided where documents are longer.
-    "slimpajama": Preset(
+    "slimpajama": MixturePreset(
         source="hub:DKYoon/SlimPajama-6B",
         domain_key="meta.redpajama_set_name",
         weights={

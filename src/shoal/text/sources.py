@@ -7,11 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shoal.text.formats import Row, csv_rows, hub_parts, hub_rows, json_rows, jsonl_rows, parquet_rows, text_file, txt_documents
+from shoal.text.formats import (
+    TextRow,
+    csv_rows,
+    hub_parts,
+    hub_rows,
+    json_rows,
+    jsonl_rows,
+    parquet_rows,
+    text_file,
+    txt_documents,
+)
 from shoal.text.rows import COLUMNS, Chat, at, text_of
 from shoal.text.slices import content_digest
 
-ROW_FORMATS: Mapping[str, Callable[[Path], Iterator[Row]]] = {
+ROW_FORMATS: Mapping[str, Callable[[Path], Iterator[TextRow]]] = {
     ".jsonl": jsonl_rows,
     ".jsonl.gz": jsonl_rows,
     ".json": json_rows,
@@ -104,7 +114,7 @@ class TextSource:
         asked = COLUMNS if self.field is None else (self.field, self.field.split(".")[0])
         return asked if self.domain_key is None else (*asked, self.domain_key.split(".")[0])
 
-    def _of_rows(self, rows: Iterator[Row]) -> Iterator[Document]:
+    def _of_rows(self, rows: Iterator[TextRow]) -> Iterator[Document]:
         for where, row in rows:
             text = text_of(row, where, self.chat, field=self.field)
             if not text.strip():

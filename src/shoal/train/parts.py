@@ -127,7 +127,7 @@ class Trainee(nn.Module):
         """Bring the deployed copy to the masters' values, rounded to the model's dtype."""
         for part in self.parts:
             master = self._master_of(part)
-            if isinstance(master, Refitted):
+            if isinstance(master, RefittedPart):
                 for name, value in master.values().items():
                     self.deployed.overrides[part.start][name].copy_(value)
             else:
@@ -157,7 +157,7 @@ class Trainee(nn.Module):
     def _run(self, part: TrainedPart, h_BTD: Tensor, reading: Reading) -> Tensor:
         """A trained part on fp32 states, with its layer's recorded arguments in fp32."""
         master = self._master_of(part)
-        if isinstance(master, Refitted):
+        if isinstance(master, RefittedPart):
             sources = [part.start]
             step = Step("run", overrides={**self._frozen_in_fp32(part.start), **master.values()})
         else:
@@ -178,7 +178,7 @@ class Trainee(nn.Module):
 
     def _master(self, part: TrainedPart) -> nn.Module:
         if part.kind == "refit":
-            return Refitted(self.deployed.overrides[part.start])
+            return RefittedPart(self.deployed.overrides[part.start])
         module = copy.deepcopy(self._attached(part).module)
         return _widened(module).requires_grad_()
 
@@ -189,7 +189,7 @@ class Trainee(nn.Module):
         return next(one for one in self.deployed.attached if one.span.start == part.start)
 
 
-class Refitted(nn.Module):
+class RefittedPart(nn.Module):
     """The fp32 masters of one layer's refitted parameters."""
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:

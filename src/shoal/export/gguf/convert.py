@@ -17,11 +17,11 @@ import numpy as np
 
 from shoal.engine.gguf_head import BOOL, FLOAT32, INT32, STRING, UINT32, Value
 from shoal.export.gguf.blocks import encoded, fitting_kind, kind_number, n_bytes_of
-from shoal.export.gguf.cut import KEPT
+from shoal.export.gguf.cut_file import KEPT
 from shoal.export.gguf.layers import ARCHITECTURES, PATTERN, has_window
 from shoal.export.gguf.stored_weights import StoredWeights
 from shoal.export.gguf.tokenizer import tokenizer_keys
-from shoal.export.gguf.write import Outgoing, write_gguf
+from shoal.export.gguf.write_file import Outgoing, write_gguf
 
 ARCHITECTURE_OF = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3"}
 FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "bf16": 32}

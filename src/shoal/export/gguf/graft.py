@@ -18,11 +18,11 @@ import numpy as np
 
 from shoal.export.gguf.blocks import decoded, encoded, fitting_kind, kind_number, n_bytes_of
 from shoal.export.gguf.convert import interleaved
-from shoal.export.gguf.cut import BLOCK, refuse_same_file, renumbered, with_provenance
+from shoal.export.gguf.cut_file import BLOCK, refuse_same_file, renumbered, with_provenance
+from shoal.export.gguf.file_parts import GgufModel, Stored
 from shoal.export.gguf.layers import cut_keys
-from shoal.export.gguf.parts import GgufModel, Stored
 from shoal.export.gguf.stored_weights import StoredWeights
-from shoal.export.gguf.write import Outgoing, write_gguf
+from shoal.export.gguf.write_file import Outgoing, write_gguf
 
 Array = np.ndarray[Any, Any]
 NEAR = 0.6  # largest relative distance of new values to those of the file; another order of rows gives about 1.4

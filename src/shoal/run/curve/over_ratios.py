@@ -17,7 +17,7 @@ from shoal.recipes.recipe import Recipe
 from shoal.run.asking import needs_scan, oracle, request_of, why_not
 from shoal.run.compress import open_folder
 from shoal.run.curve.methods import check_methods, is_plain
-from shoal.run.curve.points import Bench, PointCut, make_cut, point_path, with_recipe
+from shoal.run.curve.points import PointBench, PointCut, make_cut, point_path, with_recipe
 from shoal.run.folder import RunFolder
 from shoal.run.job import SHARE_BESIDE_STUDENT, Inputs, open_inputs
 from shoal.run.searching import runs_the_model
@@ -101,7 +101,7 @@ def sweep_ratios(
     check_counts(methods, counts, base.view, size)
     refuse_to_lose_points(folder, {(name, n) for name in methods for n in counts})
     found = run_stage(SCAN, State(base), folder, progress).scan if any(map(needs_scan, methods.values())) else None
-    bench = Bench(base, tasks, progress)
+    bench = PointBench(base, tasks, progress)
     work = _Work({name: with_recipe(base, recipe) for name, recipe in methods.items()}, counts, folder, found, bench, command)
     sweep = _without_points(methods, counts, drop=drop, bench=bench, folder=folder, size=size, command=command)
     if keep is not None and keep.of in sweep.teacher.right:
@@ -202,7 +202,7 @@ class _Work:
     counts: Sequence[int]
     folder: RunFolder
     found: Scan | None
-    bench: Bench
+    bench: PointBench
     command: str
 
     def warm_judge(self, size: ModelSize) -> Oracle:
@@ -272,7 +272,7 @@ def _without_points(
     counts: Sequence[int],
     *,
     drop: str,
-    bench: Bench,
+    bench: PointBench,
     folder: RunFolder,
     size: ModelSize,
     command: str,

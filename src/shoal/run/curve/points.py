@@ -14,11 +14,11 @@ from shoal.run.curve.methods import slug
 from shoal.run.folder import RunFolder
 from shoal.run.job import Inputs, window_of
 from shoal.run.keys import evaluation_key
+from shoal.run.run_files import plan_file
 from shoal.run.stage import State, run_all
 from shoal.run.stages.choose import CHOOSE
 from shoal.run.stages.fit import FIT
 from shoal.run.stages.polish import POLISH
-from shoal.run.written import plan_file
 from shoal.words.progress import Progress
 from shoal.words.records import stable_hash, write_atomically
 
@@ -102,7 +102,7 @@ class PointCut:
 
 
 @dataclass(frozen=True, eq=False)
-class Bench:
+class PointBench:
     """Text and tasks that every student of a sweep is measured on."""
 
     inputs: Inputs
@@ -185,7 +185,7 @@ def make_cut(
     n_net: int,
     found: Scan | None,
     judge: Oracle,
-    bench: Bench,
+    bench: PointBench,
     command: str,
 ) -> PointCut:
     """Choose and repair one cut in its own folder inside the sweep's, or read back what stands there."""

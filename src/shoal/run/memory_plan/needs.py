@@ -52,7 +52,7 @@ class StageNeed(Record):
     scratch: int = 0
 
 
-class Needs(Record):
+class MemoryNeeds(Record):
     """What a run will take, and what there is.
 
     Attributes:
@@ -93,7 +93,7 @@ def needs_of(
     dtype: str | None = None,
     trust_remote_code: bool = False,
     out: Path | None = None,
-) -> Needs:
+) -> MemoryNeeds:
     """Predict every stage of :func:`shoal.run.compress.compress` with these arguments.
 
     Numbers of samples that the recipe leaves open are taken at their defaults: a short text takes less.
@@ -113,7 +113,7 @@ def needs_of(
     place = machine_of(device)
     folder = next(place for place in (Path(out or "."), *Path(out or ".").absolute().parents) if place.exists())
     stages = _stages(recipe, shape, cut=cut, held=held, place=place)
-    found = Needs(
+    found = MemoryNeeds(
         model=recipe.model,
         resident=held,
         stages=stages,
@@ -281,7 +281,7 @@ def _linear_error_sums(recipe: Recipe, shape: ModelShape, cut: ResolvedBudget) -
     return n_spans, n_spans * bytes_per_span(shape.hidden)
 
 
-def _advice(found: Needs, streamed: tuple[StageNeed, ...]) -> tuple[str, ...]:
+def _advice(found: MemoryNeeds, streamed: tuple[StageNeed, ...]) -> tuple[str, ...]:
     said = []
     if found.peak.memory > found.free_memory:
         peak, most = found.peak, max(found.peak.parts, key=lambda part: found.peak.parts[part])
@@ -319,7 +319,7 @@ def _refused(recipe: Recipe, shape: ModelShape, cut: ResolvedBudget, held: int |
     )
 
 
-def needs_table(found: Needs) -> Table:
+def needs_table(found: MemoryNeeds) -> Table:
     """The stages for people; the largest stands out."""
     from shoal.show.table import Column, Table, numbers
 

@@ -12,8 +12,8 @@ def shape_of(model: str, *, dtype: str | None = None, trust_remote_code: bool = 
     """Sizes from ``config.json``; the model is built without weights."""
     import torch
 
-    from shoal.engine.config import describe
     from shoal.engine.families import find_layers, text_config
+    from shoal.engine.model_config import describe
     from shoal.engine.open import DTYPES
     from shoal.engine.source import resolve_source
     from shoal.select.model_size import size_of

@@ -102,8 +102,8 @@ def plan_unopened(recipe: Recipe, folder: RunFolder, *, trust_remote_code: bool 
     """
     from shoal.checkpoint.blueprint import check_can_be_cut, check_layers
     from shoal.edits.plan import Plan
-    from shoal.engine.config import describe
     from shoal.engine.families import find_layers
+    from shoal.engine.model_config import describe
     from shoal.engine.source import fingerprint, resolve_source
     from shoal.run.tournament import choose
     from shoal.select.model_size import size_of

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shoal.run.folder import RECORD, RunRecord
-from shoal.run.written import plan_file
+from shoal.run.run_files import plan_file
 from shoal.words.reading import read_json
 from shoal.words.records import write_atomically
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shoal.measure.set_function import UnitSet
-from shoal.select.search.base import Aim, Ledger
+from shoal.select.search.search_contract import Aim, Ledger
 from shoal.words.types import Unit
 
 

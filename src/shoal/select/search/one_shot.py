@@ -7,7 +7,7 @@ together.
 
 from __future__ import annotations
 
-from shoal.select.search.base import Aim, Ledger, first_that_may_go
+from shoal.select.search.search_contract import Aim, Ledger, first_that_may_go
 
 
 def one_shot(ledger: Ledger, aim: Aim) -> None:

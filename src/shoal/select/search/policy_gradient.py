@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shoal.measure.set_function import UnitSet
-from shoal.select.search.base import Aim, Ledger, first_that_may_go
+from shoal.select.search.search_contract import Aim, Ledger, first_that_may_go
 from shoal.words.types import Unit
 
 UNDECIDED = 1e-6

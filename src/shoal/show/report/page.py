@@ -18,11 +18,11 @@ from shoal.show.html import Html, join, table, tag
 from shoal.show.report.layer_strip import strip
 from shoal.show.report.run_data import Part, RunData, Section
 from shoal.show.report.sections.answers_kept import tasks
-from shoal.show.report.sections.closed_form import repair
 from shoal.show.report.sections.how_fast import speed
 from shoal.show.report.sections.how_it_healed import healing
 from shoal.show.report.sections.how_it_learned import learning
 from shoal.show.report.sections.layer_by_layer import anatomy
+from shoal.show.report.sections.repair_gains import repair
 from shoal.show.report.sections.share_by_share import ratios
 from shoal.show.report.sections.what_it_rests_on import provenance
 from shoal.show.report.sections.what_they_write import written

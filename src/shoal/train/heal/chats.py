@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from shoal.text.formats import Row, hub_rows
+from shoal.text.formats import TextRow, hub_rows
 from shoal.text.rows import Turn, text_of
 from shoal.text.slices import content_digest, order_key, slice_of
 from shoal.text.sources import ROW_FORMATS, files_of, path_of, suffix_of
-from shoal.train.heal.rows import TextRows
+from shoal.train.heal.text_rows import TextRows
 from shoal.words.records import stable_hash
 
 
@@ -101,7 +101,7 @@ def _conversations(sources: Iterable[str], field: str | None) -> Iterator[tuple[
         yield where, turns[0]
 
 
-def _rows(sources: Iterable[str]) -> Iterator[Row]:
+def _rows(sources: Iterable[str]) -> Iterator[TextRow]:
     for source in sources:
         if source.startswith("hub:"):
             yield from hub_rows(source.removeprefix("hub:"))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shoal.train.heal.cut import Cut
+from shoal.train.heal.cut_place import CutPlace
 from shoal.train.heal.streams import run_model
 from shoal.train.heal.teachers import Teacher
 from shoal.train.stream_losses import relative_mse
@@ -20,7 +20,7 @@ from shoal.train.stream_losses import relative_mse
 
 @torch.no_grad()
 def damage_by_layer(
-    model: Any, layers: Sequence[nn.Module], cut: Cut, teacher: Teacher, batches: Sequence[dict[str, Tensor]]
+    model: Any, layers: Sequence[nn.Module], cut: CutPlace, teacher: Teacher, batches: Sequence[dict[str, Tensor]]
 ) -> tuple[float, ...]:
     """What each of the n layers adds (below 0 where it lessens the distance), the mean over batches of one size."""
     boundaries = range(cut.n_layers + 1)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from shoal.train.heal.lora_targets import costs, linear_maps
 from shoal.train.heal.ranks import RankEvidence, divided, schedule_named
-from shoal.train.heal.targets import costs, linear_maps
 
 if TYPE_CHECKING:
     from shoal.train.heal.config import HealConfig

@@ -14,8 +14,8 @@ from torch import Tensor
 from shoal.measure.divergence import forward_kl as kl_per_token
 from shoal.measure.divergence import token_nll
 from shoal.train.heal.config import HealConfig
-from shoal.train.heal.rows import counted
 from shoal.train.heal.streams import Streams
+from shoal.train.heal.text_rows import counted
 from shoal.train.logit_losses import next_token_at
 from shoal.train.objectives import WeightedSum, weighted_sum
 

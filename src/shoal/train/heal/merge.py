@@ -22,8 +22,8 @@ from shoal.train.heal.losses import measured
 from shoal.train.heal.masks import apply_masks
 from shoal.train.heal.qlora import out_of_4_bits
 from shoal.train.heal.result import MergeTrial, Merging
-from shoal.train.heal.rows import counted
 from shoal.train.heal.streams import run_model
+from shoal.train.heal.text_rows import counted
 from shoal.train.heal.train import Lesson, Pupil, prepare
 from shoal.words.records import nearest
 

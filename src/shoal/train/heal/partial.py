@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from shoal.engine.families import find_layers
-from shoal.train.heal.targets import final_norm, is_tied
+from shoal.train.heal.lora_targets import final_norm, is_tied
 
 if TYPE_CHECKING:
     from shoal.train.heal.config import HealConfig

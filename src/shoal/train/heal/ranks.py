@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from shoal.train.heal.cut import Cut
+from shoal.train.heal.cut_place import CutPlace
 from shoal.words.records import nearest
 
 
@@ -25,7 +25,7 @@ class RankEvidence:
     """
 
     n_layers: int
-    cut: Cut | None = None
+    cut: CutPlace | None = None
     scores: tuple[float, ...] | None = None
 
 

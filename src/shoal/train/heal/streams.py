@@ -27,7 +27,7 @@ class Streams:
 
 
 def run_model(model: Any, layers: Sequence[nn.Module], batch: dict[str, Tensor], boundaries: Iterable[int] = ()) -> Streams:
-    """Run a model on a batch of :func:`shoal.train.heal.rows.collate`.
+    """Run a model on a batch of :func:`shoal.train.heal.text_rows.collate`.
 
     Args:
         model: the model, or what wraps it for several processes.

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shoal.train.heal.rows import TextRows
 from shoal.train.heal.streams import Streams
 from shoal.train.heal.teachers import Teacher
+from shoal.train.heal.text_rows import TextRows
 from shoal.words.records import Record
 
 IDS, LOGS, DONE = "ids.npy", "logs.npy", "done.json"

@@ -16,7 +16,7 @@ from torch import nn
 from shoal.engine.families import find_layers, text_config
 from shoal.engine.workers import join
 from shoal.train.heal.config import DEFAULT_HEAL_TOKENS, HealConfig
-from shoal.train.heal.cut import Cut
+from shoal.train.heal.cut_place import CutPlace
 from shoal.train.heal.damage import damage_by_layer
 from shoal.train.heal.lora import adapter_ranks
 from shoal.train.heal.losses import HealLoss, objective_of
@@ -24,11 +24,11 @@ from shoal.train.heal.masks import KeepZeros, Masks, mask_adapters, zero_masks
 from shoal.train.heal.qlora import n_parameters_of
 from shoal.train.heal.ranks import RankEvidence, schedule_named
 from shoal.train.heal.result import CacheFigures, HealPoint, HealTraining
-from shoal.train.heal.rows import TextRows
 from shoal.train.heal.streams import Streams, run_model
 from shoal.train.heal.table import Trainable, trainable_named
 from shoal.train.heal.teacher_cache import CachedTeacher, cut_off, fill_cache
 from shoal.train.heal.teachers import Teacher
+from shoal.train.heal.text_rows import TextRows
 from shoal.words.records import stable_hash
 
 N_SEEN = 8  # batches of the selection text for figures of which the first digits are enough
@@ -50,7 +50,7 @@ class Lesson:
     training: TextRows
     selection: TextRows
     teacher: Teacher | None = None
-    cut: Cut | None = None
+    cut: CutPlace | None = None
 
     def loss(self, config: HealConfig) -> HealLoss:
         """The objective with its boundaries.

@@ -23,13 +23,13 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer import TRAINER_STATE_NAME
 
 from shoal.train.heal.losses import HealLoss, measured
-from shoal.train.heal.rows import TextRows, collate, counted
 from shoal.train.heal.streams import run_model
 from shoal.train.heal.teachers import Teacher
+from shoal.train.heal.text_rows import TextRows, collate, counted
 
 TRAINABLE_FILE, BEST_FILE = "trainable.safetensors", "best.safetensors"
 
-Values = dict[str, Tensor]
+StepValues = dict[str, Tensor]
 
 
 class DivergedError(ValueError):
@@ -77,7 +77,7 @@ class HealTrainer(Trainer):
         self.layers, self.loss, self.teacher = list(layers), loss, teacher
         self.decided_by, self.patience = decided_by, patience
         self.validation = selection.batches(arguments.per_device_train_batch_size)
-        self.best: Values = {}
+        self.best: StepValues = {}
         self.best_measure = math.inf
         self.stopping = False
         self.saved_step = -1
@@ -177,7 +177,7 @@ class HealTrainer(Trainer):
         return ((name, value) for name, value in self.model.named_parameters() if value.requires_grad)
 
     @torch.no_grad()
-    def adopt(self, values: Values) -> None:
+    def adopt(self, values: StepValues) -> None:
         """Set the trained parameters."""
         for name, parameter in self.trainable():
             _local(parameter).copy_(values[name])

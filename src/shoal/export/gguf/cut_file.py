@@ -13,9 +13,9 @@ from typing import Any
 
 from shoal.edits.plan import Plan
 from shoal.engine.gguf_head import INT32, STRING, UINT32, Value
+from shoal.export.gguf.file_parts import GgufModel, Stored, open_model
 from shoal.export.gguf.layers import cut_keys, lists_windows
-from shoal.export.gguf.parts import GgufModel, Stored, open_model
-from shoal.export.gguf.write import Outgoing, write_gguf
+from shoal.export.gguf.write_file import Outgoing, write_gguf
 from shoal.words.structure import describe_removal
 
 BLOCK = re.compile(r"^blk\.(0|[1-9]\d*)\.(.+)$")
@@ -24,7 +24,7 @@ BASE = "general.base_model."
 
 
 @dataclass(frozen=True)
-class Cut:
+class GgufCut:
     """A file that was written.
 
     Attributes:
@@ -59,7 +59,7 @@ class Cut:
         }
 
 
-def cut_gguf(source: Path, kept: Sequence[int], out: Path, *, overwrite: bool = False) -> Cut:
+def cut_gguf(source: Path, kept: Sequence[int], out: Path, *, overwrite: bool = False) -> GgufCut:
     """Write the layers ``kept`` of a GGUF model, and everything that is no layer, as one file.
 
     Args:
@@ -85,7 +85,7 @@ def cut_gguf(source: Path, kept: Sequence[int], out: Path, *, overwrite: bool = 
     if lists_windows(keys, architecture):
         notes = ("its sliding windows are listed layer by layer: llama.cpp reads that from build b11434 (October 2026) on",)
     sizes = (sum(file.stat().st_size for file in model.files), Path(out).stat().st_size)
-    return Cut(Path(out), architecture, n_layers, tuple(order), (before, after), sizes, notes)
+    return GgufCut(Path(out), architecture, n_layers, tuple(order), (before, after), sizes, notes)
 
 
 def layers_of_plan(plan: Plan, n_layers: int, where: str) -> tuple[int, ...]:

@@ -39,7 +39,7 @@ class Aim:
 
 
 @dataclass(frozen=True)
-class Answer:
+class SearchAnswer:
     """What a search found.
 
     Attributes:
@@ -103,10 +103,10 @@ class Ledger:
         """Sorts deeper sets before shallower ones."""
         return tuple(sorted((-self.units.index(unit) for unit in units), reverse=True))
 
-    def answer(self, *, is_cut_short: bool) -> Answer:
+    def answer(self, *, is_cut_short: bool) -> SearchAnswer:
         order = sorted(self.complete, key=lambda one: (self.complete[one], self.depth_key(one)))
         sets = tuple((one, self.complete[one]) for one in order)
-        return Answer(sets, tuple(self.curve), self.n_evaluations, is_cut_short)
+        return SearchAnswer(sets, tuple(self.curve), self.n_evaluations, is_cut_short)
 
 
 def first_that_may_go(order: Sequence[Unit], aim: Aim) -> UnitSet:
@@ -127,7 +127,7 @@ class Search(Protocol):
     def __call__(self, ledger: Ledger, aim: Aim) -> None: ...
 
 
-def run_search(search: Search, function: SetFunction, aim: Aim) -> Answer:
+def run_search(search: Search, function: SetFunction, aim: Aim) -> SearchAnswer:
     """Run a search to its end, or until the evaluations are spent.
 
     Raises:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Cut:
+class CutPlace:
     """How a student of n layers lies in its teacher of L.
 
     Attributes:
@@ -18,7 +18,7 @@ class Cut:
     stands_for: tuple[int, ...]
 
     @classmethod
-    def of_kept(cls, kept: Sequence[int], n_teacher_layers: int) -> Cut:
+    def of_kept(cls, kept: Sequence[int], n_teacher_layers: int) -> CutPlace:
         """The cut that keeps these layers of the teacher, in order.
 
         Raises:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from shoal.train.heal.rows import TextRows
+from shoal.train.heal.text_rows import TextRows
 from shoal.words.records import Record, stable_hash
 
 GROUP = 16

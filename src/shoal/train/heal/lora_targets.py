@@ -12,7 +12,7 @@ from shoal.engine.families import find_layers, sublayer
 
 
 @dataclass(frozen=True, eq=False)
-class LinearMap:
+class TargetMap:
     """One linear map inside a layer.
 
     Attributes:
@@ -33,14 +33,14 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
-def linear_maps(model: Any, targets: str) -> list[LinearMap]:
+def linear_maps(model: Any, targets: str) -> list[TargetMap]:
     """The linear maps of all layers: ``all``, those of the ``mlp``, or those of the ``attention``.
 
     Raises:
         ValueError: there are none of this kind.
     """
     path, layers = find_layers(model)
-    found: list[LinearMap] = []
+    found: list[TargetMap] = []
     for index, layer in enumerate(layers):
         for inside, module in _chosen(layer, targets):
             weight: Any = module.weight
@@ -48,7 +48,7 @@ def linear_maps(model: Any, targets: str) -> list[LinearMap]:
                 n_in, n_out = weight.shape
             else:  # the weight of a 4-bit map is packed, its widths are not
                 n_in, n_out = module.in_features, module.out_features
-            found.append(LinearMap(f"{path}.{index}.{inside}", index, module, int(n_in), int(n_out)))
+            found.append(TargetMap(f"{path}.{index}.{inside}", index, module, int(n_in), int(n_out)))
     if not found:
         raise ValueError(
             f"this {model.config.model_type!r} model has no linear maps for targets={targets!r}; use targets all, mlp or "
@@ -73,7 +73,7 @@ def _chosen(layer: nn.Module, targets: str) -> list[tuple[str, nn.Module]]:
     return [(f"{place[0]}.{name}", module) for name, module in place[1].named_modules() if is_linear(module)]
 
 
-def costs(maps: Sequence[LinearMap], n_layers: int) -> tuple[int, ...]:
+def costs(maps: Sequence[TargetMap], n_layers: int) -> tuple[int, ...]:
     """Parameters that one rank costs in each layer: inputs and outputs of its maps."""
     return tuple(sum(one.n_in + one.n_out for one in maps if one.layer == layer) for layer in range(n_layers))
 

@@ -107,7 +107,7 @@ def find_student(path: Path) -> StudentFolder:
     folder = path if (path / "config.json").is_file() else path / "model"
     if not (folder / "config.json").is_file():
         raise ValueError(f"{path} is no checkpoint folder and no run folder with a model in it; shoal compress writes one")
-    from shoal.engine.config import read_config
+    from shoal.engine.model_config import read_config
 
     places = [folder / "plan.json", *([folder.parent / "plan.json"] if folder.name == "model" else [])]
     plan = next((Plan.load(place) for place in places if place.is_file()), None)
