@@ -95,3 +95,21 @@ def test_a_run_without_a_repair_has_no_values(recipe, tmp_path):
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 def test_every_stage_says_what_it_does(stage):
     assert stage.about and stage.about[0].islower() and not stage.about.endswith(".")
+
+
+def test_a_new_selector_is_one_line_of_its_table(recipe, tmp_path, monkeypatch):
+    """Recipe, refusals, keys and the run itself know it from there; it reads nothing, so nothing is scanned."""
+    from shoal.recipes.recipe import load_recipe as load
+    from shoal.select.request import Selector
+    from shoal.select.table import SELECTORS
+
+    def shallowest(evidence, request):
+        yield request.candidate(request.removable[: request.n], by="shallowest")
+
+    with pytest.raises(ValueError, match="shallowest"):
+        load("default", {"select": "shallowest"})
+    monkeypatch.setitem(SELECTORS, "shallowest", Selector(shallowest, "the first layers that may go", reads=frozenset()))
+    asked = load("default", {**recipe.model_dump(exclude_defaults=True), "select": "shallowest", "repair": "none", "guard": 1})
+    outcome = compress(asked, tmp_path / "run")
+    assert outcome.plan.removed_layers == (1, 2) and outcome.scan is None
+    assert "shallowest" in outcome.plan.method
