@@ -134,7 +134,7 @@ def test_a_plan_that_is_no_record_is_one_line(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("replacement", ["layer", "swiglu", "free", "rotation"])
+@pytest.mark.parametrize("replacement", ["layer", "swiglu", "free"])
 def test_a_plan_without_the_values_of_its_replacement_is_refused(small, shoal, tmp_path, replacement):
     code, _, err = shoal(
         "plan", small["model"], "--out", "run", *text(small), "--drop", 1, "--guard", 1, "--replace", replacement

@@ -70,6 +70,7 @@ VERBS = {
     "run": lambda w: ("run", "made/recipe.yaml", "--out", "run"),
     "eval": lambda w: ("eval", w["model"], *text(w)),
     "eval --teacher": lambda w: ("eval", w["model"], "--teacher", w["model"], *text(w)),
+    "write": lambda w: ("write", w["model"], "--out", "own.jsonl", "--n", 2, *text(w)[:2]),
     "compare": lambda w: ("compare", w["model"], w["model"], *text(w)),
 }
 

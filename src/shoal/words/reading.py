@@ -186,5 +186,8 @@ def reason_of(error: BaseException) -> str:
 
 
 def shortened(text: str, most: int = 80) -> str:
-    """A text for a message: cut where it is longer than ``most``."""
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+    """A text for a message; where it is longer than ``most`` its middle is left out, because the end of a path says most."""
+    if len(text) <= most:
+        return text
+    n_start = (most - 3) // 2
+    return f"{text[:n_start]}...{text[len(text) - (most - 3 - n_start) :]}"
