@@ -187,7 +187,7 @@ def run(
     _compress(chosen, out, device, dtype, resident, trust_remote_code, overwrite, json)
 
 
-DEMO_TOKENS = 40_000  # of the repair: about a minute on two cores
+DEMO_TOKENS = 40_000  # of the repair, so that the demo takes one to two minutes on two cores
 
 
 @app.command()
