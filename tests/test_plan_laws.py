@@ -134,6 +134,15 @@ def test_values_written_twice_to_one_layer_compose_in_order():
     }
 
 
+def test_a_value_of_a_refitted_layer_that_no_edit_names_is_refused():
+    view = DecoderView(tiny_model("llama", n_layers=N))
+    edits = (Drop(indices=(4,)), Refit(layer=3, parameters=(MAP,)))
+    with view.residency.layer(3) as layer:
+        values = {f"refit.3.{name}": value.detach() for name, value in layer.named_parameters() if name.startswith("mlp.")}
+    with pytest.raises(ValueError, match="belong to no edit"):
+        student_of(view, plan_of_edits(edits), values)
+
+
 def values_for(view, plan, seed):
     """Random values of the refits of a plan, by the names its file has."""
     generator = torch.Generator().manual_seed(seed)
