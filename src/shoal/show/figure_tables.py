@@ -70,7 +70,8 @@ def _figures(found: Evaluation) -> list[FigureRow]:
     if found.by_position is not None:
         rows.append(("speculative acceptance", "100 %", f"{percent(found.by_position.acceptance)} %", ""))
     draft = best_draft(quality.agreement, b.parameters / a.parameters)
-    rows.append(("as a greedy draft of the teacher, computed", "", f"{draft.n_drafted} tokens a time", times(draft.speed)))
+    drafted = f"{draft.n_drafted} token{'' if draft.n_drafted == 1 else 's'} a time"
+    rows.append(("as a greedy draft of the teacher, computed", "", drafted, times(draft.speed)))
     if found.plain is not None:
         rows.append(("the same without repair: KL", "0", number(found.plain.kl), ""))
         rows.append(("the same without repair: agreement", "100 %", f"{percent(found.plain.agreement)} %", ""))
