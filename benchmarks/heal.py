@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.engine.open import load_strictly, open_model
-from shoal.recipes.recipe import load_recipe
+from shoal.recipes.recipe_file import load_recipe
 from shoal.run.compress import compress
 from shoal.run.job import versions
 from shoal.text import open_corpus

@@ -22,7 +22,7 @@ from pathlib import Path
 from shoal.run import folder as folders
 from shoal.run.compress import compress
 from shoal.run.memory_plan.needs import needs_of
-from shoal.recipes.recipe import load_recipe
+from shoal.recipes.recipe_file import load_recipe
 changes, out, resident, dtype = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
 recipe = load_recipe("default", changes)
 planned = needs_of(recipe, resident=resident, dtype=dtype)

@@ -28,7 +28,7 @@ from shoal.fit.sites.of_layer import Sites, probe_of
 from shoal.fit.sweep import MAPS, SHARE, Sweep
 from shoal.fit.table import fit_of
 from shoal.fit.targets import from_first_cut
-from shoal.recipes.recipe import RECIPES
+from shoal.recipes.table import RECIPES
 from shoal.text.samples import Samples
 from shoal.train.config import TrainConfig, TrainingPhase
 from shoal.train.loop import Judge, Trained, train_starts
@@ -220,7 +220,7 @@ def polished_layer(cut: Cut) -> Made:
 def full(cut: Cut) -> Made:
     """As :func:`polished_layer`, in the stages, at the rates and with the batch of the recipe ``high``."""
     start = cut.fitted.get("sweep") or repaired("sweep")(cut)
-    config = RECIPES["high"].train.model_copy(update={"tokens": cut.long})
+    config = RECIPES["high"].recipe.train.model_copy(update={"tokens": cut.long})
     stages = [
         TrainingPhase(objective=one.objective, tokens=spent, lr=one.rates(cut.view.hidden_size)[0])
         for one, spent in zip(config.schedule(), config.stage_tokens(cut.long), strict=True)

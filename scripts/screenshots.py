@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from shoal.recipes.recipe import load_recipe
+from shoal.recipes.recipe_file import load_recipe
 from shoal.run.compress import compress
 from shoal.run.curve.methods import method_choice
 from shoal.run.curve.over_ratios import sweep_ratios

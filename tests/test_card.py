@@ -17,8 +17,9 @@ from shoal.engine.view import DecoderView
 from shoal.evaluate.evaluation import compare
 from shoal.evaluate.generate import Generation
 from shoal.evaluate.speed import speed
+from shoal.recipes.listing import bibtex
+from shoal.recipes.table import RECIPES
 from shoal.show.card import card, inherited_metadata, source_name
-from shoal.show.citations import BIBTEX, bibtex
 from shoal.show.figure_tables import figures
 from shoal.show.local_paths import without_folders
 from shoal.train.config import TrainConfig
@@ -120,12 +121,12 @@ def test_pure_removal_comes_with_the_same_cut_for_mergekit(evaluation):
 
 
 def test_citations_are_those_of_the_method(evaluation):
-    text = text_of(evaluation, papers=["2403.17887", "2403.03853"])
+    text = text_of(evaluation, citations=[bibtex("2403.17887"), bibtex("2403.03853")])
     assert "Gromov" in text and "ShortGPT" in text and "Streamlining" not in text
     assert "bibtex" not in text_of(evaluation)
 
 
-@pytest.mark.parametrize("arxiv", [*BIBTEX, "1234.56789"])
+@pytest.mark.parametrize("arxiv", [*{paper for one in RECIPES.values() for paper in one.recipe.papers}, "1234.56789"])
 def test_bibtex_is_balanced_and_names_its_paper(arxiv):
     entry = bibtex(arxiv)
     assert entry.count("{") == entry.count("}") and f"arXiv:{arxiv}" in entry and entry.startswith("@")

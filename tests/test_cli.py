@@ -19,7 +19,7 @@ from world import write_model, write_text
 from shoal.edits.plan import Plan
 from shoal.edits.replace.table import REPLACEMENTS
 from shoal.engine.open import DTYPES
-from shoal.recipes.recipe import RECIPES
+from shoal.recipes.table import RECIPES
 from shoal.select.table import SELECTORS
 from shoal.text import PRESETS
 

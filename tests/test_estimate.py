@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from shoal.recipes.recipe import load_recipe
+from shoal.recipes.recipe_file import load_recipe
 from shoal.run.estimate import Estimate, StageRates, estimate, minutes
 from shoal.run.time_budget import LADDER, SAFETY, in_time, parse_time
 

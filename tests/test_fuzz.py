@@ -23,7 +23,8 @@ from shoal.engine.model_config import describe
 from shoal.engine.shards import read_shard
 from shoal.measure.anatomy import Anatomy
 from shoal.measure.scan import Scan, ScanFile, TableHead
-from shoal.recipes.recipe import RECIPES, load_recipe
+from shoal.recipes.recipe_file import load_recipe
+from shoal.recipes.table import RECIPES
 from shoal.run.folder import RunFolder, RunRecord, StageRecord
 from shoal.words.records import Provenance, stable_hash
 
@@ -103,7 +104,7 @@ class Sound:
             "candidates": [], "method": "by hand",
         }  # fmt: skip
         Plan.from_json(json.dumps(self.plan))
-        self.recipe = RECIPES["default"].model_dump(mode="json")
+        self.recipe = RECIPES["default"].recipe.model_dump(mode="json")
         stages = {"scan": StageRecord(key="0", seconds=1.0, files=("scan.json",))}
         self.run = json.loads(RunRecord(version="1", stages=stages).to_json())
         self.scan = self._scan()

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from shoal.engine.gguf_source import DequantisedSource, read_facts
 from shoal.engine.open import open_model
 from shoal.engine.source import resolve_source
-from shoal.recipes.recipe import load_recipe
+from shoal.recipes.recipe_file import load_recipe
 from shoal.run.compress import compress
 
 

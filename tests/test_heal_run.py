@@ -15,7 +15,7 @@ FEW = ("--tokens", 256, "--batch", 4, "--length", 16, "--rank", 2)
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory):
     """A run folder with a student of four of six layers, its teacher and text for both."""
-    from shoal.recipes.recipe import load_recipe
+    from shoal.recipes.recipe_file import load_recipe
     from shoal.run.compress import compress
 
     folder = tmp_path_factory.mktemp("cut")

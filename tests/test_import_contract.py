@@ -58,7 +58,7 @@ LIGHT = (
     "shoal",
     "shoal.words.types",
     "shoal.edits.plan",
-    "shoal.recipes.recipe",
+    "shoal.recipes.recipe_file",
     "shoal.fit.table",
     "shoal.engine.workers",
     "shoal.cli.malloc",
@@ -76,6 +76,7 @@ TABLES = (
     ("train", "OBJECTIVES"),
     ("train/heal", "TRAINABLE"),
     ("export", "EXPORTERS"),
+    ("recipes", "RECIPES"),
 )
 
 
@@ -199,8 +200,8 @@ def test_importing_stays_light(module):
     assert shown.stdout.split() == []
 
 
-# One file per verb and per stage, named after what it runs; a table is what its room is a table of.
-NAMED_AFTER_OTHERS = ("cli/", "run/stages/")
+# One file per verb, stage and recipe, named after what it runs; a table is what its room is a table of.
+NAMED_AFTER_OTHERS = ("cli/", "run/stages/", "recipes/named/")
 FILE_NAMES_OF_EVERY_ROOM = {"__init__", "__main__", "table"}
 
 

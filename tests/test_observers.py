@@ -8,7 +8,8 @@ from shoal.engine.view import Tap
 from shoal.measure import observers
 from shoal.measure.observers import OBSERVERS, NamedObserver, ScanFacts, observers_said
 from shoal.measure.scan import Scan
-from shoal.recipes.recipe import Recipe, load_recipe
+from shoal.recipes.recipe import Recipe
+from shoal.recipes.recipe_file import load_recipe
 from shoal.run.memory_plan.needs import needs_of
 from shoal.run.refusals import check_recipe
 from shoal.words.types import Span, SpanTable

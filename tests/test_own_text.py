@@ -5,7 +5,7 @@ import json
 import pytest
 from text_world import BOS, EOS, word_tokenizer
 
-from shoal.recipes.recipe import load_recipe
+from shoal.recipes.recipe_file import load_recipe
 from shoal.run.own_text import texts_of, write_own_text
 from shoal.text import open_corpus
 

@@ -1,9 +1,13 @@
 """Recipes are validated data: what is wrong is named, with the nearest that would be right."""
 
 import pytest
+from test_import_contract import SRC
 
 from shoal.edits.replace.table import REPLACEMENTS
-from shoal.recipes.recipe import RECIPES, Recipe, load_recipe, merge
+from shoal.recipes.listing import recipes_said
+from shoal.recipes.recipe import Recipe
+from shoal.recipes.recipe_file import load_recipe, merge
+from shoal.recipes.table import RECIPES
 from shoal.select.table import SELECTORS
 from shoal.text.samples import PACKINGS
 
@@ -15,6 +19,14 @@ def test_every_named_recipe_survives_its_own_file(name, tmp_path):
     path.write_text(recipe.to_yaml())
     assert load_recipe(str(path)) == recipe
     assert recipe.about and all(paper.count(".") == 1 for paper in recipe.papers)
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_every_named_recipe_says_what_it_is(name):
+    one = RECIPES[name]
+    assert (SRC / "recipes" / "named" / f"{name.replace('-', '_')}.py").is_file()
+    assert f"{name}: " in recipes_said() and one.chooses and one.then and "\n" not in one.chooses + one.then + one.differs
+    assert bool(one.differs) <= bool(one.title and one.recipe.papers), "the page lists it under its paper's title"
 
 
 @pytest.mark.parametrize("name", sorted(SELECTORS))
@@ -43,7 +55,7 @@ def test_a_file_may_start_from_a_named_recipe(tmp_path):
     path.write_text("recipe: shortgpt\ndrop: 3\ntrain: {lr: 0.01}\n")
     mine = load_recipe(str(path))
     assert (mine.select, mine.drop, mine.train.lr) == ("lowest", "3", 0.01)
-    assert mine.train.weight_decay == RECIPES["shortgpt"].train.weight_decay
+    assert mine.train.weight_decay == RECIPES["shortgpt"].recipe.train.weight_decay
 
 
 @pytest.mark.parametrize(

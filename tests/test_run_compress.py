@@ -15,7 +15,7 @@ from shoal.edits.student_of import student_of
 from shoal.engine.student import student_without
 from shoal.measure.oracle import Oracle
 from shoal.measure.scan import Scan
-from shoal.recipes.recipe import RECIPES
+from shoal.recipes.table import RECIPES
 from shoal.run.apply import apply_plan
 from shoal.run.job import open_inputs
 from shoal.train.course import plan_courses

@@ -7,7 +7,8 @@ from shoal.edits.drop import Drop
 from shoal.edits.plan import Plan
 from shoal.edits.replace.replace_edit import Replace
 from shoal.fit.fit_config import FitConfig
-from shoal.recipes.recipe import TextChoice, load_recipe, merge
+from shoal.recipes.recipe import TextChoice
+from shoal.recipes.recipe_file import load_recipe, merge
 from shoal.run.asking import budget_of, needs_scan, request_of
 from shoal.run.compress import open_folder
 from shoal.run.job import open_inputs

@@ -9,7 +9,7 @@ from world import write_model
 
 from shoal.cli import main
 from shoal.engine.view import DecoderView
-from shoal.recipes.recipe import load_recipe, merge
+from shoal.recipes.recipe_file import load_recipe, merge
 from shoal.run.memory_plan import needs as planner
 from shoal.run.memory_plan.needs import needs_of
 from shoal.run.memory_plan.shape import shape_of

@@ -8,7 +8,7 @@ from world import write_model
 
 from shoal.edits.plan import Plan
 from shoal.measure.scan import Scan
-from shoal.recipes.recipe import load_recipe
+from shoal.recipes.recipe_file import load_recipe
 from shoal.run.folder import RunFolder, RunRecord, StageRecord
 from shoal.words.reading import inside, read_json
 from shoal.words.yaml_text import parse_yaml

@@ -99,7 +99,7 @@ def test_every_stage_says_what_it_does(stage):
 
 def test_a_new_selector_is_one_line_of_its_table(recipe, tmp_path, monkeypatch):
     """Recipe, refusals, keys and the run itself know it from there; it reads nothing, so nothing is scanned."""
-    from shoal.recipes.recipe import load_recipe as load
+    from shoal.recipes.recipe_file import load_recipe as load
     from shoal.select.request import Selector
     from shoal.select.table import SELECTORS
 

@@ -11,7 +11,7 @@ from shoal.cli.curve import _recipes
 from shoal.evaluate.curve.ratio_curve import RatioSweep
 from shoal.evaluate.tasks.task_files import load_task
 from shoal.measure.oracle import Oracle
-from shoal.recipes.recipe import RECIPES
+from shoal.recipes.table import RECIPES
 from shoal.run.curve.methods import method_choice, method_names, slug
 from shoal.run.curve.over_ratios import Keeping, sweep_ratios
 from shoal.select.budget_range import counts_in, spread

@@ -9,7 +9,7 @@ from families import VOCAB, tiny_model
 from shoal.engine.view import DecoderView
 from shoal.measure.removals import RemovalLosses, removal_function
 from shoal.measure.value_file import ValueFile
-from shoal.recipes.recipe import load_recipe
+from shoal.recipes.recipe_file import load_recipe
 from shoal.run.refusals import check_recipe
 from shoal.run.searching import SEARCH_FILE, VALUES_FOLDER, SearchRecord
 from shoal.select.request import Evidence, Request

@@ -22,7 +22,7 @@ def __getattr__(name: str) -> Any:
 
         return compress
     if name == "load_recipe":
-        from shoal.recipes.recipe import load_recipe
+        from shoal.recipes.recipe_file import load_recipe
 
         return load_recipe
     if name == "open_model":

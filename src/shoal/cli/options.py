@@ -11,7 +11,7 @@ import typer
 from shoal.edits.replace.table import REPLACEMENTS
 from shoal.fit.table import repairs_said
 from shoal.measure.observers import observers_said
-from shoal.recipes.recipe import RECIPES
+from shoal.recipes.table import RECIPES
 from shoal.select.table import SELECTORS
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def with_options(recipe: str, **options: Any) -> Recipe:
     Raises:
         ValueError: an unknown recipe, or a value that is not allowed.
     """
-    from shoal.recipes.recipe import load_recipe
+    from shoal.recipes.recipe_file import load_recipe
 
     given = {name: value for name, value in options.items() if value is not None}
     asked: Asked | None = given.pop("asked", None)

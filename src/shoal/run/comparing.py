@@ -39,7 +39,7 @@ def compare_models(
     """
     from shoal.engine.open import open_model
     from shoal.evaluate.comparison import Comparison
-    from shoal.recipes.recipe import load_recipe
+    from shoal.recipes.recipe_file import load_recipe
 
     if len(models) < 2:
         raise ValueError(f"compare got {len(models)} model(s), needs at least 2; `shoal eval` measures one")

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shoal.engine.workers import join
-from shoal.recipes.recipe import Recipe, load_recipe, with_changes
+from shoal.recipes.recipe import Recipe
+from shoal.recipes.recipe_file import load_recipe, with_changes
 from shoal.run.folder import RunFolder
 from shoal.run.job import SHARE_BESIDE_STUDENT, Inputs, open_inputs, versions
 from shoal.run.refusals import check_budget, check_recipe, refuse_side_files

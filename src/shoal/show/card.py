@@ -17,7 +17,6 @@ from shoal.edits.plan import Plan
 from shoal.evaluate.evaluation import Evaluation
 from shoal.evaluate.generate import Generation
 from shoal.select.verdict import spread_said
-from shoal.show.citations import bibtex
 from shoal.show.figure_tables import figures, figures_note
 from shoal.show.headline import Fact, Headline, headline, source_name
 from shoal.show.local_paths import command_for_others, without_folders
@@ -38,7 +37,7 @@ def card(
     *,
     recipe_name: str,
     command: str,
-    papers: Sequence[str] = (),
+    citations: Sequence[str] = (),
     trained: Sequence[TrainResult] = (),
     healed: str = "",
     inherited: Mapping[str, Any] | None = None,
@@ -50,7 +49,7 @@ def card(
         evaluation: what was measured.
         recipe_name: name of the recipe that was run.
         command: the command line that makes this checkpoint again; empty when there was none.
-        papers: arXiv numbers of the method, cited in this order.
+        citations: the papers of the method, as BibTeX.
         trained: how each replacement was trained.
         healed: how the whole student was trained behind that, for people; empty where it was not.
         inherited: metadata of the source's card (:func:`inherited_metadata`); without a licence there the card names none.
@@ -66,7 +65,7 @@ def card(
         _reproduce(plan, name, recipe_name, command),
         _provenance(evaluation, trained, healed),
         _limits(evaluation),
-        _citations(papers),
+        _citations(citations),
     )
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -221,7 +220,5 @@ def _limits(evaluation: Evaluation) -> str:
     )
 
 
-def _citations(papers: Sequence[str]) -> str:
-    if not papers:
-        return ""
-    return "## Citations\n\n" + fenced("\n\n".join(bibtex(paper) for paper in papers), "bibtex")
+def _citations(entries: Sequence[str]) -> str:
+    return "## Citations\n\n" + fenced("\n\n".join(entries), "bibtex") if entries else ""

@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from shoal.recipes.recipe import RECIPES, Recipe
+from shoal.recipes.recipe import Recipe
+from shoal.recipes.table import RECIPES
 from shoal.run.refusals import check_recipe
 from shoal.words.records import nearest
 

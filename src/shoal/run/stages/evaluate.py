@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from shoal.recipes.listing import bibtex
 from shoal.run.asking import oracle
 from shoal.run.folder import RunFolder
 from shoal.run.keys import evaluation_key
@@ -55,7 +56,7 @@ def run(state: State, folder: RunFolder, progress: Progress) -> Made:
             evaluation,
             recipe_name=inputs.recipe.name,
             command=state.command,
-            papers=inputs.recipe.papers,
+            citations=[bibtex(paper) for paper in inputs.recipe.papers],
             trained=state.trained,
             healed="" if healed is None else f"{healed.training}; merged: {healed.merging.way}",
             inherited=inherited_metadata(inputs.opened.path),

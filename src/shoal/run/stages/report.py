@@ -192,7 +192,8 @@ def _trained(one: TrainResult) -> str:
 
 def _facts(folder: Path) -> tuple[Facts, bool]:
     """What run.json and recipe.yaml say, and whether the recipe reads a scan."""
-    from shoal.recipes.recipe import Recipe, load_recipe
+    from shoal.recipes.recipe import Recipe
+    from shoal.recipes.recipe_file import load_recipe
     from shoal.run.asking import needs_scan
     from shoal.show.report.run_data import Facts
 

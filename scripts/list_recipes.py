@@ -1,0 +1,22 @@
+"""Write the lists of docs/recipes.md from the table of recipes: run it after a recipe was added or changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shoal.recipes.listing import as_markdown_table, open_points
+
+PAGE = Path(__file__).parent.parent / "docs" / "recipes.md"
+
+
+def filled(page: str) -> str:
+    """The page with what stands between ``<!-- recipes -->`` or ``<!-- papers -->`` and ``<!-- end -->`` written anew."""
+    for name, content in (("recipes", as_markdown_table()), ("papers", open_points())):
+        before, rest = page.split(f"<!-- {name} -->")
+        after = rest.split("<!-- end -->", 1)[1]
+        page = f"{before}<!-- {name} -->\n\n{content}\n\n<!-- end -->{after}"
+    return page
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text()))

@@ -1,0 +1,1 @@
+"""The recipes that have a name, one file each: what it sets, its paper, and what differs from the paper."""

@@ -1,0 +1,21 @@
+"""A fraction of the default's time."""
+
+from __future__ import annotations
+
+from shoal.fit.fit_config import FitConfig
+from shoal.recipes.named_recipe import NamedRecipe
+from shoal.recipes.recipe import Recipe
+
+LOW = NamedRecipe(
+    Recipe(
+        name="low",
+        about="A fraction of the default's time: two candidates compete, only the layer before each cut is refitted.",
+        papers=("2403.19135", "2403.17887"),
+        guard=2,
+        repair="refit",
+        fit=FitConfig(tokens=32_000),
+    ),
+    chooses="as `default`",
+    then="nothing; repair `refit` on 32 k tokens",
+    text="yours",
+)

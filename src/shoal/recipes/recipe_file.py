@@ -1,0 +1,91 @@
+"""A recipe by its name or from a YAML file, with changes on top."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shoal.recipes.recipe import Recipe
+from shoal.recipes.table import RECIPES
+from shoal.words.reading import shortened
+from shoal.words.records import nearest
+from shoal.words.yaml_text import read_yaml
+
+
+def load_recipe(name_or_path: str = "default", changes: Mapping[str, Any] | None = None) -> Recipe:
+    """A named recipe, or one read from a YAML file, with changes on top.
+
+    A file may start from a named recipe (``recipe: NAME``) and state only what differs.
+
+    Args:
+        changes: fields that differ, nested as in the file: ``{"model": "org/name", "train": {"tokens": 500_000}}``. With
+            ``replace`` the recipe's ``repair`` is not used, unless named as well; with ``polish`` neither is its objective.
+    Raises:
+        ValueError: no such recipe; not YAML; an unknown key or a value out of range (says which, and what is allowed).
+    """
+    content = RECIPES[name_or_path].recipe.model_dump(mode="json") if name_or_path in RECIPES else _read(name_or_path)
+    changes = _one_method(changes or {})
+    where = "options" if changes else name_or_path
+    return Recipe.from_json(json.dumps(merge(content, changes)), where=where)
+
+
+def with_changes(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """A recipe with other values in some fields, validated as a whole. Raises ValueError as :func:`load_recipe`."""
+    if not changes:
+        return recipe
+    content = merge(recipe.model_dump(mode="json"), _one_method(changes))
+    return Recipe.from_json(json.dumps(content), where=f"changes of {recipe.name}")
+
+
+def _one_method(changes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Who names a replacement means it alone: a repair that the recipe would add has to be named, too.
+
+    Who names a polish means it instead of what the recipe trains for.
+    """
+    changes = {"repair": "none", **changes} if "replace" in changes else changes
+    train = changes.get("train") or {}
+    if changes.get("polish") is None or not isinstance(train, Mapping):
+        return changes
+    return {**changes, "train": {"objective": None, "stages": [], **train}}
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def _read(name_or_path: str) -> dict[str, Any]:
+    path = Path(name_or_path)
+    if not _is_there(path):
+        raise ValueError(
+            f"no recipe {shortened(name_or_path)!r}: neither a file nor a known name; {nearest(name_or_path, RECIPES)}"
+        )
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {type(content).__name__}, not the fields of a recipe (key: value lines)")
+    base = content.pop("recipe", None)
+    if base is None:
+        merged = dict(_one_method(content))
+    elif isinstance(base, str) and base in RECIPES:
+        merged = merge(RECIPES[base].recipe.model_dump(mode="json"), _one_method(content))
+    else:
+        raise ValueError(f"{path}: recipe: {base!r} is unknown; {nearest(str(base), RECIPES)}")
+    # checked here as well, so that a fault of the file is not reported as one of the options
+    try:
+        as_json = json.dumps(merged, default=str)
+    except (ValueError, TypeError) as error:  # a value that holds itself, a key that is no text
+        raise ValueError(f"{path} cannot be a recipe: {error}") from None
+    return Recipe.from_json(as_json, where=str(path)).model_dump(mode="json")
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``changes`` on top, nested mappings merged key by key."""
+    merged = dict(base)
+    for key, value in changes.items():
+        below = merged.get(key)
+        merged[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged

@@ -1,0 +1,46 @@
+"""The recipes by name: the one list that the command, its help, the documents and the tests read.
+
+A new one is a file of :mod:`shoal.recipes.named` and a line here; ``scripts/list_recipes.py`` lists it in docs/recipes.md.
+"""
+
+from __future__ import annotations
+
+from shoal.recipes.named.default import DEFAULT
+from shoal.recipes.named.evopress_depth import EVOPRESS_DEPTH
+from shoal.recipes.named.ghosted_layers import GHOSTED_LAYERS
+from shoal.recipes.named.high import HIGH
+from shoal.recipes.named.high_heal import HIGH_HEAL
+from shoal.recipes.named.linearpatch import LINEARPATCH
+from shoal.recipes.named.llm_streamline import LLM_STREAMLINE
+from shoal.recipes.named.low import LOW
+from shoal.recipes.named.prune_comp import PRUNE_COMP
+from shoal.recipes.named.reassessing import REASSESSING
+from shoal.recipes.named.replaceme import REPLACEME
+from shoal.recipes.named.shortgpt import SHORTGPT
+from shoal.recipes.named.sleb import SLEB
+from shoal.recipes.named.streamline_kd import STREAMLINE_KD
+from shoal.recipes.named.uidl import UIDL
+from shoal.recipes.named.uidl_simple import UIDL_SIMPLE
+from shoal.recipes.named_recipe import NamedRecipe
+
+RECIPES: dict[str, NamedRecipe] = {
+    one.name: one
+    for one in (
+        DEFAULT,
+        LOW,
+        HIGH,
+        LLM_STREAMLINE,
+        UIDL,
+        UIDL_SIMPLE,
+        REASSESSING,
+        HIGH_HEAL,
+        STREAMLINE_KD,
+        SHORTGPT,
+        SLEB,
+        EVOPRESS_DEPTH,
+        REPLACEME,
+        LINEARPATCH,
+        GHOSTED_LAYERS,
+        PRUNE_COMP,
+    )
+}
