@@ -77,18 +77,19 @@ def test_the_adapter_beside_the_student_is_the_healed_model(cut, shoal, tmp_path
 
 
 def test_a_merge_that_loses_too_much_is_refused_and_the_adapter_kept(cut, shoal, tmp_path, monkeypatch):
-    from shoal.run import heal as run_heal
+    from shoal.run.healing.heal_checkpoint import heal
+    from shoal.run.healing.heal_request import HealRequest
     from shoal.train.heal import merge
     from shoal.train.heal.config import HealConfig
 
-    request = run_heal.HealRequest(
+    request = HealRequest(
         student=str(cut["run"]),
         teacher=str(cut["teacher"]),
         text={"sources": [str(cut["text"])], "length": 16},
         heal=HealConfig(tokens=256, batch=4, rank=2, most_lost=0.0),
     )
     monkeypatch.setattr(merge, "apply_masks", lambda model, masks: [p.data.mul_(1.5) for p in model.parameters()])
-    healed = run_heal.heal(request, tmp_path / "out")
+    healed = heal(request, tmp_path / "out")
     assert healed.model is None and healed.adapter is not None and healed.evaluation is None
     assert healed.merging.way == "apart" and healed.merging.trials[0].lost > 0
 

@@ -80,6 +80,35 @@ def test_a_wrong_file_is_one_clear_line(content, said, tmp_path):
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
+def test_every_problem_of_a_file_is_said_at_once(tmp_path):
+    """Names of every table, values out of range, unknown keys; in one line, so that one correction is enough."""
+    wrong = {
+        "sellect: span": "unknown key 'sellect'; did you mean 'select'",
+        "guard: 0": "guard: input should be greater",
+        "drop: half": "--drop 'half' is not a budget",
+        "by: cosin/rest": "did you mean 'cosine/rest'",
+        "observers: [kca]": "did you mean 'cka'",
+        "search: {metric: kk}": "no metric 'kk'",
+        "repair: swep": "did you mean 'sweep'",
+        "replace: swigl": "did you mean 'swiglu'",
+        "train: {objective: hiden_mse, batch: true}": "did you mean 'hidden_mse'",
+        "heal: {method: lorra, ranks: near, merge: apar, objective: next_tokens}": "did you mean 'lora'",
+        "rounds: true": "rounds: holds true or false",
+    }
+    more = ["train.batch: holds true", "'near'", "did you mean 'apart'", "did you mean 'next_token'"]
+    path = tmp_path / "wrong.yaml"
+    path.write_text("\n".join(wrong))
+    with pytest.raises(ValueError, match="15 problems: ") as error:
+        load_recipe(str(path))
+    said = str(error.value)
+    assert "\n" not in said and [one for one in [*wrong.values(), *more] if one not in said] == []
+
+
+def test_choices_that_do_not_go_together_are_said_at_once():
+    with pytest.raises(ValueError, match="--rounds measures.*there is neither"):
+        load_recipe("default", {"select": "greedy", "rounds": 2, "repair": "none", "polish": "kl"})
+
+
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(ValueError, match="did you mean 'uidl'.*llm-streamline"):
         load_recipe("uidll")

@@ -9,8 +9,6 @@ from families import VOCAB, tiny_model
 from shoal.engine.view import DecoderView
 from shoal.measure.removals import RemovalLosses, removal_function
 from shoal.measure.value_file import ValueFile
-from shoal.recipes.recipe_file import load_recipe
-from shoal.run.refusals import check_recipe
 from shoal.run.searching import SEARCH_FILE, VALUES_FOLDER, SearchRecord
 from shoal.select.request import Evidence, Request
 from shoal.select.table import SELECTORS
@@ -115,13 +113,6 @@ def test_wishes_that_cannot_be_met_are_one_line_each(small, shoal, tmp_path):
     ):
         code, _, err = shoal("plan", small["model"], "--out", tmp_path / "run", "--overwrite", *options(small, *more))
         assert code == 2 and said in " ".join(err.split()), err
-
-
-def test_a_metric_is_checked_only_where_it_is_used(tmp_path):
-    recipe = load_recipe("default", {"search": {"metric": "none-such"}})
-    check_recipe(recipe, tmp_path / "out")
-    with pytest.raises(ValueError, match="no metric"):
-        check_recipe(recipe.model_copy(update={"select": "greedy"}), tmp_path / "out")
 
 
 def test_values_of_other_texts_are_never_taken(tmp_path):

@@ -22,7 +22,8 @@ from shoal.train.heal.presets import PRESETS
 from shoal.train.heal.ranks import RANKS
 
 if TYPE_CHECKING:
-    from shoal.run.heal import Healed, HealRequest
+    from shoal.run.healing.heal_checkpoint import Healed
+    from shoal.run.healing.heal_request import HealRequest
     from shoal.show.table import Table
 
 # Optional[...], not X | None: typer reads these at run time.
@@ -159,7 +160,7 @@ def heal(
     import sys
 
     from shoal.cli.console import Screen
-    from shoal.run.heal import heal as heal_checkpoint
+    from shoal.run.healing.heal_checkpoint import heal as heal_checkpoint
 
     screen = Screen(as_json=json)
     options = dict(
@@ -204,7 +205,7 @@ def request_of(
 
     from shoal.edits.plan import Plan
     from shoal.run.comparing import checkpoint_of
-    from shoal.run.heal import HealRequest
+    from shoal.run.healing.heal_request import HealRequest
     from shoal.train.heal.config import MICRO_BATCH
     from shoal.train.heal.presets import preset_named
 

@@ -220,7 +220,7 @@ def scan(
     """Measure every span of layers in one pass: scan.json, scan.safetensors, heat map."""
     from shoal.run.compress import open_folder
     from shoal.run.job import SHARE_FOR_WEIGHTS, open_inputs
-    from shoal.run.refusals import check_recipe
+    from shoal.run.refusals import refuse_place
     from shoal.run.stage import State, run_stage
     from shoal.run.stages.scan import SCAN
     from shoal.show.plan_tables import best_spans, telling_lengths
@@ -229,7 +229,7 @@ def scan(
     chosen = with_options(
         "default", model=model, text=text, field=field, samples=samples, length=length, by=by, observers=observe, seed=seed
     )
-    check_recipe(chosen, out)
+    refuse_place(out, chosen.model)
     folder = open_folder(out, command=_command(), overwrite=overwrite)
     resident = settle_resident(
         screen, chosen.model, resident, device=device, trust_remote_code=trust_remote_code, share=SHARE_FOR_WEIGHTS
@@ -284,7 +284,7 @@ def plan(
     from shoal.run.compress import open_folder
     from shoal.run.job import SHARE_FOR_WEIGHTS, open_inputs
     from shoal.run.memory_plan.needs import needs_of, needs_table
-    from shoal.run.refusals import check_budget, check_recipe
+    from shoal.run.refusals import check_budget, refuse_place
     from shoal.run.stage import State, run_all
     from shoal.run.stages.choose import CHOOSE, plan_unopened
     from shoal.run.stages.scan import SCAN
@@ -308,7 +308,7 @@ def plan(
         return
     if out is None:
         raise ValueError(f"{target} is not a run folder with a scan; for a model give --out DIR as well")
-    check_recipe(chosen, out)
+    refuse_place(out, chosen.model)
     folder = open_folder(out, command=_command(), overwrite=overwrite)
     if not needs_model(chosen):
         asked_for = {"text": text, "field": field, "samples": samples, "length": length, "seed": seed, "dtype": dtype}
@@ -386,12 +386,12 @@ def _compress(
 ) -> None:
     from shoal.run.compress import open_folder, run_stages
     from shoal.run.job import SHARE_BESIDE_STUDENT, open_inputs
-    from shoal.run.refusals import check_recipe, refuse_side_files
+    from shoal.run.refusals import refuse_place, refuse_side_files
     from shoal.run.time_budget import parse_time
 
     screen = _screen(json)
     seconds = None if time is None else parse_time(time)
-    check_recipe(chosen, out)
+    refuse_place(out, chosen.model)
     say_text(screen, chosen)
     resident = settle_resident(
         screen, chosen.model, resident, device=device, trust_remote_code=trust_remote_code, share=SHARE_BESIDE_STUDENT

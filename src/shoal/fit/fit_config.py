@@ -11,6 +11,9 @@ from shoal.words.records import Record
 FEWEST_TOKENS = 48_000
 TOKENS_PER_INPUT = 40
 
+LINEAR_ERROR = "linear_error/rest"
+"""The score of a span that a fit measures: what the best linear map leaves of its change (:mod:`shoal.fit.linear_error`)."""
+
 
 class FitConfig(Record):
     """The closed-form repair.

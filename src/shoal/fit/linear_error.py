@@ -22,6 +22,7 @@ from torch import Tensor
 from shoal.engine.passes import run_pass
 from shoal.engine.view import DecoderView, Tap
 from shoal.engine.workers import ALONE, Workers
+from shoal.fit.fit_config import LINEAR_ERROR
 from shoal.fit.solve import RIDGES, best_ridge, ridge_change
 from shoal.fit.sums import MapSums, no_sums
 from shoal.measure.sinks import massive_tokens, real_lengths
@@ -30,7 +31,6 @@ from shoal.words.types import Batch, Span, SpanTable
 
 N_FOLDS = 2
 
-LINEAR_ERROR = "linear_error/rest"
 """Name of the table: error after the best affine map of the stream, over every token but the sinks."""
 
 

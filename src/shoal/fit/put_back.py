@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from shoal.edits.base import BaseEdit
 from shoal.edits.drop import Drop
 from shoal.edits.plan import Plan
 from shoal.edits.refit import Refit
@@ -26,7 +27,7 @@ def as_removal(plan: Plan) -> Plan:
     Raises:
         ValueError: a replacement that starts at random.
     """
-    edits: list[Drop | Replace | Refit] = []
+    edits: list[BaseEdit] = []
     for edit in plan.edits:
         if isinstance(edit, Replace):
             gone = tuple(edit.span.layers)[_n_inherited(edit) :]

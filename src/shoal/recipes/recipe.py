@@ -6,21 +6,23 @@ run. Those that have a name are in :mod:`shoal.recipes.named`, one file each.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from shoal.edits.replace.table import parse_replacement
-from shoal.fit.fit_config import FitConfig
+from shoal.fit.fit_config import LINEAR_ERROR, FitConfig
 from shoal.fit.repair import TrainedOn
 from shoal.fit.table import repair_named
 from shoal.measure.observers import observer_named
+from shoal.select.budget import parse_budget, parse_parameters
 from shoal.select.search.search_config import SearchConfig
 from shoal.select.table import selector_named
 from shoal.train.config import ON_THE_STREAM, POLISH, TrainConfig
 from shoal.train.heal.config import HealConfig
-from shoal.words.records import Record
+from shoal.words.records import Record, is_asked, nearest, refuse
 
 
 class TextChoice(Record):
@@ -100,6 +102,19 @@ class Recipe(Record):
     def _drop_as_text(cls, value: object) -> object:
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
+    @field_validator("drop")
+    @classmethod
+    def _readable_drop(cls, value: str) -> str:
+        parse_budget(value)
+        return value
+
+    @field_validator("parameters")
+    @classmethod
+    def _readable_parameters(cls, value: str | None) -> str | None:
+        if value:
+            parse_parameters(value)
+        return value
+
     @field_validator("observers")
     @classmethod
     def _known_observers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -109,6 +124,19 @@ class Recipe(Record):
     @classmethod
     def _known_selector(cls, value: str) -> str:
         selector_named(value)
+        return value
+
+    @field_validator("by")
+    @classmethod
+    def _known_score(cls, value: str, info: ValidationInfo) -> str:
+        if is_asked(cls, value, info):
+            from shoal.measure.pairwise import CRITERIA
+            from shoal.measure.sinks import TOKENS
+
+            known = [f"{criterion}/{tokens}" for criterion in CRITERIA for tokens in TOKENS]
+            known += [*_observed(info.data.get("observers", ())), LINEAR_ERROR]
+            if value not in known:
+                raise ValueError(f"--by {value!r} is no score of the scan; {nearest(value, known)}")
         return value
 
     @field_validator("replace")
@@ -123,21 +151,30 @@ class Recipe(Record):
         return repair_named(value).name
 
     @model_validator(mode="after")
-    def _something_to_polish(self) -> Recipe:
+    def _fits_together(self) -> Recipe:
+        refuse([*self._conflicts_of_choice(), *self._conflicts_of_repair()])
+        return self
+
+    def _conflicts_of_choice(self) -> Iterator[str]:
+        if self.rounds > 1 and "values" in selector_named(self.select).reads:
+            yield f"--rounds measures scores anew, and --select {self.select} reads none; leave out --rounds"
+        if self.by == LINEAR_ERROR and (self.select != "span" or self.rounds > 1):
+            yield f"--by {LINEAR_ERROR} ranks contiguous spans of the length that goes: use --select span, and --rounds 1"
+        if self.rounds > 1 and self.by in _observed(self.observers):
+            yield f"rounds measure the pairwise scores only; with --rounds choose another score than {self.by}"
+
+    def _conflicts_of_repair(self) -> Iterator[str]:
         states = self.train.objective is not None or bool(self.train.stages)
         if self.polish in ("hidden", "kl") and states:
-            raise ValueError(
-                f"polish {self.polish!r} and train name two objectives; leave out polish, or train.objective and train.stages"
-            )
+            yield f"polish {self.polish!r} and train name two objectives; leave out polish, or train.objective and train.stages"
         if self.polish in ("hidden", "kl") and self.replace == "none" and self.repair == "none":
-            raise ValueError(
+            yield (
                 f"polish {self.polish!r} trains what a repair or a replacement put in, and there is neither; "
                 "add --repair sweep or --replace layer, or use --polish none"
             )
         refusal = repair_named(self.repair).refusal(parse_replacement(self.replace), self._trained_on())
         if refusal:
-            raise ValueError(refusal)
-        return self
+            yield refusal
 
     def _trained_on(self) -> TrainedOn:
         """What the training of this recipe compares with the teacher's."""
@@ -164,3 +201,8 @@ class Recipe(Record):
         if bad:
             raise ValueError(f"protect={bad[0]} is not a layer of this {n_layers}-layer model (-{n_layers}..{n_layers - 1})")
         return frozenset(layer % n_layers for layer in self.protect)
+
+
+def _observed(observers: tuple[str, ...]) -> list[str]:
+    """The tables that further observers add to a scan."""
+    return [table for name in observers for table in observer_named(name).tables]

@@ -33,8 +33,6 @@ def load_recipe(name_or_path: str = "default", changes: Mapping[str, Any] | None
 
 def with_changes(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """A recipe with other values in some fields, validated as a whole. Raises ValueError as :func:`load_recipe`."""
-    if not changes:
-        return recipe
     content = merge(recipe.model_dump(mode="json"), _one_method(changes))
     return Recipe.from_json(json.dumps(content), where=f"changes of {recipe.name}")
 

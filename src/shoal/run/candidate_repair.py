@@ -39,7 +39,8 @@ def linear_errors_of(inputs: Inputs, *, progress: Progress) -> LateTable | None:
     None unless the table would be used: by ``--by linear_error/rest``, or by a tournament that compares several candidates of a
     plan with a repair or a replacement.
     """
-    from shoal.fit.linear_error import LINEAR_ERROR, bytes_per_span, linear_errors
+    from shoal.fit.fit_config import LINEAR_ERROR
+    from shoal.fit.linear_error import bytes_per_span, linear_errors
     from shoal.select.request import LateTable
 
     recipe = inputs.recipe

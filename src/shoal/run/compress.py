@@ -11,7 +11,7 @@ from shoal.recipes.recipe import Recipe
 from shoal.recipes.recipe_file import load_recipe, with_changes
 from shoal.run.folder import RunFolder
 from shoal.run.job import SHARE_BESIDE_STUDENT, Inputs, open_inputs, versions
-from shoal.run.refusals import check_budget, check_recipe, refuse_side_files
+from shoal.run.refusals import check_budget, refuse_place, refuse_side_files
 from shoal.run.stage import State, run_all
 from shoal.run.stages.report import report_stage
 from shoal.run.stages.table import STAGES
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from shoal.evaluate.evaluation import Evaluation
     from shoal.fit.fit_result import FitResult
     from shoal.measure.scan import Scan
-    from shoal.run.heal import HealedInRun
+    from shoal.run.healing.heal_checkpoint import HealedInRun
     from shoal.train.train_result import TrainResult
 
 
@@ -96,7 +96,7 @@ def compress(
     """
     recipe = load_recipe(recipe, changes) if isinstance(recipe, str) else with_changes(recipe, changes)
     progress = usual_progress() if progress is None else progress
-    check_recipe(recipe, Path(out))
+    refuse_place(Path(out), recipe.model)
     refuse_side_files(recipe)
     folder = open_folder(Path(out), command=command, overwrite=overwrite)
     inputs = open_inputs(

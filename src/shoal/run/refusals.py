@@ -7,51 +7,9 @@ from typing import TYPE_CHECKING
 
 from shoal.recipes.recipe import Recipe
 from shoal.words.reading import reason_of, shortened
-from shoal.words.records import nearest
 
 if TYPE_CHECKING:
     from shoal.run.job import Inputs
-
-
-def check_recipe(recipe: Recipe, out: Path) -> None:
-    """Before anything is loaded.
-
-    Raises:
-        ValueError: a budget that cannot be read, a score that no scan measures, an unknown objective, or ``out`` inside the
-            model's folder.
-    """
-    from shoal.fit.linear_error import LINEAR_ERROR
-    from shoal.measure.metrics import metric_named
-    from shoal.measure.observers import observer_named
-    from shoal.measure.pairwise import CRITERIA
-    from shoal.measure.sinks import TOKENS
-    from shoal.run.asking import budget_of
-    from shoal.select.table import selector_named
-    from shoal.train.objectives import weighted_sum
-
-    budget_of(recipe)
-    if recipe.heal is not None:
-        from shoal.run.heal import refuse_unknown
-
-        refuse_unknown(recipe.heal, has_teacher=True)
-    for stage in recipe.train.schedule():
-        weighted_sum(stage.objective)
-    known = [f"{criterion}/{tokens}" for criterion in CRITERIA for tokens in TOKENS]
-    observed = [table for name in recipe.observers for table in observer_named(name).tables]
-    known += observed
-    if "values" in selector_named(recipe.select).reads:
-        metric_named(recipe.search.metric)
-        if recipe.rounds > 1:
-            raise ValueError(f"--rounds measures scores anew, and --select {recipe.select} reads none; leave out --rounds")
-    if recipe.by == LINEAR_ERROR and (recipe.select != "span" or recipe.rounds > 1):
-        raise ValueError(
-            f"--by {LINEAR_ERROR} ranks contiguous spans of the length that goes: use --select span, and --rounds 1"
-        )
-    if recipe.by not in (*known, LINEAR_ERROR):
-        raise ValueError(f"--by {recipe.by!r} is no score of the scan; {nearest(recipe.by, known)}")
-    if recipe.rounds > 1 and recipe.by in observed:
-        raise ValueError(f"rounds measure the pairwise scores only; with --rounds choose another score than {recipe.by}")
-    refuse_place(out, Path(recipe.model or ""))
 
 
 def refuse_side_files(recipe: Recipe) -> None:
@@ -63,15 +21,15 @@ def refuse_side_files(recipe: Recipe) -> None:
         side_files(source)
 
 
-def refuse_place(out: Path, source: Path) -> None:
+def refuse_place(out: Path, model: str | Path | None) -> None:
     """Refuse an ``--out`` that a result cannot take: before anything is loaded, and nothing is made there.
 
     Args:
-        source: the model's folder, or anything that is no folder.
+        model: the model's folder, or anything that is no folder.
     Raises:
         ValueError: too long a name, below a file, a link to nothing or to itself, a pipe; the model's folder, or inside it.
     """
-    out = Path(out)
+    out, source = Path(out), Path(model or "")
     try:
         where, above = out.resolve(), next(place for place in (out, *out.absolute().parents) if place.exists())
     except (OSError, ValueError, RuntimeError) as error:

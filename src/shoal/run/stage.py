@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from shoal.fit.fit_result import FitResult
     from shoal.measure.oracle import Oracle
     from shoal.measure.scan import Scan
-    from shoal.run.heal import HealedInRun
+    from shoal.run.healing.heal_checkpoint import HealedInRun
     from shoal.run.job import Inputs
     from shoal.select.budget import Budget
     from shoal.train.train_result import TrainResult

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
-from shoal.words.records import Record
+from shoal.words.records import Record, refuse
 
 Beta = Annotated[float, Field(ge=0, lt=1)]  # share of an average that stays from step to step
 
@@ -25,6 +26,19 @@ POLISH = {"hidden": DEFAULT_OBJECTIVE, "kl": "forward_kl"}
 """What ``--polish`` trains for. docs/repair.md has the figures behind it."""
 
 
+def _known(value: str, info: ValidationInfo) -> str:
+    """An objective of a file or an option is looked up; those of recipes in Python are looked up by the tests."""
+    if info.mode == "json" and value != DEFAULT_OBJECTIVE:
+        from shoal.train.objectives import weighted_sum
+
+        weighted_sum(value)
+    return value
+
+
+ObjectiveSum = Annotated[str, AfterValidator(_known)]
+"""A name of ``train.objectives.OBJECTIVES``, or a weighted sum of names."""
+
+
 class TrainingPhase(Record):
     """One stretch of training: an objective, its text and its learning rates.
 
@@ -35,7 +49,7 @@ class TrainingPhase(Record):
         rate: times the run's ``lr``, or that which follows from the width, instead of ``lr``.
     """
 
-    objective: str = DEFAULT_OBJECTIVE
+    objective: ObjectiveSum = DEFAULT_OBJECTIVE
     tokens: int | None = Field(default=None, ge=1)
     share: float | None = Field(default=None, gt=0, le=1)
     rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -44,13 +58,16 @@ class TrainingPhase(Record):
 
     @model_validator(mode="after")
     def _floor_below_peak(self) -> TrainingPhase:
-        if self.lr is not None and self.min_lr is not None and self.min_lr > self.lr:
-            raise ValueError(f"min_lr={self.min_lr:g} needs to be at most lr={self.lr:g}")
-        if self.tokens is not None and self.share is not None:
-            raise ValueError(f"tokens={self.tokens} and share={self.share:g} are two answers; give one of them")
-        if self.lr is not None and self.rate is not None:
-            raise ValueError(f"lr={self.lr:g} and rate={self.rate:g} are two answers; give one of them")
+        refuse(self._conflicts())
         return self
+
+    def _conflicts(self) -> Iterator[str]:
+        if self.lr is not None and self.min_lr is not None and self.min_lr > self.lr:
+            yield f"min_lr={self.min_lr:g} needs to be at most lr={self.lr:g}"
+        if self.tokens is not None and self.share is not None:
+            yield f"tokens={self.tokens} and share={self.share:g} are two answers; give one of them"
+        if self.lr is not None and self.rate is not None:
+            yield f"lr={self.lr:g} and rate={self.rate:g} are two answers; give one of them"
 
     def rates(self, hidden_size: int, *, base: float | None = None, floor: float | None = None) -> tuple[float, float]:
         """Peak and final learning rate for a model of this width; ``rate`` multiplies ``base`` and ``floor`` where given.
@@ -93,7 +110,7 @@ class TrainConfig(Record):
         seed: order of the samples.
     """
 
-    objective: str | None = None
+    objective: ObjectiveSum | None = None
     tokens: int | None = Field(default=None, ge=1)
     lr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     min_lr: float | None = Field(default=None, ge=0, allow_inf_nan=False)

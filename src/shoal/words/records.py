@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails
 
 from shoal.words.reading import read_bytes
 
@@ -37,7 +38,7 @@ class Record(BaseModel):
 
     @classmethod
     def from_json(cls, text: str | bytes, *, where: str = "the JSON text") -> Self:
-        """Raises ValueError with one line: where, which field, what was got, what is allowed."""
+        """Raises ValueError with one line: where, and of every field that is wrong what was got and what is allowed."""
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
@@ -48,15 +49,13 @@ class Record(BaseModel):
         """Raises ValueError as :meth:`from_json`, and where the file cannot be read or is far too large for a record."""
         return cls.from_json(read_bytes(path), where=str(path))
 
-    @model_validator(mode="before")
+    @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_for_a_number(cls, content: Any) -> Any:
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """``true`` is no number: layer 1 is not meant by it."""
-        for name, value in content.items() if isinstance(content, dict) else ():
-            field = cls.model_fields.get(name)
-            if field is not None and _holds_truth(value) and not _allows_truth(field.annotation):
-                raise ValueError(f"{name} holds true or false, a number or text is needed")
-        return content
+        if _holds_truth(value) and not _allows_truth(cls.model_fields[info.field_name or ""].annotation):
+            raise ValueError("holds true or false, a number or text is needed")
+        return value
 
 
 def _holds_truth(value: Any) -> bool:
@@ -75,9 +74,34 @@ def _shown(value: Any) -> str:
         return f"a {type(value).__name__} that is too long to show"
 
 
+def is_asked(record: type[Record], value: Any, info: ValidationInfo) -> bool:
+    """Whether a value was read from a file or an option, and is not what would hold without it.
+
+    A table that needs torch is asked for its names only then: recipes that are written in Python load without torch, and the
+    tests look their names up.
+    """
+    return info.mode == "json" and value != record.model_fields[info.field_name or ""].default
+
+
+def refuse(problems: Iterable[str]) -> None:
+    """Raises ValueError with all of them in one line, where there are any."""
+    found = list(problems)
+    if found:
+        raise ValueError("; ".join(found))
+
+
+MOST_PROBLEMS = 20
+"""Problems of one file that are listed; a file with more is another kind of file, and its list would not be read."""
+
+
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first problem of a pydantic error in one line, with the nearest field for an unknown key."""
-    problem = error.errors()[0]
+    """All problems of a pydantic error in one line, with the nearest field for each unknown key."""
+    found = list(dict.fromkeys(_problem(one, model) for one in error.errors()))
+    more = f"; and {len(found) - MOST_PROBLEMS} more" if len(found) > MOST_PROBLEMS else ""
+    return ("" if len(found) == 1 else f"{len(found)} problems: ") + "; ".join(found[:MOST_PROBLEMS]) + more
+
+
+def _problem(problem: ErrorDetails, model: type[BaseModel]) -> str:
     place = ".".join(str(part) for part in problem["loc"]) or "the top level"
     if problem["type"] == "extra_forbidden":
         key = str(problem["loc"][-1])
@@ -101,9 +125,9 @@ def fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:
-    """The records named anywhere in a type annotation."""
+    """The records named anywhere in a type annotation, with the kinds of those that have several."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
+        return [annotation, *annotation.__subclasses__()]
     return [model for part in getattr(annotation, "__args__", ()) for model in models_in(part)]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shoal.recipes.recipe import Recipe
 from shoal.recipes.table import RECIPES
-from shoal.run.refusals import check_recipe
+from shoal.run.refusals import refuse_place
 from shoal.words.records import nearest
 
 
@@ -65,15 +65,15 @@ def check_methods(methods: Mapping[str, Recipe], out: Path) -> None:
     """Before a model is opened.
 
     Raises:
-        ValueError: no method, names that make one folder, recipes of another text, seed or model, or what ``check_recipe``
-            refuses.
+        ValueError: no method, names that make one folder, recipes of another text, seed or model, or an ``out`` that no
+            result can take.
     """
     if not methods:
         raise ValueError("--methods names no method; give some, such as none,refit")
     folders: dict[str, str] = {}
     first = next(iter(methods.values()))
     for name, recipe in methods.items():
-        check_recipe(recipe, out)
+        refuse_place(out, recipe.model)
         other = folders.setdefault(slug(name), name)
         if other != name:
             raise ValueError(f"--methods {other!r} and {name!r} would share a folder; rename one of them")

@@ -210,7 +210,7 @@ class _Work:
 
         Searches, rounds and repairs measure while they choose, so their candidates are left to their own plan.
         """
-        from shoal.fit.linear_error import LINEAR_ERROR
+        from shoal.fit.fit_config import LINEAR_ERROR
         from shoal.run.tournament import untrained
         from shoal.select.budget import parse_budget
         from shoal.select.request import Evidence

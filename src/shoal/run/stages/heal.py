@@ -1,4 +1,4 @@
-"""The stage healed: the student of ``cut/`` trained by its teacher and merged into ``model/``; its steps are in run/heal.py."""
+"""The stage healed: the student of ``cut/`` trained by its teacher and merged into ``model/``; its steps are in run/healing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def load(state: State, folder: RunFolder) -> State:
 
 
 def _healed(state: State, folder: RunFolder, progress: Progress) -> State:
-    from shoal.run.heal import heal_in_run
+    from shoal.run.healing.heal_checkpoint import heal_in_run
 
     assert state.model is not None, "there is nothing to heal before a student is written"
     found = heal_in_run(state.inputs, folder, state.model, progress=progress)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
-from shoal.words.records import Record
+from shoal.words.records import Record, is_asked
 
 
 class SearchConfig(Record):
@@ -19,3 +19,12 @@ class SearchConfig(Record):
     metric: str = "kl"
     tokens: int = Field(default=16_384, ge=2)
     evaluations: int | None = Field(default=None, ge=1)
+
+    @field_validator("metric")
+    @classmethod
+    def _known_metric(cls, value: str, info: ValidationInfo) -> str:
+        if is_asked(cls, value, info):
+            from shoal.measure.metrics import metric_named
+
+            metric_named(value)
+        return value

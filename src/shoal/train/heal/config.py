@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from shoal.words.records import Record
+from shoal.train.config import ObjectiveSum
+from shoal.train.heal.quiet import quiet_training
+from shoal.train.heal.ranks import schedule_named
+from shoal.words.records import Record, is_asked, refuse
 
 DEFAULT_HEAL_TOKENS = 1_000_000
 MICRO_BATCH = 4
@@ -62,7 +66,7 @@ class HealConfig(Record):
     prune_decay: float = Field(default=0.9, ge=0, lt=1)
     layers: int = Field(default=3, ge=0)
     head: Literal["train", "keep"] = "train"
-    objective: str | None = None
+    objective: ObjectiveSum | None = None
     boundaries: Literal["interface", "every"] = "interface"
     teacher_cache: int | None = Field(default=None, ge=1)
     predict: Literal["all", "answers"] = "all"
@@ -86,21 +90,51 @@ class HealConfig(Record):
     keep_zeros: bool = False
     seed: int = Field(default=0, ge=0)
 
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, value: str, info: ValidationInfo) -> str:
+        if is_asked(cls, value, info):
+            with quiet_training():
+                from shoal.train.heal.table import trainable_named
+
+            trainable_named(value)
+        return value
+
+    @field_validator("ranks")
+    @classmethod
+    def _known_ranks(cls, value: str) -> str:
+        schedule_named(value)
+        return value
+
+    @field_validator("merge")
+    @classmethod
+    def _known_merge(cls, value: str, info: ValidationInfo) -> str:
+        if is_asked(cls, value, info):
+            with quiet_training():
+                from shoal.train.heal.merge import merge_named
+                from shoal.train.heal.table import trainable_named
+
+            merge_named(value, is_quantised="method" not in info.data or trainable_named(info.data["method"]).is_quantised)
+        return value
+
     @model_validator(mode="after")
     def _fits_together(self) -> HealConfig:
+        refuse(self._conflicts())
+        return self
+
+    def _conflicts(self) -> Iterator[str]:
         if isinstance(self.lr, float) and not self.lr > 0:
-            raise ValueError(f"lr={self.lr:g} needs to be above 0, or auto")
+            yield f"lr={self.lr:g} needs to be above 0, or auto"
         if self.batch % self.micro_batch:
-            raise ValueError(f"batch={self.batch} needs to be a multiple of micro_batch={self.micro_batch}")
+            yield f"batch={self.batch} needs to be a multiple of micro_batch={self.micro_batch}"
         if self.processes == "shard" and self.method != "full":
-            raise ValueError(f"processes shard is for method full; {self.method} trains little enough to replicate it")
+            yield f"processes shard is for method full; {self.method} trains little enough to replicate it"
         if self.predict == "answers" and self.source == "teacher":
-            raise ValueError("predict answers reads conversations, and the teacher writes plain text; leave out one of them")
+            yield "predict answers reads conversations, and the teacher writes plain text; leave out one of them"
         if self.pruned and self.variant != "plain":
-            raise ValueError(f"pruned={self.pruned:g} is defined for plain LoRA, not for {self.variant}; leave one of them out")
+            yield f"pruned={self.pruned:g} is defined for plain LoRA, not for {self.variant}; leave one of them out"
         if self.keep_zeros and (self.variant == "dora" or self.dropout or self.method == "qlora"):
-            raise ValueError(
+            yield (
                 "keep_zeros is exact for lora without dropout, plain or rslora, and for methods without adapters; "
                 "leave out dora, dropout or qlora"
             )
-        return self

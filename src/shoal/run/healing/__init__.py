@@ -1,0 +1,1 @@
+"""Training after the cut: a checkpoint in, a checkpoint out, step by step in a run folder."""

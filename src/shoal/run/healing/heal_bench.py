@@ -1,0 +1,175 @@
+"""The student of a healing, its teacher and its texts: checked at once, opened when they are first needed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shoal.run.healing.heal_request import HealRequest
+from shoal.run.job import Inputs, window_of
+from shoal.train.heal.quiet import quiet_training
+from shoal.words.progress import Progress
+from shoal.words.records import stable_hash
+
+if TYPE_CHECKING:
+    from shoal.edits.plan import Plan
+    from shoal.text.samples import Samples
+    from shoal.train.heal.cut_place import CutPlace
+    from shoal.train.heal.text_rows import TextRows
+    from shoal.train.heal.train import Lesson, Pupil
+
+FOR_MERGING = ("merge", "most_lost")
+PROMPT_TOKENS = 8  # of given text before what the teacher writes; a quarter of a sample that is shorter than 32
+MOST_CHATS, MOST_CHATS_TO_SELECT = 10**6, 64
+
+
+class HealBench:
+    """A student, its teacher and the texts, opened when they are first needed."""
+
+    def __init__(self, inputs: Inputs, request: HealRequest, student: str, *, trust_remote_code: bool) -> None:
+        from shoal.engine.open import refuse_quantised
+        from shoal.engine.source import check_source, fingerprint, resolve_source
+
+        self.inputs, self.request, self.config = inputs, request, request.heal
+        self.trust_remote_code = trust_remote_code
+        self.path = resolve_source(student, trust_remote_code=trust_remote_code)
+        check_source(self.path, trust_remote_code=trust_remote_code)
+        refuse_quantised(self.path)
+        with quiet_training():
+            from shoal.train.heal.losses import objective_of
+
+        objective_of(self.config, has_teacher=request.teacher is not None)
+        refuse_other_words(inputs, self.path)
+        self.fingerprint = fingerprint(self.path)
+        self.device = str(inputs.view.device)
+
+    @cached_property
+    def given(self) -> Samples:
+        """The training text as it was given."""
+        return self.inputs.training_for(self.config.tokens)
+
+    @cached_property
+    def cut(self) -> CutPlace | None:
+        """Where the student was cut, by its plan."""
+        if self.request.plan is None:
+            return None
+        from shoal.edits.plan import Plan
+
+        return cut_of(Plan.load(Path(self.request.plan)), self.path, n_teacher_layers=self.inputs.view.n_layers)
+
+    @cached_property
+    def judge(self) -> Lesson:
+        """Teacher and selection text; it stands for the training text, too, which only training reads."""
+        from shoal.train.heal.teachers import RunningTeacher
+        from shoal.train.heal.text_rows import TextRows
+        from shoal.train.heal.train import Lesson
+
+        teacher = RunningTeacher(self.inputs.view.model) if self.request.teacher else None
+        answers = self.config.predict == "answers"
+        selection = self._chats("selection") if answers else TextRows.of(self.inputs.selection)
+        return Lesson(selection, selection, teacher, self.cut)
+
+    def lesson(self, work: Path, progress: Progress) -> Lesson:
+        """As ``judge``, with the training text; ``work`` holds text that the teacher writes."""
+        from shoal.train.heal.teacher_text import write_text
+        from shoal.train.heal.text_rows import TextRows
+
+        if self.config.predict == "answers":
+            return replace(self.judge, training=self._chats("training"))
+        given = TextRows.of(self.given)
+        if self.config.source == "given":
+            return replace(self.judge, training=given)
+        if self.request.teacher is None:
+            raise ValueError("source teacher needs a teacher that writes; give --teacher, or use --source given")
+        model, n_prompt = self.inputs.view.model, max(1, min(PROMPT_TOKENS, self.inputs.length // 4))
+
+        def write() -> TextRows:
+            return write_text(
+                work / "written",
+                model,
+                given,
+                n_prompt=n_prompt,
+                temperature=self.config.temperature,
+                seed=self.config.seed,
+                key=self.inputs.model_key,
+                tell=lambda done, total: progress("write", done, total),
+            )
+
+        return replace(self.judge, training=self.inputs.workers.from_first(write))
+
+    def _chats(self, name: str) -> TextRows:
+        """Conversations of a slice: as many as the selection text has samples, or all there are to train on."""
+        from shoal.train.heal.chats import chat_rows
+
+        inputs, n = self.inputs, MOST_CHATS if name == "training" else MOST_CHATS_TO_SELECT
+        sources = list(inputs.recipe.text.sources)
+        if not sources:
+            raise ValueError("predicting answers needs conversations; give rows with messages by --text")
+        tokenizer = inputs.opened.need_tokenizer()
+        return inputs.workers.from_first(
+            lambda: chat_rows(
+                sources, tokenizer, name, n=n, length=inputs.length, field=inputs.recipe.text.field, seed=inputs.recipe.seed
+            )
+        )
+
+    @cached_property
+    def pupil(self) -> Pupil:
+        """The student, ready to be trained."""
+        from shoal.train.heal.train import open_pupil
+
+        return open_pupil(self.path, self.config, self.judge, device=self.device, trust_remote_code=self.trust_remote_code)
+
+    @property
+    def key(self) -> str:
+        """Identity of the training: student, teacher, cut, texts and options; how it is merged afterwards is no part of it."""
+        how = self.config.model_dump(mode="json", exclude=set(FOR_MERGING))
+        cut = None if self.cut is None else self.cut.stands_for
+        teacher = self.inputs.model_key if self.request.teacher else None
+        texts = (self.given.data_hash, self.inputs.selection.data_hash)
+        return stable_hash("heal", self.fingerprint, teacher, cut, texts, how)
+
+
+def cut_of(plan: Plan, student: Path, *, n_teacher_layers: int) -> CutPlace:
+    """Where a plan cut its source, as the student's layers lie in it.
+
+    Raises:
+        ValueError: the plan is of another teacher, or of a student with another number of layers.
+    """
+    from shoal.checkpoint.rewrite import read_config
+    from shoal.engine.families import text_config
+    from shoal.train.heal.cut_place import CutPlace
+
+    if plan.n_layers != n_teacher_layers:
+        raise ValueError(
+            f"the plan cuts a model of {plan.n_layers} layers, the teacher has {n_teacher_layers}; give its own plan"
+        )
+    n_layers = text_config(read_config(student)).num_hidden_layers
+    # A replacement that is hosted lives inside the layer before it; any other is a layer of its own, where its span began.
+    starts = [] if plan.brings_code else [edit.start for edit in plan.replacements]
+    kept = sorted([*plan.kept_layers, *starts])
+    if len(kept) != n_layers:
+        raise ValueError(f"the plan leaves {len(kept)} layers, the student has {n_layers}; give the plan that made it")
+    return CutPlace.of_kept(kept, plan.n_layers)
+
+
+def refuse_other_words(inputs: Inputs, student: Path) -> None:
+    """Raises ValueError where the student does not read the teacher's tokens, or not samples of their length."""
+    from shoal.checkpoint.rewrite import read_config
+    from shoal.engine.families import text_config
+    from shoal.engine.open import load_tokenizer
+    from shoal.evaluate.comparison import other_tokenizer
+
+    config, tokenizer = text_config(read_config(student)), load_tokenizer(student)
+    ours, theirs = config.vocab_size, text_config(inputs.view.config).vocab_size
+    why = f"it has {ours} tokens, the teacher {theirs}" if ours != theirs else None
+    if why is None and tokenizer is not None:  # a student saved without a tokenizer reads the teacher's
+        why = other_tokenizer(inputs.opened.need_tokenizer(), tokenizer)
+    if why:
+        raise ValueError(f"{student} cannot be healed by {inputs.opened.name}: {why}; give the teacher it was made from")
+    window = window_of(config)
+    if window is not None and inputs.length > window:
+        raise ValueError(
+            f"samples of {inputs.length} tokens are longer than the student's window; give --length {window} or less"
+        )

@@ -1,0 +1,147 @@
+"""``shoal heal``: a checkpoint trained, merged, verified and measured against its teacher; and the same as a stage of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shoal.recipes.recipe import Recipe
+from shoal.run.compress import open_folder
+from shoal.run.folder import RunFolder
+from shoal.run.healing.heal_bench import HealBench
+from shoal.run.healing.heal_measuring import measure_stage
+from shoal.run.healing.heal_merging import merge_stage
+from shoal.run.healing.heal_request import HealRequest
+from shoal.run.healing.heal_training import train_stage
+from shoal.run.job import Inputs, open_inputs
+from shoal.train.heal.quiet import quiet_training
+from shoal.words.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from shoal.evaluate.evaluation import Evaluation
+    from shoal.measure.oracle import Quality
+    from shoal.train.heal.result import HealTraining, Merging
+
+
+@dataclass(frozen=True, eq=False)
+class Healed:
+    """What a healing left; every value is also a file of ``folder``.
+
+    Attributes:
+        model: the healed checkpoint; None where the merge was refused or not asked for, and ``adapter`` is the result.
+        before, evaluation: the student before and after healing against its teacher, on the evaluation slice; None without a
+            teacher.
+    """
+
+    folder: Path
+    model: Path | None
+    adapter: Path | None
+    training: HealTraining
+    merging: Merging
+    before: Quality | None
+    evaluation: Evaluation | None
+
+    @property
+    def repaired(self) -> float | None:
+        """Share of the damage, KL to the teacher, that healing took away; below 0 where it made it worse."""
+        if self.before is None or self.evaluation is None or not self.before.kl:
+            return None
+        return 1 - self.evaluation.quality.kl / self.before.kl
+
+
+def heal(
+    request: HealRequest,
+    out: str | Path,
+    *,
+    device: str = "cpu",
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
+    overwrite: bool = False,
+    command: str = "",
+    progress: Progress = silent,
+) -> Healed:
+    """Heal a checkpoint.
+
+    Args:
+        out: run folder: new, empty, or left by an earlier run, which is continued.
+        device, dtype: where the models run, and in which precision the teacher does; the student keeps its checkpoint's.
+        overwrite: stages that stand with other inputs may be replaced.
+        command: recorded in ``run.json`` and on the card.
+        progress: called with (what, done, total).
+    Raises:
+        ValueError: one line for anything the user can mend.
+        ImportError: an extra that is not installed, named.
+    """
+    from shoal.run.comparing import checkpoint_of
+
+    student = checkpoint_of(request.student)
+    refuse_inside(Path(out), student)
+    folder = open_folder(Path(out), command=command, overwrite=overwrite)
+    inputs = open_inputs(
+        Recipe(model=request.teacher or student, text=request.text, seed=request.seed),
+        device=device,
+        dtype=dtype,
+        resident="all",
+        trust_remote_code=trust_remote_code,
+    )
+    with quiet_training():
+        bench = HealBench(inputs, request, student, trust_remote_code=trust_remote_code)
+        inputs.workers.on_first(lambda: request.save(folder / "heal.request.json"))
+        return heal_stages(bench, folder, command=command, progress=progress)
+
+
+def refuse_inside(out: Path, student: str) -> None:
+    """Raises ValueError where the run folder would lie inside the student's checkpoint, or be the run that it is part of."""
+    source = Path(student)
+    if source.is_dir() and (out.resolve().is_relative_to(source.resolve()) or source.resolve().is_relative_to(out.resolve())):
+        raise ValueError(f"--out {out} and the student {source} overlap; choose a folder outside it")
+
+
+def heal_stages(bench: HealBench, folder: RunFolder, *, command: str, progress: Progress = silent) -> Healed:
+    """Train, merge and write, evaluate."""
+    training = train_stage(bench, folder, progress=progress)
+    merging = merge_stage(bench, folder, training)
+    model, adapter = folder / "model", folder / "adapter"
+    before, evaluation = measure_stage(bench, folder, training, merging, command=command, progress=progress)
+    return Healed(
+        folder.path,
+        model if merging.way != "apart" else None,
+        adapter if adapter.is_dir() else None,
+        training,
+        merging,
+        before,
+        evaluation,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class HealedInRun:
+    """What healing adds to a run: its training, its merge, and the key of its inputs."""
+
+    training: HealTraining
+    merging: Merging
+    key: str
+
+
+def heal_in_run(inputs: Inputs, folder: RunFolder, student: Path, *, progress: Progress = silent) -> HealedInRun:
+    """The healing of a run: the student that was cut and repaired, healed by its teacher into ``model/``.
+
+    Raises:
+        ValueError: the merge lost too much, so there is no checkpoint.
+    """
+    config = inputs.recipe.heal
+    assert config is not None
+    request = HealRequest(student=str(student), teacher=inputs.opened.name, plan=str(folder / "plan.json"), heal=config)
+    with quiet_training():
+        bench = HealBench(inputs, request, str(student), trust_remote_code=inputs.opened.trusted)
+        training = train_stage(bench, folder, progress=progress)
+        merging = merge_stage(bench, folder, training)
+    if merging.way == "apart":
+        worst = max((one.lost for one in merging.trials), default=None)
+        lost = "" if worst is None else f": it lost {worst:.3g} nats per token, {config.most_lost:g} are allowed"
+        raise ValueError(
+            f"the adapter was not merged{lost}. The run has no checkpoint; {folder / 'adapter'} beside {student} is what was "
+            "healed: raise heal.most_lost, or heal by another method"
+        )
+    return HealedInRun(training, merging, bench.key)

@@ -1,0 +1,24 @@
+"""What ``shoal heal`` is asked for, besides the machine."""
+
+from __future__ import annotations
+
+from shoal.recipes.recipe import TextChoice
+from shoal.train.heal.config import HealConfig
+from shoal.words.records import Record
+
+
+class HealRequest(Record):
+    """What ``shoal heal`` does, besides the machine; ``heal.request.json`` of its run folder.
+
+    Attributes:
+        student: hub id, checkpoint folder or run folder (its ``model/``).
+        teacher: the reference; None: train on text alone.
+        plan: file with the plan that made the student; None where nothing reads it.
+    """
+
+    student: str
+    teacher: str | None = None
+    plan: str | None = None
+    text: TextChoice = TextChoice()
+    heal: HealConfig = HealConfig()
+    seed: int = 0
