@@ -26,7 +26,7 @@ WAYS = {"in full": (4,), "race": (16, 4)}
 def both_ways(model: str, text: str | None, *, drop: str, fit_tokens: int) -> dict[str, Any]:
     from shoal.recipes.recipe_file import load_recipe
     from shoal.run import candidate_repair
-    from shoal.run.compress import open_folder
+    from shoal.run.begin import open_folder
     from shoal.run.job import open_inputs
     from shoal.run.stages.stages import plan_stage, scan_stage
 

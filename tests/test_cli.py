@@ -453,6 +453,6 @@ def test_what_the_machine_has_not_is_one_line(error, said, shoal, monkeypatch):
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr("shoal.run.compress.open_folder", fail)
+    monkeypatch.setattr("shoal.run.begin.open_folder", fail)
     code, _, err = shoal("scan", "model", "--out", "run")
     one_line(code, err, said)

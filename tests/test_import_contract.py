@@ -63,7 +63,7 @@ LIGHT = (
     "shoal.engine.workers",
     "shoal.cli.malloc",
     "shoal.cli",
-    "shoal.cli.verbs",
+    "shoal.cli.table",
 )
 HEAVY = ("torch", "transformers", "datasets", "matplotlib", "accelerate")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from shoal import compress, load_recipe
-from shoal.cli.options import with_options
+from shoal.cli.recipe_options import with_options
 from shoal.edits.replace.table import REPLACEMENTS, replacement_named
 from shoal.fit.fit_plan import fit_plan
 from shoal.fit.repair import Repair, RepairSize

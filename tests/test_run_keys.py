@@ -10,7 +10,7 @@ from shoal.fit.fit_config import FitConfig
 from shoal.recipes.recipe import TextChoice
 from shoal.recipes.recipe_file import load_recipe, merge
 from shoal.run.asking import budget_of, needs_scan, request_of
-from shoal.run.compress import open_folder
+from shoal.run.begin import open_folder
 from shoal.run.job import open_inputs
 from shoal.run.keys import choice_key, edits_key, evaluation_key, repair_key, save_key, scan_key, train_key
 from shoal.run.stage import State, run_stage

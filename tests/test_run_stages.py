@@ -6,7 +6,7 @@ import pytest
 from world import write_model, write_text
 
 from shoal import compress, load_recipe
-from shoal.run.compress import open_folder
+from shoal.run.begin import open_folder
 from shoal.run.stage import NO_VALUES, Made, Stage, State, run_all, run_stage
 from shoal.run.stages.table import STAGES
 from shoal.words.progress import silent

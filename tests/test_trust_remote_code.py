@@ -116,7 +116,7 @@ def test_without_the_flag_the_models_code_never_runs_and_nobody_is_asked(world, 
 def test_no_verb_is_forgotten_here():
     import typer
 
-    from shoal.cli.verbs import app
+    from shoal.cli.table import app
 
     commands = typer.main.get_command(app).commands
     with_flag = {name for name, one in commands.items() if any("--trust-remote-code" in option.opts for option in one.params)}

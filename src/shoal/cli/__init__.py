@@ -42,7 +42,7 @@ def main() -> NoReturn:
 
 
 def _run() -> int:
-    from shoal.cli.verbs import app
+    from shoal.cli.table import app
 
     try:
         return app(prog_name="shoal", standalone_mode=False) or 0

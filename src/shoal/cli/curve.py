@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shoal.cli.options import (
-    DeviceOption,
-    DtypeOption,
-    FieldOption,
-    FitTokensOption,
-    ItemsOption,
-    JsonOption,
-    LengthOption,
-    ModelOption,
-    OutOption,
-    OverwriteOption,
-    ProtectOption,
-    RemoteOption,
-    ResidentOption,
-    SamplesOption,
-    SeedOption,
-    TextOption,
-    TrainTokensOption,
-    with_options,
-)
-from shoal.cli.show import say_files, say_text, settle_resident
+from shoal.cli.groups import MachineOptions, ResultOptions, SampleOptions, TextOptions
+from shoal.cli.options import FitTokensOption, ItemsOption, ModelOption, OutOption, ProtectOption, TrainTokensOption
+from shoal.cli.recipe_options import with_options
+from shoal.cli.show import say_files
+from shoal.cli.verb import command_line, given, verb
 
 if TYPE_CHECKING:
     from shoal.recipes.recipe import Recipe
@@ -35,9 +19,14 @@ if TYPE_CHECKING:
 DEFAULT_METHODS = "none,uidl,shortgpt"
 
 
+@verb
 def sweep(
     model: ModelOption,
     out: OutOption,
+    text: TextOptions,
+    sampling: SampleOptions,
+    machine: MachineOptions,
+    result: ResultOptions,
     drop: Annotated[
         str,
         typer.Option("--drop", metavar="RANGE", help="0..50% of all parameters, 0..50%layers, 0..8 layers, or an upper end."),
@@ -51,16 +40,16 @@ def sweep(
         ),
     ] = DEFAULT_METHODS,
     points: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option("--points", help="Cuts per method, evenly spaced.  [default: every number of layers, up to 16]"),
     ] = None,
     task: Annotated[
-        Optional[list[Path]],  # noqa: UP045
+        list[Path] | None,
         typer.Option("--task", metavar="FILE", help="Task file of choices or last words, as for shoal eval; may be repeated."),
     ] = None,
     items: ItemsOption = None,
     keep: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--keep", help="Say the largest cut that keeps so much of the teacher's quality, such as 95%."),
     ] = None,
     of: Annotated[
@@ -70,42 +59,36 @@ def sweep(
             help="What --keep is told of: perplexity (teacher's / student's), kl (exp of minus KL), or a task (accuracy).",
         ),
     ] = "perplexity",
-    text: TextOption = None,
-    field: FieldOption = None,
-    samples: SamplesOption = None,
-    length: LengthOption = None,
     protect: ProtectOption = None,
     fit_tokens: FitTokensOption = None,
     train_tokens: TrainTokensOption = None,
-    seed: SeedOption = None,
-    device: DeviceOption = "cpu",
-    dtype: DtypeOption = None,
-    resident: ResidentOption = "auto",
-    trust_remote_code: RemoteOption = False,
-    overwrite: OverwriteOption = False,
-    json: JsonOption = False,
 ) -> None:
     """Cut by every ratio of a range with several methods: KL, perplexity, tasks, the cliff, and what can be cut safely."""
-    from shoal.cli.console import Screen
-    from shoal.cli.verbs import _command
     from shoal.evaluate.curve.largest_cut import parse_keep, sentence
     from shoal.run.asked_tasks import task_files
+    from shoal.run.begin import say_text, settle_resident
     from shoal.run.curve.over_ratios import Keeping, sweep_ratios
     from shoal.run.job import SHARE_BESIDE_STUDENT
     from shoal.show.chart_files import save_panels
     from shoal.show.curve_views import cliff_lines, sweep_charts, sweep_table
 
-    screen = Screen(as_json=json)
+    screen = result.screen()
     if keep is None and of != "perplexity":
         raise ValueError(f"--of {of} says what --keep is told of; give --keep as well, such as --keep 95%")
     wanted = None if keep is None else Keeping(parse_keep(keep), of)
     tasks = task_files(task or (), n_items=items)
-    common = dict(model=model, text=text, field=field, samples=samples, length=length, protect=protect, seed=seed)
+    common = dict(model=model, protect=protect, **given(text, sampling))
     recipes = _recipes(methods, common, fit_tokens=fit_tokens, train_tokens=train_tokens)
     if recipes:
-        say_text(screen, next(iter(recipes.values())))
+        say_text(next(iter(recipes.values())), screen.say)
+    place = machine.place
     resident = settle_resident(
-        screen, model, resident, device=device, trust_remote_code=trust_remote_code, share=SHARE_BESIDE_STUDENT
+        model,
+        machine.resident,
+        device=place.device,
+        trust_remote_code=place.trust_remote_code,
+        share=SHARE_BESIDE_STUDENT,
+        say=screen.say,
     )
     with screen.progress():
         found = sweep_ratios(
@@ -115,12 +98,10 @@ def sweep(
             n_points=points,
             tasks=tasks,
             keep=wanted,
-            device=device,
-            dtype=dtype,
+            **given(place),
             resident=resident,
-            trust_remote_code=trust_remote_code,
-            overwrite=overwrite,
-            command=_command(),
+            overwrite=result.overwrite,
+            command=command_line(),
             progress=screen.step,
         )
     save_panels(sweep_charts(found), out, "sweep")

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 from shoal.cli.console import Screen
 from shoal.cli.options import JsonOption
+from shoal.cli.verb import verb
 
 LAYERS = re.compile(r"^(\d{1,6})(?:\.\.(\d{1,6}))?$")
 
 
+@verb
 def cut(
     file: Annotated[
         Path, typer.Argument(metavar="FILE.gguf", help="GGUF file, or the first part of a split one; it is not changed.")
     ],
     out: Annotated[Path, typer.Option("--out", help="GGUF file to write.")],
     layers: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--layers", help="Layers to remove, 0-based and inclusive: 20..24, or 3,7,20..24."),
     ] = None,
     plan: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option("--plan", help="plan.json whose layers are removed; it may only remove whole layers."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out where it exists.")] = False,

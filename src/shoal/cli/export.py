@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 from shoal.cli.console import Screen
 from shoal.cli.options import JsonOption
+from shoal.cli.verb import verb
 from shoal.export.table import EXPORTERS
 
 
+@verb
 def export(
     format: Annotated[str, typer.Argument(metavar="FORMAT", help=f"One of {', '.join(EXPORTERS)}.")],
     student: Annotated[Path, typer.Argument(metavar="STUDENT", help="Run folder, or the folder of a checkpoint.")],
     out: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option("--out", help="File or folder to write; formats that are a line of text print it without."),
     ] = None,
     like: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option("--like", metavar="TEACHER.gguf", help="gguf: keep this file's tokenizer and untouched tensors."),
     ] = None,
     kind: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--type", help="gguf: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0.  [default: f16; q8_0 with --like]"),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file at --out.")] = False,
     push: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--push", metavar="OWNER/NAME", help="Upload what was written, with the card, to a new repository."),
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="With --push: for everybody.  [default: private]")] = False,

@@ -3,184 +3,58 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shoal.cli.options import (
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    LengthOption,
-    OutOption,
-    OverwriteOption,
-    RemoteOption,
-    SeedOption,
-    TextOption,
-)
-from shoal.train.heal.presets import PRESETS
-from shoal.train.heal.ranks import RANKS
+from shoal.cli.groups import PlaceOptions, ResultOptions, TextOptions
+from shoal.cli.heal_options import HealConfigOptions
+from shoal.cli.options import LengthOption, OutOption, SeedOption
+from shoal.cli.verb import command_line, given, verb
 
 if TYPE_CHECKING:
     from shoal.run.healing.heal_checkpoint import Healed
     from shoal.run.healing.heal_request import HealRequest
     from shoal.show.table import Table
 
-# Optional[...], not X | None: typer reads these at run time.
-StudentOption = Annotated[
-    str, typer.Argument(metavar="STUDENT", help="Checkpoint folder, hub id, or a run folder (its model/).")
-]
-TeacherOption = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--teacher", help="Reference model, or none for text alone.  [default: the source of the student's plan]"),
-]
-PlanOption = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option("--plan", help="Plan that made the student.  [default: plan.json of its run folder]"),
-]
-Method = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--method", help="lora, qlora, partial, full or norms.  [default: lora]"),
-]
-Tokens = Annotated[Optional[int], typer.Option("--tokens", help="Training tokens.  [default: up to 1 M]")]  # noqa: UP045
-RateOption = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--lr", help="Peak learning rate, or auto: found by short runs.  [default: the method's, by width]"),
-]
-Rank = Annotated[Optional[int], typer.Option("--rank", help="Rank of adapters, on average.  [default: 16]")]  # noqa: UP045
-Alpha = Annotated[Optional[float], typer.Option("--alpha", help="Scale of adapters times rank.  [default: the rank]")]  # noqa: UP045
-Targets = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--targets", help="Maps that get adapters: all, mlp or attention.  [default: all]"),
-]
-VariantOption = Annotated[Optional[str], typer.Option("--variant", help="plain, rslora or dora.  [default: plain]")]  # noqa: UP045
-Ranks = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--ranks", help=f"Division of ranks among layers: {', '.join(RANKS)}.  [default: uniform]"),
-]
-Layers = Annotated[Optional[int], typer.Option("--layers", help="Last layers that partial trains.  [default: 3]")]  # noqa: UP045
-Head = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--head", help="train or keep: the output head in partial healing.  [default: train]"),
-]
-ObjectiveOption = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(
-        "--objective",
-        help="Weighted sum, such as next_token + 0.5*forward_kl.  [default: forward_kl, or next_token without a teacher]",
-    ),
-]
-Boundaries = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--boundaries", help="Where hidden states are compared: interface or every.  [default: interface]"),
-]
-BatchSize = Annotated[Optional[int], typer.Option("--batch", help="Samples per optimiser step.  [default: 8]")]  # noqa: UP045
-MicroBatch = Annotated[Optional[int], typer.Option("--micro-batch", help="Samples per forward.  [default: 4]")]  # noqa: UP045
-PresetOption = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--preset", help=f"A paper's way to heal: {', '.join(PRESETS)}; options override it."),
-]
-TeacherCache = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option("--teacher-cache", help="Keep the teacher's N likeliest tokens of every position on disk and run it once."),
-]
-Pruned = Annotated[
-    Optional[float],  # noqa: UP045
-    typer.Option("--pruned", help="Share of the adapters' input side that PRILoRA sets to zero.  [default: 0]"),
-]
-Patience = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option("--patience", help="Validations without a new best before training stops.  [default: never]"),
-]
-Predict = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--predict", help="all tokens, or the answers of chats (rows with messages) alone.  [default: all]"),
-]
-SourceOption = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--source", help="given: the text as it is; teacher: text that the teacher writes.  [default: given]"),
-]
-Temperature = Annotated[
-    Optional[float],  # noqa: UP045
-    typer.Option("--temperature", help="Of text that the teacher writes.  [default: 1]"),
-]
-Processes = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--processes", help="Of several: replicate the model in each, or shard its parameters.  [default: replicate]"),
-]
-KeepZerosOption = Annotated[bool, typer.Option("--keep-zeros", help="Zeros of a pruned student stay zero.")]
-Checkpointing = Annotated[bool, typer.Option("--checkpointing", help="Recompute activations: less memory, more time.")]
-Merge = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--merge", help="original, dequantised, apart, or auto: the best measured.  [default: auto]"),
-]
 
-
+@verb
 def heal(
-    student: StudentOption,
+    student: Annotated[str, typer.Argument(metavar="STUDENT", help="Checkpoint folder, hub id, or a run folder (its model/).")],
     out: OutOption,
-    teacher: TeacherOption = None,
-    plan: PlanOption = None,
-    method: Method = None,
-    tokens: Tokens = None,
-    lr: RateOption = None,
-    objective: ObjectiveOption = None,
-    boundaries: Boundaries = None,
-    rank: Rank = None,
-    alpha: Alpha = None,
-    targets: Targets = None,
-    variant: VariantOption = None,
-    ranks: Ranks = None,
-    layers: Layers = None,
-    head: Head = None,
-    batch: BatchSize = None,
-    micro_batch: MicroBatch = None,
-    merge: Merge = None,
-    preset: PresetOption = None,
-    teacher_cache: TeacherCache = None,
-    pruned: Pruned = None,
-    patience: Patience = None,
-    predict: Predict = None,
-    source: SourceOption = None,
-    temperature: Temperature = None,
-    processes: Processes = None,
-    keep_zeros: KeepZerosOption = False,
-    checkpointing: Checkpointing = False,
-    text: TextOption = None,
+    config: HealConfigOptions,
+    text: TextOptions,
+    place: PlaceOptions,
+    result: ResultOptions,
+    teacher: Annotated[
+        str | None,
+        typer.Option("--teacher", help="Reference model, or none for text alone.  [default: the source of the student's plan]"),
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", help="Plan that made the student.  [default: plan.json of its run folder]")
+    ] = None,
     length: LengthOption = None,
     seed: SeedOption = None,
-    device: DeviceOption = "cpu",
-    dtype: DtypeOption = None,
-    trust_remote_code: RemoteOption = False,
-    overwrite: OverwriteOption = False,
-    json: JsonOption = False,
 ) -> None:
     """Train a cut model with its teacher or on text: checkpoint in, checkpoint out."""
-    import shlex
-    import sys
-
-    from shoal.cli.console import Screen
+    from shoal.run.begin import BUNDLED_TEXT
     from shoal.run.healing.heal_checkpoint import heal as heal_checkpoint
 
-    screen = Screen(as_json=json)
-    options = dict(
-        method=method, tokens=tokens, lr=_rate(lr), objective=objective, boundaries=boundaries, rank=rank, alpha=alpha,
-        targets=targets, variant=variant, ranks=ranks, layers=layers, head=head, batch=batch, micro_batch=micro_batch,
-        merge=merge, teacher_cache=teacher_cache, pruned=pruned, patience=patience, keep_zeros=keep_zeros or None,
-        checkpointing=checkpointing or None, predict=predict, source=source, temperature=temperature, processes=processes,
-    )  # fmt: skip
-    request = request_of(student, teacher, plan, {"sources": text, "length": length}, options, preset=preset, seed=seed)
+    screen = result.screen()
+    options = given(config)
+    preset = options.pop("preset")
+    options |= {"lr": _rate(options["lr"]), **{name: options[name] or None for name in ("keep_zeros", "checkpointing")}}
+    texts = {"sources": text.text, "field": text.field, "length": length}
+    request = request_of(student, teacher, plan, texts, options, preset=preset, seed=seed)
     if not request.text.sources:
-        screen.say("Text: the bundled sample of public-domain books (give your own with --text)")
+        screen.say(BUNDLED_TEXT)
     with screen.progress():
         healed = heal_checkpoint(
             request,
             out,
-            device=device,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            overwrite=overwrite,
-            command=shlex.join(["shoal", *sys.argv[1:]]),
+            **given(place),
+            overwrite=result.overwrite,
+            command=command_line(),
             progress=screen.step,
         )
     show_healed(screen, healed)

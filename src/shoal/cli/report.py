@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 from shoal.cli.console import Screen
 from shoal.cli.options import JsonOption
+from shoal.cli.verb import verb
 
 
+@verb
 def report(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="Folder of compress, run, sweep, scan or plan; may be unfinished.")
     ],
-    out: Annotated[Optional[Path], typer.Option("--out", help="HTML file.  [default: DIR/report.html]")] = None,  # noqa: UP045
+    out: Annotated[Path | None, typer.Option("--out", help="HTML file.  [default: DIR/report.html]")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out even where it is no report.")] = False,
     json: JsonOption = False,
 ) -> None:

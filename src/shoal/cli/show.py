@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from shoal.engine.beside import Beside
     from shoal.evaluate.evaluation import Evaluation
     from shoal.evaluate.stability import Stability
-    from shoal.recipes.recipe import Recipe
     from shoal.run.compress import Outcome
     from shoal.run.folder import RunFolder
     from shoal.run.job import Inputs
@@ -55,32 +54,6 @@ def show_outcome(screen: Screen, outcome: Outcome) -> None:
             "evaluation": evaluation.model_dump(mode="json"),
         }
     )
-
-
-def settle_resident(
-    screen: Screen, model: str | None, resident: str, *, device: str, trust_remote_code: bool, share: float
-) -> str:
-    """What ``--resident auto`` means here, said aloud; the same for all processes of a job. Others are as they were given."""
-    from shoal.engine.workers import join
-    from shoal.run.job import layers_in_memory, weights_and_room
-    from shoal.words.numbers import in_bytes
-
-    if resident != "auto" or model is None:
-        return resident
-    workers = join()
-    place = workers.device(device)
-
-    def decide() -> tuple[int | None, int, int]:
-        held = layers_in_memory(model, resident, device=place, trust_remote_code=trust_remote_code, share=share)
-        return held, *weights_and_room(model, device=place, trust_remote_code=trust_remote_code)
-
-    held, n_bytes, room = workers.from_first(decide)
-    sizes = f"weights of {in_bytes(n_bytes)}, {in_bytes(room)} free"
-    if held is None:
-        screen.say(f"Layers: all in memory ({sizes})")
-        return "all"
-    screen.say(f"Layers: {held} in memory, the others are read from disk as needed ({sizes}, of which {share:.0%} for weights)")
-    return str(held)
 
 
 def say_beside(screen: Screen, found: Beside) -> None:
@@ -163,12 +136,6 @@ def show_flips(screen: Screen, results: Sequence[Stability]) -> None:
         screen.show(flips(results))
     elif results:
         screen.say("No flips: both models have the same items right")
-
-
-def say_text(screen: Screen, chosen: Recipe) -> None:
-    """Say aloud that the text is not the user's own."""
-    if not chosen.text.sources:
-        screen.say("Text: the bundled sample of public-domain books (give your own with --text)")
 
 
 def say_files(screen: Screen, folder: Path, *files: tuple[str, str]) -> None:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 from shoal.cli.console import Screen
 from shoal.cli.options import JsonOption
+from shoal.cli.verb import verb
 from shoal.export.engines.table import ENGINES, engine_named
 
 
+@verb
 def verify(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="GGUF file, or the folder of a checkpoint.")],
     against: Annotated[Path, typer.Option("--against", help="Checkpoint folder or GGUF file it must be the same as.")],
     engine: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option("--engine", help=f"One of {', '.join(ENGINES)}; may be repeated.  [default: all that are installed]"),
     ] = None,
     uncut: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option("--uncut", metavar="TEACHER.gguf", help="Uncut file in the same blocks: the noise of a quantised format."),
     ] = None,
     json: JsonOption = False,

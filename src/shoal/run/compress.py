@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shoal.engine.workers import join
 from shoal.recipes.recipe import Recipe
 from shoal.recipes.recipe_file import load_recipe, with_changes
+from shoal.run.begin import open_to_cut
 from shoal.run.folder import RunFolder
-from shoal.run.job import SHARE_BESIDE_STUDENT, Inputs, open_inputs, versions
-from shoal.run.refusals import check_budget, refuse_place, refuse_side_files
+from shoal.run.job import Inputs
+from shoal.run.refusals import check_budget
 from shoal.run.stage import State, run_all
 from shoal.run.stages.report import report_stage
 from shoal.run.stages.table import STAGES
@@ -58,13 +58,6 @@ class Outcome:
         return "\n".join(lines)
 
 
-def open_folder(out: Path, *, command: str = "", overwrite: bool = False) -> RunFolder:
-    """The run folder, checked before anything is loaded."""
-    from shoal import __version__
-
-    return RunFolder(out, version=__version__, command=command, versions=versions(), overwrite=overwrite, workers=join())
-
-
 def compress(
     recipe: Recipe | str,
     out: str | Path,
@@ -96,16 +89,15 @@ def compress(
     """
     recipe = load_recipe(recipe, changes) if isinstance(recipe, str) else with_changes(recipe, changes)
     progress = usual_progress() if progress is None else progress
-    refuse_place(Path(out), recipe.model)
-    refuse_side_files(recipe)
-    folder = open_folder(Path(out), command=command, overwrite=overwrite)
-    inputs = open_inputs(
+    inputs, folder = open_to_cut(
         recipe,
+        Path(out),
         device=device,
         dtype=dtype,
         resident=resident,
         trust_remote_code=trust_remote_code,
-        share=SHARE_BESIDE_STUDENT,
+        overwrite=overwrite,
+        command=command,
     )
     return run_stages(inputs, folder, command=command, progress=progress)
 

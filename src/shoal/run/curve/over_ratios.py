@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from shoal.engine.workers import join
 from shoal.recipes.recipe import Recipe
 from shoal.run.asking import needs_scan, oracle, request_of, why_not
-from shoal.run.compress import open_folder
+from shoal.run.begin import open_folder
 from shoal.run.curve.methods import check_methods, is_plain
 from shoal.run.curve.points import PointBench, PointCut, make_cut, point_path, with_recipe
 from shoal.run.folder import RunFolder

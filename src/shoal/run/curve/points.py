@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shoal.run.asking import needs_scan, oracle
-from shoal.run.compress import open_folder
+from shoal.run.begin import open_folder
 from shoal.run.curve.methods import slug
 from shoal.run.folder import RunFolder
 from shoal.run.job import Inputs, window_of

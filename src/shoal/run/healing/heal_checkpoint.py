@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shoal.recipes.recipe import Recipe
-from shoal.run.compress import open_folder
+from shoal.run.begin import open_folder
 from shoal.run.folder import RunFolder
 from shoal.run.healing.heal_bench import HealBench
 from shoal.run.healing.heal_measuring import measure_stage

@@ -1,0 +1,50 @@
+"""The verb ``compress``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shoal.cli.groups import HealingOptions, MachineOptions, MethodOptions, RecipeOptions, ResultOptions
+from shoal.cli.options import ModelOption, NoSpeedOption, OutOption, TimeOption
+from shoal.cli.recipe_options import with_options
+from shoal.cli.show import settle_time, show_outcome
+from shoal.cli.verb import command_line, given, verb
+
+if TYPE_CHECKING:
+    from shoal.recipes.recipe import Recipe
+
+
+@verb
+def compress(
+    model: ModelOption,
+    out: OutOption,
+    method: MethodOptions,
+    options: RecipeOptions,
+    healing: HealingOptions,
+    machine: MachineOptions,
+    result: ResultOptions,
+    time: TimeOption = None,
+    no_speed: NoSpeedOption = False,
+) -> None:
+    """Remove layers, repair the cut, measure what was lost, save a checkpoint for plain transformers."""
+    speed = False if no_speed else None
+    chosen = with_options(method.name, model=model, speed=speed, **given(options, healing))
+    run_recipe(chosen, out, machine, result, time=time)
+
+
+def run_recipe(chosen: Recipe, out: Path, machine: MachineOptions, result: ResultOptions, *, time: str | None = None) -> None:
+    """A recipe from its first refusal to its tables: what ``compress``, ``run`` and ``demo`` do."""
+    from shoal.run.begin import open_to_cut
+    from shoal.run.compress import run_stages
+    from shoal.run.time_budget import parse_time
+
+    screen = result.screen()
+    seconds = None if time is None else parse_time(time)
+    inputs, folder = open_to_cut(
+        chosen, out, **given(machine), overwrite=result.overwrite, command=command_line(), say=screen.say
+    )
+    inputs = settle_time(screen, inputs, folder, seconds=seconds)
+    with screen.progress():
+        outcome = run_stages(inputs, folder, command=command_line(), progress=screen.step)
+    show_outcome(screen, outcome)

@@ -1,0 +1,25 @@
+"""The verb ``demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shoal.cli.compress import run_recipe
+from shoal.cli.groups import MachineOptions, PlaceOptions, ResultOptions
+from shoal.cli.options import OutOption
+from shoal.cli.recipe_options import with_options
+from shoal.cli.verb import verb
+
+DEMO_TOKENS = 40_000  # of the repair, so that the demo takes one to two minutes on two cores
+
+
+@verb
+def demo(
+    result: ResultOptions,
+    out: OutOption = Path("demo-run"),
+) -> None:
+    """Compress the bundled model by 25 % on the bundled text, offline."""
+    from shoal.run.job import bundled_model
+
+    chosen = with_options("default", model=str(bundled_model()), fit_tokens=DEMO_TOKENS)
+    run_recipe(chosen, out, MachineOptions(PlaceOptions(), resident="all"), result)

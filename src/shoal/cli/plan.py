@@ -1,0 +1,93 @@
+"""The verb ``plan``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shoal.cli.groups import MachineOptions, MethodOptions, RecipeOptions, ResultOptions
+from shoal.cli.recipe_options import refuse_unopened, with_options
+from shoal.cli.show import is_run_folder, say_beside, say_files, say_spread
+from shoal.cli.verb import command_line, given, verb
+
+if TYPE_CHECKING:
+    from shoal.cli.console import Screen
+    from shoal.edits.plan import Plan
+    from shoal.measure.scan import Asked
+    from shoal.recipes.recipe import Recipe
+
+
+@verb
+def plan(
+    target: Annotated[str, typer.Argument(metavar="DIR|MODEL", help="A run folder with a scan, or a model to scan first.")],
+    method: MethodOptions,
+    options: RecipeOptions,
+    machine: MachineOptions,
+    result: ResultOptions,
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder; the given DIR unless told.")] = None,
+    memory: Annotated[bool, typer.Option("--memory", help="Say what every stage of compress will take; run nothing.")] = False,
+) -> None:
+    """Choose what to remove: plan.json, readable and editable by hand."""
+    from shoal.show.plan_tables import candidates
+
+    screen = result.screen()
+    model, asked, folder = scanned(target)
+    out = out or folder
+    chosen = with_options(method.name, asked=asked, model=model, **given(options))
+    if memory:
+        return show_memory(screen, chosen, machine, out)
+    if out is None:
+        raise ValueError(f"{target} is not a run folder with a scan; for a model give --out DIR as well")
+    made = choose(screen, chosen, out, options, machine, result)
+    if len(made.candidates) > 1:
+        screen.show(candidates(made.candidates, n_layers=made.n_layers))
+    say_spread(screen, made)
+    screen.say(f"Plan: {made} ({made.before.parameters:,} -> {made.after.parameters:,} parameters)")
+    say_files(screen, out, ("plan", "plan.json"), ("search", "search.json"))
+    screen.result(made.model_dump(mode="json"))
+
+
+def scanned(target: str) -> tuple[str, Asked | None, Path | None]:
+    """The model that is meant; for a run folder also what its scan was asked for, and the folder."""
+    from shoal.measure.scan import Scan
+
+    if not is_run_folder(target):
+        return target, None, None
+    found = Scan.load(Path(target))
+    return found.provenance.model, found.asked, Path(target)
+
+
+def show_memory(screen: Screen, chosen: Recipe, machine: MachineOptions, out: Path | None) -> None:
+    """What every stage will take."""
+    from shoal.run.memory_plan.needs import needs_of, needs_table
+
+    needs = needs_of(chosen, **given(machine), out=out)
+    screen.show(needs_table(needs))
+    screen.result(needs.model_dump(mode="json"))
+
+
+def choose(
+    screen: Screen, chosen: Recipe, out: Path, options: RecipeOptions, machine: MachineOptions, result: ResultOptions
+) -> Plan:
+    """The plan: by a scan and what the recipe runs, or, where nothing needs the model, from its config and names alone."""
+    from shoal.run.asking import needs_model
+    from shoal.run.begin import open_to_choose, open_unopened
+    from shoal.run.refusals import check_budget
+    from shoal.run.stage import State, run_all
+    from shoal.run.stages.choose import CHOOSE, plan_unopened
+    from shoal.run.stages.scan import SCAN
+
+    place = machine.place
+    if not needs_model(chosen):
+        refuse_unopened({**given(options), "dtype": place.dtype}, device=place.device, resident=machine.resident)
+        folder = open_unopened(chosen, out, overwrite=result.overwrite, command=command_line())
+        return plan_unopened(chosen, folder, trust_remote_code=place.trust_remote_code)
+    inputs, folder = open_to_choose(
+        chosen, out, **given(machine), overwrite=result.overwrite, command=command_line(), say=screen.say
+    )
+    say_beside(screen, inputs.opened.beside)
+    with screen.progress():
+        check_budget(inputs)
+        return run_all((SCAN, CHOOSE), State(inputs), folder, screen.step).planned

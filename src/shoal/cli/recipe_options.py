@@ -1,0 +1,103 @@
+"""How the options of a verb become a recipe, and which of them a recipe does not read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from shoal.select.table import SELECTORS
+
+if TYPE_CHECKING:
+    from shoal.measure.scan import Asked
+    from shoal.recipes.recipe import Recipe
+
+
+def with_options(recipe: str, **options: Any) -> Recipe:
+    """The named recipe with the options that were given on top; validated like a recipe file.
+
+    Args:
+        options: by name; ``asked`` is what a scan that is there was asked for, and holds where no option says otherwise.
+    Raises:
+        ValueError: an unknown recipe, or a value that is not allowed.
+    """
+    from shoal.recipes.recipe_file import load_recipe
+
+    given = {name: value for name, value in options.items() if value is not None}
+    asked: Asked | None = given.pop("asked", None)
+    text: dict[str, Any] = {name: given.pop(name) for name in ("field", "samples", "length", "evaluation") if name in given}
+    if "text" in given:
+        text["sources"] = given.pop("text")
+    train = {field: given.pop(name) for name, field in (("train_tokens", "tokens"), ("lr", "lr")) if name in given}
+    fit = {"tokens": given.pop("fit_tokens")} if "fit_tokens" in given else {}
+    search = {name: given.pop(name) for name in ("metric", "evaluations") if name in given}
+    if "params" in given and "drop" in given:
+        raise ValueError("--drop and --params are two budgets; give one of them")
+    if "params" in given:
+        given["parameters"] = given.pop("params")
+    elif "drop" in given:
+        given["parameters"] = None
+    if "protect" in given:
+        given["protect"] = _layers(given["protect"])
+    if train and "lr" in train:
+        train["min_lr"] = train["lr"] / 10
+    if asked:
+        given = {"seed": asked.seed, "observers": asked.observers, **given}
+        text = {**{name: value for name, value in asked.text.items() if value is not None}, **text}
+    heal: dict[str, Any] = {"tokens": given.pop("heal_tokens")} if "heal_tokens" in given else {}
+    if given.get("heal") == "none":
+        given["heal"] = None
+    elif "heal" in given:
+        heal["method"] = given.pop("heal")
+    if heal and "method" not in heal and ("heal" in given or load_recipe(recipe).heal is None):
+        raise ValueError("--heal-tokens is for healing, and nothing is healed; add --heal lora")
+    nested = {"heal": heal, "text": text, "fit": fit, "train": train, "search": search}
+    changes: dict[str, Any] = {**given, **{name: below for name, below in nested.items() if below}}
+    found = load_recipe(recipe, changes)
+    refuse_unread(found, options)
+    if train and found.training() is None:
+        raise ValueError(
+            "--train-tokens and --lr are for training, and nothing is trained; add --polish kl, or --replace layer"
+        )
+    running = [name for name, one in SELECTORS.items() if "values" in one.reads]
+    if search and found.select not in running:
+        raise ValueError(f"--metric and --evaluations are for selectors that run the model: --select {', '.join(running)}")
+    if fit and found.repair == "none":
+        raise ValueError("--fit-tokens is for a repair, and there is none; add --repair auto")
+    return found
+
+
+UNREAD = ("text", "field", "samples", "length", "seed", "dtype")
+"""Options that a plan made from config and names alone does not read."""
+
+
+def refuse_unread(chosen: Recipe, options: Mapping[str, Any]) -> None:
+    """Raises ValueError for an option that was given and that this recipe does not read: it would be dropped in silence."""
+    from shoal.select.table import selector_named
+
+    if "tables" in selector_named(chosen.select).reads:
+        return
+    if options.get("by") is not None:
+        raise ValueError(
+            f"--by {options['by']} is a score to select by, and --select {chosen.select} reads none; leave it out, or choose "
+            "another --select"
+        )
+    if options.get("rounds") is not None and chosen.rounds > 1 and not selector_named(chosen.select).reads:
+        raise ValueError(f"--rounds measures anew after each cut, and --select {chosen.select} reads no measure; leave it out")
+
+
+def refuse_unopened(options: Mapping[str, Any], *, device: str, resident: str) -> None:
+    """Raises ValueError for options of text and machine where a plan needs neither."""
+    given = [name for name in UNREAD if options.get(name) is not None]
+    given += [name for name, value, default in (("device", device, "cpu"), ("resident", resident, "auto")) if value != default]
+    if given:
+        raise ValueError(
+            f"--{given[0]} is not read: this plan follows from config and names alone, no text is read and no model opened; "
+            "leave it out, or choose another --select or --guard"
+        )
+
+
+def _layers(text: str) -> list[int]:
+    try:
+        return [] if text == "none" else [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--protect {text!r} needs layer numbers with commas, such as 0,1,-1, or none") from None

@@ -1,0 +1,31 @@
+"""The verb ``run``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from shoal.cli.compress import run_recipe
+from shoal.cli.groups import MachineOptions, ResultOptions, TextOptions
+from shoal.cli.options import DropOption, NoSpeedOption, OutOption, SeedOption
+from shoal.cli.recipe_options import with_options
+from shoal.cli.verb import given, verb
+
+
+@verb
+def run(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="YAML file or the name of a recipe.")],
+    out: OutOption,
+    text: TextOptions,
+    machine: MachineOptions,
+    result: ResultOptions,
+    model: Annotated[str | None, typer.Option("--model", help="Hub id or folder, when the recipe names none.")] = None,
+    drop: DropOption = None,
+    no_speed: NoSpeedOption = False,
+    seed: SeedOption = None,
+) -> None:
+    """Run a recipe from end to end."""
+    speed = False if no_speed else None
+    chosen = with_options(recipe, model=model, drop=drop, speed=speed, seed=seed, **given(text))
+    run_recipe(chosen, out, machine, result)

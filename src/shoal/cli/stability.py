@@ -1,0 +1,31 @@
+"""The verb ``stability``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shoal.cli.options import JsonOption
+from shoal.cli.show import show_flips
+from shoal.cli.verb import verb
+
+
+@verb
+def stability(
+    teacher: Annotated[Path, typer.Argument(metavar="TEACHER", help="Folder of OpenCompass predictions or lm-eval logs.")],
+    student: Annotated[Path, typer.Argument(metavar="STUDENT", help="The same of the compressed model.")],
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Resamples of the intervals.")] = 0,
+    json: JsonOption = False,
+) -> None:
+    """Compare answers that another evaluator wrote: stability, agreement, flips."""
+    from shoal.cli.console import Screen
+    from shoal.run.asked_tasks import stability_of_files
+    from shoal.show.task_tables import stabilities
+
+    screen = Screen(as_json=json)
+    found = stability_of_files(teacher, student, seed=seed)
+    screen.show(stabilities(found.tasks, found.official))
+    show_flips(screen, found.tasks)
+    screen.result({"tasks": [one.model_dump(mode="json") for one in found.tasks], "official_script": found.official})

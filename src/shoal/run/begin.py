@@ -1,0 +1,134 @@
+"""How every run begins: what can be refused is refused, what is decided is said, then the folder and the model are opened.
+
+The library and each verb that opens a model for a run folder begin here, so an early refusal stands in one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from shoal.engine.workers import join
+from shoal.recipes.recipe import Recipe
+from shoal.run.folder import RunFolder
+from shoal.run.job import (
+    SHARE_BESIDE_STUDENT,
+    SHARE_FOR_WEIGHTS,
+    Inputs,
+    layers_in_memory,
+    open_inputs,
+    versions,
+    weights_and_room,
+)
+from shoal.run.refusals import refuse_place, refuse_side_files
+from shoal.words.numbers import in_bytes
+
+Say = Callable[[str], None]
+"""Takes one line for people."""
+
+BUNDLED_TEXT = "Text: the bundled sample of public-domain books (give your own with --text)"
+
+
+def say_nothing(line: str) -> None:
+    """For programs, where nobody reads."""
+
+
+def open_folder(out: Path, *, command: str = "", overwrite: bool = False) -> RunFolder:
+    """The run folder, checked before anything is loaded."""
+    from shoal import __version__
+
+    return RunFolder(out, version=__version__, command=command, versions=versions(), overwrite=overwrite, workers=join())
+
+
+def open_to_choose(
+    recipe: Recipe,
+    out: Path,
+    *,
+    device: str = "cpu",
+    dtype: str | None = None,
+    resident: str = "auto",
+    trust_remote_code: bool = False,
+    overwrite: bool = False,
+    command: str = "",
+    say: Say = say_nothing,
+    share: float = SHARE_FOR_WEIGHTS,
+) -> tuple[Inputs, RunFolder]:
+    """Inputs and folder for stages that write no checkpoint.
+
+    Args:
+        device, dtype, resident, trust_remote_code: as for :func:`~shoal.run.job.open_inputs`.
+        say: told which text is read and how many layers are in memory, before the model is opened.
+        share: most of the free memory that weights may take.
+    Raises:
+        ValueError: one line for anything the user can mend.
+    """
+    folder = open_unopened(recipe, out, overwrite=overwrite, command=command)
+    say_text(recipe, say)
+    if recipe.model is not None:
+        resident = settle_resident(
+            recipe.model, resident, device=device, trust_remote_code=trust_remote_code, share=share, say=say
+        )
+    inputs = open_inputs(
+        recipe, device=device, dtype=dtype, resident=resident, trust_remote_code=trust_remote_code, share=share
+    )
+    return inputs, folder
+
+
+def open_to_cut(
+    recipe: Recipe,
+    out: Path,
+    *,
+    device: str = "cpu",
+    dtype: str | None = None,
+    resident: str = "auto",
+    trust_remote_code: bool = False,
+    overwrite: bool = False,
+    command: str = "",
+    say: Say = say_nothing,
+) -> tuple[Inputs, RunFolder]:
+    """As :func:`open_to_choose`, for stages that write a checkpoint and open it beside its teacher."""
+    refuse_side_files(recipe)
+    return open_to_choose(
+        recipe,
+        out,
+        device=device,
+        dtype=dtype,
+        resident=resident,
+        trust_remote_code=trust_remote_code,
+        overwrite=overwrite,
+        command=command,
+        say=say,
+        share=SHARE_BESIDE_STUDENT,
+    )
+
+
+def open_unopened(recipe: Recipe, out: Path, *, overwrite: bool = False, command: str = "") -> RunFolder:
+    """The folder alone, for a plan that follows from config and names."""
+    refuse_place(out, recipe.model)
+    return open_folder(out, command=command, overwrite=overwrite)
+
+
+def settle_resident(model: str, resident: str, *, device: str, trust_remote_code: bool, share: float, say: Say) -> str:
+    """What ``auto`` means here, said aloud; the same for all processes of a job. Others are as they were given."""
+    if resident != "auto":
+        return resident
+    workers = join()
+    place = workers.device(device)
+
+    def decide() -> tuple[int | None, int, int]:
+        held = layers_in_memory(model, resident, device=place, trust_remote_code=trust_remote_code, share=share)
+        return held, *weights_and_room(model, device=place, trust_remote_code=trust_remote_code)
+
+    held, n_bytes, room = workers.from_first(decide)
+    sizes = f"weights of {in_bytes(n_bytes)}, {in_bytes(room)} free"
+    if held is None:
+        say(f"Layers: all in memory ({sizes})")
+        return "all"
+    say(f"Layers: {held} in memory, the others are read from disk as needed ({sizes}, of which {share:.0%} for weights)")
+    return str(held)
+
+
+def say_text(recipe: Recipe, say: Say) -> None:
+    """Say aloud that the text is not the user's own."""
+    if not recipe.text.sources:
+        say(BUNDLED_TEXT)
