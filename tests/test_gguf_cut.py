@@ -325,6 +325,13 @@ def plan(**fields):
     return json.dumps(stated)
 
 
+def test_layers_to_keep_are_the_other_way_to_say_it(shoal, tmp_path):
+    write_file(tmp_path / "m.gguf")
+    assert shoal("cut", "m.gguf", "--layers", "1..2,4", "--out", "gone.gguf")[0] == 0
+    assert shoal("cut", "m.gguf", "--keep", "0,3,-1", "--out", "kept.gguf")[0] == 0
+    assert (tmp_path / "gone.gguf").read_bytes() == (tmp_path / "kept.gguf").read_bytes()
+
+
 DROP = {"edit": "drop", "indices": [1, 4]}
 
 
@@ -337,12 +344,14 @@ def test_a_plan_says_what_to_cut(shoal, tmp_path):
 
 
 WRONG = {
-    "neither": ((), "either --layers 20..24 or --plan"),
-    "both": (("--layers", "1", "--plan", "plan.json"), "either --layers 20..24 or --plan"),
+    "neither": ((), "either --layers 20..24, --keep 0..19 or --plan"),
+    "both": (("--layers", "1", "--plan", "plan.json"), "either --layers 20..24, --keep 0..19 or --plan"),
     "no number": (("--layers", "one"), "'one' is no layer and no range"),
-    "backwards": (("--layers", "4..2"), "'4..2' is not within 0..5"),
-    "beyond": (("--layers", "2,6"), "'6' is not within 0..5"),
-    "all": (("--layers", "0..5"), "no layer of m.gguf is kept"),
+    "backwards": (("--layers", "4..2"), "4..2 runs backwards"),
+    "beyond": (("--layers", "2,6"), "6 is not within 0..5"),
+    "both lists": (("--layers", "1", "--keep", "2"), "either --layers 20..24, --keep 0..19 or --plan"),
+    "sublayers": (("--layers", "attn:1"), "cut by whole layers"),
+    "all": (("--layers", "0..5"), "removes all 6 layers"),
     "no plan": (("--plan", "nowhere.json"), "no plan at nowhere.json"),
     "another depth": (("--plan", "deep.json"), "made for 7 layers, m.gguf has 6"),
     "values": (("--plan", "refit.json"), "shoal export gguf STUDENT --like"),

@@ -32,7 +32,7 @@ def cut(view: DecoderView, student: Student) -> Any:
     inherited = {source: (one, part) for one in student.attached for source, part in one.parts}
     order = _order(view, student)
     _refuse_absent(layers, [layer for layer in order if layer not in inherited], family)
-    _refuse_inexact_sublayers(view, student)
+    refuse_inexact_sublayers(view, student)
     plan = check_layers(model.config, order, model_class=type(model))
 
     memo: dict[int, Any] = {id(t): t for t in [*model.parameters(), *model.buffers()]}
@@ -86,7 +86,7 @@ def _refuse_absent(layers: nn.ModuleList, kept: list[int], family: str) -> None:
             raise ValueError(f"layer {layer} of this {family} model is not in memory ({absent}); cut it file to file instead")
 
 
-def _refuse_inexact_sublayers(view: DecoderView, student: Student) -> None:
+def refuse_inexact_sublayers(view: DecoderView, student: Student) -> None:
     """Where removing a sublayer has no exact meaning the view refuses it by name; a short text makes it look."""
     touched = [unit.index for unit in student.removed if unit.kind != "layer"]
     if not touched:

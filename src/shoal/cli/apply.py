@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from shoal.cli.options import DeviceOption, JsonOption, RemoteOption
+from shoal.cli.options import DeviceOption, JsonOption, KeepOption, LayersOption, RemoteOption
+from shoal.cli.recipe_options import with_options
 from shoal.cli.show import say_beside
 from shoal.cli.verb import verb
 
@@ -15,22 +16,37 @@ from shoal.cli.verb import verb
 @verb
 def apply(
     plan: Annotated[
-        Path, typer.Argument(metavar="PLAN", help="plan.json, or fitted.json with its repair; values lie beside it.")
+        Path,
+        typer.Argument(
+            metavar="PLAN|MODEL",
+            help="plan.json, or fitted.json with its repair (values lie beside it); with --layers or --keep a model.",
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="New folder for the checkpoint.")],
+    layers: LayersOption = None,
+    keep: KeepOption = None,
     model: Annotated[str | None, typer.Option("--model", help="Where the source model is now, when it has moved.")] = None,
     device: DeviceOption = "cpu",
     trust_remote_code: RemoteOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Apply a plan to its source. Plain removal goes file to file: any size, quantised too, the model is not opened."""
+    """Apply a plan to its source, or take out layers by number.
+
+    Plain removal goes file to file: any size, quantised too, the model is not opened.
+    """
     from shoal.cli.console import Screen
-    from shoal.run.apply import apply_plan
+    from shoal.run.apply import apply_named, apply_plan
     from shoal.run.run_files import CHOSEN
     from shoal.run.stages.fit import FITTED
 
     screen = Screen(as_json=json)
-    made = apply_plan(plan, out, model=model, device=device, trust_remote_code=trust_remote_code)
+    if layers is None and keep is None:
+        made = apply_plan(plan, out, model=model, device=device, trust_remote_code=trust_remote_code)
+    else:
+        if model is not None:
+            raise ValueError("--model says where the source of a plan is; with --layers or --keep name it in place of the plan")
+        chosen = with_options("default", model=str(plan), layers=layers, keep=keep)
+        made = apply_named(chosen, out, device=device, trust_remote_code=trust_remote_code)
     say_beside(screen, made.beside)
     screen.say(f"{made.plan}\ncheckpoint: {out}")
     if plan.name == CHOSEN and (plan.parent / FITTED).exists():

@@ -18,6 +18,8 @@ from shoal.cli.options import (
     FitTokensOption,
     ItemsOption,
     JsonOption,
+    KeepOption,
+    LayersOption,
     LengthOption,
     ProtectOption,
     RemoteOption,
@@ -159,10 +161,12 @@ class MethodOptions:
 
 @dataclass(frozen=True)
 class BudgetOptions:
-    """How much is removed."""
+    """How much is removed, or what."""
 
     drop: DropOption = None
     params: Annotated[str | None, typer.Option("--params", help="Target size instead of --drop, such as 6B.")] = None
+    layers: LayersOption = None
+    keep: KeepOption = None
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,17 @@ DropOption = Annotated[
     str | None,
     typer.Option("--drop", help="25% of all parameters, 8 layers, or 25%layers; net of replacements.  [default: 25%]"),
 ]
+LayersOption = Annotated[
+    str | None,
+    typer.Option(
+        "--layers",
+        metavar="LIST",
+        help="Take these out and choose nothing: 6, 4,6,20..24, -1 from the end, attn:5..8 or mlp:3 for single sublayers.",
+    ),
+]
+KeepOption = Annotated[
+    str | None, typer.Option("--keep", metavar="LIST", help="Keep these layers, such as 0..15, and take out all others.")
+]
 ByOption = Annotated[str | None, typer.Option("--by", help="Score to select by, such as angular/last.  [default: cosine/rest]")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1.")]
 RemoteOption = Annotated[bool, typer.Option("--trust-remote-code", help="Allow code that comes with the model.")]

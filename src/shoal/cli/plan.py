@@ -76,8 +76,9 @@ def choose(
     from shoal.run.begin import open_to_choose, open_unopened
     from shoal.run.refusals import check_budget
     from shoal.run.stage import State, run_all
-    from shoal.run.stages.choose import CHOOSE, plan_unopened
+    from shoal.run.stages.choose import CHOOSE
     from shoal.run.stages.scan import SCAN
+    from shoal.run.unopened import plan_unopened
 
     place = machine.place
     if not needs_model(chosen):

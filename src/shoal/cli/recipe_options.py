@@ -29,13 +29,14 @@ def with_options(recipe: str, **options: Any) -> Recipe:
         text["sources"] = given.pop("text")
     train = {field: given.pop(name) for name, field in (("train_tokens", "tokens"), ("lr", "lr")) if name in given}
     fit = {"tokens": given.pop("fit_tokens")} if "fit_tokens" in given else {}
-    search = {name: given.pop(name) for name in ("metric", "evaluations") if name in given}
+    search: dict[str, Any] = {name: given.pop(name) for name in ("metric", "evaluations") if name in given}
     if "params" in given and "drop" in given:
         raise ValueError("--drop and --params are two budgets; give one of them")
     if "params" in given:
         given["parameters"] = given.pop("params")
     elif "drop" in given:
         given["parameters"] = None
+    refuse_beside_named(given, search, recipe)
     if "protect" in given:
         given["protect"] = _layers(given["protect"])
     if train and "lr" in train:
@@ -66,6 +67,18 @@ def with_options(recipe: str, **options: Any) -> Recipe:
     return found
 
 
+def refuse_beside_named(given: Mapping[str, Any], search: Mapping[str, Any], recipe: str) -> None:
+    """Raises ValueError for an option of the choice where the layers are named, by an option or by the recipe."""
+    from shoal.recipes.recipe import CHOOSING
+    from shoal.recipes.recipe_file import load_recipe
+
+    if any(name in given for name in ("drop", "parameters", "layers", "keep")):
+        return  # an option means its own way; two of them that do not go together are refused where they meet
+    unread = next((option for name, option in CHOOSING.items() if name in given or (name == "search" and search)), None)
+    if unread is not None and load_recipe(recipe).is_by_hand:
+        raise ValueError(f"{recipe} names its layers, so nothing is chosen and {unread} is not read; leave it out")
+
+
 UNREAD = ("text", "field", "samples", "length", "seed", "dtype")
 """Options that a plan made from config and names alone does not read."""
 
@@ -74,7 +87,7 @@ def refuse_unread(chosen: Recipe, options: Mapping[str, Any]) -> None:
     """Raises ValueError for an option that was given and that this recipe does not read: it would be dropped in silence."""
     from shoal.select.table import selector_named
 
-    if "tables" in selector_named(chosen.select).reads:
+    if chosen.is_by_hand or "tables" in selector_named(chosen.select).reads:
         return
     if options.get("by") is not None:
         raise ValueError(
@@ -92,7 +105,7 @@ def refuse_unopened(options: Mapping[str, Any], *, device: str, resident: str) -
     if given:
         raise ValueError(
             f"--{given[0]} is not read: this plan follows from config and names alone, no text is read and no model opened; "
-            "leave it out, or choose another --select or --guard"
+            "leave it out, or let scores choose (--select span, --guard 4)"
         )
 
 

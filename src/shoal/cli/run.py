@@ -8,7 +8,7 @@ import typer
 
 from shoal.cli.compress import run_recipe
 from shoal.cli.groups import MachineOptions, ResultOptions, TextOptions
-from shoal.cli.options import DropOption, NoSpeedOption, OutOption, SeedOption
+from shoal.cli.options import DropOption, KeepOption, LayersOption, NoSpeedOption, OutOption, SeedOption
 from shoal.cli.recipe_options import with_options
 from shoal.cli.verb import given, verb
 
@@ -22,10 +22,12 @@ def run(
     result: ResultOptions,
     model: Annotated[str | None, typer.Option("--model", help="Hub id or folder, when the recipe names none.")] = None,
     drop: DropOption = None,
+    layers: LayersOption = None,
+    keep: KeepOption = None,
     no_speed: NoSpeedOption = False,
     seed: SeedOption = None,
 ) -> None:
     """Run a recipe from end to end."""
     speed = False if no_speed else None
-    chosen = with_options(recipe, model=model, drop=drop, speed=speed, seed=seed, **given(text))
+    chosen = with_options(recipe, model=model, drop=drop, layers=layers, keep=keep, speed=speed, seed=seed, **given(text))
     run_recipe(chosen, out, machine, result)

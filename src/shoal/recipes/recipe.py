@@ -7,7 +7,7 @@ run. Those that have a name are in :mod:`shoal.recipes.named`, one file each.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -23,6 +23,7 @@ from shoal.select.table import selector_named
 from shoal.train.config import ON_THE_STREAM, POLISH, TrainConfig
 from shoal.train.heal.config import HealConfig
 from shoal.words.records import Record, is_asked, nearest, refuse
+from shoal.words.unit_names import parse_units
 
 
 class TextChoice(Record):
@@ -46,6 +47,13 @@ class TextChoice(Record):
     evaluation: int | None = Field(default=None, ge=1)
 
 
+CHOOSING = {
+    "drop": "--drop", "parameters": "--params", "select": "--select", "search": "--metric or --evaluations", "by": "--by",
+    "max_spans": "max_spans", "rounds": "--rounds", "protect": "--protect", "guard": "--guard",
+}  # fmt: skip
+"""Fields that say how layers are chosen, with their options; none of them is read where the layers are named."""
+
+
 class Recipe(Record):
     """Everything ``shoal run`` needs besides the machine.
 
@@ -55,6 +63,8 @@ class Recipe(Record):
         observers: further measures of the scan, names of :data:`shoal.measure.observers.OBSERVERS`; each adds tables to it.
         drop: the budget, as on the command line (``25%``, ``8``, ``25%layers``).
         parameters: the budget as a target size (``6B``); replaces ``drop`` when given.
+        layers: what goes, by number (``4,6,20..24``, ``attn:5..8``), or ``keep``: the layers that stay (``0..15``). Nothing is
+            chosen then, so that no other field of the choice, ``drop`` to ``guard``, goes with them.
         select: how layers are chosen, a name of :data:`shoal.select.table.SELECTORS`; ``by``: the table it reads, as
             ``criterion/tokens``.
         search: how a selector that runs the model does so; unused by the others.
@@ -81,6 +91,8 @@ class Recipe(Record):
     observers: tuple[str, ...] = ()
     drop: str = "25%"
     parameters: str | None = None
+    layers: str | None = None
+    keep: str | None = None
     select: str = "span"
     search: SearchConfig = SearchConfig()
     by: str = "cosine/rest"
@@ -113,6 +125,20 @@ class Recipe(Record):
     def _readable_parameters(cls, value: str | None) -> str | None:
         if value:
             parse_parameters(value)
+        return value
+
+    @field_validator("layers", "keep", mode="before")
+    @classmethod
+    def _units_as_text(cls, value: object) -> object:
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        is_listed = all(isinstance(part, (int, str)) and not isinstance(part, bool) for part in parts)
+        return ",".join(map(str, parts)) if is_listed else value
+
+    @field_validator("layers", "keep")
+    @classmethod
+    def _readable_units(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None:
+            parse_units(value, option=f"--{info.field_name}")
         return value
 
     @field_validator("observers")
@@ -150,9 +176,17 @@ class Recipe(Record):
     def _known_repair(cls, value: str) -> str:
         return repair_named(value).name
 
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_to_choose(cls, content: Any) -> Any:
+        """Where the layers are named no candidates compete, whatever the recipe below says."""
+        if isinstance(content, dict) and (content.get("layers") is not None or content.get("keep") is not None):
+            return {**content, "guard": 1, "rounds": 1}
+        return content
+
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
-        refuse([*self._conflicts_of_choice(), *self._conflicts_of_repair()])
+        refuse([*self._conflicts_of_choice(), *self._conflicts_of_repair(), *self._conflicts_of_sublayers()])
         return self
 
     def _conflicts_of_choice(self) -> Iterator[str]:
@@ -176,6 +210,16 @@ class Recipe(Record):
         if refusal:
             yield refusal
 
+    def _conflicts_of_sublayers(self) -> Iterator[str]:
+        """What stands in place of whole layers, or needs them, goes with no single sublayers."""
+        if self.layers is None or all(one.kind == "layer" for one in parse_units(self.layers, option="--layers")):
+            return
+        named = f"--layers {self.layers} names single sublayers"
+        if self.replace != "none":
+            yield f"--replace {self.replace} stands in place of whole layers, and {named}; use --replace none"
+        if self.repair != "none" and not repair_named(self.repair).else_plain:
+            yield f"--repair {self.repair} needs whole layers, and {named}; use --repair none or auto"
+
     def _trained_on(self) -> TrainedOn:
         """What the training of this recipe compares with the teacher's."""
         trained = self.training()
@@ -192,8 +236,15 @@ class Recipe(Record):
         polish = self.polish or ("none" if self.replace == "none" else "hidden")
         return None if polish == "none" else self.train.model_copy(update={"objective": POLISH[polish]})
 
+    @property
+    def is_by_hand(self) -> bool:
+        """Whether the layers are named, so that nothing is chosen."""
+        return self.layers is not None or self.keep is not None
+
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=120)
+        """All fields, but those of a choice where nothing is chosen."""
+        unused = set(CHOOSING) if self.is_by_hand else {"layers", "keep"}
+        return yaml.safe_dump(self.model_dump(mode="json", exclude=unused), sort_keys=False, width=120)
 
     def protected(self, n_layers: int) -> frozenset[int]:
         """The protected layers as indices 0..L-1."""

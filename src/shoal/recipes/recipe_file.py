@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shoal.recipes.recipe import Recipe
+from shoal.recipes.recipe import CHOOSING, Recipe
 from shoal.recipes.table import RECIPES
 from shoal.words.reading import shortened
 from shoal.words.records import nearest
@@ -26,14 +26,14 @@ def load_recipe(name_or_path: str = "default", changes: Mapping[str, Any] | None
         ValueError: no such recipe; not YAML; an unknown key or a value out of range (says which, and what is allowed).
     """
     content = RECIPES[name_or_path].recipe.model_dump(mode="json") if name_or_path in RECIPES else _read(name_or_path)
-    changes = _one_method(changes or {})
+    changes = _one_choice(_one_method(changes or {}))
     where = "options" if changes else name_or_path
     return Recipe.from_json(json.dumps(merge(content, changes)), where=where)
 
 
 def with_changes(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """A recipe with other values in some fields, validated as a whole. Raises ValueError as :func:`load_recipe`."""
-    content = merge(recipe.model_dump(mode="json"), _one_method(changes))
+    content = merge(recipe.model_dump(mode="json"), _one_choice(_one_method(changes)))
     return Recipe.from_json(json.dumps(content), where=f"changes of {recipe.name}")
 
 
@@ -47,6 +47,24 @@ def _one_method(changes: Mapping[str, Any]) -> Mapping[str, Any]:
     if changes.get("polish") is None or not isinstance(train, Mapping):
         return changes
     return {**changes, "train": {"objective": None, "stages": [], **train}}
+
+
+def _one_choice(changes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Who names layers chooses nothing, and who gives a budget means it in place of layers that a recipe names.
+
+    Raises:
+        ValueError: layers to remove beside layers to keep, or beside a field of the choice, which nothing would read.
+    """
+    named = [name for name in ("layers", "keep") if changes.get(name) is not None]
+    if not named:
+        is_budget = any(changes.get(name) is not None for name in ("drop", "parameters"))
+        return {**changes, "layers": None, "keep": None} if is_budget else changes
+    if len(named) > 1:
+        raise ValueError("--layers says what goes and --keep what stays; give one of them")
+    unread = next((option for name, option in CHOOSING.items() if changes.get(name) is not None), None)
+    if unread is not None:
+        raise ValueError(f"--{named[0]} names the layers, so nothing is chosen and {unread} is not read; give one of them")
+    return {**dict.fromkeys(("layers", "keep")), **changes}
 
 
 def _is_there(path: Path) -> bool:
@@ -67,9 +85,9 @@ def _read(name_or_path: str) -> dict[str, Any]:
         raise ValueError(f"{path} holds {type(content).__name__}, not the fields of a recipe (key: value lines)")
     base = content.pop("recipe", None)
     if base is None:
-        merged = dict(_one_method(content))
+        merged = dict(_one_choice(_one_method(content)))
     elif isinstance(base, str) and base in RECIPES:
-        merged = merge(RECIPES[base].recipe.model_dump(mode="json"), _one_method(content))
+        merged = merge(RECIPES[base].recipe.model_dump(mode="json"), _one_choice(_one_method(content)))
     else:
         raise ValueError(f"{path}: recipe: {base!r} is unknown; {nearest(str(base), RECIPES)}")
     # checked here as well, so that a fault of the file is not reported as one of the options

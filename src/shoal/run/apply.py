@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from shoal.engine.beside import Beside
+    from shoal.recipes.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,38 @@ def apply_plan(
     Raises:
         ValueError: no such plan, a plan that cannot be, another source than the plan's, missing values, a failed check.
     """
+    plan_file = Path(plan_file)
+    if not plan_file.is_file():
+        raise ValueError(f"no plan at {plan_file}; shoal plan writes one")
+    return _applied_to(
+        Plan.load(plan_file), plan_file.parent, out, model=model, device=device, trust_remote_code=trust_remote_code
+    )
+
+
+def apply_named(recipe: Recipe, out: Path, *, device: str = "cpu", trust_remote_code: bool = False) -> Applied:
+    """Write the checkpoint without the layers that a recipe names.
+
+    Raises:
+        ValueError: as :func:`shoal.run.by_hand.named_plan`, and as :func:`apply_plan` for the folder.
+    """
+    from shoal.run.unopened import chosen_unopened, look_at
+
+    assert recipe.model is not None and recipe.is_by_hand
+    refuse_place(out, Path(recipe.model))
+    source = look_at(recipe.model, trust_remote_code=trust_remote_code)
+    plan = chosen_unopened(recipe, source)
+    return _applied_to(plan, None, out, model=None, device=device, trust_remote_code=trust_remote_code)
+
+
+def _applied_to(
+    plan: Plan, folder: Path | None, out: Path, *, model: str | None, device: str, trust_remote_code: bool
+) -> Applied:
+    """``folder``: where values lie; None: there are none."""
     from shoal.checkpoint.new_folder import new_folder
     from shoal.checkpoint.rewrite import rewrite
     from shoal.engine.model_config import describe
     from shoal.engine.source import fingerprint, resolve_source
 
-    plan_file = Path(plan_file)
-    if not plan_file.is_file():
-        raise ValueError(f"no plan at {plan_file}; shoal plan writes one")
-    plan = Plan.load(plan_file)
     source = resolve_source(model or plan.source, trust_remote_code=trust_remote_code)
     refuse_place(out, source)
     found = fingerprint(source)
@@ -68,14 +92,12 @@ def apply_plan(
             rewrite(source, plan, made, trust_remote_code=trust_remote_code)
             verification = _check_rewritten(made, device=device, trust_remote_code=trust_remote_code)
         else:
-            verification = _apply_in_memory(
-                plan, plan_file.parent, source, made, device=device, trust_remote_code=trust_remote_code
-            )
+            verification = _apply_in_memory(plan, folder, source, made, device=device, trust_remote_code=trust_remote_code)
     return _applied(plan, out, verification, beside)
 
 
 def _apply_in_memory(
-    plan: Plan, folder: Path, source: Path, out: Path, *, device: str, trust_remote_code: bool
+    plan: Plan, folder: Path | None, source: Path, out: Path, *, device: str, trust_remote_code: bool
 ) -> dict[str, Any]:
     from shoal.checkpoint.verify import verify
     from shoal.checkpoint.write import is_bundled, write
@@ -83,7 +105,7 @@ def _apply_in_memory(
     from shoal.engine.open import open_model
     from shoal.engine.view import DecoderView
 
-    values = values_for(plan, folder)
+    values = {} if folder is None else values_for(plan, folder)
     refuse_untrained(plan, values)
     opened = open_model(source, device=device, trust_remote_code=trust_remote_code)
     view = DecoderView(opened.model)

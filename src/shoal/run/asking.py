@@ -23,14 +23,15 @@ if TYPE_CHECKING:
 
 
 def needs_scan(recipe: Recipe) -> bool:
-    """False where nothing reads the scores: a selector without tables, and no other candidates to propose."""
+    """False where nothing reads the scores: named layers, or a selector without tables and no other candidates to propose."""
     from shoal.select.table import selector_named
 
-    return "tables" in selector_named(recipe.select).reads or recipe.guard > 1
+    return not recipe.is_by_hand and ("tables" in selector_named(recipe.select).reads or recipe.guard > 1)
 
 
 def needs_model(recipe: Recipe) -> bool:
-    """False where the choice follows from config and names alone: a rule without measurements, with nothing put back."""
+    """False where the choice follows from config and names alone: named layers or a rule without measurements, and nothing is
+    put back."""
     return needs_scan(recipe) or runs_the_model(recipe) or recipe.replace != "none"
 
 

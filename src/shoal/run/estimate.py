@@ -137,7 +137,7 @@ def estimate(inputs: Inputs, rates: StageRates, *, recipe: Recipe | None = None)
     judged = n_selection * 2 * (rates.layers + rates.compared)
     fit = recipe.fit.n_tokens(inputs.widest_map) * share
     stages = {"scan": n_scan * rates.layers * 1.1 * recipe.rounds} if needs_scan(recipe) else {}
-    searches = selector_named(recipe.select).n_evaluations
+    searches = None if recipe.is_by_hand else selector_named(recipe.select).n_evaluations
     if searches is not None:
         n_most = searches(n_layers, max(1, n_layers // 4))
         n_run = min(n_most, recipe.search.evaluations or n_most)

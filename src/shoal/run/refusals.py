@@ -47,8 +47,8 @@ def check_budget(inputs: Inputs) -> None:
     """Before the model is measured, where all removable layers have one size.
 
     Raises:
-        ValueError: a healing where layers are on disk; protected layers that do not exist, or a budget out of reach; says the
-            allowed range.
+        ValueError: a healing where layers are on disk; protected or named layers that do not exist, named sublayers that this
+            family cannot leave out, or a budget out of reach; says the allowed range.
     """
     from shoal.run.asking import budget_of, request_of
     from shoal.select.model_size import model_size
@@ -56,4 +56,20 @@ def check_budget(inputs: Inputs) -> None:
 
     if inputs.recipe.heal is not None and inputs.is_streamed:
         raise ValueError("healing runs both models in memory, and here layers are on disk; use --resident all, or --heal none")
+    if inputs.recipe.is_by_hand:
+        refuse_named(inputs)
+        return
     check_reach(budget_of(inputs.recipe), model_size(inputs.view), request_of(inputs.recipe, inputs.view))
+
+
+def refuse_named(inputs: Inputs) -> None:
+    """Raises ValueError for named layers that this model has not, or named sublayers that it cannot leave out."""
+    from shoal.checkpoint.in_memory import refuse_inexact_sublayers
+    from shoal.engine.student import Student
+    from shoal.run.by_hand import refuse_inseparable
+    from shoal.words.unit_names import removed_by_hand
+
+    view = inputs.view
+    gone = removed_by_hand(inputs.recipe.layers, inputs.recipe.keep, view.n_layers)
+    refuse_inseparable(gone, view.model.get_submodule(view.layers_path))
+    refuse_inexact_sublayers(view, Student(removed=gone))

@@ -47,7 +47,7 @@ def runs_the_model(recipe: Recipe) -> bool:
     """Whether the selector asks the set function."""
     from shoal.select.table import selector_named
 
-    return "values" in selector_named(recipe.select).reads
+    return not recipe.is_by_hand and "values" in selector_named(recipe.select).reads
 
 
 def searched_text(inputs: Inputs) -> Samples:

@@ -13,6 +13,7 @@ from shoal.evaluate.speed import Speed, SpeedPhase
 from shoal.evaluate.tasks.benchmark import Benchmark
 from shoal.show.markdown import coded
 from shoal.words.numbers import change, in_bytes, number, percent, short, times
+from shoal.words.structure import units_off, units_said
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,15 @@ def headline(plan: Plan, evaluation: Evaluation | None = None, tasks: Benchmark 
     """The figures of a plan and, where there are any, of its evaluation and of tasks (the evaluation's own unless given)."""
     name, before, after = source_name(plan.source), plan.before, plan.after
     smaller = 1 - after.parameters / before.parameters
-    summary = (
-        f"This is {coded(name)} with {after.layers} of its {before.layers} layers and {percent(smaller)} % fewer parameters "
-        f"({before.parameters:,} → {after.parameters:,}), made with Shoal."
+    kept = f"{after.layers} of its {before.layers} layers and {percent(smaller)} % fewer parameters "
+    kept += f"({before.parameters:,} → {after.parameters:,})"
+    off = units_off(plan.structure)
+    if off and after.layers == before.layers:
+        kept = f"all of its {before.layers} layers"
+    without = (
+        f", of which {units_said(off)} is switched off (its output map is zero, so the files keep its size)" if off else ""
     )
+    summary = f"This is {coded(name)} with {kept}{without}, made with Shoal."
     removed = (
         Fact("Layers", f"{before.layers} → {after.layers}", str(plan)),
         Fact("Parameters", change(after.parameters, before.parameters), f"{before.parameters:,} → {after.parameters:,}"),

@@ -74,6 +74,8 @@ def check_methods(methods: Mapping[str, Recipe], out: Path) -> None:
     first = next(iter(methods.values()))
     for name, recipe in methods.items():
         refuse_place(out, recipe.model)
+        if recipe.is_by_hand:
+            raise ValueError(f"method {name!r} names its layers, and a curve chooses them for every share; take them out of it")
         other = folders.setdefault(slug(name), name)
         if other != name:
             raise ValueError(f"--methods {other!r} and {name!r} would share a folder; rename one of them")

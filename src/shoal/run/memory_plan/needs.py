@@ -129,14 +129,20 @@ def _cut(recipe: Recipe, shape: ModelShape) -> ResolvedBudget:
     """How many layers the budget removes, as if all were alike; what a replacement has beyond its layers does not count."""
     from shoal.edits.replace.table import parse_replacement
     from shoal.run.asking import budget_of
-    from shoal.select.budget import resolve
+    from shoal.run.by_hand import asked_said
+    from shoal.select.budget import ResolvedBudget, resolve
     from shoal.select.model_size import NOTHING, ModelSize, PutBack
+    from shoal.words.unit_names import removed_by_hand
 
     total = shape.other_parameters + shape.n_layers * shape.layer_parameters
     size = ModelSize(total=total, layers=(shape.layer_parameters,) * shape.n_layers)
     removable = tuple(sorted(set(range(shape.n_layers)) - recipe.protected(shape.n_layers)))
     kind = parse_replacement(recipe.replace)
     put_back = NOTHING if kind is None else PutBack(kind.name, kind.n_layers, kind.n_inherited)
+    if recipe.is_by_hand:
+        gone = sum(unit.kind == "layer" for unit in removed_by_hand(recipe.layers, recipe.keep, shape.n_layers))
+        n_net = gone - put_back.layers + put_back.inherits
+        return ResolvedBudget(n_net=n_net, n=gone, n_layers=shape.n_layers, asked=asked_said(recipe))
     return resolve(budget_of(recipe), size, put_back=put_back, removable=removable, n_most=len(removable))
 
 

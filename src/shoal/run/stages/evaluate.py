@@ -13,6 +13,7 @@ from shoal.run.measuring import against_teacher
 from shoal.run.stage import Made, Stage, State
 from shoal.words.progress import Progress
 from shoal.words.records import write_atomically
+from shoal.words.structure import units_of
 
 if TYPE_CHECKING:
     from shoal.engine.student import Student
@@ -33,7 +34,7 @@ def load(state: State, folder: RunFolder) -> State:
 def run(state: State, folder: RunFolder, progress: Progress) -> Made:
     from shoal.checkpoint.write import is_bundled
     from shoal.engine.open import load_strictly
-    from shoal.engine.student import student_without
+    from shoal.engine.student import Student
     from shoal.engine.view import DecoderView
     from shoal.show.card import card, inherited_metadata
 
@@ -46,7 +47,7 @@ def run(state: State, folder: RunFolder, progress: Progress) -> Made:
     plain = None
     if state.values.tensors or state.healed is not None:  # the same number of layers without repair, on the same text
         judge = oracle(inputs, inputs.evaluation, what="evaluate the plain cut", progress=progress)
-        plain = judge.measure([student_without(plan.absent_layers)])[0]
+        plain = judge.measure([Student(removed=units_of(plan.structure, plan.n_layers))])[0]
     evaluation = against_teacher(inputs, student, plain=plain, progress=progress)
 
     def write() -> None:

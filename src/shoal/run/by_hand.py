@@ -1,0 +1,109 @@
+"""A plan of layers that somebody named: nothing is measured and nothing competes, but what the family refuses is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from shoal.edits.drop import Drop
+from shoal.edits.plan import structure_of
+from shoal.select.model_size import NOTHING, PutBack
+from shoal.words.records import stable_hash
+from shoal.words.structure import SUBLAYERS
+from shoal.words.unit_names import removed_by_hand
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from shoal.edits.plan import Plan
+    from shoal.edits.table import Edit
+    from shoal.recipes.recipe import Recipe
+    from shoal.select.model_size import ModelSize
+    from shoal.select.request import Refuse
+    from shoal.words.types import Unit
+
+
+def named_key(fingerprint: str, recipe: Recipe, put_back: PutBack = NOTHING) -> str:
+    """Identity of such a plan; the same whether the model was opened for it or not."""
+    return stable_hash("plan by hand", fingerprint, recipe.layers, recipe.keep, repr(put_back))
+
+
+def named_plan(
+    recipe: Recipe,
+    size: ModelSize,
+    *,
+    source: str,
+    source_hash: str,
+    layers: nn.ModuleList,
+    refuse: Refuse,
+    put_back: PutBack = NOTHING,
+) -> Plan:
+    """The plan that takes out what the recipe names.
+
+    Args:
+        layers: of the source, with or without weights; they say which sublayers there are.
+        refuse: the family's own constraints.
+        put_back: what takes the place of the layers that go.
+    Raises:
+        ValueError: no such layer, nothing left, a sublayer that cannot go alone, or a structure that the family refuses.
+    """
+    from shoal.select.budget import realised
+    from shoal.select.plan_of import plan_of
+
+    gone = removed_by_hand(recipe.layers, recipe.keep, size.n_layers)
+    refuse_inseparable(gone, layers)
+    edits = edits_without(gone, put_back)
+    reason = refuse(structure_of(edits, size.n_layers))
+    if reason is not None:
+        raise ValueError(f"{asked_said(recipe)} cannot be done: {reason}")
+    said = realised(size, edits, put_back.own_parameters)
+    return plan_of(
+        edits,
+        size,
+        own_parameters=put_back.own_parameters,
+        source=source,
+        source_hash=source_hash,
+        method=f"layers given by hand; {said}; asked {asked_said(recipe)}",
+    )
+
+
+def as_edited(plan: Plan, size: ModelSize, own_parameters: int = 0) -> Plan:
+    """The plan that stands; where somebody edited it, with the sizes of its edits and without the verdict of another choice."""
+    if not plan.is_edited_by_hand:
+        return plan
+    after = size.after(plan.structure, own_parameters)
+    return plan.model_copy(update={"after": after, "method": "edited by hand", "candidates": (), "spread": ()})
+
+
+def edits_without(units: Iterable[Unit], put_back: PutBack = NOTHING) -> tuple[Edit, ...]:
+    """The edits that take out whole layers, with what is put back in their place, and single sublayers.
+
+    Raises:
+        ValueError: too few layers before a replacement.
+    """
+    gone = set(units)
+    alone = {kind: tuple(sorted(unit.index for unit in gone if unit.kind == kind)) for kind in SUBLAYERS}
+    drops = tuple(Drop(kind=kind, indices=indices) for kind, indices in alone.items() if indices)
+    return (*put_back.edits(sorted(unit.index for unit in gone if unit.kind == "layer")), *drops)
+
+
+def refuse_inseparable(units: Iterable[Unit], layers: nn.ModuleList) -> None:
+    """Raises ValueError for sublayers that a stock checkpoint cannot leave out: they do not end in one linear map."""
+    from shoal.engine.families import output_map
+    from shoal.words.structure import runs_said
+
+    bad: dict[str, list[int]] = {}
+    for unit in sorted(units):
+        if unit.kind != "layer" and output_map(layers[unit.index], unit.kind) is None:
+            bad.setdefault(SUBLAYERS[unit.kind], []).append(unit.index)
+    if bad:
+        where = "; ".join(f"{name} of {runs_said(indices)}" for name, indices in bad.items())
+        raise ValueError(
+            f"{where}: such a sublayer does not end in one linear map here, so a stock checkpoint cannot leave it out; remove "
+            "whole layers, or name others"
+        )
+
+
+def asked_said(recipe: Recipe) -> str:
+    """The option as it was given."""
+    return f"--layers {recipe.layers}" if recipe.layers is not None else f"--keep {recipe.keep}"
