@@ -58,7 +58,8 @@ class NewTensors:
                 keys.update(dict.fromkeys(self._output_map(slot.like, kind)))
             if keys:
                 self._keys[position] = keys
-        self._refuse_other_values({key for keys in written.values() for key in keys.values() if key is not None})
+        # Where two edits write one parameter the later one holds, and the other's value is still its own.
+        self._refuse_other_values({key for edit in edits for keys in edit.written().values() for key in keys.values() if key})
         # Converted once without values: what cannot be written is found before anything is.
         self._changed = {at: set(self._stored(at, lambda key, like: like)) for at in self._keys}
         self._last: tuple[int, dict[str, Tensor]] = (-1, {})
@@ -147,8 +148,8 @@ class NewTensors:
         module = self._layer(layer).get_submodule(path)
         return [f"{path}.{name}" for name, _ in module.named_parameters(recurse=False)]
 
-    def _refuse_other_values(self, refitted: set[str]) -> None:
-        wanted = {key for keys in self._keys.values() for key in keys.values() if key is not None} | refitted
+    def _refuse_other_values(self, of_edits: set[str]) -> None:
+        wanted = {key for keys in self._keys.values() for key in keys.values() if key is not None} | of_edits
         for key in sorted(wanted ^ set(self._values)):
             fault = "is missing" if key in wanted else "belongs to no edit of the plan"
             raise ValueError(f"{key!r} {fault}; plan and values do not match")

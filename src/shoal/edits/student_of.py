@@ -1,7 +1,7 @@
 """From a plan and its values to a student, and back to values.
 
 Values are flat names to tensors, one safetensors file beside the plan: ``replace.{start}-{stop}.<name in the module>`` for
-replacements, ``refit.{layer}.<name in the layer>`` for refitted parameters.
+replacements, ``refit.{layer}.<name in the layer>`` for refitted parameters, ``prune.{layer}.…`` for those with zeros.
 """
 
 from __future__ import annotations

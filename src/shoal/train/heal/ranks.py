@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from shoal.train.heal.cut_place import CutPlace
 from shoal.words.records import nearest
+from shoal.words.shares import scaled
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ def schedule_named(name: str) -> RankSchedule:
 def divided(weights: Sequence[float], costs: Sequence[int], rank: int) -> tuple[int, ...]:
     """Ranks in proportion to the weights that cost together at most what ``rank`` everywhere costs.
 
-    Each layer with a map gets rank 1 at least. The fractions that rounding down cuts off are given back to the largest ones
-    first, as far as the budget reaches (largest remainder).
+    Each layer with a map gets rank 1 at least, which the others make up for. The fractions that rounding down cuts off go back
+    to the largest ones first, as far as the budget reaches (largest remainder).
 
     Args:
         weights, costs: per layer; a cost of 0 is a layer without adapted maps and gets rank 0.
@@ -108,8 +109,10 @@ def divided(weights: Sequence[float], costs: Sequence[int], rank: int) -> tuple[
     scale = sum(weight * cost for weight, cost in zip(weights, costs, strict=True))
     if not scale > 0:
         raise ValueError("no layer has both a map to adapt and a weight above 0; choose other targets or another schedule")
-    shares = [budget * weight / scale if cost else 0.0 for weight, cost in zip(weights, costs, strict=True)]
-    ranks = [max(1, math.floor(share + 1e-9)) if cost else 0 for share, cost in zip(shares, costs, strict=True)]
+    sizes = {layer: cost for layer, cost in enumerate(costs) if cost}
+    found = scaled(sizes, {layer: weights[layer] for layer in sizes}, rank, least=1.0, most=float(budget))
+    shares = [found.get(layer, 0.0) for layer in range(len(costs))]
+    ranks = [math.floor(share + 1e-9) for share in shares]
 
     def left() -> int:
         return budget - sum(one * cost for one, cost in zip(ranks, costs, strict=True))
@@ -118,7 +121,4 @@ def divided(weights: Sequence[float], costs: Sequence[int], rank: int) -> tuple[
     for i in by_remainder:
         if costs[i] and ranks[i] < shares[i] and costs[i] <= left():
             ranks[i] += 1
-    for i in sorted(range(len(ranks)), key=lambda i: (shares[i] - ranks[i], i)):
-        while left() < 0 and ranks[i] > 1:  # layers that were lifted to 1 took more than their share
-            ranks[i] -= 1
     return tuple(ranks)
