@@ -64,11 +64,11 @@ def test_students_with_values_of_their_own_have_no_history_that_can_be_kept():
 
 def test_students_part_by_what_they_do_at_a_layer():
     students = [TEACHER, without_layers(1), without("attn.1"), without_layers(1, 2)]
-    split = split_by_step([(7, [0, 1, 2, 3])], students, 1)
-    assert [(node, step.action, members) for node, step, members in split] == [
-        (7, "run", [0]),
-        (7, "skip", [1, 3]),
-        (7, "run", [2]),
+    split = split_by_step([(7, [0, 1, 2, 3])], [student.step(1) for student in students])
+    assert [(node, step is not None, members) for node, step, members in split] == [
+        (7, True, [0]),
+        (7, False, [1, 3]),
+        (7, True, [2]),
     ]
 
 
@@ -79,7 +79,7 @@ def test_work_is_what_leads_to_the_ends_and_is_not_known():
     third = route.hops[2][0].after
     rest = work_for(route, route.ends, is_known=lambda node: node == third, is_tapped=lambda _: False)
     assert (rest.n_runs, rest.borrowed) == (1, {third})
-    tapped = work_for(route, route.ends, is_known=lambda node: node == third, is_tapped=lambda hop: hop.layer == 1)
+    tapped = work_for(route, route.ends, is_known=lambda node: node == third, is_tapped=lambda hop: hop.step.layer == 1)
     assert tapped.n_runs == 3  # the tapped layer, and what leads to it
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from shoal.checkpoint.blueprint import check_layers, edited_config, refuse_other_tensors
 from shoal.engine.families import find_layers, output_map
-from shoal.engine.student import Attached, Student
+from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
 from shoal.words.types import Batch, Unit
 
@@ -29,9 +30,9 @@ def cut(view: DecoderView, student: Student) -> Any:
     """
     model, family = view.model, view.family
     layers = find_layers(model)[1]
-    inherited = {source: (one, part) for one in student.attached for source, part in one.parts}
-    order = _order(view, student)
-    _refuse_absent(layers, [layer for layer in order if layer not in inherited], family)
+    row = _row(view, student)
+    order = [place.layer for place in row]
+    _refuse_absent(layers, [place.layer for place in row if place.module is None], family)
     refuse_inexact_sublayers(view, student)
     plan = check_layers(model.config, order, model_class=type(model))
 
@@ -40,15 +41,15 @@ def cut(view: DecoderView, student: Student) -> Any:
     rebuilt = nn.ModuleList()
     memo[id(layers)] = rebuilt
     result = copy.deepcopy(model, memo)
-    for layer in order:
-        if layer in inherited:
-            new = _stock_copy(*inherited[layer], layers[layer], memo, family)
+    around = dict(memo)  # a layer that stands in several places is copied anew for each
+    for place in row:
+        if place.module is not None:
+            new = _stock_copy(place.module, layers[place.layer], memo, family)
         else:
-            new = copy.deepcopy(layers[layer], memo)
-            _put(new, student.overrides.get(layer, {}), layer)
-        for kind in ("attn", "mlp"):
-            if Unit(kind, layer) in student.removed:
-                _zero_output_map(new, kind, layer, family)
+            new = copy.deepcopy(layers[place.layer], dict(around) if place.is_inserted else memo)
+            _put(new, place.overrides, place.layer)
+        for kind in sorted(place.zeroed):
+            _zero_output_map(new, kind, place.layer, family)
         rebuilt.append(new)
     renumber(rebuilt)
     _adopt_counts(result, plan, (len(layers), len(order)))
@@ -65,18 +66,30 @@ def renumber(layers: nn.ModuleList) -> None:
                 vars(module)["layer_idx"] = j
 
 
-def _order(view: DecoderView, student: Student) -> list[int]:
-    """Source layer of each new layer, in the order of the stream."""
-    order: list[int] = []
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """One layer of the new model: a layer of the source with what differs in it, or a module of a replacement."""
+
+    layer: int
+    overrides: Mapping[str, Tensor] = field(default_factory=dict)
+    zeroed: frozenset[str] = frozenset()
+    module: nn.Module | None = None
+    is_inserted: bool = False
+
+
+def _row(view: DecoderView, student: Student) -> list[_Place]:
+    """The layers of the new model, in the order of the stream."""
+    row: list[_Place] = []
     for layer in range(view.n_layers):
-        one = next((one for one in student.attached if layer == one.span.start), None)
-        if one is not None:
-            order.extend(source for source, _ in one.parts)
-        elif student.step(layer).action == "run":
-            order.append(layer)
-    if not order:
+        own = student.step(layer)
+        if own is not None:
+            row.extend(_Place(source, module=part) for source, part in own.parts)
+            if own.module is None:
+                row.append(_Place(layer, own.overrides or {}, own.zeroed))
+        row.extend(_Place(one.layer, one.overrides or {}, one.zeroed, is_inserted=True) for one in student.behind(layer))
+    if not row:
         raise ValueError(f"student {student.name!r} has no layer left; keep at least one")
-    return order
+    return row
 
 
 def _refuse_absent(layers: nn.ModuleList, kept: list[int], family: str) -> None:
@@ -106,12 +119,12 @@ def _config_pairs(old: Any, new: Any) -> dict[int, Any]:
     return pairs
 
 
-def _stock_copy(one: Attached, part: nn.Module, stock: nn.Module, memo: dict[int, Any], family: str) -> nn.Module:
+def _stock_copy(part: nn.Module, stock: nn.Module, memo: dict[int, Any], family: str) -> nn.Module:
     """A replacement as a layer of the family, sharing the replacement's tensors."""
     inside = part if type(part) is type(stock) else getattr(part, "layer", None)
     if type(inside) is not type(stock):
         raise ValueError(
-            f"the replacement of {one.span} is a {type(part).__name__}, not a {type(stock).__name__}: a stock {family} "
+            f"a replacement is a {type(part).__name__}, not a {type(stock).__name__}: a stock {family} "
             "checkpoint cannot hold it; use the replacement 'layer'"
         )
     assert isinstance(inside, nn.Module)

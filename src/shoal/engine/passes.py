@@ -86,8 +86,9 @@ def run_pass(
     assert stop is None or not students, "students need every layer"
     batches = workers.share(batches)
     streams = [observed, *students] if observers else list(students)
-    route = route_of(streams, view.n_layers if stop is None else stop, watched=0 if observers else None)
-    job = _Pass(view, route, observers, sink, after_batch, cache or BoundaryCache(0))
+    n_layers = view.n_layers if stop is None else stop
+    route = route_of(streams, n_layers, watched=0 if observers else None)
+    job = _Pass(view, n_layers, route, observers, sink, after_batch, cache or BoundaryCache(0))
     job.cache.begin()
     n_runs = _run_by_layer(job, list(batches)) if view.residency.layer_major else _run_by_batch(job, batches)
     for observer in observers if workers.size > 1 else ():
@@ -103,6 +104,7 @@ class _Pass:
     """
 
     view: DecoderView
+    n_layers: int
     route: Route
     observers: Sequence[Observer]
     sink: Sink | None
@@ -122,7 +124,7 @@ class _Pass:
 
     def inside(self, hop: Hop) -> list[Tap]:
         """What is observed inside the layer of a hop."""
-        return [tap for tap in self.taps if tap.index == hop.layer and tap.kind != "boundary"] if hop.is_watched else []
+        return [tap for tap in self.taps if tap.index == hop.step.layer and tap.kind != "boundary"] if hop.is_watched else []
 
     def work_for(self, batch: Batch) -> Work:
         """What has to be run for a batch; the rest is known from earlier passes."""
@@ -139,8 +141,8 @@ class _Pass:
 
     def run(self, hop: Hop, h_BTD: Tensor, reading: Reading, tapped: dict[Tap, Tensor]) -> Tensor:
         """The states behind a hop; what is observed inside its layer is put into ``tapped``."""
-        with self.view.tapped(hop.layer, self.inside(hop), tapped):
-            after_BTD = self.view.run_step(hop.layer, hop.step, h_BTD, reading)
+        with self.view.tapped(hop.step.layer, self.inside(hop), tapped):
+            after_BTD = self.view.run_step(hop.step, h_BTD, reading)
         if hop.is_shared:
             self.cache.put(self.route.histories[hop.after], reading.batch.index, after_BTD)
         return after_BTD
@@ -184,11 +186,11 @@ def _run_batch(job: _Pass, work: Work, reading: Reading, shelf: dict[Tap, Tensor
 
     for node in tuple(states):
         shelve(node)
-    for layer, hops in enumerate(work.hops):
+    for stop, hops in enumerate(work.hops):
         for hop in hops:
             states[hop.after] = job.run(hop, states[hop.before], reading, values)
             shelve(hop.after)
-        for node in [node for node in states if last_reads.get(node, -1) <= layer]:
+        for node in [node for node in states if last_reads.get(node, -1) <= stop]:
             del states[node]
     ends = [states[node] for node in job.route.ends]
     _refuse_nonfinite(job.view, ends[0])
@@ -210,15 +212,15 @@ def _run_by_layer(job: _Pass, batches: Sequence[Batch]) -> int:
             works.append(job.work_for(batch))
             for node, h_BTD in job.borrowed(works[i], batch).items():
                 waiting.put((node, i), h_BTD)
-        for layer in range(len(job.route.hops)):
+        for stop in range(len(job.route.hops)):
             for i, work in enumerate(works):
-                _run_layer(job, work.hops[layer], readings, i, waiting)
+                _run_stop(job, work.hops[stop], readings, i, waiting)
             for i, work in enumerate(works):
                 last_reads = _last_reads(work, kept)
-                for node in {hop.before for hop in work.hops[layer]}:
-                    if last_reads[node] <= layer:
+                for node in {hop.before for hop in work.hops[stop]}:
+                    if last_reads[node] <= stop:
                         waiting.drop((node, i))
-        job.view.residency.settle(range(len(job.route.hops) - 1))
+        job.view.residency.settle(range(job.n_layers - 1))
         for i in range(len(batches)):
             reading = readings[i]
             at_end = {node: waiting.get((node, i)) for node in dict.fromkeys(job.route.ends)}
@@ -231,8 +233,8 @@ def _run_by_layer(job: _Pass, batches: Sequence[Batch]) -> int:
     return sum(work.n_runs for work in works)
 
 
-def _run_layer(job: _Pass, hops: Sequence[Hop], readings: _Readings, i: int, waiting: Spill) -> None:
-    """One batch through all hops of a layer."""
+def _run_stop(job: _Pass, hops: Sequence[Hop], readings: _Readings, i: int, waiting: Spill) -> None:
+    """One batch through all hops of a stop."""
     for hop in hops:
         seen: dict[Tap, Tensor] = {}
         waiting.put((hop.after, i), job.run(hop, waiting.get((hop.before, i)), readings[i], seen))
@@ -259,8 +261,8 @@ class _Readings:
 
 
 def _last_reads(work: Work, kept: Collection[int]) -> dict[int, int]:
-    """The last layer that reads the states of each node; of those that are kept, no layer is the last."""
-    reads = {hop.before: layer for layer, hops in enumerate(work.hops) for hop in hops}
+    """The last stop that reads the states of each node; of those that are kept, no stop is the last."""
+    reads = {hop.before: stop for stop, hops in enumerate(work.hops) for hop in hops}
     return {**reads, **dict.fromkeys(kept, len(work.hops))}
 
 

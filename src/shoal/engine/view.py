@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from shoal.engine.families import contribution, find_layers, output_map, refuse_coupled_layers, sublayer, text_config
 from shoal.engine.residency import Residency, Resident
-from shoal.engine.student import TEACHER, Step, Student, parts_of
+from shoal.engine.student import TEACHER, Step, Student
 from shoal.words.types import Batch, Branches
 
 TapKind = Literal["boundary", "attn_in", "mlp_in", "attn_map_in", "mlp_map_in", "attn_out", "mlp_out"]
@@ -150,17 +150,17 @@ class DecoderView:
 
     def run_layer(self, layer: int, h_BTD: Tensor, reading: Reading, *, student: Student = TEACHER) -> Tensor:
         """Boundary ``layer`` to boundary ``layer + 1`` of a student. Gradients flow unless the caller disables them."""
-        return self.run_step(layer, student.step(layer), h_BTD, reading)
+        for step in student.steps(layer):
+            h_BTD = self.run_step(step, h_BTD, reading)
+        return h_BTD
 
-    def run_step(self, layer: int, step: Step, h_BTD: Tensor, reading: Reading) -> Tensor:
-        """As :meth:`run_layer`, for one step of a student: (B, T, D) to (B, T, D)."""
-        if step.action == "skip":
-            return h_BTD
-        if step.action == "module":
-            assert step.module is not None
-            for source, part in parts_of(step.module, step.args_from):
+    def run_step(self, step: Step, h_BTD: Tensor, reading: Reading) -> Tensor:
+        """One step of a student: (B, T, D) to (B, T, D)."""
+        if step.module is not None:
+            for source, part in step.parts:
                 h_BTD = _first(reading.calls[source](part, h_BTD))
             return h_BTD
+        layer = step.layer
         with self.residency.layer(layer) as module:
             call = reading.calls[layer]
             if step.zeroed:

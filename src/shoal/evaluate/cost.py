@@ -31,7 +31,7 @@ from torch import nn
 
 from shoal.edits.replace.modules import StreamModule
 from shoal.engine.families import output_map, sublayer
-from shoal.engine.student import TEACHER, Student, parts_of
+from shoal.engine.student import TEACHER, Student
 from shoal.engine.view import DecoderView
 from shoal.words.records import Record
 
@@ -70,11 +70,18 @@ class Cost(Record):
 
 @dataclass(frozen=True)
 class Block:
-    """One module of the stream, the layer whose place in the pattern it takes, and its sublayers that are off."""
+    """One module of the stream.
+
+    Attributes:
+        layer: the layer whose place in the pattern it takes.
+        off: its sublayers that are off.
+        is_inserted: it was put in, so a checkpoint stores it on its own, whatever it shares in memory.
+    """
 
     layer: int
     module: nn.Module
-    off: frozenset[str]
+    off: frozenset[str] = frozenset()
+    is_inserted: bool = False
 
 
 def cost(view: DecoderView, *, context: int, student: Student = TEACHER) -> Cost:
@@ -119,14 +126,15 @@ def _layers(view: DecoderView) -> nn.ModuleList:
 
 
 def _blocks(view: DecoderView, student: Student) -> Iterator[Block]:
-    for index, layer in enumerate(_layers(view)):
-        step = student.step(index)
-        if step.action == "module":
-            assert step.module is not None
-            for source, part in parts_of(step.module, step.args_from):
-                yield Block(source, part, frozenset())
-        elif step.action == "run":
-            yield Block(index, layer, step.zeroed)
+    layers = _layers(view)
+    for index in range(len(layers)):
+        own = student.step(index)
+        if own is not None:
+            yield from (Block(source, part) for source, part in own.parts)
+            if own.module is None:
+                yield Block(index, layers[index], own.zeroed)
+        for step in student.behind(index):
+            yield Block(step.layer, layers[step.layer], step.zeroed, is_inserted=True)
 
 
 def _off_paths(block: Block) -> tuple[str, ...]:
@@ -145,13 +153,18 @@ def _under(path: str, roots: tuple[str, ...]) -> bool:
 
 
 def _parameters(view: DecoderView, blocks: list[Block]) -> list[nn.Parameter]:
-    """Every stored parameter once, whoever shares it."""
+    """Every stored parameter once, whoever shares it; those of what was put in once more."""
     inside_layers = {id(parameter) for parameter in _layers(view).parameters()}
     found = {id(p): p for p in view.model.parameters() if id(p) not in inside_layers}
+    again: list[nn.Parameter] = []
     for block in blocks:
         off = _off_paths(block)
-        found.update((id(p), p) for path, p in block.module.named_parameters() if not _under(path, off))
-    return list(found.values())
+        stored = [p for path, p in block.module.named_parameters() if not _under(path, off)]
+        if block.is_inserted:
+            again += stored
+        else:
+            found.update((id(p), p) for p in stored)
+    return [*found.values(), *again]
 
 
 # -- linear maps ---------------------------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def model_of(view: DecoderView, student: Student) -> Any:
     """
     if view.residency.layer_major:
         raise ValueError("text is written token by token, which needs all layers in memory; use --resident all")
-    is_whole = not (student.removed or student.overrides or student.attached)
+    is_whole = student.is_removal and not student.removed
     return view.model if is_whole else cut(view, student)
 
 

@@ -105,9 +105,9 @@ def read_all(view: DecoderView, batches: Iterable[Batch], spill: Spill) -> tuple
     return readings, states
 
 
-def advance(view: DecoderView, layer: int, step: Step, readings: Sequence[Reading], states: BoundaryStates) -> SpilledStates:
-    """The states behind a layer; those before it stay until they are freed."""
+def advance(view: DecoderView, step: Step, readings: Sequence[Reading], states: BoundaryStates) -> SpilledStates:
+    """The states behind a step; those before it stay until they are freed."""
     after = emptied(states)
     for h_BTD, reading in zip(states, readings, strict=True):
-        after.append(view.run_step(layer, step, h_BTD, reading))
+        after.append(view.run_step(step, h_BTD, reading))
     return after

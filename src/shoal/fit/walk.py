@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from shoal.engine.spill import Spill
-from shoal.engine.student import TEACHER, Step, Student
+from shoal.engine.student import Step, Student
 from shoal.engine.view import DecoderView, Reading, Tap
 from shoal.engine.workers import ALONE, Workers
 from shoal.fit.boundary_states import Between, BoundaryStates, advance, free, read_all
@@ -58,12 +58,15 @@ class Here:
         readings, folds: recorded arguments of the batches, and the fold of each of their samples (empty without a teacher).
     """
 
-    def __init__(self, streams: _Streams, layer: int, goal: Goal, step: Step, *, is_last: bool) -> None:
+    def __init__(self, streams: _Streams, layer: int, goal: Goal, student: Student, *, is_last: bool) -> None:
+        step = student.step(layer)
+        assert step is not None and step.module is None, "a walk stops at layers that run"
         self.view, self.workers = streams.view, streams.workers
         self.layer, self.goal, self.is_last = layer, goal, is_last
         self.readings, self.folds = streams.readings, streams.folds
         self._streams = streams
         self._step = step
+        self._behind = [one for left_out in range(layer, goal.boundary) for one in student.behind(left_out)]
         self._outputs: BoundaryStates | None = None
 
     @property
@@ -99,7 +102,7 @@ class Here:
         """
         seen: dict[Tap, Tensor] = {}
         with self.view.tapped(self.layer, needs, seen):
-            output_BTD = self.view.run_step(self.layer, self._with(values), h_BTD, reading)
+            output_BTD = self.view.run_step(self._with(values), h_BTD, reading)
         return output_BTD, seen
 
     def seen(self, needs: Sequence[Tap]) -> Iterator[tuple[Reading, dict[Tap, Tensor]]]:
@@ -125,8 +128,10 @@ class Here:
             streams.teacher_to(self.goal.boundary)
             outputs = self._outputs
             if outputs is None:
-                outputs = advance(self.view, self.layer, self._step, self.readings, streams.ours)
+                outputs = advance(self.view, self._step, self.readings, streams.ours)
             streams.move(ours=outputs)
+            for step in self._behind:
+                streams.move(ours=advance(self.view, step, self.readings, streams.ours))
         streams.let_go()
 
 
@@ -150,11 +155,11 @@ class _Streams:
     at: int = 0
     _held: list[BoundaryStates] = field(default_factory=list)
 
-    def step(self, layer: int, step: Step) -> None:
+    def step(self, layer: int, student: Student) -> None:
         """Both move on behind a layer that has no body."""
-        stay_one = self.ours is self.teacher and step.key == TEACHER.step(layer).key
-        if not stay_one:
-            self.move(ours=advance(self.view, layer, step, self.readings, self.ours))
+        stay_one = self.ours is self.teacher and student.is_teacher_at(layer)
+        for step in () if stay_one else student.steps(layer):
+            self.move(ours=advance(self.view, step, self.readings, self.ours))
         self.teacher_to(layer + 1)
         if stay_one:
             self.move(ours=self.teacher)
@@ -169,7 +174,7 @@ class _Streams:
             return
         for layer in range(self.at, boundary):
             if boundary not in self.known:
-                self.move(teacher=advance(self.view, layer, TEACHER.step(layer), self.readings, self.teacher))
+                self.move(teacher=advance(self.view, Step(layer), self.readings, self.teacher))
             if passing is not None and layer > behind:
                 passing(layer)
         if boundary in self.known:
@@ -216,7 +221,7 @@ def walk(
 
     Args:
         student: runs at the other layers as it is.
-        goals: layer to the boundary that its output is fitted to; the layers in between are left out.
+        goals: layer to the boundary that its output is fitted to; the layers in between are left out, what is put in runs.
         teacher: False: there are no targets, and nothing but the student runs.
         known: the teacher's states of all batches at some boundaries, so that they are not run again.
         after_layer: called with each finished layer, for progress.
@@ -231,14 +236,13 @@ def walk(
         streams = _Streams(view, readings, folds, boundary, boundary if teacher else (), known or {}, workers)
         layer, last = 0, max(goals)
         while layer <= last:
-            step = student.step(layer)
             with view.residency.layer(layer):
                 if layer in goals:
-                    here = Here(streams, layer, goals[layer], step, is_last=layer == last)
+                    here = Here(streams, layer, goals[layer], student, is_last=layer == last)
                     yield here
                     here.leave()
                 else:
-                    streams.step(layer, step)
+                    streams.step(layer, student)
             if after_layer is not None:
                 after_layer(layer)
             layer = goals[layer].boundary if layer in goals else layer + 1

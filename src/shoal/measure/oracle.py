@@ -174,16 +174,16 @@ class Oracle:
         """
         new: list[Student] = []
         for student in students:
-            known = _is_removal(student) and (
-                student.removed in self._known or any(_is_removal(one) and one.removed == student.removed for one in new)
+            known = student.is_removal and (
+                student.removed in self._known or any(one.is_removal and one.removed == student.removed for one in new)
             )
             if not known:
                 new.append(student)
         measured = self._run(new) if new else []
         # by identity: a student holds tensors and modules, which have no value to compare
         results = {id(student): quality for student, quality in zip(new, measured, strict=True)}
-        self._known.update((s.removed, q) for s, q in zip(new, measured, strict=True) if _is_removal(s))
-        return [self._known[s.removed] if _is_removal(s) else results[id(s)] for s in students]
+        self._known.update((s.removed, q) for s, q in zip(new, measured, strict=True) if s.is_removal)
+        return [self._known[s.removed] if s.is_removal else results[id(s)] for s in students]
 
     def value(self, removed: frozenset[Unit] | set[Unit]) -> Quality:
         """v(S) with every unit active but ``removed``."""
@@ -235,7 +235,3 @@ def compare_views(
         if after_batch is not None:
             after_batch(batch)
     return sums.result()
-
-
-def _is_removal(student: Student) -> bool:
-    return not student.overrides and not student.attached

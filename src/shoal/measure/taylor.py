@@ -93,7 +93,7 @@ def _back(
     sums = {name: torch.zeros_like(one, dtype=torch.promote_types(one.dtype, torch.float32)) for name, one in leaves.items()}
     for i, batch in enumerate(batches):
         h_BTD = states.get((layer, i)).detach().clone().requires_grad_()
-        after_BTD = view.run_step(layer, Step("run", overrides=leaves), h_BTD, view.read(batch))
+        after_BTD = view.run_step(Step(layer, overrides=leaves), h_BTD, view.read(batch))
         wanted = [h_BTD, *leaves.values()]
         found = torch.autograd.grad(after_BTD, wanted, grad_outputs=slopes.get(i), allow_unused=True)
         states.drop((layer + 1, i))

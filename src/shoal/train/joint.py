@@ -61,7 +61,8 @@ class Trainees(nn.Module):
         found: set[int] = set()
         for member in self.members:
             stop = self._view.n_layers if objective.needs - {"boundary"} else member.targets[-1]
-            found |= {layer for layer in range(member.first, stop) if member.deployed.step(layer).action == "run"}
+            steps = (step for layer in range(member.first, stop) for step in member.deployed.steps(layer))
+            found |= {step.layer for step in steps if step.module is None}
         return found
 
     def refuse_absent_layers(self, objective: WeightedSum) -> None:

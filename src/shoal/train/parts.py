@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from shoal.edits.student_of import load_values, values_of
-from shoal.engine.student import TEACHER, Attached, Step, Student
+from shoal.engine.student import Attached, Step, Student
 from shoal.engine.view import DecoderView, Reading
 from shoal.words.types import Span
 
@@ -52,7 +52,7 @@ def trained_parts(student: Student, n_layers: int) -> tuple[TrainedPart, ...]:
     for start, stop, kind in sorted(found):
         if stop > n_layers:
             raise ValueError(f"a span ends after the last layer of this {n_layers}-layer model")
-        following = (layer for layer in range(stop, n_layers) if student.step(layer).action != "skip")
+        following = (layer for layer in range(stop, n_layers) if student.step(layer) is not None)
         parts.append(TrainedPart(start, stop, next(following, n_layers), kind))
     return tuple(parts)
 
@@ -78,7 +78,7 @@ class Start:
 
     def reads_teacher(self, first: int) -> bool:
         """True when the student is the teacher up to layer ``first``, so that its boundary there is the teacher's own."""
-        return all(self.student.step(layer).key == TEACHER.step(layer).key for layer in range(first))
+        return all(self.student.is_teacher_at(layer) for layer in range(first))
 
 
 class Trainee(nn.Module):
@@ -115,7 +115,9 @@ class Trainee(nn.Module):
                 h = self._run(trained[layer], h, reading)
             else:
                 step = self.deployed.step(layer)
-                h = h if step.action == "skip" else self._view.run_step(layer, step, h.to(self._view.dtype), reading)
+                h = h if step is None else self._view.run_step(step, h.to(self._view.dtype), reading)
+            for step in self.deployed.behind(layer):
+                h = self._view.run_step(step, h.to(self._view.dtype), reading)
             yield layer + 1, h
 
     def deployed_boundaries(self, h_BTD: Tensor, reading: Reading, *, stop: int) -> Iterator[tuple[int, Tensor]]:
@@ -159,16 +161,16 @@ class Trainee(nn.Module):
         master = self._master_of(part)
         if isinstance(master, RefittedPart):
             sources = [part.start]
-            step = Step("run", overrides={**self._frozen_in_fp32(part.start), **master.values()})
+            step = Step(part.start, overrides={**self._frozen_in_fp32(part.start), **master.values()})
         else:
             sources = [source for source, _ in self._attached(part).parts]
-            step = Step("module", module=master, args_from=sources[0])
+            step = Step(sources[0], module=master)
         calls = list(reading.calls)
         for source in sources:
             call = calls[source]
             calls[source] = replace(call, args=_in_fp32(call.args), kwargs={k: _in_fp32(v) for k, v in call.kwargs.items()})
         with torch.autocast(h_BTD.device.type, torch.bfloat16, enabled=self._bfloat16):
-            return self._view.run_step(part.start, step, _in_fp32(h_BTD), replace(reading, calls=tuple(calls)))
+            return self._view.run_step(step, _in_fp32(h_BTD), replace(reading, calls=tuple(calls)))
 
     def _frozen_in_fp32(self, layer: int) -> dict[str, Tensor]:
         """What a refit leaves of its layer, so that the layer runs in one precision."""

@@ -174,7 +174,7 @@ def read_round(view: DecoderView, batches: Sequence[Batch], asked: AskedBoundari
 def _parting(view: DecoderView, student: Student) -> int:
     """The first layer where a student differs from the teacher; L: nowhere."""
     layers = range(view.n_layers)
-    return next((layer for layer in layers if student.step(layer).key != TEACHER.step(layer).key), view.n_layers)
+    return next((layer for layer in layers if not student.is_teacher_at(layer)), view.n_layers)
 
 
 def _name(batch: Batch) -> str:

@@ -8,7 +8,7 @@ config, order of writing, cache and the pictures of a student are functions of i
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from shoal.words.records import Record
@@ -36,6 +36,7 @@ class Slot:
         values: what the names of its values beside the plan begin with, where they are all its own; empty where it is the
             source's layer ``like``, perhaps with new values for some of its parameters.
         is_hosted: a module that the checkpoint keeps inside the layer before it, so that it is no layer of its own there.
+        after: the place of the source behind which it was put in; None where it stands in the source's own row.
     """
 
     like: int
@@ -43,11 +44,27 @@ class Slot:
     off: frozenset[SublayerKind] = frozenset()
     values: str = ""
     is_hosted: bool = False
+    after: int | None = None
+
+    @property
+    def is_inserted(self) -> bool:
+        """Whether it was put in beside the source's own row."""
+        return self.after is not None
 
     @property
     def is_of_source(self) -> bool:
-        """Whether the source's own layer runs here."""
-        return self.runs == "layer" and not self.values
+        """Whether the source's own layer runs here, in its own place."""
+        return self.runs == "layer" and not self.values and not self.is_inserted
+
+    @property
+    def is_as_stored(self) -> bool:
+        """Whether the weights of the source's layer ``like`` run here, whole: in its own place, or once more."""
+        return self.runs == "layer" and not self.values and not self.off
+
+    @property
+    def place(self) -> int:
+        """The place of the source's row where it stands, or behind which it was put in."""
+        return self.like if self.after is None else self.after
 
 
 Structure = tuple[Slot, ...]
@@ -63,6 +80,19 @@ def stored(structure: Structure) -> Structure:
     return tuple(slot for slot in structure if not slot.is_hosted)
 
 
+def inserted(structure: Structure) -> Structure:
+    """The slots that were put in beside the source's own row."""
+    return tuple(slot for slot in structure if slot.is_inserted)
+
+
+def with_inserted(structure: Structure, new: Structure) -> Structure:
+    """The structure with new slots, all put in behind one place of the source's row; earlier ones of that place come first."""
+    assert new and len({slot.after for slot in new}) == 1
+    at = sum(slot.place <= new[0].place for slot in structure)
+    assert all(slot.place <= new[0].place for slot in structure[:at]), "slots stand in the order of their places"
+    return (*structure[:at], *new, *structure[at:])
+
+
 def kept_layers(structure: Structure) -> tuple[int, ...]:
     """Layers of the source that still run as themselves, in the order of the stream; sublayers may be off."""
     return tuple(slot.like for slot in structure if slot.is_of_source)
@@ -70,7 +100,7 @@ def kept_layers(structure: Structure) -> tuple[int, ...]:
 
 def units_off(structure: Structure) -> frozenset[Unit]:
     """Sublayers of layers that run, whose contribution is zero."""
-    return frozenset(Unit(kind, slot.like) for slot in structure for kind in slot.off)
+    return frozenset(Unit(kind, slot.like) for slot in structure if not slot.is_inserted for kind in slot.off)
 
 
 def units_of(structure: Structure, n_layers: int) -> frozenset[Unit]:
@@ -93,10 +123,7 @@ def without_sublayer(structure: Structure, kind: SublayerKind, layers: Iterable[
     """The structure with one kind of sublayer off in some layers of the source."""
     gone = set(layers)
     return tuple(
-        Slot(slot.like, slot.runs, slot.off | {kind}, slot.values, slot.is_hosted)
-        if slot.like in gone and slot.is_of_source
-        else slot
-        for slot in structure
+        replace(slot, off=slot.off | {kind}) if slot.like in gone and slot.is_of_source else slot for slot in structure
     )
 
 
@@ -129,6 +156,6 @@ def describe(structure: Structure, n_layers: int) -> str:
 
 
 def absent_layers(structure: Structure, n_layers: int) -> tuple[int, ...]:
-    """Layers of the source that no layer of the structure behaves like: an untrained student lacks them."""
-    like = {slot.like for slot in structure if slot.runs == "layer"}
+    """Layers of the source that no layer in its own row behaves like: an untrained student lacks them."""
+    like = {slot.like for slot in structure if slot.runs == "layer" and not slot.is_inserted}
     return tuple(layer for layer in range(n_layers) if layer not in like)

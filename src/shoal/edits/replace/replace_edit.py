@@ -46,8 +46,8 @@ class Replace(BaseEdit):
 
     def structure(self, before: Structure) -> Structure:
         """One slot for each layer it inherits, else one module, where the span's first slot was."""
-        at = next(i for i, slot in enumerate(before) if slot.like == self.start)
-        rest = tuple(slot for slot in before if slot.like not in self.span)
+        at = next(i for i, slot in enumerate(before) if slot.like == self.start and not slot.is_inserted)
+        rest = tuple(slot for slot in before if slot.is_inserted or slot.like not in self.span)
         return (*rest[:at], *self.slots(), *rest[at:])
 
     def slots(self) -> Structure:
