@@ -11,13 +11,15 @@ from safetensors import safe_open
 
 from shoal.checkpoint.rewrite import rewrite
 from shoal.edits.drop import Drop
+from shoal.edits.inits import init_named
+from shoal.edits.insert import Insert
 from shoal.edits.plan import Plan, choice_hash, structure_of
 from shoal.edits.refit import Refit
 from shoal.edits.replace.replace_edit import Replace
-from shoal.edits.student_of import student_of
+from shoal.edits.student_of import student_of, with_derived
 from shoal.engine.view import DecoderView
 from shoal.select.model_size import model_size
-from shoal.show.report.layer_strip import fates
+from shoal.show.report.layer_strip import fates, strip
 from shoal.words.structure import Size, absent_layers, intact, kept_layers, stored, units_off
 from shoal.words.types import Batch, Unit
 
@@ -31,7 +33,7 @@ def plan_of_edits(edits, n_layers=N):
 
 
 @st.composite
-def edit_lists(draw, replace=True):
+def edit_lists(draw, replace=True, insert=False):
     """Edits of a model of N layers that do not overlap, in random order, at least one layer left."""
     fates_ = draw(st.lists(st.sampled_from(["keep", "drop", "attn", "mlp", "refit", "both"]), min_size=N, max_size=N))
     edits = []
@@ -49,12 +51,31 @@ def edit_lists(draw, replace=True):
         off = tuple(i for i, fate in enumerate(fates_) if fate in (kind, "both"))
         edits += [Drop(kind=kind, indices=off)] if off else []
     edits += [Refit(layer=i, parameters=(MAP,)) for i, fate in enumerate(fates_) if fate == "refit"]
+    places = draw(st.sets(st.integers(0, N - 1), max_size=3)) if insert else set()
+    for after in sorted(places - ({i for i, fate in enumerate(fates_) if fate == "inside"} - {stop - 1} if start else set())):
+        init = draw(st.sampled_from(["identity", "copy", "mean", "interpolate", "slayer"]))
+        most = N - 1 if init_named(init).weights == "source" else N - 2
+        edits.append(Insert(after=after, init=init, of=tuple(draw(st.lists(st.integers(0, most), min_size=1, max_size=2)))))
     return tuple(draw(st.permutations(edits)))
 
 
-@given(edit_lists())
+@given(edit_lists(insert=True))
 def test_the_order_of_structural_edits_that_do_not_overlap_does_not_matter(edits):
     assert structure_of(edits, N) == structure_of(tuple(reversed(edits)), N)
+
+
+@given(edit_lists(insert=True))
+def test_what_is_put_in_changes_nothing_that_is_said_of_the_source(edits):
+    """Kept, removed and absent layers, units that are off and the picture's boxes are those of the plan without it."""
+    plan, without = plan_of_edits(edits), plan_of_edits(tuple(edit for edit in edits if not isinstance(edit, Insert)))
+    for name in ("kept_layers", "removed_layers", "absent_layers", "removed_units"):
+        assert getattr(plan, name) == getattr(without, name)
+    assert tuple(slot for slot in plan.structure if not slot.is_inserted) == without.structure
+    assert fates(plan) == fates(without)
+    n_new = sum(len(edit.of) for edit in edits if isinstance(edit, Insert))
+    assert plan.n_layers_after == without.n_layers_after + n_new
+    assert str(strip(plan)).count('class="new"') == n_new
+    assert choice_hash(edits) == choice_hash(without.edits) or n_new
 
 
 @given(edit_lists())
@@ -71,7 +92,7 @@ def test_structure_and_units_say_the_same(edits):
     assert len(stored(plan.structure)) == plan.n_layers_after == N - len(plan.absent_layers)
 
 
-@given(edit_lists())
+@given(edit_lists(insert=True))
 def test_a_plan_is_the_same_after_its_file(edits):
     plan = plan_of_edits(edits)
     again = Plan.from_json(plan.to_json())
@@ -164,14 +185,14 @@ def saved(tmp_path_factory):
 
 
 @settings(deadline=None, max_examples=25)
-@given(edits=edit_lists(replace=True), seed=st.integers(0, 9))
+@given(edits=edit_lists(replace=True, insert=True), seed=st.integers(0, 9))
 def test_the_written_file_is_the_student(saved, tmp_path_factory, edits, seed):
     """Sizes, order, config, layer count and logits of the checkpoint are those of structure and overlay."""
     from transformers import AutoModelForCausalLM
 
     model, folder = saved
     view, plan = DecoderView(model), plan_of_edits(edits)
-    values = values_for(view, plan, seed)
+    values = with_derived(view, plan, values_for(view, plan, seed))
     out = tmp_path_factory.mktemp("out") / "student"
     rewrite(folder, plan, out, values=values)
     config = json.loads((out / "config.json").read_text())

@@ -18,7 +18,7 @@ from shoal.checkpoint.blueprint import check_layers, edited_config, refuse_other
 from shoal.engine.families import find_layers, output_map
 from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
-from shoal.words.types import Batch, Unit
+from shoal.words.types import Batch
 
 
 def cut(view: DecoderView, student: Student) -> Any:
@@ -44,7 +44,7 @@ def cut(view: DecoderView, student: Student) -> Any:
     around = dict(memo)  # a layer that stands in several places is copied anew for each
     for place in row:
         if place.module is not None:
-            new = _stock_copy(place.module, layers[place.layer], memo, family)
+            new = _stock_copy(place, layers[place.layer], memo, family)
         else:
             new = copy.deepcopy(layers[place.layer], dict(around) if place.is_inserted else memo)
             _put(new, place.overrides, place.layer)
@@ -68,13 +68,14 @@ def renumber(layers: nn.ModuleList) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Place:
-    """One layer of the new model: a layer of the source with what differs in it, or a module of a replacement."""
+    """One layer of the new model: a layer of the source with what differs in it, or a module in place of ``where``."""
 
     layer: int
     overrides: Mapping[str, Tensor] = field(default_factory=dict)
     zeroed: frozenset[str] = frozenset()
     module: nn.Module | None = None
     is_inserted: bool = False
+    where: str = ""
 
 
 def _row(view: DecoderView, student: Student) -> list[_Place]:
@@ -83,7 +84,8 @@ def _row(view: DecoderView, student: Student) -> list[_Place]:
     for layer in range(view.n_layers):
         own = student.step(layer)
         if own is not None:
-            row.extend(_Place(source, module=part) for source, part in own.parts)
+            where = next((str(one.span) for one in student.attached if one.span.start == layer), "")
+            row.extend(_Place(source, module=part, where=where) for source, part in own.parts)
             if own.module is None:
                 row.append(_Place(layer, own.overrides or {}, own.zeroed))
         row.extend(_Place(one.layer, one.overrides or {}, one.zeroed, is_inserted=True) for one in student.behind(layer))
@@ -119,12 +121,13 @@ def _config_pairs(old: Any, new: Any) -> dict[int, Any]:
     return pairs
 
 
-def _stock_copy(part: nn.Module, stock: nn.Module, memo: dict[int, Any], family: str) -> nn.Module:
+def _stock_copy(place: _Place, stock: nn.Module, memo: dict[int, Any], family: str) -> nn.Module:
     """A replacement as a layer of the family, sharing the replacement's tensors."""
+    part = place.module
     inside = part if type(part) is type(stock) else getattr(part, "layer", None)
     if type(inside) is not type(stock):
         raise ValueError(
-            f"a replacement is a {type(part).__name__}, not a {type(stock).__name__}: a stock {family} "
+            f"the replacement of {place.where} is a {type(part).__name__}, not a {type(stock).__name__}: a stock {family} "
             "checkpoint cannot hold it; use the replacement 'layer'"
         )
     assert isinstance(inside, nn.Module)

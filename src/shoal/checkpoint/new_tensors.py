@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from shoal.checkpoint.stored_names import StoredNames, memory_dtypes
+from shoal.edits.inserted_layers import silenced
 from shoal.edits.table import Edit
 from shoal.engine.families import find_layers, output_map
 from shoal.engine.shards import Shard, TensorSlot
@@ -53,9 +54,9 @@ class NewTensors:
                 written.setdefault(layer, {}).update(keys)
         self._keys: dict[int, dict[str, str | None]] = {}  # position -> name in its layer -> key of its value; None: zeros
         for position, slot in enumerate(structure):
-            keys = dict(written.get(slot.like, {})) if slot.is_of_source else self._own_keys(slot)
-            for kind in sorted(slot.off):
-                keys.update(dict.fromkeys(self._output_map(slot.like, kind)))
+            zero = self._zero(slot)
+            keys = dict(written.get(slot.like, {})) if slot.is_of_source else self._own_keys(slot, without=zero)
+            keys.update(dict.fromkeys(zero))
             if keys:
                 self._keys[position] = keys
         # Where two edits write one parameter the later one holds, and the other's value is still its own.
@@ -81,6 +82,10 @@ class NewTensors:
     @cached_property
     def _skeleton(self) -> nn.Module:
         return self._make()
+
+    @cached_property
+    def _family(self) -> str:
+        return str(getattr(getattr(self._skeleton, "config", None), "model_type", "?"))
 
     @cached_property
     def _path(self) -> str:
@@ -121,19 +126,34 @@ class NewTensors:
             raise ValueError(f"{key!r} has shape {got}, {needed} is needed; plan and values do not match")
         return self._values[key].detach()
 
-    def _own_keys(self, slot: Slot) -> dict[str, str | None]:
-        """Keys of a slot whose values are all its own; empty where there are none: it starts as the layer it is like.
+    def _zero(self, slot: Slot) -> list[str]:
+        """Names of the parameters that are zero, so that the sublayers that are off give nothing.
 
         Raises:
-            ValueError: a module, or values that are not those of a layer.
+            ValueError: a sublayer without an output map.
         """
+        if slot.is_inserted and slot.off:
+            return list(silenced(self._layer(slot.like), self._family))
+        return [name for kind in sorted(slot.off) for name in self._output_map(slot.like, kind)]
+
+    def _own_keys(self, slot: Slot, *, without: Sequence[str] = ()) -> dict[str, str | None]:
+        """Keys of a slot whose values are all its own; empty where there are none: it is, or starts as, the layer it is like.
+
+        Args:
+            without: names that have no value, because they are zero.
+        Raises:
+            ValueError: a module, values that are not those of a layer, or none where there must be some.
+        """
+        if slot.is_inserted and not slot.values:
+            return {}
         if slot.runs != "layer":
             raise ValueError(
                 f"the module in place of layer {slot.like} is no layer of the family: a stock checkpoint cannot hold it; "
                 "use the replacement 'layer'"
             )
         own: dict[str, str | None] = {key.removeprefix(slot.values): key for key in self._values if key.startswith(slot.values)}
-        for name in sorted(set(own) ^ set(self._layer(slot.like).state_dict()) if own else ()):
+        needed = set(self._layer(slot.like).state_dict()) - set(without)
+        for name in sorted(set(own) ^ needed if own or slot.is_inserted else ()):
             fault = "unknown" if name in own else "missing"
             raise ValueError(f"values {slot.values}*: {name!r} is {fault}; plan and values differ")
         return own

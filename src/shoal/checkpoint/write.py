@@ -21,7 +21,7 @@ from shoal.edits.replace.as_stock_layer import NotStock, stock_values
 from shoal.edits.replace.contract import Replacement
 from shoal.edits.replace.modules import StreamModule
 from shoal.edits.replace.replace_edit import Replace
-from shoal.edits.student_of import load_values, new_attached
+from shoal.edits.student_of import load_values, new_attached, with_derived
 from shoal.engine.view import DecoderView
 from shoal.words.structure import Slot, Structure
 
@@ -47,7 +47,7 @@ def write(view: DecoderView, source: Path, plan: Plan, out: Path, *, values: Map
         ValueError: as :func:`shoal.checkpoint.rewrite.rewrite`; a replacement that no layer stands before; a family whose code
             cannot be extended.
     """
-    parts = split(view, plan, values or {})
+    parts = split(view, plan, with_derived(view, plan, values or {}))
     if not parts.hosted:
         return rewrite(source, plan, out, structure=parts.structure, values=parts.values, model=view.model)
     refuse_no_bundle(view.model)

@@ -47,6 +47,11 @@ class BaseEdit(Record):
         """Units whose slots it changes. Two edits of a plan may not touch one unit; none where only values are written."""
         return frozenset()
 
+    @property
+    def is_structural(self) -> bool:
+        """Whether it changes which slots there are or what they leave out; the others only write values."""
+        return bool(self.touches())
+
     @abstractmethod
     def structure(self, before: Structure) -> Structure:
         """The structure it makes of another."""
@@ -66,6 +71,14 @@ class BaseEdit(Record):
     def n_layers_needed(self) -> int:
         """Layers the source needs at least."""
         return 1 + max(self.named_layers(), default=-1)
+
+    def derived(self, view: DecoderView) -> Mapping[str, Tensor]:
+        """Values of its own that follow from the source's weights, so that they need not lie beside the plan.
+
+        Raises:
+            ValueError: the source has no such layers.
+        """
+        return {}
 
     def owns(self, name: str) -> bool:
         """Whether a value beside the plan, of that name, is its own."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pydantic import Field, model_validator
 
 from shoal.edits.base import MOST_LAYERS
+from shoal.edits.insert import Insert
 from shoal.edits.replace.replace_edit import Replace
 from shoal.edits.table import Edit
 from shoal.words.records import Record, stable_hash
@@ -140,9 +141,20 @@ class Plan(Record):
 
     @property
     def is_pure_removal(self) -> bool:
-        """True when every edit drops whole layers: the checkpoint can be cut file to file."""
+        """True when every edit drops whole layers."""
         only_source = all(slot.is_of_source and not slot.off for slot in self.structure)
         return only_source and not any(edit.writes() for edit in self.edits)
+
+    @property
+    def is_of_whole_layers(self) -> bool:
+        """True when the student is a row of the source's layers as they are stored; some may be gone, some stand twice."""
+        return all(slot.is_as_stored for slot in self.structure) and not any(edit.writes() for edit in self.edits)
+
+    @property
+    def needs_no_weights(self) -> bool:
+        """True when the checkpoint can be written file to file without opening the source: whole layers and zeros."""
+        only_stored = all(slot.is_as_stored or slot.is_inserted and not slot.values for slot in self.structure)
+        return only_stored and not any(edit.writes() for edit in self.edits)
 
     @property
     def brings_code(self) -> bool:
@@ -169,7 +181,7 @@ def structure_of(edits: Sequence[Edit], n_layers: int) -> Structure:
 
 def choice_hash(edits: Sequence[Edit]) -> str:
     """Identity of the edits that change the structure; those that only write values come after the choice."""
-    return stable_hash([edit.model_dump(mode="json") for edit in edits if edit.touches()])
+    return stable_hash([edit.model_dump(mode="json") for edit in edits if edit.is_structural])
 
 
 def check_edits(edits: Sequence[Edit], n_layers: int) -> None:
@@ -189,11 +201,28 @@ def check_edits(edits: Sequence[Edit], n_layers: int) -> None:
             if unit in seen or seen & inside:
                 raise ValueError(f"layer {unit.index} is edited twice")
             seen.add(unit)
+    _check_places(edits)
     structure = structure_of(edits, n_layers)
-    if not structure:
-        raise ValueError("the plan removes every layer; keep at least one")
     own = set(kept_layers(structure))
+    if all(slot.is_inserted for slot in structure):
+        raise ValueError("the plan removes every layer; keep at least one")
     for edit in edits:
         for target in edit.writes():
             if isinstance(target, int) and target not in own:
                 raise ValueError(f"layer {target} is edited twice: it is removed, and there are new values for it")
+
+
+def _check_places(edits: Sequence[Edit]) -> None:
+    """Raises ValueError for new layers put twice behind one layer, or inside a span that something else stands for."""
+    new = [edit.after for edit in edits if isinstance(edit, Insert)]
+    twice = next((after for after in new if new.count(after) > 1), None)
+    if twice is not None:
+        raise ValueError(f"new layers are put twice behind layer {twice}; name all of them in one edit")
+    for edit in edits:
+        if isinstance(edit, Replace):
+            inside = next((after for after in new if edit.start <= after < edit.stop - 1), None)
+            if inside is not None:
+                raise ValueError(
+                    f"new layers behind layer {inside} would stand inside layers {edit.start}..{edit.stop - 1}, which are "
+                    f"replaced; put them behind layer {edit.stop - 1}"
+                )

@@ -1,7 +1,8 @@
 """From a plan and its values to a student, and back to values.
 
 Values are flat names to tensors, one safetensors file beside the plan: ``replace.{start}-{stop}.<name in the module>`` for
-replacements, ``refit.{layer}.<name in the layer>`` for refitted parameters, ``prune.{layer}.…`` for those with zeros.
+replacements, ``refit.{layer}.<name in the layer>`` for refitted parameters, ``prune.{layer}.…`` for those with zeros,
+``insert.{after}.{number}.…`` for new layers.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from shoal.edits.plan import Plan
 from shoal.edits.replace.contract import Replacement
 from shoal.edits.replace.replace_edit import Replace
-from shoal.engine.student import Attached, Student
+from shoal.engine.student import Attached, Step, Student
 from shoal.engine.view import DecoderView
 from shoal.words.types import Span, Unit
 
@@ -56,6 +57,7 @@ class Overlay:
     removed: set[Unit] = field(default_factory=set)
     overrides: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     attached: list[Attached] = field(default_factory=list)
+    inserted: dict[int, tuple[Step, ...]] = field(default_factory=dict)
 
 
 def student_of(view: DecoderView, plan: Plan, values: Mapping[str, Tensor] | None = None) -> Student:
@@ -79,7 +81,21 @@ def student_of(view: DecoderView, plan: Plan, values: Mapping[str, Tensor] | Non
     if left:
         raise ValueError(f"{len(left)} values belong to no edit of the plan, the first is {left[0]!r}; pass the plan's own")
     attached = tuple(sorted(overlay.attached, key=lambda one: one.span.start))
-    return Student(frozenset(overlay.removed), overlay.overrides, attached, name=plan.method or "student")
+    name = plan.method or "student"
+    return Student(frozenset(overlay.removed), overlay.overrides, attached, overlay.inserted, name=name)
+
+
+def with_derived(view: DecoderView, plan: Plan, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The values of a plan, with those that follow from the source's weights for the edits that have none beside the plan.
+
+    Raises:
+        ValueError: the source has no layers to derive them from.
+    """
+    found = dict(values)
+    for edit in plan.edits:
+        if not any(edit.owns(name) for name in values):
+            found.update(edit.derived(view))
+    return found
 
 
 @torch.no_grad()

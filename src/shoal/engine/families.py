@@ -105,6 +105,33 @@ def output_map(layer: nn.Module, kind: str) -> str | None:
     return None
 
 
+def silent_parameters(layer: nn.Module) -> tuple[str, ...]:
+    """Names of the parameters that write into the stream: where all are zero, both sublayers give exactly nothing.
+
+    They are those of the output map of each sublayer; of experts, those of every map that ends one of them. Empty where a
+    sublayer is not found, or has no such map.
+    """
+    found: list[str] = []
+    for kind in ("attn", "mlp"):
+        path = output_map(layer, kind)
+        inside = sublayer(layer, kind)
+        if path is not None:
+            names = [f"{path}.{name}" for name, _ in layer.get_submodule(path).named_parameters(recurse=False)]
+        elif inside is not None:
+            names = [f"{inside[0]}.{name}" for name, _ in inside[1].named_parameters() if _ends_an_expert(name)]
+        else:
+            names = []
+        if not names:
+            return ()
+        found += names
+    return tuple(found)
+
+
+def _ends_an_expert(name: str) -> bool:
+    """Whether a parameter inside experts is that of an output map: ``experts.down_proj``, ``experts.0.w2.weight``, ..."""
+    return any(part.removesuffix("_bias") in MLP_MAPS for part in name.split("."))
+
+
 def contribution(layer: nn.Module, kind: str) -> str | None:
     """Path of the module whose zeroed output removes a sublayer from the stream: the output map, else the sublayer itself."""
     path = output_map(layer, kind)

@@ -1,4 +1,4 @@
-"""The format ``mergekit``: the YAML with which mergekit makes the same student of the teacher, for pure removal.
+"""The format ``mergekit``: the YAML with which mergekit makes the same student, where whole layers are gone or repeated.
 
 Schema: ``merge_method: passthrough`` with slices of ``layer_range: [start, stop]``, whose upper end is excluded.
 """
@@ -17,9 +17,15 @@ from shoal.export.exporter import Exported, Exporter, Options, StudentFolder
 def refuses(student: StudentFolder, options: Options) -> str | None:
     if student.plan is None:
         return "nothing says which layers of which model it has: no plan.json beside it; give the run folder"
-    if not student.plan.is_pure_removal:
+    if not student.plan.is_of_whole_layers:
         return "it has values of its own or lacks parts of layers, which a slice of layers cannot say"
     return None
+
+
+def _row(student: StudentFolder) -> list[int]:
+    """The source's layers that run, in order; those that are repeated stand there again."""
+    assert student.plan is not None
+    return [slot.like for slot in student.plan.structure]
 
 
 def ranges(order: Sequence[int]) -> list[list[int]]:
@@ -37,7 +43,7 @@ def write(student: StudentFolder, out: Path | None, options: Options) -> Exporte
     from shoal.words.records import write_atomically
 
     assert student.plan is not None
-    sources = [{"sources": [{"model": student.plan.source, "layer_range": one}]} for one in ranges(student.plan.kept_layers)]
+    sources = [{"sources": [{"model": student.plan.source, "layer_range": one}]} for one in ranges(_row(student))]
     content = {"slices": sources, "merge_method": "passthrough", "dtype": str(student.config.get("dtype") or "bfloat16")}
     text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
     if out is not None:
@@ -53,14 +59,14 @@ def verify(student: StudentFolder, done: Exported) -> dict[str, Any]:
     assert student.plan is not None
     slices = [one["sources"][0]["layer_range"] for one in yaml.safe_load(done.text)["slices"]]
     layers = [layer for start, stop in slices for layer in range(start, stop)]
-    if layers != list(student.plan.kept_layers):
-        raise ValueError(f"the slices say layers {layers}, the plan keeps {list(student.plan.kept_layers)}")
+    if layers != _row(student):
+        raise ValueError(f"the slices say layers {layers}, the plan has {_row(student)}")
     return {"slices": len(slices), "layers": len(layers)}
 
 
 MERGEKIT = Exporter(
     name="mergekit",
-    about="the YAML that makes the student of its teacher with mergekit; pure removal only",
+    about="the YAML that makes the student of its teacher with mergekit; whole layers only",
     refuses=refuses,
     write=write,
     verify=verify,

@@ -88,7 +88,7 @@ def _applied_to(
         )
     beside = describe(source, trust_remote_code=trust_remote_code).beside
     with new_folder(out) as made:  # it takes its name when it has been verified
-        if plan.is_pure_removal:
+        if plan.needs_no_weights:
             rewrite(source, plan, made, trust_remote_code=trust_remote_code)
             verification = _check_rewritten(made, device=device, trust_remote_code=trust_remote_code)
         else:

@@ -1,16 +1,17 @@
-"""The layers in a row: which stay, which are gone, which got a module in their place, which got new values."""
+"""The layers in a row: which stay, which are gone, which got a module in their place or new values, and which are new."""
 
 from __future__ import annotations
 
 from shoal.edits.base import Fate
 from shoal.edits.plan import Plan
 from shoal.show.html import Html, tag
-from shoal.words.structure import SUBLAYERS
+from shoal.words.structure import SUBLAYERS, inserted
 
 
 def fates(plan: Plan) -> list[Fate]:
     """One per layer of the source: what a structural edit made of it, else which sublayers are off, else its new values."""
-    off = {slot.like: [SUBLAYERS[kind] for kind in SUBLAYERS if kind in slot.off] for slot in plan.structure}
+    row = [slot for slot in plan.structure if not slot.is_inserted]
+    off = {slot.like: [SUBLAYERS[kind] for kind in SUBLAYERS if kind in slot.off] for slot in row}
     kept = set(plan.kept_layers)
     found = []
     for layer in range(plan.n_layers):
@@ -25,23 +26,26 @@ def strip(plan: Plan) -> Html:
     """A row of boxes, and what their looks mean."""
     every = next(step for step in (1, 2, 5, 10, 20, 50) if plan.n_layers / step <= 24)
     found = fates(plan)
-    boxes = [
-        tag(
-            "li",
-            tag("span", class_="bar"),
-            tag("span", class_="box"),
-            tag("span", layer if layer % every == 0 else Html("&nbsp;"), class_="number", aria_hidden="true"),
-            class_=fate.look,
-            title=f"layer {layer}: {fate.words}",
-        )
-        for layer, fate in enumerate(found)
-    ]
+    behind: dict[int, list[int]] = {}
+    for slot in inserted(plan.structure):
+        behind.setdefault(slot.place, []).append(slot.like)
+    boxes: list[Html] = []
+    for layer, fate in enumerate(found):
+        boxes.append(_box(fate.look, layer if layer % every == 0 else "", f"layer {layer}: {fate.words}"))
+        boxes += [_box("new", "", f"behind layer {layer}: new, like layer {like}") for like in behind.get(layer, ())]
     row = tag("ol", boxes, class_="strip", role="img", aria_label=f"{plan.n_layers} layers of the teacher: {plan}")
-    return tag("figure", row, tag("figcaption", _key({fate.look.split()[0] for fate in found}, plan)), class_="layers")
+    looks = {fate.look.split()[0] for fate in found} | ({"new"} if behind else set())
+    return tag("figure", row, tag("figcaption", _key(looks, plan)), class_="layers")
+
+
+def _box(look: str, number: int | str, said: str) -> Html:
+    """One box of the row, with the number under it where it has one."""
+    under = tag("span", Html("&nbsp;") if number == "" else number, class_="number", aria_hidden="true")
+    return tag("li", tag("span", class_="bar"), tag("span", class_="box"), under, class_=look, title=said)
 
 
 def _key(looks: set[str], plan: Plan) -> list[Html]:
-    words = {"kept": "kept", "gone": "removed", "refitted": "kept, with new values", "part": "kept in part"}
+    words = {"kept": "kept", "gone": "removed", "refitted": "kept, with new values", "part": "kept in part", "new": "new"}
     if plan.replacements:
         looks = looks | {"module"}
         words["module"] = "one module in their place"
