@@ -49,7 +49,8 @@ class ThinSite:
 
     def of(self, layer: int) -> dict[str, Tensor]:
         """Its parameters as the student runs them, while it is in memory."""
-        return layer_parameters(self.view, layer, self.student.step(layer).overrides)
+        step = self.student.step(layer)
+        return layer_parameters(self.view, layer, None if step is None else step.overrides)
 
     def walk(self, after_layer: AfterLayer | None) -> Iterator[Here]:
         goals = {layer: Goal(layer + 1) for layer in self.maps}
@@ -89,7 +90,8 @@ def thin_site(
     maps: dict[int, list[ThinMap]] = {}
     left: list[str] = []
     for layer in range(view.n_layers):
-        if student.step(layer).action != "run":
+        step = student.step(layer)
+        if step is None or step.module is not None:
             continue
         with view.residency.layer(layer) as module:
             found, reasons = maps_of(module)
