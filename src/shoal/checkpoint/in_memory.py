@@ -67,7 +67,7 @@ def renumber(layers: nn.ModuleList) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class _Place:
+class _LayerToBe:
     """One layer of the new model: a layer of the source with what differs in it, or a module in place of ``where``."""
 
     layer: int
@@ -78,17 +78,17 @@ class _Place:
     where: str = ""
 
 
-def _row(view: DecoderView, student: Student) -> list[_Place]:
+def _row(view: DecoderView, student: Student) -> list[_LayerToBe]:
     """The layers of the new model, in the order of the stream."""
-    row: list[_Place] = []
+    row: list[_LayerToBe] = []
     for layer in range(view.n_layers):
         own = student.step(layer)
         if own is not None:
             where = next((str(one.span) for one in student.attached if one.span.start == layer), "")
-            row.extend(_Place(source, module=part, where=where) for source, part in own.parts)
+            row.extend(_LayerToBe(source, module=part, where=where) for source, part in own.parts)
             if own.module is None:
-                row.append(_Place(layer, own.overrides or {}, own.zeroed))
-        row.extend(_Place(one.layer, one.overrides or {}, one.zeroed, is_inserted=True) for one in student.behind(layer))
+                row.append(_LayerToBe(layer, own.overrides or {}, own.zeroed))
+        row.extend(_LayerToBe(one.layer, one.overrides or {}, one.zeroed, is_inserted=True) for one in student.behind(layer))
     if not row:
         raise ValueError(f"student {student.name!r} has no layer left; keep at least one")
     return row
@@ -121,7 +121,7 @@ def _config_pairs(old: Any, new: Any) -> dict[int, Any]:
     return pairs
 
 
-def _stock_copy(place: _Place, stock: nn.Module, memo: dict[int, Any], family: str) -> nn.Module:
+def _stock_copy(place: _LayerToBe, stock: nn.Module, memo: dict[int, Any], family: str) -> nn.Module:
     """A replacement as a layer of the family, sharing the replacement's tensors."""
     part = place.module
     inside = part if type(part) is type(stock) else getattr(part, "layer", None)
