@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shoal.cli.help import HEALED, MACHINE, METHOD, REMOVED, REPAIRED, TASKS, TEXT, default
 from shoal.cli.options import (
+    DEFAULT,
     ByOption,
     DeviceOption,
     DropOption,
@@ -29,13 +31,28 @@ from shoal.cli.options import (
 from shoal.edits.replace.table import REPLACEMENTS
 from shoal.fit.table import repairs_said
 from shoal.recipes.table import RECIPES
+from shoal.run.job import DEFAULT_SLICE_TOKENS, MOST_DEFAULT
 from shoal.select.table import SELECTORS
+from shoal.train.config import MOST_LR, RATE_TIMES_WIDTH
+from shoal.train.heal.config import DEFAULT_HEAL_TOKENS
 
 if TYPE_CHECKING:
     from shoal.cli.console import Screen
     from shoal.run.asked_tasks import Tasks
 
 EFFORTS = ("low", "default", "high")
+
+
+def samples_said(slice: str) -> str:
+    """How many samples of a slice are read where none are asked for."""
+    return f"{MOST_DEFAULT[slice]}, or {DEFAULT_SLICE_TOKENS[slice]:,} tokens where that is fewer"
+
+
+def evaluations_said() -> str:
+    """What the searches of the table ask for, at one size that people know."""
+    n_layers, n_removed = 32, 8
+    counts = [f"{name} {one.n_evaluations(n_layers, n_removed):,}" for name, one in SELECTORS.items() if one.n_evaluations]
+    return f"all that the search asks for; for {n_removed} of {n_layers} layers {', '.join(counts)}"
 
 
 @dataclass(frozen=True)
@@ -46,8 +63,9 @@ class TextOptions:
         list[str] | None,
         typer.Option(
             "--text",
-            help="Text: .txt, .jsonl, .json, .csv, .parquet, a folder, hub:NAME, mix:slimpajama, or a mixture such as "
-            "0.7*a.txt+0.3*b.jsonl; may be repeated.  [default: the bundled sample]",
+            metavar="PATH",
+            help=".txt, .jsonl, .json, .csv, .parquet, a folder, hub:NAME, mix:slimpajama, or a mixture such as "
+            "0.7*a.txt+0.3*b.jsonl; may be repeated." + default("the bundled sample"),
         ),
     ] = None
     field: Annotated[
@@ -55,8 +73,9 @@ class TextOptions:
         typer.Option(
             "--field",
             metavar="NAME",
-            help="Column of --text that holds the text or the turns of a chat, such as body or meta.text.  [default: text, "
-            "messages, conversations, prompt + completion, instruction + output, content, ...]",
+            help="Column of --text that holds the text or the turns of a chat, such as body or meta.text."
+            + default("text, messages, conversations, prompt + completion, instruction + output, content, ..."),
+            rich_help_panel=TEXT,
         ),
     ] = None
 
@@ -65,7 +84,15 @@ class TextOptions:
 class SampleOptions:
     """How much of the text the calibration reads, and in which order."""
 
-    samples: Annotated[int | None, typer.Option("--samples", help="Calibration samples.  [default: up to 128]")] = None
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            "--samples",
+            metavar="N",
+            help="Calibration samples." + default(samples_said("calibration")),
+            rich_help_panel=TEXT,
+        ),
+    ] = None
     length: LengthOption = None
     seed: SeedOption = None
 
@@ -74,7 +101,15 @@ class SampleOptions:
 class EvaluationOptions:
     """How much of the text an evaluation reads, and in which order."""
 
-    samples: Annotated[int | None, typer.Option("--samples", help="Evaluation samples.  [default: up to 64]")] = None
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            "--samples",
+            metavar="N",
+            help="Evaluation samples." + default(samples_said("evaluation")),
+            rich_help_panel=TEXT,
+        ),
+    ] = None
     length: LengthOption = None
     seed: SeedOption = None
 
@@ -88,9 +123,15 @@ class PlaceOptions:
     """Where models run, in which precision, and whether their own code may."""
 
     device: DeviceOption = "cpu"
-    dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.  [default: the checkpoint's]")] = (
-        None
-    )
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            "--dtype",
+            metavar="NAME",
+            help="float32, bfloat16 or float16." + default("the checkpoint's"),
+            rich_help_panel=MACHINE,
+        ),
+    ] = None
     trust_remote_code: RemoteOption = False
 
 
@@ -101,7 +142,12 @@ class MachineOptions:
     place: PlaceOptions
     resident: Annotated[
         str,
-        typer.Option("--resident", help="Layers in memory: all, a number (the rest is read from disk as needed), or auto."),
+        typer.Option(
+            "--resident",
+            metavar="N",
+            help="Layers in memory: all, a number (the rest is read from disk as needed), or auto: all that fit.",
+            rich_help_panel=MACHINE,
+        ),
     ] = "auto"
 
 
@@ -125,23 +171,25 @@ class ResultOptions:
 class MethodOptions:
     """Which recipe the other options override."""
 
-    recipe: Annotated[
-        str,
-        typer.Option(
-            "--recipe",
-            help=f"{', '.join(RECIPES)}, or a YAML file. Options override it; the defaults shown are those of the recipe "
-            "default.",
-        ),
-    ] = "default"
     effort: Annotated[
         str | None,
         typer.Option(
             "--effort",
-            help="low: two candidates, only the layer before each cut is refitted; default: forward passes and linear solves "
-            "of every kept layer from there on; high: then trains the layer before each cut whole, with all that they "
-            "set (recipe high).",
+            metavar="NAME",
+            help="low: two candidates, only the layer before each cut is refitted; default: four, and every kept layer from "
+            "there on; high: then trains what was set." + default("default"),
         ),
     ] = None
+    recipe: Annotated[
+        str,
+        typer.Option(
+            "--recipe",
+            metavar="NAME",
+            help=f"{', '.join(RECIPES)}, or a YAML file. Options override it; the defaults shown are those of the recipe "
+            "default.",
+            rich_help_panel=METHOD,
+        ),
+    ] = "default"
 
     @property
     def name(self) -> str:
@@ -164,32 +212,68 @@ class BudgetOptions:
     """How much is removed, or what."""
 
     drop: DropOption = None
-    params: Annotated[str | None, typer.Option("--params", help="Target size instead of --drop, such as 6B.")] = None
-    layers: LayersOption = None
-    keep: KeepOption = None
+    params: Annotated[
+        str | None,
+        typer.Option(
+            "--params",
+            metavar="SIZE",
+            help="Target size instead of --drop, such as 6B." + default(f"as --drop {DEFAULT.drop} leaves"),
+            rich_help_panel=REMOVED,
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
 class ChoiceOptions:
     """What is removed: the selector, what it goes by, and what must stay."""
 
-    select: Annotated[str | None, typer.Option("--select", help=f"{', '.join(SELECTORS)}.  [default: span]")] = None
+    select: Annotated[
+        str | None,
+        typer.Option(
+            "--select",
+            metavar="NAME",
+            help=f"{', '.join(SELECTORS)}." + default(DEFAULT.select),
+            rich_help_panel=REMOVED,
+        ),
+    ] = None
+    by: ByOption = None
     metric: Annotated[
         str | None,
-        typer.Option("--metric", help="What a selector that runs the model goes by, such as kl, js or ce.  [default: kl]"),
+        typer.Option(
+            "--metric",
+            metavar="NAME",
+            help="What a selector that runs the model goes by, such as kl, js or ce." + default(DEFAULT.search.metric),
+            rich_help_panel=REMOVED,
+        ),
     ] = None
     evaluations: Annotated[
         int | None,
         typer.Option(
-            "--evaluations", help="Most sets of layers that such a selector runs.  [default: what the search asks for]"
+            "--evaluations",
+            metavar="N",
+            help="Most sets of layers that such a selector runs." + default(evaluations_said()),
+            rich_help_panel=REMOVED,
         ),
     ] = None
-    by: ByOption = None
     guard: Annotated[
         int | None,
-        typer.Option("--guard", help="Candidates compared by their KL to the teacher; 1 trusts the score.  [default: 4]"),
+        typer.Option(
+            "--guard",
+            metavar="N",
+            help="Candidates that are repaired on a part of the text and compared by KL to the teacher; 1: none is, the "
+            "score's first choice stands." + default(DEFAULT.guard),
+            rich_help_panel=REMOVED,
+        ),
     ] = None
-    rounds: Annotated[int | None, typer.Option("--rounds", help="Cut in that many steps, measuring anew.  [default: 1]")] = None
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            "--rounds",
+            metavar="N",
+            help="Cut in that many steps, measuring anew." + default(DEFAULT.rounds),
+            rich_help_panel=REMOVED,
+        ),
+    ] = None
     protect: ProtectOption = None
 
 
@@ -197,30 +281,37 @@ class ChoiceOptions:
 class RepairOptions:
     """What is put in place of what goes, in closed form and by training exactly that."""
 
-    replace: Annotated[
-        str | None,
-        typer.Option(
-            "--replace",
-            help=f"none, {', '.join(REPLACEMENTS)}; options behind the name, such as swiglu:width=1024. By itself it replaces "
-            "the default's repair.  [default: none]",
-        ),
-    ] = None
     repair: Annotated[
         str | None,
         typer.Option(
             "--repair",
+            metavar="NAME",
             help="Closed form: no training and, without a replacement, no new parameters. "
             + repairs_said()
-            + ".  [default: auto, or none with --replace]",
+            + "."
+            + default(f"{DEFAULT.repair}, or none with --replace"),
+            rich_help_panel=REPAIRED,
         ),
     ] = None
     fit_tokens: FitTokensOption = None
+    replace: Annotated[
+        str | None,
+        typer.Option(
+            "--replace",
+            metavar="NAME",
+            help=f"none, {', '.join(REPLACEMENTS)}; options behind the name, such as swiglu:width=1024. By itself it replaces "
+            "the default's repair." + default(DEFAULT.replace),
+            rich_help_panel=REPAIRED,
+        ),
+    ] = None
     polish: Annotated[
         str | None,
         typer.Option(
             "--polish",
-            help="Train exactly what --replace and --repair put in: on hidden states, on the teacher's logits (kl), or none.  "
-            "[default: as the recipe says, else hidden with a replacement, else none]",
+            metavar="NAME",
+            help="Train exactly what --replace and --repair put in: on hidden states (hidden), on the teacher's logits (kl), "
+            "or none." + default("none, or hidden with --replace"),
+            rich_help_panel=REPAIRED,
         ),
     ] = None
     train_tokens: TrainTokensOption = None
@@ -241,16 +332,32 @@ class RecipeOptions:
 class HealingOptions:
     """Training behind the repair."""
 
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            "--lr",
+            metavar="RATE",
+            help="Peak learning rate of --polish." + default(f"{RATE_TIMES_WIDTH:.2g} / hidden size, at most {MOST_LR:g}"),
+            rich_help_panel=REPAIRED,
+        ),
+    ] = None
     heal: Annotated[
         str | None,
         typer.Option(
             "--heal",
-            help="Then train more than the repair set: lora, qlora, partial, full, norms, or none (`shoal heal --help`).",
+            metavar="NAME",
+            help="Then train more than the repair set: lora, qlora, partial, full, norms, or none (`shoal heal --help`)."
+            + default("none"),
         ),
     ] = None
-    heal_tokens: Annotated[int | None, typer.Option("--heal-tokens", help="Tokens of healing.  [default: up to 1 M]")] = None
-    lr: Annotated[
-        float | None, typer.Option("--lr", help="Peak learning rate.  [default: 0.8 / hidden size, at most 8e-3]")
+    heal_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--heal-tokens",
+            metavar="N",
+            help="Tokens of healing." + default(f"{DEFAULT_HEAL_TOKENS:,}, or all that the text holds"),
+            rich_help_panel=HEALED,
+        ),
     ] = None
 
 
@@ -264,15 +371,28 @@ class TaskOptions:
             "--task",
             metavar="FILE|NAME",
             help="Task file (JSON lines with ctx, choices, gold; ctx, target; ctx, answer; or question, answer), or a task of "
-            "lm-eval by name; may be repeated.",
+            "lm-eval by name; may be repeated." + default("none"),
         ),
     ] = None
     shots: Annotated[
         int | None,
-        typer.Option("--shots", help="Solved examples before each item: first items of the file.  [default: 0, or the task's]"),
+        typer.Option(
+            "--shots",
+            metavar="N",
+            help="Solved examples before each item: first items of the file." + default("0; the task's own for lm-eval"),
+            rich_help_panel=TASKS,
+        ),
     ] = None
     items: ItemsOption = None
-    include: Annotated[Path | None, typer.Option("--include", help="Folder of lm-eval's YAML tasks of your own.")] = None
+    include: Annotated[
+        Path | None,
+        typer.Option(
+            "--include",
+            metavar="DIR",
+            help="Folder of lm-eval's YAML tasks of your own." + default("none"),
+            rich_help_panel=TASKS,
+        ),
+    ] = None
 
     def open(self) -> Tasks:
         """The tasks that were asked for, read.

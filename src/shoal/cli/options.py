@@ -1,4 +1,8 @@
-"""Options that stand alone in a signature; those that go together are in ``groups.py``."""
+"""Options that stand alone in a signature; those that go together are in ``groups.py``.
+
+An option states its heading in the help (``rich_help_panel``) unless it belongs on the first screen, and the value it has where
+it is not given: from the tables, never by hand.
+"""
 
 from __future__ import annotations
 
@@ -7,58 +11,128 @@ from typing import Annotated
 
 import typer
 
+from shoal.cli.help import MACHINE, REMOVED, REPAIRED, TASKS, TEXT, default
+from shoal.fit.fit_config import FEWEST_TOKENS, TOKENS_PER_INPUT
 from shoal.measure.observers import observers_said
+from shoal.recipes.table import RECIPES
+from shoal.run.job import LONGEST_DEFAULT
+from shoal.train.config import DEFAULT_TOKENS
+
+DEFAULT = RECIPES["default"].recipe
 
 ModelOption = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or local folder of a causal language model.")]
-OutOption = Annotated[Path, typer.Option("--out", help="Run folder: new, empty, or of an earlier run, which is continued.")]
-LengthOption = Annotated[
-    int | None, typer.Option("--length", help="Tokens per sample.  [default: the model's window, at most 1024]")
+OutOption = Annotated[
+    Path,
+    typer.Option("--out", metavar="DIR", help="Run folder: new, empty, or of an earlier run, which is continued."),
 ]
-SeedOption = Annotated[int | None, typer.Option("--seed", help="Order of the text.  [default: 0]")]
 DropOption = Annotated[
     str | None,
-    typer.Option("--drop", help="25% of all parameters, 8 layers, or 25%layers; net of replacements.  [default: 25%]"),
+    typer.Option(
+        "--drop",
+        metavar="SHARE",
+        help="25% of all parameters, 8 layers, or 25%layers; net of replacements." + default(DEFAULT.drop),
+    ),
 ]
 LayersOption = Annotated[
     str | None,
     typer.Option(
         "--layers",
         metavar="LIST",
-        help="Take these out and choose nothing: 6, 4,6,20..24, -1 from the end, attn:5..8 or mlp:3 for single sublayers.",
+        help="Take these out and choose nothing: 6, 4,6,20..24, -1 from the end, attn:5..8 or mlp:3 for single sublayers."
+        + default("chosen"),
+        rich_help_panel=REMOVED,
     ),
 ]
 KeepOption = Annotated[
-    str | None, typer.Option("--keep", metavar="LIST", help="Keep these layers, such as 0..15, and take out all others.")
-]
-ByOption = Annotated[str | None, typer.Option("--by", help="Score to select by, such as angular/last.  [default: cosine/rest]")]
-DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1.")]
-RemoteOption = Annotated[bool, typer.Option("--trust-remote-code", help="Allow code that comes with the model.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Result as JSON on stdout; tables and progress on stderr.")]
-NoSpeedOption = Annotated[
-    bool,
-    typer.Option("--no-speed", help="Leave out how fast teacher and student run (else at most a tenth of the run's time)."),
-]
-ObserveOption = Annotated[
-    list[str] | None,
-    typer.Option("--observe", help=f"Measure more of every span; may be repeated. {observers_said()}."),
-]
-TimeOption = Annotated[
     str | None,
     typer.Option(
-        "--time",
-        help="Make the best of that much time, such as 10m: sets repair, candidates and tokens; recipe.yaml records them.",
+        "--keep",
+        metavar="LIST",
+        help="Keep these layers, such as 0..15, and take out all others." + default("chosen"),
+        rich_help_panel=REMOVED,
+    ),
+]
+LengthOption = Annotated[
+    int | None,
+    typer.Option(
+        "--length",
+        metavar="N",
+        help="Tokens per sample." + default(f"the model's window, at most {LONGEST_DEFAULT:,}"),
+        rich_help_panel=TEXT,
+    ),
+]
+SeedOption = Annotated[
+    int | None,
+    typer.Option("--seed", metavar="N", help="Order of the text." + default(DEFAULT.seed), rich_help_panel=TEXT),
+]
+ByOption = Annotated[
+    str | None,
+    typer.Option(
+        "--by",
+        metavar="SCORE",
+        help="Score to select by, such as angular/last." + default(DEFAULT.by),
+        rich_help_panel=REMOVED,
     ),
 ]
 ProtectOption = Annotated[
     str | None,
     typer.Option(
         "--protect",
-        help="Layers that are not removed, such as 0,1,-1, or none; a replacement may still retrain one.  [default: 0,-1]",
+        metavar="LAYERS",
+        help="Layers that are not removed, such as 0,1,-1, or none; a replacement may still retrain one."
+        + default(",".join(map(str, DEFAULT.protect))),
+        rich_help_panel=REMOVED,
+    ),
+]
+ObserveOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--observe",
+        metavar="NAME",
+        help=f"Measure more of every span; may be repeated. {observers_said()}." + default("none"),
     ),
 ]
 FitTokensOption = Annotated[
     int | None,
-    typer.Option("--fit-tokens", help="Tokens the repair reads.  [default: 40 per input of the widest map, at least 48 k]"),
+    typer.Option(
+        "--fit-tokens",
+        metavar="N",
+        help="Tokens the repair reads."
+        + default(f"{TOKENS_PER_INPUT} per input of the widest map, at least {FEWEST_TOKENS:,}"),
+        rich_help_panel=REPAIRED,
+    ),
 ]
-TrainTokensOption = Annotated[int | None, typer.Option("--train-tokens", help="Tokens of the training.  [default: up to 1 M]")]
-ItemsOption = Annotated[int | None, typer.Option("--items", help="The first items of every task.  [default: all]")]
+TrainTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        "--train-tokens",
+        metavar="N",
+        help="Tokens of the training." + default(f"{DEFAULT_TOKENS:,}, or all that the text holds"),
+        rich_help_panel=REPAIRED,
+    ),
+]
+TimeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--time",
+        metavar="TIME",
+        help="Make the best of that much time, such as 10m: sets repair, candidates and tokens." + default("no limit"),
+    ),
+]
+ItemsOption = Annotated[
+    int | None,
+    typer.Option("--items", metavar="N", help="The first items of every task." + default("all"), rich_help_panel=TASKS),
+]
+DeviceOption = Annotated[str, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1.")]
+RemoteOption = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Allow code that comes with the model.", rich_help_panel=MACHINE)
+]
+NoSpeedOption = Annotated[
+    bool,
+    typer.Option(
+        "--no-speed",
+        help="Leave out how fast teacher and student run (else at most a tenth of the run's time).",
+        rich_help_panel=MACHINE,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Result as JSON on stdout; tables and progress on stderr.")]

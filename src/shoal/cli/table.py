@@ -1,4 +1,4 @@
-"""The verbs of the command, and the parser made of them. A new verb is one file beside this one and one line in the table.
+"""The verbs of the command. A new verb is one file beside this one and one line in the table.
 
 torch and transformers are imported inside the verbs, so that ``--help`` answers at once.
 """
@@ -19,6 +19,7 @@ from shoal.cli.demo import demo
 from shoal.cli.eval import evaluate
 from shoal.cli.export import export
 from shoal.cli.heal import heal
+from shoal.cli.help import parser
 from shoal.cli.plan import plan
 from shoal.cli.report import report
 from shoal.cli.run import run
@@ -28,40 +29,33 @@ from shoal.cli.verify import verify
 from shoal.cli.write import write
 from shoal.engine.workers import join
 
-VERBS = {
+FIRST = {
     "compress": compress,
-    "run": run,
     "demo": demo,
     "scan": scan,
+    "eval": evaluate,
+    "heal": heal,
+    "export": export,
+}
+"""What a first day asks for: the whole job in one command, a try of it without a model of one's own, a look before the cut,
+a measurement of any model, more quality afterwards, and the file for the engine that serves it."""
+
+OTHERS = {
     "plan": plan,
     "apply": apply,
-    "eval": evaluate,
+    "run": run,
     "compare": compare,
-    "stability": stability,
-    "cut": cut,
-    "export": export,
-    "verify": verify,
-    "write": write,
     "sweep": sweep,
+    "stability": stability,
+    "write": write,
+    "cut": cut,
+    "verify": verify,
     "report": report,
-    "heal": heal,
 }
-"""By name, in the order of the help."""
+"""The steps of ``compress`` one by one, studies, and work on files."""
 
 SHARED = ("compress", "eval", "heal", "plan", "run", "scan")
 """Verbs whose work several processes can share."""
-
-app = typer.Typer(
-    name="shoal",
-    help="Make deep language models shallower: measure layers, remove the idle ones, repair the cut, measure the loss.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for name, function in VERBS.items():
-    app.command(name)(function)
 
 
 def version(wanted: bool) -> None:
@@ -71,16 +65,18 @@ def version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def shoal(
     context: typer.Context,
     show_version: Annotated[
         bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Make deep language models shallower."""
+    """Make deep language models shallower: measure layers, remove the idle ones, repair the cut, measure the loss."""
     n_processes = join().size
     if n_processes > 1 and context.invoked_subcommand not in SHARED:
         raise ValueError(
             f"{context.invoked_subcommand} runs in one process, not in {n_processes}; {', '.join(SHARED)} share work"
         )
+
+
+app = parser(first=FIRST, others=OTHERS, callback=shoal)

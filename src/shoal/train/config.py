@@ -17,6 +17,9 @@ DEFAULT_TOKENS = 1_000_000
 # A bound for very narrow models, where the rule below would leave the range that was tried.
 MOST_LR = 8e-3
 
+RATE_TIMES_WIDTH = 2e-4 * 4096
+"""Of the usual peak learning rate: 2e-4 at a hidden size of 4096, and in inverse proportion to it."""
+
 DEFAULT_OBJECTIVE = "hidden_mse"
 
 ON_THE_STREAM = ("hidden_mse", "relative_mse", "cosine")
@@ -80,7 +83,7 @@ class TrainingPhase(Record):
             ValueError: the configured floor is above the peak that follows from the width.
         """
         times = self.rate or 1.0
-        lr = (base or min(MOST_LR, 2e-4 * 4096 / hidden_size)) * times if self.lr is None else self.lr
+        lr = (base or min(MOST_LR, RATE_TIMES_WIDTH / hidden_size)) * times if self.lr is None else self.lr
         min_lr = self.min_lr if self.min_lr is not None else lr / 10 if floor is None else floor * times
         if min_lr > lr:
             raise ValueError(f"min_lr={min_lr:g} needs to be at most lr={lr:g} (of hidden size {hidden_size}); give lr as well")
