@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from shoal.cli.help import default
 from shoal.cli.options import DeviceOption, JsonOption, KeepOption, LayersOption, RemoteOption
 from shoal.cli.recipe_options import with_options
 from shoal.cli.show import say_beside
@@ -22,10 +23,17 @@ def apply(
             help="plan.json, or fitted.json with its repair (values lie beside it); with --layers or --keep a model.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="New folder for the checkpoint.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="New folder for the checkpoint.")],
     layers: LayersOption = None,
     keep: KeepOption = None,
-    model: Annotated[str | None, typer.Option("--model", help="Where the source model is now, when it has moved.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="Where the source model is now, when it has moved." + default("as the plan names it"),
+        ),
+    ] = None,
     device: DeviceOption = "cpu",
     trust_remote_code: RemoteOption = False,
     json: JsonOption = False,

@@ -19,15 +19,21 @@ if TYPE_CHECKING:
 def compress(
     model: ModelOption,
     out: OutOption,
-    method: MethodOptions,
     options: RecipeOptions,
+    method: MethodOptions,
+    *,
+    time: TimeOption = None,
     healing: HealingOptions,
     machine: MachineOptions,
-    result: ResultOptions,
-    time: TimeOption = None,
     no_speed: NoSpeedOption = False,
+    result: ResultOptions,
 ) -> None:
-    """Remove layers, repair the cut, measure what was lost, save a checkpoint for plain transformers."""
+    """Remove layers, repair the cut, measure what was lost, save a checkpoint for plain transformers.
+
+    The best cuts of several scores, four by default, are repaired on a part of the text and compared before one is chosen. That
+    takes 38 s for the bundled model of 8 M parameters on two cores, and the first lines say how long each stage takes here.
+    With --guard 1 none is repaired before the choice; --effort low compares two.
+    """
     speed = False if no_speed else None
     chosen = with_options(method.name, model=model, speed=speed, **given(options, healing))
     run_recipe(chosen, out, machine, result, time=time)

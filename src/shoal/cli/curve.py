@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shoal.cli.groups import MachineOptions, ResultOptions, SampleOptions, TextOptions
+from shoal.cli.help import default
 from shoal.cli.options import FitTokensOption, ItemsOption, ModelOption, OutOption, ProtectOption, TrainTokensOption
 from shoal.cli.recipe_options import with_options
 from shoal.cli.show import say_files
 from shoal.cli.verb import command_line, given, verb
+from shoal.select.budget_range import MOST_POINTS
 
 if TYPE_CHECKING:
     from shoal.recipes.recipe import Recipe
@@ -35,27 +37,41 @@ def sweep(
         str,
         typer.Option(
             "--methods",
+            metavar="NAMES",
             help="With commas: none (plain removal, guarded), a repair (refit, sweep), a replacement (layer), a recipe or YAML "
             "file, or joined ones such as uidl+sweep.",
         ),
     ] = DEFAULT_METHODS,
     points: Annotated[
         int | None,
-        typer.Option("--points", help="Cuts per method, evenly spaced.  [default: every number of layers, up to 16]"),
+        typer.Option(
+            "--points",
+            metavar="N",
+            help="Cuts per method, evenly spaced." + default(f"every number of layers, at most {MOST_POINTS}"),
+        ),
     ] = None,
     task: Annotated[
         list[Path] | None,
-        typer.Option("--task", metavar="FILE", help="Task file of choices or last words, as for shoal eval; may be repeated."),
+        typer.Option(
+            "--task",
+            metavar="FILE",
+            help="Task file of choices or last words, as for shoal eval; may be repeated." + default("none"),
+        ),
     ] = None,
     items: ItemsOption = None,
     keep: Annotated[
         str | None,
-        typer.Option("--keep", help="Say the largest cut that keeps so much of the teacher's quality, such as 95%."),
+        typer.Option(
+            "--keep",
+            metavar="SHARE",
+            help="Say the largest cut that keeps so much of the teacher's quality, such as 95%." + default("none is said"),
+        ),
     ] = None,
     of: Annotated[
         str,
         typer.Option(
             "--of",
+            metavar="NAME",
             help="What --keep is told of: perplexity (teacher's / student's), kl (exp of minus KL), or a task (accuracy).",
         ),
     ] = "perplexity",

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from shoal.cli.console import Screen
+from shoal.cli.help import default
 from shoal.cli.options import JsonOption, KeepOption
 from shoal.cli.verb import verb
 from shoal.words.types import Unit
@@ -19,15 +20,21 @@ def cut(
     file: Annotated[
         Path, typer.Argument(metavar="FILE.gguf", help="GGUF file, or the first part of a split one; it is not changed.")
     ],
-    out: Annotated[Path, typer.Option("--out", help="GGUF file to write.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="GGUF file to write.")],
     layers: Annotated[
         str | None,
-        typer.Option("--layers", metavar="LIST", help="Layers to remove, 0-based and inclusive: 20..24, or 3,7,20..24."),
+        typer.Option(
+            "--layers", metavar="LIST", help="Layers to remove, 0-based and inclusive: 20..24, or 3,7,20..24." + default("none")
+        ),
     ] = None,
     keep: KeepOption = None,
     plan: Annotated[
         Path | None,
-        typer.Option("--plan", help="plan.json whose layers are removed; it may only remove whole layers."),
+        typer.Option(
+            "--plan",
+            metavar="FILE",
+            help="plan.json whose layers are removed; it may only remove whole layers." + default("none"),
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out where it exists.")] = False,
     json: JsonOption = False,

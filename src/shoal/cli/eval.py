@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from shoal.cli.groups import EvaluationOptions, PlaceOptions, TaskOptions, TextOptions
+from shoal.cli.help import default
 from shoal.cli.options import JsonOption, ModelOption, NoSpeedOption
 from shoal.cli.recipe_options import with_options
 from shoal.cli.show import show_tasks
@@ -22,7 +23,11 @@ def evaluate(
     place: PlaceOptions,
     teacher: Annotated[
         str | None,
-        typer.Option("--teacher", help="Reference model, for all that compares two; without it MODEL is measured alone."),
+        typer.Option(
+            "--teacher",
+            metavar="MODEL",
+            help="Reference model, for all that compares two." + default("none, MODEL is measured alone"),
+        ),
     ] = None,
     whole: Annotated[
         bool,

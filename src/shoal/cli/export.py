@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from shoal.cli.console import Screen
+from shoal.cli.help import default
 from shoal.cli.options import JsonOption
 from shoal.cli.verb import verb
 from shoal.export.table import EXPORTERS
@@ -19,22 +20,34 @@ def export(
     student: Annotated[Path, typer.Argument(metavar="STUDENT", help="Run folder, or the folder of a checkpoint.")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="File or folder to write; formats that are a line of text print it without."),
+        typer.Option(
+            "--out", metavar="PATH", help="File or folder to write." + default("none; formats that are a line of text print it")
+        ),
     ] = None,
     like: Annotated[
         Path | None,
-        typer.Option("--like", metavar="TEACHER.gguf", help="gguf: keep this file's tokenizer and untouched tensors."),
+        typer.Option(
+            "--like", metavar="TEACHER.gguf", help="gguf: keep this file's tokenizer and untouched tensors." + default("none")
+        ),
     ] = None,
     kind: Annotated[
         str | None,
-        typer.Option("--type", help="gguf: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0.  [default: f16; q8_0 with --like]"),
+        typer.Option(
+            "--type",
+            metavar="NAME",
+            help="gguf: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0." + default("f16; q8_0 with --like"),
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file at --out.")] = False,
     push: Annotated[
         str | None,
-        typer.Option("--push", metavar="OWNER/NAME", help="Upload what was written, with the card, to a new repository."),
+        typer.Option(
+            "--push",
+            metavar="OWNER/NAME",
+            help="Upload what was written, with the card, to a new repository." + default("none, nothing is sent"),
+        ),
     ] = None,
-    public: Annotated[bool, typer.Option("--public", help="With --push: for everybody.  [default: private]")] = False,
+    public: Annotated[bool, typer.Option("--public", help="With --push: for everybody, not private.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="With --push: say what would be uploaded, send nothing.")] = False,
     json: JsonOption = False,
 ) -> None:

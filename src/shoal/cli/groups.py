@@ -20,8 +20,6 @@ from shoal.cli.options import (
     FitTokensOption,
     ItemsOption,
     JsonOption,
-    KeepOption,
-    LayersOption,
     LengthOption,
     ProtectOption,
     RemoteOption,

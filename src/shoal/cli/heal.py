@@ -9,6 +9,7 @@ import typer
 
 from shoal.cli.groups import PlaceOptions, ResultOptions, TextOptions
 from shoal.cli.heal_options import HealConfigOptions
+from shoal.cli.help import default
 from shoal.cli.options import LengthOption, OutOption, SeedOption
 from shoal.cli.verb import command_line, given, verb
 
@@ -28,10 +29,15 @@ def heal(
     result: ResultOptions,
     teacher: Annotated[
         str | None,
-        typer.Option("--teacher", help="Reference model, or none for text alone.  [default: the source of the student's plan]"),
+        typer.Option(
+            "--teacher",
+            metavar="MODEL",
+            help="Reference model, or none for text alone." + default("the source of the student's plan"),
+        ),
     ] = None,
     plan: Annotated[
-        Path | None, typer.Option("--plan", help="Plan that made the student.  [default: plan.json of its run folder]")
+        Path | None,
+        typer.Option("--plan", metavar="FILE", help="Plan that made the student." + default("plan.json of its run folder")),
     ] = None,
     length: LengthOption = None,
     seed: SeedOption = None,

@@ -19,6 +19,7 @@ TEXT = "Text"
 REMOVED = "What is removed"
 REPAIRED = "How the cut is repaired"
 HEALED = "Healing"
+TRAINED = "What is trained"
 ADAPTERS = "Adapters"
 TOWARDS = "What it is trained towards"
 STEPS = "Steps of the training"
@@ -40,7 +41,8 @@ class VerbHelp(TyperCommand):
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None:
-                sections.setdefault(heading_of(parameter), []).append(record)
+                name = record[0].split(" <")[0]  # an argument's name without its type, which is a word of programmers
+                sections.setdefault(heading_of(parameter), []).append((name, record[1]))
         for heading, records in sections.items():
             if records:
                 with formatter.section(heading):

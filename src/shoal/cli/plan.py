@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shoal.cli.groups import MachineOptions, MethodOptions, RecipeOptions, ResultOptions
+from shoal.cli.help import default
 from shoal.cli.recipe_options import refuse_unopened, with_options
-from shoal.cli.show import is_run_folder, say_beside, say_files, say_spread
+from shoal.cli.show import is_run_folder, say_beside, say_files, say_spread, say_time_of_choice
 from shoal.cli.verb import command_line, given, verb
 
 if TYPE_CHECKING:
@@ -22,14 +23,22 @@ if TYPE_CHECKING:
 @verb
 def plan(
     target: Annotated[str, typer.Argument(metavar="DIR|MODEL", help="A run folder with a scan, or a model to scan first.")],
-    method: MethodOptions,
     options: RecipeOptions,
+    method: MethodOptions,
     machine: MachineOptions,
     result: ResultOptions,
-    out: Annotated[Path | None, typer.Option("--out", help="Run folder; the given DIR unless told.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Run folder; needed for a model." + default("the DIR that is given")),
+    ] = None,
     memory: Annotated[bool, typer.Option("--memory", help="Say what every stage of compress will take; run nothing.")] = False,
 ) -> None:
-    """Choose what to remove: plan.json, readable and editable by hand."""
+    """Choose what to remove: plan.json, readable and editable by hand.
+
+    The best cuts of several scores, four by default, are repaired on a part of the text and compared before one is chosen. That
+    takes 38 s for the bundled model of 8 M parameters on two cores, and the first lines say how long it takes here. With
+    --guard 1 none is repaired: the score's first choice stands, after the scan.
+    """
     from shoal.show.plan_tables import candidates
 
     screen = result.screen()
@@ -89,6 +98,7 @@ def choose(
         chosen, out, **given(machine), overwrite=result.overwrite, command=command_line(), say=screen.say
     )
     say_beside(screen, inputs.opened.beside)
+    check_budget(inputs)
+    say_time_of_choice(screen, inputs, folder)
     with screen.progress():
-        check_budget(inputs)
         return run_all((SCAN, CHOOSE), State(inputs), folder, screen.step).planned

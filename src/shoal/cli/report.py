@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from shoal.cli.console import Screen
+from shoal.cli.help import default
 from shoal.cli.options import JsonOption
 from shoal.cli.verb import verb
 
@@ -17,7 +18,7 @@ def report(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="Folder of compress, run, sweep, scan or plan; may be unfinished.")
     ],
-    out: Annotated[Path | None, typer.Option("--out", help="HTML file.  [default: DIR/report.html]")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="HTML file." + default("DIR/report.html"))] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out even where it is no report.")] = False,
     json: JsonOption = False,
 ) -> None:

@@ -8,6 +8,7 @@ import typer
 
 from shoal.cli.compress import run_recipe
 from shoal.cli.groups import MachineOptions, ResultOptions, TextOptions
+from shoal.cli.help import default
 from shoal.cli.options import DropOption, KeepOption, LayersOption, NoSpeedOption, OutOption, SeedOption
 from shoal.cli.recipe_options import with_options
 from shoal.cli.verb import given, verb
@@ -20,7 +21,9 @@ def run(
     text: TextOptions,
     machine: MachineOptions,
     result: ResultOptions,
-    model: Annotated[str | None, typer.Option("--model", help="Hub id or folder, when the recipe names none.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="MODEL", help="Hub id or folder." + default("as the recipe names it"))
+    ] = None,
     drop: DropOption = None,
     layers: LayersOption = None,
     keep: KeepOption = None,

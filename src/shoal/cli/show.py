@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from shoal.engine.beside import Beside
     from shoal.evaluate.evaluation import Evaluation
     from shoal.evaluate.stability import Stability
+    from shoal.recipes.recipe import Recipe
     from shoal.run.compress import Outcome
+    from shoal.run.estimate import Estimate
     from shoal.run.folder import RunFolder
     from shoal.run.job import Inputs
 
@@ -80,7 +82,7 @@ def settle_time(screen: Screen, inputs: Inputs, folder: RunFolder, *, seconds: f
     Raises:
         ValueError: a time, and layers that are read from disk, or a recipe that leaves nothing to choose.
     """
-    from shoal.run.estimate import Estimate, estimate, measure_rates
+    from shoal.run.estimate import estimate, measure_rates
     from shoal.run.time_budget import in_time
 
     if inputs.is_streamed:  # its time is that of the disk
@@ -92,14 +94,46 @@ def settle_time(screen: Screen, inputs: Inputs, folder: RunFolder, *, seconds: f
         begun = folder / "recipe.yaml"
         inputs, chosen = in_time(inputs, rates, seconds, begun=begun if begun.exists() and not folder.overwrite else None)
         screen.say(f"Time: {chosen}")
-    expected = estimate(inputs, rates).stages
+    say_time(screen, estimate(inputs, rates), folder)
+    say_candidates(screen, inputs.recipe)
+    return inputs
+
+
+def say_time(screen: Screen, expected: Estimate, folder: RunFolder) -> None:
+    """The minutes of every stage that is not finished yet; from here on progress says how far the whole is."""
+    from shoal.run.estimate import Estimate
+
     left = Estimate(
-        stages={name: one for name, one in expected.items() if STAGE_FILES.get(name, name) not in folder.record.stages}
+        stages={name: one for name, one in expected.stages.items() if STAGE_FILES.get(name, name) not in folder.record.stages}
     )
     if left.stages:
         screen.say(f"Takes {left}")
         screen.expect(left.seconds)
-    return inputs
+
+
+CHOICE = ("scan", "search", "tournament")
+"""Stages of an estimate that end with a plan."""
+
+
+def say_time_of_choice(screen: Screen, inputs: Inputs, folder: RunFolder) -> None:
+    """How long a plan will take, where that can be known."""
+    from shoal.run.estimate import Estimate, estimate, measure_rates
+
+    if not inputs.is_streamed:
+        expected = estimate(inputs, measure_rates(inputs))
+        say_time(screen, Estimate(stages={name: expected.stages[name] for name in CHOICE if name in expected.stages}), folder)
+    say_candidates(screen, inputs.recipe)
+
+
+def say_candidates(screen: Screen, recipe: Recipe) -> None:
+    """That several candidates are repaired before one is chosen: most of the time of a plan, and often of a run."""
+    from shoal.run.candidate_repair import repairs_candidates
+
+    if recipe.guard > 1 and repairs_candidates(recipe):
+        screen.say(
+            f"Candidates: {recipe.guard} are repaired on a part of the text and compared before one is chosen; "
+            "--guard 1 takes the score's first choice and repairs nothing before it"
+        )
 
 
 def say_spread(screen: Screen, plan: Plan) -> None:

@@ -16,7 +16,7 @@ from shoal.cli.verb import verb
 def stability(
     teacher: Annotated[Path, typer.Argument(metavar="TEACHER", help="Folder of OpenCompass predictions or lm-eval logs.")],
     student: Annotated[Path, typer.Argument(metavar="STUDENT", help="The same of the compressed model.")],
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Resamples of the intervals.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Resamples of the intervals.")] = 0,
     json: JsonOption = False,
 ) -> None:
     """Compare answers that another evaluator wrote: stability, agreement, flips."""

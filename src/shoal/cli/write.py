@@ -18,9 +18,11 @@ def write(
     model: ModelOption,
     text: TextOptions,
     place: PlaceOptions,
-    out: Annotated[Path, typer.Option("--out", help="New file of JSON lines, to be given to --text.")],
-    n: Annotated[int, typer.Option("--n", min=1, help="Texts to write.")] = 240,
-    temperature: Annotated[float, typer.Option("--temperature", help="Of sampling; 1: as the model has learned it.")] = 1.0,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="New file of JSON lines, to be given to --text.")],
+    n: Annotated[int, typer.Option("--n", metavar="N", min=1, help="Texts to write.")] = 240,
+    temperature: Annotated[
+        float, typer.Option("--temperature", metavar="X", help="Of sampling; 1: as the model has learned it.")
+    ] = 1.0,
     length: LengthOption = None,
     seed: SeedOption = None,
     json: JsonOption = False,
