@@ -1,6 +1,6 @@
-"""Memory of every stage: what ``shoal plan --memory`` says before anything runs, against what the process then took.
+"""Memory of every stage: the bound that ``shoal plan --memory`` states before anything runs, against what the process took.
 
-    python benchmarks/memory.py [--gigabytes 0.3] [--resident 1 all] [--case layer sweep polish] [--out FILE]
+    python benchmarks/memory.py [--gigabytes 0.3] [--resident 1 all] [--case layer sweep polish heal] [--out FILE]
 
 A random Llama is written to a temporary folder and compressed in a fresh process per case; the peak resident size is reset when
 a stage ends, so every stage has its own. Rows of other cases of the same model stay in the file.
@@ -15,6 +15,25 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+HIDDEN, FFN = 512, 1408
+EVERY_CASE: dict[str, Any] = {
+    "drop": "25%layers",
+    "guard": 2,
+    "text": {"samples": 16, "length": 256, "selection": 8, "evaluation": 8},
+}
+CASES: dict[str, dict[str, Any]] = {
+    "layer": {"replace": "layer", "train": {"tokens": 4096}},
+    "sweep": {"replace": "none", "repair": "sweep", "fit": {"tokens": 16384}},
+    "polish": {
+        "replace": "none",
+        "repair": "sweep",
+        "fit": {"tokens": 16384},
+        "polish": "hidden",
+        "train": {"tokens": 4096, "several": "sequential"},  # joint, all layers behind the cut would have to stay
+    },
+    "heal": {"replace": "none", "repair": "none", "heal": {"tokens": 4096}},  # with all layers in memory alone
+}
 
 CASE = """
 import json, sys
@@ -46,12 +65,11 @@ def write_model(folder: Path, *, gigabytes: float, dtype: str) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
     bundled = Path(__file__).parents[1] / "src/shoal/assets/books-16l"
-    hidden, ffn = 512, 1408
-    layer = (4 * hidden * hidden + 3 * hidden * ffn) * (2 if dtype == "bfloat16" else 4)
+    layer = (4 * HIDDEN**2 + 3 * HIDDEN * FFN) * (2 if dtype == "bfloat16" else 4)
     tokenizer = AutoTokenizer.from_pretrained(bundled)
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=hidden, intermediate_size=ffn, num_attention_heads=8, num_key_value_heads=8, vocab_size=len(tokenizer),
+        hidden_size=HIDDEN, intermediate_size=FFN, num_attention_heads=8, num_key_value_heads=8, vocab_size=len(tokenizer),
         num_hidden_layers=max(6, round(gigabytes * 1e9 / layer)), max_position_embeddings=256,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
         initializer_range=0.05,  # layers that do something, so that a repair helps, stands, and can be polished
@@ -74,38 +92,28 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "memory.json")
     parser.add_argument("--case", nargs="+", default=["layer", "sweep", "polish"])
     asked = parser.parse_args()
-    text = {"samples": 16, "length": 256, "selection": 8, "evaluation": 8}
-    cases = {
-        "layer": {"replace": "layer", "train": {"tokens": 4096}},
-        "sweep": {"replace": "none", "repair": "sweep", "fit": {"tokens": 16384}},
-        "polish": {
-            "replace": "none",
-            "repair": "sweep",
-            "fit": {"tokens": 16384},
-            "polish": "hidden",
-            "train": {"tokens": 4096, "several": "sequential"},  # joint, all layers behind the cut would have to stay
-        },
-    }
     model = {"gigabytes": asked.gigabytes, "dtype": asked.dtype}
     before = json.loads(asked.out.read_text()) if asked.out.exists() else {}
     rows = before.pop("stages", [])
+    before.pop("process_mb", None)
     rows = rows if before == model else []
     with tempfile.TemporaryDirectory() as scratch:
         write_model(Path(scratch) / "model", gigabytes=asked.gigabytes, dtype=asked.dtype)
         for resident in asked.resident:
             for name in asked.case:
-                more = cases[name]
-                changes = {"model": str(Path(scratch) / "model"), "drop": "25%layers", "guard": 2, "text": text, **more}
+                changes = {"model": str(Path(scratch) / "model"), **EVERY_CASE, **CASES[name]}
                 out = Path(scratch) / f"{name}-{resident}"
                 found = measure(changes, out, resident=resident, dtype=asked.dtype)
                 planned = {one["stage"]: one["memory"] for one in found["planned"]["stages"]}
+                process = found["planned"]["stages"][0]["parts"]["process"]
                 rows = [row for row in rows if (row["case"], row["resident"]) != (name, resident)]
                 for stage, took in found["peaks"].items():
                     row = {"case": name, "resident": resident, "stage": stage, "measured_mb": round(took / 1e6)}
                     row.update(planned_mb=round(planned[stage] / 1e6), ratio=round(planned[stage] / took, 3))
                     rows.append(row)
                     print(row, flush=True)
-                asked.out.write_text(json.dumps({**model, "stages": rows}, indent=2) + "\n")
+                content = {**model, "process_mb": round(process / 1e6), "stages": rows}
+                asked.out.write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

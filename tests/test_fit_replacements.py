@@ -13,7 +13,7 @@ from shoal.edits.replace.closed_form import ClosedForm
 from shoal.edits.replace.described import StreamReplacement
 from shoal.edits.replace.hadamard import rotated_channels, rotation_matrix
 from shoal.edits.replace.linear import low_rank_change
-from shoal.edits.replace.modules import STREAM_MODULES, StreamModule
+from shoal.edits.replace.modules import StreamModule
 from shoal.edits.replace.table import REPLACEMENTS, replacement_named
 from shoal.engine.student import Attached, Student
 from shoal.engine.view import DecoderView
@@ -274,11 +274,13 @@ class ShiftReplacement(StreamReplacement):
     def module_options(self):
         return {}
 
+    def most_parameters(self, shape):
+        return shape.hidden
+
 
 def test_a_toy_replacement_is_solved_from_what_its_entry_says(monkeypatch):
     """The mean of what the span adds, over the tokens of the fit; recipe and refusals know that it has a closed form."""
     monkeypatch.setitem(REPLACEMENTS, "shift", ShiftReplacement)
-    monkeypatch.setitem(STREAM_MODULES, "shift", Shift)
     assert load_recipe("default", {"replace": "shift", "repair": "solve"}).repair == "solve"
     with pytest.raises(ValueError, match="use --replace linear, free, hadamard, shift"):
         load_recipe("default", {"replace": "layer", "repair": "solve"})

@@ -81,7 +81,7 @@ def test_every_entry_says_what_others_ask(name):
     entry = REPAIRS[name]
     assert entry.name == name and entry.about and "\n" not in entry.about and repair_named(name) is entry
     small, large = entry.size(SHAPE, 20), entry.size(replace(SHAPE, hidden=8192, ffn=28672), 20)
-    for one in ("parameters", "sums", "pool", "per_token"):
+    for one in ("parameters", "sums", "per_token"):
         assert 0 <= getattr(small, one) <= getattr(large, one)
     assert 0 <= small.layers <= 20 and (small.layers > 0) == (small.parameters > 0)
     assert entry.size(SHAPE, 10).parameters <= small.parameters

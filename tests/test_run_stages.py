@@ -35,7 +35,7 @@ def counting(name, log, *, key="k", writes="toy.txt"):
         log.append(f"load {name}")
         return replace(state, command=f"{state.command}+{(folder / writes).read_text()}")
 
-    return Stage(name, "a stage of a test", lambda state: key, run, load)
+    return Stage(name, "a stage of a test", lambda state: key, run, load, lambda sizes: sizes.need(name, toys=77))
 
 
 def test_a_stage_that_stands_is_read_back_and_gives_the_same_state(tmp_path):

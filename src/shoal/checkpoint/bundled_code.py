@@ -2,13 +2,15 @@
 
 Stock parameter names stay, cache indices stay contiguous, the stock attention is untouched. Two files, a config and a modelling
 file with relative imports only, so that ``trust_remote_code=True`` loads it without Shoal; without it transformers refuses. The
-modelling file holds ``shoal.edits.replace.modules`` as it stands: what was trained is what is shipped.
+modelling file holds ``shoal.edits.replace.modules`` as it stands, and behind it the classes of modules that stand elsewhere:
+what was trained is what is shipped.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +92,8 @@ def bundle(folder: Path, model: Any, layers_path: str, hosted: Mapping[int, Sequ
         for name, value in module.state_dict().items()
     }
     _add_weights(folder, tensors)
-    _write_code(folder, model, layers_path)
+    kinds = dict.fromkeys(type(module) for modules in hosted.values() for module in modules)
+    _write_code(folder, model, layers_path, kinds)
     config = read_json(folder / "config.json")
     config.update(
         model_type=_model_type(model),
@@ -124,7 +127,7 @@ def _add_weights(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _write_code(folder: Path, model: Any, layers_path: str) -> None:
+def _write_code(folder: Path, model: Any, layers_path: str, kinds: Iterable[type[StreamModule]]) -> None:
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     stock, config, family = type(model).__name__, type(model.config).__name__, model.config.model_type
@@ -134,6 +137,7 @@ def _write_code(folder: Path, model: Any, layers_path: str) -> None:
     inner = _inner(model, layers_path)
     names = sorted({stock, *([inner[0]] if inner else [])})
     text = Path(modules.__file__).read_text(encoding="utf-8")
+    text += "".join(f"\n\n{inspect.getsource(kind)}" for kind in kinds if kind.__module__ != modules.__name__)
     text += MODEL_CODE.format(module=type(model).__module__, names=", ".join(names), **words)
     stored_as = {family: _model_type(model), **{name: f"Shoal{name}" for name in names}}
     if any(get_checkpoint_conversion_mapping(one) is not None for one in stored_as):

@@ -69,7 +69,6 @@ class RepairSize:
         parameters: how many it sets in kept layers; ``layers``: in how many of them.
         solved: in each of those layers, the number of inputs of everything that is solved for, in order.
         sums: bytes of the sums of the widest thing that is solved for, with what its solve holds beside them.
-        pool: bytes of the values of candidates that it collects.
         per_token: bytes for each token of a batch while the sums are taken, beyond what the layer takes itself.
     """
 
@@ -77,7 +76,6 @@ class RepairSize:
     layers: int = 0
     solved: tuple[int, ...] = ()
     sums: int = 0
-    pool: int = 0
     per_token: int = 0
 
 

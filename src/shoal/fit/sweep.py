@@ -102,9 +102,8 @@ def whole_sweep_size(shape: ModelShape, n_kept: int) -> RepairSize:
         parameters=n_kept * (mlp + shape.hidden**2) + 2 * mlp,
         layers=n_kept,
         solved=(shape.ffn, shape.hidden, shape.ffn),
-        sums=max(of_maps, of_pool),
         # Two maps of the candidates are there twice, as rows and as maps, and one map of one more layer.
-        pool=5 * n_pool * shape.hidden * shape.itemsize,
+        sums=max(of_maps, of_pool) + 5 * n_pool * shape.hidden * shape.itemsize,
         per_token=N_ANSWERS * n_pool * 4,
     )
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from shoal.measure.scan import Scan
     from shoal.run.healing.heal_checkpoint import HealedInRun
     from shoal.run.job import Inputs
+    from shoal.run.memory_plan.sizes import Sizes, StageNeed
     from shoal.select.budget import Budget
     from shoal.train.train_result import TrainResult
 
@@ -106,6 +107,7 @@ class Stage:
         key: everything the result depends on; None where there is nothing to do.
         run: does it and writes its files.
         load: reads back what :attr:`run` left.
+        takes: most memory and disk of it, from sizes alone; None where there is nothing to do.
         record: the name in ``run.json`` where it depends on what the run does; ``name`` unless given.
     """
 
@@ -114,6 +116,7 @@ class Stage:
     key: Callable[[State], str | None]
     run: Callable[[State, RunFolder, Progress], Made]
     load: Callable[[State, RunFolder], State]
+    takes: Callable[[Sizes], StageNeed | None]
     record: Callable[[State], str] | None = None
 
 

@@ -160,7 +160,7 @@ class Selector:
     Attributes:
         propose: yields candidates, best first, lazily.
         about: one line for people.
-        is_contiguous: whether one span is all it can give.
+        is_contiguous: whether one span is all it can give; ``limits_spans``: whether it keeps to the recipe's ``max_spans``.
         reads: what of the evidence it looks at; a selector that reads nothing needs no scan, and no opened model.
         paper: where it is from, for help and card.
         n_evaluations: most sets that it runs, from the number of layers that may go and of those to go; None: it runs none.
@@ -172,6 +172,11 @@ class Selector:
     reads: frozenset[Reads] = frozenset({"tables"})
     paper: str = ""
     n_evaluations: Callable[[int, int], int] | None = None
+    limits_spans: bool = False
+
+    def most_spans(self, n: int, max_spans: int) -> int:
+        """Spans that ``n`` layers of its candidates may make at most."""
+        return 1 if self.is_contiguous else min(n, max_spans) if self.limits_spans else n
 
 
 def layer_costs(table: SpanTable) -> dict[int, float]:

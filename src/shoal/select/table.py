@@ -26,7 +26,7 @@ SELECTORS: dict[str, Selector] = {
         reads=frozenset(),
         paper="UIDL's simple rule",
     ),
-    "disjoint": Selector(disjoint_spans, "best set of up to k separate spans, by the sum of their scores"),
+    "disjoint": Selector(disjoint_spans, "best set of up to k separate spans, by the sum of their scores", limits_spans=True),
     "greedy": Selector(
         by_running(Greedy()),
         "one layer after the other, each by running the model without it",

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from shoal.edits.replace.closed_form import ClosedForm
     from shoal.engine.view import DecoderView
+    from shoal.words.model_shape import ModelShape
     from shoal.words.structure import Size
     from shoal.words.types import Span
 
@@ -70,6 +71,10 @@ class Replacement(Protocol):
 
     def n_own_parameters(self, hidden_size: int) -> int:
         """Parameters beyond those of ``n_layers`` layers of the family; of a resolved description."""
+        ...
+
+    def most_parameters(self, shape: ModelShape) -> int:
+        """Parameters of its module at most, from sizes alone: what is trained, for the memory plan."""
         ...
 
     def build(self, view: DecoderView, span: Span) -> nn.Module:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from shoal.edits.replace.family_mlp import Forms
     from shoal.edits.replace.modules import StreamModule
     from shoal.engine.view import DecoderView
+    from shoal.words.model_shape import ModelShape
 
 
 class StreamReplacement(Record):
@@ -50,6 +51,10 @@ class StreamReplacement(Record):
     @abstractmethod
     def with_forms(self, forms: Forms) -> Self:
         """Options that are None, but for the layout, as the family has them."""
+
+    @abstractmethod
+    def most_parameters(self, shape: ModelShape) -> int:
+        """As in :class:`~shoal.edits.replace.contract.Replacement`."""
 
     @abstractmethod
     def module_options(self) -> dict[str, Any]:

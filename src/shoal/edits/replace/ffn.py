@@ -15,6 +15,7 @@ from shoal.edits.replace.described import StreamReplacement
 
 if TYPE_CHECKING:
     from shoal.edits.replace.family_mlp import Forms
+    from shoal.words.model_shape import ModelShape
 
 
 class FfnReplacement(StreamReplacement):
@@ -52,6 +53,10 @@ class FfnReplacement(StreamReplacement):
             "eps": forms.eps,
         }
         return self.model_copy(update={name: value for name, value in family.items() if getattr(self, name) is None})
+
+    def most_parameters(self, shape: ModelShape) -> int:
+        width = self.width or max(4 * shape.hidden, shape.ffn)
+        return 2 * shape.hidden * width + width + 3 * shape.hidden
 
     def module_options(self) -> dict[str, Any]:
         return self.model_dump(mode="json", exclude={"layout"})

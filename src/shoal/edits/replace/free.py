@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from shoal.edits.replace.closed_form import ClosedForm
     from shoal.edits.replace.family_mlp import Forms
+    from shoal.words.model_shape import ModelShape
 
 
 class FreeReplacement(StreamReplacement):
@@ -42,6 +43,9 @@ class FreeReplacement(StreamReplacement):
 
     def with_forms(self, forms: Forms) -> Self:
         return self
+
+    def most_parameters(self, shape: ModelShape) -> int:
+        return shape.hidden**2 + shape.hidden
 
     def module_options(self) -> dict[str, Any]:
         return {"bias": self.bias}

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from shoal.edits.replace.closed_form import ClosedForm, Moments
     from shoal.edits.replace.family_mlp import Forms
+    from shoal.words.model_shape import ModelShape
 
 
 class HadamardReplacement(StreamReplacement):
@@ -36,6 +37,9 @@ class HadamardReplacement(StreamReplacement):
 
     def with_forms(self, forms: Forms) -> Self:
         return self
+
+    def most_parameters(self, shape: ModelShape) -> int:
+        return shape.hidden
 
     def module_options(self) -> dict[str, Any]:
         return {}

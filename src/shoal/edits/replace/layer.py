@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from shoal.edits.replace.closed_form import ClosedForm
     from shoal.engine.view import DecoderView
+    from shoal.words.model_shape import ModelShape
 
 
 class LayerReplacement(Record):
@@ -60,6 +61,9 @@ class LayerReplacement(Record):
 
     def n_own_parameters(self, hidden_size: int) -> int:
         return 0
+
+    def most_parameters(self, shape: ModelShape) -> int:
+        return self.layers * shape.layer_parameters
 
     def build(self, view: DecoderView, span: Span) -> nn.Module:
         """Copies of the span's first layers with parameters of their own: an ``InheritedLayer``, or a list of them.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from shoal.edits.replace.closed_form import Change, ClosedForm, Moments
     from shoal.edits.replace.family_mlp import Forms
+    from shoal.words.model_shape import ModelShape
 
 
 class LinearReplacement(StreamReplacement):
@@ -58,6 +59,9 @@ class LinearReplacement(StreamReplacement):
             raise ValueError(f"rank={self.rank} is above the hidden size {forms.hidden_size}; leave it out for a full map")
         family: dict[str, Any] = {"norm": forms.norm, "eps": forms.eps}
         return self.model_copy(update={name: value for name, value in family.items() if getattr(self, name) is None})
+
+    def most_parameters(self, shape: ModelShape) -> int:
+        return shape.hidden * (shape.hidden if self.rank is None else 2 * self.rank) + 3 * shape.hidden
 
     def module_options(self) -> dict[str, Any]:
         return self.model_dump(mode="json", exclude={"layout"})

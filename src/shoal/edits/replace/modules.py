@@ -47,6 +47,10 @@ class Norm(nn.Module):
         return x_BTD.to(h_BTD.dtype) * self.weight  # rounded before the gain, as Llama's norm does: equal bits in a stock layer
 
 
+STREAM_MODULES: dict[str, type[StreamModule]] = {}
+"""The modules by kind; every class of :class:`StreamModule` enters itself."""
+
+
 class StreamModule(nn.Module):
     """Called as the family's layers are, ``module(hidden_states, ...)``; reads the hidden states alone, returns them alone.
 
@@ -58,6 +62,10 @@ class StreamModule(nn.Module):
     kind: str
     options: dict[str, Any]
     layout: str | None = None
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        STREAM_MODULES[cls.kind] = cls
 
     def change(self, h_BTD: Tensor) -> Tensor:
         """What is added to the stream, (B, T, D)."""
@@ -194,9 +202,6 @@ class Hadamard(StreamModule):
     def change(self, h_BTD: Tensor) -> Tensor:
         rotated_BTD = rotate(_wide(h_BTD), inverse=True)
         return rotate(rotated_BTD * self.delta, inverse=False).to(h_BTD.dtype)
-
-
-STREAM_MODULES: dict[str, type[StreamModule]] = {one.kind: one for one in (Ffn, Swiglu, Linear, Free, Hadamard)}
 
 
 def new_module(kind: str, hidden_size: int, options: Mapping[str, Any]) -> StreamModule:

@@ -14,6 +14,7 @@ from shoal.edits.replace.described import StreamReplacement
 
 if TYPE_CHECKING:
     from shoal.edits.replace.family_mlp import Forms
+    from shoal.words.model_shape import ModelShape
 
 
 class SwigluReplacement(StreamReplacement):
@@ -39,6 +40,9 @@ class SwigluReplacement(StreamReplacement):
             "width": forms.width, "activation": forms.activation, "norm": forms.norm, "eps": forms.eps,
         }  # fmt: skip
         return self.model_copy(update={name: value for name, value in family.items() if getattr(self, name) is None})
+
+    def most_parameters(self, shape: ModelShape) -> int:
+        return 3 * shape.hidden * (self.width or max(4 * shape.hidden, shape.ffn)) + 2 * shape.hidden
 
     def module_options(self) -> dict[str, Any]:
         return self.model_dump(mode="json", exclude={"layout"})

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from shoal.run.asking import budget_of, oracle, request_of, why_not
 from shoal.run.by_hand import as_edited, named_key, named_plan
-from shoal.run.candidate_repair import linear_errors_of, rungs
+from shoal.run.candidate_repair import LINEAR_ERROR_BYTES, SHARES_FOR_RANKING, linear_errors_of, repairs_candidates, rungs
 from shoal.run.folder import RunFolder
 from shoal.run.keys import choice_key, scan_key
+from shoal.run.memory_plan.sizes import Sizes, StageNeed, largest
 from shoal.run.searching import runs_the_model, search_said, set_function_of, write_search
 from shoal.run.stage import Made, Stage, State
 from shoal.words.progress import Progress
@@ -112,9 +113,36 @@ def load(state: State, folder: RunFolder) -> State:
     return replace(state, plan=plan)
 
 
+def takes(sizes: Sizes) -> StageNeed:
+    """Candidates are judged, ranked by their linear error, searched for, and repaired: one after the other."""
+    from shoal.fit.linear_error import bytes_per_span
+    from shoal.measure.removals import MOST_TOGETHER
+    from shoal.run.stages.fit import fitting
+
+    recipe, shape = sizes.recipe, sizes.shape
+    n_selection, n_calibration = sizes.tokens("selection"), sizes.tokens("calibration")
+    n_students = recipe.guard + 1 if recipe.guard > 1 else 1
+    found = [sizes.need("plan", states=sizes.states(n_students, n_selection), work=sizes.judging(n_selection))]
+    if recipe.guard > 1 and (recipe.repair != "none" or recipe.replace != "none"):
+        n_spans = max(1, shape.n_layers - len(recipe.protected(shape.n_layers)) - sizes.n_cut + 1)
+        n_spans = min(n_spans, max(1, LINEAR_ERROR_BYTES // bytes_per_span(shape.hidden)))
+        states = sizes.states(min(2 * n_spans, shape.n_layers + 1), n_calibration)
+        sums = n_spans * bytes_per_span(shape.hidden)
+        found.append(sizes.need("plan", states=states, work=sizes.layer_work(sizes.n_batch), sums=sums))
+    if runs_the_model(recipe):
+        n_searched = min(n_calibration, max(sizes.length, recipe.search.tokens))
+        # the chain of the teacher and of the sets that grow from it, at every boundary; boundary L of all sets of a pass
+        cache = min(sizes.machine.spill, sizes.all_states(2 * shape.n_layers, n_searched))
+        states = sizes.states(MOST_TOGETHER + 1, n_searched)
+        found.append(sizes.need("plan", states=states, cache=cache, work=sizes.judging(n_searched)))
+    if repairs_candidates(recipe):
+        found.append(fitting(sizes, "plan", share=min(SHARES_FOR_RANKING)))
+    return largest(*found)
+
+
 def _written(plan: Plan, folder: RunFolder) -> Plan:
     plan.save(folder / "plan.json")
     return plan
 
 
-CHOOSE = Stage("plan", "which layers go: budget, selector, and a tournament of candidates", key, run, load)
+CHOOSE = Stage("plan", "which layers go: budget, selector, and a tournament of candidates", key, run, load, takes)

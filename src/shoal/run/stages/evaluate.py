@@ -10,6 +10,7 @@ from shoal.run.asking import oracle
 from shoal.run.folder import RunFolder
 from shoal.run.keys import evaluation_key
 from shoal.run.measuring import against_teacher
+from shoal.run.memory_plan.sizes import Sizes, StageNeed
 from shoal.run.stage import Made, Stage, State
 from shoal.words.progress import Progress
 from shoal.words.records import write_atomically
@@ -68,4 +69,10 @@ def run(state: State, folder: RunFolder, progress: Progress) -> Made:
     return Made(replace(state, evaluation=evaluation), ("evaluation.json", "model/README.md"))
 
 
-EVALUATE = Stage("evaluation", "what was lost and won, on text that nothing was chosen on", key, run, load)
+def takes(sizes: Sizes) -> StageNeed:
+    n = sizes.tokens("evaluation")
+    work = sizes.judging(n)
+    return sizes.need("evaluation", second_model=sizes.second_model, states=sizes.states(2, n), work=work)
+
+
+EVALUATE = Stage("evaluation", "what was lost and won, on text that nothing was chosen on", key, run, load, takes)

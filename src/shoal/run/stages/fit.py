@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from shoal.run.asking import oracle
 from shoal.run.folder import RunFolder
 from shoal.run.keys import repair_key
+from shoal.run.memory_plan.sizes import Sizes, StageNeed
 from shoal.run.stage import Made, Stage, State, Values, read_values, write_values
 from shoal.words.progress import Progress
 
@@ -68,4 +69,29 @@ def repaired(state: State, progress: Progress) -> FittedPlan:
     return fitted if of_modules or not plan.replacements else put_back(inputs.view, plan, fitted)
 
 
-FIT = Stage("fit", "a repair in closed form: forward passes and linear solves", key, run, load)
+def takes(sizes: Sizes) -> StageNeed | None:
+    return None if sizes.recipe.repair == "none" else fitting(sizes, "fit", share=1)
+
+
+def fitting(sizes: Sizes, stage: str, *, share: int) -> StageNeed:
+    """Two states of the teacher and three of the student, and what the entry of the repair takes.
+
+    Args:
+        share: one part in that many of the text of the fit is read.
+    """
+    from shoal.fit.table import repair_named
+
+    recipe, shape = sizes.recipe, sizes.shape
+    own = repair_named(recipe.repair).size(shape, sizes.n_kept)
+    values = own.parameters * shape.itemsize
+    return sizes.need(
+        stage,
+        states=sizes.all_states(5, recipe.fit.n_tokens(max(shape.ffn, 4 * shape.hidden)) // share),
+        work=sizes.layer_work(sizes.n_batch) + own.per_token * sizes.n_batch,
+        sums=own.sums,
+        values=values,
+        disk=values if share == 1 else 0,
+    )
+
+
+FIT = Stage("fit", "a repair in closed form: forward passes and linear solves", key, run, load, takes)

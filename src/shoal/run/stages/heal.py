@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from shoal.run.folder import RunFolder
 from shoal.run.keys import save_key
+from shoal.run.memory_plan.sizes import TRAINED_BYTES, Sizes, StageNeed
 from shoal.run.stage import Made, Stage, State
 from shoal.words.progress import Progress, silent
 from shoal.words.records import stable_hash
@@ -36,4 +37,21 @@ def _healed(state: State, folder: RunFolder, progress: Progress) -> State:
     return replace(state, healed=found, model=folder / "model")
 
 
-HEAL = Stage("healed", "training after the cut: a checkpoint in, a checkpoint out", key, run, load)
+def takes(sizes: Sizes) -> StageNeed | None:
+    """Teacher and student in memory, and what the entry of the method trains; then the student again, to be merged into."""
+    from shoal.train.heal.table import trainable_named
+
+    config = sizes.recipe.heal
+    if config is None:
+        return None
+    n_trained = trainable_named(config.method).most_trained(sizes.shape, sizes.n_kept, config)
+    return sizes.need(
+        "healed",
+        second_model=2 * sizes.student,
+        work=sizes.gradients(config.micro_batch * sizes.length, sizes.n_kept, logits=True),
+        trained=n_trained * TRAINED_BYTES,
+        disk=sizes.student + n_trained * (12 + 4),
+    )
+
+
+HEAL = Stage("healed", "training after the cut: a checkpoint in, a checkpoint out", key, run, load, takes)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from shoal.run.asking import oracle
 from shoal.run.folder import RunFolder
 from shoal.run.keys import train_key
+from shoal.run.memory_plan.sizes import TRAINED_BYTES, Sizes, StageNeed
 from shoal.run.stage import Made, Stage, State, Values, read_values, write_values
 from shoal.words.progress import Progress, silent
 from shoal.words.records import write_atomically
@@ -63,6 +64,48 @@ def run(state: State, folder: RunFolder, progress: Progress) -> Made:
     return Made(state, (TRAINED, "train.json", "train"))
 
 
+def takes(sizes: Sizes) -> StageNeed | None:
+    """Where one part is trained after the other, one layer's worth at a time; else all that repair and replacements set."""
+    from shoal.edits.replace.table import parse_replacement
+    from shoal.fit.table import repair_named
+    from shoal.select.table import selector_named
+    from shoal.train.config import DEFAULT_TOKENS
+    from shoal.train.objectives import weighted_sum
+
+    recipe, shape = sizes.recipe, sizes.shape
+    config = recipe.training()
+    if config is None:
+        return None
+    kind, refits = parse_replacement(recipe.replace), repair_named(recipe.repair).size(shape, sizes.n_kept)
+    n_spans = 0 if kind is None else selector_named(recipe.select).most_spans(sizes.n_cut, recipe.max_spans)
+    n_modules, per_span = (0, 0) if kind is None else (max(1, kind.n_layers), kind.most_parameters(shape))
+    n_trained = n_spans * per_span + refits.parameters
+    on_logits = any(weighted_sum(stage.objective).needs - {"boundary"} for stage in config.schedule())
+    in_turns = config.several == "sequential"
+    runs_on = on_logits or not in_turns and (n_spans > 1 or refits.layers > 1)
+    n_run = sizes.n_kept if runs_on else max(1, n_modules if in_turns else n_spans * n_modules)
+    at_once = max(per_span, min(refits.parameters, shape.layer_parameters)) if in_turns else n_trained
+    n_selection = sizes.tokens("selection")
+    n_waiting = min(config.all_tokens() or DEFAULT_TOKENS, DEFAULT_TOKENS)
+    work = sizes.gradients(config.micro_batch * sizes.length, n_run, logits=on_logits)
+    return sizes.need(
+        "train",
+        states=sizes.states(3, max(n_waiting, n_selection)),
+        work=max(work, sizes.judging(n_selection)),
+        values=(n_trained - at_once) * shape.itemsize,
+        trained=at_once * TRAINED_BYTES + refits.layers * shape.layer_parameters * 4 * (shape.itemsize < 4),
+        disk=n_trained * (12 + shape.itemsize),
+        refusal=_refusal(n_run) if sizes.held is not None and n_run > sizes.held and (on_logits or not in_turns) else "",
+    )
+
+
+def _refusal(n_run: int) -> str:
+    return (
+        f"training runs all kept layers behind the cut at every step, at most {n_run}: with fewer in memory it is "
+        "refused; give a larger --resident, or train one part after the other (several: sequential under train of a recipe)"
+    )
+
+
 def claim(folder: RunFolder, name: str, key: str) -> None:
     """Make ``name/`` the work folder of a stage with these inputs: an unfinished one of the same inputs is continued.
 
@@ -80,4 +123,4 @@ def claim(folder: RunFolder, name: str, key: str) -> None:
     write_atomically(mark, key.encode())
 
 
-POLISH = Stage("train", "gradient training of exactly what repair and replacements set", key, run, load)
+POLISH = Stage("train", "gradient training of exactly what repair and replacements set", key, run, load, takes)

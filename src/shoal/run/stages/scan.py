@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from shoal.run.asking import needs_scan
 from shoal.run.folder import RunFolder
 from shoal.run.keys import scan_key
+from shoal.run.memory_plan.sizes import Sizes, StageNeed
 from shoal.run.stage import Made, Stage, State
 from shoal.words.progress import Progress
 
@@ -54,6 +55,22 @@ def load(state: State, folder: RunFolder) -> State:
     return replace(state, scan=Scan.load(folder.path))
 
 
+def takes(sizes: Sizes) -> StageNeed | None:
+    from shoal.measure.observers import ScanFacts, observer_named
+
+    recipe, shape = sizes.recipe, sizes.shape
+    if not needs_scan(recipe):
+        return None
+    facts = ScanFacts(shape.n_layers, shape.hidden, sizes.length, recipe.seed)
+    geometry = min(sizes.machine.scan, 2 * sizes.length * shape.n_layers * shape.hidden * 4)
+    return sizes.need(
+        "scan",
+        {name: observer_named(name).n_bytes(facts) for name in recipe.observers},
+        states=sizes.states(shape.n_layers + 1, sizes.tokens("calibration")),
+        work=sizes.layer_work(sizes.n_batch) + geometry,
+    )
+
+
 def draw(found: Scan, folder: Path, *, by: str) -> list[str]:
     """The heat map of UIDL's figure for the table in use (angular distance of the last token where it has none)."""
     from shoal.show.chart_files import save_figures
@@ -63,4 +80,4 @@ def draw(found: Scan, folder: Path, *, by: str) -> list[str]:
     return [path.name for path in save_figures([Heat((table,))], folder)]  # none without matplotlib: the command says so
 
 
-SCAN = Stage("scan", "scores of every span, in one pass over calibration text", key, run, load)
+SCAN = Stage("scan", "scores of every span, in one pass over calibration text", key, run, load, takes)

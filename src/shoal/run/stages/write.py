@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from shoal.run.folder import RunFolder
 from shoal.run.keys import save_key
+from shoal.run.memory_plan.sizes import Sizes, StageNeed
 from shoal.run.stage import Made, Stage, State
 from shoal.words.progress import Progress
 from shoal.words.types import Batch
@@ -58,6 +59,14 @@ def _save_and_verify(state: State, folder: RunFolder) -> None:
     checked.model_copy(update={"path": record(state)}).save(folder / proof(state))
 
 
+def takes(sizes: Sizes) -> StageNeed:
+    """The student is opened beside its teacher, and both run two samples."""
+    n = 2 * sizes.length
+    work = n * sizes.shape.vocabulary * 4 + sizes.layer_work(sizes.n_batch)
+    name = "model" if sizes.recipe.heal is None else "cut"
+    return sizes.need(name, second_model=sizes.second_model, work=work, disk=sizes.student)
+
+
 WRITE = Stage(
-    "model", "a checkpoint that plain transformers loads, reloaded and compared with the student", key, run, load, record
+    "model", "a checkpoint that plain transformers loads, reloaded and compared with the student", key, run, load, takes, record
 )

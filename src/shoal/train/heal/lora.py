@@ -16,6 +16,7 @@ from shoal.train.heal.ranks import RankEvidence, divided, schedule_named
 
 if TYPE_CHECKING:
     from shoal.train.heal.config import HealConfig
+    from shoal.words.model_shape import ModelShape
 
 
 def add_adapters(model: Any, config: HealConfig, evidence: RankEvidence) -> Any:
@@ -77,3 +78,8 @@ def import_peft() -> Any:
     except ImportError:
         raise ImportError("healing with adapters needs peft; install it with: pip install 'shoal[heal]'") from None
     return peft
+
+
+def most_adapters(shape: ModelShape, n_layers: int, config: HealConfig) -> int:
+    """Parameters of adapters of the average rank: beside four maps of the attention, and three of the MLP."""
+    return n_layers * config.rank * (8 * shape.hidden + 3 * (shape.hidden + shape.ffn))

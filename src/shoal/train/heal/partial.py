@@ -14,6 +14,7 @@ from shoal.train.heal.lora_targets import final_norm, is_tied
 if TYPE_CHECKING:
     from shoal.train.heal.config import HealConfig
     from shoal.train.heal.ranks import RankEvidence
+    from shoal.words.model_shape import ModelShape
 
 
 def thaw_the_end(model: Any, config: HealConfig, evidence: RankEvidence) -> Any:
@@ -38,3 +39,8 @@ def thaw_the_end(model: Any, config: HealConfig, evidence: RankEvidence) -> Any:
         if module is not None:
             module.requires_grad_(True)
     return model
+
+
+def most_of_the_end(shape: ModelShape, n_layers: int, config: HealConfig) -> int:
+    """Parameters of the last layers, and of embedding, final norm and head."""
+    return min(config.layers, n_layers) * shape.layer_parameters + shape.other_parameters

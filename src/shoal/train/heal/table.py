@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shoal.engine.open import load_strictly
-from shoal.train.heal.full import thaw_all
-from shoal.train.heal.lora import add_adapters
-from shoal.train.heal.norms import thaw_vectors
-from shoal.train.heal.partial import thaw_the_end
+from shoal.train.heal.full import all_of_them, thaw_all
+from shoal.train.heal.lora import add_adapters, most_adapters
+from shoal.train.heal.norms import most_vectors, thaw_vectors
+from shoal.train.heal.partial import most_of_the_end, thaw_the_end
 from shoal.train.heal.qlora import open_in_4_bits
 from shoal.words.records import nearest
 
 if TYPE_CHECKING:
     from shoal.train.heal.config import HealConfig
     from shoal.train.heal.ranks import RankEvidence
+    from shoal.words.model_shape import ModelShape
 
 MOST_HEAL_LR = 1e-2
 
@@ -34,6 +35,7 @@ class Trainable:
     Attributes:
         prepare: (model in memory, config, evidence for ranks) to the model that is trained: exactly its trainable parameters
             require gradients, and it computes what the student computes.
+        most_trained: parameters that it trains at most, from sizes, the number of layers and the config, for the memory plan.
         rate: the learning rate at a hidden size of 4096; narrower models take more, in inverse proportion.
         has_adapters: what is trained lies beside the weights, so it has to be merged into them.
         open: how the checkpoint is opened: plainly, or in 4 bits (``is_quantised``).
@@ -42,6 +44,7 @@ class Trainable:
     name: str
     about: str
     prepare: Callable[[Any, HealConfig, RankEvidence], Any]
+    most_trained: Callable[[ModelShape, int, HealConfig], int]
     rate: float
     has_adapters: bool = False
     open: Callable[..., Any] = open_plainly
@@ -60,12 +63,25 @@ TRAINABLE: dict[str, Trainable] = {
     one.name: one
     for one in (
         Trainable(
-            "lora", "low-rank adapters beside every linear map, merged at the end", add_adapters, 2e-4, has_adapters=True
+            "lora",
+            "low-rank adapters beside every linear map, merged at the end",
+            add_adapters,
+            most_adapters,
+            2e-4,
+            has_adapters=True,
         ),
-        Trainable("qlora", "the same beside weights in 4 bits", add_adapters, 2e-4, has_adapters=True, open=open_in_4_bits),
-        Trainable("partial", "the output head, the final norm and the last layers", thaw_the_end, 1e-4),
-        Trainable("full", "every parameter", thaw_all, 5e-5),
-        Trainable("norms", "gains and biases alone", thaw_vectors, 1e-3),
+        Trainable(
+            "qlora",
+            "the same beside weights in 4 bits",
+            add_adapters,
+            most_adapters,
+            2e-4,
+            has_adapters=True,
+            open=open_in_4_bits,
+        ),
+        Trainable("partial", "the output head, the final norm and the last layers", thaw_the_end, most_of_the_end, 1e-4),
+        Trainable("full", "every parameter", thaw_all, all_of_them, 5e-5),
+        Trainable("norms", "gains and biases alone", thaw_vectors, most_vectors, 1e-3),
     )
 }
 
