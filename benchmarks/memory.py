@@ -105,6 +105,7 @@ def main() -> None:
                 out = Path(scratch) / f"{name}-{resident}"
                 found = measure(changes, out, resident=resident, dtype=asked.dtype)
                 planned = {one["stage"]: one["memory"] for one in found["planned"]["stages"]}
+                planned.setdefault("model", planned.get("heal", 0))  # of a run that heals, the checkpoint is what was merged
                 process = found["planned"]["stages"][0]["parts"]["process"]
                 rows = [row for row in rows if (row["case"], row["resident"]) != (name, resident)]
                 for stage, took in found["peaks"].items():

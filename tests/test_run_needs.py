@@ -128,7 +128,7 @@ def test_a_replacement_has_no_more_parameters_than_its_entry_says(name, family):
 def test_a_way_of_healing_states_what_it_trains_and_the_planner_counts_it(method, model):
     shape = shape_of(model)
     heal = {"method": method, "rank": 2, "layers": 2}
-    found = stage_of(ask(model, {"replace": "none", "heal": heal}), "healed")
+    found = stage_of(ask(model, {"replace": "none", "heal": heal}), "heal")
     n_trained = TRAINABLE[method].most_trained(shape, 4, HealConfig(**heal))
     assert (
         found.parts["trained"] == TRAINED_BYTES * n_trained
@@ -164,7 +164,8 @@ def test_every_peak_that_was_measured_lies_under_its_bound_and_above_two_thirds_
     for row in results["stages"]:
         recipe = load_recipe("default", {"model": "m", **benchmark.EVERY_CASE, **benchmark.CASES[row["case"]]})
         sizes = sizes_of(recipe, shape, machine, held=None if row["resident"] == "all" else int(row["resident"]))
-        bound = next(one.memory for one in stage_needs(sizes) if one.stage == row["stage"]) / 1e6
+        bounds = {one.stage: one.memory / 1e6 for one in stage_needs(sizes)}
+        bound = bounds[row["stage"]] if row["stage"] in bounds else bounds["heal"]  # the merge of a healing is its model
         if not row["measured_mb"] <= bound <= 1.5 * row["measured_mb"]:
             wrong.append((row, bound))
     assert len(results["stages"]) >= 32 and not wrong

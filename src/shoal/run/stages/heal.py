@@ -46,7 +46,7 @@ def takes(sizes: Sizes) -> StageNeed | None:
         return None
     n_trained = trainable_named(config.method).most_trained(sizes.shape, sizes.n_kept, config)
     return sizes.need(
-        "healed",
+        "heal",
         second_model=2 * sizes.student,
         work=sizes.gradients(config.micro_batch * sizes.length, sizes.n_kept, logits=True),
         trained=n_trained * TRAINED_BYTES,
