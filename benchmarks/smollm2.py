@@ -1,12 +1,14 @@
-"""SmolLM2-135M-Instruct made shallower: what the criteria choose, what a cut destroys, what the repairs bring back.
+"""SmolLM2-135M-Instruct made shallower: what the criteria choose, what a cut destroys, what each method brings back.
 
     make smollm2
     python benchmarks/smollm2.py smollm2 --books TRAIN.txt --other BOOKS.txt --wiki WIKI.txt [--bench DIR] [--cells N]
 
 Resumable, cell by cell: each cell is written to ``--out`` as soon as it is measured, cells that stand there are skipped,
-``--cells 1`` measures the next one and stops. Fitted values wait in ``--work``, so that a student is repaired once.
+``--cells 1`` measures the next one and stops. A student is a run folder in ``--work``, made by the recipe of its method up to
+its values, so that it is repaired once; every method of a share removes as many layers and reads the same text.
 
-- books: text to scan and to fit on; ``other``, of the same domain, and ``wiki``, of another, are only measured on.
+- books: text to scan and to fit on; ``other``, of the same domain, and ``wiki``, of another, are only measured on. The rows
+  "mixed" fit on books and on the training part of ``wiki``, half and half.
 - bench: ARC-easy, PIQA, SciQ, COPA and LAMBADA as JSON lines (``ctx``, ``choices``, ``gold``; ``ctx``, ``target``).
 
 Tables: python benchmarks/smollm2.py --tables prints them as Markdown from the file of results.
@@ -16,7 +18,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -30,9 +35,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 
 LENGTH, SCAN_SAMPLES, MEASURED_SAMPLES = 512, 32, 16
-FIT_SAMPLES = {"refit": 32, "sweep": 32}
 SHARES = {"10 %": 3, "25 %": 7, "40 %": 12, "50 %": 15}
-TASKS = {"arc_easy_test": 100, "piqa_val": 100, "sciq_val": 60, "copa_val": 100, "lambada_openai_test": 100}
+FIT_TOKENS = {"25 %": 49_152}
+FIT_TOKENS_ELSEWHERE = 16_384
+TASKS = {"arc_easy_test": 300, "piqa_val": 300, "sciq_val": 300, "copa_val": 100, "lambada_openai_test": 300}
 PROMPTS = (
     "What is the capital of Germany?",
     "Name three colours.",
@@ -40,6 +46,26 @@ PROMPTS = (
     "What is 7 plus 5?",
     "Why do people sleep?",
 )
+STREAMLINE = {"by": "cosine/every", "protect": [], "repair": "none", "train": {"batch": 1, "micro_batch": 1}}
+"""LLM-Streamline's choice and module, trained on as many tokens as the closed forms read, by our schedule (the paper: 62 M)."""
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain cut": ("default", {"repair": "none"}),
+    "Prune&Comp": ("prune-comp", {}),
+    "LinearPatch, untrained": ("linearpatch", {}),
+    "ReplaceMe": ("replaceme", {}),
+    "Ghosted Layers": ("ghosted-layers", {}),
+    "LLM-Streamline, layer": ("default", {"replace": "layer", "polish": "hidden", **STREAMLINE}),
+    "LLM-Streamline, layer, on logits": ("default", {"replace": "layer", "polish": "kl", **STREAMLINE}),
+    "LLM-Streamline, FFN": ("default", {"replace": "ffn", "polish": "hidden", **STREAMLINE}),
+    "ours, refit": ("default", {"repair": "refit"}),
+    "ours, refit, mixed": ("default", {"repair": "refit", "text": "mixed"}),
+    "ours, sweep": ("default", {"repair": "sweep"}),
+    "ours, sweep, mixed": ("default", {"repair": "sweep", "text": "mixed"}),
+    "ours, high": ("high", {"repair": "sweep", "train": {}}),
+}
+"""Recipe and changes of each row. All cut the span that the recipe's own criterion ranks first."""
+AFTER_A_REPAIR = ("plain cut", "ReplaceMe", "LLM-Streamline, layer", "ours, refit", "ours, sweep", "ours, sweep, mixed")
+"""Rows of the tasks and of the chats."""
 
 
 class Bench:
@@ -65,47 +91,72 @@ class Bench:
 
         return open_corpus(path, self.opened.need_tokenizer(), seed=0).samples(slice, n=n, length=LENGTH)
 
-    def plan(self, layers: Sequence[int]) -> Any:
-        from shoal.edits.drop import Drop
-        from shoal.select.model_size import model_size
-        from shoal.select.plan_of import plan_of
-
-        size = model_size(self.view)
-        return plan_of((Drop(indices=tuple(layers)),), size, source=self.opened.name, source_hash=self.opened.fingerprint)
-
     def plain(self, layers: Sequence[int]) -> Any:
         from shoal.engine.student import Student
         from shoal.words.types import Unit
 
         return Student(removed=frozenset(Unit("layer", layer) for layer in layers), name=str(list(layers)))
 
-    def repaired(self, repair: str, share: str = "25 %") -> Any:
-        """The student of the best span at a share, fitted once; its values are kept in the work folder."""
-        from safetensors.torch import load_file, save_file
+    def folder(self, method: str, share: str, seed: int = 0) -> Path:
+        name = "".join(letter if letter.isalnum() else "-" for letter in f"{method} {share[:2]}")
+        return Path(self.options.work) / (name if seed == 0 else f"{name}-seed{seed}")
 
+    def made(self, method: str, share: str, seed: int = 0) -> Any:
+        """The state of a run up to its student: made once, read back later."""
+        from shoal.recipes.recipe import load_recipe
+
+        name, changes = METHODS[method]
+        tokens = FIT_TOKENS.get(share, FIT_TOKENS_ELSEWHERE)
+        sources = [str(self.options.books)]
+        if changes.get("text") == "mixed":
+            sources = [f"0.5*{self.options.books}+0.5*{self.options.wiki}"]
+        given: dict[str, Any] = {
+            "model": str(self.options.model),
+            "drop": str(SHARES[share]),
+            "guard": 1,
+            "seed": seed,
+            "text": {"sources": sources, "length": LENGTH, "samples": SCAN_SAMPLES, "selection": 8, "evaluation": 8},
+            "fit": {"tokens": tokens},
+            **{key: value for key, value in changes.items() if key not in ("text", "train")},
+        }
+        if "train" in changes:
+            given["train"] = {**changes["train"], "tokens": tokens}
+        recipe = load_recipe(name, given)
+        scanned = self.folder("scan", "mixed" if "mixed" in method else "books", seed)
+        return self.run(recipe, self.folder(method, share, seed), scanned)
+
+    def run(self, recipe: Any, folder: Path, scanned: Path | None = None) -> Any:
+        """The stages of a recipe up to a student; ``scanned`` is a folder whose scan is shared, or made."""
+        from shoal.engine.workers import ALONE
+        from shoal.run.folder import RunFolder
+        from shoal.run.job import Inputs, versions
+        from shoal.run.stage import State, run_all
+        from shoal.run.stages.table import TO_A_STUDENT
+        from shoal.text import open_corpus
+        from shoal.words.progress import silent
+
+        corpus = open_corpus(recipe.text.sources, self.opened.need_tokenizer(), seed=recipe.seed)
+        inputs = Inputs(recipe, self.opened, self.view, corpus, workers=ALONE)
+        if scanned is not None and scanned.exists() and not folder.exists():
+            shutil.copytree(scanned, folder)
+        run = RunFolder(folder, version="0", command="", versions=versions(), overwrite=False, workers=ALONE)
+        scan, *rest = TO_A_STUDENT
+        state = run_all([scan], State(inputs), run, silent)
+        if scanned is not None and not scanned.exists():
+            shutil.copytree(folder, scanned)
+        return run_all(rest, state, run, silent)
+
+    def student_in(self, folder: Path) -> Any:
+        """The student of a finished run folder."""
         from shoal.edits.plan import Plan
         from shoal.edits.student_of import student_of
-        from shoal.fit.fit_plan import fit_plan
+        from shoal.run.run_files import plan_file, values_for
 
-        work = self.options.work
-        name = repair if share == "25 %" else f"{repair}-{share[:2]}"
-        values, plan = work / f"{name}.safetensors", work / f"{name}.json"
-        if not values.exists():
-            text = self.samples(self.options.books, "training", FIT_SAMPLES[repair])
-            started = time.monotonic()
-            fitted = fit_plan(self.view, self.plan(self.best_of(share)), text, repair=repair, batch_size=8)  # type: ignore[arg-type]
-            work.mkdir(parents=True, exist_ok=True)
-            fitted.plan.save(plan)
-            (work / f"{name}.seconds").write_text(f"{time.monotonic() - started:.0f}")
-            save_file(fitted.values, values)
-        return student_of(self.view, Plan.load(plan), load_file(values))
+        plan = Plan.load(plan_file(folder))
+        return student_of(self.view, plan, values_for(plan, folder))
 
-    def best_of(self, share: str) -> list[int]:
-        return list(self.results["criteria"][share]["cosine (LLM-Streamline)"])
-
-    @property
-    def best(self) -> list[int]:
-        return self.best_of("25 %")
+    def student(self, method: str, share: str = "25 %", seed: int = 0) -> Any:
+        return self.made(method, share, seed).student()
 
 
 # -- cells -----------------------------------------------------------------------------------------------------------------
@@ -138,6 +189,7 @@ def criteria(bench: Bench) -> dict[str, Any]:
     return {"tokens": text.n_tokens, "data": Path(text.data).name, **chosen}
 
 
+@torch.no_grad()
 def closeness(bench: Bench, students: dict[str, Any], path: Path) -> dict[str, Any]:
     from shoal.measure.oracle import Oracle
 
@@ -163,33 +215,83 @@ def plain_cuts(share: str, domain: str) -> Callable[[Bench], dict[str, Any]]:
     return cell
 
 
-def repairs(domain: str) -> Callable[[Bench], dict[str, Any]]:
+def fitted(method: str, share: str, seed: int = 0) -> Callable[[Bench], dict[str, Any]]:
+    """What the student of a method is, and how long its stages took, the scan aside."""
+
     def cell(bench: Bench) -> dict[str, Any]:
-        students = {"plain cut": bench.plain(bench.best), **{name: bench.repaired(name) for name in FIT_SAMPLES}}
+        started = time.monotonic()
+        state = bench.made(method, share, seed)
+        record = json.loads((bench.folder(method, share, seed) / "run.json").read_text())
+        return {
+            "plan": str(state.planned),
+            "layers": list(state.planned.removed_layers),
+            "tokens": FIT_TOKENS.get(share, FIT_TOKENS_ELSEWHERE),
+            "seconds": time.monotonic() - started,
+            "stages": {name: one.get("seconds") for name, one in record["stages"].items()},
+            "load": os.getloadavg()[0],
+        }
+
+    return cell
+
+
+def command(effort: str) -> Callable[[Bench], dict[str, Any]]:
+    """What `shoal compress --drop 25%layers` takes from start to report, with its defaults, and the student it leaves."""
+
+    def cell(bench: Bench) -> dict[str, Any]:
+        folder = Path(bench.options.work) / f"command-{effort}"
+        wall = folder.with_suffix(".seconds")
+        if not wall.exists():
+            started = time.monotonic()
+            asked = ["compress", str(bench.options.model), "--drop", "25%layers", "--text", str(bench.options.books)]
+            asked += ["--effort", effort, "--out", str(folder), "--overwrite"]
+            subprocess.run([sys.executable, "-m", "shoal", *asked], check=True)
+            wall.write_text(f"{time.monotonic() - started:.0f}")
+        record = json.loads((folder / "run.json").read_text())
+        student = bench.student_in(folder)
+        return {
+            "seconds": float(wall.read_text()),
+            "stages": {name: round(one["seconds"], 1) for name, one in record["stages"].items()},
+            **{domain: closeness(bench, {effort: student}, getattr(bench.options, domain)) for domain in ("other", "wiki")},
+        }
+
+    return cell
+
+
+def repaired(share: str, domain: str) -> Callable[[Bench], dict[str, Any]]:
+    """Every student of a share that was made, in one reading of the text."""
+
+    def cell(bench: Bench) -> dict[str, Any]:
+        made = [method for method in METHODS if f"fit {method} {share}" in bench.results]
+        return closeness(bench, {method: bench.student(method, share) for method in made}, getattr(bench.options, domain))
+
+    return cell
+
+
+def seeds(domain: str) -> Callable[[Bench], dict[str, Any]]:
+    """One method, three orders of the text: other samples to scan and to fit on."""
+
+    def cell(bench: Bench) -> dict[str, Any]:
+        students = {f"seed {seed}": bench.student("ours, refit", "25 %", seed) for seed in (0, 1, 2)}
         return closeness(bench, students, getattr(bench.options, domain))
 
     return cell
 
 
-def fitted(repair: str) -> Callable[[Bench], dict[str, Any]]:
-    def cell(bench: Bench) -> dict[str, Any]:
-        bench.repaired(repair)
-        seconds = float((bench.options.work / f"{repair}.seconds").read_text())
-        return {"tokens": FIT_SAMPLES[repair] * LENGTH, "seconds": seconds, "layers": bench.best, "load": os.getloadavg()[0]}
+def shown(bench: Bench) -> dict[str, Any]:
+    from shoal.engine.student import TEACHER
 
-    return cell
+    made = [method for method in AFTER_A_REPAIR if f"fit {method} 25 %" in bench.results]
+    return {"teacher": TEACHER, **{method: bench.student(method) for method in made}}
 
 
 def task(name: str) -> Callable[[Bench], dict[str, Any]]:
     """Which items each student has right: the last word as the likeliest, or the likeliest option per character."""
 
     def cell(bench: Bench) -> dict[str, Any]:
-        from shoal.engine.student import TEACHER
         from shoal.evaluate.tasks.choice import score_task
         from shoal.evaluate.tasks.task_files import load_task
 
-        students = {"teacher": TEACHER, "plain cut": bench.plain(bench.best)}
-        students |= {repair: bench.repaired(repair) for repair in FIT_SAMPLES}
+        students = shown(bench)
         one = load_task(bench.options.bench / f"{name}.jsonl").head(TASKS[name])
         tokenizer = bench.opened.need_tokenizer()
         scores = score_task(bench.view, one, tokenizer=tokenizer, students=list(students.values()), window=1024)
@@ -205,45 +307,128 @@ def task(name: str) -> Callable[[Bench], dict[str, Any]]:
     return cell
 
 
-def chat(share: str, repairs: Sequence[str]) -> Callable[[Bench], dict[str, Any]]:
-    """Greedy answers to five prompts through the model's chat template."""
+@torch.no_grad()
+def answers(bench: Bench, student: Any, prompts: Sequence[str], n_tokens: int) -> list[str]:
+    """Greedy answers through the model's chat template."""
+    from shoal.evaluate.generate import greedy_tokens, model_of
+
+    tokenizer, model = bench.opened.need_tokenizer(), model_of(bench.view, student)
+    said = []
+    for prompt in prompts:
+        asked = [{"role": "user", "content": prompt}]
+        ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        found = greedy_tokens(model, ids["input_ids"][0], max_new_tokens=n_tokens)
+        said.append(tokenizer.decode(found, skip_special_tokens=True).strip())
+    return said
+
+
+def chat(share: str, methods: Sequence[str]) -> Callable[[Bench], dict[str, Any]]:
+    """Greedy answers to five prompts."""
 
     def cell(bench: Bench) -> dict[str, Any]:
         from shoal.engine.student import TEACHER
-        from shoal.evaluate.generate import greedy_tokens, model_of
 
-        tokenizer = bench.opened.need_tokenizer()
-        students = {"teacher": TEACHER, "plain cut": bench.plain(bench.best_of(share))}
-        students |= {name: bench.repaired(name, share) for name in repairs}
-        answers: dict[str, dict[str, str]] = {prompt: {} for prompt in PROMPTS}
-        for label, student in students.items():
-            model = model_of(bench.view, student)
-            for prompt in PROMPTS:
-                asked = [{"role": "user", "content": prompt}]
-                ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-                said = greedy_tokens(model, ids["input_ids"][0], max_new_tokens=40)
-                answers[prompt][label] = tokenizer.decode(said, skip_special_tokens=True).strip()
-        return {"max_new_tokens": 40, "layers": bench.best_of(share), "answers": answers}
+        students = {"teacher": TEACHER, **{name: bench.student(name, share) for name in methods}}
+        said = {label: answers(bench, student, PROMPTS, 40) for label, student in students.items()}
+        by_prompt = {prompt: {label: said[label][at] for label in said} for at, prompt in enumerate(PROMPTS)}
+        return {"max_new_tokens": 40, "answers": by_prompt}
 
     return cell
 
 
+def instructions(label: str, make: Callable[[Bench], Any]) -> Callable[[Bench], dict[str, Any]]:
+    """Short questions with exact answers: right where the answer stands in the first 16 new tokens as a word of its own."""
+
+    def cell(bench: Bench) -> dict[str, Any]:
+        rows = [json.loads(line) for line in (Path(__file__).parent / "instructions.jsonl").read_text().splitlines()]
+        said = answers(bench, make(bench), [row["prompt"] for row in rows], 16)
+        right = [int(is_right(text, row["answers"])) for text, row in zip(said, rows, strict=True)]
+        return {"items": len(rows), "right": right, "said": said}
+
+    return cell
+
+
+def is_right(said: str, accepted: Sequence[str]) -> bool:
+    words = " ".join("".join(letter if letter.isalnum() else " " for letter in said.lower()).split())
+    return any(f" {one.lower()} " in f" {words} " for one in accepted)
+
+
+def teacher(_: Bench) -> Any:
+    from shoal.engine.student import TEACHER
+
+    return TEACHER
+
+
+def by_perplexity(name: str) -> Callable[[Bench], dict[str, Any]]:
+    """Every span of seven layers by the perplexity that removing it leaves, on one corpus: the criterion of the reviewers."""
+
+    def cell(bench: Bench) -> dict[str, Any]:
+        from shoal.measure.oracle import Oracle
+
+        n = SHARES["25 %"]
+        text = bench.samples(getattr(bench.options, name), "selection", 8)
+        spans = [list(range(start, start + n)) for start in range(1, bench.view.n_layers - n)]
+        measured = Oracle(bench.view, text.batches(8)).measure([bench.plain(one) for one in spans])
+        return {"tokens": measured[0].n_tokens, "starts": [one[0] for one in spans], "nll": [one.nll for one in measured]}
+
+    return cell
+
+
+def in_rounds(n_rounds: int) -> Callable[[Bench], dict[str, Any]]:
+    """Seven layers out by the span's criterion, so many layers at a time, measured anew on what is left after each."""
+
+    def cell(bench: Bench) -> dict[str, Any]:
+        from shoal.recipes.recipe import load_recipe
+
+        text = {"sources": [str(bench.options.books)], "length": LENGTH, "samples": 16, "selection": 8, "evaluation": 8}
+        given = {"model": str(bench.options.model), "drop": "7", "guard": 1, "repair": "none", "rounds": n_rounds, "text": text}
+        state = bench.run(load_recipe("default", given), Path(bench.options.work) / f"rounds-{n_rounds}")
+        found = closeness(bench, {"student": state.student()}, bench.options.other)
+        return {"layers": list(state.planned.removed_layers), **found}
+
+    return cell
+
+
+AT_25 = tuple(METHODS)
+ELSEWHERE = tuple(name for name in METHODS if "mixed" not in name and name != "ours, high")
 CELLS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "criteria": criteria,
     "plain 25 % other": plain_cuts("25 %", "other"),
     "plain 25 % wiki": plain_cuts("25 %", "wiki"),
-    "fit refit": fitted("refit"),
-    "fit sweep": fitted("sweep"),
-    "repairs other": repairs("other"),
-    "repairs wiki": repairs("wiki"),
-    "chat": chat("25 %", list(FIT_SAMPLES)),
-    "chat 10 %": chat("10 %", ["refit"]),
+    "command low": command("low"),
+    "command default": command("default"),
+    **{f"fit {name} 25 %": fitted(name, "25 %") for name in AT_25},
+    "repaired 25 % other": repaired("25 %", "other"),
+    "repaired 25 % wiki": repaired("25 %", "wiki"),
+    **{f"instructions {label}": instructions(label, make) for label, make in (("teacher", teacher),)},
+    **{
+        f"instructions {name}": instructions(name, lambda bench, name=name: bench.student(name))
+        for name in AFTER_A_REPAIR
+        if name != "LLM-Streamline, layer"
+    },
     **{f"task {name}": task(name) for name in TASKS},
+    "fit ours, refit 10 %": fitted("ours, refit", "10 %"),
+    "chat 25 %": chat("25 %", ["plain cut", "ours, refit", "ours, sweep", "ours, sweep, mixed"]),
+    "chat 10 %": chat("10 %", ["plain cut", "ours, refit"]),
+    **{f"by perplexity {name}": by_perplexity(name) for name in ("books", "other", "wiki")},
+    **{f"rounds {n}": in_rounds(n) for n in (1, 3, 7)},
     **{
         f"plain {share} {domain}": plain_cuts(share, domain)
         for share in ("10 %", "40 %", "50 %")
         for domain in ("other", "wiki")
     },
+    **{
+        name: cell
+        for share in ("50 %", "10 %", "40 %")
+        for name, cell in {
+            **{f"fit {one} {share}": fitted(one, share) for one in ELSEWHERE},
+            f"repaired {share} other": repaired(share, "other"),
+            f"repaired {share} wiki": repaired(share, "wiki"),
+        }.items()
+    },
+    **{f"fit seed {seed}": fitted("ours, refit", "25 %", seed) for seed in (1, 2)},
+    "seeds other": seeds("other"),
+    "seeds wiki": seeds("wiki"),
 }
 
 
@@ -257,11 +442,46 @@ def tables(results: dict[str, Any]) -> str:
         if all(by_domain.values()):
             chosen = results["criteria"][share]
             parts += [f"Plain cuts, {share} of the layers:\n", *_table(by_domain, {k: spans(v) for k, v in chosen.items()}), ""]
-    by_domain = {domain: results.get(f"repairs {domain}") for domain in ("other", "wiki")}
+    commands = {effort: results[f"command {effort}"] for effort in ("low", "default") if f"command {effort}" in results}
+    if commands:
+        parts += ["| effort | minutes, start to report | KL, other books | KL, WikiText |", "|---|---:|---:|---:|"]
+        for effort, one in commands.items():
+            kl = " | ".join(
+                f"{one[d]['rows'][effort]['kl']:.3f} ± {one[d]['rows'][effort]['kl_stderr']:.3f}" for d in ("other", "wiki")
+            )
+            parts.append(f"| {effort} | {one['seconds'] / 60:.1f} | {kl} |")
+        parts.append("")
+    for share in SHARES:
+        by_domain = {domain: results.get(f"repaired {share} {domain}") for domain in ("other", "wiki")}
+        if all(by_domain.values()):
+            made = {name: results[f"fit {name} {share}"] for name in by_domain["other"]["rows"] if name != "teacher"}
+            notes = {name: f"{spans(one['layers'])}; {one['seconds'] / 60:.1f} min" for name, one in made.items()}
+            tokens = next(iter(made.values()))["tokens"]
+            parts += [f"{share} of the layers, {tokens:,} tokens to repair:\n", *_table(by_domain, notes), ""]
+    by_domain = {domain: results.get(f"seeds {domain}") for domain in ("other", "wiki")}
     if all(by_domain.values()):
-        costs = {name: results[f"fit {name}"] for name in FIT_SAMPLES}
-        said = {name: f"{one['tokens'] / 1000:.0f} k tokens, {one['seconds'] / 60:.1f} min" for name, one in costs.items()}
-        parts += ["Repairs at 25 %:\n", *_table(by_domain, {"plain cut": "", **said}), ""]
+        parts += ["Other text to scan and to fit (ours, refit, 25 %):\n", *_table(by_domain, {}), ""]
+    rounds = {n: results[f"rounds {n}"] for n in (1, 3, 7) if f"rounds {n}" in results}
+    if rounds:
+        parts += ["| rounds | layers | KL, other books |", "|---:|---|---:|"]
+        for n, one in rounds.items():
+            row = one["rows"]["student"]
+            parts.append(f"| {n} | {spans(one['layers'])} | {row['kl']:.3f} ± {row['kl_stderr']:.3f} |")
+        parts.append("")
+    corpora = {
+        name: results[f"by perplexity {name}"] for name in ("books", "other", "wiki") if f"by perplexity {name}" in results
+    }
+    if corpora:
+        parts += ["| span | " + " | ".join(f"perplexity, {name}" for name in corpora) + " |", "|---|" + "---:|" * len(corpora)]
+        starts = next(iter(corpora.values()))["starts"]
+        for at, start in enumerate(starts):
+            cells = " | ".join(f"{math.exp(one['nll'][at]):.4g}" for one in corpora.values())
+            parts.append(f"| {start}..{start + SHARES['25 %'] - 1} | {cells} |")
+        parts.append("")
+    exact = {label: one for label, one in results.items() if label.startswith("instructions ")}
+    if exact:
+        parts += ["| | right of " + str(next(iter(exact.values()))["items"]) + " |", "|---|---:|"]
+        parts += [f"| {label.removeprefix('instructions ')} | {sum(one['right'])} |" for label, one in exact.items()] + [""]
     asked = {name: results[f"task {name}"] for name in TASKS if f"task {name}" in results}
     if asked:
         labels = list(next(iter(asked.values()))["right"])
@@ -314,8 +534,7 @@ def main() -> None:
         if name.startswith("task") and options.bench is None:
             continue
         started = time.monotonic()
-        with torch.no_grad():
-            found = cell(bench)
+        found = cell(bench)
         results[name] = {**found, "wall_seconds": time.monotonic() - started, "threads": torch.get_num_threads()}
         unfinished = options.out.with_suffix(".part")
         unfinished.write_text(json.dumps(results, indent=1) + "\n")
