@@ -103,7 +103,7 @@ class Bench:
 
     def made(self, method: str, share: str, seed: int = 0) -> Any:
         """The state of a run up to its student: made once, read back later."""
-        from shoal.recipes.recipe import load_recipe
+        from shoal.recipes.recipe_file import load_recipe
 
         name, changes = METHODS[method]
         tokens = FIT_TOKENS.get(share, FIT_TOKENS_ELSEWHERE)
@@ -378,7 +378,7 @@ def in_rounds(n_rounds: int) -> Callable[[Bench], dict[str, Any]]:
     """Seven layers out by the span's criterion, so many layers at a time, measured anew on what is left after each."""
 
     def cell(bench: Bench) -> dict[str, Any]:
-        from shoal.recipes.recipe import load_recipe
+        from shoal.recipes.recipe_file import load_recipe
 
         text = {"sources": [str(bench.options.books)], "length": LENGTH, "samples": 16, "selection": 8, "evaluation": 8}
         given = {"model": str(bench.options.model), "drop": "7", "guard": 1, "repair": "none", "rounds": n_rounds, "text": text}

@@ -67,7 +67,7 @@ def _report(error: Exception) -> int:
         print(error.format_message(), file=sys.stderr)  # type: ignore[attr-defined]  # the whole help, as it is
         return 2
     if isinstance(error, click.ClickException) or hasattr(error, "format_message"):
-        message = error.format_message()
+        message = error.format_message().replace("Value error, ", "")  # what pydantic puts before our own words
         context = getattr(error, "ctx", None)
         hint = f" (see '{context.command_path} --help')" if context else ""
         _fail(f"error: {' '.join(message.split())}{hint}")

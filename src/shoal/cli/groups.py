@@ -33,6 +33,7 @@ from shoal.run.job import DEFAULT_SLICE_TOKENS, MOST_DEFAULT
 from shoal.select.table import SELECTORS
 from shoal.train.config import MOST_LR, RATE_TIMES_WIDTH
 from shoal.train.heal.config import DEFAULT_HEAL_TOKENS
+from shoal.words.counts import parse_count
 
 if TYPE_CHECKING:
     from shoal.cli.console import Screen
@@ -352,6 +353,7 @@ class HealingOptions:
         int | None,
         typer.Option(
             "--heal-tokens",
+            parser=parse_count,
             metavar="N",
             help="Tokens of healing." + default(f"{DEFAULT_HEAL_TOKENS:,}, or all that the text holds"),
             rich_help_panel=HEALED,

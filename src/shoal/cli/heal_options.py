@@ -11,6 +11,7 @@ from shoal.cli.help import ADAPTERS, STEPS, TOWARDS, TRAINED, default
 from shoal.train.heal.config import DEFAULT_HEAL_TOKENS, HealConfig
 from shoal.train.heal.presets import PRESETS
 from shoal.train.heal.ranks import RANKS
+from shoal.words.counts import parse_count
 
 USUAL = HealConfig()
 
@@ -27,6 +28,7 @@ class TrainedOptions:
         int | None,
         typer.Option(
             "--tokens",
+            parser=parse_count,
             metavar="N",
             help="Training tokens." + default(f"{DEFAULT_HEAL_TOKENS:,}, or all that the text holds"),
         ),

@@ -17,6 +17,7 @@ from shoal.measure.observers import observers_said
 from shoal.recipes.table import RECIPES
 from shoal.run.job import LONGEST_DEFAULT
 from shoal.train.config import DEFAULT_TOKENS
+from shoal.words.counts import parse_count
 
 DEFAULT = RECIPES["default"].recipe
 
@@ -96,6 +97,7 @@ FitTokensOption = Annotated[
     int | None,
     typer.Option(
         "--fit-tokens",
+        parser=parse_count,
         metavar="N",
         help="Tokens the repair reads."
         + default(f"{TOKENS_PER_INPUT} per input of the widest map, at least {FEWEST_TOKENS:,}"),
@@ -106,6 +108,7 @@ TrainTokensOption = Annotated[
     int | None,
     typer.Option(
         "--train-tokens",
+        parser=parse_count,
         metavar="N",
         help="Tokens of the training." + default(f"{DEFAULT_TOKENS:,}, or all that the text holds"),
         rich_help_panel=REPAIRED,

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from shoal.words.counts import TokenCount
 from shoal.words.records import Record
 
 FEWEST_TOKENS = 48_000
@@ -29,7 +30,7 @@ class FitConfig(Record):
             span, where its closed form has one (``hadamard``: LinearPatch's own formula).
     """
 
-    tokens: int | None = Field(default=None, ge=1)
+    tokens: TokenCount | None = None
     weights: Literal["relative", "plain"] = "relative"
     sinks: Literal["exact", "counted"] = "exact"
     ridge: float | None = Field(default=None, ge=0)

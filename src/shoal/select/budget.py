@@ -16,9 +16,9 @@ from typing import Literal
 from shoal.edits.plan import structure_of
 from shoal.edits.table import Edit
 from shoal.select.model_size import ModelSize, PutBack, size_without
+from shoal.words.counts import UNITS
 
 BUDGET_FORMS = "25% (of all parameters), 8 (layers), 25%layers, or --params 6B"
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
+from shoal.words.counts import TokenCount
 from shoal.words.records import Record, refuse
 
 Beta = Annotated[float, Field(ge=0, lt=1)]  # share of an average that stays from step to step
@@ -53,7 +54,7 @@ class TrainingPhase(Record):
     """
 
     objective: ObjectiveSum = DEFAULT_OBJECTIVE
-    tokens: int | None = Field(default=None, ge=1)
+    tokens: TokenCount | None = None
     share: float | None = Field(default=None, gt=0, le=1)
     rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     lr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -114,7 +115,7 @@ class TrainConfig(Record):
     """
 
     objective: ObjectiveSum | None = None
-    tokens: int | None = Field(default=None, ge=1)
+    tokens: TokenCount | None = None
     lr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     min_lr: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     stages: tuple[TrainingPhase, ...] = ()

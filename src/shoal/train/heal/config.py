@@ -10,6 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from shoal.train.config import ObjectiveSum
 from shoal.train.heal.quiet import quiet_training
 from shoal.train.heal.ranks import schedule_named
+from shoal.words.counts import TokenCount
 from shoal.words.records import Record, is_asked, refuse
 
 DEFAULT_HEAL_TOKENS = 1_000_000
@@ -72,7 +73,7 @@ class HealConfig(Record):
     predict: Literal["all", "answers"] = "all"
     source: Literal["given", "teacher"] = "given"
     temperature: float = Field(default=1.0, gt=0)
-    tokens: int | None = Field(default=None, ge=1)
+    tokens: TokenCount | None = None
     lr: float | Literal["auto"] | None = None
     floor: float = Field(default=0.1, ge=0, le=1)
     warmup: float = Field(default=0.05, ge=0)
