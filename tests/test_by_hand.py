@@ -71,7 +71,7 @@ WRONG = {
     ("--keep", "3", "--rounds", "2"): "--rounds is not read",
     ("--layers", "3", "--metric", "kl"): "--metric or --evaluations is not read",
     ("--layers", "attn:3", "--replace", "layer"): "--replace layer stands in place of whole layers",
-    ("--layers", "attn:3", "--repair", "sweep"): "--repair sweep needs whole layers",
+    ("--layers", "attn:3", "--repair", "magnitude"): "--repair magnitude is of whole layers",
 }
 
 

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from shoal.measure.set_function import CountedSets
+from shoal.measure.shapley import exact_shapley, permutation_shapley
+from shoal.measure.windowed import windowed_growth
 from shoal.select.search.evolution import Evolution
 from shoal.select.search.greedy import Greedy
 from shoal.select.search.one_shot import n_one_shot_evaluations, one_shot
 from shoal.select.search.policy_gradient import PolicyGradient, estimated_gradient, off_by, projected
+from shoal.select.search.quotas import count
 from shoal.select.search.search_contract import Aim, run_search
-from shoal.select.search.shapley import exact_shapley, permutation_shapley, windowed_growth
 from shoal.words.types import Unit, model_units
 
 SEARCHES = {
@@ -59,14 +61,14 @@ def optimum(loss, n_units, n):
 @pytest.mark.parametrize("n", [1, 3, 8])
 @pytest.mark.parametrize("name", SEARCHES)
 def test_an_additive_function_is_solved(name, n):
-    answer = run_search(SEARCHES[name], function(additive, 8), Aim(n))
+    answer = run_search(SEARCHES[name], function(additive, 8), Aim(count(n)))
     assert answer.sets[0][1] == optimum(additive, 8, n)
 
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_equal_seeds_give_equal_answers_and_the_curve_falls_to_the_best(name):
     loss = pairs(3, 10)
-    answers = [run_search(SEARCHES[name], function(loss, 10), Aim(4, seed=seed)) for seed in (0, 0)]
+    answers = [run_search(SEARCHES[name], function(loss, 10), Aim(count(4), seed=seed)) for seed in (0, 0)]
     assert answers[0] == answers[1]
     answer = answers[0]
     assert all(len(off) == 4 and value == loss(set(indices(off))) for off, value in answer.sets)
@@ -82,7 +84,7 @@ def test_what_the_family_refuses_is_worked_around(name):
     def may_go(off):
         return not {1, 3} <= set(indices(off)) and 7 not in indices(off)
 
-    answer = run_search(SEARCHES[name], function(additive, 8), Aim(3, may_go))
+    answer = run_search(SEARCHES[name], function(additive, 8), Aim(count(3), may_go))
     allowed = [value for off, value in answer.sets if may_go(off)]
     assert allowed[0] == min(
         additive(one) for one in itertools.combinations(range(8), 3) if 7 not in one and not {1, 3} <= set(one)
@@ -91,30 +93,30 @@ def test_what_the_family_refuses_is_worked_around(name):
 
 @pytest.mark.parametrize("name", ["greedy", "beam", "evolution"])
 def test_a_family_that_can_lose_certain_numbers_alone_is_searched_through_others(name):
-    answer = run_search(SEARCHES[name], function(additive, 8), Aim(4, lambda off: len(off) % 2 == 0))
+    answer = run_search(SEARCHES[name], function(additive, 8), Aim(count(4), lambda off: len(off) % 2 == 0))
     assert answer.sets[0][1] == optimum(additive, 8, 4)
 
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_a_search_that_runs_out_of_evaluations_answers_with_its_best(name):
     loss = pairs(2, 8)
-    n_needed = run_search(SEARCHES[name], function(loss, 8), Aim(3)).n_evaluations
+    n_needed = run_search(SEARCHES[name], function(loss, 8), Aim(count(3))).n_evaluations
     with pytest.raises(ValueError, match="evaluations end before a set of 3 units"):
-        run_search(SEARCHES[name], function(loss, 8, limit=0), Aim(3))
+        run_search(SEARCHES[name], function(loss, 8, limit=0), Aim(count(3)))
     if n_needed > 9:  # one shot measures its only complete set last
-        answer = run_search(SEARCHES[name], function(loss, 8, limit=n_needed - 2), Aim(3))
+        answer = run_search(SEARCHES[name], function(loss, 8, limit=n_needed - 2), Aim(count(3)))
         assert answer.is_cut_short and answer.n_evaluations == n_needed - 2
 
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_impossible_wishes_are_refused_in_one_line(name):
     with pytest.raises(ValueError, match="9 units to switch off need 1..8"):
-        run_search(SEARCHES[name], function(additive, 8), Aim(9))
+        run_search(SEARCHES[name], function(additive, 8), Aim(count(9)))
 
 
 @pytest.mark.parametrize("name", ["greedy", "beam", "one-shot"])
 def test_of_equal_losses_the_deeper_units_go(name):
-    assert indices(run_search(SEARCHES[name], function(lambda off: 1.0, 6), Aim(2)).sets[0][0]) == [4, 5]
+    assert indices(run_search(SEARCHES[name], function(lambda off: 1.0, 6), Aim(count(2))).sets[0][0]) == [4, 5]
 
 
 # -- each of them ----------------------------------------------------------------------------------------------------------
@@ -122,20 +124,20 @@ def test_of_equal_losses_the_deeper_units_go(name):
 
 @pytest.mark.parametrize("n_units, n", [(8, 1), (8, 3), (18, 6), (5, 5)])
 def test_greedy_asks_for_as_many_sets_as_its_formula(n_units, n):
-    answer = run_search(Greedy(), function(pairs(0, n_units), n_units), Aim(n))
+    answer = run_search(Greedy(), function(pairs(0, n_units), n_units), Aim(count(n)))
     assert answer.n_evaluations == Greedy().n_evaluations(n_units, n) == n * n_units - n * (n - 1) // 2
 
 
 def test_one_shot_asks_for_every_unit_and_its_choice():
     for n, expected in ((4, 10), (1, 9)):
-        answer = run_search(one_shot, function(pairs(0, 9), 9), Aim(n))
+        answer = run_search(one_shot, function(pairs(0, 9), 9), Aim(count(n)))
         assert answer.n_evaluations == n_one_shot_evaluations(9, n) == expected
 
 
 @pytest.mark.parametrize("n_units, n", [(6, 2), (9, 4), (14, 3)])
 @pytest.mark.parametrize("name", ["beam", "evolution", "policy-gradient"])
 def test_no_search_asks_for_more_than_it_says(name, n_units, n):
-    answer = run_search(SEARCHES[name], function(pairs(0, n_units), n_units), Aim(n))
+    answer = run_search(SEARCHES[name], function(pairs(0, n_units), n_units), Aim(count(n)))
     assert answer.n_evaluations <= SEARCHES[name].n_evaluations(n_units, n)
 
 
@@ -145,8 +147,8 @@ def test_greedy_sees_an_interaction_that_one_shot_cannot():
     def loss(off):
         return 0.1 * sum(i not in (3, 6) for i in off) + 10 * ({3, 6} <= set(off))
 
-    assert indices(run_search(one_shot, function(loss, 8), Aim(2)).sets[0][0]) == [3, 6]
-    best, value = run_search(Greedy(), function(loss, 8), Aim(2)).sets[0]
+    assert indices(run_search(one_shot, function(loss, 8), Aim(count(2))).sets[0][0]) == [3, 6]
+    best, value = run_search(Greedy(), function(loss, 8), Aim(count(2))).sets[0]
     assert value == 0.1 and len({3, 6} & set(indices(best))) == 1
 
 
@@ -156,24 +158,24 @@ def test_a_wider_beam_finds_what_greedy_misses():
     def loss(off):
         return 2.0 * len({0, 1} & off) - 4.0 * ({0, 1} <= off) + sum(1.0 + i for i in off if i > 1) / 10
 
-    greedy, beam = (run_search(Greedy(width=width), function(loss, 6), Aim(2)).sets[0] for width in (1, 6))
+    greedy, beam = (run_search(Greedy(width=width), function(loss, 6), Aim(count(2))).sets[0] for width in (1, 6))
     assert indices(beam[0]) == [0, 1] and beam[1] == 0.0 < greedy[1]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_beam_of_all_sets_is_exhaustive(seed):
     loss = pairs(seed, 7)
-    answer = run_search(Greedy(width=10**6), function(loss, 7), Aim(3))
+    answer = run_search(Greedy(width=10**6), function(loss, 7), Aim(count(3)))
     assert answer.sets[0][1] == pytest.approx(optimum(loss, 7, 3)) and len(answer.sets) == math.comb(7, 3)
 
 
 def test_the_front_goes_last():
     """FinerCut's option: the first 40 % of units are no candidates until 40 % of all are off."""
     cheap_in_front = list(range(10))
-    answer = run_search(Greedy(front=0.4), function(lambda off: sum(cheap_in_front[i] for i in off), 10), Aim(4))
+    answer = run_search(Greedy(front=0.4), function(lambda off: sum(cheap_in_front[i] for i in off), 10), Aim(count(4)))
     assert indices(answer.sets[0][0]) == [4, 5, 6, 7]
     assert answer.n_evaluations == sum(6 - round_ for round_ in range(4))
-    later = run_search(Greedy(front=0.4), function(lambda off: sum(cheap_in_front[i] for i in off), 10), Aim(5))
+    later = run_search(Greedy(front=0.4), function(lambda off: sum(cheap_in_front[i] for i in off), 10), Aim(count(5)))
     assert indices(later.sets[0][0]) == [0, 4, 5, 6, 7]
 
 
@@ -182,13 +184,13 @@ def test_both_sublayers_of_a_layer_that_does_nothing_go_first():
     planted = {Unit("attn", 2), Unit("mlp", 2)}
     prices = {unit: 0.0 if unit in planted else 1.0 + i for i, unit in enumerate(units)}
     v = CountedSets(lambda sets: [sum(prices[unit] for unit in one) for one in sets], units)
-    assert run_search(Greedy(), v, Aim(2)).sets[0] == (frozenset(planted), 0.0)
+    assert run_search(Greedy(), v, Aim(count(2))).sets[0] == (frozenset(planted), 0.0)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_evolution_finds_the_optimum_of_a_small_function(seed):
     loss = pairs(seed, 10)
-    answer = run_search(Evolution(n_generations=60), function(loss, 10), Aim(4, seed=seed))
+    answer = run_search(Evolution(n_generations=60), function(loss, 10), Aim(count(4), seed=seed))
     assert answer.sets[0][1] == pytest.approx(optimum(loss, 10, 4))
     assert answer.n_evaluations <= min(math.comb(10, 4), 61 * 16)
 
@@ -246,7 +248,7 @@ def test_planted_units_that_do_nothing_are_found_by_noisy_losses():
         noise = random.Random(seed)
         prices = [0.0 if i in (3, 7) else 0.2 + 0.1 * i for i in range(10)]
         v = function(lambda off, noise=noise, prices=prices: sum(prices[i] for i in off) + noise.gauss(0, 0.05), 10, limit=1000)
-        found += indices(run_search(PolicyGradient(), v, Aim(2, seed=seed)).sets[0][0]) == [3, 7]
+        found += indices(run_search(PolicyGradient(), v, Aim(count(2), seed=seed)).sets[0][0]) == [3, 7]
     assert found >= 9
 
 

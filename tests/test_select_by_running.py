@@ -9,8 +9,9 @@ from families import VOCAB, tiny_model
 from shoal.engine.view import DecoderView
 from shoal.measure.removals import RemovalLosses, removal_function
 from shoal.measure.value_file import ValueFile
-from shoal.run.searching import SEARCH_FILE, VALUES_FOLDER, SearchRecord
+from shoal.run.searching import SEARCH_FILE, VALUES_FOLDER
 from shoal.select.request import Evidence, Request
+from shoal.select.search.search_record import SearchRecord
 from shoal.select.table import SELECTORS
 from shoal.words.types import Batch, Unit, model_units
 

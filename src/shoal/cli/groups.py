@@ -235,6 +235,15 @@ class ChoiceOptions:
             rich_help_panel=REMOVED,
         ),
     ] = None
+    units: Annotated[
+        str | None,
+        typer.Option(
+            "--units",
+            metavar="WHAT",
+            help="What goes: layers, sublayers, attention or mlp." + default(DEFAULT.units),
+            rich_help_panel=REMOVED,
+        ),
+    ] = None
     by: ByOption = None
     metric: Annotated[
         str | None,
@@ -250,7 +259,7 @@ class ChoiceOptions:
         typer.Option(
             "--evaluations",
             metavar="N",
-            help="Most sets of layers that such a selector runs." + default(evaluations_said()),
+            help="Most sets that such a selector runs." + default(evaluations_said()),
             rich_help_panel=REMOVED,
         ),
     ] = None

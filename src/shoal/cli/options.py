@@ -31,7 +31,8 @@ DropOption = Annotated[
     typer.Option(
         "--drop",
         metavar="SHARE",
-        help="25% of all parameters, 8 layers, or 25%layers; net of replacements." + default(DEFAULT.drop),
+        help="25% of all parameters, 8 layers, 25%layers, 25%sublayers, 25%kv (cache), 25%macs, 25%latency (measured here); "
+        "several with commas, such as 20%params,25%kv; net of replacements." + default(DEFAULT.drop),
     ),
 ]
 LayersOption = Annotated[
@@ -71,7 +72,8 @@ ByOption = Annotated[
     typer.Option(
         "--by",
         metavar="SCORE",
-        help="Score to select by, such as angular/last." + default(DEFAULT.by),
+        help="Score to select by, such as angular/last; for --select lowest also one of units: taylor_unit, left_out_kl."
+        + default(DEFAULT.by),
         rich_help_panel=REMOVED,
     ),
 ]

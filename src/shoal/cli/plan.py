@@ -10,7 +10,7 @@ import typer
 from shoal.cli.groups import MachineOptions, MethodOptions, RecipeOptions, ResultOptions
 from shoal.cli.help import default
 from shoal.cli.recipe_options import refuse_unopened, with_options
-from shoal.cli.show import is_run_folder, say_beside, say_files, say_spread, say_time_of_choice
+from shoal.cli.show import is_run_folder, say_beside, say_files, say_removed, say_spread, say_time_of_choice
 from shoal.cli.verb import command_line, given, verb
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ def plan(
         screen.show(candidates(made.candidates, n_layers=made.n_layers))
     say_spread(screen, made)
     screen.say(f"Plan: {made} ({made.before.parameters:,} -> {made.after.parameters:,} parameters)")
-    say_files(screen, out, ("plan", "plan.json"), ("search", "search.json"))
+    say_removed(screen, made)
+    say_files(screen, out, ("plan", "plan.json"), ("scores", "scores.json"), ("search", "search.json"))
     screen.result(made.model_dump(mode="json"))
 
 

@@ -43,10 +43,11 @@ def show_outcome(screen: Screen, outcome: Outcome) -> None:
     screen.show(figures(evaluation))
     screen.show(generations(evaluation.generations))
     screen.say(f"Plan: {plan}; {plan.before.parameters:,} -> {plan.after.parameters:,} parameters")
+    say_removed(screen, plan)
     files = [("checkpoint", "model"), ("card", "model/README.md"), ("figures", "evaluation.json"), ("report", "report.html")]
     if outcome.scan is not None:
         files.insert(2, HEAT_MAP)
-    files.append(("search", "search.json"))
+    files += [("scores", "scores.json"), ("search", "search.json")]
     say_files(screen, outcome.folder, *files)
     screen.result(
         {
@@ -142,6 +143,16 @@ def say_spread(screen: Screen, plan: Plan) -> None:
 
     if plan.spread:
         screen.say(f"Choice {spread_said(plan.spread)}")
+
+
+def say_removed(screen: Screen, plan: Plan) -> None:
+    """Every share that goes, side by side, and what a stock checkpoint makes of sublayers that are off."""
+    from shoal.show.plan_tables import removed_said, zeroed_said
+
+    if plan.removed:
+        screen.say(f"Removes {removed_said(plan)}")
+    if zeroed := zeroed_said(plan):
+        screen.say(zeroed)
 
 
 def show_tasks(screen: Screen, found: Evaluation) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from shoal.edits.base import BaseEdit, Fate, Index
 from shoal.words.structure import SUBLAYERS, Structure, runs_said, without_sublayer
-from shoal.words.types import Unit, UnitKind
+from shoal.words.types import Unit, UnitKind, whole_layers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,3 +41,10 @@ class Drop(BaseEdit):
     def __str__(self) -> str:
         what = "layers" if self.kind == "layer" else f"{SUBLAYERS[self.kind]} of layers"
         return f"{what} {runs_said(self.indices)}: removed"
+
+
+def drops_of(units: Iterable[Unit]) -> tuple[Drop, ...]:
+    """The edits that remove exactly these units, one for each kind; a layer that loses both sublayers goes as a whole."""
+    gone = whole_layers(units)
+    found = ((kind, tuple(sorted(unit.index for unit in gone if unit.kind == kind))) for kind in ("layer", *SUBLAYERS))
+    return tuple(Drop(kind=kind, indices=indices) for kind, indices in found if indices)

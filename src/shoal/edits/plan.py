@@ -79,7 +79,9 @@ class Plan(Record):
         teacher: the reference model; the source itself unless the source is already a student.
         n_layers: layers of the source; every index in ``edits`` is below it.
         edits: in order. Those that change the structure may not touch one unit twice; those that only write values compose.
-        before, after: predicted sizes, *net* of replacements.
+        before, after: predicted sizes, *net* of replacements; what a sublayer that is off would read does not count.
+        removed: the share of what goes, from 0 to 1, by what it is a share of: ``layers``, ``sublayers``, ``parameters``, and
+            of an opened model ``kv`` (cache), ``macs`` and, where it was measured, ``latency``.
         method: how the plan was chosen, for people.
         chosen: a hash of the structural edits as they were chosen; it differs where somebody edited the plan by hand.
         candidates: what the tournament compared, best first.
@@ -93,6 +95,7 @@ class Plan(Record):
     edits: tuple[Edit, ...] = ()
     before: Size
     after: Size
+    removed: dict[str, float] = {}
     method: str = ""
     chosen: str = ""
     candidates: tuple[Candidate, ...] = ()

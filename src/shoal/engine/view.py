@@ -163,15 +163,13 @@ class DecoderView:
         layer = step.layer
         with self.residency.layer(layer) as module:
             call = reading.calls[layer]
-            if step.zeroed:
-                for kind in sorted(step.zeroed):
-                    self._check_sublayer(layer, kind, module, call, h_BTD)
-                with _zeroed(module, step.zeroed):
-                    return _first(call(module, h_BTD))
-            if step.overrides:
-                overrides = dict(step.overrides)
-                return _first(call(lambda *a, **k: torch.func.functional_call(module, overrides, a, k), h_BTD))
-            return _first(call(module, h_BTD))
+            for kind in sorted(step.zeroed):
+                self._check_sublayer(layer, kind, module, call, h_BTD)
+            with _zeroed(module, step.zeroed):
+                if step.overrides:
+                    overrides = dict(step.overrides)
+                    return _first(call(lambda *a, **k: torch.func.functional_call(module, overrides, a, k), h_BTD))
+                return _first(call(module, h_BTD))
 
     def stream(
         self,

@@ -47,7 +47,7 @@ def fit_plan(
     """Set values of a plan's student in closed form.
 
     Args:
-        plan: removes whole layers; for a repair that sets replacements it puts modules in their place.
+        plan: removes layers or sublayers; for a repair that sets replacements it puts modules in place of layers.
         samples: text for the sums; a tenth is held out to decide what is kept.
         repair: its name in the table, but ``none``. ``auto`` leaves the plain cut where nothing has a closed form, and its
             result says why.
@@ -115,7 +115,5 @@ def _refuse_all_but_removal(plan: Plan) -> None:
             f"the plan puts {plan.replacements[0].replacement!r} in place of {plan.replacements[0].span}; a closed-form repair "
             "needs plain removal: --replace none"
         )
-    if any(unit.kind != "layer" for unit in plan.removed_units):
-        raise CannotRefit("the plan removes single sublayers; a closed-form repair needs whole layers")
-    if not plan.removed_layers:
+    if not plan.removed_units:
         raise ValueError("the plan removes nothing, so there is nothing to repair; use --repair none")

@@ -32,6 +32,7 @@ from shoal.fit.magnitude_ratio import mean_ratio, whole
 from shoal.fit.sites.of_layer import Sites, probe_of
 from shoal.fit.sites.site import CannotRefit, Site
 from shoal.fit.walk import Goal, Here, walk
+from shoal.words.structure import units_off
 from shoal.words.types import Batch, Span, spans_of
 
 # Largest relative difference that the epsilon of a norm can make where the stream is small. A layer that differs by more is not
@@ -55,11 +56,17 @@ class NormScale:
         after_layer: Callable[[int], None] | None = None,
         workers: Workers = ALONE,
     ) -> Refitted:
-        cuts = spans_of(plan.removed_layers)
-        return scale_cuts(view, student, batches, cuts=cuts, config=config, known=known, after_layer=after_layer)
+        return scale_cuts(view, student, batches, cuts=_cuts(plan), config=config, known=known, after_layer=after_layer)
 
     def last_layer(self, plan: Plan) -> int:
-        return spans_of(plan.removed_layers)[-1].start
+        return _cuts(plan)[-1].start
+
+
+def _cuts(plan: Plan) -> tuple[Span, ...]:
+    """Raises CannotRefit: single sublayers go."""
+    if units_off(plan.structure):
+        raise CannotRefit("the plan removes single sublayers, and one scale per cut is of whole layers; use --repair refit")
+    return spans_of(plan.removed_layers)
 
 
 @torch.no_grad()

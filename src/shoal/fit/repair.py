@@ -91,6 +91,7 @@ class Repair:
             repair refuses is in :meth:`refusal`.
         sets_replacements: it sets the values of replacements, not those of kept layers.
         compares_repaired: the tournament compares its candidates repaired; False: as they are.
+        needs_layers: it is of whole layers that go, not of single sublayers.
         else_plain: where nothing has a closed form the plain cut stands, said aloud, instead of an error.
     """
 
@@ -101,6 +102,7 @@ class Repair:
     conflict: Callable[[Replacement | None, TrainedOn], str] = lambda replacement, trained_on: ""
     sets_replacements: bool = False
     compares_repaired: bool = True
+    needs_layers: bool = False
     else_plain: bool = False
 
     def refusal(self, replacement: Replacement | None, trained_on: TrainedOn) -> str:

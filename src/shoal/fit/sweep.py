@@ -125,7 +125,7 @@ def sweep_layers(
     """Refit layers of a student, each with the refits before it in place.
 
     Args:
-        student: lacks layers; nothing else is overridden.
+        student: lacks layers or sublayers; nothing else is overridden.
         targets: layer to the teacher's boundary that its output is fitted to; the student has no layer in between.
         sites: what is set in each layer.
         share: the part of the teacher's change over a cut that the layer before it is asked to make up.
@@ -143,9 +143,11 @@ def sweep_layers(
     skipped: list[str] = []
     for here in walk(view, student, batches, goals=goals, known=known, after_layer=after_layer, workers=workers):
         started = time.monotonic()
-        pool, why_not = _pool_of(here, sites, probe, config=config, n_ranking=n_ranking)
+        step = student.step(here.layer)
+        there = sites if step is None else sites.without(step.zeroed)
+        pool, why_not = _pool_of(here, there, probe, config=config, n_ranking=n_ranking)
         ends = here.ends(passing=None if pool is None else pool.visit)
-        found, reasons = sites.of(view, here.layer, probe)
+        found, reasons = there.of(view, here.layer, probe)
         try:
             found = found if pool is None else [pool.site(), *found]
         except CannotRefit as reason:

@@ -13,20 +13,15 @@ from shoal.measure.set_function import SetFunction
 from shoal.words.types import UnitTable
 
 
-def leave_one_out(function: SetFunction, *, metric: str, n_samples: int = 0) -> UnitTable:
-    """The growth of the loss without each unit; exactly 0 for one that does nothing, and below 0 for one that does harm.
-
-    Args:
-        metric: of the function; names the table ``left_out_METRIC``.
-        n_samples: of its text, for the table.
-    """
+def leave_one_out(function: SetFunction) -> UnitTable:
+    """The growth of the loss without each unit; exactly 0 for one that does nothing, and below 0 for one that does harm."""
     whole, *without = function.values([frozenset(), *(frozenset({unit}) for unit in function.units)])
     return UnitTable(
-        criterion=f"left_out_{metric}",
+        criterion="left_out",
         units=function.units,
         values=np.array([loss - whole for loss in without]),
         stderr=np.full(len(without), np.nan),
         unit="growth of the loss",
         higher_is_more_redundant=False,
-        n_samples=n_samples,
+        n_samples=0,
     )

@@ -1,5 +1,7 @@
 """Scores of units by name, beside the tables of spans. A new one is a file and a line here.
 
+Those that run the model without units come once for each metric: ``left_out_kl``, ``windowed_js``, ``shapley_ce``.
+
 An entry says what it reads, so that callers know what a score costs: ``text`` is one pass, ``weights`` none, ``gradients`` a
 pass forward and one back, ``values`` a run of the model for every unit. Plain data, free of torch: an entry's own file is
 imported when it scores.
@@ -8,7 +10,7 @@ imported when it scores.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from shoal.words.records import nearest
@@ -16,8 +18,11 @@ from shoal.words.types import Batch, Unit, UnitTable
 
 if TYPE_CHECKING:
     from shoal.engine.view import DecoderView
+    from shoal.measure.set_function import SetFunction
 
 Score = Callable[["DecoderView", Sequence[Batch], Sequence[Unit]], tuple[UnitTable, ...]]
+ScoreOfValues = Callable[["SetFunction"], UnitTable]
+"""A score of all units of a set function, from the sets that it asks for."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,8 @@ class UnitScore:
         tables: criteria of the tables it gives.
         score: (view, text, units) to these tables; units are in the order of the model.
         papers: arXiv numbers.
+        of_values: the same from a set function by ``metric``, for those that read values; None: it asks for no sets.
+        n_sets: most sets that are asked for, by the number of units.
     """
 
     name: str
@@ -38,6 +45,9 @@ class UnitScore:
     tables: tuple[str, ...]
     score: Score
     papers: tuple[str, ...] = ()
+    of_values: ScoreOfValues | None = None
+    metric: str = ""
+    n_sets: Callable[[int], int] = lambda n_units: 0
 
 
 def _update(view: DecoderView, batches: Sequence[Batch], units: Sequence[Unit]) -> tuple[UnitTable, ...]:
@@ -87,33 +97,85 @@ UNIT_SCORES: dict[str, UnitScore] = {
         ),
     )
 }
-"""All but leave-one-out, of which there is one score for each metric: :func:`unit_score_named` knows ``left_out_METRIC``."""
+"""Those that ask for no sets; of the others there is one for each metric (:data:`OF_VALUES`)."""
 
-LEFT_OUT = "left_out_"
+N_ORDERS = 50
+"""Random orders of a Shapley estimate; of up to 12 units the values are exact."""
+
+WINDOW = 3
+"""Longest window of the windowed estimator, as its paper has it."""
 
 
-def left_out_by(metric: str) -> UnitScore:
-    """Leave-one-out by a metric. Raises ValueError: no such metric."""
+def _left_out(function: SetFunction) -> UnitTable:
+    from shoal.measure.leave_one_out import leave_one_out
+
+    return leave_one_out(function)
+
+
+def _windowed(function: SetFunction) -> UnitTable:
+    from shoal.measure.windowed import windowed_growth
+
+    return windowed_growth(function, most=min(WINDOW, len(function.units)))
+
+
+def _shapley(function: SetFunction) -> UnitTable:
+    from shoal.measure.shapley import shapley_values
+
+    return shapley_values(function, n_orders=N_ORDERS)
+
+
+@dataclass(frozen=True)
+class OfValues:
+    """A score that runs the model without sets of units, whatever the metric; attributes as of :class:`UnitScore`."""
+
+    about: str
+    of_values: ScoreOfValues
+    n_sets: Callable[[int], int]
+    papers: tuple[str, ...]
+
+
+OF_VALUES: dict[str, OfValues] = {
+    "left_out": OfValues("growth of the loss without the unit", _left_out, lambda n: n + 1, ("2407.16286", "2405.17081")),
+    "windowed": OfValues(
+        f"mean growth of the loss at the ends of windows of up to {WINDOW} units",
+        _windowed,
+        lambda n: 1 + sum(n - length + 1 for length in range(1, min(WINDOW, n) + 1)),
+        ("2409.14381",),
+    ),
+    "shapley": OfValues(
+        f"Shapley value: mean growth over all orders, or over {N_ORDERS} of more than 12 units",
+        _shapley,
+        lambda n: 2**n if n <= 12 else N_ORDERS * (n - 1) + 2,
+        ("2407.16286",),
+    ),
+}
+"""By the word before the metric."""
+
+
+def of_values_by(word: str, metric: str) -> UnitScore:
+    """The score ``WORD_METRIC``. Raises ValueError: no such metric."""
     from shoal.measure.metrics import metric_named
 
-    entry = metric_named(metric)
+    entry, measured, name = OF_VALUES[word], metric_named(metric), f"{word}_{metric}"
+
+    def of_values(function: SetFunction) -> UnitTable:
+        return replace(entry.of_values(function), criterion=name)
 
     def score(view: DecoderView, batches: Sequence[Batch], units: Sequence[Unit]) -> tuple[UnitTable, ...]:
-        from shoal.measure.leave_one_out import leave_one_out
         from shoal.measure.removals import removal_function
 
-        function = removal_function(view, batches, units, metric=metric)
-        return (leave_one_out(function, metric=metric, n_samples=sum(len(batch.ids_BT) for batch in batches)),)
+        found = of_values(removal_function(view, batches, units, metric=metric))
+        return (replace(found, n_samples=sum(len(batch.ids_BT) for batch in batches)),)
 
-    name = LEFT_OUT + metric
-    return UnitScore(name, f"growth of the loss without the unit: {entry.about}", "values", (name,), score)
+    about = f"{entry.about}: {measured.about}"
+    return UnitScore(name, about, "values", (name,), score, entry.papers, of_values, metric, entry.n_sets)
 
 
 def unit_score_names() -> tuple[str, ...]:
-    """All scores, leave-one-out by every metric included."""
+    """All scores, those of every metric included."""
     from shoal.measure.metrics import METRICS
 
-    return (*UNIT_SCORES, *(LEFT_OUT + metric for metric in METRICS))
+    return (*UNIT_SCORES, *(f"{word}_{metric}" for word in OF_VALUES for metric in METRICS))
 
 
 def unit_score_named(name: str) -> UnitScore:
@@ -122,4 +184,23 @@ def unit_score_named(name: str) -> UnitScore:
         return UNIT_SCORES[name]
     if name not in unit_score_names():
         raise ValueError(f"no score of units {name!r}; {nearest(name, unit_score_names())}")
-    return left_out_by(name.removeprefix(LEFT_OUT))
+    word = next(word for word in OF_VALUES if name.startswith(f"{word}_"))
+    return of_values_by(word, name.removeprefix(f"{word}_"))
+
+
+def unit_tables() -> tuple[str, ...]:
+    """Names of all tables that some score gives."""
+    return tuple(table for name in unit_score_names() for table in unit_score_named(name).tables)
+
+
+def is_unit_table(name: str) -> bool:
+    """Whether a name is that of a table of units; scores of spans have a slash."""
+    return "/" not in name and name in unit_tables()
+
+
+def score_with_table(table: str) -> UnitScore:
+    """The score that gives a table. Raises ValueError: none does; lists the tables."""
+    found = next((one for name in unit_score_names() if table in (one := unit_score_named(name)).tables), None)
+    if found is None:
+        raise ValueError(f"no score of units {table!r}; {nearest(table, unit_tables())}")
+    return found

@@ -19,10 +19,11 @@ from shoal.fit.table import repair_named
 from shoal.measure.observers import observer_named
 from shoal.select.budget import parse_budget, parse_parameters
 from shoal.select.search.search_config import SearchConfig
-from shoal.select.table import selector_named
+from shoal.select.table import SELECTORS, selector_named
 from shoal.train.config import ON_THE_STREAM, POLISH, TrainConfig
 from shoal.train.heal.config import HealConfig
 from shoal.words.records import Record, is_asked, nearest, refuse
+from shoal.words.types import UnitChoice
 from shoal.words.unit_names import parse_units
 
 
@@ -61,12 +62,13 @@ class Recipe(Record):
         name, about, papers: for people, the card and the citations (arXiv numbers).
         model: hub id or folder; may come from the command line instead.
         observers: further measures of the scan, names of :data:`shoal.measure.observers.OBSERVERS`; each adds tables to it.
-        drop: the budget, as on the command line (``25%``, ``8``, ``25%layers``).
+        drop: the budget, as on the command line (``25%``, ``8``, ``25%layers``, ``20%params,25%kv``).
         parameters: the budget as a target size (``6B``); replaces ``drop`` when given.
         layers: what goes, by number (``4,6,20..24``, ``attn:5..8``), or ``keep``: the layers that stay (``0..15``). Nothing is
             chosen then, so that no other field of the choice, ``drop`` to ``guard``, goes with them.
         select: how layers are chosen, a name of :data:`shoal.select.table.SELECTORS`; ``by``: the table it reads, as
-            ``criterion/tokens``.
+            ``criterion/tokens``, or a score of single units such as ``taylor_unit`` or ``left_out_kl``.
+        units: what goes: whole ``layers``; ``sublayers``, ``attention`` or ``mlp`` for selectors that do not look for spans.
         search: how a selector that runs the model does so; unused by the others.
         max_spans: most spans of the ``disjoint`` selector.
         rounds: 1 = one-shot; more: cut in that many steps and measure anew after each.
@@ -94,6 +96,7 @@ class Recipe(Record):
     layers: str | None = None
     keep: str | None = None
     select: str = "span"
+    units: UnitChoice = "layers"
     search: SearchConfig = SearchConfig()
     by: str = "cosine/rest"
     max_spans: int = Field(default=3, ge=1)
@@ -158,11 +161,12 @@ class Recipe(Record):
         if is_asked(cls, value, info):
             from shoal.measure.pairwise import CRITERIA
             from shoal.measure.sinks import TOKENS
+            from shoal.measure.unit_scores import unit_tables
 
             known = [f"{criterion}/{tokens}" for criterion in CRITERIA for tokens in TOKENS]
-            known += [*_observed(info.data.get("observers", ())), LINEAR_ERROR]
+            known += [*_observed(info.data.get("observers", ())), LINEAR_ERROR, *unit_tables()]
             if value not in known:
-                raise ValueError(f"--by {value!r} is no score of the scan; {nearest(value, known)}")
+                raise ValueError(f"--by {value!r} is no score; {nearest(value, known)}")
         return value
 
     @field_validator("replace")
@@ -186,7 +190,8 @@ class Recipe(Record):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
-        refuse([*self._conflicts_of_choice(), *self._conflicts_of_repair(), *self._conflicts_of_sublayers()])
+        found = [*self._conflicts_of_choice(), *self._conflicts_of_units(), *self._conflicts_of_repair()]
+        refuse([*found, *self._conflicts_of_sublayers()])
         return self
 
     def _conflicts_of_choice(self) -> Iterator[str]:
@@ -196,6 +201,35 @@ class Recipe(Record):
             yield f"--by {LINEAR_ERROR} ranks contiguous spans of the length that goes: use --select span, and --rounds 1"
         if self.rounds > 1 and self.by in _observed(self.observers):
             yield f"rounds measure the pairwise scores only; with --rounds choose another score than {self.by}"
+
+    def _conflicts_of_units(self) -> Iterator[str]:
+        from shoal.measure.unit_scores import is_unit_table
+
+        selector = selector_named(self.select)
+        reads_units = "tables" in selector.reads and is_unit_table(self.by)
+        if reads_units and not selector.takes_units:
+            yield f"--by {self.by} scores single units, and --select {self.select} looks for spans; use --select lowest"
+        if reads_units and self.rounds > 1:
+            yield f"--rounds measures the pairwise scores anew; with --by {self.by} leave out --rounds"
+        if self.units == "layers":
+            return
+        if not selector.takes_units:
+            others = ", ".join(name for name, one in SELECTORS.items() if one.takes_units)
+            yield f"--select {self.select} looks for spans of layers; with --units {self.units} choose {others}"
+        elif "tables" in selector.reads and not reads_units:
+            yield (
+                f"--by {self.by} scores spans of layers; with --units {self.units} choose a score of units such as "
+                "relative_update, taylor_unit or left_out_kl"
+            )
+        if repair_named(self.repair).needs_layers:
+            yield f"--repair {self.repair} is of whole layers; with --units {self.units} use refit, auto or none"
+        if self.replace != "none":
+            yield f"--replace {self.replace} stands in place of whole layers; with --units {self.units} use none"
+        if self.heal is not None:
+            yield (
+                "healing trains a stock checkpoint, in which sublayers that are gone are maps of zeros that would grow back; "
+                f"with --units {self.units} use --heal none"
+            )
 
     def _conflicts_of_repair(self) -> Iterator[str]:
         states = self.train.objective is not None or bool(self.train.stages)
@@ -217,8 +251,8 @@ class Recipe(Record):
         named = f"--layers {self.layers} names single sublayers"
         if self.replace != "none":
             yield f"--replace {self.replace} stands in place of whole layers, and {named}; use --replace none"
-        if self.repair != "none" and not repair_named(self.repair).else_plain:
-            yield f"--repair {self.repair} needs whole layers, and {named}; use --repair none or auto"
+        if repair_named(self.repair).needs_layers:
+            yield f"--repair {self.repair} is of whole layers, and {named}; use --repair refit, auto or none"
 
     def _trained_on(self) -> TrainedOn:
         """What the training of this recipe compares with the teacher's."""

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from shoal.run.candidate_repair import repairs_candidates
 from shoal.run.job import Inputs
-from shoal.run.searching import runs_the_model
 from shoal.words.progress import Progress
 from shoal.words.structure import Structure, stored
 
@@ -24,15 +23,28 @@ if TYPE_CHECKING:
 
 def needs_scan(recipe: Recipe) -> bool:
     """False where nothing reads the scores: named layers, or a selector without tables and no other candidates to propose."""
+    from shoal.measure.unit_scores import is_unit_table
     from shoal.select.table import selector_named
 
-    return not recipe.is_by_hand and ("tables" in selector_named(recipe.select).reads or recipe.guard > 1)
+    reads_spans = "tables" in selector_named(recipe.select).reads and not is_unit_table(recipe.by)
+    return not recipe.is_by_hand and (reads_spans or (recipe.guard > 1 and recipe.units == "layers"))
 
 
 def needs_model(recipe: Recipe) -> bool:
     """False where the choice follows from config and names alone: named layers or a rule without measurements, and nothing is
     put back."""
-    return needs_scan(recipe) or runs_the_model(recipe) or recipe.replace != "none"
+    from shoal.select.table import selector_named
+
+    if recipe.is_by_hand or recipe.replace != "none":
+        return recipe.replace != "none"
+    return bool(selector_named(recipe.select).reads) or needs_scan(recipe) or is_measured(recipe)
+
+
+def is_measured(recipe: Recipe) -> bool:
+    """Whether the budget is a share of what is known of an opened model alone."""
+    from shoal.select.budget import MEASURED
+
+    return any(one.kind in MEASURED for one in budget_of(recipe).all)
 
 
 def budget_of(recipe: Recipe) -> Budget:
@@ -64,6 +76,7 @@ def plain_request_of(recipe: Recipe, n_layers: int) -> Request:
         protected=recipe.protected(n_layers),
         n_rounds=recipe.rounds,
         n_candidates=recipe.guard,
+        units=recipe.units,
     )
 
 

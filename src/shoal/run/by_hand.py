@@ -71,8 +71,12 @@ def as_edited(plan: Plan, size: ModelSize, own_parameters: int = 0) -> Plan:
     """The plan that stands; where somebody edited it, with the sizes of its edits and without the verdict of another choice."""
     if not plan.is_edited_by_hand:
         return plan
+    from shoal.select.plan_of import removed_shares
+
     after = size.after(plan.structure, own_parameters)
-    return plan.model_copy(update={"after": after, "method": "edited by hand", "candidates": (), "spread": ()})
+    removed = removed_shares(plan.structure, size, own_parameters=own_parameters, amounts={})
+    update = {"after": after, "removed": removed, "method": "edited by hand", "candidates": (), "spread": ()}
+    return plan.model_copy(update=update)
 
 
 def edits_without(units: Iterable[Unit], put_back: PutBack = NOTHING) -> tuple[Edit, ...]:

@@ -90,7 +90,7 @@ def rungs(inputs: Inputs, size: ModelSize, *, progress: Progress) -> tuple[Rung,
 
 def repairer(inputs: Inputs, size: ModelSize, samples: Samples, *, progress: Progress) -> RepairOfCandidate:
     """Repairs a candidate as the recipe asks, on that text."""
-    from shoal.edits.drop import Drop
+    from shoal.edits.drop import drops_of
     from shoal.edits.student_of import student_of
     from shoal.fit.fit_plan import fit_plan
     from shoal.fit.fit_result import CannotRefit
@@ -101,8 +101,7 @@ def repairer(inputs: Inputs, size: ModelSize, samples: Samples, *, progress: Pro
         config = config.model_copy(update={"ridge": RANKING_RIDGE})
 
     def repaired(candidate: Candidate) -> Student | None:
-        removal = (Drop(indices=candidate.layers),)
-        cut = plan_of(removal, size, source=opened.name, source_hash=opened.fingerprint)
+        cut = plan_of(drops_of(candidate.units), size, source=opened.name, source_hash=opened.fingerprint)
         try:
             fitted = fit_plan(
                 inputs.view,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from shoal.run.candidate_repair import repairs_candidates
 from shoal.run.searching import runs_the_model
+from shoal.run.unit_scoring import wanted_score
 from shoal.words.records import stable_hash
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ def choice_key(inputs: Inputs, budget: Budget, request: Request, *, scan: str | 
     """``scan``: key of the scan that is read, if any."""
     recipe = inputs.recipe
     used = dict(budget=budget.text, kind=budget.kind, request=repr(request), scan=scan)
+    if wanted_score(recipe) is not None:
+        used.update(scored=f"{recipe.search.tokens} {inputs.calibration.data_hash}")
     if runs_the_model(recipe):
         used.update(search=repr(recipe.search), searched=f"{inputs.calibration.data_hash} {recipe.seed}")
     if repairs_candidates(recipe):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,9 @@ from shoal.recipes.recipe import Recipe
 from shoal.words.reading import reason_of, shortened
 
 if TYPE_CHECKING:
+    from shoal.engine.view import DecoderView
     from shoal.run.job import Inputs
+    from shoal.words.types import Unit
 
 
 def refuse_side_files(recipe: Recipe) -> None:
@@ -51,6 +54,7 @@ def check_budget(inputs: Inputs) -> None:
             family cannot leave out, or a budget out of reach; says the allowed range.
     """
     from shoal.run.asking import budget_of, request_of
+    from shoal.run.resource_amounts import amounts_of
     from shoal.select.model_size import model_size
     from shoal.select.shortlist import check_reach
 
@@ -59,7 +63,20 @@ def check_budget(inputs: Inputs) -> None:
     if inputs.recipe.is_by_hand:
         refuse_named(inputs)
         return
-    check_reach(budget_of(inputs.recipe), model_size(inputs.view), request_of(inputs.recipe, inputs.view))
+    budget, request = budget_of(inputs.recipe), request_of(inputs.recipe, inputs.view)
+    if request.units != "layers":
+        refuse_units(inputs.view, request.free_units)
+    check_reach(budget, model_size(inputs.view), request, amounts=amounts_of(inputs, budget))
+
+
+def refuse_units(view: DecoderView, units: Sequence[Unit]) -> None:
+    """Raises ValueError, before a search, for sublayers that this family cannot leave out."""
+    from shoal.checkpoint.in_memory import refuse_inexact_sublayers
+    from shoal.engine.student import Student
+    from shoal.run.by_hand import refuse_inseparable
+
+    refuse_inseparable(units, view.model.get_submodule(view.layers_path))
+    refuse_inexact_sublayers(view, Student(removed=frozenset(units[:1])))  # the others when they run
 
 
 def refuse_named(inputs: Inputs) -> None:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shoal.select.search.search_record import SearchRecord
 from shoal.words.progress import Progress, silent
-from shoal.words.records import Record
 
 if TYPE_CHECKING:
     from shoal.measure.set_function import CountedSets
@@ -19,28 +19,6 @@ if TYPE_CHECKING:
     from shoal.text import Samples
 
 VALUES_FOLDER, SEARCH_FILE = "search", "search.json"
-
-
-class SearchRecord(Record):
-    """How a search went.
-
-    Attributes:
-        selector, metric: what searched, and by which metric.
-        data, data_hash, n_tokens: the text that every set was run on.
-        n_units, n: layers that might go, and layers to go.
-        n_evaluations: different sets that were asked for; those of an earlier, killed run are counted like others.
-        curve: (evaluations, lowest loss of a set of n layers until then), a point for each improvement.
-    """
-
-    selector: str
-    metric: str
-    data: str
-    data_hash: str
-    n_tokens: int
-    n_units: int
-    n: int
-    n_evaluations: int
-    curve: tuple[tuple[int, float], ...]
 
 
 def runs_the_model(recipe: Recipe) -> bool:
@@ -56,23 +34,35 @@ def searched_text(inputs: Inputs) -> Samples:
     return samples.take(max(1, min(samples.n_samples, inputs.recipe.search.tokens // samples.length)))
 
 
-def set_function_of(inputs: Inputs, request: Request, *, folder: RunFolder, progress: Progress = silent) -> CountedSets:
-    """v(S) over the layers that may go, with what an earlier run of the same folder measured."""
+def set_function_of(
+    inputs: Inputs,
+    request: Request,
+    *,
+    folder: RunFolder,
+    metric: str | None = None,
+    limit: int | None = None,
+    progress: Progress = silent,
+) -> CountedSets:
+    """v(S) over the units that may go, with what an earlier run of the same folder measured.
+
+    Args:
+        metric: in place of the recipe's.
+        limit: most sets that may be asked for.
+    """
     from shoal.measure.removals import removal_function
-    from shoal.words.types import Unit
 
     search, samples = inputs.recipe.search, searched_text(inputs)
     batches = inputs.batches(samples)
     return removal_function(
         inputs.view,
         batches,
-        [Unit("layer", layer) for layer in request.removable],
-        metric=search.metric,
-        limit=search.evaluations,
+        request.free_units,
+        metric=metric or search.metric,
+        limit=limit,
         folder=folder / VALUES_FOLDER,
         about={"model": inputs.model_key, "data": samples.data_hash},
         workers=inputs.workers,
-        after_batch=lambda batch: progress(f"{request.selector} by {search.metric}", batch.index + 1, len(batches)),
+        after_batch=lambda batch: progress(f"{request.selector} by {metric or search.metric}", batch.index + 1, len(batches)),
     )
 
 
@@ -84,21 +74,28 @@ def search_said(inputs: Inputs, function: CountedSets | None) -> str:
     return f"; {function.n_evaluations} sets run by {inputs.recipe.search.metric} on {n_tokens:,} tokens"
 
 
-def write_search(inputs: Inputs, function: CountedSets, n: int, *, folder: RunFolder) -> list[str]:
-    """``search.json``. Returns the files that belong to the stage."""
-    recipe, samples = inputs.recipe, searched_text(inputs)
+def write_search(inputs: Inputs, function: CountedSets, request: Request, *, folder: RunFolder) -> list[str]:
+    """``search.json``. Returns the files that belong to the stage.
+
+    Args:
+        request: with what the budget asks for.
+    """
+    recipe, samples, goal = inputs.recipe, searched_text(inputs), request.goal
     curve: list[tuple[int, float]] = []
+    n_best = 0
     for place, (units, loss) in enumerate(function.asked.items(), start=1):
-        if len(units) == n and (not curve or loss < curve[-1][1]):
+        if (not curve or loss < curve[-1][1]) and goal.is_met(units, function.units):
             curve.append((place, loss))
+            n_best = len(units)
     record = SearchRecord(
         selector=recipe.select,
         metric=recipe.search.metric,
         data=samples.data,
         data_hash=samples.data_hash,
         n_tokens=samples.n_tokens,
+        units=request.units,
         n_units=len(function.units),
-        n=n,
+        n=n_best,
         n_evaluations=function.n_evaluations,
         curve=tuple(curve),
     )

@@ -1,24 +1,42 @@
-"""Budgets: ``--drop 25%`` (of all parameters), ``8`` (layers), ``25%layers``, ``--params 6B``; all net of replacements.
+"""Budgets: ``--drop 25%`` (of all parameters), ``8`` (layers), ``25%layers``, ``25%kv``, ``--params 6B``; net of replacements.
 
 A share or a size becomes the nearest reachable number of layers, ties to fewer layers removed; exact fractions, so that a
-tie is a tie.
+tie is a tie. Of several budgets, ``20%params,25%kv``, each has to be reached, so the one that asks for most layers decides.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from typing import Literal
 
 from shoal.edits.plan import structure_of
 from shoal.edits.table import Edit
+from shoal.select.amounts import Amounts, amount_of_layers
 from shoal.select.model_size import ModelSize, PutBack, size_without
 from shoal.words.counts import UNITS
 
-BUDGET_FORMS = "25% (of all parameters), 8 (layers), 25%layers, or --params 6B"
+BUDGET_FORMS = (
+    "25% or 25%params (of all parameters), 8 (layers, or other --units), 25%layers, 25%sublayers, 25%kv, 25%macs, 25%latency, "
+    "several with commas, or --params 6B"
+)
+BudgetKind = Literal["share", "layers", "layer_share", "parameters", "sublayer_share", "kv", "macs", "latency"]
+SHARES: dict[str, BudgetKind] = {
+    "": "share",
+    "params": "share",
+    "layers": "layer_share",
+    "sublayers": "sublayer_share",
+    "kv": "kv",
+    "macs": "macs",
+    "latency": "latency",
+}
+"""What a percentage may be of, by the word behind it."""
+
+MEASURED: frozenset[BudgetKind] = frozenset({"kv", "macs", "latency"})
+"""Kinds that are known of an opened model alone."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +44,22 @@ class Budget:
     """What was asked for.
 
     Attributes:
-        kind: ``share`` of all parameters or ``layer_share`` of layers to remove (amount 0..1), ``layers`` to remove,
-            ``parameters`` to be left.
-        text: as the user wrote it.
+        kind: ``layers`` (or other units) to remove, ``parameters`` to be left; all others are shares to remove (amount 0..1):
+            ``share`` of all parameters, ``layer_share``, ``sublayer_share``, and those of the cache of keys and values
+            (``kv``), of multiply-accumulates per token (``macs``) and of measured time (``latency``).
+        text: as the user wrote it, all budgets that belong together.
+        also: further budgets that have to be reached as well.
     """
 
-    kind: Literal["share", "layers", "layer_share", "parameters"]
+    kind: BudgetKind
     amount: Fraction
     text: str
+    also: tuple[Budget, ...] = ()
+
+    @property
+    def all(self) -> tuple[Budget, ...]:
+        """It and those beside it."""
+        return (self, *self.also)
 
 
 @dataclass(frozen=True)
@@ -54,21 +80,32 @@ class ResolvedBudget:
 
 
 def parse_budget(drop: str) -> Budget:
-    """Read ``--drop``.
+    """Read ``--drop``, one budget or several with commas.
 
     Raises:
-        ValueError: not one of the forms, or a share outside 0..100 %.
+        ValueError: not one of the forms, a share outside 0..100 %, or two budgets of one kind.
     """
-    text = drop.strip()
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)\s*(layers?)?", text)
-    if match is None or (not match[2] and "." in match[1]):
+    first, *others = found = [_parse_one(part, drop) for part in drop.split(",")]
+    kinds = [one.kind for one in found]
+    twice = next((one for one in found if kinds.count(one.kind) > 1), None)
+    if twice is not None:
+        raise ValueError(f"--drop {drop!r} holds two budgets of one kind ({twice.kind}); give one of each")
+    return replace(first, text=drop.strip(), also=tuple(others))
+
+
+def _parse_one(part: str, drop: str) -> Budget:
+    text = part.strip()
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)\s*([a-z]*)", text)
+    word = "" if match is None else {"layer": "layers", "sublayer": "sublayers", "parameters": "params"}.get(match[3], match[3])
+    is_count = match is not None and not match[2] and "." not in match[1] and word in ("", "layers")
+    if match is None or not (is_count or (match[2] and word in SHARES)):
         raise ValueError(f"--drop {drop!r} is not a budget; write {BUDGET_FORMS}")
-    if not match[2]:
+    if is_count:
         return Budget("layers", Fraction(match[1]), text)
     share = Fraction(match[1]) / 100
     if not 0 < share < 1:
         raise ValueError(f"--drop {drop!r} needs a share above 0% and below 100%")
-    return Budget("layer_share" if match[3] else "share", share, text)
+    return Budget(SHARES[word], share, text)
 
 
 def parse_parameters(params: str) -> Budget:
@@ -91,56 +128,112 @@ def resolve(
     removable: Sequence[int],
     n_most: int,
     layers_of: Callable[[int], Sequence[int]] | None = None,
+    amounts: Mapping[str, Amounts] | None = None,
 ) -> ResolvedBudget:
-    """The number of layers that comes nearest to the budget.
+    """The number of layers that comes nearest to the budget; of several budgets that which asks for most.
 
     Args:
         removable: layers that may go.
         n_most: most layers that may be absent at once (fewer than ``removable`` where they must be consecutive).
         layers_of: the layers that go when n are absent; where layers differ in size the parameters are then exact.
             Without it every layer counts as the mean of the removable ones.
+        amounts: of what budgets other than layers and parameters are shares of, by their kind.
     Raises:
         ValueError: the budget removes nothing, or more than can be removed; says the allowed range.
     """
-    # what is inherited is given back; a layer that starts as zero is one more to remove
-    extra = put_back.layers - put_back.inherits
-    n_net_most = n_most - extra
-    if n_net_most < 1:
+    extra = put_back.layers - put_back.inherits  # what is inherited is given back; a layer that starts as zero is one more
+    reach = _Reach(size, put_back, tuple(removable), n_most - extra, extra, layers_of, amounts or {})
+    if reach.n_most < 1:
         raise ValueError(f"nothing can be removed: {n_most} of {size.n_layers} layers are free to go; protect fewer layers")
+    n_net = max(_nearest(one, reach) for one in budget.all)
+    return ResolvedBudget(n_net=n_net, n=n_net + extra, n_layers=size.n_layers, asked=budget.text)
 
-    @cache
-    def gone(n_net: int) -> Fraction:
+
+@dataclass(frozen=True)
+class _Reach:
+    """How much goes with n layers; arguments as for :func:`resolve`.
+
+    Attributes:
+        n_most: most layers that the student may have fewer.
+        extra: layers that are absent beyond those.
+    """
+
+    size: ModelSize
+    put_back: PutBack
+    removable: tuple[int, ...]
+    n_most: int
+    extra: int
+    layers_of: Callable[[int], Sequence[int]] | None
+    amounts: Mapping[str, Amounts]
+
+    def parameters(self, n_net: int) -> Fraction:
         if n_net <= 0:
             return Fraction(0)
-        if layers_of is not None:
-            return Fraction(size.total - size_without(size, layers_of(n_net + extra), put_back).parameters)
-        mean = Fraction(sum(size.layers[layer] for layer in removable), len(removable))
-        return mean * n_net - put_back.own_parameters  # of the layers it counts as, every one is as large as a removed one
+        if self.layers_of is not None:
+            after = size_without(self.size, self.layers_of(n_net + self.extra), self.put_back)
+            return Fraction(self.size.total - after.parameters)
+        mean = Fraction(sum(self.size.layers[layer] for layer in self.removable), len(self.removable))
+        return mean * n_net - self.put_back.own_parameters  # of the layers it counts as, each is as large as a removed one
 
-    def cut(n_net: int) -> ResolvedBudget:
-        return ResolvedBudget(n_net=n_net, n=n_net + extra, n_layers=size.n_layers, asked=budget.text)
+    def other(self, kind: str, n_net: int) -> Fraction:
+        """Of what a budget of another kind is a share of, put-back layers included."""
+        found = self.amounts[kind]
+        if n_net <= 0:
+            return Fraction(0)
+        if self.layers_of is not None:
+            absent = n_net + self.extra
+            return Fraction(amount_of_layers(found, self.layers_of(absent))) * n_net / absent
+        return Fraction(amount_of_layers(found, self.removable)) * n_net / len(self.removable)
 
-    if budget.kind in ("layers", "layer_share"):
+
+def _nearest(budget: Budget, reach: _Reach) -> int:
+    size, most = reach.size, reach.n_most
+    if budget.kind in ("layers", "layer_share", "sublayer_share"):  # a layer is two sublayers of twice as many
         target = budget.amount if budget.kind == "layers" else budget.amount * size.n_layers
         n_net = -int(-(target - Fraction(1, 2)) // 1)  # nearest, exact halves down
-        if not 1 <= n_net <= n_net_most:
+        if not 1 <= n_net <= most:
             raise ValueError(
-                f"--drop {budget.text} removes {n_net} of {size.n_layers} layers; this model allows 1..{n_net_most} "
-                f"({_percent(gone(1), size)}..{_percent(gone(n_net_most), size)} of all parameters)"
+                f"--drop {budget.text} removes {n_net} of {size.n_layers} layers; this model allows 1..{most} "
+                f"({_percent(reach.parameters(1), size)}..{_percent(reach.parameters(most), size)} of all parameters)"
             )
-        return cut(n_net)
+        return n_net
+    if budget.kind not in ("share", "parameters"):
+        return _nearest_amount(budget, reach)
+    gone = cache(reach.parameters)
     target = budget.amount * size.total if budget.kind == "share" else size.total - budget.amount
-    n_net = min(range(n_net_most + 1), key=lambda n: (abs(gone(n) - target), n))
-    beyond = n_net == n_net_most and target - gone(n_net) > (gone(n_net) - gone(n_net - 1)) / 2
+    n_net, beyond = _closest(gone, target, most)
     if n_net == 0 or beyond:
         option = "--params" if budget.kind == "parameters" else "--drop"
         asks = f"asks to remove {_percent(target, size)} of" if target > 0 else "is not below"
         raise ValueError(
             f"{option} {budget.text} {asks} {size.total:,} parameters; this model allows "
-            f"1..{n_net_most} layers, {_percent(gone(1), size)}..{_percent(gone(n_net_most), size)} "
-            f"({_rest(gone(n_net_most), size)}..{_rest(gone(1), size)} parameters left)"
+            f"1..{most} layers, {_percent(gone(1), size)}..{_percent(gone(most), size)} "
+            f"({_rest(gone(most), size)}..{_rest(gone(1), size)} parameters left)"
         )
-    return cut(n_net)
+    return n_net
+
+
+def _nearest_amount(budget: Budget, reach: _Reach) -> int:
+    """Raises ValueError: there is none of it, it is not known, or the share is out of reach."""
+    found = reach.amounts.get(budget.kind)
+    if found is None:
+        raise ValueError(f"--drop {budget.text} is a share of {budget.kind}, which is known of an opened model alone")
+    if not found.total:
+        raise ValueError(f"--drop {budget.text}: this model has no {found.about}; give another budget")
+    n_net, beyond = _closest(lambda n: reach.other(budget.kind, n), budget.amount * Fraction(found.total), reach.n_most)
+    if n_net == 0 or beyond:
+        least, all_of_it = (float(reach.other(budget.kind, n) / Fraction(found.total)) for n in (1, reach.n_most))
+        raise ValueError(
+            f"--drop {budget.text} asks to remove {float(budget.amount):.1%} of the {found.about}; this model allows "
+            f"1..{reach.n_most} layers, {least:.1%}..{all_of_it:.1%} of it"
+        )
+    return n_net
+
+
+def _closest(gone: Callable[[int], Fraction], target: Fraction, n_most: int) -> tuple[int, bool]:
+    """The number of layers whose amount is nearest to a target, and whether the target is out of reach above it."""
+    n_net = min(range(n_most + 1), key=lambda n: (abs(gone(n) - target), n))
+    return n_net, n_net == n_most and target - gone(n_net) > (gone(n_net) - gone(n_net - 1)) / 2
 
 
 def realised(size: ModelSize, edits: Sequence[Edit], own_parameters: int = 0) -> str:
@@ -149,9 +242,13 @@ def realised(size: ModelSize, edits: Sequence[Edit], own_parameters: int = 0) ->
     Args:
         own_parameters: of each module that is no layer of the checkpoint.
     """
-    after = size.after(structure_of(edits, size.n_layers), own_parameters)
+    structure = structure_of(edits, size.n_layers)
+    after = size.after(structure, own_parameters)
     share = _percent(Fraction(size.total - after.parameters), size)
     removed = f"{size.n_layers - after.layers} of {size.n_layers} layers"
+    if any(slot.off for slot in structure):
+        n_off = 2 * size.n_layers - sum(2 - len(slot.off) for slot in structure)
+        removed = f"{n_off} of {2 * size.n_layers} sublayers ({n_off / (2 * size.n_layers):.1%}; whole layers are two each)"
     return f"{removed}, {share} of all parameters ({size.total:,} -> {after.parameters:,})"
 
 

@@ -24,13 +24,13 @@ def by_running(search: Search) -> Propose:
             raise ValueError(f"--select {request.selector} runs the model on text; it needs both")
 
         def may_go(units: UnitSet) -> bool:
-            return evidence.reason_against(request, (unit.index for unit in units)) is None
+            return evidence.reason_against_units(request, units) is None
 
-        if not 1 <= request.n <= len(function.units):
+        if request.quotas is None and not 1 <= request.n <= len(function.units):
             return
-        answer = run_search(search, function, Aim(request.n, may_go, evidence.seed))
+        answer = run_search(search, function, Aim(request.goal, may_go, evidence.seed))
         for units, loss in answer.sets:
             if may_go(units):
-                yield request.candidate((unit.index for unit in units), by=request.selector, score=loss)
+                yield request.candidate_without(units, by=request.selector, score=loss)
 
     return propose

@@ -11,7 +11,7 @@ from shoal.edits.plan import structure_of
 from shoal.edits.replace.replace_edit import Replace
 from shoal.edits.table import Edit
 from shoal.words.structure import Size, Structure, stored
-from shoal.words.types import Span, spans_of
+from shoal.words.types import Span, Unit, spans_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,27 +27,36 @@ class ModelSize:
     Attributes:
         total: every parameter of every module, tied ones once.
         layers: per layer, the parameters that leave with it (those that nothing else uses).
+        sublayers: of those, the parameters of its attention and of its MLP; empty: not known.
     """
 
     total: int
     layers: tuple[int, ...]
+    sublayers: tuple[tuple[int, int], ...] = ()
 
     @property
     def n_layers(self) -> int:
         return len(self.layers)
+
+    def of(self, unit: Unit) -> int:
+        """Parameters that leave with a unit; of a layer its norms, too."""
+        if unit.kind == "layer":
+            return self.layers[unit.index]
+        return self.sublayers[unit.index][0 if unit.kind == "attn" else 1] if self.sublayers else 0
 
     @property
     def before(self) -> Size:
         return Size(layers=self.n_layers, parameters=self.total)
 
     def after(self, structure: Structure, own_parameters: int = 0) -> Size:
-        """The size of a student.
+        """The size of a student. What only a sublayer that is off would read does not count.
 
         Args:
             own_parameters: of each module that is no layer of the checkpoint.
         """
         layers = stored(structure)
         kept = sum(self.layers[slot.like] for slot in layers)
+        kept -= sum(self.of(Unit(kind, slot.like)) for slot in layers for kind in slot.off)
         hosted = own_parameters * (len(structure) - len(layers))
         return Size(layers=len(layers), parameters=self.total - sum(self.layers) + kept + hosted)
 
@@ -139,14 +148,26 @@ def model_size(view: DecoderView) -> ModelSize:
 
 def size_of(model: nn.Module, layers_path: str) -> ModelSize:
     """Count parameters, also on the ``meta`` device. One that a layer shares with anything else leaves with no single layer."""
+    from shoal.engine.families import output_map, sublayer
+
     owners: dict[int, set[str]] = {}
     prefix = layers_path + "."
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owner = name.removeprefix(prefix).split(".")[0] if name.startswith(prefix) else "outside"
         owners.setdefault(id(parameter), set()).add(owner)
-    own = [0] * len(cast("nn.ModuleList", model.get_submodule(layers_path)))
+    layers = cast("nn.ModuleList", model.get_submodule(layers_path))
+    own = [0] * len(layers)
     for parameter in model.parameters():
         (owner, *others) = owners[id(parameter)]
         if not others and owner != "outside":
             own[int(owner)] += parameter.numel()
-    return ModelSize(total=sum(p.numel() for p in model.parameters()), layers=tuple(own))
+    sublayers = []
+    for layer in layers:
+        paths = [found[0] if (found := sublayer(layer, kind)) else output_map(layer, kind) for kind in ("attn", "mlp")]
+        inside = [
+            sum(p.numel() for name, p in layer.named_parameters() if path and f"{name}.".startswith(f"{path}.")
+                and len(owners[id(p)]) == 1)
+            for path in paths
+        ]  # fmt: skip
+        sublayers.append((inside[0], inside[1]))
+    return ModelSize(total=sum(p.numel() for p in model.parameters()), layers=tuple(own), sublayers=tuple(sublayers))

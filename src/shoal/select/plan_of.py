@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from shoal.edits.plan import Candidate, PartChoice, Plan, check_edits, choice_hash, structure_of
 from shoal.edits.table import Edit
+from shoal.select.amounts import Amounts
 from shoal.select.model_size import ModelSize
+from shoal.words.structure import Structure, stored
+from shoal.words.types import Unit
 
 
 def plan_of(
@@ -20,16 +23,19 @@ def plan_of(
     method: str = "",
     candidates: Sequence[Candidate] = (),
     spread: Sequence[PartChoice] = (),
+    amounts: Mapping[str, Amounts] | None = None,
 ) -> Plan:
     """The plan with these edits.
 
     Args:
         own_parameters: of each module that is no layer of the checkpoint.
         teacher: the source itself unless given.
+        amounts: what else leaves with units, by its name.
     Raises:
         ValueError: a layer that does not exist, or edits that do not go together.
     """
     check_edits(edits, size.n_layers)
+    structure = structure_of(edits, size.n_layers)
     return Plan(
         source=source,
         source_hash=source_hash,
@@ -37,9 +43,29 @@ def plan_of(
         n_layers=size.n_layers,
         edits=tuple(edits),
         before=size.before,
-        after=size.after(structure_of(edits, size.n_layers), own_parameters),
+        after=size.after(structure, own_parameters),
+        removed=removed_shares(structure, size, own_parameters=own_parameters, amounts=amounts or {}),
         method=method,
         chosen=choice_hash(edits),
         candidates=tuple(candidates),
         spread=tuple(spread),
     )
+
+
+def removed_shares(
+    structure: Structure, size: ModelSize, *, own_parameters: int = 0, amounts: Mapping[str, Amounts]
+) -> dict[str, float]:
+    """What a student lacks, from 0 to 1: layers, sublayers, parameters, and of each amount; net of what is put back."""
+    layers, n = stored(structure), size.n_layers
+    there = sum(2 - len(slot.off) for slot in layers)
+    found = {
+        "layers": 1 - len(layers) / n,
+        "sublayers": 1 - there / (2 * n),
+        "parameters": 1 - size.after(structure, own_parameters).parameters / size.total,
+    }
+    for name, one in amounts.items():
+        stays = sum(one.of_unit.get(Unit("layer", slot.like), 0.0) for slot in layers)
+        stays -= sum(one.of_unit.get(Unit(kind, slot.like), 0.0) for slot in layers for kind in slot.off)
+        inside = sum(amount for unit, amount in one.of_unit.items() if unit.kind == "layer")
+        found[name] = (inside - stays) / one.total if one.total else 0.0
+    return {name: round(share, 6) for name, share in found.items()}

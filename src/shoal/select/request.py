@@ -12,17 +12,21 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from shoal.edits.drop import drops_of
 from shoal.edits.plan import Candidate, structure_of
 from shoal.edits.table import Edit
+from shoal.select.amounts import Amounts
 from shoal.select.model_size import NOTHING, PutBack
+from shoal.select.search.quotas import Quotas, count
 from shoal.words.records import nearest
 from shoal.words.structure import Structure
-from shoal.words.types import Span, SpanTable
+from shoal.words.types import Span, SpanTable, Unit, UnitChoice, UnitTable, model_units
 
 if TYPE_CHECKING:
     from shoal.measure.set_function import SetFunction
 
 Tables = Mapping[str, SpanTable]
+UnitTables = Mapping[str, UnitTable]
 Refuse = Callable[[Structure], str | None]
 """Given what a student would be: why this family cannot be that, or None where it can."""
 
@@ -58,6 +62,8 @@ class Evidence:
         value: what a student loses without a set of units, by running it; None where there is no text to run on.
         seed: of selectors that draw.
         late: a table that can be measured; None: there is none.
+        unit_tables: scores of single units by name.
+        amounts: what budgets may be shares of, by the kind of the budget.
     """
 
     tables: Tables = field(default_factory=dict)
@@ -65,6 +71,8 @@ class Evidence:
     value: SetFunction | None = None
     seed: int = 0
     late: LateTable | None = None
+    unit_tables: UnitTables = field(default_factory=dict)
+    amounts: Mapping[str, Amounts] = field(default_factory=dict)
 
     def is_late(self, name: str) -> bool:
         """Whether a table is the one that is measured late, so that it scores exactly the layers that go."""
@@ -87,17 +95,39 @@ class Evidence:
 
     def reason_against(self, request: Request, layers: Iterable[int]) -> str | None:
         """Why these layers cannot go, or None."""
-        layers = tuple(layers)
-        stay = sorted(set(layers) - set(request.removable))
+        return self.reason_against_units(request, (Unit("layer", layer) for layer in layers))
+
+    def reason_against_units(self, request: Request, units: Iterable[Unit]) -> str | None:
+        """Why these units cannot go together, or None."""
+        units = frozenset(units)
+        stay = sorted({unit.index for unit in units} - set(request.removable))
         if stay:
             return f"layer {stay[0]} is protected"
         try:
-            edits = request.edits(layers)
+            edits = request.edits_without(units)
         except ValueError as reason:
             return str(reason)
-        if len(set(layers)) >= request.n_layers:
+        structure = structure_of(edits, request.n_layers)
+        if not structure:
             return "nothing would be left"
-        return self.refuse(structure_of(edits, request.n_layers))
+        return self.refuse(structure)
+
+    def costs(self, request: Request) -> dict[Unit, float]:
+        """What every single unit that may go and was scored costs by the score of a request; lower goes first.
+
+        Raises:
+            ValueError: no such score, or one of whole layers where sublayers are chosen.
+        """
+        if request.by in self.unit_tables:
+            table = self.unit_tables[request.by]
+            costs = {unit: table.cost(unit) for unit in request.free_units if unit in table.units}
+        elif request.units != "layers":
+            known = ", ".join(self.unit_tables) or "none was measured"
+            raise ValueError(f"--by {request.by} scores whole layers; --units {request.units} needs a score of units ({known})")
+        else:
+            of_layers = layer_costs(self.table(request))
+            costs = {unit: of_layers[unit.index] for unit in request.free_units if unit.index in of_layers}
+        return {unit: cost for unit, cost in costs.items() if not np.isnan(cost)}
 
 
 @dataclass(frozen=True)
@@ -106,7 +136,7 @@ class Request:
 
     Attributes:
         n_layers: layers of the model.
-        n: layers to remove; 0 until the budget has been resolved on the model.
+        n: layers, or other units, to remove; 0 until the budget has been resolved on the model.
         selector: its name in ``SELECTORS``.
         by: name of the table, ``criterion/tokens``.
         protected: layers that stay.
@@ -114,6 +144,8 @@ class Request:
         n_rounds: 1 is one-shot.
         n_candidates: how many the tournament compares; 1: the selector's own choice stands.
         put_back: what will take the place of the layers that go.
+        units: what goes: whole layers, or sublayers of one or both kinds.
+        quotas: when enough is off, where units differ in what the budget is of; None: ``n`` units are.
     """
 
     n_layers: int
@@ -125,6 +157,18 @@ class Request:
     n_rounds: int = 1
     n_candidates: int = 4
     put_back: PutBack = NOTHING
+    units: UnitChoice = "layers"
+    quotas: Quotas | None = None
+
+    @property
+    def goal(self) -> Quotas:
+        """When enough units are off."""
+        return count(self.n) if self.quotas is None else self.quotas
+
+    @property
+    def free_units(self) -> tuple[Unit, ...]:
+        """Units that may go, in the order of the model."""
+        return model_units(self.n_layers, self.units, protected=set(range(self.n_layers)) - set(self.removable))
 
     @property
     def removable(self) -> tuple[int, ...]:
@@ -139,9 +183,20 @@ class Request:
         """
         return self.put_back.edits(sorted(set(layers)))
 
+    def edits_without(self, units: Iterable[Unit]) -> tuple[Edit, ...]:
+        """As :meth:`edits` for units of any kind; sublayers go without anything in their place."""
+        units = frozenset(units)
+        if all(unit.kind == "layer" for unit in units):
+            return self.edits(unit.index for unit in units)
+        return drops_of(units)
+
     def candidate(self, layers: Iterable[int], *, by: str, score: float | None = None) -> Candidate:
         """One answer: layers that go, who proposes them, and the score they were chosen by (None: nothing was measured)."""
-        return Candidate(edits=self.edits(layers), proposed_by=(by,), scores={} if score is None else {by: score})
+        return self.candidate_without((Unit("layer", layer) for layer in layers), by=by, score=score)
+
+    def candidate_without(self, units: Iterable[Unit], *, by: str, score: float | None = None) -> Candidate:
+        """As :meth:`candidate` for units of any kind."""
+        return Candidate(edits=self.edits_without(units), proposed_by=(by,), scores={} if score is None else {by: score})
 
     def among(self, remaining: Sequence[int]) -> Request:
         """The same request in a model of which only ``remaining`` layers are left, numbered anew from 0."""
@@ -161,6 +216,7 @@ class Selector:
         propose: yields candidates, best first, lazily.
         about: one line for people.
         is_contiguous: whether one span is all it can give; ``limits_spans``: whether it keeps to the recipe's ``max_spans``.
+        takes_units: whether it can choose sublayers, too; the others look for spans of layers.
         reads: what of the evidence it looks at; a selector that reads nothing needs no scan, and no opened model.
         paper: where it is from, for help and card.
         n_evaluations: most sets that it runs, from the number of layers that may go and of those to go; None: it runs none.
@@ -169,6 +225,7 @@ class Selector:
     propose: Propose
     about: str
     is_contiguous: bool = False
+    takes_units: bool = False
     reads: frozenset[Reads] = frozenset({"tables"})
     paper: str = ""
     n_evaluations: Callable[[int, int], int] | None = None

@@ -1,20 +1,22 @@
-"""From a budget to the candidates that may be compared: number of layers, then proposals. Orchestration only."""
+"""From a budget to the candidates that may be compared: how much goes, then proposals. Orchestration only."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 
 from shoal.edits.plan import Candidate, PartChoice
-from shoal.select.budget import Budget, ResolvedBudget, resolve
+from shoal.select.amounts import Amounts
+from shoal.select.budget import MEASURED, Budget, ResolvedBudget, resolve
 from shoal.select.model_size import ModelSize
 from shoal.select.proposals import Proposer, other_proposers, propose
 from shoal.select.request import Evidence, LateTable, Request, Selector, Tables, most_layers, nothing_refused
 from shoal.select.rounds import Rescan, in_rounds
 from shoal.select.table import selector_named
+from shoal.select.unit_quotas import quotas_for
 from shoal.words.types import Span
 
 
@@ -46,12 +48,14 @@ def shortlist(
     """From a budget to the candidates that a tournament compares.
 
     Args:
-        request: its ``n`` is open; the budget says it.
+        request: its ``n`` or its quotas are open; the budget says them.
         rescan: scores of a student; needed for more than one round.
     Raises:
         ValueError: an impossible budget, an unknown name, nothing that can go, or a missing rescan.
     """
     selector = selector_named(request.selector)
+    if request.units != "layers":
+        return _shortlist_of_units(budget, size, request, evidence, selector)
     not_measured = evidence.is_late(request.by) and request.by not in evidence.tables
     counted_by = replace(request, by="cosine/rest") if not_measured else request
     resolved = cut_for(budget, size, evidence=evidence, request=counted_by)
@@ -69,6 +73,17 @@ def shortlist(
         proposers.insert(0, Proposer(f"{name} in {request.n_rounds} rounds", iter([found])))  # the one-shot choice competes too
     if request.n_candidates > 1:
         proposers += [one for one in other_proposers(evidence, request) if one.name != name]
+    return Shortlist(resolved, propose(proposers, request.n_candidates), request, evidence)
+
+
+def _shortlist_of_units(budget: Budget, size: ModelSize, request: Request, evidence: Evidence, selector: Selector) -> Shortlist:
+    """Sublayers: the asked selector alone proposes, because the house's other criteria look at spans of layers."""
+    goal = quotas_for(budget, size, request, evidence.amounts)
+    goal.refuse_impossible(request.free_units)
+    request = replace(request, n=goal.most(request.free_units), quotas=goal)
+    resolved = ResolvedBudget(n_net=request.n, n=request.n, n_layers=request.n_layers, asked=budget.text)
+    name = f"{request.selector} {request.by}" if "tables" in selector.reads else request.selector
+    proposers = [Proposer(name, candidates_or_reason(selector, name, evidence=evidence, request=request))]
     return Shortlist(resolved, propose(proposers, request.n_candidates), request, evidence)
 
 
@@ -104,10 +119,19 @@ def spread_of(short: Shortlist) -> tuple[PartChoice, ...]:
     return tuple(PartChoice(layers=layers, n_parts=n) for layers, n in ranked)
 
 
-def check_reach(budget: Budget, size: ModelSize, request: Request) -> None:
-    """Raises ValueError for a budget out of reach, where that shows before anything is scored: all layers have one size."""
-    if len({size.layers[layer] for layer in request.removable}) < 2:
-        cut_for(budget, size, evidence=Evidence(), request=request)
+def check_reach(budget: Budget, size: ModelSize, request: Request, *, amounts: Mapping[str, Amounts] | None = None) -> None:
+    """Raises ValueError for a budget out of reach, where that shows before anything is scored: all layers have one size.
+
+    Args:
+        amounts: of what budgets other than layers and parameters are shares of; without them such budgets are not looked at.
+    """
+    known = amounts or {}
+    if any(one.kind not in known for one in budget.all if one.kind in MEASURED):
+        return
+    if request.units != "layers":
+        quotas_for(budget, size, request, known).refuse_impossible(request.free_units)
+    elif len({size.layers[layer] for layer in request.removable}) < 2:
+        cut_for(budget, size, evidence=Evidence(amounts=known), request=request)
 
 
 def candidates_or_reason(selector: Selector, name: str, *, evidence: Evidence, request: Request) -> Iterator[Candidate]:
@@ -120,13 +144,15 @@ def candidates_or_reason(selector: Selector, name: str, *, evidence: Evidence, r
     best = next(candidates, None)
     if best is not None:
         return chain([best], candidates)
-    table = evidence.tables.get(request.by) if "tables" in selector.reads else None
+    is_of_spans = "tables" in selector.reads and request.by not in evidence.unit_tables
+    table = evidence.tables.get(request.by) if is_of_spans else None
     if table is not None and not any(value == value for row in table.values for value in row):
         raise ValueError(f"no value of the score {request.by!r} is a number; scan again, or select by another score")
     unrefused = next(selector.propose(replace(evidence, refuse=nothing_refused), request), None)
-    reason = None if unrefused is None else evidence.reason_against(request, unrefused.layers)
+    reason = None if unrefused is None else evidence.reason_against_units(request, unrefused.units)
     why = f"its first choice, {unrefused}: {reason}" if unrefused is not None and reason else "too many are protected"
-    raise ValueError(f"{name!r} finds no {request.n} layers that can go ({why}); remove fewer or protect fewer")
+    what = "layers" if request.units == "layers" else "sublayers"
+    raise ValueError(f"{name!r} finds no {request.n} {what} that can go ({why}); remove fewer or protect fewer")
 
 
 def cut_for(budget: Budget, size: ModelSize, *, evidence: Evidence, request: Request) -> ResolvedBudget:
@@ -147,4 +173,5 @@ def cut_for(budget: Budget, size: ModelSize, *, evidence: Evidence, request: Req
         removable=removable,
         n_most=most_layers(selector, request),
         layers_of=None if counts_alike else layers_of,
+        amounts=evidence.amounts,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from shoal.select.by_running import by_running
 from shoal.select.deepest import deepest_layers
 from shoal.select.disjoint import disjoint_spans
-from shoal.select.lowest import lowest_layers
+from shoal.select.lowest import lowest_units
 from shoal.select.request import Reads, Selector
 from shoal.select.search.evolution import Evolution
 from shoal.select.search.greedy import Greedy
@@ -18,7 +18,7 @@ VALUES = frozenset[Reads]({"values"})
 
 SELECTORS: dict[str, Selector] = {
     "span": Selector(span_by, "best contiguous span by one score", is_contiguous=True, paper="LLM-Streamline, UIDL"),
-    "lowest": Selector(lowest_layers, "the layers of lowest score, each on its own", paper="ShortGPT"),
+    "lowest": Selector(lowest_units, "the units of lowest score, each on its own", takes_units=True, paper="ShortGPT"),
     "deepest": Selector(
         deepest_layers,
         "the deepest layers but the last, nothing is measured",
@@ -29,7 +29,8 @@ SELECTORS: dict[str, Selector] = {
     "disjoint": Selector(disjoint_spans, "best set of up to k separate spans, by the sum of their scores", limits_spans=True),
     "greedy": Selector(
         by_running(Greedy()),
-        "one layer after the other, each by running the model without it",
+        "one unit after the other, each by running the model without it",
+        takes_units=True,
         reads=VALUES,
         paper="SLEB",
         n_evaluations=Greedy().n_evaluations,
@@ -37,26 +38,30 @@ SELECTORS: dict[str, Selector] = {
     "beam": Selector(
         by_running(Greedy(width=4)),
         "as greedy, with the four best sets of each round kept",
+        takes_units=True,
         reads=VALUES,
         n_evaluations=Greedy(width=4).n_evaluations,
     ),
     "one-shot": Selector(
         by_running(one_shot),
-        "the layers whose loss is lowest, each run without it once",
+        "the units whose loss is lowest, each run without it once",
+        takes_units=True,
         reads=VALUES,
         paper="Reassessing",
         n_evaluations=n_one_shot_evaluations,
     ),
     "evolution": Selector(
         by_running(Evolution()),
-        "sets that swap layers, the best of parents and children live on",
+        "sets that swap units, the best of parents and children live on",
+        takes_units=True,
         reads=VALUES,
         paper="EvoPress",
         n_evaluations=Evolution().n_evaluations,
     ),
     "policy-gradient": Selector(
         by_running(PolicyGradient()),
-        "probabilities of layers that follow the loss of drawn sets",
+        "probabilities of units that follow the loss of drawn sets",
+        takes_units=True,
         reads=VALUES,
         paper="Bypass",
         n_evaluations=PolicyGradient().n_evaluations,

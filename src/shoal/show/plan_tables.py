@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from shoal.edits.plan import Candidate
+from shoal.edits.plan import Candidate, Plan
 from shoal.fit.fit_result import FitResult, explained, what
 from shoal.measure.scan import Scan
 from shoal.select.verdict import kl_said, verdict
 from shoal.show.table import Column, Table, numbers
 from shoal.words.numbers import number, tenths, with_error
+from shoal.words.structure import units_off, units_said
 from shoal.words.types import Span, SpanTable
 
 PAPERS = ("cosine/every", "angular/last", "cosine/rest", "angular/rest", "relative_magnitude/rest")
@@ -85,6 +86,33 @@ def candidates(found: Sequence[Candidate], *, n_layers: int) -> Table:
     what_was_compared = on_what if repaired else "as plain cuts, before any repair"
     note = (f"Chosen: {verdict(found, n_layers=n_layers)}.",) if found else ()
     return Table(f"Candidates, {what_was_compared}, best first", columns, tuple(rows), notes=note, strong=0)
+
+
+SHARE_WORDS = {
+    "layers": "layers",
+    "sublayers": "sublayers",
+    "parameters": "parameters",
+    "kv": "KV cache",
+    "macs": "multiply-accumulates",
+    "latency": "measured time",
+}
+
+
+def removed_said(plan: Plan) -> str:
+    """What of everything a plan removes, side by side; empty where it was not counted."""
+    shares = [f"{share:.1%} of {SHARE_WORDS.get(name, name)}" for name, share in plan.removed.items()]
+    return ", ".join(shares)
+
+
+def zeroed_said(plan: Plan) -> str:
+    """What becomes of sublayers that are off in a stock checkpoint; empty where a plan has none."""
+    off = sorted(units_off(plan.structure))
+    if not off:
+        return ""
+    return (
+        f"A stock checkpoint keeps {units_said(off)} with an output map of zeros: transformers still stores and runs them, "
+        "with their part of the cache. `shoal export blocks` writes formats that leave them out."
+    )
 
 
 def repair(found: FitResult) -> Table:

@@ -44,6 +44,15 @@ def model_units(n_layers: int, choice: UnitChoice = "layers", *, protected: Iter
     return tuple(Unit(kind, layer) for layer in range(n_layers) if layer not in kept for kind in UNIT_KINDS[choice])
 
 
+def whole_layers(units: Iterable[Unit]) -> frozenset[Unit]:
+    """The same units with both sublayers of a layer said as that layer, which leaves nothing of it to run."""
+    found = frozenset(units)
+    both = {unit.index for unit in found if unit.kind == "attn"} & {unit.index for unit in found if unit.kind == "mlp"}
+    layers = both | {unit.index for unit in found if unit.kind == "layer"}
+    inside = {unit for unit in found if unit.kind != "layer" and unit.index not in layers}
+    return frozenset(inside | {Unit("layer", layer) for layer in layers})
+
+
 @dataclass(frozen=True, order=True)
 class Span:
     """Consecutive layers ``start .. stop-1`` (half-open, 0-based)."""

@@ -30,4 +30,6 @@ def conflict(replacement: Replacement | None, trained_on: TrainedOn) -> str:
     return "repair 'magnitude' scales the stream away from the teacher's, so polish it on logits: --polish kl"
 
 
-MAGNITUDE = Repair("magnitude", "one scale per cut, folded into the maps after it (Prune&Comp)", fit, size, conflict)
+MAGNITUDE = Repair(
+    "magnitude", "one scale per cut, folded into the maps after it (Prune&Comp)", fit, size, conflict, needs_layers=True
+)

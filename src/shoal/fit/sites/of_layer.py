@@ -6,7 +6,7 @@ Whether a site can be set is found by running the layer on a probe, so there is 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from shoal.engine.view import DecoderView, Reading
@@ -45,6 +45,10 @@ class Sites:
     kinds: tuple[MapKind, ...]
     finds: tuple[Find, ...] = WHOLE
     gathers: bool = False
+
+    def without(self, off: frozenset[str]) -> Sites:
+        """The same for a layer that lacks some sublayers: what they write is zero, whatever they are set to."""
+        return replace(self, kinds=tuple(kind for kind in self.kinds if kind not in off)) if off else self
 
     def of(self, view: DecoderView, layer: int, probe: Reading) -> tuple[list[Site[Any]], list[str]]:
         """The sites of a layer in the order of their solves, and the reasons why no more are set."""

@@ -11,8 +11,10 @@ from shoal.run.candidate_repair import LINEAR_ERROR_BYTES, SHARES_FOR_RANKING, l
 from shoal.run.folder import RunFolder
 from shoal.run.keys import choice_key, scan_key
 from shoal.run.memory_plan.sizes import Sizes, StageNeed, largest
+from shoal.run.resource_amounts import amounts_of
 from shoal.run.searching import runs_the_model, search_said, set_function_of, write_search
 from shoal.run.stage import Made, Stage, State
+from shoal.run.unit_scoring import measured_scores
 from shoal.words.progress import Progress
 
 STANDINGS = "tournament"  # candidates that were measured so far, so that a stopped run does not repair them again
@@ -46,13 +48,18 @@ def run(state: State, folder: RunFolder, progress: Progress) -> Made:
         return Made(replace(state, plan=plan), ("plan.json",))
     budget, request = state.budget or budget_of(recipe), request_of(recipe, view)
     size = model_size(view)
-    value = set_function_of(inputs, request, folder=folder, progress=progress) if runs_the_model(recipe) else None
+    amounts = amounts_of(inputs, budget, folder=folder, progress=progress)
+    scores, scored_files = measured_scores(inputs, request, folder=folder, progress=progress)
+    limit = recipe.search.evaluations
+    value = set_function_of(inputs, request, folder=folder, limit=limit, progress=progress) if runs_the_model(recipe) else None
     evidence = Evidence(
         found.tables if found else {},
         lambda structure: why_not(inputs, structure),
         value,
         recipe.seed,
-        late=linear_errors_of(inputs, progress=progress),
+        late=linear_errors_of(inputs, progress=progress) if request.units == "layers" else None,
+        unit_tables=scores,
+        amounts=amounts,
     )
     short = shortlist(
         budget,
@@ -80,11 +87,12 @@ def run(state: State, folder: RunFolder, progress: Progress) -> Made:
         method=choice.method + search_said(inputs, value),
         candidates=choice.candidates,
         spread=choice.spread,
+        amounts=amounts,
     )
     plan = inputs.workers.from_first(lambda: _written(plan, folder))
-    searched = [] if value is None else write_search(inputs, value, short.request.n, folder=folder)
+    searched = [] if value is None else write_search(inputs, value, short.request, folder=folder)
     standings.clear()
-    return Made(replace(state, plan=plan), ("plan.json", *searched))
+    return Made(replace(state, plan=plan), ("plan.json", *dict.fromkeys([*scored_files, *searched])))
 
 
 def _named(inputs: Inputs) -> Plan:

@@ -14,11 +14,14 @@ from shoal.run.memory_plan.sizes import Sizes, StageNeed
 from shoal.run.stage import Made, Stage, State
 from shoal.words.progress import Progress
 from shoal.words.records import write_atomically
-from shoal.words.structure import units_of
+from shoal.words.structure import stored, units_of
+from shoal.words.types import Unit
 
 if TYPE_CHECKING:
+    from shoal.edits.plan import Plan
     from shoal.engine.student import Student
     from shoal.engine.view import DecoderView
+    from shoal.evaluate.evaluation import Evaluation
 
 
 def key(state: State) -> str | None:
@@ -48,8 +51,8 @@ def run(state: State, folder: RunFolder, progress: Progress) -> Made:
     plain = None
     if state.values.tensors or state.healed is not None:  # the same number of layers without repair, on the same text
         judge = oracle(inputs, inputs.evaluation, what="evaluate the plain cut", progress=progress)
-        plain = judge.measure([Student(removed=units_of(plan.structure, plan.n_layers))])[0]
-    evaluation = against_teacher(inputs, student, plain=plain, progress=progress)
+        plain = judge.measure([Student(removed=units_of(plan.structure, plan.n_layers), name="plain cut")])[0]
+    evaluation = without_zeros(against_teacher(inputs, student, plain=plain, progress=progress), student, plan)
 
     def write() -> None:
         evaluation.save(folder / "evaluation.json")
@@ -73,6 +76,20 @@ def takes(sizes: Sizes) -> StageNeed:
     n = sizes.tokens("evaluation")
     work = sizes.judging(n)
     return sizes.need("evaluation", second_model=sizes.second_model, states=sizes.states(2, n), work=work)
+
+
+def without_zeros(evaluation: Evaluation, student: DecoderView | Student, plan: Plan) -> Evaluation:
+    """With the cost of a saved student as it is where sublayers that are zero are not run: they stand in its layers."""
+    from shoal.engine.student import Student
+    from shoal.evaluate.cost import cost
+
+    off = frozenset(Unit(kind, place) for place, slot in enumerate(stored(plan.structure)) for kind in slot.off)
+    if not off or isinstance(student, Student):
+        return evaluation
+    stored_cost = evaluation.student.cost
+    found = cost(student, context=stored_cost.context, student=Student(removed=off))
+    figures = evaluation.student.model_copy(update={"cost": found.model_copy(update={"file_bytes": stored_cost.file_bytes})})
+    return evaluation.model_copy(update={"student": figures})
 
 
 EVALUATE = Stage("evaluation", "what was lost and won, on text that nothing was chosen on", key, run, load, takes)

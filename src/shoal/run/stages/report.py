@@ -72,6 +72,8 @@ def read_run(folder: Path) -> RunData:
     from shoal.edits.plan import Plan
     from shoal.evaluate.evaluation import Evaluation
     from shoal.measure.scan import Scan
+    from shoal.measure.unit_score_record import UnitScores
+    from shoal.select.search.search_record import SearchRecord
     from shoal.show.headline import source_name
     from shoal.show.report.run_data import RunData
     from shoal.train.heal.result import HealTraining, Merging
@@ -111,6 +113,8 @@ def read_run(folder: Path) -> RunData:
         answers=answers,
         verification=Verification.load(folder / "verification.json") if has["verification.json"] else None,
         healing=HealTraining.load(folder / "heal.json") if (folder / "heal.json").is_file() else None,
+        search=SearchRecord.load(folder / "search.json") if (folder / "search.json").is_file() else None,
+        scores=UnitScores.load(folder / "scores.json") if (folder / "scores.json").is_file() else None,
         merging=Merging.load(folder / "merge.json") if (folder / "merge.json").is_file() else None,
         missing=tuple(missing),
     )

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shoal.measure.set_function import UnitSet
-from shoal.select.search.search_contract import Aim, Ledger
+from shoal.select.search.search_contract import Aim, Ledger, filled
 from shoal.words.types import Unit
 
 
@@ -34,19 +34,27 @@ class Evolution:
     def __call__(self, ledger: Ledger, aim: Aim) -> None:
         """Start from sets drawn at random; stop after the generations. A set that is known is measured once."""
         draw = random.Random(aim.seed)
-        first = [frozenset(draw.sample(ledger.units, aim.n)) for _ in range(self.n_children)]
+        first = [filled(frozenset(), _shuffled(ledger.units, draw), aim.goal) for _ in range(self.n_children)]
         survivors = ledger.best(list(dict.fromkeys(first)), self.n_survivors)
         for _ in range(self.n_generations):
-            children = [self.child(draw.choice(survivors), ledger.units, draw) for _ in range(self.n_children)]
+            children = [self.child(draw.choice(survivors), ledger.units, aim, draw) for _ in range(self.n_children)]
             survivors = ledger.best(list(dict.fromkeys([*survivors, *children])), self.n_survivors)
 
     def n_evaluations(self, n_units: int, n: int) -> int:
         """Most sets that are asked for: those at the start and all children, or all sets that there are."""
         return min(math.comb(n_units, n), self.n_children * (1 + self.n_generations))
 
-    def child(self, parent: UnitSet, units: Sequence[Unit], draw: random.Random) -> UnitSet:
-        """The parent with some units swapped."""
+    def child(self, parent: UnitSet, units: Sequence[Unit], aim: Aim, draw: random.Random) -> UnitSet:
+        """The parent with some units swapped for as many as meet the goal again."""
         off = [unit for unit in units if unit in parent]
         on = [unit for unit in units if unit not in parent]
         n = min(draw.randint(1, self.most_swaps), draw.randint(1, self.most_swaps), len(on), len(off))
-        return (parent - frozenset(draw.sample(off, n))) | frozenset(draw.sample(on, n))
+        back, order = draw.sample(off, n), _shuffled(on, draw)
+        child = filled(parent - frozenset(back), [*order, *back], aim.goal)
+        while spare := [unit for unit in units if unit in child and aim.goal.can_spare(child, unit)]:
+            child -= {draw.choice(spare)}
+        return child
+
+
+def _shuffled(units: Sequence[Unit], draw: random.Random) -> list[Unit]:
+    return draw.sample(list(units), len(units))

@@ -9,7 +9,6 @@ for n M - n (n - 1) / 2 sets.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shoal.measure.set_function import UnitSet
@@ -35,17 +34,17 @@ class Greedy:
             raise ValueError(f"width={self.width} needs at least 1, front={self.front} a share from 0 to below 1")
 
     def __call__(self, ledger: Ledger, aim: Aim) -> None:
-        """Grow the kept sets by one unit until they have ``aim.n``."""
+        """Grow the kept sets by one unit until none of them needs more."""
         kept: list[UnitSet] = [frozenset()]
-        for _ in range(aim.n):
-            grown = dict.fromkeys(one | {unit} for one in kept for unit in self.candidates(ledger.units, one))
+        while grown := dict.fromkeys(one | {unit} for one in kept for unit in self.candidates(ledger, one)):
             kept = ledger.best(list(grown), self.width)
 
     def n_evaluations(self, n_units: int, n: int) -> int:
         """Most sets that are asked for, without a front that is left out; exactly so many for a width of 1."""
         return n_units + sum(self.width * (n_units - i) for i in range(1, n))
 
-    def candidates(self, units: Sequence[Unit], off: UnitSet) -> list[Unit]:
+    def candidates(self, ledger: Ledger, off: UnitSet) -> list[Unit]:
         """Units that may go next."""
+        units = ledger.units
         n_front = math.floor(self.front * len(units)) if len(off) < self.front * len(units) else 0
-        return [unit for unit in units[n_front:] if unit not in off]
+        return ledger.aim.goal.candidates(off, units[n_front:])

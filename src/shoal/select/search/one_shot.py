@@ -1,4 +1,4 @@
-"""One shot: measure every unit on its own, then switch off the n whose loss is lowest, all at once.
+"""One shot: measure every unit on its own, then switch off those whose loss is lowest, all at once.
 
 Source: the ranking by perplexity of Reassessing Layer Pruning (arXiv 2411.15558), and the one-shot choice that FinerCut
 (arXiv 2405.18218) is compared with. It asks for M + 1 sets and cannot see that two units which are each free are not free
@@ -11,7 +11,7 @@ from shoal.select.search.search_contract import Aim, Ledger, first_that_may_go
 
 
 def one_shot(ledger: Ledger, aim: Aim) -> None:
-    """The n units of lowest loss; where they may not go together, each that may go with those taken before it."""
+    """The units of lowest loss; where they may not go together, each that may go with those taken before it."""
     singles = ledger.ranked([frozenset({unit}) for unit in ledger.units])
     ledger.values([first_that_may_go([unit for single in singles for unit in single], aim)])
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shoal.measure.set_function import UnitSet
+from shoal.select.search.quotas import Quota
 from shoal.select.search.search_contract import Aim, Ledger, first_that_may_go
 from shoal.words.types import Unit
 
@@ -36,11 +37,11 @@ class PolicyGradient:
     memory: float = 0.8
 
     def __call__(self, ledger: Ledger, aim: Aim) -> None:
-        """Draw, measure and move the probabilities; in the end switch off the n units that are least likely to be kept."""
+        """Draw, measure and move the probabilities; in the end switch off the units that are least likely to be kept."""
         draw = random.Random(aim.seed)
         units = ledger.units
-        most_kept = len(units) - aim.n
-        kept = [most_kept / len(units)] * len(units)
+        budgets = [_kept_at_most(quota, units) for quota in aim.goal.quotas]
+        kept = [max(0.0, min(most / sum(held) for held, most in budgets))] * len(units)
         baseline = spread = None
         for _ in range(self.n_steps):
             masks = [[draw.random() < s for s in kept] for _ in range(self.n_masks)]
@@ -51,7 +52,7 @@ class PolicyGradient:
             if baseline is not None and spread > 0:
                 slopes = estimated_gradient(losses, masks, kept, baseline=baseline)
                 steps = [slope * math.sqrt(s * (1 - s)) / spread for slope, s in zip(slopes, kept, strict=True)]
-                kept = projected([s - self.rate * step for s, step in zip(kept, steps, strict=True)], most=most_kept)
+                kept = within([s - self.rate * step for s, step in zip(kept, steps, strict=True)], budgets)
             baseline = mean if baseline is None else self.memory * baseline + (1 - self.memory) * mean
         order = sorted(range(len(units)), key=lambda i: (kept[i], -i))
         ledger.values([first_that_may_go([units[i] for i in order], aim)])
@@ -59,6 +60,15 @@ class PolicyGradient:
     def n_evaluations(self, n_units: int, n: int) -> int:
         """Most sets that are asked for: all drawn ones and the choice, or all sets that there are."""
         return min(2**n_units, self.n_steps * self.n_masks + 1)
+
+
+Kept = tuple[list[float], float]
+"""What every unit holds of something, and how much of it may be kept."""
+
+
+def _kept_at_most(quota: Quota, units: Sequence[Unit]) -> Kept:
+    held = [quota.of(unit) for unit in units]
+    return held, sum(held) - quota.wanted
 
 
 def off_by(units: Sequence[Unit], mask: Sequence[bool]) -> UnitSet:
@@ -81,19 +91,38 @@ def estimated_gradient(
     return slopes
 
 
-def projected(values: Sequence[float], *, most: float) -> list[float]:
-    """The nearest probabilities whose sum is at most ``most``: all shifted by one amount, then held between 0 and 1.
+def within(values: Sequence[float], budgets: Sequence[Kept]) -> list[float]:
+    """Probabilities within every budget: projected onto one after the other until all hold."""
+    found = list(values)
+    for _ in range(100 if len(budgets) > 1 else 1):
+        for held, most in budgets:
+            found = projected(found, most=most, held=held)
+        if all(_sum(found, held) <= most + 1e-9 * abs(most) for held, most in budgets):
+            break
+    return found
 
-    Values are held between 0 and 1 also where the sum is small enough already: a step may have left that range.
+
+def projected(values: Sequence[float], *, most: float, held: Sequence[float] | None = None) -> list[float]:
+    """The nearest probabilities whose sum, weighted with ``held`` (1 unless given), is at most ``most``.
+
+    All are shifted by one amount times their weight, then held between 0 and 1; also where the sum is small enough already: a
+    step may have left that range.
     """
+    weights = [1.0] * len(values) if held is None else held
+    scale = max(weights)  # the shift is found on weights up to 1, whatever their unit
 
     def shifted(by: float) -> list[float]:
-        return [min(max(value - by, 0.0), 1.0) for value in values]
+        return [min(max(value - by * w / scale, 0.0), 1.0) for value, w in zip(values, weights, strict=True)]
 
-    if sum(shifted(0.0)) <= most:
+    if _sum(shifted(0.0), weights) <= most:
         return shifted(0.0)
-    low, high = 0.0, max(values)  # the sum is too large at low, and 0 at high
-    for _ in range(60):
+    smallest = min(w for w in weights if w > 0) / scale
+    low, high = 0.0, max(values) / smallest  # the sum is too large at low, and 0 at high
+    for _ in range(100):
         middle = (low + high) / 2
-        low, high = (middle, high) if sum(shifted(middle)) > most else (low, middle)
+        low, high = (middle, high) if _sum(shifted(middle), weights) > most else (low, middle)
     return shifted(high)
+
+
+def _sum(values: Sequence[float], weights: Sequence[float]) -> float:
+    return sum(value * w for value, w in zip(values, weights, strict=True))

@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Protocol
 
 from shoal.measure.set_function import OutOfEvaluations, SetFunction, UnitSet
+from shoal.select.search.quotas import Quotas
 from shoal.words.types import Unit
 
 
@@ -27,13 +28,13 @@ class Aim:
     """What to look for.
 
     Attributes:
-        n: units to switch off.
+        goal: when enough units are off.
         may_go: whether a set of units may be off together, by the family's own constraints. The answer may be slow (two models
             are described for it), so it is asked of the best sets alone, in their order, until enough of them may go.
         seed: of searches that draw.
     """
 
-    n: int
+    goal: Quotas
     may_go: Callable[[UnitSet], bool] = anything_goes
     seed: int = 0
 
@@ -84,10 +85,14 @@ class Ledger:
 
     def _note(self, losses: Mapping[UnitSet, float]) -> None:
         for one, value in losses.items():
-            if len(one) == self.aim.n:
+            if self.is_complete(one):
                 self.complete[one] = value
                 if not self.curve or value < self.curve[-1][1]:
                     self.curve.append((self.n_evaluations, value))
+
+    def is_complete(self, units: UnitSet) -> bool:
+        """Whether a set is an answer."""
+        return self.aim.goal.is_met(units, self.units)
 
     def ranked(self, sets: Sequence[UnitSet]) -> list[UnitSet]:
         """Sets by rising loss; each is measured if it was not yet."""
@@ -110,14 +115,21 @@ class Ledger:
 
 
 def first_that_may_go(order: Sequence[Unit], aim: Aim) -> UnitSet:
-    """The first n units of an order; where they may not go together, each unit that may go with those taken before it."""
-    first = frozenset(order[: aim.n])
+    """The first units of an order that meet the goal; where they may not go together, each that may go with those before it."""
+    first = filled(frozenset(), order, aim.goal)
     if aim.may_go(first):
         return first
     off: UnitSet = frozenset()
     for unit in order:
-        if len(off) < aim.n and aim.may_go(off | {unit}):
+        if unit in aim.goal.candidates(off, order) and aim.may_go(off | {unit}):
             off |= {unit}
+    return off
+
+
+def filled(off: UnitSet, order: Sequence[Unit], goal: Quotas) -> UnitSet:
+    """A set with the first units of an order that may follow, one after the other, until it meets the goal."""
+    while candidates := goal.candidates(off, order):
+        off |= {candidates[0]}
     return off
 
 
@@ -131,15 +143,14 @@ def run_search(search: Search, function: SetFunction, aim: Aim) -> SearchAnswer:
     """Run a search to its end, or until the evaluations are spent.
 
     Raises:
-        ValueError: fewer units than asked for, or the evaluations end before a complete set is measured.
+        ValueError: the units cannot meet the goal, or the evaluations end before a complete set is measured.
     """
-    if not 1 <= aim.n <= len(function.units):
-        raise ValueError(f"{aim.n} units to switch off need 1..{len(function.units)}: so many may be")
+    aim.goal.refuse_impossible(function.units)
     ledger, is_cut_short = Ledger(function, aim), False
     try:
         search(ledger, aim)
     except OutOfEvaluations:
         is_cut_short = True
     if is_cut_short and not ledger.complete:
-        raise ValueError(f"{ledger.n_evaluations} evaluations end before a set of {aim.n} units is measured; allow more")
+        raise ValueError(f"{ledger.n_evaluations} evaluations end before {aim.goal} is measured; allow more")
     return ledger.answer(is_cut_short=is_cut_short)

@@ -21,6 +21,7 @@ from shoal.show.report.sections.answers_kept import tasks
 from shoal.show.report.sections.how_fast import speed
 from shoal.show.report.sections.how_it_healed import healing
 from shoal.show.report.sections.how_it_learned import learning
+from shoal.show.report.sections.how_it_searched import search
 from shoal.show.report.sections.layer_by_layer import anatomy
 from shoal.show.report.sections.repair_gains import repair
 from shoal.show.report.sections.share_by_share import ratios
@@ -34,7 +35,7 @@ from shoal.show.svg_heat import draw_heat
 from shoal.show.table import Table
 
 SECTIONS: tuple[Callable[[RunData], Section | None], ...] = (
-    ratios, figures, tasks, written, speed, candidates, spans, anatomy, repair, learning, healing, provenance,
+    ratios, figures, tasks, written, speed, candidates, search, spans, anatomy, repair, learning, healing, provenance,
 )  # fmt: skip
 """In the order of the page. Each reads the values it needs and is None where they are not there."""
 

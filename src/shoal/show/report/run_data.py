@@ -12,6 +12,8 @@ from shoal.evaluate.evaluation import Evaluation
 from shoal.evaluate.tasks.benchmark import Benchmark
 from shoal.fit.fit_result import FitResult
 from shoal.measure.scan import Scan
+from shoal.measure.unit_score_record import UnitScores
+from shoal.select.search.search_record import SearchRecord
 from shoal.show.chart import Chart
 from shoal.show.heat import Heat
 from shoal.show.html import Html
@@ -77,6 +79,8 @@ class RunData:
     healing: HealTraining | None = None
     merging: Merging | None = None
     sweep: RatioSweep | None = None
+    search: SearchRecord | None = None
+    scores: UnitScores | None = None
     missing: tuple[str, ...] = ()
 
     @property

@@ -8,6 +8,7 @@ from typing import Any, get_args
 from shoal.evaluate.speed import Speed, SpeedPhase
 from shoal.show.chart import Chart, Point, Rule, Series
 from shoal.show.html import tag
+from shoal.show.plan_tables import zeroed_said
 from shoal.show.report.run_data import RunData, Section
 from shoal.show.table import Column, Table, numbers
 from shoal.words.numbers import in_bytes, ratio, short, tenths
@@ -25,6 +26,9 @@ def speed(data: RunData) -> Section | None:
         "give: (t0 + L t1) / (t0 + L' t1), with the time of a layer, t1, and of the rest, t0, fitted to the teacher at several "
         "depths; the student takes no part. A ratio far from it, or a wide interval, says that other work ran on the machine."
     )
+    zeroed = zeroed_said(data.plan) if data.plan else ""
+    if zeroed:
+        note += f" {zeroed} These rates are of the stock checkpoint; MACs and cache above count what need not run."
     charts = [_ratios(found), *(_depths(found, phase) for phase in PHASES if found.depths)]
     tables = [_times(found)] if found.depths else []
     return Section("speed", "Speed", "evaluation.json", (tag("p", note), _medians(found), *charts, *tables, _rounds(found)))

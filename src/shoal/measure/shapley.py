@@ -21,6 +21,13 @@ MOST_EXACT = 12
 """Units whose subsets are all measured: 4096 evaluations."""
 
 
+def shapley_values(function: SetFunction, *, n_orders: int = 50, seed: int = 0) -> UnitTable:
+    """Exact values of up to 12 units, else estimates from random orders."""
+    if len(function.units) <= MOST_EXACT:
+        return exact_shapley(function)
+    return permutation_shapley(function, n_orders=n_orders, seed=seed)
+
+
 def exact_shapley(function: SetFunction) -> UnitTable:
     """The Shapley value of every unit, from all 2^M subsets.
 
@@ -63,33 +70,9 @@ def permutation_shapley(function: SetFunction, *, n_orders: int = 50, seed: int 
     return _table(function, growth.mean(axis=0), stderr, n_orders)
 
 
-def windowed_growth(function: SetFunction, *, most: int = 3) -> UnitTable:
-    """The estimator of Investigating Layer Importance (arXiv 2409.14381): growth at the ends of windows that are off.
-
-    The value of unit i is the mean, over all windows of up to ``most`` consecutive units that begin or end with i, of
-    loss(window off) - loss(window without i off). With windows of one unit it is leave-one-out. It is called Shapley there, but
-    it looks at nearly whole models alone, and its values do not add up to the loss of everything. On an additive function it is
-    exact. It asks for 1 + sum over l = 1..most of (M - l + 1) sets.
-    """
-    units = function.units
-    if not 1 <= most <= len(units):
-        raise ValueError(f"windows of {most} units need 1..{len(units)}")
-    windows = [units[i : i + n] for n in range(1, most + 1) for i in range(len(units) - n + 1)]
-    sets = [frozenset(window) for window in windows]
-    loss = dict(zip([frozenset(), *sets], function.values([frozenset(), *sets]), strict=True))
-    growths: dict[int, list[float]] = {i: [] for i in range(len(units))}
-    for window in windows:
-        whole = frozenset(window)
-        for unit in {window[0], window[-1]}:
-            growths[units.index(unit)].append(loss[whole] - loss[whole - {unit}])
-    return _table(
-        function, np.array([np.mean(growths[i]) for i in range(len(units))]), np.full(len(units), np.nan), 0, "windowed"
-    )
-
-
-def _table(function: SetFunction, values: np.ndarray, stderr: np.ndarray, n: int, name: str = "shapley") -> UnitTable:
+def _table(function: SetFunction, values: np.ndarray, stderr: np.ndarray, n: int) -> UnitTable:
     return UnitTable(
-        criterion=name,
+        criterion="shapley",
         units=function.units,
         values=values,
         stderr=stderr,

@@ -1,0 +1,54 @@
+"""What budgets can be shares of, for an opened model: cache, arithmetic and, where a budget asks for it, measured time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from shoal.words.progress import Progress, silent
+from shoal.words.types import Unit
+
+if TYPE_CHECKING:
+    from shoal.engine.view import DecoderView
+    from shoal.evaluate.cost import Cost
+    from shoal.run.folder import RunFolder
+    from shoal.run.job import Inputs
+    from shoal.select.amounts import Amounts
+    from shoal.select.budget import Budget
+
+
+def amounts_of(
+    inputs: Inputs, budget: Budget, *, folder: RunFolder | None = None, progress: Progress = silent
+) -> dict[str, Amounts]:
+    """By the kind of budget; time only where the budget asks for it and there is a folder to keep what was measured in."""
+    found = computed_amounts(inputs.view, context=inputs.length)
+    if folder is not None and any(one.kind == "latency" for one in budget.all):
+        from shoal.run.latency import measured_latency
+
+        found["latency"] = measured_latency(inputs, folder, progress=progress)
+    return found
+
+
+def computed_amounts(view: DecoderView, *, context: int) -> dict[str, Amounts]:
+    """Cache bytes and multiply-accumulates of every layer and sublayer, for a token that sees ``context`` tokens."""
+    from shoal.engine.student import Student
+    from shoal.evaluate.cost import cost
+
+    units = [Unit(kind, layer) for layer in range(view.n_layers) for kind in ("layer", "attn", "mlp")]
+    whole = cost(view, context=context)
+    without = {unit: cost(view, context=context, student=Student(removed=frozenset({unit}))) for unit in units}
+
+    def amounts(about: str, of: Callable[[Cost], float | None]) -> Amounts | None:
+        from shoal.select.amounts import Amounts
+
+        total = of(whole)
+        left = {unit: of(one) for unit, one in without.items()}
+        if total is None:
+            return None
+        return Amounts(about, total, {unit: total - one for unit, one in left.items() if one is not None})
+
+    found = {
+        "kv": amounts(f"cache of keys and values at {context:,} tokens", lambda one: one.kv_bytes_per_token),
+        "macs": amounts(f"multiply-accumulates per token at {context:,} tokens", lambda one: one.macs_per_token),
+    }
+    return {kind: one for kind, one in found.items() if one is not None}

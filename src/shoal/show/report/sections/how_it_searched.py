@@ -1,0 +1,58 @@
+"""How the choice was searched for: the best set against sets run, and the scores of single units."""
+
+from __future__ import annotations
+
+from shoal.measure.unit_score_record import UnitScores
+from shoal.select.search.search_record import SearchRecord
+from shoal.show.chart import Chart, Point, Series
+from shoal.show.html import tag
+from shoal.show.report.run_data import Part, RunData, Section
+from shoal.words.numbers import number
+
+
+def search(data: RunData) -> Section | None:
+    parts: list[Part] = []
+    files: list[str] = []
+    if data.search is not None:
+        parts += [tag("p", _searched(data.search)), _curve(data.search)]
+        files.append("search.json")
+    if data.scores is not None:
+        parts += [tag("p", _scored(data.scores)), _scores(data.scores)]
+        files.append("scores.json")
+    return Section("search", "How the choice was searched for", " and ".join(files), tuple(parts)) if parts else None
+
+
+def _searched(found: SearchRecord) -> str:
+    return (
+        f"{found.selector} by {found.metric}: {found.n} of {found.n_units} {found.units} that may go, "
+        f"{found.n_evaluations:,} sets run on {found.n_tokens:,} tokens of {found.data}. Losses are of plain cuts, before any "
+        "repair."
+    )
+
+
+def _curve(found: SearchRecord) -> Chart:
+    """A step down at every improvement, flat to the end of the search."""
+    points: list[Point] = []
+    for evaluations, loss in found.curve:
+        if points:
+            points.append(Point(evaluations, points[-1].y))
+        points.append(Point(evaluations, loss, tip=f"after {evaluations:,} sets: {number(loss)}"))
+    if points:
+        points.append(Point(found.n_evaluations, points[-1].y))
+    series = (Series(found.selector, tuple(points)),)
+    return Chart("search", "Best set so far against sets run", "sets run", found.metric, series)
+
+
+def _scored(found: UnitScores) -> str:
+    text = f" on {found.n_tokens:,} tokens of {found.data}" if found.n_tokens else ""
+    lower = "highest" if found.higher_is_more_redundant else "lowest"
+    return f"{found.by}: {found.about}{text}; the {lower} goes first."
+
+
+def _scores(found: UnitScores) -> Chart:
+    points = []
+    for row, (unit, value) in enumerate(found.values.items()):
+        error = found.stderr.get(unit, 0.0)
+        points.append(Point(value, row, low=value - error, high=value + error, tip=f"{unit}: {number(value)}"))
+    series = (Series(found.by, tuple(points), is_line=False),)
+    return Chart("scores", f"{found.by} of every unit", found.unit, "", series, rows=tuple(found.values), whole_x=False)
