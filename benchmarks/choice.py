@@ -27,6 +27,7 @@ from typing import Any
 import torch
 
 from shoal.engine.open import open_model
+from shoal.engine.opening import Opening
 from shoal.engine.view import DecoderView
 from shoal.evaluate.tasks.choice import PairScore, answers_of_scores, score_pairs, score_task
 from shoal.evaluate.tasks.task_files import Task, load_task
@@ -150,7 +151,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "choice.json")
     args = parser.parse_args()
-    opened = open_model(args.model, dtype="float32")
+    opened = open_model(args.model, Opening(dtype="float32"))
     view, tokenizer = DecoderView(opened.model), opened.need_tokenizer()
     window = window_of(view.config)
     with tempfile.TemporaryDirectory() as folder:

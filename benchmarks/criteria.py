@@ -22,6 +22,7 @@ import numpy as np
 from rich.console import Console
 
 from shoal import load_recipe
+from shoal.engine.opening import Opening
 from shoal.engine.student import student_without
 from shoal.engine.view import DecoderView
 from shoal.measure.oracle import Oracle
@@ -130,7 +131,7 @@ def open_texts(model: str, texts: Sequence[str], *, samples: int, length: int, s
         load_recipe("default", {"model": model, "seed": seed, "text": {**text, "sources": [source]} if source else text})
         for source in (texts or [""])
     ]
-    first = open_inputs(recipes[0], resident="all")
+    first = open_inputs(recipes[0], Opening(resident="all"))
     tokenizer = first.opened.need_tokenizer()
     others = [replace(first, recipe=one, corpus=open_corpus(one.text.sources[0], tokenizer, seed=seed)) for one in recipes[1:]]
     return [first, *others]

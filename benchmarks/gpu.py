@@ -41,6 +41,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from shoal.engine.opening import Opening
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
@@ -198,7 +200,7 @@ def compressed(name: str, changes: dict[str, Any], out: Path, *, device: str, re
     text = {"samples": 16, "length": 64, "selection": 8, "evaluation": 8}
     recipe = load_recipe("high" if name == "high" else "default", {"model": str(BUNDLED), "drop": "4", "text": text, **changes})
     started = time.monotonic()
-    done = compress(recipe, out, device=device, resident=resident, dtype="float32")
+    done = compress(recipe, out, opening=Opening(device=device, resident=resident, dtype="float32"))
     quality = done.evaluation.quality
     return {"seconds": round(time.monotonic() - started, 1), "kl": quality.kl, "plan": str(done.plan)}
 
@@ -280,7 +282,7 @@ def streamed(asked: Asked) -> dict[str, Any]:
         del model, view
         forget(asked.device)
 
-        opened, layers = open_streamed(folder, device=str(asked.device))
+        opened, layers = open_streamed(folder, Opening(device=str(asked.device)))
         view = DecoderView(opened.model, residency=layers)
         stored = sum(slot.n_bytes for index, own in layers._places.items() if index is not None for _, slot in own.values())
 
@@ -438,11 +440,11 @@ def memory(asked: Asked) -> list[dict[str, Any]]:
                     changes = {"model": str(source), "drop": "25%layers", "guard": 2, "text": text, **more}
                     recipe, out = load_recipe("default", changes), Path(scratch) / f"{case}-{resident}"
                     forget(asked.device)
-                    planned = needs_of(recipe, resident=resident, device=str(asked.device))
+                    planned = needs_of(recipe, Opening(resident=resident, device=str(asked.device)))
                     if asked.device.type == "cuda":
                         torch.cuda.reset_peak_memory_stats(asked.device)
                     started = time.monotonic()
-                    compress(recipe, out, device=str(asked.device), resident=resident)
+                    compress(recipe, out, opening=Opening(device=str(asked.device), resident=resident))
                     took = time.monotonic() - started
                     asked.say("memory", case=case, resident=resident, seconds=round(took, 1))
                     for stage in planned.stages:

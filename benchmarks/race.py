@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from shoal.engine.opening import Opening
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -33,7 +35,7 @@ def both_ways(model: str, text: str | None, *, drop: str, fit_tokens: int) -> di
     changes: dict[str, Any] = {"model": model, "drop": drop, "fit": {"tokens": fit_tokens}}
     if text:
         changes["text"] = {"sources": [text]}
-    inputs = open_inputs(load_recipe("default", changes), resident="all")
+    inputs = open_inputs(load_recipe("default", changes), Opening(resident="all"))
     found: dict[str, Any] = {}
     for way, shares in WAYS.items():
         candidate_repair.SHARES_FOR_RANKING = shares

@@ -9,6 +9,7 @@ import typer
 from world import write_model, write_text
 
 from shoal.cli.verb import given, verb
+from shoal.engine.opening import Opening
 from shoal.run.compress import compress
 
 Height = Annotated[int, typer.Option("--height", help="Rows.")]
@@ -94,7 +95,14 @@ def test_library_and_command_refuse_alike(why, world, shoal, tmp_path):
     options = [part for name, value in asked.items() for part in (f"--{name}", value)]
     resident = asked.pop("resident", "auto")
     with pytest.raises(ValueError) as error:
-        compress("default", out, model=str(model), text={"sources": [str(world / "text.txt")]}, resident=resident, **asked)
+        compress(
+            "default",
+            out,
+            model=str(model),
+            text={"sources": [str(world / "text.txt")]},
+            opening=Opening(resident=resident),
+            **asked,
+        )
     code, _, err = shoal("compress", model, "--out", out, "--text", world / "text.txt", *options)
     assert code == 2 and " ".join(str(error.value).split()) in err
     assert not (out / "model").exists()

@@ -6,6 +6,7 @@ from families import VOCAB, tiny_model
 
 from shoal import compress, load_recipe
 from shoal.engine.open import open_model
+from shoal.engine.opening import Opening
 from shoal.engine.passes import run_pass
 from shoal.engine.spill import Spill
 from shoal.engine.streamed import open_streamed
@@ -31,8 +32,8 @@ def folder(request, tmp_path_factory):
 
 
 def views(folder, *, n_resident=1, device="cuda"):
-    opened, streamed = open_streamed(folder, n_resident=n_resident, device=device)
-    return DecoderView(open_model(folder, device=device).model), DecoderView(opened.model, residency=streamed)
+    opened, streamed = open_streamed(folder, Opening(device=device), n_resident=n_resident)
+    return DecoderView(open_model(folder, Opening(device=device)).model), DecoderView(opened.model, residency=streamed)
 
 
 def finals(view):
@@ -85,7 +86,10 @@ def test_a_run_on_the_card_is_the_cpus_up_to_rounding(case, small, tmp_path):
     recipe = load_recipe("default", {"model": small["model"], "drop": "2", "guard": 2, "text": text, **CASES[case]})
     held = "6" if case == "kl" else "1"  # on logits every layer behind the cut runs at every step
     runs = {"cpu": ("cpu", "all"), "card": ("cuda", "all"), "streamed": ("cuda", held)}
-    done = {name: compress(recipe, tmp_path / name, device=where, resident=layers) for name, (where, layers) in runs.items()}
+    done = {
+        name: compress(recipe, tmp_path / name, opening=Opening(device=where, resident=layers))
+        for name, (where, layers) in runs.items()
+    }
     kl = {name: one.evaluation.quality.kl for name, one in done.items()}
     assert done["cpu"].plan.edits == done["card"].plan.edits == done["streamed"].plan.edits
     # fp32 on both; in training the rounding of every step goes into the next

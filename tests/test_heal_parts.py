@@ -197,7 +197,7 @@ def test_qlora_trains_beside_4_bits_and_merges_three_ways(saved, tmp_path):
 
 
 def test_out_of_4_bits_are_the_numbers_that_the_product_uses(saved):
-    plain, found, packed = load_strictly(saved), out_of_4_bits(saved, device="cpu"), open_in_4_bits(saved, device="cpu")
+    plain, found, packed = load_strictly(saved), out_of_4_bits(saved), open_in_4_bits(saved)
     for (name, a), (_, b) in zip(plain.named_parameters(), found.named_parameters(), strict=True):
         if "layers" in name and a.ndim == 2:
             assert not torch.equal(a, b)
@@ -211,7 +211,7 @@ def test_out_of_4_bits_are_the_numbers_that_the_product_uses(saved):
 def test_narrow_maps_are_refused_in_4_bits_on_a_cpu(tmp_path):
     student_of(tiny_model("llama")).save_pretrained(tmp_path / "narrow")
     with pytest.raises(ValueError, match="multiple of 64 inputs.*--method lora"):
-        open_in_4_bits(tmp_path / "narrow", device="cpu")
+        open_in_4_bits(tmp_path / "narrow")
 
 
 def test_values_of_another_method_are_refused():

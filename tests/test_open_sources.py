@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from shoal.engine.open import open_model
+from shoal.engine.opening import Opening
 from shoal.engine.shards import read_shard
 from shoal.engine.source import SAMPLE_BYTES, WHOLE_BYTES, check_source, fingerprint, quantisation, sampled_ranges
 
@@ -35,7 +36,7 @@ def edit_config(folder, **fields):
 
 def refusal(source, **options):
     with pytest.raises(ValueError) as caught:
-        open_model(source, **options)
+        open_model(source, Opening(**options))
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -51,7 +52,7 @@ def test_an_opened_model_is_the_saved_one(saved):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_dtype_is_the_checkpoints_unless_asked(saved, tmp_path, dtype):
-    assert open_model(saved, dtype=dtype).model.dtype == getattr(torch, dtype)
+    assert open_model(saved, Opening(dtype=dtype)).model.dtype == getattr(torch, dtype)
     tiny_model("llama", n_layers=1).to(getattr(torch, dtype)).save_pretrained(tmp_path)
     assert open_model(tmp_path).model.dtype == getattr(torch, dtype)
 

@@ -6,6 +6,7 @@ from pretend_card import pretend_card
 from world import write_model
 
 from shoal import compress, load_recipe
+from shoal.engine.opening import Opening
 from shoal.run.job import layers_in_memory
 from shoal.run.memory_plan.needs import needs_of
 
@@ -38,9 +39,9 @@ def test_a_run_stays_on_the_card_and_equals_that_of_the_cpu(case, small, tmp_pat
     model = small["model"] if family == "llama" else str(write_model(tmp_path / "source", family=family))
     text = {**TEXT, "sources": [small["text"]], "packing": "padded" if "padded" in case else "packed"}
     recipe = load_recipe("default", {"model": model, "drop": "2", "guard": 2, "text": text, **changes})
-    on_cpu = compress(recipe, tmp_path / "cpu", resident=resident)
+    on_cpu = compress(recipe, tmp_path / "cpu", opening=Opening(resident=resident))
     with pretend_card(free=0 if "layer" in case else 1 << 30):  # without room on the card states wait in pinned memory
-        on_card = compress(recipe, tmp_path / "card", device="cuda", resident=resident)
+        on_card = compress(recipe, tmp_path / "card", opening=Opening(device="cuda", resident=resident))
     assert on_card.evaluation.quality == on_cpu.evaluation.quality
     for file in (tmp_path / "cpu").glob("**/*.safetensors"):
         if file.name != "checkpoint.safetensors":  # its header has seconds
@@ -50,7 +51,7 @@ def test_a_run_stays_on_the_card_and_equals_that_of_the_cpu(case, small, tmp_pat
 def test_auto_asks_the_card(small):
     for free, expected in ((1 << 30, None), (1000, 2)):
         with pretend_card(free=free):
-            assert layers_in_memory(small["model"], "auto", device="cuda", trust_remote_code=False) == expected
+            assert layers_in_memory(small["model"], Opening(device="cuda")) == expected
 
 
 def test_the_plan_counts_the_cards_memory_and_the_machines_beside_it(small):
@@ -58,7 +59,7 @@ def test_the_plan_counts_the_cards_memory_and_the_machines_beside_it(small):
     recipe, found = load_recipe("default", changes), {}
     for free in (1 << 40, 10**6):
         with pretend_card(free=free):
-            found[free] = needs_of(recipe, resident="1", device="cuda")
+            found[free] = needs_of(recipe, Opening(resident="1", device="cuda"))
     large, full = (found[free] for free in found)
     assert large.fits and not full.fits and full.free_host is not None and full.free_host > full.free_memory
     scans = [one.stages[0] for one in (large, full)]

@@ -12,6 +12,7 @@ from world import write_model
 from shoal.cli import main
 from shoal.edits.replace.family_mlp import forms_of
 from shoal.edits.replace.table import REPLACEMENTS, replacement_named
+from shoal.engine.opening import Opening
 from shoal.engine.view import DecoderView
 from shoal.recipes.recipe_file import load_recipe, merge
 from shoal.run.memory_plan.machine import Machine
@@ -37,7 +38,7 @@ def model(tmp_path_factory):
 
 def ask(model, changes=None, **options):
     base = {"model": model, "drop": "2", "replace": "layer", "text": {"length": 16}}
-    return needs_of(load_recipe("default", merge(base, changes or {})), **options)
+    return needs_of(load_recipe("default", merge(base, changes or {})), Opening(**options))
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

@@ -8,6 +8,7 @@ from world import write_model
 
 from shoal import compress, load_recipe
 from shoal.cli.curve import _recipes
+from shoal.engine.opening import Opening
 from shoal.evaluate.curve.ratio_curve import RatioSweep
 from shoal.evaluate.tasks.task_files import load_task
 from shoal.measure.oracle import Oracle
@@ -186,7 +187,7 @@ def test_other_text_or_tasks_need_the_users_word(small, swept, tmp_path):
 
 def test_layers_read_from_disk_give_the_same_points(small, swept, tmp_path):
     methods = recipes(small, "none", "uidl", "refit")
-    found = sweep_ratios(methods, tmp_path / "sweep", drop="0..3", tasks=[quiz(tmp_path)], resident="1")
+    found = sweep_ratios(methods, tmp_path / "sweep", drop="0..3", tasks=[quiz(tmp_path)], opening=Opening(resident="1"))
     assert without_clocks(found) == without_clocks(swept[1])
 
 

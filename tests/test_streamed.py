@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from shoal import compress, load_recipe
 from shoal.engine.open import open_model
+from shoal.engine.opening import Opening
 from shoal.engine.passes import run_pass
 from shoal.engine.shards import Shard, TensorSlot, read_shards
 from shoal.engine.spill import Spill, free_memory
@@ -49,8 +50,8 @@ def pair(request, tmp_path_factory):
 @pytest.mark.parametrize("name", ["deepseek_v3", "qwen3_moe", "gemma3_text"])
 def test_every_tensor_has_the_dtype_and_bits_of_the_resident_one(name, stored, dtype, tmp_path):
     tiny_model(name).to(getattr(torch, stored)).save_pretrained(tmp_path)
-    whole = open_model(tmp_path, dtype=dtype).model
-    opened, streamed = open_streamed(tmp_path, dtype=dtype)
+    whole = open_model(tmp_path, Opening(dtype=dtype)).model
+    opened, streamed = open_streamed(tmp_path, Opening(dtype=dtype))
     for index, theirs in enumerate(whole.get_submodule(streamed.path)):
         with streamed.layer(index) as ours:
             for tensor, value in theirs.state_dict().items():
@@ -193,8 +194,8 @@ SAME_FILES = ("scan.json", "scan.safetensors", "plan.json", "fit.safetensors", "
     ids=str,
 )
 def test_a_streamed_run_leaves_the_same_files(resident, changes, small, tmp_path):
-    whole = compress(recipe(small, **changes), tmp_path / "whole", resident="all")
-    streamed = compress(recipe(small, **changes), tmp_path / "streamed", resident=resident)
+    whole = compress(recipe(small, **changes), tmp_path / "whole", opening=Opening(resident="all"))
+    streamed = compress(recipe(small, **changes), tmp_path / "streamed", opening=Opening(resident=resident))
     for file in SAME_FILES:
         assert (whole.folder / file).exists() == (streamed.folder / file).exists(), file
         assert not (whole.folder / file).exists() or (whole.folder / file).read_bytes() == (streamed.folder / file).read_bytes()
@@ -206,28 +207,28 @@ def test_a_streamed_run_leaves_the_same_files(resident, changes, small, tmp_path
 
 
 def test_a_scan_in_memory_is_continued_by_a_streamed_run(small, tmp_path):
-    compress(recipe(small), tmp_path / "run", resident="all")
-    assert compress(recipe(small), tmp_path / "run", resident="1").plan.after.layers == 4
+    compress(recipe(small), tmp_path / "run", opening=Opening(resident="all"))
+    assert compress(recipe(small), tmp_path / "run", opening=Opening(resident="1")).plan.after.layers == 4
 
 
 def test_what_cannot_be_streamed_is_said(small, tmp_path):
     for wrong in ("0", "some", "-1", "1.5", "²", ""):
         with pytest.raises(ValueError, match="--resident"):
-            compress(recipe(small), tmp_path / "b", resident=wrong)
+            compress(recipe(small), tmp_path / "b", opening=Opening(resident=wrong))
 
 
 def test_auto_streams_only_what_does_not_fit(small, tmp_path, monkeypatch):
-    assert layers_in_memory(small["model"], "auto", device="cpu", trust_remote_code=False) is None
+    assert layers_in_memory(small["model"], Opening()) is None
     monkeypatch.setattr("shoal.engine.spill.free_memory", lambda: 1000)
-    assert layers_in_memory(small["model"], "auto", device="cpu", trust_remote_code=False) == 2
+    assert layers_in_memory(small["model"], Opening()) == 2
 
 
 @pytest.mark.parametrize(("room", "is_all"), [(0.0, False), (0.5, False), (1.0, False), (1.4, False), (1.5, True)])
 def test_auto_holds_as_many_layers_as_half_of_the_share_for_weights(room, is_all, tmp_path, monkeypatch):
     tiny_model("llama", n_layers=12).save_pretrained(tmp_path)
-    n_bytes, _ = weights_and_room(str(tmp_path), device="cpu", trust_remote_code=False)
+    n_bytes, _ = weights_and_room(str(tmp_path), Opening())
     monkeypatch.setattr("shoal.engine.spill.free_memory", lambda: int(room * n_bytes))
-    held = layers_in_memory(str(tmp_path), "auto", device="cpu", trust_remote_code=False)
+    held = layers_in_memory(str(tmp_path), Opening())
     assert (held is None) == is_all
     if held is not None:
         outside, layer = bytes_by_layer(read_shards(tmp_path))
@@ -244,7 +245,7 @@ def test_auto_needs_no_config_of_custom_code(tmp_path, monkeypatch):
         json.dumps({**config, "model_type": "own", "auto_map": {"AutoModelForCausalLM": "own.Own"}})
     )
     monkeypatch.setattr("shoal.engine.spill.free_memory", lambda: 1000)
-    assert layers_in_memory(str(tmp_path), "auto", device="cpu", trust_remote_code=True) == 2
+    assert layers_in_memory(str(tmp_path), Opening(trust=True)) == 2
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are counted by Linux")
@@ -258,7 +259,7 @@ def test_layers_in_memory_keep_no_file_open(tmp_path):
 
 
 def test_auto_leaves_room_for_the_student_beside_its_teacher_and_says_what_it_decided(small, shoal, monkeypatch):
-    n_bytes, _ = weights_and_room(small["model"], device="cpu", trust_remote_code=False)
+    n_bytes, _ = weights_and_room(small["model"], Opening())
     monkeypatch.setattr("shoal.engine.spill.free_memory", lambda: 2 * n_bytes)  # for one of them, not for both
     options = [small["model"], "--text", small["text"], "--length", "16", "--samples", "8"]
     code, said, _ = shoal("scan", *options, "--out", "scan")

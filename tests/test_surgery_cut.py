@@ -13,6 +13,7 @@ from shoal.checkpoint.save import save
 from shoal.checkpoint.verify import verify
 from shoal.engine.families import output_map
 from shoal.engine.open import load_strictly, open_model
+from shoal.engine.opening import Opening
 from shoal.engine.student import Attached, Student
 from shoal.engine.view import DecoderView
 from shoal.words.types import Batch, Span, Unit
@@ -94,7 +95,7 @@ def test_saved_reloaded_and_verified(model, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_survives_the_round_trip(tmp_path, dtype):
     save(tiny_model("qwen3"), None, tmp_path / "source")
-    model = open_model(tmp_path / "source", dtype=str(dtype).removeprefix("torch.")).model
+    model = open_model(tmp_path / "source", Opening(dtype=str(dtype).removeprefix("torch."))).model
     view, student = DecoderView(model), without(1, 2)
     save(cut(view, student), None, tmp_path / "out")
     assert {t.dtype for t in load_file(tmp_path / "out" / "model.safetensors").values()} == {dtype}

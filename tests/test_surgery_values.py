@@ -15,6 +15,7 @@ from shoal.edits.replace.replace_edit import Replace
 from shoal.edits.student_of import new_attached, student_of, values_of
 from shoal.engine.families import output_map
 from shoal.engine.open import open_model
+from shoal.engine.opening import Opening
 from shoal.engine.streamed import open_streamed
 from shoal.engine.tensors import each_tensor, save_tensors
 from shoal.engine.view import DecoderView
@@ -72,10 +73,10 @@ def test_file_to_file_with_values_equals_in_memory(name, tmp_path):
 def test_the_checkpoint_has_the_dtype_the_model_was_opened_in(name, stored, opened, tmp_path):
     model = tiny_model(name).to(getattr(torch, stored))
     save(model, None, tmp_path / "source")
-    whole = DecoderView(open_model(tmp_path / "source", dtype=opened).model)
+    whole = DecoderView(open_model(tmp_path / "source", Opening(dtype=opened)).model)
     plan, values = edited(whole)
     save(cut(whole, student_of(whole, plan, values)), None, tmp_path / "memory")
-    skeleton, _ = open_streamed(tmp_path / "source", dtype=opened)
+    skeleton, _ = open_streamed(tmp_path / "source", Opening(dtype=opened))
     for kind, like in (("whole", whole.model), ("streamed", skeleton.model)):
         rewrite(tmp_path / "source", plan, tmp_path / kind, values=values, model=like)
         assert_same_tensors(tensors_of(tmp_path / kind), tensors_of(tmp_path / "memory"))

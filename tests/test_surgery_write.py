@@ -19,6 +19,7 @@ from shoal.edits.replace.replace_edit import Replace
 from shoal.edits.replace.table import REPLACEMENTS, replacement_named
 from shoal.edits.student_of import student_of, values_of
 from shoal.engine.open import load_strictly
+from shoal.engine.opening import Opening
 from shoal.engine.view import DecoderView
 from shoal.select.model_size import model_size, put_back_of
 from shoal.select.plan_of import plan_of
@@ -57,7 +58,7 @@ def written(view, folder, plan, out):
     student, values = trained(view, plan)
     write(view, folder, plan, out, values=values)
     reference = view.logits(Batch(IDS_BT), student=student)
-    checked = verify(out, ids_BT=IDS_BT, reference=lambda ids: reference, trust_remote_code=is_bundled(view, plan))
+    checked = verify(out, ids_BT=IDS_BT, reference=lambda ids: reference, opening=Opening(trust=is_bundled(view, plan)))
     return student, checked
 
 
@@ -102,7 +103,10 @@ def test_neighbours_share_a_host_in_order_and_mix_with_layers_refits_and_drops(s
     write(view, folder, plan, tmp_path / "out", values=values)
     student = student_of(view, plan, values)
     checked = verify(
-        tmp_path / "out", ids_BT=IDS_BT, reference=lambda ids: view.logits(Batch(ids), student=student), trust_remote_code=True
+        tmp_path / "out",
+        ids_BT=IDS_BT,
+        reference=lambda ids: view.logits(Batch(ids), student=student),
+        opening=Opening(trust=True),
     )
     assert checked.logit_difference == 0.0 and checked.size.layers == 3
     config = json.loads((tmp_path / "out/config.json").read_text())
@@ -279,7 +283,7 @@ def test_a_checkpoint_with_code_can_lose_further_layers(source, tmp_path):
         out = tmp_path / f"without {gone}"
         write(once, tmp_path / "once", plan, out)
         reference = once.logits(Batch(IDS_BT), student=student_of(once, plan))
-        checked = verify(out, ids_BT=IDS_BT, reference=lambda ids, logits=reference: logits, trust_remote_code=True)
+        checked = verify(out, ids_BT=IDS_BT, reference=lambda ids, logits=reference: logits, opening=Opening(trust=True))
         assert checked.logit_difference == 0.0
         assert set(json.loads((out / "config.json").read_text())["replacements"]) == modules
 
@@ -294,5 +298,5 @@ def test_a_checkpoint_that_does_not_compute_the_student_is_found(source, tmp_pat
             tmp_path / "out",
             ids_BT=IDS_BT,
             reference=lambda ids: view.logits(Batch(ids), student=student),
-            trust_remote_code=True,
+            opening=Opening(trust=True),
         )

@@ -13,6 +13,7 @@ from shoal.edits.plan import Plan
 from shoal.edits.replace.replace_edit import Replace
 from shoal.edits.student_of import student_of
 from shoal.engine.open import open_model
+from shoal.engine.opening import Opening
 from shoal.engine.spill import Spill
 from shoal.engine.streamed import open_streamed
 from shoal.engine.student import Student
@@ -50,8 +51,8 @@ TWO = plan_of(Replace(start=1, stop=3, replacement="layer"), Replace(start=4, st
 
 def pair_of(folder, *, n_resident=1, dtype=None):
     """The same checkpoint in memory and on disk."""
-    opened, streamed = open_streamed(folder, n_resident=n_resident, dtype=dtype)
-    return DecoderView(open_model(folder, dtype=dtype).model), DecoderView(opened.model, residency=streamed)
+    opened, streamed = open_streamed(folder, Opening(dtype=dtype), n_resident=n_resident)
+    return DecoderView(open_model(folder, Opening(dtype=dtype)).model), DecoderView(opened.model, residency=streamed)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from shoal.checkpoint.blueprint import refuse_other_tensors
 from shoal.edits.replace.contract import Layout
 from shoal.engine.model_config import build_empty
 from shoal.engine.open import load_strictly, refuse_nonfinite
+from shoal.engine.opening import Opening
 from shoal.engine.streamed import open_streamed
 from shoal.engine.view import DecoderView
 from shoal.words.records import Record
@@ -57,27 +58,25 @@ Reference = Callable[[Tensor], Tensor] | nn.Module
 
 
 @torch.no_grad()
-def verify(
-    path: Path, *, ids_BT: Tensor, reference: Reference | None = None, device: str = "cpu", trust_remote_code: bool = False
-) -> Verification:
+def verify(path: Path, *, ids_BT: Tensor, reference: Reference | None = None, opening: Opening = Opening()) -> Verification:
     """Reload a checkpoint folder and check it.
 
     Args:
         ids_BT: some token ids, at least 2 per sample; longer than the sliding window is better.
         reference: the student: token ids (B, T) to logits (B, T, V), or a model in memory.
-        device: where to run; the student's, for equal bits.
-        trust_remote_code: code that comes with the checkpoint may run: it was written here, or the user trusts its source.
+        opening: its device is the student's, for equal bits; it trusts a checkpoint whose code was written here, or whose
+            source the user trusts. The checkpoint's own dtype is kept.
     Raises:
         ValueError: any check failed; says which, with the difference and the limit.
     """
     path = Path(path)
     if ids_BT.ndim != 2 or ids_BT.shape[1] < 2:
         raise ValueError(f"verify needs token ids of shape (B, T) with T at least 2, got {tuple(ids_BT.shape)}")
-    model = load_strictly(path, trust_remote_code=trust_remote_code)
+    model = load_strictly(path, trust_remote_code=opening.trust)
     refuse_nonfinite(model, str(path))
     refuse_other_tensors(model, build_empty(model.config, model_class=type(model)), str(path))
-    model.to(device)
-    ids_BT = ids_BT.to(device)
+    model.to(opening.device)
+    ids_BT = ids_BT.to(opening.device)
     logits_BTV = model(input_ids=ids_BT, use_cache=False).logits.float()
     scale = float(logits_BTV.abs().max())
     logit_limit = LOGIT_TOLERANCE.get(model.dtype, 2e-2) * scale
@@ -163,7 +162,7 @@ def verify_streamed(path: Path, *, ids_BT: Tensor, reference_BTV: Tensor, trust_
     Raises:
         ValueError: any check failed; says which, with the difference and the limit.
     """
-    opened, residency = open_streamed(path, device=str(reference_BTV.device), trust_remote_code=trust_remote_code)
+    opened, residency = open_streamed(path, Opening(device=str(reference_BTV.device), trust=trust_remote_code))
     view = DecoderView(opened.model, residency=residency)
     logits_BTV = view.logits(Batch(ids_BT)).float()
     difference = float((logits_BTV - reference_BTV.float()).abs().max())

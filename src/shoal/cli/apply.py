@@ -12,6 +12,7 @@ from shoal.cli.options import DeviceOption, JsonOption, KeepOption, LayersOption
 from shoal.cli.recipe_options import with_options
 from shoal.cli.show import say_beside
 from shoal.cli.verb import verb
+from shoal.engine.opening import Opening
 
 
 @verb
@@ -47,14 +48,14 @@ def apply(
     from shoal.run.run_files import CHOSEN
     from shoal.run.stages.fit import FITTED
 
-    screen = Screen(as_json=json)
+    screen, opening = Screen(as_json=json), Opening(device=device, trust=trust_remote_code)
     if layers is None and keep is None:
-        made = apply_plan(plan, out, model=model, device=device, trust_remote_code=trust_remote_code)
+        made = apply_plan(plan, out, opening, model=model)
     else:
         if model is not None:
             raise ValueError("--model says where the source of a plan is; with --layers or --keep name it in place of the plan")
         chosen = with_options("default", model=str(plan), layers=layers, keep=keep)
-        made = apply_named(chosen, out, device=device, trust_remote_code=trust_remote_code)
+        made = apply_named(chosen, out, opening)
     say_beside(screen, made.beside)
     screen.say(f"{made.plan}\ncheckpoint: {out}")
     if plan.name == CHOSEN and (plan.parent / FITTED).exists():

@@ -48,7 +48,7 @@ def run_recipe(chosen: Recipe, out: Path, machine: MachineOptions, result: Resul
     screen = result.screen()
     seconds = None if time is None else parse_time(time)
     inputs, folder = open_to_cut(
-        chosen, out, **given(machine), overwrite=result.overwrite, command=command_line(), say=screen.say
+        chosen, out, machine.opening, overwrite=result.overwrite, command=command_line(), say=screen.say
     )
     inputs = settle_time(screen, inputs, folder, seconds=seconds)
     with screen.progress():

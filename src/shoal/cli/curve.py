@@ -82,7 +82,7 @@ def sweep(
     """Cut by every ratio of a range with several methods: KL, perplexity, tasks, the cliff, and what can be cut safely."""
     from shoal.evaluate.curve.largest_cut import parse_keep, sentence
     from shoal.run.asked_tasks import task_files
-    from shoal.run.begin import say_text, settle_resident
+    from shoal.run.begin import say_text, settled
     from shoal.run.curve.over_ratios import Keeping, sweep_ratios
     from shoal.run.job import SHARE_BESIDE_STUDENT
     from shoal.show.chart_files import save_panels
@@ -97,15 +97,7 @@ def sweep(
     recipes = _recipes(methods, common, fit_tokens=fit_tokens, train_tokens=train_tokens)
     if recipes:
         say_text(next(iter(recipes.values())), screen.say)
-    place = machine.place
-    resident = settle_resident(
-        model,
-        machine.resident,
-        device=place.device,
-        trust_remote_code=place.trust_remote_code,
-        share=SHARE_BESIDE_STUDENT,
-        say=screen.say,
-    )
+    opening = settled(model, machine.opening, share=SHARE_BESIDE_STUDENT, say=screen.say)
     with screen.progress():
         found = sweep_ratios(
             recipes,
@@ -114,8 +106,7 @@ def sweep(
             n_points=points,
             tasks=tasks,
             keep=wanted,
-            **given(place),
-            resident=resident,
+            opening=opening,
             overwrite=result.overwrite,
             command=command_line(),
             progress=screen.step,

@@ -58,9 +58,9 @@ def evaluate(
         screen.say(str(asked))
     with screen.progress():
         if teacher is None:
-            alone = evaluate_alone(chosen, tasks=asked, whole=whole, **given(place), progress=screen.step)
+            alone = evaluate_alone(chosen, tasks=asked, whole=whole, opening=place.opening, progress=screen.step)
         else:
-            found = evaluate_pair(chosen, model, tasks=asked, whole=whole, **given(place), progress=screen.step)
+            found = evaluate_pair(chosen, model, tasks=asked, whole=whole, opening=place.opening, progress=screen.step)
     if teacher is None:
         screen.show(figures_alone(alone))
         if alone.tasks:

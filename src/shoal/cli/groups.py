@@ -5,7 +5,7 @@ The fields are named as :func:`shoal.cli.recipe_options.with_options` takes them
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +27,7 @@ from shoal.cli.options import (
     TrainTokensOption,
 )
 from shoal.edits.replace.table import REPLACEMENTS
+from shoal.engine.opening import Opening
 from shoal.fit.table import repairs_said
 from shoal.recipes.table import RECIPES
 from shoal.run.job import DEFAULT_SLICE_TOKENS, MOST_DEFAULT
@@ -133,6 +134,11 @@ class PlaceOptions:
     ] = None
     trust_remote_code: RemoteOption = False
 
+    @property
+    def opening(self) -> Opening:
+        """As one value."""
+        return Opening(device=self.device, dtype=self.dtype, trust=self.trust_remote_code)
+
 
 @dataclass(frozen=True)
 class MachineOptions:
@@ -148,6 +154,11 @@ class MachineOptions:
             rich_help_panel=MACHINE,
         ),
     ] = "auto"
+
+    @property
+    def opening(self) -> Opening:
+        """As one value."""
+        return replace(self.place.opening, resident=self.resident)
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def heal(
         healed = heal_checkpoint(
             request,
             out,
-            **given(place),
+            opening=place.opening,
             overwrite=result.overwrite,
             command=command_line(),
             progress=screen.step,

@@ -73,7 +73,7 @@ def show_memory(screen: Screen, chosen: Recipe, machine: MachineOptions, out: Pa
     """What every stage will take."""
     from shoal.run.memory_plan.needs import needs_of, needs_table
 
-    needs = needs_of(chosen, **given(machine), out=out)
+    needs = needs_of(chosen, machine.opening, out=out)
     screen.show(needs_table(needs))
     screen.result(needs.model_dump(mode="json"))
 
@@ -96,7 +96,7 @@ def choose(
         folder = open_unopened(chosen, out, overwrite=result.overwrite, command=command_line())
         return plan_unopened(chosen, folder, trust_remote_code=place.trust_remote_code)
     inputs, folder = open_to_choose(
-        chosen, out, **given(machine), overwrite=result.overwrite, command=command_line(), say=screen.say
+        chosen, out, machine.opening, overwrite=result.overwrite, command=command_line(), say=screen.say
     )
     say_beside(screen, inputs.opened.beside)
     check_budget(inputs)

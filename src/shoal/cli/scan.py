@@ -29,7 +29,7 @@ def scan(
     screen = result.screen()
     chosen = with_options("default", model=model, by=by, observers=observe, **given(text, sampling))
     inputs, folder = open_to_choose(
-        chosen, out, **given(machine), overwrite=result.overwrite, command=command_line(), say=screen.say
+        chosen, out, machine.opening, overwrite=result.overwrite, command=command_line(), say=screen.say
     )
     say_beside(screen, inputs.opened.beside)
     with screen.progress():

@@ -14,6 +14,7 @@ from torch import nn
 from shoal.engine.beside import Beside, is_prediction
 from shoal.engine.families import find_layers
 from shoal.engine.model_config import describe
+from shoal.engine.opening import Opening
 from shoal.engine.source import TOKENIZER_FILES, auto_class, fingerprint, quantisation, resolve_source
 from shoal.words.reading import guarded, read_json
 from shoal.words.records import nearest
@@ -32,7 +33,7 @@ class Opened:
         fingerprint: identity of config and weights on disk (:func:`shoal.engine.source.fingerprint`).
         path: the local folder.
         beside: what the folder holds beside the decoder.
-        trusted: whether code that comes with the model may run; a checkpoint made of it is opened in the same way.
+        opening: how it was opened; a checkpoint made of it is opened in the same way.
     """
 
     model: Any
@@ -41,7 +42,7 @@ class Opened:
     fingerprint: str
     path: Path
     beside: Beside = Beside()
-    trusted: bool = False
+    opening: Opening = Opening()
 
     def need_tokenizer(self) -> Any:
         """The tokenizer. Raises ValueError when the model came without one."""
@@ -52,29 +53,28 @@ class Opened:
         return self.tokenizer
 
 
-def open_model(source: str | Path, *, dtype: str | None = None, device: str = "cpu", trust_remote_code: bool = False) -> Opened:
+def open_model(source: str | Path, opening: Opening = Opening()) -> Opened:
     """Open a local folder or a hub id.
 
     Args:
-        dtype: float32, bfloat16 or float16; None keeps the checkpoint's own.
-        device: a torch device.
-        trust_remote_code: allow code that comes with the model.
+        opening: its ``resident`` is not read; all layers are in memory.
     Raises:
         ValueError: one line for everything :func:`shoal.engine.model_config.describe` finds, for quantised checkpoints, for
             missing, unexpected or mismatched tensors, NaN or infinite weights, unknown dtype or device.
     """
+    dtype, trust = opening.dtype, opening.trust
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; {nearest(dtype, DTYPES)}")
-    place = usable_device(device)
-    path = resolve_source(source, trust_remote_code=trust_remote_code)
-    described = describe(path, trust_remote_code=trust_remote_code)
+    place = usable_device(opening.device)
+    path = resolve_source(source, trust_remote_code=trust)
+    described = describe(path, trust_remote_code=trust)
     refuse_quantised(path)
-    model = load_strictly(path, dtype=dtype, trust_remote_code=trust_remote_code)
+    model = load_strictly(path, dtype=dtype, trust_remote_code=trust)
     refuse_nonfinite(model, str(path))
-    tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(path, trust_remote_code=trust)
     model = model.to(place).eval()
     refuse_two_way(model, str(path))
-    return Opened(model, tokenizer, str(source), fingerprint(path), path, described.beside, trust_remote_code)
+    return Opened(model, tokenizer, str(source), fingerprint(path), path, described.beside, opening)
 
 
 def refuse_quantised(path: Path) -> None:

@@ -31,6 +31,7 @@ from shoal.engine.families import find_layers, text_config
 from shoal.engine.layer_names import NUMBERED, decoder_prefix, layer_of
 from shoal.engine.model_config import build_skeleton, describe
 from shoal.engine.open import DTYPES, Opened, load_tokenizer, quiet_loading, refuse_nonfinite, refuse_quantised, usable_device
+from shoal.engine.opening import Opening
 from shoal.engine.shards import Shard, TensorSlot, read_shards
 from shoal.engine.source import fingerprint, resolve_source
 
@@ -209,12 +210,10 @@ class Pages:
 
 def open_streamed(
     source: str | Path,
+    opening: Opening = Opening(),
     *,
     n_resident: int = 1,
-    dtype: str | None = None,
-    device: str = "cpu",
     state_bytes: int | None = None,
-    trust_remote_code: bool = False,
 ) -> tuple[Opened, Streamed]:
     """Open a model without loading its layers.
 
@@ -223,16 +222,16 @@ def open_streamed(
     Raises:
         ValueError: as ``open_model``.
     """
-    place = usable_device(device)
-    path = resolve_source(source, trust_remote_code=trust_remote_code)
-    described = describe(path, trust_remote_code=trust_remote_code)
+    place, dtype, trust = usable_device(opening.device), opening.dtype, opening.trust
+    path = resolve_source(source, trust_remote_code=trust)
+    described = describe(path, trust_remote_code=trust)
     refuse_quantised(path)
     stored = text_config(described.config).dtype or torch.float32
     wanted = stored if dtype is None else DTYPES[dtype]
-    model = build_skeleton(described.config, dtype=wanted, trust_remote_code=trust_remote_code)
+    model = build_skeleton(described.config, dtype=wanted, trust_remote_code=trust)
     streamed = Streamed(model, path, n_resident=n_resident, device=place, state_bytes=state_bytes)
-    tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
-    return Opened(model, tokenizer, str(source), fingerprint(path), path, described.beside, trust_remote_code), streamed
+    tokenizer = load_tokenizer(path, trust_remote_code=trust)
+    return Opened(model, tokenizer, str(source), fingerprint(path), path, described.beside, opening), streamed
 
 
 def tensors_by_layer(

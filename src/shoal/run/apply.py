@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shoal.edits.plan import Plan
+from shoal.engine.opening import Opening
 from shoal.run.refusals import refuse_place
 from shoal.run.run_files import values_for
 from shoal.run.stages.fit import VALUES
@@ -33,9 +34,7 @@ class Applied:
     beside: Beside
 
 
-def apply_plan(
-    plan_file: Path, out: Path, *, model: str | None = None, device: str = "cpu", trust_remote_code: bool = False
-) -> Applied:
+def apply_plan(plan_file: Path, out: Path, opening: Opening = Opening(), *, model: str | None = None) -> Applied:
     """Write the checkpoint that a plan describes.
 
     Args:
@@ -49,12 +48,10 @@ def apply_plan(
     plan_file = Path(plan_file)
     if not plan_file.is_file():
         raise ValueError(f"no plan at {plan_file}; shoal plan writes one")
-    return _applied_to(
-        Plan.load(plan_file), plan_file.parent, out, model=model, device=device, trust_remote_code=trust_remote_code
-    )
+    return _applied_to(Plan.load(plan_file), plan_file.parent, out, opening, model=model)
 
 
-def apply_named(recipe: Recipe, out: Path, *, device: str = "cpu", trust_remote_code: bool = False) -> Applied:
+def apply_named(recipe: Recipe, out: Path, opening: Opening = Opening()) -> Applied:
     """Write the checkpoint without the layers that a recipe names.
 
     Raises:
@@ -64,21 +61,19 @@ def apply_named(recipe: Recipe, out: Path, *, device: str = "cpu", trust_remote_
 
     assert recipe.model is not None and recipe.is_by_hand
     refuse_place(out, Path(recipe.model))
-    source = look_at(recipe.model, trust_remote_code=trust_remote_code)
+    source = look_at(recipe.model, trust_remote_code=opening.trust)
     plan = chosen_unopened(recipe, source)
-    return _applied_to(plan, None, out, model=None, device=device, trust_remote_code=trust_remote_code)
+    return _applied_to(plan, None, out, opening, model=None)
 
 
-def _applied_to(
-    plan: Plan, folder: Path | None, out: Path, *, model: str | None, device: str, trust_remote_code: bool
-) -> Applied:
+def _applied_to(plan: Plan, folder: Path | None, out: Path, opening: Opening, *, model: str | None) -> Applied:
     """``folder``: where values lie; None: there are none."""
     from shoal.checkpoint.new_folder import new_folder
     from shoal.checkpoint.rewrite import rewrite
     from shoal.engine.model_config import describe
     from shoal.engine.source import fingerprint, resolve_source
 
-    source = resolve_source(model or plan.source, trust_remote_code=trust_remote_code)
+    source = resolve_source(model or plan.source, trust_remote_code=opening.trust)
     refuse_place(out, source)
     found = fingerprint(source)
     if found != plan.source_hash:
@@ -86,19 +81,17 @@ def _applied_to(
             f"{source} is not the model this plan was made for (weights or config differ: {found}, the plan has "
             f"{plan.source_hash}); give the right one with --model, or make a plan for this one"
         )
-    beside = describe(source, trust_remote_code=trust_remote_code).beside
+    beside = describe(source, trust_remote_code=opening.trust).beside
     with new_folder(out) as made:  # it takes its name when it has been verified
         if plan.needs_no_weights:
-            rewrite(source, plan, made, trust_remote_code=trust_remote_code)
-            verification = _check_rewritten(made, device=device, trust_remote_code=trust_remote_code)
+            rewrite(source, plan, made, trust_remote_code=opening.trust)
+            verification = _check_rewritten(made, opening)
         else:
-            verification = _apply_in_memory(plan, folder, source, made, device=device, trust_remote_code=trust_remote_code)
+            verification = _apply_in_memory(plan, folder, source, made, opening)
     return _applied(plan, out, verification, beside)
 
 
-def _apply_in_memory(
-    plan: Plan, folder: Path | None, source: Path, out: Path, *, device: str, trust_remote_code: bool
-) -> dict[str, Any]:
+def _apply_in_memory(plan: Plan, folder: Path | None, source: Path, out: Path, opening: Opening) -> dict[str, Any]:
     from shoal.checkpoint.verify import verify
     from shoal.checkpoint.write import is_bundled, write
     from shoal.edits.student_of import student_of
@@ -107,7 +100,7 @@ def _apply_in_memory(
 
     values = {} if folder is None else values_for(plan, folder)
     refuse_untrained(plan, values)
-    opened = open_model(source, device=device, trust_remote_code=trust_remote_code)
+    opened = open_model(source, opening)
     view = DecoderView(opened.model)
     student = student_of(view, plan, values)
     write(view, opened.path, plan, out, values=values)
@@ -115,8 +108,7 @@ def _apply_in_memory(
         out,
         ids_BT=_some_ids(view.config.vocab_size),
         reference=lambda ids: view.logits(Batch(ids), student=student),
-        device=device,
-        trust_remote_code=trust_remote_code or is_bundled(view, plan),
+        opening=opening.trusting(is_bundled(view, plan)),
     )
     return checked.model_dump(mode="json")
 
@@ -137,7 +129,7 @@ def _applied(plan: Plan, out: Path, verification: dict[str, Any], beside: Beside
     return Applied(plan.model_copy(update={"after": Size(**found)}), out, verification | {"path": str(out)}, beside)
 
 
-def _check_rewritten(out: Path, *, device: str, trust_remote_code: bool) -> dict[str, Any]:
+def _check_rewritten(out: Path, opening: Opening) -> dict[str, Any]:
     """Reload and run a checkpoint that was cut file to file, where it can be: not a quantised one, nor one beyond memory."""
     from shoal.checkpoint.verify import verify
     from shoal.engine.source import quantisation
@@ -151,7 +143,7 @@ def _check_rewritten(out: Path, *, device: str, trust_remote_code: bool) -> dict
         why = "it is quantised" if quantisation(config) is not None else f"{n_bytes:,} bytes do not fit in {free:,} of memory"
         return {"names_and_shapes": "as the config asks", "reload": f"not tried: {why}"}
     vocab = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size", 2)
-    checked = verify(out, ids_BT=_some_ids(vocab), device=device, trust_remote_code=trust_remote_code)
+    checked = verify(out, ids_BT=_some_ids(vocab), opening=opening)
     return checked.model_dump(mode="json")
 
 

@@ -6,8 +6,10 @@ The library and each verb that opens a model for a run folder begin here, so an 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+from shoal.engine.opening import Opening
 from shoal.engine.workers import join
 from shoal.recipes.recipe import Recipe
 from shoal.run.folder import RunFolder
@@ -43,11 +45,8 @@ def open_folder(out: Path, *, command: str = "", overwrite: bool = False) -> Run
 def open_to_choose(
     recipe: Recipe,
     out: Path,
+    opening: Opening = Opening(),
     *,
-    device: str = "cpu",
-    dtype: str | None = None,
-    resident: str = "auto",
-    trust_remote_code: bool = False,
     overwrite: bool = False,
     command: str = "",
     say: Say = say_nothing,
@@ -56,7 +55,6 @@ def open_to_choose(
     """Inputs and folder for stages that write no checkpoint.
 
     Args:
-        device, dtype, resident, trust_remote_code: as for :func:`~shoal.run.job.open_inputs`.
         say: told which text is read and how many layers are in memory, before the model is opened.
         share: most of the free memory that weights may take.
     Raises:
@@ -65,41 +63,22 @@ def open_to_choose(
     folder = open_unopened(recipe, out, overwrite=overwrite, command=command)
     say_text(recipe, say)
     if recipe.model is not None:
-        resident = settle_resident(
-            recipe.model, resident, device=device, trust_remote_code=trust_remote_code, share=share, say=say
-        )
-    inputs = open_inputs(
-        recipe, device=device, dtype=dtype, resident=resident, trust_remote_code=trust_remote_code, share=share
-    )
-    return inputs, folder
+        opening = settled(recipe.model, opening, share=share, say=say)
+    return open_inputs(recipe, opening, share=share), folder
 
 
 def open_to_cut(
     recipe: Recipe,
     out: Path,
+    opening: Opening = Opening(),
     *,
-    device: str = "cpu",
-    dtype: str | None = None,
-    resident: str = "auto",
-    trust_remote_code: bool = False,
     overwrite: bool = False,
     command: str = "",
     say: Say = say_nothing,
 ) -> tuple[Inputs, RunFolder]:
     """As :func:`open_to_choose`, for stages that write a checkpoint and open it beside its teacher."""
     refuse_side_files(recipe)
-    return open_to_choose(
-        recipe,
-        out,
-        device=device,
-        dtype=dtype,
-        resident=resident,
-        trust_remote_code=trust_remote_code,
-        overwrite=overwrite,
-        command=command,
-        say=say,
-        share=SHARE_BESIDE_STUDENT,
-    )
+    return open_to_choose(recipe, out, opening, overwrite=overwrite, command=command, say=say, share=SHARE_BESIDE_STUDENT)
 
 
 def open_unopened(recipe: Recipe, out: Path, *, overwrite: bool = False, command: str = "") -> RunFolder:
@@ -108,24 +87,23 @@ def open_unopened(recipe: Recipe, out: Path, *, overwrite: bool = False, command
     return open_folder(out, command=command, overwrite=overwrite)
 
 
-def settle_resident(model: str, resident: str, *, device: str, trust_remote_code: bool, share: float, say: Say) -> str:
-    """What ``auto`` means here, said aloud; the same for all processes of a job. Others are as they were given."""
-    if resident != "auto":
-        return resident
+def settled(model: str, opening: Opening, *, share: float, say: Say) -> Opening:
+    """With what ``resident="auto"`` means here, said aloud; the same for all processes of a job. Others stay as they are."""
+    if opening.resident != "auto":
+        return opening
     workers = join()
-    place = workers.device(device)
+    here = opening.for_process(workers)
 
     def decide() -> tuple[int | None, int, int]:
-        held = layers_in_memory(model, resident, device=place, trust_remote_code=trust_remote_code, share=share)
-        return held, *weights_and_room(model, device=place, trust_remote_code=trust_remote_code)
+        return layers_in_memory(model, here, share=share), *weights_and_room(model, here)
 
     held, n_bytes, room = workers.from_first(decide)
     sizes = f"weights of {in_bytes(n_bytes)}, {in_bytes(room)} free"
     if held is None:
         say(f"Layers: all in memory ({sizes})")
-        return "all"
+        return opening.in_memory()
     say(f"Layers: {held} in memory, the others are read from disk as needed ({sizes}, of which {share:.0%} for weights)")
-    return str(held)
+    return replace(opening, resident=str(held))
 
 
 def say_text(recipe: Recipe, say: Say) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shoal.engine.opening import Opening
 from shoal.recipes.recipe import Recipe
 from shoal.run.asked_tasks import Tasks, answer_tasks
 from shoal.run.job import LONGEST_DEFAULT, Inputs, open_inputs, refuse_unknown_tokens, window_of
@@ -22,9 +23,7 @@ def compare_models(
     *,
     recipe: Recipe | None = None,
     tasks: Tasks | None = None,
-    device: str = "cpu",
-    dtype: str | None = None,
-    trust_remote_code: bool = False,
+    opening: Opening = Opening(),
     progress: Progress = silent,
 ) -> Comparison:
     """Measure models side by side.
@@ -44,17 +43,15 @@ def compare_models(
     if len(models) < 2:
         raise ValueError(f"compare got {len(models)} model(s), needs at least 2; `shoal eval` measures one")
     sources = [checkpoint_of(name) for name in models]
-    window = shortest_window(sources, models, trust_remote_code=trust_remote_code)
+    window = shortest_window(sources, models, trust_remote_code=opening.trust)
     given = load_recipe("default") if recipe is None else recipe
-    inputs = open_inputs(
-        _of_length(given, sources[0], window), device=device, dtype=dtype, resident="all", trust_remote_code=trust_remote_code
-    )
+    inputs = open_inputs(_of_length(given, sources[0], window), opening.in_memory())
 
     def measure() -> Comparison:
         side = _Side(inputs, tasks or Tasks(), window, progress)
         found = [side.first(models[0])]
         for name, source in zip(models[1:], sources[1:], strict=True):
-            opened = open_model(source, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+            opened = open_model(source, inputs.opened.opening)
             found.append(side.other(name, opened))
         return Comparison(models=tuple(found), n_bytes=side.n_bytes, provenance=inputs.provenance(inputs.evaluation))
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shoal.engine.opening import Opening
 from shoal.recipes.recipe import Recipe
 from shoal.recipes.recipe_file import load_recipe, with_changes
 from shoal.run.begin import open_to_cut
@@ -62,10 +63,7 @@ def compress(
     recipe: Recipe | str,
     out: str | Path,
     *,
-    device: str = "cpu",
-    dtype: str | None = None,
-    resident: str = "auto",
-    trust_remote_code: bool = False,
+    opening: Opening = Opening(),
     overwrite: bool = False,
     command: str = "",
     progress: Progress | None = None,
@@ -78,8 +76,7 @@ def compress(
     Args:
         recipe: what to do: a recipe, the name of one, or a YAML file.
         out: run folder: new, empty, or left by an earlier run, which is continued from its last finished stage.
-        device, dtype: where and in which precision the model runs; the checkpoint's own dtype unless given.
-        resident: layers held in memory: ``all``, a number, or ``auto``; see :func:`~shoal.run.job.open_inputs`.
+        opening: device, precision, layers in memory and trust; ``Opening(device="cuda")``, say.
         overwrite: stages that stand with other inputs may be replaced.
         command: recorded in ``run.json`` and on the card.
         progress: called with (what, done, total); unless given, lines are printed in a notebook and nothing elsewhere.
@@ -89,16 +86,7 @@ def compress(
     """
     recipe = load_recipe(recipe, changes) if isinstance(recipe, str) else with_changes(recipe, changes)
     progress = usual_progress() if progress is None else progress
-    inputs, folder = open_to_cut(
-        recipe,
-        Path(out),
-        device=device,
-        dtype=dtype,
-        resident=resident,
-        trust_remote_code=trust_remote_code,
-        overwrite=overwrite,
-        command=command,
-    )
+    inputs, folder = open_to_cut(recipe, Path(out), opening, overwrite=overwrite, command=command)
     return run_stages(inputs, folder, command=command, progress=progress)
 
 

@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shoal.engine.opening import Opening
 from shoal.engine.workers import ALONE, Workers, join
 from shoal.recipes.recipe import Recipe
 from shoal.train.config import DEFAULT_TOKENS
@@ -175,19 +176,16 @@ class Inputs:
 
 def open_inputs(
     recipe: Recipe,
+    opening: Opening = Opening(),
     *,
-    device: str = "cpu",
-    dtype: str | None = None,
-    resident: str = "auto",
-    trust_remote_code: bool = False,
     share: float = SHARE_FOR_WEIGHTS,
 ) -> Inputs:
     """Open model and text.
 
     Args:
-        resident: ``all`` layers in memory, a number of layers (the rest is read from disk as it is needed), or ``auto``: all
-            where the weights fit in a share of the memory that is free, else those that fit in half of it.
-        device: ``cuda`` is a card of its own for each process of the job.
+        opening: with ``auto``, all layers are in memory where the weights fit in a share of the memory that is free, else those
+            that fit in half of it.
+        share: that share.
     Raises:
         ValueError: one line for anything the user can mend.
     """
@@ -199,17 +197,13 @@ def open_inputs(
     from shoal.text import bundled_text, open_corpus
 
     model, workers = recipe.model, join()
-    device = workers.device(device)
-    n_resident = workers.from_first(
-        lambda: layers_in_memory(model, resident, device=device, trust_remote_code=trust_remote_code, share=share)
-    )
+    here = opening.for_process(workers)
+    n_resident = workers.from_first(lambda: layers_in_memory(model, here, share=share))
     residency: Residency | None = None
     if n_resident is None:
-        opened = open_model(recipe.model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        opened = open_model(model, here)
     else:
-        opened, residency = open_streamed(
-            recipe.model, n_resident=n_resident, dtype=dtype, device=device, trust_remote_code=trust_remote_code
-        )
+        opened, residency = open_streamed(model, here, n_resident=n_resident)
     sources: Sequence[Any] = recipe.text.sources or (bundled_text(),)
     tokenizer = opened.need_tokenizer()
     given = sources if len(sources) > 1 else sources[0]
@@ -217,9 +211,7 @@ def open_inputs(
     return Inputs(recipe, opened, DecoderView(opened.model, residency=residency), corpus, workers)
 
 
-def layers_in_memory(
-    model: str, resident: str, *, device: str, trust_remote_code: bool, share: float = SHARE_FOR_WEIGHTS
-) -> int | None:
+def layers_in_memory(model: str, opening: Opening, *, share: float = SHARE_FOR_WEIGHTS) -> int | None:
     """Layers to hold at a time, or None for all of them.
 
     ``auto`` holds what fits in ``share`` of the free memory; where that is not all, as many layers as fit in half of it beside
@@ -228,6 +220,7 @@ def layers_in_memory(
     Raises:
         ValueError: not ``all``, ``auto`` or a number of layers.
     """
+    resident = opening.resident
     if resident == "all":
         return None
     if resident == "auto":
@@ -235,17 +228,17 @@ def layers_in_memory(
         from shoal.engine.source import resolve_source
         from shoal.engine.streamed import bytes_by_layer
 
-        n_bytes, room = weights_and_room(model, device=device, trust_remote_code=trust_remote_code)
+        n_bytes, room = weights_and_room(model, opening)
         if n_bytes < share * room:
             return None
-        outside, of_layer = bytes_by_layer(read_shards(resolve_source(model, trust_remote_code=trust_remote_code)))
+        outside, of_layer = bytes_by_layer(read_shards(resolve_source(model, trust_remote_code=opening.trust)))
         return max(2, int((share * room / 2 - outside) / of_layer) - 1)  # one more is read ahead
     if not (resident.isascii() and resident.isdigit()) or int(resident) < 1:
         raise ValueError(f"--resident {resident!r} needs all, auto, or a number of layers from 1")
     return int(resident)
 
 
-def weights_and_room(model: str, *, device: str, trust_remote_code: bool) -> tuple[int, int]:
+def weights_and_room(model: str, opening: Opening) -> tuple[int, int]:
     """Bytes of a model's weights as stored, and of the memory that is free for them: a card's where they go to one.
 
     Raises:
@@ -256,10 +249,10 @@ def weights_and_room(model: str, *, device: str, trust_remote_code: bool) -> tup
     from shoal.engine.source import check_source, resolve_source
     from shoal.engine.spill import free_memory, free_on_card
 
-    path = resolve_source(model, trust_remote_code=trust_remote_code)
-    check_source(path, trust_remote_code=trust_remote_code)
+    path = resolve_source(model, trust_remote_code=opening.trust)
+    check_source(path, trust_remote_code=opening.trust)
     n_bytes = sum(slot.n_bytes for shard in read_shards(path) for slot in shard.slots.values())
-    room, place = free_memory(), usable_device(device)
+    room, place = free_memory(), usable_device(opening.device)
     return n_bytes, min(room, free_on_card(place)) if place.type == "cuda" else room  # they pass through memory
 
 

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from shoal.engine.opening import Opening
 from shoal.recipes.recipe import Recipe
 from shoal.run.asked_tasks import Tasks, answer_tasks, tasks_against_teacher
 from shoal.run.job import Inputs, open_inputs, refuse_unknown_tokens, window_of
@@ -41,9 +42,7 @@ def evaluate_alone(
     *,
     tasks: Tasks | None = None,
     whole: bool = False,
-    device: str = "cpu",
-    dtype: str | None = None,
-    trust_remote_code: bool = False,
+    opening: Opening = Opening(),
     progress: Progress = silent,
 ) -> Measured:
     """Perplexity and cost of ``recipe.model`` on the evaluation slice, and its accuracy on tasks.
@@ -58,7 +57,7 @@ def evaluate_alone(
     from shoal.evaluate.perplexity import n_batches, perplexity
     from shoal.evaluate.tasks.benchmark import task_figures
 
-    inputs = open_inputs(recipe, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    inputs = open_inputs(recipe, opening)
     text = read_whole(inputs) if whole else None
 
     def ask() -> tuple[TaskFigures, ...]:
@@ -91,9 +90,7 @@ def evaluate_pair(
     *,
     tasks: Tasks | None = None,
     whole: bool = False,
-    device: str = "cpu",
-    dtype: str | None = None,
-    trust_remote_code: bool = False,
+    opening: Opening = Opening(),
     progress: Progress = silent,
 ) -> Evaluation:
     """A saved student against the teacher ``recipe.model``.
@@ -107,8 +104,8 @@ def evaluate_pair(
     from shoal.engine.open import open_model
     from shoal.engine.view import DecoderView
 
-    inputs = open_inputs(recipe, device=device, dtype=dtype, resident="all", trust_remote_code=trust_remote_code)
-    other = open_model(student, dtype=dtype, device=inputs.workers.device(device), trust_remote_code=trust_remote_code)
+    inputs = open_inputs(recipe, opening.in_memory())
+    other = open_model(student, inputs.opened.opening)
     view = DecoderView(other.model)
     _refuse_other_tokens(inputs, other, view)
     text = read_whole(inputs) if whole else None

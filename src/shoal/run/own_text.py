@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shoal.engine.opening import Opening
 from shoal.recipes.recipe import Recipe
 from shoal.run.job import open_inputs
 from shoal.words.progress import Progress, silent
@@ -38,9 +39,7 @@ def write_own_text(
     *,
     n: int,
     temperature: float = 1.0,
-    device: str = "cpu",
-    dtype: str | None = None,
-    trust_remote_code: bool = False,
+    opening: Opening = Opening(),
     progress: Progress = silent,
 ) -> OwnText:
     """Let ``recipe.model`` write ``n`` texts of the recipe's length.
@@ -61,7 +60,7 @@ def write_own_text(
         raise ValueError(f"--out {out} is written as JSON lines; give a name that ends in .jsonl")
     if out.exists():
         raise ValueError(f"--out {out} is there already; give another name, or remove it")
-    inputs = open_inputs(recipe, device=device, dtype=dtype, resident="all", trust_remote_code=trust_remote_code)
+    inputs = open_inputs(recipe, opening.in_memory())
     if inputs.corpus is None:
         raise ValueError("text is written by one process; start it without a launcher")
     prompts = inputs.corpus.samples("training", n=n, length=inputs.length)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shoal.engine.opening import Opening
 from shoal.engine.workers import join
 from shoal.recipes.recipe import Recipe
 from shoal.run.asking import needs_scan, oracle, request_of, why_not
@@ -55,10 +56,7 @@ def sweep_ratios(
     n_points: int | None = None,
     tasks: Sequence[Task] = (),
     keep: Keeping | None = None,
-    device: str = "cpu",
-    dtype: str | None = None,
-    resident: str = "auto",
-    trust_remote_code: bool = False,
+    opening: Opening = Opening(),
     overwrite: bool = False,
     command: str = "",
     progress: Progress = silent,
@@ -71,7 +69,7 @@ def sweep_ratios(
         drop: the range, as on the command line; ``n_points``: how many cuts of it.
         tasks: scored under every point and the teacher.
         keep: asks for the largest cut of every method that keeps so much.
-        device, dtype, resident, overwrite, command, progress: as for :func:`~shoal.run.compress.compress`.
+        opening, overwrite, command, progress: as for :func:`~shoal.run.compress.compress`.
     Raises:
         ValueError: one line for anything the user can mend.
     """
@@ -88,14 +86,7 @@ def sweep_ratios(
     first = next(iter(methods.values()))
     observers = tuple(dict.fromkeys(name for recipe in methods.values() for name in recipe.observers))
     shared = first.model_copy(update={"observers": observers})  # one scan for all
-    base = open_inputs(
-        shared,
-        device=device,
-        dtype=dtype,
-        resident=resident,
-        trust_remote_code=trust_remote_code,
-        share=SHARE_BESIDE_STUDENT,
-    )
+    base = open_inputs(shared, opening, share=SHARE_BESIDE_STUDENT)
     size = model_size(base.view)
     counts = counts_in(drop, size, protected=base.recipe.protected(size.n_layers), n_points=n_points)
     check_counts(methods, counts, base.view, size)

@@ -28,14 +28,14 @@ MOST_CHATS, MOST_CHATS_TO_SELECT = 10**6, 64
 class HealBench:
     """A student, its teacher and the texts, opened when they are first needed."""
 
-    def __init__(self, inputs: Inputs, request: HealRequest, student: str, *, trust_remote_code: bool) -> None:
+    def __init__(self, inputs: Inputs, request: HealRequest, student: str) -> None:
         from shoal.engine.open import refuse_quantised
         from shoal.engine.source import check_source, fingerprint, resolve_source
 
         self.inputs, self.request, self.config = inputs, request, request.heal
-        self.trust_remote_code = trust_remote_code
-        self.path = resolve_source(student, trust_remote_code=trust_remote_code)
-        check_source(self.path, trust_remote_code=trust_remote_code)
+        self.opening = inputs.opened.opening
+        self.path = resolve_source(student, trust_remote_code=self.opening.trust)
+        check_source(self.path, trust_remote_code=self.opening.trust)
         refuse_quantised(self.path)
         with quiet_training():
             from shoal.train.heal.losses import objective_of
@@ -119,7 +119,7 @@ class HealBench:
         """The student, ready to be trained."""
         from shoal.train.heal.train import open_pupil
 
-        return open_pupil(self.path, self.config, self.judge, device=self.device, trust_remote_code=self.trust_remote_code)
+        return open_pupil(self.path, self.config, self.judge, self.opening)
 
     @property
     def key(self) -> str:

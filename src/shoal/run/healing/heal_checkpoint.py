@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shoal.engine.opening import Opening
 from shoal.recipes.recipe import Recipe
 from shoal.run.begin import open_folder
 from shoal.run.folder import RunFolder
@@ -54,9 +55,7 @@ def heal(
     request: HealRequest,
     out: str | Path,
     *,
-    device: str = "cpu",
-    dtype: str | None = None,
-    trust_remote_code: bool = False,
+    opening: Opening = Opening(),
     overwrite: bool = False,
     command: str = "",
     progress: Progress = silent,
@@ -65,7 +64,7 @@ def heal(
 
     Args:
         out: run folder: new, empty, or left by an earlier run, which is continued.
-        device, dtype: where the models run, and in which precision the teacher does; the student keeps its checkpoint's.
+        opening: its precision is the teacher's; the student keeps its checkpoint's.
         overwrite: stages that stand with other inputs may be replaced.
         command: recorded in ``run.json`` and on the card.
         progress: called with (what, done, total).
@@ -80,13 +79,10 @@ def heal(
     folder = open_folder(Path(out), command=command, overwrite=overwrite)
     inputs = open_inputs(
         Recipe(model=request.teacher or student, text=request.text, seed=request.seed),
-        device=device,
-        dtype=dtype,
-        resident="all",
-        trust_remote_code=trust_remote_code,
+        opening.in_memory(),
     )
     with quiet_training():
-        bench = HealBench(inputs, request, student, trust_remote_code=trust_remote_code)
+        bench = HealBench(inputs, request, student)
         inputs.workers.on_first(lambda: request.save(folder / "heal.request.json"))
         return heal_stages(bench, folder, command=command, progress=progress)
 
@@ -134,7 +130,7 @@ def heal_in_run(inputs: Inputs, folder: RunFolder, student: Path, *, progress: P
     assert config is not None
     request = HealRequest(student=str(student), teacher=inputs.opened.name, plan=str(folder / "plan.json"), heal=config)
     with quiet_training():
-        bench = HealBench(inputs, request, str(student), trust_remote_code=inputs.opened.trusted)
+        bench = HealBench(inputs, request, str(student))
         training = train_stage(bench, folder, progress=progress)
         merging = merge_stage(bench, folder, training)
     if merging.way == "apart":

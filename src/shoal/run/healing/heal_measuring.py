@@ -35,7 +35,7 @@ def measure_stage(
     if folder.is_done("evaluation", key):
         return Quality.load(folder / "before.json"), Evaluation.load(folder / "evaluation.json")
     started = time.monotonic()
-    inputs, trusts = bench.inputs, bench.trust_remote_code
+    inputs, trusts = bench.inputs, bench.opening.trust
     student = DecoderView(load_strictly(bench.path, trust_remote_code=trusts).to(bench.device))
     before, _ = closeness(inputs.view, student, inputs.batches(inputs.evaluation), workers=inputs.workers)
     healed = DecoderView(load_strictly(folder / "model", trust_remote_code=trusts).to(bench.device))

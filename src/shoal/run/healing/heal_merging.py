@@ -41,7 +41,7 @@ def _merge_and_write(bench: HealBench, folder: RunFolder, training: HealTraining
     adopt_values(pupil.model, dict(each_tensor(folder / HEALED)))
     if pupil.method.has_adapters:
         pupil.model.save_pretrained(str(folder / "adapter"))
-    merging, model = merge_pupil(pupil, bench.config, bench.judge, bench.path, device=bench.device)
+    merging, model = merge_pupil(pupil, bench.config, bench.judge, bench.path, bench.opening)
     taken = merging.taken
     if taken is not None and taken.lost > bench.config.most_lost and pupil.method.has_adapters:
         merging, model = merging.model_copy(update={"way": "apart"}), None
@@ -54,8 +54,7 @@ def _merge_and_write(bench: HealBench, folder: RunFolder, training: HealTraining
                 folder / "model",
                 ids_BT=ids_BT,
                 reference=lambda ids: reference,
-                device=bench.device,
-                trust_remote_code=bench.trust_remote_code,
+                opening=bench.opening,
             )
         except ValueError:  # a checkpoint that is not the healed student must not be found under the final name
             shutil.rmtree(folder / "model")

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shoal.engine.opening import Opening
 from shoal.recipes.recipe import Recipe
 from shoal.run.job import SHARE_BESIDE_STUDENT, layers_in_memory
 from shoal.run.memory_plan.machine import Machine, machine_of
@@ -60,11 +61,8 @@ class MemoryNeeds(Record):
 
 def needs_of(
     recipe: Recipe,
+    opening: Opening = Opening(),
     *,
-    resident: str = "auto",
-    device: str = "cpu",
-    dtype: str | None = None,
-    trust_remote_code: bool = False,
     out: Path | None = None,
 ) -> MemoryNeeds:
     """Bound every stage of :func:`shoal.run.compress.compress` with these arguments.
@@ -78,11 +76,9 @@ def needs_of(
     """
     if recipe.model is None:
         raise ValueError("no model given; name a hub id or a folder")
-    shape = shape_of(recipe.model, dtype=dtype, trust_remote_code=trust_remote_code)
-    held = layers_in_memory(
-        recipe.model, resident, device=device, trust_remote_code=trust_remote_code, share=SHARE_BESIDE_STUDENT
-    )
-    machine = machine_of(device)
+    shape = shape_of(recipe.model, dtype=opening.dtype, trust_remote_code=opening.trust)
+    held = layers_in_memory(recipe.model, opening, share=SHARE_BESIDE_STUDENT)
+    machine = machine_of(opening.device)
     folder = next(place for place in (Path(out or "."), *Path(out or ".").absolute().parents) if place.exists())
     sizes = sizes_of(recipe, shape, machine, held=held)
     found = MemoryNeeds(

@@ -46,7 +46,8 @@ def run(state: State, folder: RunFolder, progress: Progress) -> Made:
     # of a streamed model: equal to the checkpoint, as was verified
     student: DecoderView | Student = replace(state.student(), name="student")
     if not inputs.is_streamed:
-        saved = load_strictly(folder / "model", trust_remote_code=inputs.opened.trusted or is_bundled(inputs.view, plan))
+        opening = inputs.opened.opening.trusting(is_bundled(inputs.view, plan))
+        saved = load_strictly(folder / "model", trust_remote_code=opening.trust)
         student = DecoderView(saved.to(inputs.view.device))
     plain = None
     if state.values.tensors or state.healed is not None:  # the same number of layers without repair, on the same text

@@ -44,7 +44,7 @@ def _save_and_verify(state: State, folder: RunFolder) -> None:
     from shoal.engine.streamed import Streamed
 
     inputs, plan = state.inputs, state.planned
-    view, trusted = inputs.view, inputs.opened.trusted or is_bundled(inputs.view, plan)
+    view, opening = inputs.view, inputs.opened.opening.trusting(is_bundled(inputs.view, plan))
     ids_BT = inputs.evaluation.ids_NT[:2]
     folder.remove(record(state))  # left by a run that died before it recorded the stage
     with new_folder(folder / record(state)) as made:
@@ -52,10 +52,9 @@ def _save_and_verify(state: State, folder: RunFolder) -> None:
         reference = view.logits(Batch(ids_BT), student=state.student())
         if isinstance(view.residency, Streamed):
             view.residency.settle(())  # the checkpoint's own layers are read next
-            checked = verify_streamed(made, ids_BT=ids_BT, reference_BTV=reference, trust_remote_code=trusted)
+            checked = verify_streamed(made, ids_BT=ids_BT, reference_BTV=reference, trust_remote_code=opening.trust)
         else:
-            device = str(view.device)
-            checked = verify(made, ids_BT=ids_BT, reference=lambda ids: reference, device=device, trust_remote_code=trusted)
+            checked = verify(made, ids_BT=ids_BT, reference=lambda ids: reference, opening=opening)
     checked.model_copy(update={"path": record(state)}).save(folder / proof(state))
 
 

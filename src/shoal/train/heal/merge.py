@@ -17,6 +17,7 @@ from torch import Tensor
 
 from shoal.engine.families import find_layers
 from shoal.engine.open import load_strictly
+from shoal.engine.opening import Opening
 from shoal.train.heal.config import HealConfig
 from shoal.train.heal.losses import measured
 from shoal.train.heal.masks import apply_masks
@@ -123,7 +124,9 @@ def best_merge(
     return record.model_copy(update={"trials": tuple(trials)}), best[1]
 
 
-def merge_pupil(pupil: Pupil, config: HealConfig, lesson: Lesson, path: Path, *, device: str = "cpu") -> tuple[Merging, Any]:
+def merge_pupil(
+    pupil: Pupil, config: HealConfig, lesson: Lesson, path: Path, opening: Opening = Opening()
+) -> tuple[Merging, Any]:
     """The trained student as a plain model in its checkpoint's dtypes, measured before and after.
 
     Args:
@@ -136,7 +139,7 @@ def merge_pupil(pupil: Pupil, config: HealConfig, lesson: Lesson, path: Path, *,
     by = lesson.decided_by(config)
 
     def look(model: Any) -> Measures:
-        return measure(model, lesson, batch_size=config.micro_batch, device=device)
+        return measure(model, lesson, batch_size=config.micro_batch, device=opening.device)
 
     unmerged = look(pupil.model)
     if not pupil.method.has_adapters:
@@ -147,13 +150,13 @@ def merge_pupil(pupil: Pupil, config: HealConfig, lesson: Lesson, path: Path, *,
     values = trained_values(pupil.model)
 
     def into(base: Any) -> Any:
-        other = prepare(base.to(device), config, lesson)
+        other = prepare(base.to(opening.device), config, lesson)
         adopt_values(other.model, values)
         return in_dtypes(other.model.merge_and_unload(), other.dtypes)
 
     made = {
-        "original": lambda: into(load_strictly(path)),
-        "dequantised": lambda: into(out_of_4_bits(path, device=device)),
+        "original": lambda: into(load_strictly(path, trust_remote_code=opening.trust)),
+        "dequantised": lambda: into(out_of_4_bits(path, opening)),
     }
     return best_merge(config.merge, made, unmerged, look=look, by=by)
 

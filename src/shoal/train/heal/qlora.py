@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from shoal.engine.open import load_strictly, quiet_loading
+from shoal.engine.opening import Opening
 
 
-def open_in_4_bits(path: Path, *, device: str, trust_remote_code: bool = False) -> Any:
+def open_in_4_bits(path: Path, opening: Opening = Opening()) -> Any:
     """The checkpoint with the linear maps of its layers in 4 bits; embeddings, norms and head keep their dtype.
 
     Raises:
@@ -35,16 +36,16 @@ def open_in_4_bits(path: Path, *, device: str, trust_remote_code: bool = False) 
             model = AutoModelForCausalLM.from_pretrained(
                 str(path),
                 quantization_config=how,
-                device_map={"": device},
+                device_map={"": opening.device},
                 dtype="auto",
                 use_safetensors=True,
                 local_files_only=True,
-                trust_remote_code=trust_remote_code,
+                trust_remote_code=opening.trust,
             )
         except (OSError, ValueError, RuntimeError, TypeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ValueError(f"{path} cannot be opened in 4 bits: {type(error).__name__}: {reason}") from None
-    if device.startswith("cpu"):
+    if opening.device.startswith("cpu"):
         _refuse_narrow(model)
     return model.eval()
 
@@ -61,13 +62,13 @@ def _refuse_narrow(model: Any) -> None:
 
 
 @torch.no_grad()
-def out_of_4_bits(path: Path, *, device: str, trust_remote_code: bool = False) -> Any:
+def out_of_4_bits(path: Path, opening: Opening = Opening()) -> Any:
     """The checkpoint with the numbers that its 4-bit form stands for, in the checkpoint's own dtype."""
     from bitsandbytes.functional import dequantize_4bit
 
     # Quantised anew, which gives the same bits: the first forward may have packed the weights of a trained model otherwise.
-    quantised = open_in_4_bits(path, device=device, trust_remote_code=trust_remote_code)
-    model = load_strictly(path, trust_remote_code=trust_remote_code)
+    quantised = open_in_4_bits(path, opening)
+    model = load_strictly(path, trust_remote_code=opening.trust)
     for name, module in quantised.named_modules():
         weight: Any = getattr(module, "weight", None)
         if getattr(weight, "quant_state", None) is not None:

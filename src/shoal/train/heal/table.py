@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shoal.engine.open import load_strictly
+from shoal.engine.opening import Opening
 from shoal.train.heal.full import all_of_them, thaw_all
 from shoal.train.heal.lora import add_adapters, most_adapters
 from shoal.train.heal.norms import most_vectors, thaw_vectors
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 MOST_HEAL_LR = 1e-2
 
 
-def open_plainly(path: Path, *, device: str, trust_remote_code: bool = False) -> Any:
+def open_plainly(path: Path, opening: Opening = Opening()) -> Any:
     """The checkpoint in its own dtype."""
-    return load_strictly(path, trust_remote_code=trust_remote_code).to(device)
+    return load_strictly(path, trust_remote_code=opening.trust).to(opening.device)
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Trainable:
     most_trained: Callable[[ModelShape, int, HealConfig], int]
     rate: float
     has_adapters: bool = False
-    open: Callable[..., Any] = open_plainly
+    open: Callable[[Path, Opening], Any] = open_plainly
 
     @property
     def is_quantised(self) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from shoal.engine.families import find_layers, text_config
+from shoal.engine.opening import Opening
 from shoal.engine.workers import join
 from shoal.train.heal.config import DEFAULT_HEAL_TOKENS, HealConfig
 from shoal.train.heal.cut_place import CutPlace
@@ -124,9 +125,7 @@ class Pupil:
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
 
-def open_pupil(
-    path: Path, config: HealConfig, lesson: Lesson, *, device: str = "cpu", trust_remote_code: bool = False
-) -> Pupil:
+def open_pupil(path: Path, config: HealConfig, lesson: Lesson, opening: Opening = Opening()) -> Pupil:
     """Open a checkpoint as its method needs it, and prepare it.
 
     Raises:
@@ -134,7 +133,7 @@ def open_pupil(
         ImportError: the method needs a library that is not installed.
     """
     method = trainable_named(config.method)
-    return prepare(method.open(path, device=device, trust_remote_code=trust_remote_code), config, lesson)
+    return prepare(method.open(path, opening), config, lesson)
 
 
 def prepare(model: Any, config: HealConfig, lesson: Lesson) -> Pupil:
