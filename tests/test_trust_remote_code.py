@@ -1,11 +1,20 @@
 """``--trust-remote-code`` reaches every opening of every verb, of the model and of its student; without it nothing runs."""
 
+import ast
 import json
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+import typer
 from world import write_model, write_text
+
+import shoal as shoal_package
+from shoal.cli.table import app
+from shoal.engine.opening import Opening
+from shoal.run.apply import apply_plan
 
 CONFIG = """
 from transformers import LlamaConfig
@@ -56,6 +65,25 @@ def text(world):
     return ("--text", world["text"], "--length", 16, "--samples", 8)
 
 
+def quiz(world):
+    rows = [{"ctx": f"w{i} w{i + 1}", "choices": [f" w{i + 2}", f" w{i + 3}"], "gold": i % 2} for i in range(4)]
+    path = world["mark"].parent / "quiz.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def student(world):
+    """A cut checkpoint of the model, with its code beside it."""
+    out = world["mark"].parent / "student"
+    if not out.exists():
+        apply_plan(Path("made/plan.json"), out, Opening(trust=True))
+        world["mark"].unlink(missing_ok=True)
+    return out
+
+
+TOKENS = ("--heal-tokens", 128)
+HEAL = ("--plan", "made/plan.json", "--tokens", 128, "--batch", 4)
+ONE_METHOD = ("--methods", "none")
 QUICK = ("--drop", 2, "--guard", 1, "--repair", "none")
 # Every verb that opens models, with what it needs; PLAN and RECIPE are made before.
 VERBS = {
@@ -72,6 +100,11 @@ VERBS = {
     "eval --teacher": lambda w: ("eval", w["model"], "--teacher", w["model"], *text(w)),
     "write": lambda w: ("write", w["model"], "--out", "own.jsonl", "--n", 2, *text(w)[:2]),
     "compare": lambda w: ("compare", w["model"], w["model"], *text(w)),
+    "eval, tasks": lambda w: ("eval", w["model"], "--teacher", w["model"], "--task", quiz(w), *text(w)),
+    "compare, tasks": lambda w: ("compare", w["model"], w["model"], "--task", quiz(w), *text(w)),
+    "heal": lambda w: ("heal", student(w), "--out", "run", *HEAL, *text(w)[:4]),
+    "compress, healed": lambda w: ("compress", w["model"], "--out", "run", *text(w), *QUICK, "--heal", "norms", *TOKENS),
+    "sweep": lambda w: ("sweep", w["model"], "--out", "run", "--drop", "0..1", "--task", quiz(w), *ONE_METHOD, *text(w)),
 }
 
 
@@ -114,17 +147,40 @@ def test_without_the_flag_the_models_code_never_runs_and_nobody_is_asked(world, 
 
 
 def test_no_verb_is_forgotten_here():
-    import typer
-
-    from shoal.cli.table import app
-
+    """Every verb with the flag is tried above; the others say that they open no model of its own code."""
     commands = typer.main.get_command(app).commands
     with_flag = {name for name, one in commands.items() if any("--trust-remote-code" in option.opts for option in one.params)}
-    assert with_flag <= {verb.split()[0].rstrip(",") for verb in VERBS} | NEEDS_TASKS
+    assert with_flag == {verb.split()[0].rstrip(",") for verb in VERBS}
+    assert set(commands) - with_flag <= {"demo", "stability", "cut", "report", "export", "verify"}
 
 
-NEEDS_TASKS = {"stability", "sweep", "curve", "heal", "cut", "export", "prune", "grow", "verify", "analyse", "analyze"}
-"""Verbs that open through the same functions and need more than a model and text."""
+OPENERS = {
+    "open_model", "open_streamed", "load_strictly", "load_tokenizer", "describe", "resolve_source", "check_source",
+    "open_inputs", "open_pupil", "open_in_4_bits", "out_of_4_bits", "verify", "verify_streamed",
+    "from_pretrained", "read_config", "HealBench",
+}  # fmt: skip
+TRUSTS = ("trust", "trust_remote_code", "opening", "Opening", "here", "like", "inputs")
+"""What a call may get its trust from: by itself, by an Opening, by a model in memory, by the inputs that were opened."""
+EXPORTS = ("export/", "cli/cut.py", "engine/gguf_source.py", "edits/")
+"""Work on files, for other engines and on plans: no code that comes with a model is run there, whatever the user trusts."""
+
+
+def test_every_opening_in_the_source_is_told_whether_to_trust():
+    """An opening that is not told would refuse a model halfway through a run that its user trusts."""
+    source = Path(shoal_package.__file__).parent
+    forgotten, n_seen = [], 0
+    for path in sorted(source.rglob("*.py")):
+        name = path.relative_to(source).as_posix()
+        for call in ast.walk(ast.parse(path.read_text())):
+            if name.startswith(EXPORTS) or not isinstance(call, ast.Call):
+                continue
+            called = call.func.id if isinstance(call.func, ast.Name) else getattr(call.func, "attr", "")
+            on_path = ast.unparse(call.func).split(".")[0] if isinstance(call.func, ast.Attribute) else ""
+            if called in OPENERS and on_path not in ("self", "peft"):
+                n_seen += 1
+                if not re.search(rf"\b({'|'.join(TRUSTS)})\b", ast.unparse(call)):
+                    forgotten.append(f"{name}:{call.lineno}: {ast.unparse(call)}")
+    assert n_seen > 40 and forgotten == []
 
 
 def test_the_checkpoint_of_such_a_model_is_one_too(world, shoal):

@@ -3,16 +3,22 @@
 from shoal import compress
 
 outcome = compress("default", "out", model="org/name", drop="25%")
+
+With a card: ``compress(..., opening=Opening(device="cuda"))``.
 """
 
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["compare_models", "compress", "load_recipe", "open_model"]
+__all__ = ["Opening", "compare_models", "compress", "load_recipe", "open_model"]
 
 
 def __getattr__(name: str) -> Any:
     """The library's front doors, imported on first use so that the command line starts without torch."""
+    if name == "Opening":
+        from shoal.engine.opening import Opening
+
+        return Opening
     if name == "compare_models":
         from shoal.run.comparing import compare_models
 

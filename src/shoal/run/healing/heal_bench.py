@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shoal.engine.opening import Opening
 from shoal.run.healing.heal_request import HealRequest
 from shoal.run.job import Inputs, window_of
 from shoal.train.heal.quiet import quiet_training
@@ -57,7 +58,9 @@ class HealBench:
             return None
         from shoal.edits.plan import Plan
 
-        return cut_of(Plan.load(Path(self.request.plan)), self.path, n_teacher_layers=self.inputs.view.n_layers)
+        return cut_of(
+            Plan.load(Path(self.request.plan)), self.path, n_teacher_layers=self.inputs.view.n_layers, opening=self.opening
+        )
 
     @cached_property
     def judge(self) -> Lesson:
@@ -131,7 +134,7 @@ class HealBench:
         return stable_hash("heal", self.fingerprint, teacher, cut, texts, how)
 
 
-def cut_of(plan: Plan, student: Path, *, n_teacher_layers: int) -> CutPlace:
+def cut_of(plan: Plan, student: Path, *, n_teacher_layers: int, opening: Opening = Opening()) -> CutPlace:
     """Where a plan cut its source, as the student's layers lie in it.
 
     Raises:
@@ -145,7 +148,7 @@ def cut_of(plan: Plan, student: Path, *, n_teacher_layers: int) -> CutPlace:
         raise ValueError(
             f"the plan cuts a model of {plan.n_layers} layers, the teacher has {n_teacher_layers}; give its own plan"
         )
-    n_layers = text_config(read_config(student)).num_hidden_layers
+    n_layers = text_config(read_config(student, trust_remote_code=opening.trust)).num_hidden_layers
     # A replacement that is hosted lives inside the layer before it; any other is a layer of its own, where its span began.
     starts = [] if plan.brings_code else [edit.start for edit in plan.replacements]
     kept = sorted([*plan.kept_layers, *starts])
@@ -161,7 +164,9 @@ def refuse_other_words(inputs: Inputs, student: Path) -> None:
     from shoal.engine.open import load_tokenizer
     from shoal.evaluate.comparison import other_tokenizer
 
-    config, tokenizer = text_config(read_config(student)), load_tokenizer(student)
+    trust = inputs.opened.opening.trust
+    config = text_config(read_config(student, trust_remote_code=trust))
+    tokenizer = load_tokenizer(student, trust_remote_code=trust)
     ours, theirs = config.vocab_size, text_config(inputs.view.config).vocab_size
     why = f"it has {ours} tokens, the teacher {theirs}" if ours != theirs else None
     if why is None and tokenizer is not None:  # a student saved without a tokenizer reads the teacher's
