@@ -27,6 +27,8 @@ from shoal.measure.cka import CkaObserver
 from shoal.measure.oracle import Oracle, compare_views
 from shoal.measure.removals import removal_function
 from shoal.measure.scan import scan
+from shoal.prune.table import ALLOCATORS, PRUNERS
+from shoal.prune.thin import evidence_of, thin, thin_site
 from shoal.select.rounds import rescanner
 from shoal.text.samples import Samples
 from shoal.train.config import TrainConfig
@@ -96,6 +98,7 @@ def share_everything(workers: Workers, folder: Path) -> dict[str, object]:
         "gradients": [gradients(view, n, workers) for n in (5, 1)],
         "trained": trained.values,
         "swept": swept.values,
+        "thinned": [(one.values, one.maps) for name in PRUNERS for one in thinned(view, batches, name, workers)],
         "errors": [(one.error_before, one.error_after) for one in swept.layers],
         "maps": [[(fit.ridge, fit.n_tokens, fit.n_sinks) for fit in one.maps] for one in swept.layers],
         "result": trained.result.model_dump(exclude={"seconds": True, "curve": {"__all__": {"seconds"}}}),
@@ -112,6 +115,13 @@ def share_everything(workers: Workers, folder: Path) -> dict[str, object]:
             "closeness": (near.to_json(), by_position.to_json()),
         },
     }
+
+
+def thinned(view, batches, name, workers: Workers):
+    """All layers with half of their weights; outliers decide where."""
+    site = thin_site(view, Student(), batches, workers=workers)
+    shares = ALLOCATORS["owl"].divide(evidence_of(site), 0.5, spread=0.1, outlier=2.0)
+    return thin(site, PRUNERS[name], shares)
 
 
 def start(view):

@@ -76,6 +76,9 @@ def test_every_process_holds_the_same_bits(found):
     assert first["result"] == second["result"]
     torch.testing.assert_close(first["trained"], second["trained"], rtol=0, atol=0)
     torch.testing.assert_close(first["swept"], second["swept"], rtol=0, atol=0)
+    for (ours, facts), (theirs, others) in zip(first["thinned"], second["thinned"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+        assert facts == others
     torch.testing.assert_close(first["gradients"], second["gradients"], rtol=0, atol=0)
 
 

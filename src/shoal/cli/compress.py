@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shoal.cli.groups import HealingOptions, MachineOptions, MethodOptions, RecipeOptions, ResultOptions
+from shoal.cli.groups import HealingOptions, MachineOptions, MethodOptions, RecipeOptions, ResultOptions, ZeroOptions
 from shoal.cli.options import ModelOption, NoSpeedOption, OutOption, TimeOption
 from shoal.cli.recipe_options import with_options
 from shoal.cli.show import settle_time, show_outcome
@@ -23,6 +23,7 @@ def compress(
     method: MethodOptions,
     *,
     time: TimeOption = None,
+    zeros: ZeroOptions,
     healing: HealingOptions,
     machine: MachineOptions,
     no_speed: NoSpeedOption = False,
@@ -35,7 +36,7 @@ def compress(
     With --guard 1 none is repaired before the choice; --effort low compares two.
     """
     speed = False if no_speed else None
-    chosen = with_options(method.name, model=model, speed=speed, **given(options, healing))
+    chosen = with_options(method.name, model=model, speed=speed, **given(options, zeros, healing))
     run_recipe(chosen, out, machine, result, time=time)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shoal.cli.help import HEALED, MACHINE, METHOD, REMOVED, REPAIRED, TASKS, TEXT, default
+from shoal.cli.help import HEALED, MACHINE, METHOD, REMOVED, REPAIRED, TASKS, TEXT, ZEROS, default
 from shoal.cli.options import (
     DEFAULT,
     ByOption,
@@ -29,6 +29,7 @@ from shoal.cli.options import (
 from shoal.edits.replace.table import REPLACEMENTS
 from shoal.engine.opening import Opening
 from shoal.fit.table import repairs_said
+from shoal.prune.table import PRUNERS
 from shoal.recipes.table import RECIPES
 from shoal.run.job import DEFAULT_SLICE_TOKENS, MOST_DEFAULT
 from shoal.select.table import SELECTORS
@@ -334,6 +335,22 @@ class RepairOptions:
         ),
     ] = None
     train_tokens: TrainTokensOption = None
+
+
+@dataclass(frozen=True)
+class ZeroOptions:
+    """Weights set to zero behind the repair."""
+
+    prune: Annotated[
+        str | None,
+        typer.Option(
+            "--prune",
+            metavar="NAME",
+            help=f"Then set weights of the layers that stay to zero: {', '.join(PRUNERS)}, or none; options behind the name, such "
+            "as wanda:sparsity=50%,allocate=owl or wanda:pattern=2:4." + default("none"),
+            rich_help_panel=ZEROS,
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from shoal.prune.prune_config import PruneConfig, parse_prune
 from shoal.select.table import SELECTORS
 
 if TYPE_CHECKING:
@@ -45,6 +47,8 @@ def with_options(recipe: str, **options: Any) -> Recipe:
         given = {"seed": asked.seed, "observers": asked.observers, **given}
         text = {**{name: value for name, value in asked.text.items() if value is not None}, **text}
     heal: dict[str, Any] = {"tokens": given.pop("heal_tokens")} if "heal_tokens" in given else {}
+    if "prune" in given:
+        given["prune"] = _pruning(given["prune"])
     if given.get("heal") == "none":
         given["heal"] = None
     elif "heal" in given:
@@ -107,6 +111,12 @@ def refuse_unopened(options: Mapping[str, Any], *, device: str, resident: str) -
             f"--{given[0]} is not read: this plan follows from config and names alone, no text is read and no model opened; "
             "leave it out, or let scores choose (--select span, --guard 4)"
         )
+
+
+def _pruning(asked: str | dict[str, Any]) -> dict[str, Any] | None:
+    """All fields of what is asked for, as a text or by field: none of the recipe's own stay below them."""
+    fields = parse_prune(asked) if isinstance(asked, str) else asked
+    return None if fields is None else PruneConfig.from_json(json.dumps(fields), where="options").model_dump(mode="json")
 
 
 def _layers(text: str) -> list[int]:

@@ -23,8 +23,10 @@ HEAT_MAP = ("heat map", "heatmap.png")
 
 def show_outcome(screen: Screen, outcome: Outcome) -> None:
     """A whole run: scores, guard, training, figures, generations, plan, files; the plan and figures as JSON when asked for."""
+    from shoal.prune.thin_result import speed_said
     from shoal.show.figure_tables import figures, generations
     from shoal.show.plan_tables import best_spans, candidates, repair, telling_lengths
+    from shoal.show.zero_tables import by_role
 
     plan, evaluation = outcome.plan, outcome.evaluation
     if outcome.scan is not None:
@@ -38,6 +40,10 @@ def show_outcome(screen: Screen, outcome: Outcome) -> None:
         screen.show(repair(outcome.repaired))
     for result in outcome.trained:
         screen.say(f"Trained: {result}")
+    if outcome.thinned is not None:
+        screen.say(f"Zeros: {outcome.thinned}")
+        screen.show(by_role(outcome.thinned))
+        screen.say(speed_said(outcome.thinned.config))
     if outcome.healed is not None:
         screen.say(f"Healed: {outcome.healed.training}")
     screen.show(figures(evaluation))
@@ -54,6 +60,7 @@ def show_outcome(screen: Screen, outcome: Outcome) -> None:
             "model": str(outcome.model),
             "plan": plan.model_dump(mode="json"),
             "repair": outcome.repaired and outcome.repaired.model_dump(mode="json"),
+            "pruned": outcome.thinned and outcome.thinned.model_dump(mode="json"),
             "evaluation": evaluation.model_dump(mode="json"),
         }
     )

@@ -21,6 +21,7 @@ from shoal.cli.export import export
 from shoal.cli.heal import heal
 from shoal.cli.help import parser
 from shoal.cli.plan import plan
+from shoal.cli.prune import prune
 from shoal.cli.report import report
 from shoal.cli.run import run
 from shoal.cli.scan import scan
@@ -51,10 +52,11 @@ OTHERS = {
     "cut": cut,
     "verify": verify,
     "report": report,
+    "prune": prune,
 }
 """The steps of ``compress`` one by one, studies, and work on files."""
 
-SHARED = ("compress", "eval", "heal", "plan", "run", "scan")
+SHARED = ("compress", "eval", "heal", "plan", "prune", "run", "scan")
 """Verbs whose work several processes can share."""
 
 

@@ -44,8 +44,3 @@ class LayerEdit(BaseEdit):
 
     def written(self) -> dict[int, dict[str, str | None]]:
         return {self.layer: {name: f"{self.prefix()}{name}" for name in self.parameters}}
-
-    @property
-    def named(self) -> str:
-        """The parameters, for people."""
-        return ", ".join(f"`{name}`" for name in self.parameters)

@@ -24,4 +24,5 @@ class Prune(LayerEdit):
         return Fate("refitted", "kept, with zeros in its maps") if layer == self.layer else None
 
     def __str__(self) -> str:
-        return f"layer {self.layer}: zeros by {self.method or 'an unnamed method'} in {self.named}"
+        by = f" by {self.method}" if self.method else ""
+        return f"layer {self.layer}: zeros{by} in {len(self.parameters)} weights"

@@ -20,4 +20,4 @@ class Refit(LayerEdit):
         return Fate("refitted", "kept, with new values") if layer == self.layer else None
 
     def __str__(self) -> str:
-        return f"layer {self.layer}: new values for {self.named}"
+        return f"layer {self.layer}: new values for {', '.join(f'`{name}`' for name in self.parameters)}"

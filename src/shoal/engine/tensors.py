@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -52,6 +52,16 @@ def each_tensor(path: Path) -> Iterator[tuple[str, Tensor]]:
     shard = read_shard(path)
     for name, slot in shard.slots.items():
         yield name, read_tensor(shard, slot, torch.empty(slot.n_bytes, dtype=torch.uint8))
+
+
+def mapped_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Name and tensor, each a map of its part of the file: read when it is used, dropped when memory is short.
+
+    For values that are as large as the model, and used layer by layer. The file must stay as it is while one of them is alive.
+    """
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118  (no dict)
+            yield name, file.get_tensor(name)
 
 
 def exact_bmm(a: Tensor, b: Tensor) -> Tensor:

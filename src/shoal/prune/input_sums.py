@@ -15,6 +15,10 @@ InputNeeds = Literal["weights", "norms", "moments"]
 """What a pruner needs beside the weights: nothing, the squared norm of every input, or all second moments of the inputs."""
 
 
+MOST_MOMENTS = 2 << 30
+"""Bytes of second moments that are held at once; the layer is run again for the maps beyond."""
+
+
 @dataclass(frozen=True, eq=False)
 class InputSums:
     """Sums over tokens, fp64; they add up over batches and processes.

@@ -55,6 +55,11 @@ class PruneConfig(Record):
         return self
 
     @property
+    def reads_text(self) -> bool:
+        """Whether anything runs; else zeros follow from the weights alone."""
+        return pruner_named(self.method).reads != "weights" or allocator_named(self.allocate).reads == "inputs"
+
+    @property
     def fixed_pattern(self) -> SparsePattern | None:
         return None if self.pattern is None else parse_pattern(self.pattern)
 

@@ -27,6 +27,12 @@ class ThinnedMap(Record):
     error: float | None = None
 
 
+class LayerZeros(Record):
+    """What stands beside the values of one layer, while others are still to come."""
+
+    maps: tuple[ThinnedMap, ...]
+
+
 class Zeros(NamedTuple):
     """A count of zeros among weights."""
 

@@ -21,14 +21,11 @@ from shoal.engine.view import DecoderView, Reading
 from shoal.engine.workers import Workers
 from shoal.fit.sums import add_gram
 from shoal.fit.walk import Here
-from shoal.prune.input_sums import InputSums
+from shoal.prune.input_sums import MOST_MOMENTS, InputSums
 from shoal.prune.maps import ThinMap
 
 Note = Callable[[str, Tensor], None]
 """``note(name of a map, inputs (N, F))``."""
-
-MOST_MOMENTS = 2 << 30
-"""Bytes of second moments that are held at once; the layer is run again for the maps beyond."""
 
 
 def sums_of(

@@ -17,6 +17,7 @@ from shoal.fit.fit_config import LINEAR_ERROR, FitConfig
 from shoal.fit.repair import TrainedOn
 from shoal.fit.table import repair_named
 from shoal.measure.observers import observer_named
+from shoal.prune.prune_config import PruneConfig
 from shoal.select.budget import parse_budget, parse_parameters
 from shoal.select.search.search_config import SearchConfig
 from shoal.select.table import SELECTORS, selector_named
@@ -64,8 +65,8 @@ class Recipe(Record):
         observers: further measures of the scan, names of :data:`shoal.measure.observers.OBSERVERS`; each adds tables to it.
         drop: the budget, as on the command line (``25%``, ``8``, ``25%layers``, ``20%params,25%kv``).
         parameters: the budget as a target size (``6B``); replaces ``drop`` when given.
-        layers: what goes, by number (``4,6,20..24``, ``attn:5..8``), or ``keep``: the layers that stay (``0..15``). Nothing is
-            chosen then, so that no other field of the choice, ``drop`` to ``guard``, goes with them.
+        layers: what goes, by number (``4,6,20..24``, ``attn:5..8``; ``none``: nothing), or ``keep``: the layers that stay
+            (``0..15``). Nothing is chosen then, so that no other field of the choice, ``drop`` to ``guard``, goes with them.
         select: how layers are chosen, a name of :data:`shoal.select.table.SELECTORS`; ``by``: the table it reads, as
             ``criterion/tokens``, or a score of single units such as ``taylor_unit`` or ``left_out_kl``.
         units: what goes: whole ``layers``; ``sublayers``, ``attention`` or ``mlp`` for selectors that do not look for spans.
@@ -81,6 +82,7 @@ class Recipe(Record):
             (``kl``), or ``none``. None: as ``train`` says where it names an objective or stages; else ``hidden`` where
             something is put in place of a span, ``none`` where nothing is.
         train: how it is trained; unused where nothing is.
+        prune: weights of the layers that stay, set to zero behind all that; None: none are.
         heal: training of anything else behind all that, into the final checkpoint; None: nothing more is trained.
         speed: whether the evaluation measures how fast teacher and student run.
     """
@@ -108,6 +110,7 @@ class Recipe(Record):
     fit: FitConfig = FitConfig()
     polish: Literal["none", "hidden", "kl"] | None = None
     train: TrainConfig = TrainConfig()
+    prune: PruneConfig | None = None
     heal: HealConfig | None = None
     speed: bool = True
     seed: int = Field(default=0, ge=0)
@@ -190,9 +193,24 @@ class Recipe(Record):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
-        found = [*self._conflicts_of_choice(), *self._conflicts_of_units(), *self._conflicts_of_repair()]
-        refuse([*found, *self._conflicts_of_sublayers()])
+        conflicts = (
+            self._conflicts_of_choice,
+            self._conflicts_of_units,
+            self._conflicts_of_repair,
+            self._conflicts_of_sublayers,
+            self._conflicts_of_nothing,
+        )
+        refuse([said for one in conflicts for said in one()])
         return self
+
+    def _conflicts_of_nothing(self) -> Iterator[str]:
+        """Where no layer goes, nothing can be put in its place, and something else has to be done."""
+        if self.layers is None or parse_units(self.layers, option="--layers"):
+            return
+        if self.replace != "none" or self.repair != "none":
+            yield "--layers none removes nothing, so there is nothing to repair; use --replace none --repair none"
+        if self.prune is None and self.heal is None:
+            yield "--layers none removes nothing, and nothing is pruned or healed; name layers, or add --prune wanda"
 
     def _conflicts_of_choice(self) -> Iterator[str]:
         if self.rounds > 1 and "values" in selector_named(self.select).reads:

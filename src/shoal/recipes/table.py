@@ -6,21 +6,26 @@ A new one is a file of :mod:`shoal.recipes.named` and a line here; ``scripts/lis
 from __future__ import annotations
 
 from shoal.recipes.named.default import DEFAULT
+from shoal.recipes.named.depth_then_width import DEPTH_THEN_WIDTH
 from shoal.recipes.named.evopress_depth import EVOPRESS_DEPTH
 from shoal.recipes.named.ghosted_layers import GHOSTED_LAYERS
 from shoal.recipes.named.high import HIGH
 from shoal.recipes.named.high_heal import HIGH_HEAL
+from shoal.recipes.named.lamp_zeros import LAMP_ZEROS
 from shoal.recipes.named.linearpatch import LINEARPATCH
 from shoal.recipes.named.llm_streamline import LLM_STREAMLINE
 from shoal.recipes.named.low import LOW
+from shoal.recipes.named.owl_zeros import OWL_ZEROS
 from shoal.recipes.named.prune_comp import PRUNE_COMP
 from shoal.recipes.named.reassessing import REASSESSING
 from shoal.recipes.named.replaceme import REPLACEME
 from shoal.recipes.named.shortgpt import SHORTGPT
 from shoal.recipes.named.sleb import SLEB
+from shoal.recipes.named.sparsegpt_zeros import SPARSEGPT_ZEROS
 from shoal.recipes.named.streamline_kd import STREAMLINE_KD
 from shoal.recipes.named.uidl import UIDL
 from shoal.recipes.named.uidl_simple import UIDL_SIMPLE
+from shoal.recipes.named.wanda_zeros import WANDA_ZEROS
 from shoal.recipes.named_recipe import NamedRecipe
 
 RECIPES: dict[str, NamedRecipe] = {
@@ -42,5 +47,10 @@ RECIPES: dict[str, NamedRecipe] = {
         LINEARPATCH,
         GHOSTED_LAYERS,
         PRUNE_COMP,
+        WANDA_ZEROS,
+        SPARSEGPT_ZEROS,
+        OWL_ZEROS,
+        LAMP_ZEROS,
+        DEPTH_THEN_WIDTH,
     )
 }

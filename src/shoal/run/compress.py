@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from shoal.evaluate.evaluation import Evaluation
     from shoal.fit.fit_result import FitResult
     from shoal.measure.scan import Scan
+    from shoal.prune.thin_result import ThinResult
     from shoal.run.healing.heal_checkpoint import HealedInRun
     from shoal.train.train_result import TrainResult
 
@@ -43,6 +44,7 @@ class Outcome:
     repaired: FitResult | None
     trained: tuple[TrainResult, ...]
     evaluation: Evaluation
+    thinned: ThinResult | None
     beside: Beside
     healed: HealedInRun | None = None
 
@@ -110,6 +112,7 @@ def run_stages(inputs: Inputs, folder: RunFolder, *, command: str = "", progress
         repaired=state.repaired,
         trained=state.trained,
         evaluation=state.evaluation,
+        thinned=state.thinned,
         beside=inputs.opened.beside,
         healed=state.healed,
     )

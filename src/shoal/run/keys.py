@@ -54,6 +54,14 @@ def train_key(inputs: Inputs, plan: Plan, values: str) -> str:
     return stable_hash("train", inputs.model_key, edits_key(plan), values, texts, how)
 
 
+def prune_key(inputs: Inputs, plan: Plan, values: str) -> str:
+    """``values``: digest of those of the student that is thinned."""
+    config = inputs.recipe.prune
+    assert config is not None, "nothing is thinned"
+    text = inputs.calibration.data_hash if config.reads_text else ""
+    return stable_hash("prune", inputs.model_key, edits_key(plan), values, text, config.model_dump(mode="json"))
+
+
 def repair_key(inputs: Inputs, cut: Plan) -> str:
     """``cut``: the plan as chosen."""
     texts = (inputs.fitting.data_hash, inputs.selection.data_hash)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from shoal.edits.plan import Plan
 from shoal.run.stages.fit import FITTED, VALUES
 from shoal.run.stages.polish import TRAINED
+from shoal.run.stages.prune import PRUNED, pruned_values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,18 +17,17 @@ CHOSEN = "plan.json"
 
 
 def plan_file(folder: Path) -> Path:
-    """The plan of a run folder with its refits, where it was repaired; else as it was chosen."""
-    return folder / FITTED if (folder / FITTED).is_file() else folder / CHOSEN
+    """The plan of a run folder with its zeros and refits, where there are any; else as it was chosen."""
+    return next((folder / name for name in (PRUNED, FITTED) if (folder / name).is_file()), folder / CHOSEN)
 
 
 def values_for(plan: Plan, folder: Path) -> dict[str, Tensor]:
-    """The values of a plan that lie in its folder: the trained ones where they were, else those of the closed form.
+    """The values of a plan that lie in its folder: the trained ones where they were, else those of the closed form; and zeros.
 
     Those of edits that the plan does not have are left alone: the values of a repair lie beside the plan it was made from, too.
     """
     from shoal.engine.tensors import each_tensor
 
     file = next((folder / name for name in (TRAINED, VALUES) if (folder / name).exists()), None)
-    if file is None:
-        return {}
-    return {name: value for name, value in each_tensor(file) if any(edit.owns(name) for edit in plan.edits)}
+    found = {**(dict(each_tensor(file)) if file is not None else {}), **pruned_values(folder)}
+    return {name: value for name, value in found.items() if any(edit.owns(name) for edit in plan.edits)}

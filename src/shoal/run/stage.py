@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from shoal.fit.fit_result import FitResult
     from shoal.measure.oracle import Oracle
     from shoal.measure.scan import Scan
+    from shoal.prune.thin_result import ThinResult
     from shoal.run.healing.heal_checkpoint import HealedInRun
     from shoal.run.job import Inputs
     from shoal.run.memory_plan.sizes import Sizes, StageNeed
@@ -56,9 +57,9 @@ class State:
         budget: the recipe's unless given, as for the points of a curve.
         judge: measures candidates on the ``selection`` text; a new one unless given.
         scan: None where nothing reads the scores.
-        plan: as chosen, then with its refits.
+        plan: as chosen, then with its refits and its zeros.
         values: beside the plan.
-        repaired, trained: the records of fit and polish.
+        repaired, trained, thinned: the records of fit, polish and prune.
         model: the folder of the checkpoint.
         healed: how it was healed, where the recipe asks for that.
     """
@@ -72,6 +73,7 @@ class State:
     values: Values = NO_VALUES
     repaired: FitResult | None = None
     trained: tuple[TrainResult, ...] = ()
+    thinned: ThinResult | None = None
     model: Path | None = None
     healed: HealedInRun | None = None
     evaluation: Evaluation | None = None

@@ -16,12 +16,14 @@ import yaml
 from shoal.edits.plan import Plan
 from shoal.evaluate.evaluation import Evaluation
 from shoal.evaluate.generate import Generation
+from shoal.prune.thin_result import ThinResult, speed_said
 from shoal.select.verdict import spread_said
 from shoal.show.figure_tables import figures, figures_note
 from shoal.show.headline import Fact, Headline, headline, source_name
 from shoal.show.local_paths import command_for_others, without_folders
 from shoal.show.markdown import coded, fenced, table, words
 from shoal.show.plan_tables import candidates
+from shoal.show.zero_tables import by_layer, by_role
 from shoal.train.train_result import TrainResult
 from shoal.words.records import Provenance
 from shoal.words.types import spans_of
@@ -39,6 +41,7 @@ def card(
     command: str,
     citations: Sequence[str] = (),
     trained: Sequence[TrainResult] = (),
+    thinned: ThinResult | None = None,
     healed: str = "",
     inherited: Mapping[str, Any] | None = None,
 ) -> str:
@@ -51,16 +54,18 @@ def card(
         command: the command line that makes this checkpoint again; empty when there was none.
         citations: the papers of the method, as BibTeX.
         trained: how each replacement was trained.
+        thinned: the record of its zeros, where weights were set to zero.
         healed: how the whole student was trained behind that, for people; empty where it was not.
         inherited: metadata of the source's card (:func:`inherited_metadata`); without a licence there the card names none.
     """
     name = source_name(plan.source)
     sections = (
         _front_matter(name, inherited or {}),
-        f"# {words(name)}, made shallower\n\n{_summary(headline(plan, evaluation))}",
+        f"# {words(name)}, made shallower\n\n{_summary(headline(plan, evaluation, thinned=thinned))}",
         _load(plan),
         _figures(evaluation),
         _removed(plan),
+        _zeros(thinned),
         _generations(evaluation.generations),
         _reproduce(plan, name, recipe_name, command),
         _provenance(evaluation, trained, healed),
@@ -146,6 +151,13 @@ def _removed(plan: Plan) -> str:
     lines += ["", f"How it was chosen: {words(plan.method)}"] if plan.method else []
     lines += ["", f"Choice {spread_said(plan.spread)}."] if plan.spread else []
     return "\n".join([*lines, *_candidates(plan)])
+
+
+def _zeros(found: ThinResult | None) -> str:
+    if found is None:
+        return ""
+    parts = ("## Zeros", f"{words(str(found))}. {speed_said(found.config)}", table(by_role(found)))
+    return "\n\n".join((*parts, table(by_layer(found))))
 
 
 def _candidates(plan: Plan) -> list[str]:

@@ -11,6 +11,7 @@ from shoal.edits.plan import Plan
 from shoal.evaluate.evaluation import Evaluation
 from shoal.evaluate.speed import Speed, SpeedPhase
 from shoal.evaluate.tasks.benchmark import Benchmark
+from shoal.prune.thin_result import ThinResult
 from shoal.show.markdown import coded
 from shoal.words.numbers import change, in_bytes, number, percent, short, times
 from shoal.words.structure import units_off, units_said
@@ -36,23 +37,38 @@ class Headline:
     gain: tuple[Fact, ...] = ()
 
 
-def headline(plan: Plan, evaluation: Evaluation | None = None, tasks: Benchmark | None = None) -> Headline:
-    """The figures of a plan and, where there are any, of its evaluation and of tasks (the evaluation's own unless given)."""
+def headline(
+    plan: Plan,
+    evaluation: Evaluation | None = None,
+    tasks: Benchmark | None = None,
+    *,
+    thinned: ThinResult | None = None,
+) -> Headline:
+    """The figures of a plan and, where there are any, of its evaluation and of tasks (the evaluation's own unless given).
+
+    Args:
+        thinned: the record of its zeros.
+    """
     name, before, after = source_name(plan.source), plan.before, plan.after
     smaller = 1 - after.parameters / before.parameters
     kept = f"{after.layers} of its {before.layers} layers and {percent(smaller)} % fewer parameters "
     kept += f"({before.parameters:,} → {after.parameters:,})"
     off = units_off(plan.structure)
-    if off and after.layers == before.layers:
+    if after.layers == before.layers and (off or thinned):
         kept = f"all of its {before.layers} layers"
     without = (
         f", of which {units_said(off)} is switched off (its output map is zero, so the files keep its size)" if off else ""
     )
-    summary = f"This is {coded(name)} with {kept}{without}, made with Shoal."
-    removed = (
+    zeros = "" if thinned is None else f", and {percent(thinned.total.share)} % of the weights of its maps are zero"
+    summary = f"This is {coded(name)} with {kept}{without}{zeros}, made with Shoal."
+    removed: tuple[Fact, ...] = (
         Fact("Layers", f"{before.layers} → {after.layers}", str(plan)),
         Fact("Parameters", change(after.parameters, before.parameters), f"{before.parameters:,} → {after.parameters:,}"),
     )
+    if thinned is not None:
+        found = thinned.total
+        note = f"{found.n_zeros:,} of {found.n_weights:,} weights of the maps, by {thinned.config.method}"
+        removed = (*removed, Fact("Zeros", f"{percent(found.share)} %", note))
     if evaluation is None:
         return Headline(name, summary, removed)
     return Headline(name, summary, removed, _cost(evaluation, tasks or evaluation.tasks), _gain(evaluation))

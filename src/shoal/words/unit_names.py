@@ -27,11 +27,15 @@ class NamedRun:
 def parse_units(text: str, *, option: str) -> tuple[NamedRun, ...]:
     """Read a list of units. A kind holds until another is written: ``attn:5,7`` is the attention of both.
 
+    ``none`` removes nothing: for runs that do something else to the model.
+
     Args:
         option: that they were given to, for the message.
     Raises:
         ValueError: no unit, or another form.
     """
+    if text.strip() == "none" and option == "--layers":
+        return ()
     if not text.strip():
         raise ValueError(f"{option} {text!r} names no layer; write {FORMS}")
     found: list[NamedRun] = []

@@ -50,7 +50,9 @@ def run(state: State, folder: RunFolder, progress: Progress) -> Made:
         saved = load_strictly(folder / "model", trust_remote_code=opening.trust)
         student = DecoderView(saved.to(inputs.view.device))
     plain = None
-    if state.values.tensors or state.healed is not None:  # the same number of layers without repair, on the same text
+    if plan.absent_layers and (
+        state.values.tensors or state.healed is not None
+    ):  # the same number of layers without repair, on the same text
         judge = oracle(inputs, inputs.evaluation, what="evaluate the plain cut", progress=progress)
         plain = judge.measure([Student(removed=units_of(plan.structure, plan.n_layers), name="plain cut")])[0]
     evaluation = without_zeros(against_teacher(inputs, student, plain=plain, progress=progress), student, plan)
@@ -64,6 +66,7 @@ def run(state: State, folder: RunFolder, progress: Progress) -> Made:
             command=state.command,
             citations=[bibtex(paper) for paper in inputs.recipe.papers],
             trained=state.trained,
+            thinned=state.thinned,
             healed="" if healed is None else f"{healed.training}; merged: {healed.merging.way}",
             inherited=inherited_metadata(inputs.opened.path),
         )

@@ -73,6 +73,7 @@ def read_run(folder: Path) -> RunData:
     from shoal.evaluate.evaluation import Evaluation
     from shoal.measure.scan import Scan
     from shoal.measure.unit_score_record import UnitScores
+    from shoal.prune.thin_result import ThinResult
     from shoal.select.search.search_record import SearchRecord
     from shoal.show.headline import source_name
     from shoal.show.report.run_data import RunData
@@ -111,6 +112,7 @@ def read_run(folder: Path) -> RunData:
         curves=_curves(folder),
         evaluation=evaluation,
         answers=answers,
+        thinned=ThinResult.load(folder / "prune.json") if (folder / "prune.json").is_file() else None,
         verification=Verification.load(folder / "verification.json") if has["verification.json"] else None,
         healing=HealTraining.load(folder / "heal.json") if (folder / "heal.json").is_file() else None,
         search=SearchRecord.load(folder / "search.json") if (folder / "search.json").is_file() else None,

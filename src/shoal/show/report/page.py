@@ -25,6 +25,7 @@ from shoal.show.report.sections.how_it_searched import search
 from shoal.show.report.sections.layer_by_layer import anatomy
 from shoal.show.report.sections.repair_gains import repair
 from shoal.show.report.sections.share_by_share import ratios
+from shoal.show.report.sections.what_is_zero import zeros
 from shoal.show.report.sections.what_it_rests_on import provenance
 from shoal.show.report.sections.what_they_write import written
 from shoal.show.report.sections.what_was_lost import figures
@@ -35,7 +36,7 @@ from shoal.show.svg_heat import draw_heat
 from shoal.show.table import Table
 
 SECTIONS: tuple[Callable[[RunData], Section | None], ...] = (
-    ratios, figures, tasks, written, speed, candidates, search, spans, anatomy, repair, learning, healing, provenance,
+    ratios, figures, tasks, written, speed, candidates, search, spans, anatomy, repair, zeros, learning, healing, provenance,
 )  # fmt: skip
 """In the order of the page. Each reads the values it needs and is None where they are not there."""
 
@@ -92,7 +93,7 @@ def _head(data: RunData, what: str) -> Html:
         parts.append(tag("p", text, class_="missing", role="note"))
     if data.plan is None:
         return tag("section", parts, class_="hero", aria_label="Headline")
-    said = headline(data.plan, data.evaluation, data.tasks[0])
+    said = headline(data.plan, data.evaluation, data.tasks[0], thinned=data.thinned)
     parts.append(strip(data.plan))
     for name, facts in (("What was removed", said.removed), ("What it cost", said.cost), ("What it buys", said.gain)):
         if facts:

@@ -13,6 +13,7 @@ from shoal.evaluate.tasks.benchmark import Benchmark
 from shoal.fit.fit_result import FitResult
 from shoal.measure.scan import Scan
 from shoal.measure.unit_score_record import UnitScores
+from shoal.prune.thin_result import ThinResult
 from shoal.select.search.search_record import SearchRecord
 from shoal.show.chart import Chart
 from shoal.show.heat import Heat
@@ -75,6 +76,7 @@ class RunData:
     curves: tuple[LearningCurve, ...] = ()
     evaluation: Evaluation | None = None
     answers: Evaluation | None = None
+    thinned: ThinResult | None = None
     verification: Verification | None = None
     healing: HealTraining | None = None
     merging: Merging | None = None

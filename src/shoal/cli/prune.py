@@ -1,0 +1,110 @@
+"""The verb ``prune``: weights of a checkpoint set to zero; no layer is removed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from shoal.cli.compress import run_recipe
+from shoal.cli.groups import MachineOptions, ResultOptions, SampleOptions, TextOptions
+from shoal.cli.help import default
+from shoal.cli.options import NoSpeedOption, OutOption
+from shoal.cli.recipe_options import with_options
+from shoal.cli.verb import given, verb
+from shoal.prune.prune_config import DEFAULT_SPARSITY, PruneConfig
+from shoal.prune.table import ALLOCATORS, PRUNERS
+
+USUAL = PruneConfig()
+
+
+def about(table: dict[str, Any]) -> str:
+    """All entries of a table, each with its line."""
+    return "; ".join(f"{name}: {one.about}" for name, one in table.items()) + "."
+
+
+CheckpointOption = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Hub id or folder of a causal language model.")]
+MethodOption = Annotated[str | None, typer.Option("--method", metavar="NAME", help=about(PRUNERS) + default(USUAL.method))]
+SparsityOption = Annotated[
+    str | None,
+    typer.Option(
+        "--sparsity",
+        metavar="SHARE",
+        help="50% of the weights of the maps, or 35%all: of all parameters."
+        + default(f"what --pattern says, else {DEFAULT_SPARSITY}"),
+    ),
+]
+PatternOption = Annotated[
+    str | None,
+    typer.Option(
+        "--pattern", metavar="N:M", help="Of every M neighbouring inputs N stay: 2:4, 4:8." + default("zeros anywhere")
+    ),
+]
+AllocateOption = Annotated[
+    str | None, typer.Option("--allocate", metavar="NAME", help=about(ALLOCATORS) + default(USUAL.allocate))
+]
+SpreadOption = Annotated[
+    float | None,
+    typer.Option("--spread", metavar="X", help="Half the range of the shares that owl gives." + default(USUAL.spread)),
+]
+OutlierOption = Annotated[
+    float | None,
+    typer.Option(
+        "--outlier",
+        metavar="X",
+        help="Times its layer's mean score from which owl counts a weight as an outlier." + default(f"{USUAL.outlier:g}"),
+    ),
+]
+
+
+@verb
+def prune(
+    checkpoint: CheckpointOption,
+    out: OutOption,
+    method: MethodOption = None,
+    sparsity: SparsityOption = None,
+    pattern: PatternOption = None,
+    allocate: AllocateOption = None,
+    spread: SpreadOption = None,
+    outlier: OutlierOption = None,
+    *,
+    text: TextOptions,
+    sampling: SampleOptions,
+    machine: MachineOptions,
+    no_speed: NoSpeedOption = False,
+    result: ResultOptions,
+) -> None:
+    """Set weights to zero, measure what was lost, save a checkpoint for plain transformers; no layer is removed.
+
+    Zeros here and there make nothing faster in dense kernels; the card and the report say so, with the share of every map.
+    """
+    fields = {
+        "method": method, "sparsity": sparsity, "pattern": pattern, "allocate": allocate, "spread": spread, "outlier": outlier
+    }  # fmt: skip
+    asked = {name: value for name, value in fields.items() if value is not None}
+    refuse_unheard(asked)
+    chosen = with_options(
+        "wanda",
+        name=method or USUAL.method,
+        about="",
+        papers=papers_of(method or USUAL.method, allocate or USUAL.allocate),
+        model=checkpoint,
+        prune=asked,
+        speed=False if no_speed else None,
+        **given(text, sampling),
+    )
+    run_recipe(chosen, out, machine, result)
+
+
+def refuse_unheard(asked: dict[str, Any]) -> None:
+    """Raises ValueError for an option that only OWL reads, where another rule allocates."""
+    allocate = asked.get("allocate", USUAL.allocate)
+    unread = next((name for name in ("spread", "outlier") if name in asked), None)
+    if unread is not None and allocate != "owl":
+        raise ValueError(f"--{unread} is read by --allocate owl alone, not by {allocate}; leave it out")
+
+
+def papers_of(method: str, allocate: str) -> tuple[str, ...]:
+    """Of the pruner and of the rule of allocation; unknown names are refused where the recipe is made."""
+    pruner, allocator = PRUNERS.get(method), ALLOCATORS.get(allocate)
+    return (*(pruner.papers if pruner else ()), *(allocator.papers if allocator else ()))

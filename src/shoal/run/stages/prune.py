@@ -1,0 +1,198 @@
+"""The stage prune: weights set to zero, in ``prune.json``, ``pruned.json`` (the plan) and ``prune/``, a file for each layer.
+
+A layer's file is written when the layer is done, so a run that was killed goes on from the last of them. The values of all
+layers together are as large as the model: where layers are on disk they are mapped, not read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shoal.run.folder import RunFolder
+from shoal.run.keys import prune_key
+from shoal.run.memory_plan.sizes import Sizes, StageNeed
+from shoal.run.stage import Made, Stage, State, Values
+from shoal.run.stages.polish import claim
+from shoal.words.progress import Progress
+from shoal.words.records import file_digest, stable_hash
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from shoal.edits.plan import Plan
+    from shoal.prune.allocator import MapKey
+    from shoal.prune.amount import Amount
+    from shoal.prune.prune_config import PruneConfig
+    from shoal.prune.thin import ThinnedLayer, ThinSite
+    from shoal.prune.thin_result import ThinResult
+
+N_FACTORS = 4
+"""Matrices beside the second moments of a map while its zeros are chosen: a damped copy, two Cholesky factors, an inverse."""
+
+FOLDER, RESULT, PRUNED = "prune", "prune.json", "pruned.json"
+
+
+def key(state: State) -> str | None:
+    return None if state.inputs.recipe.prune is None else prune_key(state.inputs, state.planned, state.values.digest)
+
+
+def run(state: State, folder: RunFolder, progress: Progress) -> Made:
+    claimed = key(state)
+    assert claimed is not None, "a run without zeros has no key"
+    folder.workers.on_first(lambda: claim(folder, FOLDER, claimed))
+    result, plan = _thinned(state, folder, progress)
+
+    def write() -> None:
+        digests = [file_digest(_file(folder / FOLDER, layer)) for layer in result.by_layer()]
+        plan.save(folder / PRUNED)
+        result.model_copy(update={"values_digest": stable_hash(digests)}).save(folder / RESULT)
+
+    folder.workers.on_first(write)
+    return Made(load(state, folder), (RESULT, PRUNED, FOLDER))
+
+
+def load(state: State, folder: RunFolder) -> State:
+    from shoal.edits.plan import Plan
+    from shoal.prune.thin_result import ThinResult
+
+    result = ThinResult.load(folder / RESULT)
+    found = pruned_values(folder.path, mapped=state.inputs.is_streamed)
+    values = Values({**state.values.tensors, **found}, stable_hash(state.values.digest, result.values_digest))
+    return replace(state, plan=Plan.load(folder / PRUNED), values=values, thinned=result)
+
+
+def pruned_values(folder: Path, *, mapped: bool = False) -> dict[str, Tensor]:
+    """The values with zeros of a run folder, under the names of the plan's edits; none where nothing was thinned.
+
+    Args:
+        mapped: left on disk until they are used.
+    """
+    from shoal.engine.tensors import each_tensor, mapped_tensors
+
+    found: dict[str, Tensor] = {}
+    for file in sorted((folder / FOLDER).glob("layer-*.safetensors")):
+        layer = int(file.stem.removeprefix("layer-"))
+        tensors = mapped_tensors(file) if mapped else each_tensor(file)
+        found.update({f"prune.{layer}.{name}": value for name, value in tensors})
+    return found
+
+
+def _thinned(state: State, folder: RunFolder, progress: Progress) -> tuple[ThinResult, Plan]:
+    """Every layer thinned, its values in its file: the record, and the plan with its edits."""
+    from shoal.edits.prune import Prune
+    from shoal.prune.table import pruner_named
+    from shoal.prune.thin import thin, thin_site
+    from shoal.prune.thin_result import ThinnedMap, ThinResult
+
+    inputs, config = state.inputs, _config(state)
+    started = time.monotonic()
+    samples = inputs.calibration if config.reads_text else None
+    batches = [] if samples is None else inputs.batches(samples)
+    site = thin_site(inputs.view, state.student(), batches, pattern=config.fixed_pattern, workers=inputs.workers)
+    share, amounts, outliers = _amounts(state, site, progress)
+    edits: list[Prune] = []
+    maps: list[ThinnedMap] = []
+    for done in thin(
+        site,
+        pruner_named(config.method),
+        amounts,
+        known=lambda layer: _read_layer(folder, layer),
+        after_layer=lambda layer: progress(f"prune by {config.method}", layer + 1, inputs.view.n_layers),
+    ):
+        _write_layer(folder, done)
+        edits.append(Prune(layer=done.layer, parameters=tuple(sorted(done.values)), method=config.method))
+        maps += done.maps
+    result = ThinResult(
+        config=config,
+        share=share,
+        maps=tuple(maps),
+        left=site.left,
+        outliers=outliers,
+        n_samples=0 if samples is None else samples.n_samples,
+        n_tokens=0 if samples is None else samples.n_tokens,
+        data="" if samples is None else samples.data,
+        data_hash="" if samples is None else samples.data_hash,
+        seconds=time.monotonic() - started,
+    )
+    return result, state.planned.model_copy(update={"edits": (*state.planned.edits, *edits)})
+
+
+def _amounts(state: State, site: ThinSite, progress: Progress) -> tuple[float, Mapping[MapKey, Amount], dict[int, float]]:
+    """The share of zeros in all maps together, the amount of each map, and the outliers where they were counted."""
+    from shoal.prune.table import allocator_named
+    from shoal.prune.thin import evidence_of
+
+    config, plan, n_layers = _config(state), state.planned, state.inputs.view.n_layers
+    outliers: dict[int, float] = {}
+    evidence = evidence_of(site, outliers=outliers, after_layer=lambda layer: progress("outliers", layer + 1, n_layers))
+    n_weights = sum(evidence.sizes.values())
+    share = config.share(of_maps=n_weights, parameters=plan.after.parameters, before=plan.before.parameters)
+    pattern = config.fixed_pattern
+    if pattern is not None:
+        return share, dict.fromkeys(evidence.shapes, pattern), outliers
+    divide = allocator_named(config.allocate).divide
+    return share, divide(evidence, share, spread=config.spread, outlier=config.outlier), outliers
+
+
+def _config(state: State) -> PruneConfig:
+    config = state.inputs.recipe.prune
+    assert config is not None, "a run without zeros has no key"
+    return config
+
+
+def _file(folder: Path, layer: int) -> Path:
+    return folder / f"layer-{layer:04}.safetensors"
+
+
+def _write_layer(folder: RunFolder, done: ThinnedLayer) -> None:
+    """The tensors first: a layer counts as done when its record is there."""
+    from shoal.engine.tensors import save_tensors
+    from shoal.prune.thin_result import LayerZeros
+
+    def write() -> None:
+        file = _file(folder / FOLDER, done.layer)
+        if not file.with_suffix(".json").exists():
+            save_tensors(file, done.values)
+            LayerZeros(maps=done.maps).save(file.with_suffix(".json"))
+
+    folder.workers.on_first(write)
+
+
+def _read_layer(folder: RunFolder, layer: int) -> ThinnedLayer | None:
+    """What an earlier run of the same inputs made of a layer, on every process."""
+    from shoal.engine.tensors import each_tensor
+    from shoal.prune.thin import ThinnedLayer
+    from shoal.prune.thin_result import LayerZeros
+
+    file = _file(folder / FOLDER, layer)
+    if not folder.workers.from_first(file.with_suffix(".json").exists):
+        return None
+    return ThinnedLayer(layer, dict(each_tensor(file)), LayerZeros.load(file.with_suffix(".json")).maps)
+
+
+def takes(sizes: Sizes) -> StageNeed | None:
+    """Values of the whole student where it is in memory, a layer twice, and second moments with the factors of the widest map."""
+    from shoal.prune.input_sums import MOST_MOMENTS
+    from shoal.prune.table import pruner_named
+
+    config, shape = sizes.recipe.prune, sizes.shape
+    if config is None:
+        return None
+    widest = 8 * shape.ffn**2
+    moments = min(4 * widest, MOST_MOMENTS + widest) + N_FACTORS * widest if pruner_named(config.method).reads == "moments" else 0
+    values = sizes.n_kept * shape.layer_bytes
+    return sizes.need(
+        "prune",
+        states=sizes.all_states(2, sizes.tokens("calibration")) if config.reads_text else 0,
+        work=sizes.layer_work(sizes.n_batch),
+        sums=moments,
+        values=(values if sizes.held is None else 0) + 2 * shape.layer_parameters * 8,
+        disk=values,
+    )
+
+
+PRUNE = Stage("prune", "weights of the layers that stay set to zero", key, run, load, takes)
