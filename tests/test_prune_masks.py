@@ -8,8 +8,8 @@ import torch
 from shoal.prune.allocator import ThinEvidence
 from shoal.prune.amount import SparsePattern, n_zeros, parse_pattern
 from shoal.prune.input_sums import InputSums
-from shoal.prune.pruners.sparsegpt import DAMPING, thin_by_sparsegpt
-from shoal.prune.pruners.wanda import thin_by_wanda
+from shoal.prune.pruners.by_sparsegpt import DAMPING, thin_by_sparsegpt
+from shoal.prune.pruners.by_wanda import thin_by_wanda
 from shoal.prune.table import ALLOCATORS, PRUNERS
 from shoal.words.shares import allocate, scaled, shifted
 

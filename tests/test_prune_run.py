@@ -1,4 +1,4 @@
-"""Thinning as a stage and a verb: checkpoints with zeros that plain transformers loads, resumed, streamed, refused in one line."""
+"""Thinning as a stage and a verb: checkpoints with zeros that plain transformers loads, resumed, streamed, or refused."""
 
 import json
 

@@ -20,6 +20,8 @@ from shoal.cli.options import (
     FitTokensOption,
     ItemsOption,
     JsonOption,
+    KeepOption,
+    LayersOption,
     LengthOption,
     ProtectOption,
     RemoteOption,
@@ -232,6 +234,8 @@ class BudgetOptions:
             rich_help_panel=REMOVED,
         ),
     ] = None
+    layers: LayersOption = None
+    keep: KeepOption = None
 
 
 @dataclass(frozen=True)
@@ -346,8 +350,8 @@ class ZeroOptions:
         typer.Option(
             "--prune",
             metavar="NAME",
-            help=f"Then set weights of the layers that stay to zero: {', '.join(PRUNERS)}, or none; options behind the name, such "
-            "as wanda:sparsity=50%,allocate=owl or wanda:pattern=2:4." + default("none"),
+            help=f"Then set weights of the layers that stay to zero: {', '.join(PRUNERS)}, or none; options behind the name, "
+            "such as wanda:sparsity=50%,allocate=owl or wanda:pattern=2:4." + default("none"),
             rich_help_panel=ZEROS,
         ),
     ] = None

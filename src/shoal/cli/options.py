@@ -40,8 +40,8 @@ LayersOption = Annotated[
     typer.Option(
         "--layers",
         metavar="LIST",
-        help="Take these out and choose nothing: 6, 4,6,20..24, -1 from the end, attn:5..8 or mlp:3 for single sublayers; none, "
-        "where something else is done." + default("chosen"),
+        help="Take these out and choose nothing: 6, 4,6,20..24, -1 from the end, attn:5..8 or mlp:3 for single sublayers; "
+        "none, where something else is done." + default("chosen"),
         rich_help_panel=REMOVED,
     ),
 ]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from shoal.prune.allocator import Allocator
-from shoal.prune.allocators.erk import ERK
-from shoal.prune.allocators.lamp import LAMP
-from shoal.prune.allocators.owl import OWL
-from shoal.prune.allocators.uniform_share import UNIFORM
+from shoal.prune.allocators.by_erk import ERK
+from shoal.prune.allocators.by_lamp import LAMP
+from shoal.prune.allocators.by_owl import OWL
+from shoal.prune.allocators.evenly import UNIFORM
 from shoal.prune.pruner import Pruner
-from shoal.prune.pruners.sparsegpt import SPARSEGPT
-from shoal.prune.pruners.wanda import WANDA
-from shoal.prune.pruners.weight_size import MAGNITUDE
+from shoal.prune.pruners.by_magnitude import MAGNITUDE
+from shoal.prune.pruners.by_sparsegpt import SPARSEGPT
+from shoal.prune.pruners.by_wanda import WANDA
 from shoal.words.records import nearest
 
 PRUNERS: dict[str, Pruner] = {one.name: one for one in (MAGNITUDE, WANDA, SPARSEGPT)}

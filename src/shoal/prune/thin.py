@@ -21,7 +21,7 @@ from shoal.prune.amount import Amount, SparsePattern, share_of
 from shoal.prune.input_sums import InputSums
 from shoal.prune.maps import ThinMap, maps_of
 from shoal.prune.pruner import Pruner
-from shoal.prune.pruners.wanda import wanda_score
+from shoal.prune.pruners.by_wanda import wanda_score
 from shoal.prune.thin_result import ThinnedMap
 from shoal.prune.watch import layer_parameters, sums_of
 from shoal.words.types import Batch

@@ -11,21 +11,21 @@ from shoal.recipes.named.evopress_depth import EVOPRESS_DEPTH
 from shoal.recipes.named.ghosted_layers import GHOSTED_LAYERS
 from shoal.recipes.named.high import HIGH
 from shoal.recipes.named.high_heal import HIGH_HEAL
-from shoal.recipes.named.lamp_zeros import LAMP_ZEROS
+from shoal.recipes.named.lamp import LAMP_ZEROS
 from shoal.recipes.named.linearpatch import LINEARPATCH
 from shoal.recipes.named.llm_streamline import LLM_STREAMLINE
 from shoal.recipes.named.low import LOW
-from shoal.recipes.named.owl_zeros import OWL_ZEROS
+from shoal.recipes.named.owl import OWL_ZEROS
 from shoal.recipes.named.prune_comp import PRUNE_COMP
 from shoal.recipes.named.reassessing import REASSESSING
 from shoal.recipes.named.replaceme import REPLACEME
 from shoal.recipes.named.shortgpt import SHORTGPT
 from shoal.recipes.named.sleb import SLEB
-from shoal.recipes.named.sparsegpt_zeros import SPARSEGPT_ZEROS
+from shoal.recipes.named.sparsegpt import SPARSEGPT_ZEROS
 from shoal.recipes.named.streamline_kd import STREAMLINE_KD
 from shoal.recipes.named.uidl import UIDL
 from shoal.recipes.named.uidl_simple import UIDL_SIMPLE
-from shoal.recipes.named.wanda_zeros import WANDA_ZEROS
+from shoal.recipes.named.wanda import WANDA_ZEROS
 from shoal.recipes.named_recipe import NamedRecipe
 
 RECIPES: dict[str, NamedRecipe] = {

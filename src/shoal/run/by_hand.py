@@ -63,7 +63,7 @@ def named_plan(
         own_parameters=put_back.own_parameters,
         source=source,
         source_hash=source_hash,
-        method=f"layers given by hand; {said}; asked {asked_said(recipe)}",
+        method=f"layers given by hand; {said}; asked {asked_said(recipe)}" if edits else "no layer goes",
     )
 
 

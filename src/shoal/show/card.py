@@ -14,12 +14,13 @@ from typing import Any
 import yaml
 
 from shoal.edits.plan import Plan
+from shoal.edits.prune import Prune
 from shoal.evaluate.evaluation import Evaluation
 from shoal.evaluate.generate import Generation
 from shoal.prune.thin_result import ThinResult, speed_said
 from shoal.select.verdict import spread_said
 from shoal.show.figure_tables import figures, figures_note
-from shoal.show.headline import Fact, Headline, headline, source_name
+from shoal.show.headline import Fact, Headline, became, headline, source_name
 from shoal.show.local_paths import command_for_others, without_folders
 from shoal.show.markdown import coded, fenced, table, words
 from shoal.show.plan_tables import candidates
@@ -61,10 +62,10 @@ def card(
     name = source_name(plan.source)
     sections = (
         _front_matter(name, inherited or {}),
-        f"# {words(name)}, made shallower\n\n{_summary(headline(plan, evaluation, thinned=thinned))}",
+        f"# {words(name)}, {became(plan)}\n\n{_summary(headline(plan, evaluation, thinned=thinned))}",
         _load(plan),
         _figures(evaluation),
-        _removed(plan),
+        _removed(plan) if plan.removed_layers or plan.removed_units or thinned is None else "",
         _zeros(thinned),
         _generations(evaluation.generations),
         _reproduce(plan, name, recipe_name, command),
@@ -146,7 +147,7 @@ def _figures(evaluation: Evaluation) -> str:
 
 def _removed(plan: Plan) -> str:
     lines = ["## What was removed", "", f"Layer numbers are those of the source. In short: {plan}."]
-    details = [f"- {edit}" for edit in plan.edits]
+    details = [f"- {edit}" for edit in plan.edits if not isinstance(edit, Prune)]  # zeros have a section of their own
     lines += ["", *details] if details else []
     lines += ["", f"How it was chosen: {words(plan.method)}"] if plan.method else []
     lines += ["", f"Choice {spread_said(plan.spread)}."] if plan.spread else []

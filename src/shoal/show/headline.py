@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shoal.edits.plan import Plan
+from shoal.edits.prune import Prune
 from shoal.evaluate.evaluation import Evaluation
 from shoal.evaluate.speed import Speed, SpeedPhase
 from shoal.evaluate.tasks.benchmark import Benchmark
@@ -72,6 +73,12 @@ def headline(
     if evaluation is None:
         return Headline(name, summary, removed)
     return Headline(name, summary, removed, _cost(evaluation, tasks or evaluation.tasks), _gain(evaluation))
+
+
+def became(plan: Plan) -> str:
+    """What became of the source, in two words."""
+    is_cut = plan.removed_layers or plan.removed_units or not any(isinstance(edit, Prune) for edit in plan.edits)
+    return "made shallower" if is_cut else "thinned out"
 
 
 def source_name(source: str) -> str:

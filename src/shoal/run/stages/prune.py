@@ -175,7 +175,7 @@ def _read_layer(folder: RunFolder, layer: int) -> ThinnedLayer | None:
 
 
 def takes(sizes: Sizes) -> StageNeed | None:
-    """Values of the whole student where it is in memory, a layer twice, and second moments with the factors of the widest map."""
+    """Values of all layers where they are in memory, a layer twice, second moments with the factors of the widest map."""
     from shoal.prune.input_sums import MOST_MOMENTS
     from shoal.prune.table import pruner_named
 
@@ -183,7 +183,8 @@ def takes(sizes: Sizes) -> StageNeed | None:
     if config is None:
         return None
     widest = 8 * shape.ffn**2
-    moments = min(4 * widest, MOST_MOMENTS + widest) + N_FACTORS * widest if pruner_named(config.method).reads == "moments" else 0
+    is_solved = pruner_named(config.method).reads == "moments"
+    moments = min(4 * widest, MOST_MOMENTS + widest) + N_FACTORS * widest if is_solved else 0
     values = sizes.n_kept * shape.layer_bytes
     return sizes.need(
         "prune",

@@ -12,7 +12,7 @@ from importlib import resources
 
 from shoal import __version__
 from shoal.show.chart import Chart
-from shoal.show.headline import Fact, headline
+from shoal.show.headline import Fact, became, headline
 from shoal.show.heat import Heat
 from shoal.show.html import Html, join, table, tag
 from shoal.show.report.layer_strip import strip
@@ -52,7 +52,7 @@ def sections(data: RunData) -> tuple[Section, ...]:
 def page(data: RunData) -> str:
     """The whole file. The same values give the same bytes."""
     shown = sections(data)
-    what = "made shallower" if data.plan else "cut by cut" if data.sweep else "layer by layer"
+    what = became(data.plan) if data.plan else "cut by cut" if data.sweep else "layer by layer"
     body = (_top(shown), tag("main", _head(data, what), [_section(one) for one in shown], id="top"), _foot())
     return document(f"{data.name}, {what}", body)
 
