@@ -1,9 +1,9 @@
-"""Every measure of the command on any models: tasks, stability, speed, the teacher against itself, sweep, criteria, report.
+"""Every measure of the command on any models: tasks, stability, speed, the teacher against itself, curves, criteria, report.
 
     python benchmarks/evaluate.py --model PATH=TEXT ... --task FILE.jsonl ... [--items N] [--of TASK] [--work DIR]
 
 Each is one ``shoal`` command in a process of its own, as a user gives it; the results file has the commands, their seconds and
-main figures. ``--of`` is what ``sweep --keep`` is told of; a model that has nothing right there is asked for its perplexity
+main figures. ``--of`` is what ``curve --keep`` is told of; a model that has nothing right there is asked for its perplexity
 instead, and the file says so. A few sums in the form of GSM8K are added to the tasks; items with an option longer than the
 window of a model are left out, and counted. Few items and little text, so that a model takes minutes: read the intervals.
 ``--work`` keeps the folders, with their reports; a run that was stopped goes on in them. Models that the results file has from
@@ -71,18 +71,18 @@ def measure(model: Path, text: Path, tasks: Sequence[Path], *, of: str, fit_toke
     cut = shoal.run("eval", "run/model", "--teacher", model, *own, *asked)
     (run / "tasks.json").write_text(json.dumps(cut))
     itself = shoal.run("eval", model, "--teacher", model, *own, *asked)
-    swept = sweep(shoal, model, [*own, "--samples", 32, "--fit-tokens", fit_tokens], tasks, of=of)
+    swept = curves(shoal, model, [*own, "--samples", 32, "--fit-tokens", fit_tokens], tasks, of=of)
     n = len(json.loads((run / "plan.json").read_text())["edits"][0].get("indices", [0]))
     choices = compare(open_texts(str(model), [str(text)], samples=32, length=128), n)
     compared = shoal.run("compare", model, "run", model, *own, *asked[:2])
-    pages = [Path(work / shoal.run("report", folder)["report"]) for folder in ("run", "sweep")]
+    pages = [Path(work / shoal.run("report", folder)["report"]) for folder in ("run", "curves")]
     return {
         "model": model.name,
         "text": text.name,
         "parameters": [cut[who]["cost"]["parameters"] for who in ("teacher", "student")],
         "student": figures(cut),
         "teacher_against_itself": figures(itself),
-        "sweep": swept,
+        "curves": swept,
         "criteria": [{key: getattr(one, key) for key in ("criterion", "shape", "layers", "kl")} for one in choices],
         "compare": [
             {
@@ -98,10 +98,10 @@ def measure(model: Path, text: Path, tasks: Sequence[Path], *, of: str, fit_toke
     }
 
 
-def sweep(shoal: Commands, model: Path, words: Sequence[object], tasks: Sequence[Path], *, of: str) -> dict[str, Any]:
-    """The sweep, told of a task where the teacher has something right, of perplexity elsewhere."""
+def curves(shoal: Commands, model: Path, words: Sequence[object], tasks: Sequence[Path], *, of: str) -> dict[str, Any]:
+    """The curves, told of a task where the teacher has something right, of perplexity elsewhere."""
     wanted = [task for task in tasks if task.stem == of]
-    words = ["sweep", model, "--out", "sweep", "--drop", "0..50%", "--methods", METHODS, "--points", POINTS, *words]
+    words = ["curve", model, "--out", "curves", "--drop", "0..50%", "--methods", METHODS, "--points", POINTS, *words]
     words += [word for task in wanted for word in ("--task", task)] + ["--keep", "95%", "--of"]
     found = shoal.run(*words, of, allowed=(0, 2)) or shoal.run(*words, "perplexity")
     return {

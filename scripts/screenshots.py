@@ -1,4 +1,4 @@
-"""The pictures of docs/report.md: a run and a sweep of the bundled model, opened in headless Chromium.
+"""The pictures of docs/report.md: a run and the curves of the bundled model, opened in headless Chromium.
 
 With ``--models DIR``, the ``--work`` of benchmarks/evaluate.py, instead the head of every model's report, and the tasks of one.
 Needs chromium, chromedriver and the extra ``browser``; takes a few minutes and no network.
@@ -16,7 +16,7 @@ from typing import Any
 from shoal.recipes.recipe_file import load_recipe
 from shoal.run.compress import compress
 from shoal.run.curve.methods import method_choice
-from shoal.run.curve.over_ratios import sweep_ratios
+from shoal.run.curve.over_ratios import measure_curves
 from shoal.run.job import bundled_model
 from shoal.run.stages.report import write_report
 
@@ -36,7 +36,7 @@ PHONE, DESK = 375, 1000
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--work", type=Path, help="folder of the run and the sweep; kept, and continued  [default: a temporary one]"
+        "--work", type=Path, help="folder of the run and the curves; kept, and continued  [default: a temporary one]"
     )
     parser.add_argument("--models", type=Path, help="folder of finished runs by model; only their pictures are made")
     parser.add_argument("--tasks", help="the one of them whose tasks are shown")
@@ -44,13 +44,13 @@ def main() -> None:
     if args.models:
         of_models(args.models, tasks=args.tasks)
         return
-    run, sweep = make(args.work or Path(tempfile.mkdtemp()))
+    run, curves = make(args.work or Path(tempfile.mkdtemp()))
     browser = start()
     try:
         shoot(browser, run, "report-head", width=DESK, upto="#figures")
         point_at_span(browser, start=6, n=4)
         clip(browser, "report-heatmap", "#figure-heatmap")
-        shoot(browser, sweep, "report-sweep-dark", width=DESK, scheme="dark", upto=".table")
+        shoot(browser, curves, "report-curve-dark", width=DESK, scheme="dark", upto=".table")
         shoot(browser, run, "report-phone", width=PHONE, upto="#figures")
     finally:
         browser.quit()
@@ -70,7 +70,7 @@ def of_models(folder: Path, *, tasks: str | None) -> None:
 
 
 def make(work: Path) -> tuple[Path, Path]:
-    """A run and a sweep, each with its report."""
+    """A run and curves, each with its report."""
     model = str(bundled_model())
     recipe = load_recipe("default", {"model": model, "text": TEXT, "train": {"tokens": 60_000}})
     compress(recipe, work / "run", command=f"shoal compress {model} --samples 32 --length 128 --train-tokens 60000 --out run")
@@ -78,16 +78,16 @@ def make(work: Path) -> tuple[Path, Path]:
     for name in ("none", "uidl", "shortgpt"):
         base, changes = method_choice(name)
         methods[name] = load_recipe(base, {**changes, "model": model, "text": TEXT})
-    sweep_ratios(
+    measure_curves(
         methods,
-        work / "sweep",
+        work / "curves",
         drop="0..50%",
         n_points=7,
-        command=f"shoal sweep {model} --methods none,uidl,shortgpt --points 7 --samples 32 --length 128 --out sweep",
+        command=f"shoal curve {model} --methods none,uidl,shortgpt --points 7 --samples 32 --length 128 --out curves",
     )
-    for one in ("run", "sweep"):
+    for one in ("run", "curves"):
         write_report(work / one)
-    return work / "run" / "report.html", work / "sweep" / "report.html"
+    return work / "run" / "report.html", work / "curves" / "report.html"
 
 
 def start() -> Any:

@@ -14,7 +14,7 @@ from shoal.edits.plan import Candidate, Plan
 from shoal.edits.refit import Refit
 from shoal.edits.replace.replace_edit import Replace
 from shoal.evaluate.cost import Cost
-from shoal.evaluate.curve.ratio_curve import Cliff, RatioPoint, RatioSweep
+from shoal.evaluate.curve.ratio_curve import Cliff, RatioCurves, RatioPoint
 from shoal.evaluate.evaluation import Evaluation, Figures
 from shoal.evaluate.generate import Generation
 from shoal.evaluate.perplexity import Perplexity
@@ -177,7 +177,7 @@ def train_results(text: str = PLAIN) -> TrainResults:
     return TrainResults(results=(one,))
 
 
-def ratio_sweep(text: str = PLAIN) -> RatioSweep:
+def ratio_curves(text: str = PLAIN) -> RatioCurves:
     """Two methods, four cuts; the second one breaks between 2 and 3 layers. One task of 20 items."""
     n_tokens = (31, 31, 30)
     task = TaskFacts(task=text, form="choice", data_hash="t", n_items=20, chance=0.25)
@@ -201,7 +201,7 @@ def ratio_sweep(text: str = PLAIN) -> RatioSweep:
             seconds=1.0,
         )
 
-    bare = RatioSweep(
+    bare = RatioCurves(
         drop="0..50%", counts=(1, 2, 3, 4), recipes={"none": {}, "uidl": {}}, before=Size(layers=8, parameters=1000),
         n_tokens=n_tokens, tasks=(task,), teacher=point("teacher", 0), provenance=provenance(text), n_resamples=40,
         points=tuple(point(method, n) for method in ("none", "uidl") for n in (1, 2, 3, 4)),
@@ -211,12 +211,12 @@ def ratio_sweep(text: str = PLAIN) -> RatioSweep:
     return conclude(bare, keep=Keeping(0.8, "perplexity")).model_copy(update={"cliffs": (cliff,)})
 
 
-def write_sweep(folder: Path, text: str = PLAIN) -> Path:
-    """The folder of a finished sweep."""
+def write_curves(folder: Path, text: str = PLAIN) -> Path:
+    """The folder of a finished `shoal curve`."""
     folder.mkdir(parents=True, exist_ok=True)
     scan(8, text).save(folder)
-    ratio_sweep(text).save(folder / "sweep.json")
-    RunRecord(version="0", command="shoal sweep org/model --out s", versions={"torch": "2.13.0"}).save(folder / "run.json")
+    ratio_curves(text).save(folder / "curve.json")
+    RunRecord(version="0", command="shoal curve org/model --out s", versions={"torch": "2.13.0"}).save(folder / "run.json")
     return folder
 
 

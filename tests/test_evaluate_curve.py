@@ -7,11 +7,11 @@ import pytest
 
 from shoal.evaluate.curve.cliff import FEWEST, cliff_of
 from shoal.evaluate.curve.largest_cut import largest_cut, parse_keep, sentence
-from shoal.evaluate.curve.ratio_curve import RatioCurve, RatioPoint, RatioSweep, curve_of, is_at_chance
+from shoal.evaluate.curve.ratio_curve import RatioCurve, RatioCurves, RatioPoint, curve_of, is_at_chance
 from shoal.evaluate.tasks.answers import TaskFacts
 from shoal.measure.oracle import Quality
 from shoal.run.curve.over_ratios import Keeping, conclude
-from shoal.show.curve_views import cliff_lines, sweep_table
+from shoal.show.curve_views import cliff_lines, curves_table
 from shoal.words.records import Provenance
 from shoal.words.structure import Size
 
@@ -104,9 +104,9 @@ def point(method, n, *, kl=0.0, nll=NLL, right=None):
     )  # fmt: skip
 
 
-def sweep(points, *, right=None, chance=0.0):
+def curves(points, *, right=None, chance=0.0):
     task = TaskFacts(task="quiz", form="choice", data_hash="h", n_items=len(right or ()), n_truncated=0, chance=chance)
-    return RatioSweep(
+    return RatioCurves(
         drop="0..50%", counts=tuple(sorted({one.n_net for one in points})), recipes={"none": {}}, n_tokens=TOKENS,
         before=Size(layers=20, parameters=100), tasks=() if right is None else (task,),
         teacher=point("teacher", 0, right=right), points=tuple(points), n_resamples=200,
@@ -119,7 +119,7 @@ def sweep(points, *, right=None, chance=0.0):
 def test_losses_and_what_is_kept_have_closed_forms():
     right = (True,) * 8 + (False,) * 2
     worse = tuple(one + 0.1 * t for one, t in zip(NLL, TOKENS, strict=True))
-    made = sweep([point("none", 2, kl=0.05, nll=worse, right=(True,) * 6 + (False,) * 4)], right=right)
+    made = curves([point("none", 2, kl=0.05, nll=worse, right=(True,) * 6 + (False,) * 4)], right=right)
     text, kl, quiz = (curve_of(made, method="none", of=of) for of in ("perplexity", "kl", "quiz"))
     assert text.loss_P == pytest.approx([2.5, 2.6]) and text.retained_P == pytest.approx([1, math.exp(-0.1)])
     assert kl.loss_P == pytest.approx([0, 0.05]) and kl.retained_P == pytest.approx([1, math.exp(-0.05)])
@@ -131,14 +131,14 @@ def test_losses_and_what_is_kept_have_closed_forms():
 
 
 def test_the_record_survives_json_and_draws_the_same_intervals():
-    made = conclude(sweep([point("none", n, kl=n / 10) for n in range(1, 8)]), keep=Keeping(0.9, "kl"))
-    read = RatioSweep.from_json(made.to_json())
+    made = conclude(curves([point("none", n, kl=n / 10) for n in range(1, 8)]), keep=Keeping(0.9, "kl"))
+    read = RatioCurves.from_json(made.to_json())
     assert read == made and read.is_complete and conclude(read, keep=Keeping(0.9, "kl")) == made
-    assert len(sweep_table(made).rows) == 8 and cliff_lines(made)
+    assert len(curves_table(made).rows) == 8 and cliff_lines(made)
 
 
 def test_the_largest_cut_is_the_last_that_keeps_enough():
-    made = sweep([point("none", n, kl=kl) for n, kl in ((1, 0.01), (2, 0.2), (3, 0.04), (4, 0.3))])
+    made = curves([point("none", n, kl=kl) for n, kl in ((1, 0.01), (2, 0.2), (3, 0.04), (4, 0.3))])
     kept = largest_cut(curve_of(made, method="none", of="kl"), method="none", keep=0.95)
     assert kept.likely == kept.certain == kept.possible, "every token loses the same, so the interval is a point"
     assert kept.likely.n_net == 3 and kept.likely.retained.value == pytest.approx(math.exp(-0.04))
@@ -150,19 +150,19 @@ def test_the_largest_cut_is_the_last_that_keeps_enough():
 def test_what_noise_allows_is_told_apart_from_what_is_certain():
     right = (True,) * 40
     lost = [point("none", n, right=(False,) * wrong + (True,) * (40 - wrong)) for n, wrong in ((1, 0), (2, 1), (3, 3), (4, 20))]
-    kept = largest_cut(curve_of(sweep(lost, right=right), method="none", of="quiz"), method="none", keep=0.95)
+    kept = largest_cut(curve_of(curves(lost, right=right), method="none", of="quiz"), method="none", keep=0.95)
     assert [one.n_net for one in (kept.certain, kept.likely, kept.possible)] == [1, 2, 3]
     assert "certain at 95 % for 1 layer" in sentence(kept) and "not excluded up to 3 layers" in sentence(kept)
 
 
 def test_a_teacher_that_guesses_says_nothing():
     right = (True, False) * 10
-    made = sweep([point("none", n, right=(True,) * 5 + (False,) * 15) for n in range(1, 8)], right=right, chance=0.5)
+    made = curves([point("none", n, right=(True,) * 5 + (False,) * 15) for n in range(1, 8)], right=right, chance=0.5)
     assert is_at_chance(made, "quiz") and not is_at_chance(made, "kl")
     found = conclude(made, keep=Keeping(0.5, "quiz"))
     assert "at chance" in next(one for one in found.cliffs if one.of == "quiz").why_not
     assert "at chance" in sentence(found.kept[0])
-    nothing = sweep([point("none", 1, right=(False,) * 20)], right=(False,) * 20)
+    nothing = curves([point("none", 1, right=(False,) * 20)], right=(False,) * 20)
     with pytest.raises(ValueError, match="no item of 'quiz' right"):
         largest_cut(curve_of(nothing, method="none", of="quiz"), method="none", keep=0.5)
 
@@ -179,7 +179,7 @@ def test_keep_refuses_the_rest(text):
 
 
 def test_unknown_methods_and_measures_name_the_known_ones():
-    made = sweep([point("none", 1)])
+    made = curves([point("none", 1)])
     with pytest.raises(ValueError, match="known: none"):
         curve_of(made, method="nothing", of="kl")
     with pytest.raises(ValueError, match="known: kl, perplexity"):

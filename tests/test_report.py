@@ -10,7 +10,7 @@ import shutil
 import numpy as np
 import pytest
 from page_reader import read_page, table_of
-from report_world import HOSTILE, PLAIN, benchmark, curve, evaluation, plan, ratio_sweep, span_table, write_run, write_sweep
+from report_world import HOSTILE, PLAIN, benchmark, curve, evaluation, plan, ratio_curves, span_table, write_curves, write_run
 from safetensors.numpy import load_file
 
 from shoal.edits.drop import Drop
@@ -23,7 +23,7 @@ from shoal.evaluate.stability import Flip
 from shoal.run.stages.report import read_run, report_stage, write_report
 from shoal.show.card import card
 from shoal.show.chart_files import save_figures
-from shoal.show.curve_views import cliff_lines, sweep_table
+from shoal.show.curve_views import cliff_lines, curves_table
 from shoal.show.figure_tables import figures
 from shoal.show.headline import headline
 from shoal.show.heat import GAMMA, Heat, rescaled_rows
@@ -212,14 +212,14 @@ def test_speed_is_the_files_round_by_round(pages, runs):
         assert same(row[1], ours) and same(row[2], theirs) and same(row[3], theirs / ours)
 
 
-def test_a_sweep_says_what_its_file_says(tmp_path):
-    folder = write_sweep(tmp_path / "sweep")
-    found, page = ratio_sweep(), read_page(html_of(folder))
-    assert table_of(page, sweep_table(found).caption)[1:] == sweep_table(found).texts
+def test_a_curve_says_what_its_file_says(tmp_path):
+    folder = write_curves(tmp_path / "curves")
+    found, page = ratio_curves(), read_page(html_of(folder))
+    assert table_of(page, curves_table(found).caption)[1:] == curves_table(found).texts
     for line in (*cliff_lines(found), *(sentence(one) for one in found.kept)):
         assert line in page.text
     for of, id in (("perplexity", "perplexity"), ("kl", "kl"), (PLAIN, "task-2")):
-        (chart,) = page.all("figure", id=f"figure-sweep-{id}")
+        (chart,) = page.all("figure", id=f"figure-curve-{id}")
         tips = [one.attributes["data-tip"] for one in chart.of_class("point") if "data-tip" in one.attributes]
         assert len(tips) == 2 * 5, "the teacher and four cuts of two methods"
         for tip, (method, place) in zip(tips, [(m, p) for m in found.recipes for p in range(5)], strict=True):
@@ -229,17 +229,17 @@ def test_a_sweep_says_what_its_file_says(tmp_path):
             assert tip.startswith(f"{method}, {100 * one.share:.1f} % removed: ") and same(tip.split("removed: ")[1], value)
     bands = [one for part in report_page.sections(read_run(folder)) for c in part.charts for one in getattr(c, "bands", ())]
     assert [(b.start, b.stop, b.label) for b in bands] == [(25.0, 37.5, "cliff of uidl")] and page.of_class("heatmap")
-    strange = read_page(html_of(write_sweep(tmp_path / "strange", HOSTILE)))
+    strange = read_page(html_of(write_curves(tmp_path / "strange", HOSTILE)))
     assert outline(strange) == outline(page)
 
 
-def test_a_sweep_that_was_stopped_says_how_much_is_missing(tmp_path):
-    folder = write_sweep(tmp_path / "sweep")
-    part = ratio_sweep()
-    part.model_copy(update={"points": part.points[:5], "cliffs": (), "kept": ()}).save(folder / "sweep.json")
+def test_a_curve_that_was_stopped_says_how_much_is_missing(tmp_path):
+    folder = write_curves(tmp_path / "curves")
+    part = ratio_curves()
+    part.model_copy(update={"points": part.points[:5], "cliffs": (), "kept": ()}).save(folder / "curve.json")
     page = read_page(html_of(folder))
-    assert "3 of 8 cuts" in page.of_class("missing")[0].text and len(table_of(page, sweep_table(part).caption)) == 7
-    part.model_copy(update={"points": (), "cliffs": (), "kept": ()}).save(folder / "sweep.json")
+    assert "3 of 8 cuts" in page.of_class("missing")[0].text and len(table_of(page, curves_table(part).caption)) == 7
+    part.model_copy(update={"points": (), "cliffs": (), "kept": ()}).save(folder / "curve.json")
     assert "8 of 8 cuts" in read_page(html_of(folder)).of_class("missing")[0].text
 
 

@@ -104,7 +104,7 @@ VERBS = {
     "compare, tasks": lambda w: ("compare", w["model"], w["model"], "--task", quiz(w), *text(w)),
     "heal": lambda w: ("heal", student(w), "--out", "run", *HEAL, *text(w)[:4]),
     "compress, healed": lambda w: ("compress", w["model"], "--out", "run", *text(w), *QUICK, "--heal", "norms", *TOKENS),
-    "sweep": lambda w: ("sweep", w["model"], "--out", "run", "--drop", "0..1", "--task", quiz(w), *ONE_METHOD, *text(w)),
+    "curve": lambda w: ("curve", w["model"], "--out", "run", "--drop", "0..1", "--task", quiz(w), *ONE_METHOD, *text(w)),
 }
 
 

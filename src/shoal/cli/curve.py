@@ -1,4 +1,4 @@
-"""The verb ``sweep``: quality against the removed share, for several methods."""
+"""The verb ``curve``: quality against the removed share, for several methods."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEFAULT_METHODS = "none,uidl,shortgpt"
 
 
 @verb
-def sweep(
+def curve(
     model: ModelOption,
     out: OutOption,
     text: TextOptions,
@@ -83,10 +83,11 @@ def sweep(
     from shoal.evaluate.curve.largest_cut import parse_keep, sentence
     from shoal.run.asked_tasks import task_files
     from shoal.run.begin import say_text, settled
-    from shoal.run.curve.over_ratios import Keeping, sweep_ratios
+    from shoal.run.curve.over_ratios import Keeping, measure_curves
     from shoal.run.job import SHARE_BESIDE_STUDENT
+    from shoal.run.stages.report import report_stage
     from shoal.show.chart_files import save_panels
-    from shoal.show.curve_views import cliff_lines, sweep_charts, sweep_table
+    from shoal.show.curve_views import cliff_lines, curves_charts, curves_table
 
     screen = result.screen()
     if keep is None and of != "perplexity":
@@ -99,7 +100,7 @@ def sweep(
         say_text(next(iter(recipes.values())), screen.say)
     opening = settled(model, machine.opening, share=SHARE_BESIDE_STUDENT, say=screen.say)
     with screen.progress():
-        found = sweep_ratios(
+        found = measure_curves(
             recipes,
             out,
             drop=drop,
@@ -111,13 +112,14 @@ def sweep(
             command=command_line(),
             progress=screen.step,
         )
-    save_panels(sweep_charts(found), out, "sweep")
-    screen.show(sweep_table(found))
+    save_panels(curves_charts(found), out, "curve")
+    report_stage(out)
+    screen.show(curves_table(found))
     for line in cliff_lines(found):
         screen.say(line)
     for one in found.kept:
         screen.say(sentence(one))
-    say_files(screen, out, ("figures", "sweep.json"), ("curve", "sweep.png"))
+    say_files(screen, out, ("figures", "curve.json"), ("curve", "curve.png"), ("report", "report.html"))
     screen.result(found.model_dump(mode="json"))
 
 

@@ -16,13 +16,13 @@ from shoal.cli.verb import verb
 @verb
 def report(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Folder of compress, run, sweep, scan or plan; may be unfinished.")
+        Path, typer.Argument(metavar="DIR", help="Folder of compress, run, curve, scan or plan; may be unfinished.")
     ],
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="HTML file." + default("DIR/report.html"))] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out even where it is no report.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Make one self-contained HTML page of a run or a sweep, and its charts as SVG and PNG."""
+    """Make one self-contained HTML page of a run or of curves, and its charts as SVG and PNG."""
     from shoal.run.stages.report import FIGURES, write_report
 
     screen = Screen(as_json=json)

@@ -13,7 +13,7 @@ from shoal import __version__
 from shoal.cli.apply import apply
 from shoal.cli.compare import compare
 from shoal.cli.compress import compress
-from shoal.cli.curve import sweep
+from shoal.cli.curve import curve
 from shoal.cli.cut import cut
 from shoal.cli.demo import demo
 from shoal.cli.eval import evaluate
@@ -46,7 +46,7 @@ OTHERS = {
     "apply": apply,
     "run": run,
     "compare": compare,
-    "sweep": sweep,
+    "curve": curve,
     "stability": stability,
     "write": write,
     "cut": cut,

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 CHOSEN = "plan.json"
 
+CURVES = "curve.json"
+"""What `shoal curve` leaves in its folder, beside a folder for each of its points."""
+
 
 def plan_file(folder: Path) -> Path:
     """The plan of a run folder with its zeros and refits, where there are any; else as it was chosen."""

@@ -1,4 +1,4 @@
-"""A range of budgets, ``--drop 0..50%``: the numbers of layers that a sweep removes."""
+"""A range of budgets, ``--drop 0..50%``: the numbers of layers that the points of a curve lack."""
 
 from __future__ import annotations
 

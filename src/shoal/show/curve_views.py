@@ -1,50 +1,50 @@
-"""A sweep over ratios for people: one table, its cliffs in words, and a chart per measure."""
+"""Curves over the removed share for people: one table, its cliffs in words, and a chart per measure."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from shoal.evaluate.curve.ratio_curve import ON_TEXT, Cliff, RatioCurve, RatioPoint, RatioSweep, curve_of
+from shoal.evaluate.curve.ratio_curve import ON_TEXT, Cliff, RatioCurve, RatioCurves, RatioPoint, curve_of
 from shoal.show.chart import Band, Chart, Point, Rule, Series
 from shoal.show.table import Column, Table, numbers
 from shoal.words.numbers import number, percent, saturating_exp, with_error
 from shoal.words.structure import runs_said
 
 
-def sweep_table(sweep: RatioSweep) -> Table:
+def curves_table(curves: RatioCurves) -> Table:
     """One row per point, the teacher first, one group per method; tasks with the accuracy that is kept and its interval."""
-    curves = {
-        (method, task.task): curve_of(sweep, method=method, of=task.task) for method in sweep.recipes for task in sweep.tasks
+    of_tasks = {
+        (method, task.task): curve_of(curves, method=method, of=task.task) for method in curves.recipes for task in curves.tasks
     }
-    rows = [(*_fixed(sweep.teacher), *[f"{_accuracy(sweep.teacher, task.task)} %" for task in sweep.tasks])]
+    rows = [(*_fixed(curves.teacher), *[f"{_accuracy(curves.teacher, task.task)} %" for task in curves.tasks])]
     breaks = []
-    for method in sweep.recipes:
+    for method in curves.recipes:
         breaks.append(len(rows))
-        for place, point in enumerate(sweep.of_method(method)[1:], start=1):
-            kept = [f"{_accuracy(point, one.task)} %, {_kept(curves[method, one.task], place)}" for one in sweep.tasks]
+        for place, point in enumerate(curves.of_method(method)[1:], start=1):
+            kept = [f"{_accuracy(point, one.task)} %, {_kept(of_tasks[method, one.task], place)}" for one in curves.tasks]
             rows.append((*_fixed(point), *kept))
     return Table(
-        f"Quality against the removed share on {sweep.provenance.data}, {sum(sweep.n_tokens):,} tokens",
+        f"Quality against the removed share on {curves.provenance.data}, {sum(curves.n_tokens):,} tokens",
         (Column("method, layers out"), *numbers("removed", "KL, nats per token", "perplexity"),
-         *numbers(*(f"{task.task}: accuracy, kept" for task in sweep.tasks))),
+         *numbers(*(f"{task.task}: accuracy, kept" for task in curves.tasks))),
         tuple(rows),
-        notes=tuple(f"{one.task}: {percent(one.chance)} % by guessing" for one in sweep.tasks if one.chance),
+        notes=tuple(f"{one.task}: {percent(one.chance)} % by guessing" for one in curves.tasks if one.chance),
         breaks=tuple(breaks),
     )  # fmt: skip
 
 
-def cliff_lines(sweep: RatioSweep) -> list[str]:
+def cliff_lines(curves: RatioCurves) -> list[str]:
     """Every cliff as a sentence; what has none in one sentence per reason."""
     reasons: dict[str, dict[str, list[str]]] = {}
-    for one in sweep.cliffs:
+    for one in curves.cliffs:
         if not one.found:
             reasons.setdefault(one.why_not, {}).setdefault(one.of, []).append(one.method)
     smooth = [
         f"no cliff ({reason}): " + "; ".join(f"{of} of {', '.join(methods)}" for of, methods in where.items())
         for reason, where in reasons.items()
     ]
-    return [_cliff(one) for one in sweep.cliffs if one.found] + smooth
+    return [_cliff(one) for one in curves.cliffs if one.found] + smooth
 
 
 def _cliff(one: Cliff) -> str:
@@ -76,23 +76,23 @@ def _kept(curve: RatioCurve, place: int) -> str:
 TITLES = {"perplexity": "Perplexity", "kl": "KL to the teacher (nats per token)"}
 
 
-def sweep_charts(sweep: RatioSweep) -> list[Chart]:
+def curves_charts(curves: RatioCurves) -> list[Chart]:
     """A chart per measure: a line per method with its interval, where it breaks, and what guessing gives."""
-    return [_chart(sweep, of) for of in sweep.measures]
+    return [_chart(curves, of) for of in curves.measures]
 
 
-def _chart(sweep: RatioSweep, of: str) -> Chart:
+def _chart(curves: RatioCurves, of: str) -> Chart:
     series, bands = [], []
-    for style, method in enumerate(sweep.recipes):
-        curve = curve_of(sweep, method=method, of=of)
+    for style, method in enumerate(curves.recipes):
+        curve = curve_of(curves, method=method, of=of)
         points = tuple(_point(curve, place, of, method) for place in range(len(curve.n_P)))
         series.append(Series(method, points, style=style))
-        for cliff in sweep.cliffs:
+        for cliff in curves.cliffs:
             if (cliff.method, cliff.of) == (method, of) and cliff.last is not None and cliff.first is not None:
                 bands.append(Band(100 * cliff.last, 100 * cliff.first, f"cliff of {method}"))
-    chance = [Rule("y", 100 * one.chance, "guessing") for one in sweep.tasks if one.task == of and one.chance]
+    chance = [Rule("y", 100 * one.chance, "guessing") for one in curves.tasks if one.task == of and one.chance]
     return Chart(
-        f"sweep-{of}" if of in TITLES else f"sweep-task-{sweep.measures.index(of)}",
+        f"curve-{of}" if of in TITLES else f"curve-task-{curves.measures.index(of)}",
         TITLES.get(of, f"{of}: accuracy, %"),
         "parameters removed, %",
         {"perplexity": "perplexity", "kl": "KL to the teacher"}.get(of, "accuracy, %"),

@@ -1,4 +1,4 @@
-"""Quality against the share that was removed: the record of a sweep over ratios, ``sweep.json``.
+"""Quality against the share that was removed: the record of `shoal curve`, ``curve.json``.
 
 Every point keeps its sums per sample and its right items per task, so intervals, cliffs and the largest cut that keeps a
 quality follow from the file alone (:mod:`shoal.evaluate.curve.cliff`, :mod:`shoal.evaluate.curve.largest_cut`); all points are
@@ -22,23 +22,23 @@ from shoal.words.records import Provenance, Record, nearest
 from shoal.words.structure import Size
 
 ON_TEXT = ("perplexity", "kl")
-"""Measures of every sweep; tasks come on top, by name."""
+"""Measures of every curve; tasks come on top, by name."""
 
 
 class RatioPoint(Record):
     """One cut, chosen and repaired by one method.
 
     Attributes:
-        method: its name in the sweep; ``teacher`` for the model itself.
+        method: its name there; ``teacher`` for the model itself.
         n_net: layers fewer than the teacher has.
         share: of all parameters removed, net of replacements.
         layers_out: teacher's layers that are gone.
         size: layers and parameters that are left.
         quality: over all samples.
-        kl, nll: per sample, summed over its predicted tokens (``RatioSweep.n_tokens``), nats.
+        kl, nll: per sample, summed over its predicted tokens (``RatioCurves.n_tokens``), nats.
         right: per task, whether each item is right, in the order of the file (accuracy of choices or of last words).
         chosen: how the layers were chosen, for people.
-        plan: ``plan.json`` of this point, relative to the sweep's folder; ``shoal apply`` makes the checkpoint.
+        plan: ``plan.json`` of this point, relative to the folder of the curves; ``shoal apply`` makes the checkpoint.
         seconds: choosing, repairing and measuring; points measured in one pass share its time in equal parts.
     """
 
@@ -57,7 +57,7 @@ class RatioPoint(Record):
 
 
 class Unchanged(Record):
-    """``teacher.json`` of a sweep: the point at 0 %, and what all points share (see :class:`RatioSweep`)."""
+    """``teacher.json`` beside the curves: the point at 0 %, and what all points share (see :class:`RatioCurves`)."""
 
     point: RatioPoint
     n_tokens: tuple[int, ...]
@@ -121,8 +121,8 @@ class RetainedShare(Record):
     at_chance: bool = False
 
 
-class RatioSweep(Record):
-    """``sweep.json``: methods compared over the removed share, on one text and one set of items.
+class RatioCurves(Record):
+    """``curve.json``: methods compared over the removed share, on one text and one set of items.
 
     Attributes:
         drop: the range as asked; ``counts``: the layers removed that it became.
@@ -130,7 +130,7 @@ class RatioSweep(Record):
         before: size of the teacher.
         n_tokens: predicted tokens of every sample.
         teacher: the model itself: KL 0, its own likelihood and right items.
-        points: what is measured so far, in the order of ``recipes``, then of ``counts``; an interrupted sweep holds fewer.
+        points: what is measured so far, in the order of ``recipes``, then of ``counts``; an interrupted run holds fewer.
         cliffs, kept: conclusions from the points, where there are enough of them; ``kept`` where ``--keep`` was given.
         provenance: of the text that was measured on; ``seed``, ``n_resamples``: of the intervals.
     """
@@ -167,7 +167,7 @@ class RatioSweep(Record):
             ValueError: no such method.
         """
         if method not in self.recipes:
-            raise ValueError(f"the sweep has no method {method!r}; {nearest(method, self.recipes)}")
+            raise ValueError(f"the curves have no method {method!r}; {nearest(method, self.recipes)}")
         own = sorted((one for one in self.points if one.method == method), key=lambda one: one.n_net)
         return (self.teacher, *own)
 
@@ -199,7 +199,7 @@ class RatioCurve:
         return interval_of(float(self.loss_P[place]), self.loss_RP[:, place], level=level)
 
 
-def curve_of(sweep: RatioSweep, *, method: str, of: str) -> RatioCurve:
+def curve_of(curves: RatioCurves, *, method: str, of: str) -> RatioCurve:
     """A curve with its resamples.
 
     What is kept: ``perplexity``: the teacher's over the student's, exp(nll - nll'); ``kl``: exp(-KL). Both are geometric means
@@ -208,29 +208,29 @@ def curve_of(sweep: RatioSweep, *, method: str, of: str) -> RatioCurve:
     Raises:
         ValueError: no such method or measure.
     """
-    points = sweep.of_method(method)
-    if of not in sweep.measures:
-        raise ValueError(f"the sweep did not measure {of!r}; {nearest(of, sweep.measures)}")
+    points = curves.of_method(method)
+    if of not in curves.measures:
+        raise ValueError(f"the curves do not hold {of!r}; {nearest(of, curves.measures)}")
     n_P, share_P = tuple(one.n_net for one in points), np.array([one.share for one in points])
     if of in ON_TEXT:
         values_PN = [np.array(one.nll if of == "perplexity" else one.kl) for one in points]
-        weight_N = np.array(sweep.n_tokens, dtype=float)
+        weight_N = np.array(curves.n_tokens, dtype=float)
     else:
         values_PN = [1.0 - np.array(one.right[of], dtype=float) for one in points]
         weight_N = np.ones(len(values_PN[0]))
     columns = np.column_stack([weight_N, *values_PN])
     total = np.array([math.fsum(column) for column in columns.T])
-    sums_RK = resampled_sums(columns, n_resamples=sweep.n_resamples, seed=sweep.seed)
+    sums_RK = resampled_sums(columns, n_resamples=curves.n_resamples, seed=curves.seed)
     loss_P, loss_RP = total[1:] / total[0], sums_RK[:, 1:] / sums_RK[:, :1]
     return RatioCurve(of, n_P, share_P, loss_P, loss_RP, _retained(of, loss_P), _retained(of, loss_RP))
 
 
-def is_at_chance(sweep: RatioSweep, of: str) -> bool:
+def is_at_chance(curves: RatioCurves, of: str) -> bool:
     """True for a task where the lower bound of the teacher's accuracy is not above guessing."""
-    task = next((one for one in sweep.tasks if one.task == of), None)
+    task = next((one for one in curves.tasks if one.task == of), None)
     if task is None:
         return False
-    return share_of(np.array(sweep.teacher.right[of]), n_resamples=sweep.n_resamples, seed=sweep.seed).low <= task.chance
+    return share_of(np.array(curves.teacher.right[of]), n_resamples=curves.n_resamples, seed=curves.seed).low <= task.chance
 
 
 def _retained(of: str, loss_P: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The methods of a sweep: names that become recipes, checked before a model is opened."""
+"""The methods that curves compare: names that become recipes, checked before a model is opened."""
 
 from __future__ import annotations
 
@@ -81,6 +81,6 @@ def check_methods(methods: Mapping[str, Recipe], out: Path) -> None:
             raise ValueError(f"--methods {other!r} and {name!r} would share a folder; rename one of them")
         if (recipe.text, recipe.seed, recipe.model) != (first.text, first.seed, first.model):
             raise ValueError(
-                f"method {name!r} states a text, seed or model of its own, and a sweep compares on one: take them out of the "
-                "file and give --text and --seed"
+                f"method {name!r} states a text, seed or model of its own, and curves are compared on one: take them out of "
+                "the file and give --text and --seed"
             )

@@ -1,8 +1,8 @@
 """Methods compared over the removed share: one scan, one pass for every candidate of every guard, one for all plain cuts.
 
 ``DIR/scan.json`` is shared. Every point has a run folder of its own, ``DIR/points/METHOD-NN`` (plan, values, figures), so that
-a sweep goes on from its last point, can be widened by methods and points, and each of its cuts can be applied.
-``DIR/sweep.json`` is written anew whenever points were added.
+a run goes on from its last point, can be widened by methods and points, and each of its cuts can be applied.
+``DIR/curve.json`` is written anew whenever points were added.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from shoal.run.curve.methods import check_methods, is_plain
 from shoal.run.curve.points import PointBench, PointCut, make_cut, point_path, with_recipe
 from shoal.run.folder import RunFolder
 from shoal.run.job import SHARE_BESIDE_STUDENT, Inputs, open_inputs
+from shoal.run.run_files import CURVES
 from shoal.run.searching import runs_the_model
 from shoal.run.stage import State, run_stage
 from shoal.run.stages.scan import SCAN
@@ -30,14 +31,12 @@ from shoal.words.records import nearest
 if TYPE_CHECKING:
     from shoal.edits.plan import Candidate
     from shoal.engine.view import DecoderView
-    from shoal.evaluate.curve.ratio_curve import RatioPoint, RatioSweep, RetainedShare
+    from shoal.evaluate.curve.ratio_curve import RatioCurves, RatioPoint, RetainedShare
     from shoal.evaluate.tasks.task_files import Task
     from shoal.measure.oracle import Oracle
     from shoal.measure.scan import Scan
     from shoal.select.model_size import ModelSize
     from shoal.words.types import Unit
-
-SWEEP = "sweep.json"
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Keeping:
     of: str
 
 
-def sweep_ratios(
+def measure_curves(
     methods: Mapping[str, Recipe],
     out: str | Path,
     *,
@@ -60,12 +59,12 @@ def sweep_ratios(
     overwrite: bool = False,
     command: str = "",
     progress: Progress = silent,
-) -> RatioSweep:
+) -> RatioCurves:
     """Choose, repair and measure every cut of a range with every method.
 
     Args:
         methods: recipes by name, of one model, text and seed; their budgets are not read.
-        out: folder of the sweep: new, empty, or of an earlier sweep, which is continued or widened.
+        out: folder of the curves: new, empty, or of an earlier run, which is continued or widened.
         drop: the range, as on the command line; ``n_points``: how many cuts of it.
         tasks: scored under every point and the teacher.
         keep: asks for the largest cut of every method that keeps so much.
@@ -78,7 +77,7 @@ def sweep_ratios(
     from shoal.select.model_size import model_size
 
     if join().size > 1:
-        raise ValueError("a sweep runs in one process; start it without a launcher")
+        raise ValueError("curves are measured in one process; start it without a launcher")
     check_methods(methods, Path(out))
     check_range(drop)
     check_measures(tasks, keep)
@@ -94,40 +93,40 @@ def sweep_ratios(
     found = run_stage(SCAN, State(base), folder, progress).scan if any(map(needs_scan, methods.values())) else None
     bench = PointBench(base, tasks, progress)
     work = _Work({name: with_recipe(base, recipe) for name, recipe in methods.items()}, counts, folder, found, bench, command)
-    sweep = _without_points(methods, counts, drop=drop, bench=bench, folder=folder, size=size, command=command)
-    if keep is not None and keep.of in sweep.teacher.right:
-        refuse_nothing_right(keep.of, any(sweep.teacher.right[keep.of]))
+    curves = _without_points(methods, counts, drop=drop, bench=bench, folder=folder, size=size, command=command)
+    if keep is not None and keep.of in curves.teacher.right:
+        refuse_nothing_right(keep.of, any(curves.teacher.right[keep.of]))
     for points in work.run(work.warm_judge(size)):
-        sweep = sweep.model_copy(update={"points": _in_order(points, list(methods))})
-        sweep.save(folder / SWEEP)
-    sweep = conclude(sweep, keep=keep)
-    sweep.save(folder / SWEEP)
-    return sweep
+        curves = curves.model_copy(update={"points": _in_order(points, list(methods))})
+        curves.save(folder / CURVES)
+    curves = conclude(curves, keep=keep)
+    curves.save(folder / CURVES)
+    return curves
 
 
-def conclude(sweep: RatioSweep, *, keep: Keeping | None = None) -> RatioSweep:
+def conclude(curves: RatioCurves, *, keep: Keeping | None = None) -> RatioCurves:
     """With cliffs, and the largest cuts that keep what is wanted; nothing is measured."""
     from shoal.evaluate.curve.cliff import cliff_of
     from shoal.evaluate.curve.largest_cut import largest_cut
     from shoal.evaluate.curve.ratio_curve import Cliff, curve_of, is_at_chance
 
-    at_chance = {of for of in sweep.measures if is_at_chance(sweep, of)}
+    at_chance = {of for of in curves.measures if is_at_chance(curves, of)}
     cliffs = [
         Cliff(method=method, of=of, found=False, why_not="the teacher is at chance")
         if of in at_chance
-        else cliff_of(curve_of(sweep, method=method, of=of), method=method)
-        for method in sweep.recipes
-        for of in sweep.measures
+        else cliff_of(curve_of(curves, method=method, of=of), method=method)
+        for method in curves.recipes
+        for of in curves.measures
     ]
     kept: list[RetainedShare] = []
     if keep is not None:
         kept = [
-            largest_cut(curve_of(sweep, method=method, of=keep.of), method=method, keep=keep.share).model_copy(
+            largest_cut(curve_of(curves, method=method, of=keep.of), method=method, keep=keep.share).model_copy(
                 update={"at_chance": keep.of in at_chance}
             )
-            for method in sweep.recipes
+            for method in curves.recipes
         ]
-    return sweep.model_copy(update={"cliffs": tuple(cliffs), "kept": tuple(kept)})
+    return curves.model_copy(update={"cliffs": tuple(cliffs), "kept": tuple(kept)})
 
 
 # -- refused before the long part ----------------------------------------------------------------------------------------
@@ -143,7 +142,7 @@ def check_measures(tasks: Sequence[Task], keep: Keeping | None) -> None:
     written = [task.name for task in tasks if task.form == "generation"]
     if written:
         raise ValueError(
-            f"task {written[0]!r} has written answers; a sweep scores choices and last words, "
+            f"task {written[0]!r} has written answers; a curve scores choices and last words, "
             "so give `shoal eval` the checkpoint of a point for these"
         )
     if keep is not None and keep.of not in names:
@@ -164,20 +163,20 @@ def check_counts(methods: Mapping[str, Recipe], counts: Sequence[int], view: Dec
             try:
                 check_reach(parse_budget(str(n)), size, request_of(recipe, view))
             except ValueError as reason:
-                raise ValueError(f"method {name!r}: {reason}; sweep a smaller range, or leave this method out") from None
+                raise ValueError(f"method {name!r}: {reason}; ask for a smaller range, or leave this method out") from None
 
 
 def refuse_to_lose_points(folder: RunFolder, asked: set[tuple[str, int]]) -> None:
-    """Raises ValueError: ``sweep.json`` stands with points that are not asked for, and ``overwrite`` was not given."""
-    from shoal.evaluate.curve.ratio_curve import RatioSweep
+    """Raises ValueError: ``curve.json`` stands with points that are not asked for, and ``overwrite`` was not given."""
+    from shoal.evaluate.curve.ratio_curve import RatioCurves
 
-    path = folder / SWEEP
+    path = folder / CURVES
     if folder.overwrite or not path.exists():
         return
-    lost = [one for one in RatioSweep.load(path).points if (one.method, one.n_net) not in asked]
+    lost = [one for one in RatioCurves.load(path).points if (one.method, one.n_net) not in asked]
     if lost:
         raise ValueError(
-            f"{path} holds {len(lost)} points that this sweep leaves out, the first is {lost[0].method} with {lost[0].n_net} "
+            f"{path} holds {len(lost)} points that this run leaves out, the first is {lost[0].method} with {lost[0].n_net} "
             "layers fewer; ask for them too, add --overwrite, or give another --out"
         )
 
@@ -267,15 +266,15 @@ def _without_points(
     folder: RunFolder,
     size: ModelSize,
     command: str,
-) -> RatioSweep:
+) -> RatioCurves:
     """The record with what is the same for all points, and the teacher."""
-    from shoal.evaluate.curve.ratio_curve import RatioSweep
+    from shoal.evaluate.curve.ratio_curve import RatioCurves
 
     teacher = bench.teacher(folder, size.before)
     recipes: dict[str, dict[str, Any]] = {
         name: recipe.model_dump(mode="json", exclude={"drop", "parameters"}) for name, recipe in methods.items()
     }
-    return RatioSweep(
+    return RatioCurves(
         drop=drop,
         counts=tuple(counts),
         recipes=recipes,

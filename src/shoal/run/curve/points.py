@@ -1,4 +1,4 @@
-"""One point of a sweep: a cut with its repair in a run folder of its own, and its figures in ``point.json``."""
+"""One point of a curve: a cut with its repair in a run folder of its own, and its figures in ``point.json``."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class PointCut:
         return RatioPoint.load(self.folder / POINT) if self.folder.is_done("point", self.key) else None
 
     def finish(self, found: PointFigures, *, seconds: float, inside: RunFolder) -> RatioPoint:
-        """Write the point. ``seconds``: its part of the pass; ``inside``: folder of the sweep."""
+        """Write the point. ``seconds``: its part of the pass; ``inside``: folder of the curves."""
         from shoal.evaluate.curve.ratio_curve import RatioPoint
 
         before, after = self.plan.before, self.plan.after
@@ -103,7 +103,7 @@ class PointCut:
 
 @dataclass(frozen=True, eq=False)
 class PointBench:
-    """Text and tasks that every student of a sweep is measured on."""
+    """Text and tasks that every student of the curves is measured on."""
 
     inputs: Inputs
     tasks: Sequence[Task]
@@ -188,7 +188,7 @@ def make_cut(
     bench: PointBench,
     command: str,
 ) -> PointCut:
-    """Choose and repair one cut in its own folder inside the sweep's, or read back what stands there."""
+    """Choose and repair one cut in its own folder inside that of the curves, or read back what stands there."""
     from shoal.select.budget import parse_budget
 
     started, recipe = time.monotonic(), inputs.recipe.model_copy(update={"drop": str(n_net), "parameters": None})

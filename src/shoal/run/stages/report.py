@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shoal.run.folder import RECORD, RunRecord
-from shoal.run.run_files import plan_file
+from shoal.run.run_files import CURVES, plan_file
 from shoal.words.reading import read_json
 from shoal.words.records import write_atomically
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 PAGE, FIGURES, TASKS = "report.html", "figures", "tasks.json"
 STEPS = {"scan.json": "scan", "plan.json": "plan", "evaluation.json": "evaluation"}
 """Files of a whole run, each with the step that writes it."""
-SWEEP = "sweep.json"
 
 
 def report_stage(folder: Path) -> Path:
@@ -81,14 +80,14 @@ def read_run(folder: Path) -> RunData:
 
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; give the folder of shoal compress, run, sweep, scan or plan (its --out)")
+        raise ValueError(f"{folder} is not a folder; give the folder of shoal compress, run, curve, scan or plan (its --out)")
     has = {name: (folder / name).is_file() for name in (*STEPS, RECORD, "verification.json")}
-    if (folder / SWEEP).is_file():
-        return _read_sweep(folder)
+    if (folder / CURVES).is_file():
+        return _read_curves(folder)
     if not any(has[name] for name in STEPS):
         started = f"; {RECORD} says that a run was started, its first step has not finished" if has[RECORD] else ""
         raise ValueError(
-            f"{folder} holds none of {', '.join([*STEPS, SWEEP])}{started}; give the run folder of a shoal command (its --out)"
+            f"{folder} holds none of {', '.join([*STEPS, CURVES])}{started}; give the run folder of a shoal command (its --out)"
         )
     scan = Scan.load(folder) if has["scan.json"] else None
     plan = Plan.load(plan_file(folder)) if has["plan.json"] else None
@@ -122,21 +121,21 @@ def read_run(folder: Path) -> RunData:
     )
 
 
-def _read_sweep(folder: Path) -> RunData:
-    """The folder of a sweep over ratios: its curve and the scan that its cuts share."""
-    from shoal.evaluate.curve.ratio_curve import RatioSweep
+def _read_curves(folder: Path) -> RunData:
+    """The folder of `shoal curve`: its curves and the scan that its cuts share."""
+    from shoal.evaluate.curve.ratio_curve import RatioCurves
     from shoal.measure.scan import Scan
     from shoal.show.headline import source_name
     from shoal.show.report.run_data import RunData
 
-    sweep = RatioSweep.load(folder / SWEEP)
-    n_wanted = len(sweep.recipes) * len(sweep.counts)
-    missing = () if sweep.is_complete else (f"{n_wanted - len(sweep.points)} of {n_wanted} cuts (step sweep)",)
+    curves = RatioCurves.load(folder / CURVES)
+    n_wanted = len(curves.recipes) * len(curves.counts)
+    missing = () if curves.is_complete else (f"{n_wanted - len(curves.points)} of {n_wanted} cuts (step curve)",)
     return RunData(
-        name=source_name(sweep.provenance.model),
+        name=source_name(curves.provenance.model),
         facts=_facts(folder)[0],
         scan=Scan.load(folder) if (folder / "scan.json").is_file() else None,
-        sweep=sweep,
+        ratios=curves,
         missing=missing,
     )
 

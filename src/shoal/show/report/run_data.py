@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from shoal.checkpoint.verify import Verification
 from shoal.edits.plan import Plan
-from shoal.evaluate.curve.ratio_curve import RatioSweep
+from shoal.evaluate.curve.ratio_curve import RatioCurves
 from shoal.evaluate.evaluation import Evaluation
 from shoal.evaluate.tasks.benchmark import Benchmark
 from shoal.fit.fit_result import FitResult
@@ -80,7 +80,7 @@ class RunData:
     verification: Verification | None = None
     healing: HealTraining | None = None
     merging: Merging | None = None
-    sweep: RatioSweep | None = None
+    ratios: RatioCurves | None = None
     search: SearchRecord | None = None
     scores: UnitScores | None = None
     missing: tuple[str, ...] = ()
@@ -99,7 +99,7 @@ class RunData:
             "scan.json": self.scan,
             "evaluation.json": self.evaluation,
             "tasks.json": self.answers,
-            "sweep.json": self.sweep,
+            "curve.json": self.ratios,
         }
         return {file: one.provenance for file, one in files.items() if one is not None}
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from shoal.evaluate.curve.largest_cut import sentence
 from shoal.evaluate.intervals import LEVEL
-from shoal.show.curve_views import cliff_lines, sweep_charts, sweep_table
+from shoal.show.curve_views import cliff_lines, curves_charts, curves_table
 from shoal.show.html import bullets, tag
 from shoal.show.report.run_data import Part, RunData, Section
 
 
 def ratios(data: RunData) -> Section | None:
-    found = data.sweep
+    found = data.ratios
     if found is None or not found.points:
         return None
     source = found.provenance
@@ -20,5 +20,5 @@ def ratios(data: RunData) -> Section | None:
         "Shaded: where a curve breaks."
     )
     lines = bullets([f"{line}." for line in (*(sentence(one) for one in found.kept), *cliff_lines(found))])
-    parts: list[Part] = [tag("p", intro), *([lines] if lines else []), *sweep_charts(found), sweep_table(found)]
-    return Section("ratios", "Quality against the removed share", "sweep.json", tuple(parts))
+    parts: list[Part] = [tag("p", intro), *([lines] if lines else []), *curves_charts(found), curves_table(found)]
+    return Section("ratios", "Quality against the removed share", "curve.json", tuple(parts))

@@ -1,4 +1,4 @@
-"""A sweep is many compressions that share their measurements: the same cuts, the same figures, one pass where one is enough."""
+"""Curves are many compressions that share their measurements: the same cuts, the same figures, one pass where one is enough."""
 
 import functools
 import json
@@ -9,12 +9,12 @@ from world import write_model
 from shoal import compress, load_recipe
 from shoal.cli.curve import _recipes
 from shoal.engine.opening import Opening
-from shoal.evaluate.curve.ratio_curve import RatioSweep
+from shoal.evaluate.curve.ratio_curve import RatioCurves
 from shoal.evaluate.tasks.task_files import load_task
 from shoal.measure.oracle import Oracle
 from shoal.recipes.table import RECIPES
 from shoal.run.curve.methods import method_choice, method_names, slug
-from shoal.run.curve.over_ratios import Keeping, sweep_ratios
+from shoal.run.curve.over_ratios import Keeping, measure_curves
 from shoal.select.budget_range import counts_in, spread
 from shoal.select.model_size import ModelSize
 
@@ -44,13 +44,13 @@ def quiz(folder, *, seed=0):
 @pytest.fixture(scope="module")
 def swept(small, tmp_path_factory):
     folder = tmp_path_factory.mktemp("swept")
-    found = sweep_ratios(recipes(small, "none", "uidl", "refit"), folder / "sweep", drop="0..3", tasks=[quiz(folder)])
-    return folder / "sweep", found
+    found = measure_curves(recipes(small, "none", "uidl", "refit"), folder / "curves", drop="0..3", tasks=[quiz(folder)])
+    return folder / "curves", found
 
 
 def test_the_file_is_the_result_and_every_cut_is_there(swept):
     folder, found = swept
-    assert RatioSweep.load(folder / "sweep.json") == found and found.is_complete
+    assert RatioCurves.load(folder / "curve.json") == found and found.is_complete
     assert found.counts == (1, 2, 3) and list(found.recipes) == ["none", "uidl", "refit"]
     assert [(one.method, one.n_net) for one in found.points] == [(m, n) for m in found.recipes for n in found.counts]
     for one in found.points:
@@ -103,21 +103,21 @@ def test_the_guards_share_one_pass_and_so_do_the_plain_cuts(small, tmp_path, mon
         return sums(self, students)
 
     monkeypatch.setattr(Oracle, "sums", counted)
-    found = sweep_ratios(recipes(small, "none", "uidl", "shortgpt"), tmp_path / "sweep", drop="0..3")
+    found = measure_curves(recipes(small, "none", "uidl", "shortgpt"), tmp_path / "curves", drop="0..3")
     different = {one.layers_out for one in found.points}
     assert len(passes) == 3 and passes[0] == 1 and passes[2] == len(different), "the teacher, the guards, the cuts"
 
 
-def test_what_a_sweep_cannot_score_is_refused_before_a_cut_is_made(small, tmp_path):
+def test_what_a_curve_cannot_score_is_refused_before_a_cut_is_made(small, tmp_path):
     written, unknown = tmp_path / "written.jsonl", tmp_path / "unknown.jsonl"
     written.write_text(json.dumps({"ctx": "w1 w2", "answer": "w3"}) + "\n")
-    with pytest.raises(ValueError, match="task 'written' has written answers; a sweep scores choices and last words"):
-        sweep_ratios(recipes(small, "uidl"), tmp_path / "sweep", drop="0..2", tasks=[load_task(written)])
+    with pytest.raises(ValueError, match="task 'written' has written answers; a curve scores choices and last words"):
+        measure_curves(recipes(small, "uidl"), tmp_path / "curves", drop="0..2", tasks=[load_task(written)])
     unknown.write_text(json.dumps({"ctx": "w1 w2", "target": " w3 w3 w3 w3 w3 w3"}) + "\n")
     keep = Keeping(0.9, "unknown")
     with pytest.raises(ValueError, match="the teacher has no item of 'unknown' right"):
-        sweep_ratios(recipes(small, "uidl"), tmp_path / "sweep", drop="0..2", tasks=[load_task(unknown)], keep=keep)
-    assert not (tmp_path / "sweep" / "points").exists()
+        measure_curves(recipes(small, "uidl"), tmp_path / "curves", drop="0..2", tasks=[load_task(unknown)], keep=keep)
+    assert not (tmp_path / "curves" / "points").exists()
 
 
 def test_tokens_go_to_the_methods_that_read_them():
@@ -135,15 +135,15 @@ class Killed(Exception):
     pass
 
 
-def without_clocks(sweep):
-    return [one.model_copy(update={"seconds": 0.0}) for one in (sweep.teacher, *sweep.points)]
+def without_clocks(curves):
+    return [one.model_copy(update={"seconds": 0.0}) for one in (curves.teacher, *curves.points)]
 
 
 LATER = [pytest.param(when, marks=pytest.mark.slow) for when in ("scan", "teacher: evaluate", "plain cuts: evaluate")]
 
 
 @pytest.mark.parametrize("when", ["guard", "refit, 2 layers: refit", *LATER])
-def test_a_killed_sweep_ends_in_the_same_points(when, small, swept, tmp_path):
+def test_a_killed_run_ends_in_the_same_points(when, small, swept, tmp_path):
     methods, task = recipes(small, "none", "uidl", "refit"), quiz(tmp_path)
 
     def kill(what, done, total):
@@ -151,51 +151,54 @@ def test_a_killed_sweep_ends_in_the_same_points(when, small, swept, tmp_path):
             raise Killed
 
     with pytest.raises(Killed):
-        sweep_ratios(methods, tmp_path / "sweep", drop="0..3", tasks=[task], progress=kill)
+        measure_curves(methods, tmp_path / "curves", drop="0..3", tasks=[task], progress=kill)
     if when.startswith("refit"):
-        half = RatioSweep.load(tmp_path / "sweep" / "sweep.json")
+        half = RatioCurves.load(tmp_path / "curves" / "curve.json")
         assert not half.is_complete and len(half.points) == 7
     done = []
-    found = sweep_ratios(methods, tmp_path / "sweep", drop="0..3", tasks=[task], progress=lambda what, *_: done.append(what))
+    found = measure_curves(methods, tmp_path / "curves", drop="0..3", tasks=[task], progress=lambda what, *_: done.append(what))
     assert without_clocks(found) == without_clocks(swept[1])
     if when.startswith("refit"):
         assert "scan" not in done and not any("plain cuts" in what or "refit, 1" in what for what in done)
 
 
-def test_a_finished_sweep_measures_nothing_and_can_be_widened(small, tmp_path):
+def test_a_finished_curve_measures_nothing_and_can_be_widened(small, tmp_path):
     methods, work = recipes(small, "none"), []
-    sweep = functools.partial(sweep_ratios, out=tmp_path / "sweep", progress=lambda what, *_: work.append(what))
-    first = sweep(methods, drop="0..2")
+    curves = functools.partial(measure_curves, out=tmp_path / "curves", progress=lambda what, *_: work.append(what))
+    first = curves(methods, drop="0..2")
     work.clear()
-    assert sweep(methods, drop="0..2") == first and not work
-    wider = sweep(recipes(small, "none", "uidl"), drop="0..3")
+    assert curves(methods, drop="0..2") == first and not work
+    wider = curves(recipes(small, "none", "uidl"), drop="0..3")
     assert [one for one in wider.points if one.method == "none"][:2] == list(first.points)
-    with pytest.raises(ValueError, match="holds 4 points that this sweep leaves out"):
-        sweep(methods, drop="0..2")
-    assert sweep(methods, drop="0..2", overwrite=True).points == first.points
+    with pytest.raises(ValueError, match="holds 4 points that this curves leaves out"):
+        curves(methods, drop="0..2")
+    assert curves(methods, drop="0..2", overwrite=True).points == first.points
 
 
 def test_other_text_or_tasks_need_the_users_word(small, swept, tmp_path):
     methods = {"none": recipe(small)}
-    sweep_ratios(methods, tmp_path / "sweep", drop="2")
+    measure_curves(methods, tmp_path / "curves", drop="2")
     shorter = {"none": recipe(small, text={"sources": [small["text"]], **TEXT, "length": 12})}
-    for changed in (functools.partial(sweep_ratios, shorter), functools.partial(sweep_ratios, methods, tasks=[quiz(tmp_path)])):
+    for changed in (
+        functools.partial(measure_curves, shorter),
+        functools.partial(measure_curves, methods, tasks=[quiz(tmp_path)]),
+    ):
         with pytest.raises(ValueError, match="other options, model or text"):
-            changed(tmp_path / "sweep", drop="2")
-    assert sweep_ratios(methods, tmp_path / "sweep", drop="2", tasks=[quiz(tmp_path)], overwrite=True).tasks
+            changed(tmp_path / "curves", drop="2")
+    assert measure_curves(methods, tmp_path / "curves", drop="2", tasks=[quiz(tmp_path)], overwrite=True).tasks
 
 
 def test_layers_read_from_disk_give_the_same_points(small, swept, tmp_path):
     methods = recipes(small, "none", "uidl", "refit")
-    found = sweep_ratios(methods, tmp_path / "sweep", drop="0..3", tasks=[quiz(tmp_path)], opening=Opening(resident="1"))
+    found = measure_curves(methods, tmp_path / "curves", drop="0..3", tasks=[quiz(tmp_path)], opening=Opening(resident="1"))
     assert without_clocks(found) == without_clocks(swept[1])
 
 
 def test_a_trained_replacement_is_a_method(small, tmp_path):
-    found = sweep_ratios(recipes(small, "none", "layer"), tmp_path / "sweep", drop="2", n_points=1)
+    found = measure_curves(recipes(small, "none", "layer"), tmp_path / "curves", drop="2", n_points=1)
     plain, layer = found.points
     assert layer.size.layers == plain.size.layers == 4 and layer.layers_out != plain.layers_out
-    assert (tmp_path / "sweep" / layer.plan).with_name("train.safetensors").exists()
+    assert (tmp_path / "curves" / layer.plan).with_name("train.safetensors").exists()
 
 
 # -- ranges and names ------------------------------------------------------------------------------------------------------
@@ -242,7 +245,7 @@ def test_method_names():
     assert method_choice("none") == ("default", {"replace": "none"})
     assert method_choice("refit") == ("default", {"repair": "refit", "replace": "none"})
     assert method_choice("layer") == ("default", {"replace": "layer"})
-    assert method_choice("uidl+sweep") == ("uidl", {"repair": "sweep"})
+    assert method_choice("uidl+sweep") == ("uidl", {"repair": "curves"})
     assert method_choice("refit+kl") == ("default", {"repair": "refit", "polish": "kl", "replace": "none"})
     assert method_choice("mine.yaml") == ("mine.yaml", {})
     assert all(method_choice(name) == (name, {}) for name in RECIPES)
@@ -253,7 +256,7 @@ def test_method_names():
     assert slug("some/where/my recipe.yaml") == "my-recipe.yaml"
 
 
-@pytest.mark.parametrize("name", ["refti", "refit+sweep", "uidl+shortgpt", "none+refit", "refit+", ""])
+@pytest.mark.parametrize("name", ["refti", "refit+curves", "uidl+shortgpt", "none+refit", "refit+", ""])
 def test_names_that_are_no_method(name):
     with pytest.raises(ValueError, match="--methods"):
         method_choice(name)
@@ -262,8 +265,8 @@ def test_names_that_are_no_method(name):
 def test_methods_of_different_text_are_not_compared(small, tmp_path):
     other = recipe(small, text={"sources": [small["text"]], **TEXT, "length": 12})
     with pytest.raises(ValueError, match="compares on one"):
-        sweep_ratios({"none": recipe(small), "refit": other}, tmp_path / "sweep")
-    assert not (tmp_path / "sweep").exists()
+        measure_curves({"none": recipe(small), "refit": other}, tmp_path / "curves")
+    assert not (tmp_path / "curves").exists()
 
 
 # -- the command -----------------------------------------------------------------------------------------------------------
@@ -276,30 +279,31 @@ def options(small, *more):
 def test_the_command(shoal, small, tmp_path):
     quiz(tmp_path)
     code, out, err = shoal(
-        "sweep", small["model"], "--out", "run", "--drop", "0..2", "--methods", "none,uidl", "--task", "quiz.jsonl",
+        "curve", small["model"], "--out", "run", "--drop", "0..2", "--methods", "none,uidl", "--task", "quiz.jsonl",
         "--keep", "10%", *options(small), "--json",
     )  # fmt: skip
     assert code == 0, err
-    found = RatioSweep.from_json(out)
-    assert found == RatioSweep.load(tmp_path / "run" / "sweep.json") and len(found.points) == 4
+    found = RatioCurves.from_json(out)
+    assert found == RatioCurves.load(tmp_path / "run" / "curve.json") and len(found.points) == 4
     assert "largest cut that keeps 10 % of perplexity" in err and "points; a break needs" in " ".join(err.split())
-    for name in ("sweep.png", "sweep.svg"):
+    assert (tmp_path / "run" / "report.html").exists()
+    for name in ("curve.png", "curve.svg"):
         assert (tmp_path / "run" / name).stat().st_size
 
 
 def test_the_first_items_are_those_that_every_point_is_scored_on(shoal, small, tmp_path):
     quiz(tmp_path)
     code, out, err = shoal(
-        "sweep", small["model"], "--out", "run", "--drop", "0..1", "--methods", "none", "--task", "quiz.jsonl", "--items", 2,
+        "curve", small["model"], "--out", "run", "--drop", "0..1", "--methods", "none", "--task", "quiz.jsonl", "--items", 2,
         *options(small), "--json",
     )  # fmt: skip
     assert code == 0, err
-    found = RatioSweep.from_json(out)
+    found = RatioCurves.from_json(out)
     assert [one.n_items for one in found.tasks] == [2] and len(found.points[0].right["quiz"]) == 2
 
 
 def test_the_cut_of_a_point_can_be_applied(shoal, small, tmp_path):
-    code, _, err = shoal("sweep", small["model"], "--out", "run", "--drop", "2..2", "--methods", "refit", *options(small))
+    code, _, err = shoal("curve", small["model"], "--out", "run", "--drop", "2..2", "--methods", "refit", *options(small))
     assert code == 0, err
     code, _, err = shoal("apply", "run/points/refit-02/plan.json", "--out", "student")
     assert code == 0 and (tmp_path / "student" / "model.safetensors").exists(), err
@@ -323,13 +327,13 @@ def test_the_cut_of_a_point_can_be_applied(shoal, small, tmp_path):
     ],
 )
 def test_mistakes_get_one_line_and_leave_nothing(shoal, small, tmp_path, more, said):
-    code, _, err = shoal("sweep", small["model"], "--out", "run", *options(small), *more)
+    code, _, err = shoal("curve", small["model"], "--out", "run", *options(small), *more)
     line = err.strip().splitlines()[-1]
     assert code == 2 and said in line and line.startswith("shoal: error:"), err
-    assert not (tmp_path / "run" / "sweep.json").exists()
+    assert not (tmp_path / "run" / "curve.json").exists()
 
 
 def test_a_folder_of_another_kind_is_refused(shoal, small, tmp_path):
     write_model(tmp_path / "other", seed=1)
-    code, _, err = shoal("sweep", small["model"], "--out", "other", *options(small))
+    code, _, err = shoal("curve", small["model"], "--out", "other", *options(small))
     assert code == 2 and "not empty and was not written by shoal" in err
