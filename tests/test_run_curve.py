@@ -245,7 +245,7 @@ def test_method_names():
     assert method_choice("none") == ("default", {"replace": "none"})
     assert method_choice("refit") == ("default", {"repair": "refit", "replace": "none"})
     assert method_choice("layer") == ("default", {"replace": "layer"})
-    assert method_choice("uidl+sweep") == ("uidl", {"repair": "curves"})
+    assert method_choice("uidl+sweep") == ("uidl", {"repair": "sweep"})
     assert method_choice("refit+kl") == ("default", {"repair": "refit", "polish": "kl", "replace": "none"})
     assert method_choice("mine.yaml") == ("mine.yaml", {})
     assert all(method_choice(name) == (name, {}) for name in RECIPES)
