@@ -23,7 +23,7 @@ from shoal.edits.drop import Drop
 from shoal.edits.plan import Plan
 from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
-from shoal.fit.fit_config import FitConfig
+from shoal.fit.fit_job import FitJob
 from shoal.fit.repair import Fit
 from shoal.fit.sites.folded_map import FoldedMapSite, find_output
 from shoal.fit.sites.linear_map import LinearMap
@@ -75,7 +75,8 @@ def main() -> None:
     rows = []
     for name, fit in TIMED.items():
         with _timed_solves() as solving:
-            seconds = _seconds(lambda fit=fit: fit(view, plan, student, batches, config=FitConfig(), known=known))
+            job = FitJob(view, student, batches, known=known)
+            seconds = _seconds(lambda fit=fit, job=job: fit(job, plan))
         layers = 1 if name != "sweep" else args.layers - n_out - start + 1
         running = seconds - sum(solving)
         rows.append(

@@ -21,6 +21,7 @@ from shoal.engine.student import Attached, Student
 from shoal.engine.view import DecoderView, Tap
 from shoal.fit.boundary_states import BoundaryStates
 from shoal.fit.fit_config import FitConfig
+from shoal.fit.fit_job import FitJob
 from shoal.fit.repair import Fit
 from shoal.fit.replacement_fit import fit_replacements
 from shoal.fit.sites.folded_map import find_output
@@ -113,7 +114,7 @@ def repaired(name: str, config: FitConfig = FitConfig(), *, fit: Fit | None = No
     def method(cut: Cut) -> Made:
         started = time.process_time()
         run = fit or fit_of(name)
-        swept = run(cut.view, cut.plan, cut.plain, cut.batches, config=config, known=cut.known)
+        swept = run(FitJob(cut.view, cut.plain, cut.batches, config, cut.known), cut.plan)
         made = Made(replace(cut.plain, overrides=swept.values, name=name), cut.fit.n_tokens, 0, time.process_time() - started)
         if config == FitConfig() and fit is None:
             cut.fitted[name] = made
@@ -128,7 +129,7 @@ def solved(kind: str, config: FitConfig = FitConfig(), **options: object) -> Met
     def method(cut: Cut) -> Made:
         student = cut.with_replacement(kind, layout="code", **options)
         started = time.process_time()
-        found = fit_replacements(cut.view, student, cut.batches, config=config, known=cut.known)
+        found = fit_replacements(FitJob(cut.view, student, cut.batches, config=config, known=cut.known))
         seconds = time.process_time() - started
         return Made(found.student, cut.fit.n_tokens, 0, seconds, new_parameters=_n_attached(found.student))
 

@@ -20,6 +20,7 @@ from shoal.engine.view import DecoderView
 from shoal.engine.workers import Workers, join
 from shoal.evaluate.evaluation import closeness
 from shoal.evaluate.perplexity import perplexities
+from shoal.fit.fit_job import FitJob
 from shoal.fit.linear_error import linear_errors
 from shoal.fit.sites.of_layer import Sites
 from shoal.fit.sweep import MAPS, sweep_layers
@@ -204,7 +205,9 @@ def launch(size: int, *arguments: str, timeout: float = 120.0) -> list[Ended]:
 def sweep(view, workers: Workers):
     """Refits after two removed layers, with folds that are cut through both workers' batches."""
     cut = Student(removed=frozenset({Unit("layer", 2), Unit("layer", 3)}))
-    return sweep_layers(view, cut, samples(24).batches(5), targets={1: 4, 4: 5, 5: 6}, sites=Sites(MAPS), workers=workers)
+    return sweep_layers(
+        FitJob(view, cut, samples(24).batches(5), workers=workers), targets={1: 4, 4: 5, 5: 6}, sites=Sites(MAPS)
+    )
 
 
 def run_job(size: int, folder: Path) -> list[dict[str, object]]:

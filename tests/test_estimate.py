@@ -1,13 +1,14 @@
 """A run says how long it will take: counts follow the recipe, and a time that is given chooses the most that fits."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import pytest
 
+from shoal.fit.table import REPAIRS, repair_named
 from shoal.recipes.recipe_file import load_recipe
 from shoal.run.estimate import Estimate, StageRates, estimate, minutes
-from shoal.run.time_budget import LADDER, SAFETY, in_time, parse_time
+from shoal.run.time_budget import SAFETY, efforts, in_time, parse_time
 
 RATES = StageRates(layers=1e-3, compared=5e-4, products=1e11, solves=2e10)
 
@@ -79,19 +80,30 @@ def test_no_times(text):
 
 
 def test_the_most_that_fits_is_taken_and_more_time_never_buys_less():
-    taken = []
+    taken, cost = [], {rung: seconds(repair=rung[0], guard=rung[1], fit={"tokens": rung[2]}) for rung in efforts()}
     for given in (60, 300, 900, 3600, 36_000):
         chosen, _ = in_time(world(), RATES, given)
         recipe = chosen.recipe
-        rung = next(i for i, (r, g, n) in enumerate(LADDER) if (r, g, n) == (recipe.repair, recipe.guard, recipe.fit.tokens))
-        assert rung == 0 or estimate(chosen, RATES).seconds <= SAFETY * given
-        taken.append(rung)
-    assert taken == sorted(taken) and taken[0] < taken[-1] == len(LADDER) - 1
+        spent = cost[recipe.repair, recipe.guard, recipe.fit.tokens]
+        assert spent <= SAFETY * given or spent == min(cost.values())
+        assert all(other <= spent or other > SAFETY * given for other in cost.values())
+        taken.append(spent)
+    assert taken == sorted(taken) and taken[0] == min(cost.values()) < taken[-1] == max(cost.values())
+
+
+def test_a_repair_says_what_time_may_be_spent_on_it(monkeypatch):
+    toy = replace(repair_named("map"), name="toy", efforts=((3, 777),))
+    monkeypatch.setitem(REPAIRS, "toy", toy)
+    for name in [one for one in REPAIRS if one != "toy"]:
+        monkeypatch.setitem(REPAIRS, name, replace(REPAIRS[name], efforts=()))
+    monkeypatch.setitem(REPAIRS, "auto", replace(REPAIRS["auto"], efforts=((2, 10**9),)))
+    chosen, said = in_time(world(), RATES, 900)
+    assert (chosen.recipe.repair, chosen.recipe.guard, chosen.recipe.fit.tokens) == ("toy", 3, 777) and "repair toy" in said
 
 
 def test_too_little_time_is_said_and_the_least_is_done():
     chosen, said = in_time(world(), RATES, 1)
-    assert chosen.recipe.fit.tokens == LADDER[0][2] and "min are expected" in said
+    assert chosen.recipe.fit.tokens == 8_000 and "min are expected" in said
 
 
 def test_a_run_that_goes_on_keeps_what_it_chose(tmp_path):

@@ -11,6 +11,7 @@ from shoal.engine.student import Attached, Student
 from shoal.engine.view import DecoderView
 from shoal.fit import norm_scale as magnitude
 from shoal.fit.fit_config import FitConfig
+from shoal.fit.fit_job import FitJob
 from shoal.fit.fit_plan import fit_plan
 from shoal.fit.sites.site import CannotRefit
 from shoal.fit.sums import folds_of
@@ -51,7 +52,7 @@ def test_folding_equals_scaling_the_stream(family, monkeypatch):
         with pytest.raises(CannotRefit, match=rf"this {family} model adds {ABSENT[family]}"):
             fit_plan(view, plan, text, repair="magnitude", batch_size=12)
         return
-    swept = fit_of("magnitude")(view, plan, lacking(2, 4), text.batches(12), config=FitConfig())
+    swept = fit_of("magnitude")(FitJob(view, lacking(2, 4), text.batches(12), config=FitConfig()), plan)
     assert set(swept.values) == {3, 5}
     batch = Batch(samples(3, seed=1).ids_NT)
     folded = view.logits(batch, student=Student(lacking(2, 4).removed, swept.values))
@@ -92,7 +93,7 @@ def test_a_cut_up_to_the_last_layer_has_nothing_to_scale():
 def test_the_ratio_is_of_the_students_own_boundary():
     """Mean over samples of mean|y| / mean|x|, on the samples of the fit."""
     view, text = DecoderView(tiny_model("llama")), samples(40)
-    swept = fit_of("magnitude")(view, plan_without(3), lacking(3), text.batches(40), config=FitConfig())
+    swept = fit_of("magnitude")(FitJob(view, lacking(3), text.batches(40), config=FitConfig()), plan_without(3))
     (batch,) = text.batches(40)
     fitted = folds_of([batch])[0] > 0
     x, y = (boundary(view, batch, Student(), stop)[fitted].double().abs().mean((1, 2)) for stop in (3, 4))

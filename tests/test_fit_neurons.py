@@ -13,6 +13,7 @@ from shoal.engine.view import DecoderView
 from shoal.engine.workers import ALONE
 from shoal.fit.boundary_states import read_all
 from shoal.fit.fit_config import FitConfig
+from shoal.fit.fit_job import FitJob
 from shoal.fit.sites.neuron_pool import NeuronPool, Ranking, ranking_batches
 from shoal.fit.sites.neurons import diagonal_of_inverse, moved, neurons_of, part_of, saliency
 from shoal.fit.sites.of_layer import Sites, probe_of
@@ -92,7 +93,7 @@ def test_the_neurons_of_a_removed_mlp_are_found_and_do_its_work(family):
     view, batches = planted(family), samples().batches(20)
     lacks = Student(removed=frozenset({Unit("layer", 3)}))
     swept = sweep_layers(
-        view, lacks, batches, targets={2: 4}, sites=Sites(("mlp",), gathers=True), config=FitConfig(ridge=1e-9)
+        FitJob(view, lacks, batches, config=FitConfig(ridge=1e-9)), targets={2: 4}, sites=Sites(("mlp",), gathers=True)
     )
     (one,) = swept.layers
     assert one.maps[0].form == "neurons" and one.n_kept
@@ -134,7 +135,7 @@ def test_a_layer_takes_neurons_only_where_that_lowers_its_error(family):
     lacks = Student(removed=frozenset({Unit("layer", 3), Unit("layer", 4)}))
     try:
         with_, without = (
-            sweep_layers(view, lacks, batches, targets={2: 5}, sites=Sites(("mlp",), gathers=gathers))
+            sweep_layers(FitJob(view, lacks, batches), targets={2: 5}, sites=Sites(("mlp",), gathers=gathers))
             for gathers in (True, False)
         )
     except CannotRefit:
@@ -187,12 +188,14 @@ def test_neurons_that_never_answer_change_nothing(silent):
             getattr(model.model.layers[index].mlp, silent).weight.zero_()
     lacks = Student(removed=frozenset({Unit("layer", 3)}))
     ours, theirs = (
-        sweep_layers(DecoderView(model), lacks, samples().batches(20), targets={2: 4}, sites=Sites(("attn",), gathers=gathers))
+        sweep_layers(
+            FitJob(DecoderView(model), lacks, samples().batches(20)), targets={2: 4}, sites=Sites(("attn",), gathers=gathers)
+        )
         for gathers in (True, False)
     )
     assert all(torch.equal(value, theirs.values[2][name]) for name, value in ours.values[2].items())
     swept = sweep_layers(
-        DecoderView(model), lacks, samples().batches(20), targets={2: 4}, sites=Sites(("mlp", "attn"), gathers=True)
+        FitJob(DecoderView(model), lacks, samples().batches(20)), targets={2: 4}, sites=Sites(("mlp", "attn"), gathers=True)
     )
     assert swept.layers[0].error_after < swept.layers[0].error_before
 
@@ -210,7 +213,8 @@ def test_where_no_neurons_can_be_chosen_the_map_is_solved_as_without_them(monkey
         samples().batches(20),
     )
     ours, theirs = (
-        sweep_layers(view, lacks, batches, targets={2: 4}, sites=Sites(("mlp",), gathers=gathers)) for gathers in (True, False)
+        sweep_layers(FitJob(view, lacks, batches), targets={2: 4}, sites=Sites(("mlp",), gathers=gathers))
+        for gathers in (True, False)
     )
     assert [one.form for one in ours.layers[0].maps] == ["neurons", "weight"] and theirs.layers[0].n_kept == 1
     assert ours.layers[0].error_after == theirs.layers[0].error_after < ours.layers[0].error_before
@@ -223,7 +227,9 @@ def test_a_map_that_was_solved_with_its_neurons_is_not_solved_again_at_once():
         Student(removed=frozenset({Unit("layer", 3)})),
         samples().batches(20),
     )
-    (one,) = sweep_layers(view, lacks, batches, targets={2: 4}, sites=Sites(("mlp", "attn", "mlp"), gathers=True)).layers
+    (one,) = sweep_layers(
+        FitJob(view, lacks, batches), targets={2: 4}, sites=Sites(("mlp", "attn", "mlp"), gathers=True)
+    ).layers
     assert [place.form for place in one.maps] == ["neurons", "weight", "weight"]
     assert [place.parameters[-1] for place in one.maps] == [
         "mlp.down_proj.weight",
@@ -286,7 +292,10 @@ def test_candidates_of_layers_on_disk_are_those_of_layers_in_memory(family, remo
     targets = {layer: end for layer, end in zip(kept, [*kept[1:], 8], strict=True) if layer >= removed[0] - 1}
     ours, theirs = (
         sweep_layers(
-            view, lacks, samples().batches(20), targets=targets, sites=Sites(("mlp", "attn", "mlp"), gathers=True), share=2 / 3
+            FitJob(view, lacks, samples().batches(20)),
+            targets=targets,
+            sites=Sites(("mlp", "attn", "mlp"), gathers=True),
+            share=2 / 3,
         )
         for view in (DecoderView(opened.model, residency=streamed), DecoderView(model))
     )
@@ -299,7 +308,9 @@ def test_candidates_of_layers_on_disk_are_those_of_layers_in_memory(family, remo
 def test_what_keeps_its_own_neurons_says_why():
     lacks = Student(removed=frozenset({Unit("layer", 3)}))
     swept = sweep_layers(
-        DecoderView(tiny_model("bitnet")), lacks, samples().batches(20), targets={2: 4}, sites=Sites(("mlp",), gathers=True)
+        FitJob(DecoderView(tiny_model("bitnet")), lacks, samples().batches(20)),
+        targets={2: 4},
+        sites=Sites(("mlp",), gathers=True),
     )
     assert len(swept.skipped) == 1 and swept.skipped[0].endswith("it keeps its own neurons")
 

@@ -18,6 +18,7 @@ from shoal.edits.replace.table import REPLACEMENTS, replacement_named
 from shoal.engine.student import Attached, Student
 from shoal.engine.view import DecoderView
 from shoal.fit.fit_config import FitConfig
+from shoal.fit.fit_job import FitJob
 from shoal.fit.held_out import LayerEnds, observe
 from shoal.fit.replacement_fit import closed_form_of, fit_replacements
 from shoal.fit.sites.site import CannotRefit
@@ -155,7 +156,7 @@ def test_modules_are_fitted_front_to_back_and_errors_are_those_of_the_student(ki
     view, text = DecoderView(tiny_model("llama")), samples(60)
     spans = (Span(1, 3), Span(4, 5))
     start = student_with(view, kind, *spans)
-    found = fit_replacements(view, start, text.batches(16))
+    found = fit_replacements(FitJob(view, start, text.batches(16)))
     assert [(one.layer, one.target) for one in found.layers] == [(1, 3), (4, 5)]
     (batch,) = text.batches(60)
     held = folds_of([batch])[0] == 0
@@ -175,7 +176,7 @@ def test_known_states_of_the_teacher_change_no_bit():
     batches = text.batches(20)
     known = {stop: [boundary(view, batch, Student(), stop) for batch in batches] for stop in range(1, 7)}
     start = student_with(view, "free", Span(2, 4))
-    one, two = (fit_replacements(view, start, batches, known=states).attached[0].module for states in (None, known))
+    one, two = (fit_replacements(FitJob(view, start, batches, known=states)).attached[0].module for states in (None, known))
     assert all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())
 
 
@@ -183,7 +184,9 @@ def test_the_papers_own_ratio_of_hadamard():
     """Mean over samples of mean |(y H)_k| / mean |(x H)_k|."""
     view, text = DecoderView(tiny_model("llama")), samples(40)
     start = student_with(view, "hadamard", Span(2, 3))
-    found = fit_replacements(view, start, text.batches(40), config=FitConfig(solve="ratio", sinks="counted", keep="always"))
+    found = fit_replacements(
+        FitJob(view, start, text.batches(40), config=FitConfig(solve="ratio", sinks="counted", keep="always"))
+    )
     (batch,) = text.batches(40)
     fitted = folds_of([batch])[0] > 0
     h_DD = rotation_matrix(view.hidden_size, like=torch.zeros((), dtype=torch.float64))
@@ -205,7 +208,9 @@ def test_an_entry_with_a_closed_form_says_which(name):
 def test_a_ratio_is_refused_where_the_form_has_none():
     view = DecoderView(tiny_model("llama"))
     with pytest.raises(CannotRefit, match="'free' has no values by ratio"):
-        fit_replacements(view, student_with(view, "free", Span(2, 3)), samples(12).batches(12), config=FitConfig(solve="ratio"))
+        fit_replacements(
+            FitJob(view, student_with(view, "free", Span(2, 3)), samples(12).batches(12), config=FitConfig(solve="ratio"))
+        )
 
 
 def test_a_student_without_a_closed_form_is_refused():
@@ -213,7 +218,7 @@ def test_a_student_without_a_closed_form_is_refused():
     description = replacement_named("layer").resolved(view)
     student = Student(attached=(Attached(Span(1, 3), description.build(view, Span(1, 3)), 1),))
     with pytest.raises(CannotRefit, match="linear, free, hadamard"):
-        fit_replacements(view, student, samples(12).batches(12))
+        fit_replacements(FitJob(view, student, samples(12).batches(12)))
 
 
 def test_padding_enters_no_observation():
@@ -287,7 +292,7 @@ def test_a_toy_replacement_is_solved_from_what_its_entry_says(monkeypatch):
     view, text = DecoderView(tiny_model("llama")), samples(40)
     start = Student(attached=(Attached(Span(2, 4), replacement_named("shift").build(view, Span(2, 4)), 2),))
     config = FitConfig(weights="plain", sinks="counted", keep="always", ridge=0.0)
-    found = fit_replacements(view, start, text.batches(40), config=config)
+    found = fit_replacements(FitJob(view, start, text.batches(40), config=config))
     (batch,) = text.batches(40)
     fitted = folds_of([batch])[0] > 0
     x, y = (boundary(view, batch, Student(), at)[fitted].double() for at in (2, 4))

@@ -19,6 +19,7 @@ from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
 from shoal.fit.boundary_states import Between, read_all
 from shoal.fit.fit_config import FitConfig
+from shoal.fit.fit_job import FitJob
 from shoal.fit.fit_plan import fit_plan, without_refits
 from shoal.fit.held_out import LayerEnds, held_out, observe, plain, relative
 from shoal.fit.sites.folded_map import find_output
@@ -251,8 +252,8 @@ def test_a_planted_constant_layer_is_repaired_exactly():
 def test_the_layer_before_a_cut_changes_by_its_share(share):
     """With the student's input the teacher's own, what is missing is linear in the share, and so is its least squares."""
     view, batches = view_of(), samples(60).batches(20)
-    options = dict(targets={1: 4, 4: 5}, sites=Sites(("mlp",)), config=FitConfig(weights="plain", ridge=1e-3, keep="always"))
-    whole, part = (sweep_layers(view, lacking(2, 3), batches, share=s, **options) for s in (1.0, share))
+    job = FitJob(view, lacking(2, 3), batches, FitConfig(weights="plain", ridge=1e-3, keep="always"))
+    whole, part = (sweep_layers(job, targets={1: 4, 4: 5}, sites=Sites(("mlp",)), share=s) for s in (1.0, share))
     name = "mlp.down_proj.weight"
     before = dict(view.model.model.layers[1].named_parameters())[name].detach()
     torch.testing.assert_close(part.values[1][name] - before, share * (whole.values[1][name] - before), rtol=1e-3, atol=1e-6)
@@ -261,7 +262,9 @@ def test_the_layer_before_a_cut_changes_by_its_share(share):
 
 def test_the_last_layer_that_is_fitted_takes_all_that_is_left():
     view, batches = view_of(), samples(60).batches(20)
-    last = [sweep_layers(view, lacking(4, 5), batches, targets={3: 6}, sites=Sites(("mlp",)), share=s) for s in (0.5, 1.0)]
+    last = [
+        sweep_layers(FitJob(view, lacking(4, 5), batches), targets={3: 6}, sites=Sites(("mlp",)), share=s) for s in (0.5, 1.0)
+    ]
     assert all(torch.equal(value, last[1].values[3][name]) for name, value in last[0].values[3].items())
     assert last[0].layers[0].share == 1.0
 
@@ -271,7 +274,9 @@ def test_known_states_of_the_teacher_change_no_bit():
     known = {at: [boundary(view, batch, Student(), at) for batch in batches] for at in range(7)}
     some = {at: known[at] for at in (2, 5)}
     ours, all_known, some_known = (
-        sweep_layers(view, lacking(2, 3), batches, targets={1: 4, 4: 5, 5: 6}, sites=Sites(("mlp",)), share=0.5, known=one)
+        sweep_layers(
+            FitJob(view, lacking(2, 3), batches, known=one), targets={1: 4, 4: 5, 5: 6}, sites=Sites(("mlp",)), share=0.5
+        )
         for one in (None, known, some)
     )
     for layer, own in ours.values.items():
@@ -294,8 +299,8 @@ def test_padding_changes_nothing():
     text = samples(lengths=lengths_N)
     ids_NT = torch.where(torch.arange(LENGTH) < lengths_N[:, None], text.ids_NT, 0)
     wide = Samples(torch.nn.functional.pad(ids_NT, (0, 5), value=7), lengths_N, "training", "", "", 0)
-    one_by_one = sweep_layers(view_of(), lacking(2), wide.batches(1), targets={1: 3}, sites=Sites(("attn", "mlp")))
-    together = sweep_layers(view_of(), lacking(2), wide.batches(40), targets={1: 3}, sites=Sites(("attn", "mlp")))
+    one_by_one = sweep_layers(FitJob(view_of(), lacking(2), wide.batches(1)), targets={1: 3}, sites=Sites(("attn", "mlp")))
+    together = sweep_layers(FitJob(view_of(), lacking(2), wide.batches(40)), targets={1: 3}, sites=Sites(("attn", "mlp")))
     assert together.layers[0].maps[0].n_tokens == one_by_one.layers[0].maps[0].n_tokens
     assert together.layers[0].error_after == pytest.approx(one_by_one.layers[0].error_after, rel=1e-3)
     for name, value in together.values[1].items():
@@ -320,7 +325,7 @@ def test_massive_tokens_are_sinks_apart_and_arrive_at_their_target():
         model.model.embed_tokens.weight[1] *= 500.0
     view, text = DecoderView(model), samples(60)
     text.ids_NT[:, 0] = 1
-    swept = sweep_layers(view, lacking(2), text.batches(60), targets={1: 3}, sites=Sites(("mlp",)))
+    swept = sweep_layers(FitJob(view, lacking(2), text.batches(60)), targets={1: 3}, sites=Sites(("mlp",)))
     (fit,) = swept.layers[0].maps
     n_fitted = sum(int((folds > 0).sum()) for folds in folds_of(text.batches(60)))
     assert fit.n_sinks == n_fitted and fit.n_tokens == n_fitted * (LENGTH - 1)

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from shoal.cli import main
 from shoal.edits.plan import Plan
 from shoal.edits.refit import Refit
 from shoal.fit.fit_config import FEWEST_TOKENS, TOKENS_PER_INPUT, FitConfig
+from shoal.fit.fit_plan import fit_plan
 from shoal.fit.repairs.solve import solved_replacements
 from shoal.fit.table import REPAIRS
 from shoal.run.apply import apply_plan
@@ -110,6 +112,18 @@ def test_a_trained_layer_and_a_repair_take_turns_in_one_folder(small, tmp_path):
     back = compress(layer, tmp_path / "run", overwrite=True)
     assert same(load_file(back.folder / "train.safetensors"), values) and back.repaired is None
     assert not (back.folder / "fit.safetensors").exists()
+
+
+@pytest.mark.parametrize("replacement", ["linear", "free"])
+def test_a_repair_that_was_undone_leaves_a_plan_that_can_be_applied(replacement, small, tmp_path, monkeypatch):
+    """A replacement whose values were found worse than its start keeps the start, and the files beside the plan hold it."""
+    worse = partial(fit_plan, quality=lambda students: [0.0, 1.0])
+    monkeypatch.setattr("shoal.fit.fit_plan.fit_plan", lambda *args, **options: worse(*args, **{**options, **worse.keywords}))
+    outcome = compress(recipe(small, "solve", replace=replacement, polish="none"), tmp_path / "run")
+    assert not outcome.repaired.kept and outcome.repaired.kl_after == 1.0
+    applied = apply_plan(outcome.folder / "fitted.json", tmp_path / "applied", trust_remote_code=True)
+    for file in outcome.model.glob("*.safetensors"):
+        assert same(load_file(file), load_file(applied.path / file.name))
 
 
 def test_an_unknown_repair_is_refused(small):

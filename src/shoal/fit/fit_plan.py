@@ -15,6 +15,7 @@ from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
 from shoal.engine.workers import ALONE, Workers
 from shoal.fit.fit_config import FitConfig
+from shoal.fit.fit_job import FitJob
 from shoal.fit.fit_result import CannotRefit, FitResult, Refitted
 from shoal.fit.table import fit_of, repair_named
 from shoal.text.samples import Samples
@@ -52,7 +53,8 @@ def fit_plan(
         repair: its name in the table, but ``none``. ``auto`` leaves the plain cut where nothing has a closed form, and its
             result says why.
         config: how tokens count, and the ridge; the text is ``samples``.
-        quality: measures students on text of its own; a repair that it finds worse than none is undone.
+        quality: measures students on text of its own; a repair that it finds worse than none is undone, and replacements that
+            it would have set keep the values they start with.
         progress: called with (layers done, layers in all).
         workers: the processes that share the text; all of them get the same values.
     Raises:
@@ -69,7 +71,7 @@ def fit_plan(
         n_layers = fit.last_layer(plan) + 1
         after_layer = None if progress is None else lambda layer: progress(layer + 1, n_layers)
         batches = samples.batches(batch_size)
-        found = fit(view, plan, student, batches, config=config, after_layer=after_layer, workers=workers)
+        found = fit(FitJob(view, student, batches, config, after_layer=after_layer, workers=workers), plan)
     except CannotRefit as reason:
         if not entry.else_plain:
             raise
@@ -84,14 +86,16 @@ def fit_plan(
         data_hash=samples.data_hash,
         seconds=time.monotonic() - started,
     )
+    # Without its repair a replacement has its start; written down, or nobody could make the student from the plan's files.
+    undone = values_of(student.attached) if entry.sets_replacements else {}
     if not found.values and not found.attached:
-        return FittedPlan(plan, {}, result.model_copy(update=dict(kept=False)))
+        return FittedPlan(plan, undone, result.model_copy(update=dict(kept=False)))
     if quality is not None:
         repaired = replace(student, overrides=found.values, attached=found.attached or student.attached, name="repaired")
         before, after = quality([student, repaired])
         result = result.model_copy(update=dict(kl_before=before, kl_after=after, kept=after < before))
         if not result.kept:
-            return FittedPlan(plan, {}, result)
+            return FittedPlan(plan, undone, result)
     return FittedPlan(_with_refits(plan, found.values), _named(found.values) | values_of(found.attached), result)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,17 +23,17 @@ from torch import Tensor
 from shoal.edits.plan import Plan
 from shoal.engine.student import Student
 from shoal.engine.view import DecoderView, Reading
-from shoal.engine.workers import ALONE, Workers
 from shoal.fit.boundary_states import BoundaryStates, SpilledStates, emptied
 from shoal.fit.fit_config import FitConfig
+from shoal.fit.fit_job import FitJob
 from shoal.fit.fit_result import LayerFit, MapFit, Refitted
 from shoal.fit.held_out import WEIGHTS, LayerEnds, counted, real_and_sinks
 from shoal.fit.magnitude_ratio import mean_ratio, whole
 from shoal.fit.sites.of_layer import Sites, probe_of
 from shoal.fit.sites.site import CannotRefit, Site
-from shoal.fit.walk import Goal, Here, walk
+from shoal.fit.walk import Goal, Here
 from shoal.words.structure import units_off
-from shoal.words.types import Batch, Span, spans_of
+from shoal.words.types import Span, spans_of
 
 # Largest relative difference that the epsilon of a norm can make where the stream is small. A layer that differs by more is not
 # indifferent to the scale of the stream.
@@ -44,19 +44,8 @@ SCALE_TOLERANCE = 1e-2
 class NormScale:
     """One scale per cut, as a repair. It takes one pass of one stream, so every worker makes it for itself."""
 
-    def __call__(
-        self,
-        view: DecoderView,
-        plan: Plan,
-        student: Student,
-        batches: Sequence[Batch],
-        *,
-        config: FitConfig,
-        known: Mapping[int, BoundaryStates] | None = None,
-        after_layer: Callable[[int], None] | None = None,
-        workers: Workers = ALONE,
-    ) -> Refitted:
-        return scale_cuts(view, student, batches, cuts=_cuts(plan), config=config, known=known, after_layer=after_layer)
+    def __call__(self, job: FitJob, plan: Plan) -> Refitted:
+        return scale_cuts(job.alone(), cuts=_cuts(plan))
 
     def last_layer(self, plan: Plan) -> int:
         return _cuts(plan)[-1].start
@@ -70,41 +59,32 @@ def _cuts(plan: Plan) -> tuple[Span, ...]:
 
 
 @torch.no_grad()
-def scale_cuts(
-    view: DecoderView,
-    student: Student,
-    batches: Sequence[Batch],
-    *,
-    cuts: Sequence[Span],
-    config: FitConfig,
-    known: Mapping[int, BoundaryStates] | None = None,
-    after_layer: Callable[[int], None] | None = None,
-) -> Refitted:
+def scale_cuts(job: FitJob, *, cuts: Sequence[Span]) -> Refitted:
     """Scale the stream after each cut to the teacher's mean magnitude; several cuts front to back, with the student's input.
 
     Args:
-        student: lacks the layers of ``cuts``, front to back, and nothing else.
-        known, after_layer: as for :func:`shoal.fit.walk.walk`.
+        job: its student lacks the layers of ``cuts``, front to back, and nothing else.
     Raises:
         CannotRefit: no layer follows the first cut; a layer or the head is not indifferent to the scale of the stream; a layer
             has no maps to fold it into.
     """
+    view = job.view
     kept_after = [layer for layer in range(cuts[0].start, view.n_layers) if not any(layer in cut for cut in cuts)]
     if not kept_after:
         raise CannotRefit(
             "the cut reaches the last layer, and the final norm undoes any scale of the stream; use --repair sweep, or none"
         )
-    probe = probe_of(view, batches)
+    probe = probe_of(view, job.batches)
     sites = {layer: _sites(view, layer, probe) for layer in kept_after}
     _refuse_head(view, probe)
     goals = {cut.start: Goal(cut.stop) for cut in cuts}
     scales: list[float] = []
     fits: list[LayerFit] = []
-    for here in walk(view, student, batches, goals=goals, known=known, after_layer=after_layer):
+    for here in job.walk(goals):
         started = time.monotonic()
         ends = here.ends()
-        scale = float(mean_ratio(ends, of=whole, config=config))
-        fit = _record(here, ends, scale, config)
+        scale = float(mean_ratio(ends, of=whole, config=job.config))
+        fit = _record(here, ends, scale, job.config)
         scales.append(scale if fit.n_kept else 1.0)
         here.set(outputs=_scaled_states(ends.inputs, scales[-1]))
         fits.append(fit.model_copy(update=dict(seconds=time.monotonic() - started)))

@@ -5,7 +5,7 @@ Free of torch: recipes and the command's help read the table, so an entry import
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -14,13 +14,8 @@ from shoal.words.model_shape import ModelShape
 
 if TYPE_CHECKING:
     from shoal.edits.plan import Plan
-    from shoal.engine.student import Student
-    from shoal.engine.view import DecoderView
-    from shoal.engine.workers import Workers
-    from shoal.fit.boundary_states import BoundaryStates
-    from shoal.fit.fit_config import FitConfig
+    from shoal.fit.fit_job import FitJob
     from shoal.fit.fit_result import Refitted
-    from shoal.words.types import Batch
 
 TrainedOn = frozenset[Literal["stream", "logits"]]
 """What a training after the repair compares with the teacher's: states of the stream, logits, or both; empty: nothing."""
@@ -33,24 +28,9 @@ Cholesky factor."""
 class Fit(Protocol):
     """Solves the cuts of a plan."""
 
-    def __call__(
-        self,
-        view: DecoderView,
-        plan: Plan,
-        student: Student,
-        batches: Sequence[Batch],
-        *,
-        config: FitConfig,
-        known: Mapping[int, BoundaryStates] | None = None,
-        after_layer: Callable[[int], None] | None = None,
-        workers: Workers = ...,
-    ) -> Refitted:
-        """Solve them.
+    def __call__(self, job: FitJob, plan: Plan) -> Refitted:
+        """Solve them, for the plan's student.
 
-        Args:
-            student: the plan's student before the repair.
-            known, after_layer: as for :func:`shoal.fit.walk.walk`.
-            workers: the processes that share the batches; all of them get the same values.
         Raises:
             CannotRefit: nothing of it has a closed form, or there is too little text.
         """
@@ -92,6 +72,7 @@ class Repair:
         sets_replacements: it sets the values of replacements, not those of kept layers.
         compares_repaired: the tournament compares its candidates repaired; False: as they are.
         needs_layers: it is of whole layers that go, not of single sublayers.
+        efforts: what ``--time`` may spend on it: candidates that compete, and tokens of the fit; the larger one leaves less KL.
         else_plain: where nothing has a closed form the plain cut stands, said aloud, instead of an error.
     """
 
@@ -103,6 +84,7 @@ class Repair:
     sets_replacements: bool = False
     compares_repaired: bool = True
     needs_layers: bool = False
+    efforts: tuple[tuple[int, int], ...] = ()
     else_plain: bool = False
 
     def refusal(self, replacement: Replacement | None, trained_on: TrainedOn) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,37 +20,25 @@ from shoal.edits.plan import Plan
 from shoal.edits.replace.closed_form import ClosedForm
 from shoal.edits.replace.modules import StreamModule
 from shoal.edits.replace.table import REPLACEMENTS
-from shoal.engine.student import Attached, Student
-from shoal.engine.view import DecoderView, Reading
-from shoal.engine.workers import ALONE, Workers
-from shoal.fit.boundary_states import BoundaryStates, free
+from shoal.engine.student import Attached
+from shoal.engine.view import Reading
+from shoal.fit.boundary_states import free
 from shoal.fit.fit_config import FitConfig
+from shoal.fit.fit_job import FitJob
 from shoal.fit.fit_result import CannotRefit, LayerFit, MapFit, Refitted
 from shoal.fit.held_out import LayerEnds, observe
 from shoal.fit.magnitude_ratio import mean_ratio
 from shoal.fit.solve import ridge_change, solve_for
 from shoal.fit.sums import MapSums, no_sums
-from shoal.fit.walk import Goal, Here, walk
-from shoal.words.types import Batch
+from shoal.fit.walk import Goal, Here
 
 
 @dataclass(frozen=True)
 class SolveReplacements:
     """The closed forms of a plan's replacements, as a repair. It takes d x d sums, so every worker makes it for itself."""
 
-    def __call__(
-        self,
-        view: DecoderView,
-        plan: Plan,
-        student: Student,
-        batches: Sequence[Batch],
-        *,
-        config: FitConfig,
-        known: Mapping[int, BoundaryStates] | None = None,
-        after_layer: Callable[[int], None] | None = None,
-        workers: Workers = ALONE,
-    ) -> Refitted:
-        return fit_replacements(view, student, batches, config=config, known=known, after_layer=after_layer)
+    def __call__(self, job: FitJob, plan: Plan) -> Refitted:
+        return fit_replacements(job.alone())
 
     def last_layer(self, plan: Plan) -> int:
         return max((edit.start for edit in plan.replacements), default=0)
@@ -62,39 +50,30 @@ def closed_form_of(module: nn.Module) -> ClosedForm | None:
 
 
 @torch.no_grad()
-def fit_replacements(
-    view: DecoderView,
-    student: Student,
-    batches: Sequence[Batch],
-    *,
-    config: FitConfig = FitConfig(),  # noqa: B008  (frozen)
-    known: Mapping[int, BoundaryStates] | None = None,
-    after_layer: Callable[[int], None] | None = None,
-) -> Refitted:
+def fit_replacements(job: FitJob) -> Refitted:
     """Set the values of every attached module that has a closed form, in copies: the given modules stay as they are.
 
     Args:
-        student: its other modules, removed layers and overrides stay.
-        known, after_layer: as for :func:`shoal.fit.walk.walk`.
+        job: other modules of its student, removed layers and overrides stay.
     Raises:
         CannotRefit: no attached module has a closed form; too few samples.
     """
-    unsolved = {one.span.start: one for one in student.attached if closed_form_of(one.module) is not None}
+    unsolved = {one.span.start: one for one in job.student.attached if closed_form_of(one.module) is not None}
     if not unsolved:
         known_forms = ", ".join(name for name, kind in REPLACEMENTS.items() if kind.has_closed_form)
         raise CannotRefit(f"no replacement of this plan has a closed form; those that have: {known_forms}")
     goals = {start: Goal(one.span.stop) for start, one in unsolved.items()}
     solved: dict[int, Attached] = {}
     fits: list[LayerFit] = []
-    for here in walk(view, student, batches, goals=goals, known=known, after_layer=after_layer):
+    for here in job.walk(goals):
         started = time.monotonic()
         attached = unsolved[here.layer]
         module = copy.deepcopy(attached.module)
         assert isinstance(module, StreamModule)
-        fit = _solve(module, here, config)
+        fit = _solve(module, here, job.config)
         solved[here.layer] = replace(attached, module=module)
         fits.append(fit.model_copy(update=dict(seconds=time.monotonic() - started)))
-    modules = tuple(solved.get(one.span.start, one) for one in student.attached)
+    modules = tuple(solved.get(one.span.start, one) for one in job.student.attached)
     return Refitted({}, tuple(fits), attached=modules)
 
 

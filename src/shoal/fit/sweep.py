@@ -8,18 +8,16 @@ leaves them the remaining difference; 2/3 was best (docs/log.md). The last layer
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from shoal.edits.plan import Plan
-from shoal.engine.student import Student
-from shoal.engine.view import DecoderView, Reading
-from shoal.engine.workers import ALONE, Workers
-from shoal.fit.boundary_states import BoundaryStates
+from shoal.engine.view import Reading
 from shoal.fit.fit_config import FitConfig
+from shoal.fit.fit_job import FitJob
 from shoal.fit.fit_result import CannotRefit, LayerFit, Refitted
 from shoal.fit.layer_fit import LayerSolver
 from shoal.fit.repair import N_SUMS, RepairSize, bytes_of_sums
@@ -27,9 +25,8 @@ from shoal.fit.sites.neuron_pool import EXTRA, NeuronPool, Ranking, ranking_batc
 from shoal.fit.sites.of_layer import Sites, probe_of
 from shoal.fit.sites.site import MapKind
 from shoal.fit.targets import from_first_cut
-from shoal.fit.walk import Goal, Here, walk
+from shoal.fit.walk import Goal, Here
 from shoal.words.model_shape import ModelShape
-from shoal.words.types import Batch
 
 MAPS: tuple[MapKind, ...] = ("mlp", "attn", "mlp")
 """What is solved for in each layer, in order. The MLP's map comes first: its change reaches the stream as it is, while a change
@@ -60,30 +57,8 @@ class Sweep:
     sites: Sites
     share: float = 1.0
 
-    def __call__(
-        self,
-        view: DecoderView,
-        plan: Plan,
-        student: Student,
-        batches: Sequence[Batch],
-        *,
-        config: FitConfig,
-        known: Mapping[int, BoundaryStates] | None = None,
-        after_layer: Callable[[int], None] | None = None,
-        workers: Workers = ALONE,
-    ) -> Refitted:
-        return sweep_layers(
-            view,
-            student,
-            batches,
-            targets=self.targets(plan),
-            sites=self.sites,
-            share=self.share,
-            config=config,
-            known=known,
-            after_layer=after_layer,
-            workers=workers,
-        )
+    def __call__(self, job: FitJob, plan: Plan) -> Refitted:
+        return sweep_layers(job, targets=self.targets(plan), sites=self.sites, share=self.share)
 
     def last_layer(self, plan: Plan) -> int:
         return max(self.targets(plan))
@@ -109,41 +84,29 @@ def whole_sweep_size(shape: ModelShape, n_kept: int) -> RepairSize:
 
 
 @torch.no_grad()
-def sweep_layers(
-    view: DecoderView,
-    student: Student,
-    batches: Sequence[Batch],
-    *,
-    targets: Mapping[int, int],
-    sites: Sites,
-    share: float = 1.0,
-    config: FitConfig = FitConfig(),  # noqa: B008  (frozen)
-    known: Mapping[int, BoundaryStates] | None = None,
-    after_layer: Callable[[int], None] | None = None,
-    workers: Workers = ALONE,
-) -> Refitted:
+def sweep_layers(job: FitJob, *, targets: Mapping[int, int], sites: Sites, share: float = 1.0) -> Refitted:
     """Refit layers of a student, each with the refits before it in place.
 
     Args:
-        student: lacks layers or sublayers; nothing else is overridden.
+        job: its student lacks layers or sublayers; nothing else is overridden.
         targets: layer to the teacher's boundary that its output is fitted to; the student has no layer in between.
         sites: what is set in each layer.
         share: the part of the teacher's change over a cut that the layer before it is asked to make up.
-        known, after_layer, workers: as for :func:`shoal.fit.walk.walk`; all workers get the same values.
     Raises:
         CannotRefit: too few samples; no sublayer of any of the layers can be refitted.
     """
+    view, batches, config = job.view, job.batches, job.config
     probe = probe_of(view, batches)
     sites.refuse_none(view, targets, probe)
-    n_ranking = len(list(workers.share(batches[: ranking_batches(batches)])))
+    n_ranking = len(list(job.workers.share(batches[: ranking_batches(batches)])))
     last = max(targets)
     goals = {layer: Goal(stop, share if layer + 1 < stop and layer < last else 1.0) for layer, stop in targets.items()}
     swept: dict[int, dict[str, Tensor]] = {}
     fits: list[LayerFit] = []
     skipped: list[str] = []
-    for here in walk(view, student, batches, goals=goals, known=known, after_layer=after_layer, workers=workers):
+    for here in job.walk(goals):
         started = time.monotonic()
-        step = student.step(here.layer)
+        step = job.student.step(here.layer)
         there = sites if step is None else sites.without(step.zeroed)
         pool, why_not = _pool_of(here, there, probe, config=config, n_ranking=n_ranking)
         ends = here.ends(passing=None if pool is None else pool.visit)

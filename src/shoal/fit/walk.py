@@ -59,13 +59,11 @@ class Here:
     """
 
     def __init__(self, streams: _Streams, layer: int, goal: Goal, student: Student, *, is_last: bool) -> None:
-        step = student.step(layer)
-        assert step is not None and step.module is None, "a walk stops at layers that run"
         self.view, self.workers = streams.view, streams.workers
         self.layer, self.goal, self.is_last = layer, goal, is_last
         self.readings, self.folds = streams.readings, streams.folds
         self._streams = streams
-        self._step = step
+        self._step = student.step(layer)  # None, or a module, where the body sets the states behind the place itself
         self._behind = [one for left_out in range(layer, goal.boundary) for one in student.behind(left_out)]
         self._outputs: BoundaryStates | None = None
 
@@ -116,9 +114,12 @@ class Here:
         Args:
             outputs: the states behind the layer, where the body has them already; else the layer is run for them.
         """
-        self._step, self._outputs = self._with(values), outputs
+        if values:
+            self._step = self._with(values)
+        self._outputs = outputs
 
     def _with(self, values: LayerValues | None) -> Step:
+        assert self._step is not None, "no layer runs here"
         return replace(self._step, overrides={**(self._step.overrides or {}), **values}) if values else self._step
 
     def leave(self) -> None:
@@ -127,7 +128,7 @@ class Here:
         if not self.is_last:
             streams.teacher_to(self.goal.boundary)
             outputs = self._outputs
-            if outputs is None:
+            if outputs is None and self._step is not None:
                 outputs = advance(self.view, self._step, self.readings, streams.ours)
             streams.move(ours=outputs)
             for step in self._behind:

@@ -1,6 +1,6 @@
 """``--time``: what to spend the time that is given on.
 
-A ladder of efforts, each a change of the recipe; the highest whose estimate fits is taken. What was taken stands in
+The repairs of the table say what may be spent on them; of all that, what takes longest and still fits is taken. It stands in
 ``recipe.yaml`` as plain numbers, so the run can be repeated on any machine, and a run that goes on takes them from there.
 """
 
@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shoal.fit.table import REPAIRS, repair_named
 from shoal.recipes.recipe import Recipe
 from shoal.run.estimate import StageRates, estimate, minutes
 
@@ -19,18 +20,8 @@ if TYPE_CHECKING:
 
 UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
-LADDER: tuple[tuple[str, int, int], ...] = (
-    ("refit", 2, 8_000),
-    ("refit", 2, 16_000),
-    ("refit", 2, 32_000),
-    ("auto", 2, 16_000),
-    ("auto", 4, 32_000),
-    ("auto", 4, 48_000),
-    ("auto", 4, 96_000),
-    ("auto", 4, 192_000),
-    ("auto", 4, 384_000),
-)
-"""Repair, candidates and tokens of the fit; each takes longer than the one before it and leaves less KL (docs/smollm2.md)."""
+Effort = tuple[str, int, int]
+"""Repair, candidates and tokens of its fit."""
 
 SAFETY = 0.8  # of the time: an estimate may be off, and a run that ends late breaks a promise
 
@@ -56,30 +47,38 @@ def in_time(inputs: Inputs, rates: StageRates, seconds: float, *, begun: Path | 
         ValueError: the recipe sets by itself what the ladder would.
     """
     recipe = inputs.recipe
-    if recipe.repair not in ("auto", "sweep", "refit") or recipe.fit.tokens is not None or recipe.replace != "none":
+    if not repair_named(recipe.repair).efforts or recipe.fit.tokens is not None or recipe.replace != "none":
         raise ValueError(
             "--time sets repair, candidates and tokens of the repair; leave out --effort, --repair, --replace and --fit-tokens"
         )
-    for repair, guard, tokens in reversed(LADDER):
-        tried = _with(recipe, repair, guard, tokens)
-        if begun is not None:
-            if begun.read_text(encoding="utf-8") == tried.to_yaml():
-                return replace(inputs, recipe=tried), f"as this run began: {_said(repair, guard, tokens)}"
-            continue
-        if estimate(inputs, rates, recipe=tried).seconds <= SAFETY * seconds:
-            return replace(inputs, recipe=tried), _said(repair, guard, tokens)
+    recipes = {effort: _with(recipe, effort) for effort in efforts()}
     if begun is not None:
+        text = begun.read_text(encoding="utf-8")
+        for effort, tried in recipes.items():
+            if text == tried.to_yaml():
+                return replace(inputs, recipe=tried), f"as this run began: {_said(effort)}"
         raise ValueError(f"{begun} is of a run with other options; add --overwrite to replace it, or give another --out")
-    repair, guard, tokens = LADDER[0]
-    least = _with(recipe, repair, guard, tokens)
-    expected = minutes(estimate(inputs, rates, recipe=least).seconds)
-    return replace(inputs, recipe=least), f"{_said(repair, guard, tokens)}, the least there is: {expected} min are expected"
+    expected = {effort: estimate(inputs, rates, recipe=tried).seconds for effort, tried in recipes.items()}
+    fitting = [effort for effort in recipes if expected[effort] <= SAFETY * seconds]
+    if fitting:
+        most = max(fitting, key=lambda effort: expected[effort])
+        return replace(inputs, recipe=recipes[most]), _said(most)
+    least = min(recipes, key=lambda effort: expected[effort])
+    said = f"{_said(least)}, the least there is: {minutes(expected[least])} min are expected"
+    return replace(inputs, recipe=recipes[least]), said
 
 
-def _with(recipe: Recipe, repair: str, guard: int, tokens: int) -> Recipe:
+def efforts() -> list[Effort]:
+    """Everything that time may be spent on."""
+    return [(name, *spent) for name, entry in REPAIRS.items() for spent in entry.efforts]
+
+
+def _with(recipe: Recipe, effort: Effort) -> Recipe:
+    repair, guard, tokens = effort
     changes = {"repair": repair, "guard": min(guard, recipe.guard), "fit": recipe.fit.model_copy(update={"tokens": tokens})}
     return recipe.model_copy(update=changes)
 
 
-def _said(repair: str, guard: int, tokens: int) -> str:
+def _said(effort: Effort) -> str:
+    repair, guard, tokens = effort
     return f"repair {repair} on {tokens:,} tokens, {guard} candidates"

@@ -18,4 +18,14 @@ def size(shape: ModelShape, n_kept: int) -> RepairSize:
     return whole_sweep_size(shape, n_kept)
 
 
-AUTO = Repair("auto", "sweep where the family has an exact one, else the plain cut, said aloud", fit, size, else_plain=True)
+EFFORTS = ((2, 16_000), (4, 32_000), (4, 48_000), (4, 96_000), (4, 192_000), (4, 384_000))
+"""docs/smollm2.md has what they leave."""
+
+AUTO = Repair(
+    "auto",
+    "sweep where the family has an exact one, else the plain cut, said aloud",
+    fit,
+    size,
+    efforts=EFFORTS,
+    else_plain=True,
+)

@@ -21,4 +21,6 @@ def size(shape: ModelShape, n_kept: int) -> RepairSize:
     return RepairSize(parameters=maps, layers=1, solved=(shape.ffn, shape.hidden, shape.ffn), sums=sums)
 
 
-REFIT = Repair("refit", "the maps of the last kept layer before each cut", fit, size)
+EFFORTS = ((2, 8_000), (2, 16_000), (2, 32_000))
+
+REFIT = Repair("refit", "the maps of the last kept layer before each cut", fit, size, efforts=EFFORTS)
