@@ -52,7 +52,7 @@ def reloaded(path, **options):
     return model
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES))
+@pytest.mark.parametrize("name", sorted(name for name, one in RECIPES.items() if one.recipe.grow is None))
 def test_every_recipe_ends_in_a_checkpoint_of_the_planned_size(name, small, tmp_path):
     outcome = compress(recipe(small, name), tmp_path / "run")
     model = reloaded(outcome.model, trust_remote_code=load_recipe(name).replace in ("hadamard", "free"))  # layouts with code

@@ -386,7 +386,7 @@ class HealingOptions:
         typer.Option(
             "--heal",
             metavar="NAME",
-            help="Then train more than the repair set: lora, qlora, partial, full, norms, or none (`shoal heal --help`)."
+            help="Then train more than the repair set: lora, qlora, partial, new, full, norms, or none (`shoal heal --help`)."
             + default("none"),
         ),
     ] = None

@@ -22,7 +22,7 @@ class TrainedOptions:
 
     method: Annotated[
         str | None,
-        typer.Option("--method", metavar="NAME", help="lora, qlora, partial, full or norms." + default(USUAL.method)),
+        typer.Option("--method", metavar="NAME", help="lora, qlora, partial, new, full or norms." + default(USUAL.method)),
     ] = None
     tokens: Annotated[
         int | None,

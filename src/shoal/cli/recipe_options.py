@@ -46,6 +46,7 @@ def with_options(recipe: str, **options: Any) -> Recipe:
     if asked:
         given = {"seed": asked.seed, "observers": asked.observers, **given}
         text = {**{name: value for name, value in asked.text.items() if value is not None}, **text}
+    grow = given.pop("grow", {})
     heal: dict[str, Any] = {"tokens": given.pop("heal_tokens")} if "heal_tokens" in given else {}
     if "prune" in given:
         given["prune"] = _pruning(given["prune"])
@@ -55,7 +56,7 @@ def with_options(recipe: str, **options: Any) -> Recipe:
         heal["method"] = given.pop("heal")
     if heal and "method" not in heal and ("heal" in given or load_recipe(recipe).heal is None):
         raise ValueError("--heal-tokens is for healing, and nothing is healed; add --heal lora")
-    nested = {"heal": heal, "text": text, "fit": fit, "train": train, "search": search}
+    nested = {"heal": heal, "text": text, "fit": fit, "train": train, "search": search, "grow": grow}
     changes: dict[str, Any] = {**given, **{name: below for name, below in nested.items() if below}}
     found = load_recipe(recipe, changes)
     refuse_unread(found, options)

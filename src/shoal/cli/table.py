@@ -18,6 +18,7 @@ from shoal.cli.cut import cut
 from shoal.cli.demo import demo
 from shoal.cli.eval import evaluate
 from shoal.cli.export import export
+from shoal.cli.grow import grow
 from shoal.cli.heal import heal
 from shoal.cli.help import parser
 from shoal.cli.plan import plan
@@ -53,6 +54,7 @@ OTHERS = {
     "verify": verify,
     "report": report,
     "prune": prune,
+    "grow": grow,
 }
 """The steps of ``compress`` one by one, studies, and work on files."""
 

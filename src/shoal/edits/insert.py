@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from shoal.edits.base import BaseEdit, Index
 from shoal.edits.inits import Init, init_named
@@ -43,6 +43,14 @@ class Insert(BaseEdit):
     @classmethod
     def _known(cls, value: str) -> str:
         return init_named(value).name
+
+    @model_validator(mode="after")
+    def _one_is_predicted(self) -> Insert:
+        if self.start.weights == "predicted" and len(self.of) > 1:
+            raise ValueError(
+                f"init {self.init!r} says one layer between two, and {len(self.of)} are asked for behind layer {self.after}"
+            )
+        return self
 
     @property
     def start(self) -> Init:
@@ -82,9 +90,6 @@ class Insert(BaseEdit):
         from shoal.edits.inserted_layers import blended
 
         return blended(self, view) if self.start.weights == "blend" else {}
-
-    def replaces(self) -> str:
-        return f"{len(self.of)} new behind {self.after} ({self.init})"
 
     def __str__(self) -> str:
         n, like = len(self.of), f"like {runs_said(self.of)}"

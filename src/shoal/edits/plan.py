@@ -21,8 +21,10 @@ from shoal.words.structure import (
     Structure,
     absent_layers,
     describe,
+    inserted,
     intact,
     kept_layers,
+    runs_said,
     stored,
     units_of,
     units_off,
@@ -149,6 +151,11 @@ class Plan(Record):
         return only_source and not any(edit.writes() for edit in self.edits)
 
     @property
+    def is_changed(self) -> bool:
+        """Whether layers or parts of them are gone, replaced or put in."""
+        return bool(self.removed_layers or self.removed_units or inserted(self.structure))
+
+    @property
     def is_of_whole_layers(self) -> bool:
         """True when the student is a row of the source's layers as they are stored; some may be gone, some stand twice."""
         return all(slot.is_as_stored for slot in self.structure) and not any(edit.writes() for edit in self.edits)
@@ -170,8 +177,12 @@ class Plan(Record):
         return bool(self.chosen) and self.chosen != choice_hash(self.edits)
 
     def __str__(self) -> str:
-        said = "; ".join([describe(self.structure, self.n_layers), *filter(None, (edit.replaces() for edit in self.edits))])
-        return f"{said}; {self.before.layers} -> {self.after.layers} layers"
+        said = [describe(self.structure, self.n_layers), *filter(None, (edit.replaces() for edit in self.edits))]
+        new = inserted(self.structure)
+        if new:
+            names = ", ".join(dict.fromkeys(edit.init for edit in self.edits if isinstance(edit, Insert)))
+            said.append(f"{len(new)} new behind {runs_said(slot.place for slot in new)} ({names})")
+        return f"{'; '.join(said)}; {self.before.layers} -> {self.after.layers} layers"
 
 
 def structure_of(edits: Sequence[Edit], n_layers: int) -> Structure:

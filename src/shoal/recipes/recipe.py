@@ -19,6 +19,7 @@ from shoal.fit.table import repair_named
 from shoal.measure.observers import observer_named
 from shoal.prune.prune_config import PruneConfig
 from shoal.select.budget import parse_budget, parse_parameters
+from shoal.select.grow_config import GrowConfig
 from shoal.select.search.search_config import SearchConfig
 from shoal.select.table import SELECTORS, selector_named
 from shoal.train.config import ON_THE_STREAM, POLISH, TrainConfig
@@ -82,6 +83,7 @@ class Recipe(Record):
             (``kl``), or ``none``. None: as ``train`` says where it names an objective or stages; else ``hidden`` where
             something is put in place of a span, ``none`` where nothing is.
         train: how it is trained; unused where nothing is.
+        grow: new layers; then, too, nothing is chosen. Layers may be named beside it, which go first.
         prune: weights of the layers that stay, set to zero behind all that; None: none are.
         heal: training of anything else behind all that, into the final checkpoint; None: nothing more is trained.
         speed: whether the evaluation measures how fast teacher and student run.
@@ -97,6 +99,7 @@ class Recipe(Record):
     parameters: str | None = None
     layers: str | None = None
     keep: str | None = None
+    grow: GrowConfig | None = None
     select: str = "span"
     units: UnitChoice = "layers"
     search: SearchConfig = SearchConfig()
@@ -187,7 +190,7 @@ class Recipe(Record):
     @classmethod
     def _nothing_to_choose(cls, content: Any) -> Any:
         """Where the layers are named no candidates compete, whatever the recipe below says."""
-        if isinstance(content, dict) and (content.get("layers") is not None or content.get("keep") is not None):
+        if isinstance(content, dict) and any(content.get(name) is not None for name in ("layers", "keep", "grow")):
             return {**content, "guard": 1, "rounds": 1}
         return content
 
@@ -199,6 +202,7 @@ class Recipe(Record):
             self._conflicts_of_repair,
             self._conflicts_of_sublayers,
             self._conflicts_of_nothing,
+            self._conflicts_of_growing,
         )
         refuse([said for one in conflicts for said in one()])
         return self
@@ -272,6 +276,15 @@ class Recipe(Record):
         if repair_named(self.repair).needs_layers:
             yield f"--repair {self.repair} is of whole layers, and {named}; use --repair refit, auto or none"
 
+    def _conflicts_of_growing(self) -> Iterator[str]:
+        """What is put in is no cut that could be repaired; it is trained by healing."""
+        if self.grow is None:
+            return
+        if self.replace != "none" or self.repair != "none":
+            yield f"new layers go with no repair ({self.repair}) and no replacement ({self.replace}); --heal new trains them"
+        if self.grow.cut and (self.layers is not None or self.keep is not None):
+            yield f"grow.cut={self.grow.cut} removes the deepest layers, and others are named; leave out one of them"
+
     def _trained_on(self) -> TrainedOn:
         """What the training of this recipe compares with the teacher's."""
         trained = self.training()
@@ -290,12 +303,12 @@ class Recipe(Record):
 
     @property
     def is_by_hand(self) -> bool:
-        """Whether the layers are named, so that nothing is chosen."""
-        return self.layers is not None or self.keep is not None
+        """Whether it is said what becomes of the layers, so that nothing is chosen."""
+        return self.layers is not None or self.keep is not None or self.grow is not None
 
     def to_yaml(self) -> str:
         """All fields, but those of a choice where nothing is chosen."""
-        unused = set(CHOOSING) if self.is_by_hand else {"layers", "keep"}
+        unused = set(CHOOSING) if self.is_by_hand else {"layers", "keep", "grow"}
         return yaml.safe_dump(self.model_dump(mode="json", exclude=unused), sort_keys=False, width=120)
 
     def protected(self, n_layers: int) -> frozenset[int]:

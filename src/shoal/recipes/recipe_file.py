@@ -58,7 +58,7 @@ def _one_choice(changes: Mapping[str, Any]) -> Mapping[str, Any]:
     named = [name for name in ("layers", "keep") if changes.get(name) is not None]
     if not named:
         is_budget = any(changes.get(name) is not None for name in ("drop", "parameters"))
-        return {**changes, "layers": None, "keep": None} if is_budget else changes
+        return {**changes, "layers": None, "keep": None, "grow": None} if is_budget else changes
     if len(named) > 1:
         raise ValueError("--layers says what goes and --keep what stays; give one of them")
     unread = next((option for name, option in CHOOSING.items() if changes.get(name) is not None), None)

@@ -9,10 +9,13 @@ from shoal.recipes.named.default import DEFAULT
 from shoal.recipes.named.depth_then_width import DEPTH_THEN_WIDTH
 from shoal.recipes.named.evopress_depth import EVOPRESS_DEPTH
 from shoal.recipes.named.ghosted_layers import GHOSTED_LAYERS
+from shoal.recipes.named.grow import GROW
 from shoal.recipes.named.high import HIGH
 from shoal.recipes.named.high_heal import HIGH_HEAL
 from shoal.recipes.named.lamp import LAMP_ZEROS
+from shoal.recipes.named.lesa import LESA
 from shoal.recipes.named.linearpatch import LINEARPATCH
+from shoal.recipes.named.llama_pro import LLAMA_PRO
 from shoal.recipes.named.llm_streamline import LLM_STREAMLINE
 from shoal.recipes.named.low import LOW
 from shoal.recipes.named.owl import OWL_ZEROS
@@ -20,7 +23,9 @@ from shoal.recipes.named.prune_comp import PRUNE_COMP
 from shoal.recipes.named.reassessing import REASSESSING
 from shoal.recipes.named.replaceme import REPLACEME
 from shoal.recipes.named.shortgpt import SHORTGPT
+from shoal.recipes.named.slayer import SLAYER
 from shoal.recipes.named.sleb import SLEB
+from shoal.recipes.named.solar import SOLAR
 from shoal.recipes.named.sparsegpt import SPARSEGPT_ZEROS
 from shoal.recipes.named.streamline_kd import STREAMLINE_KD
 from shoal.recipes.named.uidl import UIDL
@@ -52,5 +57,10 @@ RECIPES: dict[str, NamedRecipe] = {
         OWL_ZEROS,
         LAMP_ZEROS,
         DEPTH_THEN_WIDTH,
+        GROW,
+        LLAMA_PRO,
+        SOLAR,
+        LESA,
+        SLAYER,
     )
 }

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from shoal.edits.drop import Drop
 from shoal.edits.plan import structure_of
+from shoal.select.growth import deepest, new_layers
 from shoal.select.model_size import NOTHING, PutBack
 from shoal.words.records import stable_hash
 from shoal.words.structure import SUBLAYERS
+from shoal.words.types import Unit
 from shoal.words.unit_names import removed_by_hand
 
 if TYPE_CHECKING:
@@ -20,12 +22,12 @@ if TYPE_CHECKING:
     from shoal.recipes.recipe import Recipe
     from shoal.select.model_size import ModelSize
     from shoal.select.request import Refuse
-    from shoal.words.types import Unit
 
 
 def named_key(fingerprint: str, recipe: Recipe, put_back: PutBack = NOTHING) -> str:
     """Identity of such a plan; the same whether the model was opened for it or not."""
-    return stable_hash("plan by hand", fingerprint, recipe.layers, recipe.keep, repr(put_back))
+    grown = () if recipe.grow is None else (repr(recipe.grow),)
+    return stable_hash("plan by hand", fingerprint, recipe.layers, recipe.keep, repr(put_back), *grown)
 
 
 def named_plan(
@@ -38,7 +40,7 @@ def named_plan(
     refuse: Refuse,
     put_back: PutBack = NOTHING,
 ) -> Plan:
-    """The plan that takes out what the recipe names.
+    """The plan that takes out what the recipe names, and puts in the new layers that it asks for.
 
     Args:
         layers: of the source, with or without weights; they say which sublayers there are.
@@ -50,21 +52,38 @@ def named_plan(
     from shoal.select.budget import realised
     from shoal.select.plan_of import plan_of
 
-    gone = removed_by_hand(recipe.layers, recipe.keep, size.n_layers)
+    gone = named_gone(recipe, size.n_layers)
     refuse_inseparable(gone, layers)
     edits = edits_without(gone, put_back)
+    if recipe.grow is not None:
+        whole = {unit.index for unit in gone if unit.kind == "layer"}
+        edits = (*edits, *new_layers(recipe.grow, size.n_layers, whole))
     reason = refuse(structure_of(edits, size.n_layers))
     if reason is not None:
         raise ValueError(f"{asked_said(recipe)} cannot be done: {reason}")
-    said = realised(size, edits, put_back.own_parameters)
+    said = realised(size, edits, put_back.own_parameters) if recipe.grow is None else grown_said(size, edits)
     return plan_of(
         edits,
         size,
         own_parameters=put_back.own_parameters,
         source=source,
         source_hash=source_hash,
-        method=f"layers given by hand; {said}; asked {asked_said(recipe)}" if edits else "no layer goes",
+        method=f"{'layers given by hand' if recipe.grow is None else 'grown'}; {said}; asked {asked_said(recipe)}"
+        if edits
+        else "no layer goes",
     )
+
+
+def named_gone(recipe: Recipe, n_layers: int) -> frozenset[Unit]:
+    """What the recipe takes out; with new layers that may be nothing.
+
+    Raises:
+        ValueError: as :func:`~shoal.words.unit_names.removed_by_hand`; none would be left.
+    """
+    if recipe.layers is not None or recipe.keep is not None:
+        return frozenset(removed_by_hand(recipe.layers, recipe.keep, n_layers))
+    assert recipe.grow is not None
+    return frozenset(Unit("layer", layer) for layer in deepest(recipe.grow, n_layers))
 
 
 def as_edited(plan: Plan, size: ModelSize, own_parameters: int = 0) -> Plan:
@@ -108,6 +127,16 @@ def refuse_inseparable(units: Iterable[Unit], layers: nn.ModuleList) -> None:
         )
 
 
+def grown_said(size: ModelSize, edits: tuple[Edit, ...]) -> str:
+    """``32 -> 40 layers (6,738,415,616 -> 8,357,474,304 parameters)``."""
+    after = size.after(structure_of(edits, size.n_layers))
+    return f"{size.n_layers} -> {after.layers} layers ({size.total:,} -> {after.parameters:,} parameters)"
+
+
 def asked_said(recipe: Recipe) -> str:
-    """The option as it was given."""
+    """The options as they were given."""
+    if recipe.grow is not None:
+        where = f" --where {recipe.grow.where}" if recipe.grow.where else ""
+        cut = f" behind a cut of {recipe.grow.cut}" if recipe.grow.cut else ""
+        return f"--to {recipe.grow.to} --init {recipe.grow.init}{where}{cut}"
     return f"--layers {recipe.layers}" if recipe.layers is not None else f"--keep {recipe.keep}"

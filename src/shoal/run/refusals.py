@@ -80,13 +80,16 @@ def refuse_units(view: DecoderView, units: Sequence[Unit]) -> None:
 
 
 def refuse_named(inputs: Inputs) -> None:
-    """Raises ValueError for named layers that this model has not, or named sublayers that it cannot leave out."""
+    """Raises ValueError for named layers that this model has not, named sublayers that it cannot leave out, or a depth that it
+    cannot be grown to."""
     from shoal.checkpoint.in_memory import refuse_inexact_sublayers
     from shoal.engine.student import Student
-    from shoal.run.by_hand import refuse_inseparable
-    from shoal.words.unit_names import removed_by_hand
+    from shoal.run.by_hand import named_gone, refuse_inseparable
+    from shoal.select.growth import new_layers
 
     view = inputs.view
-    gone = removed_by_hand(inputs.recipe.layers, inputs.recipe.keep, view.n_layers)
+    gone = named_gone(inputs.recipe, view.n_layers)
+    if inputs.recipe.grow is not None:
+        new_layers(inputs.recipe.grow, view.n_layers, {unit.index for unit in gone if unit.kind == "layer"})
     refuse_inseparable(gone, view.model.get_submodule(view.layers_path))
     refuse_inexact_sublayers(view, Student(removed=gone))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from shoal.edits.plan import Plan
 from shoal.run.stages.fit import FITTED, VALUES
 from shoal.run.stages.polish import TRAINED
+from shoal.run.stages.predict import PREDICTED
 from shoal.run.stages.prune import PRUNED, pruned_values
 
 if TYPE_CHECKING:
@@ -25,12 +26,12 @@ def plan_file(folder: Path) -> Path:
 
 
 def values_for(plan: Plan, folder: Path) -> dict[str, Tensor]:
-    """The values of a plan that lie in its folder: the trained ones where they were, else those of the closed form; and zeros.
+    """The values of a plan in its folder: trained ones where they were, else of the closed form, else predicted; and zeros.
 
     Those of edits that the plan does not have are left alone: the values of a repair lie beside the plan it was made from, too.
     """
     from shoal.engine.tensors import each_tensor
 
-    file = next((folder / name for name in (TRAINED, VALUES) if (folder / name).exists()), None)
+    file = next((folder / name for name in (TRAINED, VALUES, PREDICTED) if (folder / name).exists()), None)
     found = {**(dict(each_tensor(file)) if file is not None else {}), **pruned_values(folder)}
     return {name: value for name, value in found.items() if any(edit.owns(name) for edit in plan.edits)}

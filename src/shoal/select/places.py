@@ -25,7 +25,8 @@ def inserts(n_layers: int, n_new: int, init: Init, where: str, *, kept: Sequence
         where: a name of :data:`~shoal.edits.inits.Where`, or the layers behind which one each is put, with commas.
         kept: the layers that run; all of them unless given. The others are no places.
     Raises:
-        ValueError: nothing to put in; not one of the forms; places that do not exist, or that lie behind the last layer where
+        ValueError: nothing to put in; more than one predicted layer behind one layer;
+            not one of the forms; places that do not exist, or that lie behind the last layer where
             the init needs a neighbour on either side; more layers for a range than there are.
     """
     row = list(range(n_layers)) if kept is None else sorted(kept)
@@ -35,6 +36,12 @@ def inserts(n_layers: int, n_new: int, init: Init, where: str, *, kept: Sequence
         return (_range(row, n_new, init),)
     places = _places(row, n_new, init, where)
     counts = Counter(places)
+    crowded = next((after for after, n in counts.items() if n > 1), None)
+    if init.weights == "predicted" and crowded is not None:
+        raise ValueError(
+            f"init {init.name!r} says one layer between two, and {counts[crowded]} are asked for behind layer {crowded}; "
+            "ask for fewer, or use --init interpolate"
+        )
     return tuple(Insert(after=after, init=init.name, of=(after,) * n) for after, n in sorted(counts.items()))
 
 

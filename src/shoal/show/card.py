@@ -31,6 +31,9 @@ from shoal.words.types import spans_of
 from shoal.words.yaml_text import parse_yaml
 
 INHERITED = ("license", "license_name", "license_link", "language")
+CUT = ("shoal", "depth-pruning", "layer-pruning", "model-compression")
+GROWN = ("shoal", "depth-up-scaling")
+"""Tags of a card, where layers are gone and where they were only put in."""
 N_GENERATIONS = 3  # The card shows these; evaluation.json has all of them.
 
 
@@ -60,12 +63,13 @@ def card(
         inherited: metadata of the source's card (:func:`inherited_metadata`); without a licence there the card names none.
     """
     name = source_name(plan.source)
+    said = headline(plan, evaluation, thinned=thinned)
     sections = (
-        _front_matter(name, inherited or {}),
-        f"# {words(name)}, {became(plan)}\n\n{_summary(headline(plan, evaluation, thinned=thinned))}",
+        _front_matter(name, inherited or {}, GROWN if said.changed == "What was put in" else CUT),
+        f"# {words(name)}, {became(plan)}\n\n{_summary(said)}",
         _load(plan),
         _figures(evaluation),
-        _removed(plan) if plan.removed_layers or plan.removed_units or thinned is None else "",
+        _removed(plan, said.changed) if plan.is_changed or thinned is None else "",
         _zeros(thinned),
         _generations(evaluation.generations),
         _reproduce(plan, name, recipe_name, command),
@@ -101,12 +105,12 @@ def _is_plain(value: Any) -> bool:
 # -- sections ------------------------------------------------------------------------------------------------------------
 
 
-def _front_matter(name: str, inherited: Mapping[str, Any]) -> str:
+def _front_matter(name: str, inherited: Mapping[str, Any], tags: Sequence[str]) -> str:
     metadata: dict[str, Any] = {
         "base_model": name,
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["shoal", "depth-pruning", "layer-pruning", "model-compression"],
+        "tags": list(tags),
     }
     metadata.update({key: inherited[key] for key in INHERITED if key in inherited})
     return f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---"
@@ -145,8 +149,8 @@ def _figures(evaluation: Evaluation) -> str:
     return f"## Figures\n\n{table(figures(evaluation))}\n\n{figures_note(evaluation)}"
 
 
-def _removed(plan: Plan) -> str:
-    lines = ["## What was removed", "", f"Layer numbers are those of the source. In short: {plan}."]
+def _removed(plan: Plan, heading: str) -> str:
+    lines = [f"## {heading}", "", f"Layer numbers are those of the source. In short: {plan}."]
     details = [f"- {edit}" for edit in plan.edits if not isinstance(edit, Prune)]  # zeros have a section of their own
     lines += ["", *details] if details else []
     lines += ["", f"How it was chosen: {words(plan.method)}"] if plan.method else []

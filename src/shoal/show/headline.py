@@ -15,7 +15,7 @@ from shoal.evaluate.tasks.benchmark import Benchmark
 from shoal.prune.thin_result import ThinResult
 from shoal.show.markdown import coded
 from shoal.words.numbers import change, in_bytes, number, percent, short, times
-from shoal.words.structure import units_off, units_said
+from shoal.words.structure import inserted, units_off, units_said
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,18 @@ class Fact:
 
 @dataclass(frozen=True)
 class Headline:
-    """What a run did, in a sentence and in figures. ``cost`` and ``gain`` are empty before the evaluation."""
+    """What a run did, in a sentence and in figures. ``cost`` and ``gain`` are empty before the evaluation.
+
+    Attributes:
+        changed: the heading over what was done to the layers.
+    """
 
     name: str
     summary: str
     removed: tuple[Fact, ...]
     cost: tuple[Fact, ...] = ()
     gain: tuple[Fact, ...] = ()
+    changed: str = "What was removed"
 
 
 def headline(
@@ -53,6 +58,11 @@ def headline(
     name, before, after = source_name(plan.source), plan.before, plan.after
     smaller = 1 - after.parameters / before.parameters
     kept = f"{after.layers} of its {before.layers} layers and {percent(smaller)} % fewer parameters "
+    changed = "What was removed"
+    if inserted(plan.structure):
+        changed = "What was removed and put in" if plan.removed_layers else "What was put in"
+        kept = f"{after.layers} layers in place of its {before.layers} and {percent(abs(smaller))} % "
+        kept += f"{'more' if smaller < 0 else 'fewer'} parameters "
     kept += f"({before.parameters:,} → {after.parameters:,})"
     off = units_off(plan.structure)
     if after.layers == before.layers and (off or thinned):
@@ -71,12 +81,15 @@ def headline(
         note = f"{found.n_zeros:,} of {found.n_weights:,} weights of the maps, by {thinned.config.method}"
         removed = (*removed, Fact("Zeros", f"{percent(found.share)} %", note))
     if evaluation is None:
-        return Headline(name, summary, removed)
-    return Headline(name, summary, removed, _cost(evaluation, tasks or evaluation.tasks), _gain(evaluation))
+        return Headline(name, summary, removed, changed=changed)
+    cost, gain = _cost(evaluation, tasks or evaluation.tasks), _gain(evaluation)
+    return Headline(name, summary, removed, cost, gain, changed)
 
 
 def became(plan: Plan) -> str:
     """What became of the source, in two words."""
+    if inserted(plan.structure):
+        return "made deeper" if plan.after.layers > plan.before.layers else "with new layers"
     is_cut = plan.removed_layers or plan.removed_units or not any(isinstance(edit, Prune) for edit in plan.edits)
     return "made shallower" if is_cut else "thinned out"
 

@@ -13,6 +13,7 @@ from shoal.run.job import Inputs, window_of
 from shoal.train.heal.quiet import quiet_training
 from shoal.words.progress import Progress
 from shoal.words.records import stable_hash
+from shoal.words.structure import stored
 
 if TYPE_CHECKING:
     from shoal.edits.plan import Plan
@@ -128,7 +129,7 @@ class HealBench:
     def key(self) -> str:
         """Identity of the training: student, teacher, cut, texts and options; how it is merged afterwards is no part of it."""
         how = self.config.model_dump(mode="json", exclude=set(FOR_MERGING))
-        cut = None if self.cut is None else self.cut.stands_for
+        cut = None if self.cut is None else (self.cut.stands_for, self.cut.new) if self.cut.new else self.cut.stands_for
         teacher = self.inputs.model_key if self.request.teacher else None
         texts = (self.given.data_hash, self.inputs.selection.data_hash)
         return stable_hash("heal", self.fingerprint, teacher, cut, texts, how)
@@ -150,11 +151,10 @@ def cut_of(plan: Plan, student: Path, *, n_teacher_layers: int, opening: Opening
         )
     n_layers = text_config(read_config(student, trust_remote_code=opening.trust)).num_hidden_layers
     # A replacement that is hosted lives inside the layer before it; any other is a layer of its own, where its span began.
-    starts = [] if plan.brings_code else [edit.start for edit in plan.replacements]
-    kept = sorted([*plan.kept_layers, *starts])
-    if len(kept) != n_layers:
-        raise ValueError(f"the plan leaves {len(kept)} layers, the student has {n_layers}; give the plan that made it")
-    return CutPlace.of_kept(kept, plan.n_layers)
+    row = stored(plan.structure)
+    if len(row) != n_layers:
+        raise ValueError(f"the plan leaves {len(row)} layers, the student has {n_layers}; give the plan that made it")
+    return CutPlace.of_structure(row, plan.n_layers)
 
 
 def refuse_other_words(inputs: Inputs, student: Path) -> None:

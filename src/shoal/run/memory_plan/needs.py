@@ -102,9 +102,10 @@ def sizes_of(recipe: Recipe, shape: ModelShape, machine: Machine, *, held: int |
     """
     from shoal.edits.replace.table import parse_replacement
     from shoal.run.asking import budget_of
+    from shoal.run.by_hand import named_gone
     from shoal.select.budget import resolve
+    from shoal.select.grow_config import parse_depth
     from shoal.select.model_size import NOTHING, ModelSize, PutBack
-    from shoal.words.unit_names import removed_by_hand
 
     total = shape.other_parameters + shape.n_layers * shape.layer_parameters
     size = ModelSize(total=total, layers=(shape.layer_parameters,) * shape.n_layers)
@@ -112,8 +113,11 @@ def sizes_of(recipe: Recipe, shape: ModelShape, machine: Machine, *, held: int |
     kind = parse_replacement(recipe.replace)
     put_back = NOTHING if kind is None else PutBack(kind.name, kind.n_layers, kind.n_inherited)
     if recipe.is_by_hand:
-        gone = sum(unit.kind == "layer" for unit in removed_by_hand(recipe.layers, recipe.keep, shape.n_layers))
-        return Sizes(recipe, shape, machine, n_removed=gone - put_back.layers + put_back.inherits, n_cut=gone, held=held)
+        gone = sum(unit.kind == "layer" for unit in named_gone(recipe, shape.n_layers))
+        n_removed = gone - put_back.layers + put_back.inherits
+        if recipe.grow is not None:
+            n_removed = shape.n_layers - parse_depth(recipe.grow.to, shape.n_layers)
+        return Sizes(recipe, shape, machine, n_removed=n_removed, n_cut=gone, held=held)
     cut = resolve(budget_of(recipe), size, put_back=put_back, removable=removable, n_most=len(removable))
     return Sizes(recipe, shape, machine, n_removed=cut.n_net, n_cut=cut.n, held=held)
 

@@ -8,11 +8,12 @@ from shoal.run.stages.evaluate import EVALUATE
 from shoal.run.stages.fit import FIT
 from shoal.run.stages.heal import HEAL
 from shoal.run.stages.polish import POLISH
+from shoal.run.stages.predict import PREDICT
 from shoal.run.stages.prune import PRUNE
 from shoal.run.stages.scan import SCAN
 from shoal.run.stages.write import WRITE
 
-TO_A_STUDENT = (SCAN, CHOOSE, FIT, POLISH, PRUNE)
+TO_A_STUDENT = (SCAN, CHOOSE, PREDICT, FIT, POLISH, PRUNE)
 """Up to a plan with its values; a curve measures those students without writing their checkpoints."""
 
 STAGES: list[Stage] = [*TO_A_STUDENT, WRITE, HEAL, EVALUATE]

@@ -95,7 +95,7 @@ def _head(data: RunData, what: str) -> Html:
         return tag("section", parts, class_="hero", aria_label="Headline")
     said = headline(data.plan, data.evaluation, data.tasks[0], thinned=data.thinned)
     parts.append(strip(data.plan))
-    for name, facts in (("What was removed", said.removed), ("What it cost", said.cost), ("What it buys", said.gain)):
+    for name, facts in ((said.changed, said.removed), ("What it cost", said.cost), ("What it buys", said.gain)):
         if facts:
             tiles = tag("dl", [_tile(one) for one in facts], class_="tiles")
             parts.append(tag("div", tag("h2", name), tiles, class_="group"))

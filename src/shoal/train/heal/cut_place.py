@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from shoal.words.structure import Structure
+
 
 @dataclass(frozen=True)
 class CutPlace:
@@ -13,9 +15,18 @@ class CutPlace:
     Attributes:
         stands_for: n + 1 boundaries of the teacher. The student's boundary i enters its layer i, boundary n is the output of
             its last layer; entry i is the teacher's boundary that carries the same content.
+        new: the student's layers that were put in, and that no layer of the teacher is.
     """
 
     stands_for: tuple[int, ...]
+    new: tuple[int, ...] = ()
+
+    @classmethod
+    def of_structure(cls, structure: Structure, n_teacher_layers: int) -> CutPlace:
+        """Of a student's layers, in order. Before a new layer the content is that behind the place it stands behind."""
+        stands_for = tuple(slot.place + slot.is_inserted for slot in structure)
+        new = tuple(i for i, slot in enumerate(structure) if slot.is_inserted)
+        return cls((*stands_for, n_teacher_layers), new)
 
     @classmethod
     def of_kept(cls, kept: Sequence[int], n_teacher_layers: int) -> CutPlace:

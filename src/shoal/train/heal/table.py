@@ -11,6 +11,7 @@ from shoal.engine.open import load_strictly
 from shoal.engine.opening import Opening
 from shoal.train.heal.full import all_of_them, thaw_all
 from shoal.train.heal.lora import add_adapters, most_adapters
+from shoal.train.heal.new_layers import most_new_layers, thaw_new_layers
 from shoal.train.heal.norms import most_vectors, thaw_vectors
 from shoal.train.heal.partial import most_of_the_end, thaw_the_end
 from shoal.train.heal.qlora import open_in_4_bits
@@ -81,6 +82,7 @@ TRAINABLE: dict[str, Trainable] = {
             open=open_in_4_bits,
         ),
         Trainable("partial", "the output head, the final norm and the last layers", thaw_the_end, most_of_the_end, 1e-4),
+        Trainable("new", "the layers that a growing put in", thaw_new_layers, most_new_layers, 1e-4),
         Trainable("full", "every parameter", thaw_all, all_of_them, 5e-5),
         Trainable("norms", "gains and biases alone", thaw_vectors, most_vectors, 1e-3),
     )

@@ -1,0 +1,73 @@
+"""The stage predict: weights of new layers that are predicted from their neighbours, in ``predict.safetensors``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from shoal.edits.inits import init_named
+from shoal.edits.insert import Insert
+from shoal.run.folder import RunFolder
+from shoal.run.keys import edits_key
+from shoal.run.memory_plan.sizes import Sizes, StageNeed
+from shoal.run.stage import Made, Stage, State, Values, read_values, write_values
+from shoal.words.progress import Progress
+from shoal.words.records import stable_hash
+
+if TYPE_CHECKING:
+    from shoal.edits.plan import Plan
+
+PREDICTED = "predict.safetensors"
+
+
+def to_predict(plan: Plan) -> tuple[Insert, ...]:
+    """The edits of a plan whose weights are predicted."""
+    return tuple(edit for edit in plan.edits if isinstance(edit, Insert) and edit.start.weights == "predicted")
+
+
+def key(state: State) -> str | None:
+    if not to_predict(state.planned):
+        return None
+    return stable_hash("predict", state.inputs.model_key, edits_key(state.planned), state.inputs.recipe.seed)
+
+
+def load(state: State, folder: RunFolder) -> State:
+    from shoal.fit.prediction import Prediction
+
+    found = Prediction.load(folder / "predict.json")
+    return replace(state, values=read_values(folder / PREDICTED, found.values_digest))
+
+
+def run(state: State, folder: RunFolder, progress: Progress) -> Made:
+    from shoal.fit.lesa import predicted
+    from shoal.fit.prediction import Prediction
+
+    inputs = state.inputs
+    values, maps = predicted(
+        inputs.view,
+        to_predict(state.planned),
+        seed=inputs.recipe.seed,
+        after_map=lambda done, total: progress("predict", done, total),
+    )
+
+    def write() -> str:
+        digest = write_values(folder / PREDICTED, values).digest
+        Prediction(maps=maps, values_digest=digest).save(folder / "predict.json")
+        return digest
+
+    digest = folder.workers.from_first(write)
+    return Made(replace(state, values=Values(values, digest)), (PREDICTED, "predict.json"))
+
+
+def takes(sizes: Sizes) -> StageNeed | None:
+    """The weights of one map of all layers in fp64 with their blocks of the basis, and the values of the new layers."""
+    grow, shape = sizes.recipe.grow, sizes.shape
+    if grow is None or init_named(grow.init).weights != "predicted":
+        return None
+    n_new = max(0, -sizes.n_removed)
+    one_map = shape.hidden * max(shape.ffn, shape.hidden)
+    values = n_new * shape.layer_bytes
+    return sizes.need("predict", sums=2 * shape.n_layers * one_map * 8, values=values, disk=values)
+
+
+PREDICT = Stage("predict", "weights of new layers, predicted from those around them", key, run, load, takes)
