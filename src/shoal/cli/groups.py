@@ -369,18 +369,9 @@ class RecipeOptions:
 
 
 @dataclass(frozen=True)
-class HealingOptions:
-    """Training behind the repair."""
+class HealOptions:
+    """Training of more than a repair set."""
 
-    lr: Annotated[
-        float | None,
-        typer.Option(
-            "--lr",
-            metavar="RATE",
-            help="Peak learning rate of --polish." + default(f"{RATE_TIMES_WIDTH:.2g} / hidden size, at most {MOST_LR:g}"),
-            rich_help_panel=REPAIRED,
-        ),
-    ] = None
     heal: Annotated[
         str | None,
         typer.Option(
@@ -398,6 +389,22 @@ class HealingOptions:
             metavar="N",
             help="Tokens of healing." + default(f"{DEFAULT_HEAL_TOKENS:,}, or all that the text holds"),
             rich_help_panel=HEALED,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class HealingOptions:
+    """Training behind the repair, and the rate of the training before it."""
+
+    heal: HealOptions
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            "--lr",
+            metavar="RATE",
+            help="Peak learning rate of --polish." + default(f"{RATE_TIMES_WIDTH:.2g} / hidden size, at most {MOST_LR:g}"),
+            rich_help_panel=REPAIRED,
         ),
     ] = None
 

@@ -7,13 +7,16 @@ from typing import Annotated
 import typer
 
 from shoal.cli.compress import run_recipe
-from shoal.cli.groups import HealingOptions, MachineOptions, ResultOptions, SampleOptions, TextOptions
+from shoal.cli.groups import HealOptions, MachineOptions, ResultOptions, SampleOptions, TextOptions
+from shoal.cli.help import default
 from shoal.cli.options import ModelOption, NoSpeedOption, OutOption
 from shoal.cli.recipe_options import with_options
 from shoal.cli.verb import given, verb
 from shoal.edits.inits import INITS
 from shoal.recipes.table import RECIPES
+from shoal.select.grow_config import GrowConfig
 
+USUAL = GrowConfig()
 GROWING = tuple(name for name, one in RECIPES.items() if one.recipe.grow is not None)
 
 
@@ -23,34 +26,43 @@ def grow(
     out: OutOption,
     text: TextOptions,
     sampling: SampleOptions,
-    healing: HealingOptions,
+    healing: HealOptions,
     machine: MachineOptions,
     result: ResultOptions,
     to: Annotated[
-        str | None, typer.Option("--to", help="Layers of the result: a number, or percent of the model's.  [default: 125%]")
+        str | None,
+        typer.Option(
+            "--to", metavar="N|N%", help="Layers of the result: a number, or percent of the model's." + default(USUAL.to)
+        ),
     ] = None,
     init: Annotated[
-        str | None, typer.Option("--init", help=f"What new layers start as: {', '.join(INITS)}.  [default: identity]")
+        str | None,
+        typer.Option("--init", metavar="NAME", help=f"What new layers start as: {', '.join(INITS)}." + default(USUAL.init)),
     ] = None,
     where: Annotated[
         str | None,
         typer.Option(
             "--where",
+            metavar="PLACES",
             help="Behind which layers: spread, shallow, deep, range (the middle layers once more), or one layer for each new "
-            "one, such as 3,7,11.  [default: where the paper of the init puts them]",
+            "one, such as 3,7,11." + default("where the paper of the init puts them"),
         ),
     ] = None,
     recipe: Annotated[
-        str | None,
-        typer.Option("--recipe", help=f"{', '.join(GROWING)}: a paper's way, with its training. Options override it."),
-    ] = None,
+        str,
+        typer.Option(
+            "--recipe",
+            metavar="NAME|FILE",
+            help=f"{', '.join(GROWING)}: a paper's way, with its training; or a YAML file with grow. Options override it.",
+        ),
+    ] = "grow",
     no_speed: NoSpeedOption = False,
 ) -> None:
     """Put layers in, measure against the model as it was, save a checkpoint for plain transformers.
 
     Nothing is trained unless --heal new (the new layers alone), another --heal, or a recipe says so.
     """
-    if recipe is not None and recipe in RECIPES and recipe not in GROWING:
+    if recipe in RECIPES and recipe not in GROWING:
         raise ValueError(
             f"recipe {recipe!r} puts no layers in; shoal grow takes {', '.join(GROWING)}, or a YAML file with grow"
         )
@@ -60,5 +72,5 @@ def grow(
     if init is not None and where is None:
         asked["where"] = None  # the place of this init, not that of the recipe's
     speed = False if no_speed else None
-    chosen = with_options(recipe or "grow", model=model, grow=asked or None, speed=speed, **given(text, sampling, healing))
+    chosen = with_options(recipe, model=model, grow=asked or None, speed=speed, **given(text, sampling, healing))
     run_recipe(chosen, out, machine, result)
