@@ -1,0 +1,67 @@
+"""The tables of benchmarks/choose.py as Markdown, from its file of results."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+
+def spearman(a: Sequence[float], b: Sequence[float]) -> float:
+    """Rank correlation; equal values share their mean rank. NaN where all are equal."""
+
+    def ranks(values: Sequence[float]) -> list[float]:
+        ordered = sorted(values)
+        return [ordered.index(value) + (ordered.count(value) - 1) / 2 for value in values]
+
+    if len(set(a)) < 2 or len(set(b)) < 2:
+        return math.nan
+    return statistics.correlation(ranks(a), ranks(b))
+
+
+def tables(results: dict[str, Any]) -> Iterator[str]:
+    """Markdown: one table for each model, ratio and kind of unit; distances from the optimum; correlations; winners."""
+    rows = {tuple(name.split(" | ")): one for name, one in results["cells"].items() if one}
+    for model in dict.fromkeys(key[0] for key in rows):
+        for ratio, units in dict.fromkeys(key[1:3] for key in rows if key[0] == model and key[3] != "scores"):
+            here = {key[3]: one for key, one in rows.items() if key[:3] == (model, ratio, units)}
+            yield from _choices(f"{model}, {ratio}, {units}", here)
+        yield from _correlations(model, {key[2]: one for key, one in rows.items() if key[0] == model and key[3] == "scores"})
+
+
+def _choices(title: str, here: dict[str, dict[str, Any]]) -> Iterator[str]:
+    best = here.get("exhaustive")
+    parameters = next(iter(here.values()))["removed"]["parameters"]
+    yield f"\n### {title} ({parameters:.1%} of all parameters)\n"
+    yield "| way | sets run | seconds | KL searched | rank of all sets | KL plain | KL repaired | what goes |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for way, one in sorted(here.items(), key=lambda item: item[1]["kl_repaired"]):
+        rank = "" if best is None or way == "random" else _rank(one["kl_searched"], best["losses"])
+        error = f" ± {one['kl_repaired_stderr']:.3f}" if "kl_repaired_stderr" in one else ""
+        goes = " ".join(one.get("units", ["(mean of draws)"])).replace("layer.", "")
+        kls = f"{one['kl_searched']:.3f} | {rank} | {one['kl']:.3f} | {one['kl_repaired']:.3f}{error}"
+        yield f"| {way} | {one['sets']} | {one['seconds']:.1f} | {kls} | {goes} |"
+    chosen = {way: one for way, one in here.items() if way != "random"}
+    plain, repaired = (min(chosen, key=lambda way: chosen[way][key]) for key in ("kl", "kl_repaired"))
+    differs = chosen[plain]["kl_repaired"] > chosen[repaired]["kl_repaired"]
+    different = {" ".join(one["units"]): one for one in chosen.values()}.values()
+    both = [[one[key] for one in different] for key in ("kl", "kl_repaired")]
+    said = f"another one: plain {plain}, repaired {repaired}" if differs else f"the same: {repaired}"
+    over = f" over {len(different)} different sets"
+    correlation = f"; rank correlation of plain and repaired KL {spearman(*both):.2f}{over}" if len(different) > 2 else ""
+    yield f"\nBest before and after the repair: {said}{correlation}."
+
+
+def _rank(loss: float, losses: Sequence[float]) -> str:
+    place = 1 + sum(other < loss - 1e-9 for other in losses)
+    return f"{place} of {len(losses)}"
+
+
+def _correlations(model: str, found: dict[str, dict[str, Any]]) -> Iterator[str]:
+    for units, one in found.items():
+        yield f"\n### {model}, scores of {one['n_units']} {units} against the KL they cost\n"
+        yield "| score | alone | in random sets of a quarter |"
+        yield "|---|---|---|"
+        for by, row in sorted(one["correlation"].items(), key=lambda item: -item[1]["in sets"]):
+            yield f"| `{by}` | {row['alone']:.2f} | {row['in sets']:.2f} |"
