@@ -56,7 +56,7 @@ SCORES = (
     "left_out_lost_cka", "windowed_kl", "shapley_kl",
 )  # fmt: skip
 RUNNING = (
-    ("one-shot", "kl"), ("greedy", "kl"), ("greedy", "ce"), ("greedy", "js"), ("beam", "kl"),
+    ("one-shot", "kl"), ("greedy", "kl"), ("greedy", "ce"), ("greedy", "js"), ("beam", "kl"), ("surrogate", "kl"),
     ("evolution", "kl"), ("policy-gradient", "kl"),
 )  # fmt: skip
 UNITS = ("layers", "sublayers")

@@ -65,7 +65,7 @@ def run_pass(
     after_batch: Callable[[Batch], None] | None = None,
     workers: Workers = ALONE,
     cache: BoundaryCache | None = None,
-) -> int:
+) -> float:
     """Run batches through the observed stream (if observers are given) and all students, sharing every common prefix.
 
     Args:
@@ -78,7 +78,7 @@ def run_pass(
         cache: states of earlier passes over the same batches, known by their index, which then need not run again; it keeps
             this pass's, too.
     Returns:
-        How many times a layer was run on a batch, by this worker.
+        How many times a layer was run on a batch, by this worker; half a time where one of its sublayers did not run.
     Raises:
         ValueError: NaN or infinite states at boundary L of the observed stream, or without observers of the first student. A
             further student may overflow (a bad cut in float16); its sink sees it.
@@ -147,6 +147,10 @@ class _Pass:
             self.cache.put(self.route.histories[hop.after], reading.batch.index, after_BTD)
         return after_BTD
 
+    def runs_of(self, work: Work) -> float:
+        """Layers that a batch was run through; one whose left-out sublayer did not run counts half."""
+        return sum(self.view.share_run(hop.step) for here in work.hops for hop in here)
+
     def finish(self, reading: Reading, ends: list[Tensor]) -> None:
         """Tell the sink of boundary L of every stream of a batch; its observers have seen it before."""
         if self.sink is not None:
@@ -155,16 +159,16 @@ class _Pass:
             self.after_batch(reading.batch)
 
 
-def _run_by_batch(job: _Pass, batches: Iterable[Batch]) -> int:
+def _run_by_batch(job: _Pass, batches: Iterable[Batch]) -> float:
     """Each batch through all layers before the next one."""
     shelf: dict[Tap, Tensor] = {}
-    n_runs = 0
+    n_runs = 0.0
     for batch in batches:
         reading = job.view.read(batch)
         shelf = _fitting(shelf, set(job.boundaries), reading.h_BTD)
         work = job.work_for(batch)
-        n_runs += work.n_runs
         values, ends = _run_batch(job, work, reading, shelf)
+        n_runs += job.runs_of(work)
         for observer in job.observers:
             observer.update(reading.batch, {tap: values[tap] for tap in observer.taps(job.view)})
         job.finish(reading, ends)
@@ -197,7 +201,7 @@ def _run_batch(job: _Pass, work: Work, reading: Reading, shelf: dict[Tap, Tensor
     return values, ends
 
 
-def _run_by_layer(job: _Pass, batches: Sequence[Batch]) -> int:
+def _run_by_layer(job: _Pass, batches: Sequence[Batch]) -> float:
     """All batches through a layer before the next one, so that each weight is read once; states wait in a :class:`Spill`.
 
     The same layers run on the same batches as in :func:`_run_by_batch`, and everything is delivered in batch order at the end.
@@ -230,7 +234,7 @@ def _run_by_layer(job: _Pass, batches: Sequence[Batch]) -> int:
             job.finish(reading, ends)
     finally:
         waiting.close()
-    return sum(work.n_runs for work in works)
+    return sum(map(job.runs_of, works))
 
 
 def _run_stop(job: _Pass, hops: Sequence[Hop], readings: _Readings, i: int, waiting: Spill) -> None:

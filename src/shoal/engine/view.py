@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from shoal.engine.families import contribution, find_layers, output_map, refuse_coupled_layers, sublayer, text_config
+from shoal.engine.left_out import LeftOut
 from shoal.engine.residency import Residency, Resident
 from shoal.engine.student import TEACHER, Step, Student
 from shoal.words.types import Batch, Branches
@@ -94,7 +95,7 @@ class DecoderView:
         self.family: str = self.model.config.model_type
         self.hidden_size: int = self.config.hidden_size
         self._calls: OrderedDict[tuple[Any, ...], tuple[LayerCall, ...]] = OrderedDict()
-        self._checked_sublayers: set[tuple[int, str]] = set()
+        self._left_out = LeftOut(self.family)
         self._n_returned = 0
         self._beside: Any = None  # what stubs return beside the hidden states
         self._probe()
@@ -163,13 +164,19 @@ class DecoderView:
         layer = step.layer
         with self.residency.layer(layer) as module:
             call = reading.calls[layer]
-            for kind in sorted(step.zeroed):
-                self._check_sublayer(layer, kind, module, call, h_BTD)
-            with _zeroed(module, step.zeroed):
+
+            def run() -> Tensor:
+                return _first(call(module, h_BTD))
+
+            with self._left_out.without(layer, step.zeroed, module, run, h_BTD):
                 if step.overrides:
                     overrides = dict(step.overrides)
                     return _first(call(lambda *a, **k: torch.func.functional_call(module, overrides, a, k), h_BTD))
-                return _first(call(module, h_BTD))
+                return run()
+
+    def share_run(self, step: Step) -> float:
+        """The part of a layer that a step runs: a half less for each sublayer that is left out and need not run."""
+        return 1.0 if not step.zeroed else self._left_out.share_run(self._stub_layers[step.layer], step.zeroed)
 
     def stream(
         self,
@@ -308,22 +315,6 @@ class DecoderView:
         if _first(returned).shape != h.shape:
             raise ValueError(f"model type {self.family!r}: layer 0 maps {tuple(h.shape)} to {tuple(_first(returned).shape)}")
 
-    def _check_sublayer(self, layer: int, kind: str, module: nn.Module, call: LayerCall, h_BTD: Tensor) -> None:
-        """Once per sublayer: with attention and MLP zeroed the layer must be the identity, else refuse by name."""
-        if (layer, kind) in self._checked_sublayers:
-            return
-        if contribution(module, kind) is None:
-            raise ValueError(f"model type {self.family!r}: layer {layer} has no {kind} sublayer that can be removed on its own")
-        both = frozenset(k for k in ("attn", "mlp") if contribution(module, k) is not None)
-        with torch.no_grad(), _zeroed(module, both):
-            same = torch.equal(_first(call(module, h_BTD)), h_BTD)
-        if not same:
-            raise ValueError(
-                f"model type {self.family!r}: layer {layer} is not the identity without its sublayers, so removing its {kind} "
-                "alone has no exact meaning; remove whole layers"
-            )
-        self._checked_sublayers.update((layer, k) for k in both)
-
     def map_names(self, layer: int) -> dict[str, str | None]:
         """Path of the output map of each sublayer kind of a layer (None: no single linear map)."""
         return {kind: output_map(self._stub_layers[layer], kind) for kind in ("attn", "mlp")}
@@ -353,23 +344,6 @@ def _listen(layer: nn.Module, tap: Tap, values: dict[Tap, Tensor]) -> Any:
 
 def _first(returned: Any) -> Tensor:
     return returned[0] if isinstance(returned, tuple) else returned
-
-
-@contextmanager
-def _zeroed(layer: nn.Module, kinds: frozenset[str]) -> Iterator[None]:
-    """Zero the contribution of sublayers while the layer runs."""
-
-    def zero(module: nn.Module, args: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (torch.zeros_like(output[0]), *output[1:])
-        return torch.zeros_like(output)
-
-    handles = [layer.get_submodule(contribution(layer, kind) or "").register_forward_hook(zero) for kind in kinds]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _arguments(call: LayerCall) -> list[tuple[str, Any]]:

@@ -43,7 +43,8 @@ class RemovalLosses:
         after_batch: called when a batch is done, for progress.
         workers: who share every call; all of them must ask for the same sets.
 
-    ``n_passes`` counts readings of the text, ``n_layer_runs`` how often a layer was run on a batch.
+    ``n_passes`` counts readings of the text, ``n_layer_runs`` how often a layer was run on a batch, by halves
+    where one of its sublayers did not run.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class RemovalLosses:
         self.batches = [replace(batch, index=i) for i, batch in enumerate(batches)]
         self.metric = metric_named(metric)
         self.n_passes = 0
-        self.n_layer_runs = 0
+        self.n_layer_runs = 0.0
         self._cache = BoundaryCache(cache_bytes)
         self._after_batch = after_batch
         self._workers = workers
@@ -98,7 +99,7 @@ class RemovalLosses:
             workers=self._workers,
             cache=self._cache,
         )
-        self.n_layer_runs += int(self._workers.sum({"n_runs": torch.tensor(n_runs)})["n_runs"])
+        self.n_layer_runs += float(self._workers.sum({"n_runs": torch.tensor(n_runs, dtype=torch.float64)})["n_runs"])
         self.n_passes += 1
         return [one.result() for one in sums]
 

@@ -11,6 +11,7 @@ from shoal.select.search.evolution import Evolution
 from shoal.select.search.greedy import Greedy
 from shoal.select.search.one_shot import n_one_shot_evaluations, one_shot
 from shoal.select.search.policy_gradient import PolicyGradient
+from shoal.select.search.surrogate import Surrogate
 from shoal.select.span import span_by
 from shoal.words.records import nearest
 
@@ -41,6 +42,13 @@ SELECTORS: dict[str, Selector] = {
         takes_units=True,
         reads=VALUES,
         n_evaluations=Greedy(width=4).n_evaluations,
+    ),
+    "surrogate": Selector(
+        by_running(Surrogate()),
+        "sets that a quadratic function fitted to all measured sets likes best, measured and fitted anew",
+        takes_units=True,
+        reads=VALUES,
+        n_evaluations=Surrogate().n_evaluations,
     ),
     "one-shot": Selector(
         by_running(one_shot),
