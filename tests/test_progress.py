@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.words.progress import LogLines, clock, duration
+from shoal.words.progress import LogLines, clock, duration, stage_of
 
 
 class Clock:
@@ -72,7 +72,7 @@ def test_a_long_step_without_a_report_is_at_work():
     clock_.lines("generate", 0, 1)
     clock_.wait(40)
     lines = [line for _, line in clock_.said]
-    assert lines[0] == "[0:00:15] start, at work for 15 s" and "[0:00:40] generate" in lines
+    assert lines[0] == "[0:00:15] open model and text, at work for 15 s" and "[0:00:40] generate" in lines
     assert any("generate, at work for 30 s" in line for line in lines)
 
 
@@ -99,3 +99,10 @@ def test_durations(seconds, said):
 
 def test_the_clock():
     assert [clock(s) for s in (0, 61, 3661)] == ["0:00:00", "0:01:01", "1:01:01"]
+
+
+def test_a_stage_says_which_of_how_many_it_is():
+    said = []
+    stage_of(lambda *one: said.append(one), 2, 6)("scan", 1, 4)
+    stage_of(lambda *one: said.append(one), 1, 1)("scan", 1, 4)
+    assert said == [("stage 2 of 6, scan", 1, 4), ("scan", 1, 4)]

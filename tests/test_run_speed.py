@@ -46,7 +46,7 @@ def test_a_machine_too_slow_for_its_share_leaves_it_out_and_says_so(small, tmp_p
     monkeypatch.setattr("shoal.evaluate.speed.rounds_within", lambda seconds, *args, **workload: 0)
     outcome = compress(recipe, tmp_path / "run", progress=lambda what, done, total: said.append(what))
     assert outcome.evaluation.speed is None
-    assert "speed is left out: it takes more than 10% of the run" in said
+    assert any(what.endswith("speed is left out: it takes more than 10% of the run") for what in said)
 
 
 def test_the_share_is_of_the_time_so_far(small, tmp_path, monkeypatch):

@@ -47,6 +47,20 @@ def test_a_stage_that_stands_is_read_back_and_gives_the_same_state(tmp_path):
     assert log == ["run one", "run two", "load one", "load two"]
 
 
+def test_progress_counts_the_stages_that_the_recipe_asks_for(tmp_path):
+    """A stage that is read back has its number, too, so that a run that goes on says where it is."""
+    said = []
+
+    def tell(what, done, total):
+        said.append(what)
+
+    skipped = replace(counting("two", [], key=None), is_asked=lambda state: False)
+    stages = [counting("one", [], writes="one.txt"), skipped, counting("three", [], writes="three.txt")]
+    run_all(stages[:1], State(inputs=None), open_folder(tmp_path), tell)
+    run_all(stages, State(inputs=None), open_folder(tmp_path), tell)
+    assert said == ["one", "stage 2 of 2, three"]
+
+
 def test_another_key_needs_a_word(tmp_path):
     log = []
     run_stage(counting("one", log), State(inputs=None), open_folder(tmp_path), silent)

@@ -48,10 +48,11 @@ def run_recipe(chosen: Recipe, out: Path, machine: MachineOptions, result: Resul
 
     screen = result.screen()
     seconds = None if time is None else parse_time(time)
-    inputs, folder = open_to_cut(
-        chosen, out, machine.opening, overwrite=result.overwrite, command=command_line(), say=screen.say
-    )
-    inputs = settle_time(screen, inputs, folder, seconds=seconds)
+    with screen.progress():
+        inputs, folder = open_to_cut(
+            chosen, out, machine.opening, overwrite=result.overwrite, command=command_line(), say=screen.say
+        )
+        inputs = settle_time(screen, inputs, folder, seconds=seconds)
     with screen.progress():
         outcome = run_stages(inputs, folder, command=command_line(), progress=screen.step)
     show_outcome(screen, outcome)

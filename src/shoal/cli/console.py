@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 from shoal.engine.workers import join
@@ -54,11 +55,11 @@ class Screen:
         self._expected = (time.monotonic(), seconds)
 
     def _whole(self) -> str:
-        """``(3 of about 12 min)``; empty where nothing is expected or it is a matter of seconds."""
+        """``(3 of ~12 min)``; empty where nothing is expected or it is a matter of seconds."""
         if self._expected is None or self._expected[1] < 60:
             return ""
         began, seconds = self._expected
-        return f" ({(time.monotonic() - began) / 60:.0f} of about {seconds / 60:.0f} min)"
+        return f" ({(time.monotonic() - began) / 60:.0f} of ~{seconds / 60:.0f} min)"
 
     @contextmanager
     def progress(self) -> Iterator[None]:
@@ -70,8 +71,9 @@ class Screen:
             with self._lines:
                 yield
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-        with Progress(*columns, console=self._errors, transient=True) as self._bars:
+        name = TextColumn("{task.description}", table_column=Column(ratio=1, overflow="ellipsis", no_wrap=True))
+        columns = (name, BarColumn(bar_width=12), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+        with Progress(*columns, console=self._errors, transient=True, expand=True) as self._bars:
             yield
         self._bars = None
         self._tasks.clear()
@@ -84,6 +86,8 @@ class Screen:
             self._lines(what, done, total)
             return
         if what not in self._tasks:
+            for earlier in self._tasks.values():
+                self._bars.update(earlier, visible=False)
             self._tasks[what] = self._bars.add_task(escape(what), total=total)
         self._bars.update(self._tasks[what], completed=done, total=total, description=escape(what) + self._whole())
 
@@ -93,9 +97,21 @@ class Screen:
         print(clean(line) + self._whole(), file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
+        """A line for people, above the bars where there are some."""
         from shoal.show.terminal import clean  # here, so that ``--help`` reads no tables
 
-        self.console.print(clean(text), highlight=False, markup=False, soft_wrap=True)
+        with self._without_bars():
+            self.console.print(clean(text), highlight=False, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def _without_bars(self) -> Iterator[None]:
+        """The bars are taken off the terminal while something else is written."""
+        if self._bars is None:
+            yield
+            return
+        self._bars.stop()
+        yield
+        self._bars.start()
 
     def show(self, table: Any) -> None:
         self.console.print(table)

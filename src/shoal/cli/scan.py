@@ -28,9 +28,10 @@ def scan(
 
     screen = result.screen()
     chosen = with_options("default", model=model, by=by, observers=observe, **given(text, sampling))
-    inputs, folder = open_to_choose(
-        chosen, out, machine.opening, overwrite=result.overwrite, command=command_line(), say=screen.say
-    )
+    with screen.progress():
+        inputs, folder = open_to_choose(
+            chosen, out, machine.opening, overwrite=result.overwrite, command=command_line(), say=screen.say
+        )
     say_beside(screen, inputs.opened.beside)
     with screen.progress():
         found = run_stage(SCAN, State(inputs), folder, screen.step).scan

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shoal.run.folder import RunFolder
-from shoal.words.progress import Progress
+from shoal.words.progress import Progress, stage_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,6 +111,7 @@ class Stage:
         load: reads back what :attr:`run` left.
         takes: most memory and disk of it, from sizes alone; None where there is nothing to do.
         record: the name in ``run.json`` where it depends on what the run does; ``name`` unless given.
+        is_asked: whether the recipe of a run has this stage at all; known before anything ran.
     """
 
     name: str
@@ -120,6 +121,7 @@ class Stage:
     load: Callable[[State, RunFolder], State]
     takes: Callable[[Sizes], StageNeed | None]
     record: Callable[[State], str] | None = None
+    is_asked: Callable[[State], bool] = lambda state: True
 
 
 def run_stage(stage: Stage, state: State, folder: RunFolder, progress: Progress) -> State:
@@ -136,15 +138,19 @@ def run_stage(stage: Stage, state: State, folder: RunFolder, progress: Progress)
     if folder.is_done(name, key):
         return stage.load(state, folder)
     started = time.monotonic()
+    progress(name, 0, 1)
     made = stage.run(state, folder, progress)
     folder.finish(name, key, seconds=time.monotonic() - started, files=made.files)
     return made.state
 
 
 def run_all(stages: Iterable[Stage], state: State, folder: RunFolder, progress: Progress) -> State:
-    """The state after some stages, in order."""
-    for stage in stages:
-        state = run_stage(stage, state, folder, progress)
+    """The state after some stages, in order. Progress says which of those that the recipe asks for is at work."""
+    every = list(stages)
+    n, k = sum(stage.is_asked(state) for stage in every), 0
+    for stage in every:
+        k += stage.is_asked(state)
+        state = run_stage(stage, state, folder, stage_of(progress, k, n))
     return state
 
 

@@ -15,8 +15,16 @@ Progress = Callable[[str, int, int], None]
 EVERY = 10.0
 """Seconds between two lines of one stage."""
 
+OPENING = "open model and text"
+"""What a command does before its first stage."""
+
 SILENCE = 15.0
 """Seconds after which a stage that reports nothing is said to be at work still; 20 at most pass between two lines."""
+
+
+def stage_of(progress: Progress, k: int, n: int) -> Progress:
+    """Progress of the ``k``-th of ``n`` stages: what it reports is named ``stage 2 of 6, scan``. One alone needs no number."""
+    return progress if n < 2 else lambda what, done, total: progress(f"stage {k} of {n}, {what}", done, total)
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -43,7 +51,7 @@ class LogLines:
     def __init__(self, write: Callable[[str], object] = print, *, now: Callable[[], float] = time.monotonic) -> None:
         self._write, self._now = write, now
         self._start = now()
-        self._what, self._done, self._total = "start", 0, 0
+        self._what, self._done, self._total = OPENING, 0, 0
         self._began = self._said = self._reported = self._start
         self._first = 0
         self._lock = threading.Lock()

@@ -236,7 +236,7 @@ class _Work:
         yield points
         for method in self.methods:
             for n in self.counts if method not in plain else ():
-                points += self._points([self._cut(method, n, judge)], what=f"{method}, {n} layers")
+                points += self._points([self._cut(method, n, judge)], what=self._label(method, n))
                 yield points
 
     def _points(self, cuts: Sequence[PointCut], *, what: str) -> list[RatioPoint]:
@@ -254,7 +254,14 @@ class _Work:
             judge=judge,
             bench=self.bench,
             command=self.command,
+            label=self._label(method, n),
         )
+
+    def _label(self, method: str, n: int) -> str:
+        """``cut 3 of 12 (refit, 4 layers)``: plain cuts come first, as they are run."""
+        order = sorted(self.methods, key=lambda name: not is_plain(self.methods[name].recipe))
+        place = order.index(method) * len(self.counts) + list(self.counts).index(n) + 1
+        return f"cut {place} of {len(order) * len(self.counts)} ({method}, {n} layers)"
 
 
 def _without_points(

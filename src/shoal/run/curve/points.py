@@ -16,9 +16,7 @@ from shoal.run.job import Inputs, window_of
 from shoal.run.keys import evaluation_key
 from shoal.run.run_files import plan_file
 from shoal.run.stage import State, run_all
-from shoal.run.stages.choose import CHOOSE
-from shoal.run.stages.fit import FIT
-from shoal.run.stages.polish import POLISH
+from shoal.run.stages.table import TO_A_STUDENT
 from shoal.words.progress import Progress
 from shoal.words.records import stable_hash, write_atomically
 
@@ -187,19 +185,24 @@ def make_cut(
     judge: Oracle,
     bench: PointBench,
     command: str,
+    label: str,
 ) -> PointCut:
-    """Choose and repair one cut in its own folder inside that of the curves, or read back what stands there."""
+    """Choose and repair one cut in its own folder inside that of the curves, or read back what stands there.
+
+    Args:
+        label: of its progress.
+    """
     from shoal.select.budget import parse_budget
 
     started, recipe = time.monotonic(), inputs.recipe.model_copy(update={"drop": str(n_net), "parameters": None})
     own = open_folder(point_path(folder, method, n_net), command=command, overwrite=folder.overwrite)
 
     def step(what: str, done: int, total: int) -> None:
-        bench.progress(f"{method}, {n_net} layers: {what}", done, total)
+        bench.progress(f"{label}: {what}", done, total)
 
     scan = found if needs_scan(recipe) else None
     state = State(inputs, budget=parse_budget(str(n_net)), judge=judge, scan=scan)
-    state = run_all((CHOOSE, FIT, POLISH), state, own, step)
+    state = run_all(TO_A_STUDENT, state, own, step)
     write_atomically(own / "recipe.yaml", recipe.to_yaml().encode())
     key = stable_hash("point", evaluation_key(inputs, state.planned, state.values.digest), bench.key)
     return PointCut(method, n_net, own, key, state.planned, state.student(), time.monotonic() - started)

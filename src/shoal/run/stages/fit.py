@@ -94,4 +94,12 @@ def fitting(sizes: Sizes, stage: str, *, share: int) -> StageNeed:
     )
 
 
-FIT = Stage("fit", "a repair in closed form: forward passes and linear solves", key, run, load, takes)
+FIT = Stage(
+    "fit",
+    "a repair in closed form: forward passes and linear solves",
+    key,
+    run,
+    load,
+    takes,
+    is_asked=lambda state: state.inputs.recipe.repair != "none",
+)

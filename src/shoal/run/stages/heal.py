@@ -54,4 +54,12 @@ def takes(sizes: Sizes) -> StageNeed | None:
     )
 
 
-HEAL = Stage("healed", "training after the cut: a checkpoint in, a checkpoint out", key, run, load, takes)
+HEAL = Stage(
+    "healed",
+    "training after the cut: a checkpoint in, a checkpoint out",
+    key,
+    run,
+    load,
+    takes,
+    is_asked=lambda state: state.inputs.recipe.heal is not None,
+)

@@ -123,4 +123,12 @@ def claim(folder: RunFolder, name: str, key: str) -> None:
     write_atomically(mark, key.encode())
 
 
-POLISH = Stage("train", "gradient training of exactly what repair and replacements set", key, run, load, takes)
+POLISH = Stage(
+    "train",
+    "gradient training of exactly what repair and replacements set",
+    key,
+    run,
+    load,
+    takes,
+    is_asked=lambda state: state.inputs.recipe.training() is not None,
+)

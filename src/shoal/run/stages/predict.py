@@ -70,4 +70,10 @@ def takes(sizes: Sizes) -> StageNeed | None:
     return sizes.need("predict", sums=2 * shape.n_layers * one_map * 8, values=values, disk=values)
 
 
-PREDICT = Stage("predict", "weights of new layers, predicted from those around them", key, run, load, takes)
+def is_asked(state: State) -> bool:
+    """Whether the recipe adds layers whose weights are predicted."""
+    grow = state.inputs.recipe.grow
+    return grow is not None and init_named(grow.init).weights == "predicted"
+
+
+PREDICT = Stage("predict", "weights of new layers, predicted from those around them", key, run, load, takes, is_asked=is_asked)

@@ -196,4 +196,12 @@ def takes(sizes: Sizes) -> StageNeed | None:
     )
 
 
-PRUNE = Stage("prune", "weights of the layers that stay set to zero", key, run, load, takes)
+PRUNE = Stage(
+    "prune",
+    "weights of the layers that stay set to zero",
+    key,
+    run,
+    load,
+    takes,
+    is_asked=lambda state: state.inputs.recipe.prune is not None,
+)

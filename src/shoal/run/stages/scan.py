@@ -80,4 +80,12 @@ def draw(found: Scan, folder: Path, *, by: str) -> list[str]:
     return [path.name for path in save_figures([Heat((table,))], folder)]  # none without matplotlib: the command says so
 
 
-SCAN = Stage("scan", "scores of every span, in one pass over calibration text", key, run, load, takes)
+SCAN = Stage(
+    "scan",
+    "scores of every span, in one pass over calibration text",
+    key,
+    run,
+    load,
+    takes,
+    is_asked=lambda state: needs_scan(state.inputs.recipe),
+)

@@ -13,7 +13,7 @@ from shoal.run.stages.prune import PRUNE
 from shoal.run.stages.scan import SCAN
 from shoal.run.stages.write import WRITE
 
-TO_A_STUDENT = (SCAN, CHOOSE, PREDICT, FIT, POLISH, PRUNE)
-"""Up to a plan with its values; a curve measures those students without writing their checkpoints."""
+TO_A_STUDENT = (CHOOSE, PREDICT, FIT, POLISH, PRUNE)
+"""From a scan to a plan with its values; a curve measures those students without writing their checkpoints."""
 
-STAGES: list[Stage] = [*TO_A_STUDENT, WRITE, HEAL, EVALUATE]
+STAGES: list[Stage] = [SCAN, *TO_A_STUDENT, WRITE, HEAL, EVALUATE]
