@@ -255,9 +255,9 @@ def test_tied_weights_are_not_missing(tmp_path):
     assert model.lm_head.weight is model.transformer.wte.weight
 
 
-def test_quantised_checkpoints_are_opened_by_nobody_but_checked(folder):
+def test_a_quantisation_that_the_weights_do_not_have_is_refused_and_the_folder_still_checked(folder):
     edit_config(folder, quantization_config={"quant_method": "fp8"})
-    assert "quantised (fp8)" in refusal(folder)
+    assert "states a quantisation (fp8), and no tensor is quantised" in refusal(folder)
     assert quantisation(json.loads((folder / "config.json").read_text())) == "fp8"
     assert len(check_source(folder)) == 1
 

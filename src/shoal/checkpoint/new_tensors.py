@@ -63,6 +63,7 @@ class NewTensors:
         self._refuse_other_values({key for edit in edits for keys in edit.written().values() for key in keys.values() if key})
         # Converted once without values: what cannot be written is found before anything is.
         self._changed = {at: set(self._stored(at, lambda key, like: like)) for at in self._keys}
+        self._refuse_packed()
         self._last: tuple[int, dict[str, Tensor]] = (-1, {})
 
     def written_dtype(self, name: str, slot: TensorSlot) -> torch.dtype | None:
@@ -117,6 +118,18 @@ class NewTensors:
                 raise ValueError(f"layer {layer} has no parameter {name!r}; plan and values do not match")
             found[f"{self._path}.{layer}.{name}"] = value(key, state[name].to("meta"))
         return self._names.stored(found)
+
+    def _refuse_packed(self) -> None:
+        """Raises ValueError where a new value would take the place of packed numbers: zeros of those are no zeros."""
+        for at, names in self._changed.items():
+            for shard in self._shards:
+                for name in names & set(shard.slots):
+                    kind = TORCH_DTYPES.get(shard.slots[name].dtype)
+                    if kind is None or not kind.is_floating_point or kind.itemsize == 1:
+                        raise ValueError(
+                            f"{name!r} is quantised ({shard.slots[name].dtype}), so layer {self.structure[at].like} can get "
+                            "no new values; remove whole layers, or start from the unquantised checkpoint"
+                        )
 
     def _value(self, key: str | None, like: Tensor) -> Tensor:
         if key is None:

@@ -15,6 +15,8 @@ from shoal.engine.beside import Beside, is_prediction
 from shoal.engine.families import find_layers
 from shoal.engine.model_config import describe
 from shoal.engine.opening import Opening
+from shoal.engine.quantised import refuse_new_values, refuse_plain_weights, refuse_unopenable
+from shoal.engine.shards import read_shards
 from shoal.engine.source import TOKENIZER_FILES, auto_class, fingerprint, quantisation, resolve_source
 from shoal.words.reading import guarded, read_json
 from shoal.words.records import nearest
@@ -34,6 +36,7 @@ class Opened:
         path: the local folder.
         beside: what the folder holds beside the decoder.
         opening: how it was opened; a checkpoint made of it is opened in the same way.
+        quantised: the method of a quantised checkpoint; it can be run and cut, and gets no new values.
     """
 
     model: Any
@@ -43,6 +46,7 @@ class Opened:
     path: Path
     beside: Beside = Beside()
     opening: Opening = Opening()
+    quantised: str | None = None
 
     def need_tokenizer(self) -> Any:
         """The tokenizer. Raises ValueError when the model came without one."""
@@ -59,8 +63,8 @@ def open_model(source: str | Path, opening: Opening = Opening()) -> Opened:
     Args:
         opening: its ``resident`` is not read; all layers are in memory.
     Raises:
-        ValueError: one line for everything :func:`shoal.engine.model_config.describe` finds, for quantised checkpoints, for
-            missing, unexpected or mismatched tensors, NaN or infinite weights, unknown dtype or device.
+        ValueError: one line for everything :func:`shoal.engine.model_config.describe` finds, for quantised checkpoints that
+            nothing here opens, for missing, unexpected or mismatched tensors, NaN or infinite weights, unknown dtype or device.
     """
     dtype, trust = opening.dtype, opening.trust
     if dtype is not None and dtype not in DTYPES:
@@ -68,23 +72,18 @@ def open_model(source: str | Path, opening: Opening = Opening()) -> Opened:
     place = usable_device(opening.device)
     path = resolve_source(source, trust_remote_code=trust)
     described = describe(path, trust_remote_code=trust)
-    refuse_quantised(path)
-    model = load_strictly(path, dtype=dtype, trust_remote_code=trust)
+    model = load_strictly(path, dtype=dtype, device=str(place), trust_remote_code=trust)
     refuse_nonfinite(model, str(path))
     tokenizer = load_tokenizer(path, trust_remote_code=trust)
-    model = model.to(place).eval()
     refuse_two_way(model, str(path))
-    return Opened(model, tokenizer, str(source), fingerprint(path), path, described.beside, opening)
-
-
-def refuse_quantised(path: Path) -> None:
-    """Raises ValueError for a quantised checkpoint: only file-to-file removal is offered there."""
     method = quantisation(read_json(path / "config.json"))
-    if method is not None:
-        raise ValueError(
-            f"{path} is quantised ({method}); it cannot be measured or refitted. Use the unquantised "
-            "checkpoint, or remove whole layers file to file with a plan"
-        )
+    return Opened(model, tokenizer, str(source), fingerprint(path), path, described.beside, opening, method)
+
+
+def refuse_quantised(path: Path, *, what: str) -> None:
+    """Raises ValueError for a quantised checkpoint where weights are trained, or read one layer at a time."""
+    method = quantisation(read_json(path / "config.json"))
+    refuse_new_values(path, method, what=what)
 
 
 def usable_device(device: str) -> torch.device:
@@ -98,13 +97,20 @@ def usable_device(device: str) -> torch.device:
     return found.device  # with its number, so that it equals the device of what lives there
 
 
-def load_strictly(path: Path, *, dtype: str | None = None, trust_remote_code: bool = False) -> Any:
+def load_strictly(path: Path, *, dtype: str | None = None, device: str = "cpu", trust_remote_code: bool = False) -> Any:
     """``AutoModelForCausalLM.from_pretrained`` in eval mode that fails on any missing, unexpected or mismatched tensor.
 
     Raises:
-        ValueError: the tensors on disk are not those the config asks for, or the library cannot build the model.
+        ValueError: the tensors on disk are not those the config asks for, or the library cannot build the model, or not open
+            its quantisation here.
     """
-    auto = auto_class(read_json(path / "config.json"))
+    config = read_json(path / "config.json")
+    auto, method = auto_class(config), quantisation(config)
+    where: dict[str, Any] = {}
+    if method is not None:  # quantised weights are put where they run while they are read
+        refuse_plain_weights(path, method, read_shards(path))
+        refuse_unopenable(path, method)
+        where = {"device_map": {"": device}}
     with quiet_loading(), guarded(f"{path} cannot be opened"):
         model, info = auto.from_pretrained(
             str(path),
@@ -114,9 +120,10 @@ def load_strictly(path: Path, *, dtype: str | None = None, trust_remote_code: bo
             local_files_only=True,
             ignore_mismatched_sizes=True,  # so that they are listed, then refused below
             output_loading_info=True,
+            **where,
         )
     refuse_other_tensors(model, info, str(path))
-    return model.eval()
+    return (model if where else model.to(device)).eval()
 
 
 def refuse_other_tensors(model: Any, info: dict[str, Any], where: str) -> None:
@@ -152,7 +159,8 @@ def refuse_nonfinite(model: nn.Module, where: str) -> None:
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and parameter.numel() and not parameter.is_meta:
             names.append(name)
-            finite.append(torch.isfinite(torch.stack(torch.aminmax(parameter.detach()))).all())  # no copy of the weight is made
+            values = parameter.detach().float() if parameter.element_size() == 1 else parameter.detach()  # fp8 has no order
+            finite.append(torch.isfinite(torch.stack(torch.aminmax(values))).all())  # no copy of a plain weight is made
     for name, is_finite in zip(names, torch.stack(finite).tolist() if finite else (), strict=True):  # a card is asked once
         if not is_finite:
             raise ValueError(f"{where}: weight {name!r} holds NaN or infinite values; the checkpoint is damaged, use another")

@@ -225,7 +225,7 @@ def open_streamed(
     place, dtype, trust = usable_device(opening.device), opening.dtype, opening.trust
     path = resolve_source(source, trust_remote_code=trust)
     described = describe(path, trust_remote_code=trust)
-    refuse_quantised(path)
+    refuse_quantised(path, what="reading one layer at a time")
     stored = text_config(described.config).dtype or torch.float32
     wanted = stored if dtype is None else DTYPES[dtype]
     model = build_skeleton(described.config, dtype=wanted, trust_remote_code=trust)

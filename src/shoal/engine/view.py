@@ -12,6 +12,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NoReturn, cast
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from shoal.engine.families import contribution, find_layers, output_map, refuse_coupled_layers, sublayer, text_config
 from shoal.engine.left_out import LeftOut
+from shoal.engine.quantised import shapes_of
 from shoal.engine.residency import Residency, Resident
 from shoal.engine.student import TEACHER, Step, Student
 from shoal.words.types import Batch, Branches
@@ -107,6 +109,11 @@ class DecoderView:
     @property
     def dtype(self) -> torch.dtype:
         return self.model.get_input_embeddings().weight.dtype
+
+    @cached_property
+    def shapes(self) -> Any:
+        """The model as its weights are counted: itself, or, where it holds packed numbers, without weights and unpacked."""
+        return shapes_of(self.model)
 
     # -- reading a batch ---------------------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ from torch import nn
 
 from shoal.edits.replace.modules import StreamModule
 from shoal.engine.families import output_map, sublayer
+from shoal.engine.quantised import bytes_of
 from shoal.engine.student import TEACHER, Student
 from shoal.engine.view import DecoderView
 from shoal.words.records import Record
@@ -52,7 +53,8 @@ class Cost(Record):
     Attributes:
         layers: blocks that run: kept layers and replacement modules.
         parameters: numbers stored, tied ones once.
-        weight_bytes: bytes of those numbers, in memory and in the checkpoint's safetensors (headers and buffers aside).
+        weight_bytes: bytes of those numbers, in memory and in the checkpoint's safetensors (headers and buffers aside); of a
+            quantised model those it holds in memory, scales included.
         file_bytes: of the safetensors files in the folder the model was opened from; None for a student that has none.
         context: tokens that the measured token sees, itself included.
         macs_per_token: None when the active experts of a mixture cannot be told from the config.
@@ -92,16 +94,18 @@ def cost(view: DecoderView, *, context: int, student: Student = TEACHER) -> Cost
     """
     if context < 1:
         raise ValueError(f"context={context} needs at least 1 token (the measured token sees itself)")
-    blocks = list(_blocks(view, student))
-    stored = _parameters(view, blocks)
+    shapes = view.shapes
+    layers = shapes.get_submodule(view.layers_path)
+    blocks = list(_blocks(layers, student))
+    stored = _parameters(shapes, layers, blocks)
     maps = [_map_macs(block.module, view.config, skip=_off_paths(block)) for block in blocks]
     attention = sum(_attention_macs(view, block, context) for block in blocks)
-    around = _map_macs_around(view)
+    around = _map_macs_around(shapes, layers)
     known = around + sum(one for one in maps if one is not None) + attention
     return Cost(
         layers=sum(not isinstance(block.module, StreamModule) for block in blocks),
         parameters=sum(parameter.numel() for parameter in stored),
-        weight_bytes=sum(parameter.numel() * parameter.element_size() for parameter in stored),
+        weight_bytes=_weight_bytes(view, blocks, stored, is_packed=shapes is not view.model),
         file_bytes=_file_bytes(view) if student is TEACHER else None,
         context=context,
         macs_per_token=None if None in maps else known,
@@ -118,15 +122,8 @@ def _file_bytes(view: DecoderView) -> int | None:
 # -- the parts that run and are stored -----------------------------------------------------------------------------------
 
 
-def _layers(view: DecoderView) -> nn.ModuleList:
-    """The layers as structure; their weights may be elsewhere, their shapes are right."""
-    found = view.model.get_submodule(view.layers_path)
-    assert isinstance(found, nn.ModuleList)
-    return found
-
-
-def _blocks(view: DecoderView, student: Student) -> Iterator[Block]:
-    layers = _layers(view)
+def _blocks(layers: nn.ModuleList, student: Student) -> Iterator[Block]:
+    """``layers`` as structure: their weights may be elsewhere, their shapes are right."""
     for index in range(len(layers)):
         own = student.step(index)
         if own is not None:
@@ -152,10 +149,10 @@ def _under(path: str, roots: tuple[str, ...]) -> bool:
     return any(path == root or path.startswith(root + ".") for root in roots)
 
 
-def _parameters(view: DecoderView, blocks: list[Block]) -> list[nn.Parameter]:
+def _parameters(model: Any, layers: nn.ModuleList, blocks: list[Block]) -> list[nn.Parameter]:
     """Every stored parameter once, whoever shares it; those of what was put in once more."""
-    inside_layers = {id(parameter) for parameter in _layers(view).parameters()}
-    found = {id(p): p for p in view.model.parameters() if id(p) not in inside_layers}
+    inside_layers = {id(parameter) for parameter in layers.parameters()}
+    found = {id(p): p for p in model.parameters() if id(p) not in inside_layers}
     again: list[nn.Parameter] = []
     for block in blocks:
         off = _off_paths(block)
@@ -165,6 +162,14 @@ def _parameters(view: DecoderView, blocks: list[Block]) -> list[nn.Parameter]:
         else:
             found.update((id(p), p) for p in stored)
     return [*found.values(), *again]
+
+
+def _weight_bytes(view: DecoderView, blocks: list[Block], stored: list[nn.Parameter], *, is_packed: bool) -> int:
+    if not is_packed:
+        return sum(parameter.numel() * parameter.element_size() for parameter in stored)
+    layers = view.model.get_submodule(view.layers_path)
+    run = [block.layer for block in blocks]
+    return bytes_of(view.model) + sum((run.count(index) - 1) * bytes_of(layer) for index, layer in enumerate(layers))
 
 
 # -- linear maps ---------------------------------------------------------------------------------------------------------
@@ -190,11 +195,10 @@ def _map_macs(module: nn.Module, config: Any, *, skip: tuple[str, ...] = ()) -> 
     return total
 
 
-def _map_macs_around(view: DecoderView) -> float:
+def _map_macs_around(model: Any, layers: nn.ModuleList) -> float:
     """Linear maps outside the layers: the head, and projections before or after the layers where a family has them."""
-    decoder, head = view.model.get_decoder(), view.model.get_output_embeddings()
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
     total = float(head.weight.numel()) if head is not None else 0.0
-    layers = _layers(view)
     inside = {id(part) for part in layers.modules()} | {id(head)}
     for part in decoder.modules():
         if isinstance(part, nn.Embedding) or id(part) in inside:

@@ -196,7 +196,7 @@ def n_started(row_T: Tensor, start: Sequence[int]) -> int:
 
 def refuse_other_vocabulary(teacher: DecoderView, student: DecoderView) -> None:
     """Raises ValueError when the logits of two models have different numbers of tokens."""
-    ours, theirs = (view.model.get_output_embeddings().weight.shape[0] for view in (teacher, student))
+    ours, theirs = (view.shapes.get_output_embeddings().weight.shape[0] for view in (teacher, student))
     if ours != theirs:
         raise ValueError(
             f"the teacher has {ours} tokens, the student {theirs}; they can be compared only with one vocabulary: give the "

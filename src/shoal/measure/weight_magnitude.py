@@ -23,7 +23,7 @@ def weight_magnitudes(view: DecoderView, units: Sequence[Unit]) -> tuple[UnitTab
 
     Vectors (norms, biases) do not count. No text is read.
     Raises:
-        ValueError: a sublayer that is no module of its own.
+        ValueError: a sublayer that is no module of its own; packed weights.
     """
     l1, l2 = np.zeros(len(units)), np.zeros(len(units))
     for layer in sorted({unit.index for unit in units}):
@@ -32,6 +32,10 @@ def weight_magnitudes(view: DecoderView, units: Sequence[Unit]) -> tuple[UnitTab
                 if unit.index != layer:
                     continue
                 matrices = [one for one in parameters_of(unit, module).values() if one.ndim >= 2]
+                if any(not one.is_floating_point() or one.element_size() == 1 for one in matrices):
+                    raise ValueError(
+                        f"the weights of layer {layer} are packed (quantised), so they have no magnitudes to score by"
+                    )
                 l1[place] = sum(_sum(one.abs()) for one in matrices)
                 l2[place] = sum(_sum(one.float().square()) ** 0.5 for one in matrices)
     return _table("weight_l1", units, l1), _table("weight_l2", units, l2)

@@ -130,8 +130,9 @@ def _applied(plan: Plan, out: Path, verification: dict[str, Any], beside: Beside
 
 
 def _check_rewritten(out: Path, opening: Opening) -> dict[str, Any]:
-    """Reload and run a checkpoint that was cut file to file, where it can be: not a quantised one, nor one beyond memory."""
+    """Reload and run a checkpoint that was cut file to file, where it can be: one that nothing here opens is left as it is."""
     from shoal.checkpoint.verify import verify
+    from shoal.engine.quantised import why_not_openable
     from shoal.engine.source import quantisation
     from shoal.engine.spill import free_memory
     from shoal.words.reading import read_json
@@ -139,8 +140,11 @@ def _check_rewritten(out: Path, opening: Opening) -> dict[str, Any]:
     config = read_json(out / "config.json")
     n_bytes = sum(file.stat().st_size for file in out.glob("*.safetensors"))
     free = free_memory()
-    if quantisation(config) is not None or n_bytes > 0.7 * free:
-        why = "it is quantised" if quantisation(config) is not None else f"{n_bytes:,} bytes do not fit in {free:,} of memory"
+    method = quantisation(config)
+    why = None if method is None else why_not_openable(method)
+    if n_bytes > 0.7 * free:
+        why = f"{n_bytes:,} bytes do not fit in {free:,} of memory"
+    if why is not None:
         return {"names_and_shapes": "as the config asks", "reload": f"not tried: {why}"}
     vocab = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size", 2)
     checked = verify(out, ids_BT=_some_ids(vocab), opening=opening)

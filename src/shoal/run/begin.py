@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from shoal.engine.opening import Opening
+from shoal.engine.quantised import ORDER
 from shoal.engine.workers import join
 from shoal.recipes.recipe import Recipe
 from shoal.run.folder import RunFolder
@@ -64,7 +65,10 @@ def open_to_choose(
     say_text(recipe, say)
     if recipe.model is not None:
         opening = settled(recipe.model, opening, share=share, say=say)
-    return open_inputs(recipe, opening, share=share), folder
+    inputs = open_inputs(recipe, opening, share=share)
+    if inputs.opened.quantised is not None:
+        say(f"Quantised ({inputs.opened.quantised}): layers are taken out file to file, and nothing is repaired; {ORDER}")
+    return inputs, folder
 
 
 def open_to_cut(

@@ -38,6 +38,7 @@ def named_plan(
     source_hash: str,
     layers: nn.ModuleList,
     refuse: Refuse,
+    quantised: str | None = None,
     put_back: PutBack = NOTHING,
 ) -> Plan:
     """The plan that takes out what the recipe names, and puts in the new layers that it asks for.
@@ -45,6 +46,7 @@ def named_plan(
     Args:
         layers: of the source, with or without weights; they say which sublayers there are.
         refuse: the family's own constraints.
+        quantised: the method of a quantised source.
         put_back: what takes the place of the layers that go.
     Raises:
         ValueError: no such layer, nothing left, a sublayer that cannot go alone, or a structure that the family refuses.
@@ -53,7 +55,7 @@ def named_plan(
     from shoal.select.plan_of import plan_of
 
     gone = named_gone(recipe, size.n_layers)
-    refuse_inseparable(gone, layers)
+    refuse_inseparable(gone, layers, quantised=quantised)
     edits = edits_without(gone, put_back)
     if recipe.grow is not None:
         whole = {unit.index for unit in gone if unit.kind == "layer"}
@@ -110,11 +112,20 @@ def edits_without(units: Iterable[Unit], put_back: PutBack = NOTHING) -> tuple[E
     return (*put_back.edits(sorted(unit.index for unit in gone if unit.kind == "layer")), *drops)
 
 
-def refuse_inseparable(units: Iterable[Unit], layers: nn.ModuleList) -> None:
-    """Raises ValueError for sublayers that a stock checkpoint cannot leave out: they do not end in one linear map."""
+def refuse_inseparable(units: Iterable[Unit], layers: nn.ModuleList, *, quantised: str | None = None) -> None:
+    """Raises ValueError for sublayers that a stock checkpoint cannot leave out: they do not end in one linear map.
+
+    Args:
+        quantised: the method of a quantised source, whose maps cannot be set to zero.
+    """
     from shoal.engine.families import output_map
     from shoal.words.structure import runs_said
 
+    if quantised is not None and any(unit.kind != "layer" for unit in units):
+        raise ValueError(
+            f"single sublayers go by a map of zeros, and this model is quantised ({quantised}): remove whole layers, or start "
+            "from the unquantised checkpoint"
+        )
     bad: dict[str, list[int]] = {}
     for unit in sorted(units):
         if unit.kind != "layer" and output_map(layers[unit.index], unit.kind) is None:

@@ -126,7 +126,7 @@ class _Side:
         tokens_T = self._own_tokens() if why_not is None else encoded(self.texts, tokenizer)
         start = self.inputs.evaluation.start if why_not is None else start_tokens(tokenizer)
         refuse_unknown_tokens(tokens_T, opened)
-        ours, theirs = (one.model.get_output_embeddings().weight.shape[0] for one in (self.inputs.view, view))
+        ours, theirs = (one.shapes.get_output_embeddings().weight.shape[0] for one in (self.inputs.view, view))
         if why_not is None and ours != theirs:
             why_not = f"it has {theirs:,} logits, the first model {ours:,}"
         quality, by_position = None, None

@@ -204,11 +204,35 @@ def open_inputs(
         opened = open_model(model, here)
     else:
         opened, residency = open_streamed(model, here, n_resident=n_resident)
+    if opened.quantised is not None:
+        recipe = without_new_values(recipe, opened)
     sources: Sequence[Any] = recipe.text.sources or (bundled_text(),)
     tokenizer = opened.need_tokenizer()
     given = sources if len(sources) > 1 else sources[0]
     corpus = workers.on_first(lambda: open_corpus(given, tokenizer, seed=recipe.seed, field=recipe.text.field))
     return Inputs(recipe, opened, DecoderView(opened.model, residency=residency), corpus, workers)
+
+
+def without_new_values(recipe: Recipe, opened: Opened) -> Recipe:
+    """The recipe for a quantised model, which gets no new values: the repair that is there unless another is asked for is none.
+
+    Raises:
+        ValueError: a replacement, a repair, training or healing was asked for by name, or sublayers, whose maps become zeros.
+    """
+    from shoal.engine.quantised import refuse_new_values
+    from shoal.fit.table import repair_named
+
+    asked = {
+        f"--replace {recipe.replace}": recipe.replace != "none",
+        f"--repair {recipe.repair}": recipe.repair != "none" and not repair_named(recipe.repair).else_plain,
+        "training": recipe.repair != "none" and recipe.training() is not None,
+        "healing": recipe.heal is not None,
+        f"--units {recipe.units}": recipe.units != "layers",
+    }
+    what = next((name for name, is_asked in asked.items() if is_asked), None)
+    if what is not None:
+        refuse_new_values(opened.path, opened.quantised, what=what)
+    return recipe.model_copy(update={"repair": "none"})
 
 
 def layers_in_memory(model: str, opening: Opening, *, share: float = SHARE_FOR_WEIGHTS) -> int | None:

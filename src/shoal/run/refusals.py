@@ -91,5 +91,6 @@ def refuse_named(inputs: Inputs) -> None:
     gone = named_gone(inputs.recipe, view.n_layers)
     if inputs.recipe.grow is not None:
         new_layers(inputs.recipe.grow, view.n_layers, {unit.index for unit in gone if unit.kind == "layer"})
-    refuse_inseparable(gone, view.model.get_submodule(view.layers_path))
+    layers = view.model.get_submodule(view.layers_path)
+    refuse_inseparable(gone, layers, quantised=inputs.opened.quantised)
     refuse_inexact_sublayers(view, Student(removed=gone))

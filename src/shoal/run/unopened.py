@@ -27,6 +27,7 @@ class Unopened:
     Attributes:
         name: as it was given; ``path``: its folder; ``fingerprint``: its identity.
         model: on the ``meta`` device; ``layers`` are its decoder's.
+        quantised: the method of a quantised checkpoint.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Unopened:
     model: nn.Module
     layers: nn.ModuleList
     size: ModelSize
+    quantised: str | None
 
     def refuse(self, structure: Structure) -> str | None:
         """Why this family cannot be that structure, or None."""
@@ -49,14 +51,16 @@ def look_at(model: str, *, trust_remote_code: bool = False) -> Unopened:
     """Read config and names of a model. Raises ValueError: no such model, a damaged one, no decoder that can be cut."""
     from shoal.engine.families import find_layers
     from shoal.engine.model_config import describe
-    from shoal.engine.source import fingerprint, resolve_source
+    from shoal.engine.source import fingerprint, quantisation, resolve_source
     from shoal.select.model_size import size_of
+    from shoal.words.reading import read_json
 
     path = resolve_source(model, trust_remote_code=trust_remote_code)
     described = describe(path, trust_remote_code=trust_remote_code)
     layers_path, layers = find_layers(described.model)
     size = size_of(described.model, layers_path)
-    return Unopened(model, path, fingerprint(path), described.config, described.model, layers, size)
+    method = quantisation(read_json(path / "config.json"))
+    return Unopened(model, path, fingerprint(path), described.config, described.model, layers, size, method)
 
 
 def plan_unopened(recipe: Recipe, folder: RunFolder, *, trust_remote_code: bool = False) -> Plan:
@@ -95,6 +99,7 @@ def chosen_unopened(recipe: Recipe, source: Unopened) -> Plan:
             source_hash=source.fingerprint,
             layers=source.layers,
             refuse=source.refuse,
+            quantised=source.quantised,
         )
     check_can_be_cut(source.config, model_class=type(source.model))
     request = plain_request_of(recipe, source.size.n_layers)

@@ -142,8 +142,8 @@ def put_back_of(replacement: Replacement | None, hidden_size: int) -> PutBack:
 
 
 def model_size(view: DecoderView) -> ModelSize:
-    """The parameters of a view's model."""
-    return size_of(view.model, view.layers_path)
+    """The parameters of a view's model; those of a quantised one as the numbers that it stands for."""
+    return size_of(view.shapes, view.layers_path)
 
 
 def size_of(model: nn.Module, layers_path: str) -> ModelSize:

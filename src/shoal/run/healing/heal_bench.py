@@ -38,7 +38,7 @@ class HealBench:
         self.opening = inputs.opened.opening
         self.path = resolve_source(student, trust_remote_code=self.opening.trust)
         check_source(self.path, trust_remote_code=self.opening.trust)
-        refuse_quantised(self.path)
+        refuse_quantised(self.path, what="healing")
         with quiet_training():
             from shoal.train.heal.losses import objective_of
 

@@ -105,6 +105,7 @@ def _named(inputs: Inputs) -> Plan:
         source_hash=inputs.opened.fingerprint,
         layers=inputs.view.model.get_submodule(inputs.view.layers_path),
         refuse=lambda structure: why_not(inputs, structure),
+        quantised=inputs.opened.quantised,
         put_back=request_of(inputs.recipe, inputs.view).put_back,
     )
 

@@ -47,8 +47,7 @@ def run(state: State, folder: RunFolder, progress: Progress) -> Made:
     student: DecoderView | Student = replace(state.student(), name="student")
     if not inputs.is_streamed:
         opening = inputs.opened.opening.trusting(is_bundled(inputs.view, plan))
-        saved = load_strictly(folder / "model", trust_remote_code=opening.trust)
-        student = DecoderView(saved.to(inputs.view.device))
+        student = DecoderView(load_strictly(folder / "model", device=str(inputs.view.device), trust_remote_code=opening.trust))
     plain = None
     if plan.absent_layers and (
         state.values.tensors or state.healed is not None
