@@ -87,6 +87,14 @@ def test_packed_numbers_are_counted_as_the_weights_they_stand_for(sources, kind)
         assert found.weight_bytes - without.weight_bytes < 3 * layer * (1.2 if kind == "int8" else 0.8)
 
 
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_counting_a_model_does_not_change_what_it_computes(sources, kind):
+    view, batch = DecoderView(open_model(sources(kind)).model), Batch(torch.arange(4, 16)[None])
+    before = view.logits(batch)
+    cost(view, context=16)
+    assert torch.equal(view.logits(batch), before)
+
+
 @pytest.mark.parametrize("kind", ["fp8", *(["compressed-tensors"] if HAS_COMPRESSED else [])])
 def test_the_numbers_of_a_format_are_those_of_its_formula(sources, kind):
     stored = load_file(sources(kind) / "model.safetensors")

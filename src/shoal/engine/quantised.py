@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from shoal.engine.shards import Shard
 
@@ -91,9 +91,28 @@ def shapes_of(model: Any) -> Any:
 
 
 def bytes_of(module: nn.Module) -> int:
-    """Bytes of what a module stores, its scales and tables of quantisation included; shared ones once."""
-    held = {id(value): value for value in module.state_dict(keep_vars=True).values() if hasattr(value, "element_size")}
-    return sum(value.numel() * value.element_size() for value in held.values())
+    """Bytes of what a module holds, its scales and tables of quantisation included; shared ones once.
+
+    ``state_dict`` is not asked: that of bitsandbytes repacks the weights of a running model, which then computes other numbers.
+    """
+    held: dict[int, Tensor] = {id(one): one for one in [*module.parameters(), *module.buffers()]}
+    for parameter in module.parameters():
+        for name in SCALES:
+            _collect(getattr(parameter, name, None), held)
+    return sum(one.numel() * one.element_size() for one in held.values())
+
+
+SCALES = ("quant_state", "SCB")
+"""Where parameters of bitsandbytes keep what their codes are scaled by."""
+
+
+def _collect(value: Any, held: dict[int, Tensor]) -> None:
+    """All tensors of a value and of the values it has as attributes."""
+    if isinstance(value, Tensor):
+        held[id(value)] = value
+    elif value is not None and hasattr(value, "__dict__"):
+        for one in vars(value).values():
+            _collect(one, held)
 
 
 def _large_buffers(model: nn.Module) -> list[Any]:
