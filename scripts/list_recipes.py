@@ -1,12 +1,14 @@
-"""Write the lists of docs/recipes.md from the table of recipes: run it after a recipe was added or changed."""
+"""Write the lists of docs/recipes.md and all of docs/recipe_keys.md: run it after a recipe or a key was added or changed."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from shoal.recipes.listing import as_markdown_table, open_points
+from shoal.recipes.recipe_keys import keys_page
 
-PAGE = Path(__file__).parent.parent / "docs" / "recipes.md"
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE, KEYS = DOCS / "recipes.md", DOCS / "recipe_keys.md"
 
 
 def filled(page: str) -> str:
@@ -20,3 +22,4 @@ def filled(page: str) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(filled(PAGE.read_text()))
+    KEYS.write_text(keys_page())

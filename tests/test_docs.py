@@ -10,7 +10,9 @@ from shoal.measure.metrics import METRICS
 from shoal.measure.observers import OBSERVERS
 from shoal.measure.unit_scores import UNIT_SCORES
 from shoal.recipes.listing import as_markdown_table, open_points
+from shoal.recipes.recipe import Recipe
 from shoal.recipes.recipe_file import load_recipe
+from shoal.recipes.recipe_keys import described, keys_page, sections
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -36,6 +38,13 @@ def test_the_lists_of_recipes_are_those_of_the_table():
     page = (ROOT / "docs/recipes.md").read_text()
     for content in (as_markdown_table(), open_points()):
         assert f" -->\n\n{content}\n\n<!-- end -->" in page
+
+
+def test_the_page_of_keys_is_that_of_the_records():
+    """``python scripts/list_recipes.py`` writes it; every field of every record has an entry in its docstring, and no other."""
+    assert (ROOT / "docs/recipe_keys.md").read_text() == keys_page()
+    for _, kind in sections(Recipe):
+        assert sorted(name for names, _ in described(kind) for name in names) == sorted(kind.model_fields), kind
 
 
 def test_the_table_of_metrics_is_complete():

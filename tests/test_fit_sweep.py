@@ -412,6 +412,7 @@ def test_where_nothing_has_a_closed_form_a_named_repair_is_refused_and_auto_leav
 def test_auto_is_the_sweep_where_there_is_one():
     auto, sweep = (fit_plan(view_of(), plan_without(2), samples(), repair=name, batch_size=20) for name in ("auto", "sweep"))
     assert auto.plan == sweep.plan and all(torch.equal(auto.values[name], value) for name, value in sweep.values.items())
+    assert str(auto.result).startswith("'auto', here 'sweep', of layers")
 
 
 def test_plans_that_cannot_be_repaired_are_refused():

@@ -23,7 +23,7 @@ from shoal.evaluate.stability import Flip
 from shoal.run.stages.report import read_run, report_stage, write_report
 from shoal.show.card import card
 from shoal.show.chart_files import save_figures
-from shoal.show.curve_views import cliff_lines, curves_table
+from shoal.show.curve_views import cliff_lines, curves_table, smooth_lines
 from shoal.show.figure_tables import figures
 from shoal.show.headline import headline
 from shoal.show.heat import GAMMA, Heat, rescaled_rows
@@ -216,7 +216,7 @@ def test_a_curve_says_what_its_file_says(tmp_path):
     folder = write_curves(tmp_path / "curves")
     found, page = ratio_curves(), read_page(html_of(folder))
     assert table_of(page, curves_table(found).caption)[1:] == curves_table(found).texts
-    for line in (*cliff_lines(found), *(sentence(one) for one in found.kept)):
+    for line in (*cliff_lines(found), *smooth_lines(found), *(sentence(one) for one in found.kept)):
         assert line in page.text
     for of, id in (("perplexity", "perplexity"), ("kl", "kl"), (PLAIN, "task-2")):
         (chart,) = page.all("figure", id=f"figure-curve-{id}")

@@ -57,14 +57,14 @@ class Killed(BaseException):
 
 def test_a_killed_polish_goes_on_to_the_same_bits_and_does_not_fit_again(small, whole, tmp_path):
     def die(stage, done, total):
-        if stage == "train" and done == 4:
+        if stage.endswith("train") and done == 4:
             raise Killed
 
     with pytest.raises(Killed):
         compress(recipe(small), tmp_path / "run", progress=die)
     seen = []
     resumed = compress(recipe(small), tmp_path / "run", progress=lambda stage, done, total: seen.append((stage, done)))
-    assert "sweep" not in {stage for stage, _ in seen} and ("train", 1) not in seen
+    assert not any(stage.endswith("sweep") or stage.endswith("train") and done == 1 for stage, done in seen)
     assert same(beside(resumed.folder), beside(whole.folder))
 
 

@@ -71,7 +71,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("what", ["sweep", "check the repair", "evaluate the plain cut"])
 def test_a_killed_repair_goes_on_to_the_same_bits(what, small, whole, tmp_path):
     def die(stage, done, total):
-        if stage == what and done == total:
+        if stage.endswith(what) and done == total:
             raise Killed
 
     with pytest.raises(Killed):

@@ -87,7 +87,7 @@ def curve(
     from shoal.run.job import SHARE_BESIDE_STUDENT
     from shoal.run.stages.report import report_stage
     from shoal.show.chart_files import save_panels
-    from shoal.show.curve_views import cliff_lines, curves_charts, curves_table
+    from shoal.show.curve_views import cliff_lines, curves_charts, curves_table, smooth_lines
 
     screen = result.screen()
     if keep is None and of != "perplexity":
@@ -115,7 +115,7 @@ def curve(
     save_panels(curves_charts(found), out, "curve")
     report_stage(out)
     screen.show(curves_table(found))
-    for line in cliff_lines(found):
+    for line in (*cliff_lines(found), *smooth_lines(found)):
         screen.say(line)
     for one in found.kept:
         screen.say(sentence(one))

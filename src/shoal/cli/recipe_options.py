@@ -39,8 +39,6 @@ def with_options(recipe: str, **options: Any) -> Recipe:
     elif "drop" in given:
         given["parameters"] = None
     refuse_beside_named(given, search, recipe)
-    if "protect" in given:
-        given["protect"] = _layers(given["protect"])
     if train and "lr" in train:
         train["min_lr"] = train["lr"] / 10
     if asked:
@@ -118,10 +116,3 @@ def _pruning(asked: str | dict[str, Any]) -> dict[str, Any] | None:
     """All fields of what is asked for, as a text or by field: none of the recipe's own stay below them."""
     fields = parse_prune(asked) if isinstance(asked, str) else asked
     return None if fields is None else PruneConfig.from_json(json.dumps(fields), where="options").model_dump(mode="json")
-
-
-def _layers(text: str) -> list[int]:
-    try:
-        return [] if text == "none" else [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"--protect {text!r} needs layer numbers with commas, such as 0,1,-1, or none") from None

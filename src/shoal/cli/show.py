@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,6 +56,8 @@ def show_outcome(screen: Screen, outcome: Outcome) -> None:
         files.insert(2, HEAT_MAP)
     files += [("scores", "scores.json"), ("search", "search.json")]
     say_files(screen, outcome.folder, *files)
+    for line in next_steps(outcome.folder, plan, is_healed=outcome.healed is not None):
+        screen.say(line)
     screen.result(
         {
             "model": str(outcome.model),
@@ -188,6 +191,17 @@ def show_flips(screen: Screen, results: Sequence[Stability]) -> None:
         screen.show(flips(results))
     elif results:
         screen.say("No flips: both models have the same items right")
+
+
+def next_steps(folder: Path, plan: Plan, *, is_healed: bool) -> list[str]:
+    """What people do with a student, as commands: measure it on tasks of their own, train it on, serve it."""
+    run, source = shlex.quote(str(folder)), shlex.quote(plan.source)
+    steps = {"measure tasks": f"shoal compare {source} {run} --task FILE.jsonl"}
+    if not is_healed:
+        steps["train it on"] = f"shoal heal {run} --out {run}-healed"
+    if not plan.brings_code:  # other engines do not run it
+        steps["llama.cpp"] = f"shoal export gguf {run} --out student.gguf"
+    return ["What next:", *(f"  {what + ':':<15}{command}" for what, command in steps.items())]
 
 
 def say_files(screen: Screen, folder: Path, *files: tuple[str, str]) -> None:

@@ -129,11 +129,19 @@ class FitResult(Record):
     seconds: float = 0.0
     values_digest: str = ""
 
+    @property
+    def name(self) -> str:
+        """The repair as it was asked for, and what it came to here."""
+        from shoal.fit.table import REPAIRS
+
+        known = REPAIRS.get(self.repair)
+        return f"{self.repair!r}, here {known.comes_to!r}," if known is not None and known.comes_to else repr(self.repair)
+
     def __str__(self) -> str:
         changed = [str(one.layer) for one in self.layers if one.n_kept]
         if not self.layers:
             return f"{self.repair!r}: {self.skipped[0] if self.skipped else 'nothing to do'}; the plain cut stands"
-        said = f"{self.repair!r} of layers {', '.join(changed) or 'none'} on {self.n_tokens:,} tokens, {self.seconds:.0f} s"
+        said = f"{self.name} of layers {', '.join(changed) or 'none'} on {self.n_tokens:,} tokens, {self.seconds:.0f} s"
         if self.kl_before is not None and self.kl_after is not None:
             said += f"; KL on selection {number(self.kl_before)} -> {number(self.kl_after)}"
         return said if self.kept else said + "; not better, undone"

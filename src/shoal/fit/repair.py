@@ -74,6 +74,7 @@ class Repair:
         needs_layers: it is of whole layers that go, not of single sublayers.
         efforts: what ``--time`` may spend on it: candidates that compete, and tokens of the fit; the larger one leaves less KL.
         else_plain: where nothing has a closed form the plain cut stands, said aloud, instead of an error.
+        comes_to: the repair that this one is where there is something to repair; empty: itself.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Repair:
     needs_layers: bool = False
     efforts: tuple[tuple[int, int], ...] = ()
     else_plain: bool = False
+    comes_to: str = ""
 
     def refusal(self, replacement: Replacement | None, trained_on: TrainedOn) -> str:
         """Why this repair cannot stand in a recipe with these, or an empty text."""

@@ -63,6 +63,7 @@ class Recipe(Record):
     Attributes:
         name, about, papers: for people, the card and the citations (arXiv numbers).
         model: hub id or folder; may come from the command line instead.
+        text: which text is read, and how much of it.
         observers: further measures of the scan, names of :data:`shoal.measure.observers.OBSERVERS`; each adds tables to it.
         drop: the budget, as on the command line (``25%``, ``8``, ``25%layers``, ``20%params,25%kv``).
         parameters: the budget as a target size (``6B``); replaces ``drop`` when given.
@@ -87,6 +88,7 @@ class Recipe(Record):
         prune: weights of the layers that stay, set to zero behind all that; None: none are.
         heal: training of anything else behind all that, into the final checkpoint; None: nothing more is trained.
         speed: whether the evaluation measures how fast teacher and student run.
+        seed: the order of the text, and all that is drawn.
     """
 
     name: str = "custom"
@@ -118,9 +120,34 @@ class Recipe(Record):
     speed: bool = True
     seed: int = Field(default=0, ge=0)
 
+    @field_validator("text", mode="before")
+    @classmethod
+    def _sources_alone(cls, value: object) -> object:
+        """A path, or a list of them, in place of the keys below ``text``."""
+        alone = [value] if isinstance(value, str) else value
+        return {"sources": alone} if isinstance(alone, (list, tuple)) else value
+
+    @field_validator("observers", mode="before")
+    @classmethod
+    def _one_observer(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("protect", mode="before")
+    @classmethod
+    def _layers_as_numbers(cls, value: object) -> object:
+        """As on the command line: ``0,1,-1``, or ``none``."""
+        if not isinstance(value, str):
+            return [value] if isinstance(value, int) and not isinstance(value, bool) else value
+        try:
+            return [] if value == "none" else [int(part) for part in value.split(",")]
+        except ValueError:
+            raise ValueError(f"--protect {value!r} needs layer numbers with commas, such as 0,1,-1, or none") from None
+
     @field_validator("drop", mode="before")
     @classmethod
     def _drop_as_text(cls, value: object) -> object:
+        if isinstance(value, float):
+            raise ValueError(f"--drop {value} has no unit; write {100 * value:g}% of all parameters, or a number of layers")
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     @field_validator("drop")

@@ -35,16 +35,20 @@ def curves_table(curves: RatioCurves) -> Table:
 
 
 def cliff_lines(curves: RatioCurves) -> list[str]:
-    """Every cliff as a sentence; what has none in one sentence per reason."""
+    """Every cliff as a sentence."""
+    return [_cliff(one) for one in curves.cliffs if one.found]
+
+
+def smooth_lines(curves: RatioCurves) -> list[str]:
+    """What has no cliff, in one sentence per reason."""
     reasons: dict[str, dict[str, list[str]]] = {}
     for one in curves.cliffs:
         if not one.found:
             reasons.setdefault(one.why_not, {}).setdefault(one.of, []).append(one.method)
-    smooth = [
+    return [
         f"no cliff ({reason}): " + "; ".join(f"{of} of {', '.join(methods)}" for of, methods in where.items())
         for reason, where in reasons.items()
     ]
-    return [_cliff(one) for one in curves.cliffs if one.found] + smooth
 
 
 def _cliff(one: Cliff) -> str:

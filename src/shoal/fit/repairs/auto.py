@@ -28,4 +28,5 @@ AUTO = Repair(
     size,
     efforts=EFFORTS,
     else_plain=True,
+    comes_to="sweep",
 )

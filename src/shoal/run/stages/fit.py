@@ -63,7 +63,7 @@ def repaired(state: State, progress: Progress) -> FittedPlan:
         batch_size=inputs.batch_size,
         config=inputs.recipe.fit,
         quality=lambda students: [quality.kl for quality in judge.measure(students)],
-        progress=lambda done, total: progress(repair, done, total),
+        progress=lambda done, total: progress(repair_named(repair).comes_to or repair, done, total),
         workers=inputs.workers,
     )
     return fitted if of_modules or not plan.replacements else put_back(inputs.view, plan, fitted)

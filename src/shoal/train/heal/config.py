@@ -28,16 +28,18 @@ class HealConfig(Record):
         targets: the linear maps that get adapters.
         variant: ``plain`` LoRA, ``rslora`` (arXiv 2312.03732) or ``dora`` (arXiv 2402.09353).
         ranks: how the adapters' budget is divided among layers; an entry of ``train.heal.ranks.RANKS``.
-        pruned: share of every adapter's A that is set to zero every ``prune_every`` steps, by ``|A|`` times the running norm of
-            its input (PRILoRA, arXiv 2401.11316); ``prune_decay`` is the decay of that running norm.
+        pruned: share of every adapter's A that is set to zero again and again while it trains, by ``|A|`` times the running
+            norm of its input (PRILoRA, arXiv 2401.11316).
+        prune_every: optimiser steps between two such times.
+        prune_decay: decay of the running norm.
         layers: last layers that ``partial`` trains; ``head``: whether it trains the output head as well.
         objective: weighted sum of names in ``train.objectives``. None: ``forward_kl`` with a teacher, else ``next_token``.
         boundaries: where objectives on hidden states compare: behind each cut (``interface``), or behind every layer.
         teacher_cache: likeliest tokens of every position that are kept on disk, so that the teacher does not run in every step;
             None: it does.
         predict: what is trained and measured: every token of the text (``all``), or what assistants say in chats (``answers``).
-        source: the ``given`` text, or text that the ``teacher`` writes, at a ``temperature``, behind the first tokens of each
-            sample of the given text.
+        source: the ``given`` text, or text that the ``teacher`` writes behind the first tokens of each of its samples.
+        temperature: at which the teacher writes.
         tokens: training tokens, one pass over the text. None: 1 M, fewer where the text holds fewer.
         lr: peak learning rate; ``auto`` finds it by short runs; None: the method's own for the width of the model.
         floor: the final learning rate as a share of the peak (cosine).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shoal.evaluate.curve.largest_cut import sentence
 from shoal.evaluate.intervals import LEVEL
-from shoal.show.curve_views import cliff_lines, curves_charts, curves_table
+from shoal.show.curve_views import cliff_lines, curves_charts, curves_table, smooth_lines
 from shoal.show.html import bullets, tag
 from shoal.show.report.run_data import Part, RunData, Section
 
@@ -21,4 +21,5 @@ def ratios(data: RunData) -> Section | None:
     )
     lines = bullets([f"{line}." for line in (*(sentence(one) for one in found.kept), *cliff_lines(found))])
     parts: list[Part] = [tag("p", intro), *([lines] if lines else []), *curves_charts(found), curves_table(found)]
+    parts += [tag("p", f"{line}.") for line in smooth_lines(found)]
     return Section("ratios", "Quality against the removed share", "curve.json", tuple(parts))
