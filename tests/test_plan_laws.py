@@ -13,6 +13,7 @@ from shoal.checkpoint.rewrite import rewrite
 from shoal.edits.drop import Drop
 from shoal.edits.inits import init_named
 from shoal.edits.insert import Insert
+from shoal.edits.merge_edit import Merge
 from shoal.edits.plan import Plan, choice_hash, structure_of
 from shoal.edits.refit import Refit
 from shoal.edits.replace.replace_edit import Replace
@@ -25,6 +26,7 @@ from shoal.words.types import Batch, Unit
 
 N = 8
 MAP = "mlp.down_proj.weight"
+MERGED = (MAP, "mlp.up_proj.weight", "self_attn.q_proj.weight", "input_layernorm.weight")
 
 
 def plan_of_edits(edits, n_layers=N):
@@ -33,17 +35,23 @@ def plan_of_edits(edits, n_layers=N):
 
 
 @st.composite
-def edit_lists(draw, replace=True, insert=False):
+def edit_lists(draw, replace=True, insert=False, merge=False):
     """Edits of a model of N layers that do not overlap, in random order, at least one layer left."""
     fates_ = draw(st.lists(st.sampled_from(["keep", "drop", "attn", "mlp", "refit", "both"]), min_size=N, max_size=N))
     edits = []
+    if merge and draw(st.booleans()):
+        group = sorted(draw(st.sets(st.integers(0, N - 1), min_size=2, max_size=3)))
+        rule = draw(st.sampled_from(["sum_diff", "keep_last", "mean"]))
+        edits.append(Merge(into=group[0], of=tuple(group[1:]), rule=rule, parameters=MERGED))
+        for layer in group:
+            fates_[layer] = "inside" if layer != group[0] or fates_[layer] != "refit" else "refit"
     start = None
-    if replace and draw(st.booleans()):
+    if replace and not edits and draw(st.booleans()):
         start = draw(st.integers(1, N - 2))
         stop = draw(st.integers(start + 1, N - 1))
         edits.append(Replace(start=start, stop=stop, replacement="layer"))
         fates_[start:stop] = ["inside"] * (stop - start)
-    if set(fates_) <= {"drop", "inside"}:
+    if set(fates_) <= {"drop", "inside"} and not any(isinstance(edit, Merge) for edit in edits):
         fates_[0] = "keep"
     gone = tuple(i for i, fate in enumerate(fates_) if fate == "drop")
     edits += [Drop(indices=gone)] if gone else []
@@ -52,19 +60,19 @@ def edit_lists(draw, replace=True, insert=False):
         edits += [Drop(kind=kind, indices=off)] if off else []
     edits += [Refit(layer=i, parameters=(MAP,)) for i, fate in enumerate(fates_) if fate == "refit"]
     places = draw(st.sets(st.integers(0, N - 1), max_size=3)) if insert else set()
-    for after in sorted(places - ({i for i, fate in enumerate(fates_) if fate == "inside"} - {stop - 1} if start else set())):
+    for after in sorted(places - (set(range(start, stop - 1)) if start else set())):
         init = draw(st.sampled_from(["identity", "copy", "mean", "interpolate", "slayer"]))
         most = N - 1 if init_named(init).weights == "source" else N - 2
         edits.append(Insert(after=after, init=init, of=tuple(draw(st.lists(st.integers(0, most), min_size=1, max_size=2)))))
     return tuple(draw(st.permutations(edits)))
 
 
-@given(edit_lists(insert=True))
+@given(edit_lists(insert=True, merge=True))
 def test_the_order_of_structural_edits_that_do_not_overlap_does_not_matter(edits):
     assert structure_of(edits, N) == structure_of(tuple(reversed(edits)), N)
 
 
-@given(edit_lists(insert=True))
+@given(edit_lists(insert=True, merge=True))
 def test_what_is_put_in_changes_nothing_that_is_said_of_the_source(edits):
     """Kept, removed and absent layers, units that are off and the picture's boxes are those of the plan without it."""
     plan, without = plan_of_edits(edits), plan_of_edits(tuple(edit for edit in edits if not isinstance(edit, Insert)))
@@ -92,7 +100,7 @@ def test_structure_and_units_say_the_same(edits):
     assert len(stored(plan.structure)) == plan.n_layers_after == N - len(plan.absent_layers)
 
 
-@given(edit_lists(insert=True))
+@given(edit_lists(insert=True, merge=True))
 def test_a_plan_is_the_same_after_its_file(edits):
     plan = plan_of_edits(edits)
     again = Plan.from_json(plan.to_json())
@@ -185,7 +193,7 @@ def saved(tmp_path_factory):
 
 
 @settings(deadline=None, max_examples=25)
-@given(edits=edit_lists(replace=True, insert=True), seed=st.integers(0, 9))
+@given(edits=edit_lists(replace=True, insert=True, merge=True), seed=st.integers(0, 9))
 def test_the_written_file_is_the_student(saved, tmp_path_factory, edits, seed):
     """Sizes, order, config, layer count and logits of the checkpoint are those of structure and overlay."""
     from transformers import AutoModelForCausalLM

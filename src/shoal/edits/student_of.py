@@ -2,7 +2,7 @@
 
 Values are flat names to tensors, one safetensors file beside the plan: ``replace.{start}-{stop}.<name in the module>`` for
 replacements, ``refit.{layer}.<name in the layer>`` for refitted parameters, ``prune.{layer}.…`` for those with zeros,
-``insert.{after}.{number}.…`` for new layers.
+``insert.{after}.{number}.…`` for new layers, ``merge.{into}.…`` for merged ones.
 """
 
 from __future__ import annotations

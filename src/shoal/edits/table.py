@@ -9,12 +9,15 @@ from pydantic import BeforeValidator, SerializeAsAny
 from shoal.edits.base import BaseEdit
 from shoal.edits.drop import Drop
 from shoal.edits.insert import Insert
+from shoal.edits.merge_edit import Merge
 from shoal.edits.prune import Prune
 from shoal.edits.refit import Refit
 from shoal.edits.replace.replace_edit import Replace
 from shoal.words.records import nearest
 
-EDITS: dict[str, type[BaseEdit]] = {kind.model_fields["edit"].default: kind for kind in (Drop, Replace, Insert, Refit, Prune)}
+EDITS: dict[str, type[BaseEdit]] = {
+    kind.model_fields["edit"].default: kind for kind in (Drop, Replace, Merge, Insert, Refit, Prune)
+}
 
 
 def edit_of(content: Any) -> BaseEdit:

@@ -91,7 +91,11 @@ def fit_plan(
     if not found.values and not found.attached:
         return FittedPlan(plan, undone, result.model_copy(update=dict(kept=False)))
     if quality is not None:
-        repaired = replace(student, overrides=found.values, attached=found.attached or student.attached, name="repaired")
+        overrides = {
+            layer: {**student.overrides.get(layer, {}), **found.values.get(layer, {})}
+            for layer in sorted({*student.overrides, *found.values})
+        }
+        repaired = replace(student, overrides=overrides, attached=found.attached or student.attached, name="repaired")
         before, after = quality([student, repaired])
         result = result.model_copy(update=dict(kl_before=before, kl_after=after, kept=after < before))
         if not result.kept:

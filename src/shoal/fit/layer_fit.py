@@ -40,7 +40,7 @@ class LayerSolver:
     def solve(self, sites: Sequence[Site[Any]]) -> LayerSolution:
         """Solve the sites in order; its ``values`` are those of the solves that stand."""
         with self.here.view.residency.layer(self.here.layer) as module:
-            parameters = dict(module.named_parameters())
+            parameters = {**dict(module.named_parameters()), **self.here.own}
         found = LayerSolution(self.config)
         values: dict[str, Tensor] = {}
         is_new = True

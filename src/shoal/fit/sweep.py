@@ -88,7 +88,7 @@ def sweep_layers(job: FitJob, *, targets: Mapping[int, int], sites: Sites, share
     """Refit layers of a student, each with the refits before it in place.
 
     Args:
-        job: its student lacks layers or sublayers; nothing else is overridden.
+        job: its student lacks layers or sublayers; layers of it may have weights of their own, as merged ones have.
         targets: layer to the teacher's boundary that its output is fitted to; the student has no layer in between.
         sites: what is set in each layer.
         share: the part of the teacher's change over a cut that the layer before it is asked to make up.
@@ -126,8 +126,11 @@ def sweep_layers(job: FitJob, *, targets: Mapping[int, int], sites: Sites, share
 
 
 def _pool_of(here: Here, sites: Sites, probe: Reading, *, config: FitConfig, n_ranking: int) -> tuple[NeuronPool | None, str]:
-    """Candidates for the layer's MLP where a cut follows; None, and the reason where the family is one."""
-    if not sites.gathers or here.goal.boundary == here.layer + 1 or "mlp" not in sites.kinds:
+    """Candidates for the layer's MLP where a cut follows; None, and the reason where the family is one.
+
+    A layer whose weights are no longer the source's stands for the layers behind it already, so it keeps its neurons.
+    """
+    if not sites.gathers or here.goal.boundary == here.layer + 1 or "mlp" not in sites.kinds or here.own:
         return None, ""
     ranking = Ranking(here.readings[:n_ranking], here.inputs[:n_ranking], here.folds[:n_ranking])
     try:

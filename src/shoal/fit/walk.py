@@ -64,6 +64,7 @@ class Here:
         self.readings, self.folds = streams.readings, streams.folds
         self._streams = streams
         self._step = student.step(layer)  # None, or a module, where the body sets the states behind the place itself
+        self._own: LayerValues = (self._step.overrides or {}) if self._step is not None else {}
         self._behind = [one for left_out in range(layer, goal.boundary) for one in student.behind(left_out)]
         self._outputs: BoundaryStates | None = None
 
@@ -117,6 +118,11 @@ class Here:
         if values:
             self._step = self._with(values)
         self._outputs = outputs
+
+    @property
+    def own(self) -> LayerValues:
+        """Parameters in which the student's layer differs from the source's before the body sets any."""
+        return self._own
 
     def _with(self, values: LayerValues | None) -> Step:
         assert self._step is not None, "no layer runs here"

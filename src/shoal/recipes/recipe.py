@@ -20,6 +20,7 @@ from shoal.measure.observers import observer_named
 from shoal.prune.prune_config import PruneConfig
 from shoal.select.budget import parse_budget, parse_parameters
 from shoal.select.grow_config import GrowConfig
+from shoal.select.merging.merge_config import MergeConfig
 from shoal.select.search.search_config import SearchConfig
 from shoal.select.table import SELECTORS, selector_named
 from shoal.train.config import ON_THE_STREAM, POLISH, TrainConfig
@@ -51,8 +52,8 @@ class TextChoice(Record):
 
 
 CHOOSING = {
-    "drop": "--drop", "parameters": "--params", "select": "--select", "search": "--metric or --evaluations", "by": "--by",
-    "max_spans": "max_spans", "rounds": "--rounds", "protect": "--protect", "guard": "--guard",
+    "drop": "--drop", "parameters": "--params", "select": "--select", "search": "--metric or --evaluations",
+    "merge": "merge", "by": "--by", "max_spans": "max_spans", "rounds": "--rounds", "protect": "--protect", "guard": "--guard",
 }  # fmt: skip
 """Fields that say how layers are chosen, with their options; none of them is read where the layers are named."""
 
@@ -72,7 +73,7 @@ class Recipe(Record):
         select: how layers are chosen, a name of :data:`shoal.select.table.SELECTORS`; ``by``: the table it reads, as
             ``criterion/tokens``, or a score of single units such as ``taylor_unit`` or ``left_out_kl``.
         units: what goes: whole ``layers``; ``sublayers``, ``attention`` or ``mlp`` for selectors that do not look for spans.
-        search: how a selector that runs the model does so; unused by the others.
+        search: how a selector that runs the model does so; unused by the others. ``merge``: how one that merges layers does.
         max_spans: most spans of the ``disjoint`` selector.
         rounds: 1 = one-shot; more: cut in that many steps and measure anew after each.
         protect: layers that stay, negative ones counted from the end.
@@ -105,6 +106,7 @@ class Recipe(Record):
     select: str = "span"
     units: UnitChoice = "layers"
     search: SearchConfig = SearchConfig()
+    merge: MergeConfig = MergeConfig()
     by: str = "cosine/rest"
     max_spans: int = Field(default=3, ge=1)
     rounds: int = Field(default=1, ge=1)
@@ -230,6 +232,7 @@ class Recipe(Record):
             self._conflicts_of_sublayers,
             self._conflicts_of_nothing,
             self._conflicts_of_growing,
+            self._conflicts_of_merging,
         )
         refuse([said for one in conflicts for said in one()])
         return self
@@ -302,6 +305,20 @@ class Recipe(Record):
             yield f"--replace {self.replace} stands in place of whole layers, and {named}; use --replace none"
         if repair_named(self.repair).needs_layers:
             yield f"--repair {self.repair} is of whole layers, and {named}; use --repair refit, auto or none"
+
+    def _conflicts_of_merging(self) -> Iterator[str]:
+        """A selector that merges has run what it proposes; what stands in place of spans, or competes, knows removal alone."""
+        if self.is_by_hand or "weights" not in selector_named(self.select).reads:
+            return
+        merges = f"--select {self.select} proposes merged layers"
+        if self.guard > 1:
+            yield f"{merges}, which were compared by running them; use --guard 1"
+        if self.rounds > 1:
+            yield f"{merges} one after the other already; leave out --rounds"
+        if self.replace != "none":
+            yield f"{merges}, and --replace {self.replace} puts something else in place of layers; use --replace none"
+        if self.training() is not None:
+            yield f"{merges}, which polish does not train; use --polish none, and --heal for training"
 
     def _conflicts_of_growing(self) -> Iterator[str]:
         """What is put in is no cut that could be repaired; it is trained by healing."""

@@ -12,6 +12,7 @@ from shoal.recipes.named.ghosted_layers import GHOSTED_LAYERS
 from shoal.recipes.named.grow import GROW
 from shoal.recipes.named.high import HIGH
 from shoal.recipes.named.high_heal import HIGH_HEAL
+from shoal.recipes.named.laco import LACO
 from shoal.recipes.named.lamp import LAMP_ZEROS
 from shoal.recipes.named.lesa import LESA
 from shoal.recipes.named.linearpatch import LINEARPATCH
@@ -25,6 +26,7 @@ from shoal.recipes.named.replaceme import REPLACEME
 from shoal.recipes.named.shortgpt import SHORTGPT
 from shoal.recipes.named.slayer import SLAYER
 from shoal.recipes.named.sleb import SLEB
+from shoal.recipes.named.sliding_merge import SLIDING_MERGE
 from shoal.recipes.named.solar import SOLAR
 from shoal.recipes.named.sparsegpt import SPARSEGPT_ZEROS
 from shoal.recipes.named.streamline_kd import STREAMLINE_KD
@@ -52,6 +54,8 @@ RECIPES: dict[str, NamedRecipe] = {
         LINEARPATCH,
         GHOSTED_LAYERS,
         PRUNE_COMP,
+        LACO,
+        SLIDING_MERGE,
         WANDA_ZEROS,
         SPARSEGPT_ZEROS,
         OWL_ZEROS,

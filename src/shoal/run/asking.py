@@ -76,6 +76,7 @@ def plain_request_of(recipe: Recipe, n_layers: int) -> Request:
         protected=recipe.protected(n_layers),
         n_rounds=recipe.rounds,
         n_candidates=recipe.guard,
+        merge=recipe.merge,
         units=recipe.units,
     )
 

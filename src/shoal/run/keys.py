@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shoal.run.candidate_repair import repairs_candidates
+from shoal.run.merging import merges_layers
 from shoal.run.searching import runs_the_model
 from shoal.run.unit_scoring import wanted_score
 from shoal.words.records import stable_hash
@@ -32,6 +33,8 @@ def choice_key(inputs: Inputs, budget: Budget, request: Request, *, scan: str | 
         used.update(scored=f"{recipe.search.tokens} {inputs.calibration.data_hash}")
     if runs_the_model(recipe):
         used.update(search=repr(recipe.search), searched=f"{inputs.calibration.data_hash} {recipe.seed}")
+    if merges_layers(recipe):
+        used.update(search=repr(recipe.search), searched=inputs.calibration.data_hash)
     if repairs_candidates(recipe):
         used.update(repair=recipe.repair, fitting=inputs.fitting.data_hash, how_fitted=_how_fitted(recipe))
     return stable_hash("plan", inputs.model_key, used, inputs.selection.data_hash if request.n_candidates > 1 else None)

@@ -16,6 +16,7 @@ from shoal.edits.drop import drops_of
 from shoal.edits.plan import Candidate, structure_of
 from shoal.edits.table import Edit
 from shoal.select.amounts import Amounts
+from shoal.select.merging.merge_config import MergeConfig
 from shoal.select.model_size import NOTHING, PutBack
 from shoal.select.search.quotas import Quotas, count
 from shoal.words.records import nearest
@@ -24,6 +25,7 @@ from shoal.words.types import Span, SpanTable, Unit, UnitChoice, UnitTable, mode
 
 if TYPE_CHECKING:
     from shoal.measure.set_function import SetFunction
+    from shoal.select.merging.row_trial import RowTrial
 
 Tables = Mapping[str, SpanTable]
 UnitTables = Mapping[str, UnitTable]
@@ -64,6 +66,7 @@ class Evidence:
         late: a table that can be measured; None: there is none.
         unit_tables: scores of single units by name.
         amounts: what budgets may be shares of, by the kind of the budget.
+        merges: runs students of merged layers; None where there is no text to run on.
     """
 
     tables: Tables = field(default_factory=dict)
@@ -73,6 +76,7 @@ class Evidence:
     late: LateTable | None = None
     unit_tables: UnitTables = field(default_factory=dict)
     amounts: Mapping[str, Amounts] = field(default_factory=dict)
+    merges: RowTrial | None = None
 
     def is_late(self, name: str) -> bool:
         """Whether a table is the one that is measured late, so that it scores exactly the layers that go."""
@@ -146,6 +150,7 @@ class Request:
         put_back: what will take the place of the layers that go.
         units: what goes: whole layers, or sublayers of one or both kinds.
         quotas: when enough is off, where units differ in what the budget is of; None: ``n`` units are.
+        merge: how layers are merged, for selectors that do.
     """
 
     n_layers: int
@@ -159,6 +164,7 @@ class Request:
     put_back: PutBack = NOTHING
     units: UnitChoice = "layers"
     quotas: Quotas | None = None
+    merge: MergeConfig = MergeConfig()
 
     @property
     def goal(self) -> Quotas:
@@ -217,7 +223,8 @@ class Selector:
         about: one line for people.
         is_contiguous: whether one span is all it can give; ``limits_spans``: whether it keeps to the recipe's ``max_spans``.
         takes_units: whether it can choose sublayers, too; the others look for spans of layers.
-        reads: what of the evidence it looks at; a selector that reads nothing needs no scan, and no opened model.
+        reads: what of the evidence it looks at; a selector that reads nothing needs no scan, and no opened model. One that
+            reads weights proposes layers made of others, which it has run itself.
         paper: where it is from, for help and card.
         n_evaluations: most sets that it runs, from the number of layers that may go and of those to go; None: it runs none.
     """

@@ -6,6 +6,9 @@ from shoal.select.by_running import by_running
 from shoal.select.deepest import deepest_layers
 from shoal.select.disjoint import disjoint_spans
 from shoal.select.lowest import lowest_units
+from shoal.select.merging.by_merging import by_merging
+from shoal.select.merging.laco import laco
+from shoal.select.merging.sliding import sliding
 from shoal.select.request import Reads, Selector
 from shoal.select.search.evolution import Evolution
 from shoal.select.search.greedy import Greedy
@@ -15,7 +18,7 @@ from shoal.select.search.surrogate import Surrogate
 from shoal.select.span import span_by
 from shoal.words.records import nearest
 
-VALUES = frozenset[Reads]({"values"})
+VALUES, WEIGHTS = frozenset[Reads]({"values"}), frozenset[Reads]({"weights"})
 
 SELECTORS: dict[str, Selector] = {
     "span": Selector(span_by, "best contiguous span by one score", is_contiguous=True, paper="LLM-Streamline, UIDL"),
@@ -73,6 +76,15 @@ SELECTORS: dict[str, Selector] = {
         reads=VALUES,
         paper="Bypass",
         n_evaluations=PolicyGradient().n_evaluations,
+    ),
+    "laco": Selector(
+        by_merging(laco), "groups of layers become one, from the top down, each tried by running", reads=WEIGHTS, paper="LaCo"
+    ),
+    "sliding": Selector(
+        by_merging(sliding),
+        "a window from the top that grows while its layers can be one, each tried by running",
+        reads=WEIGHTS,
+        paper="sliding layer merging",
     ),
 }
 

@@ -11,6 +11,7 @@ from shoal.run.candidate_repair import LINEAR_ERROR_BYTES, SHARES_FOR_RANKING, l
 from shoal.run.folder import RunFolder
 from shoal.run.keys import choice_key, scan_key
 from shoal.run.memory_plan.sizes import Sizes, StageNeed, largest
+from shoal.run.merging import MERGING, merges_layers, merges_of, merges_said
 from shoal.run.resource_amounts import amounts_of
 from shoal.run.searching import runs_the_model, search_said, set_function_of, write_search
 from shoal.run.stage import Made, Stage, State
@@ -52,6 +53,7 @@ def run(state: State, folder: RunFolder, progress: Progress) -> Made:
     scores, scored_files = measured_scores(inputs, request, folder=folder, progress=progress)
     limit = recipe.search.evaluations
     value = set_function_of(inputs, request, folder=folder, limit=limit, progress=progress) if runs_the_model(recipe) else None
+    trial = merges_of(inputs, folder=folder, progress=progress) if merges_layers(recipe) else None
     evidence = Evidence(
         found.tables if found else {},
         lambda structure: why_not(inputs, structure),
@@ -60,6 +62,7 @@ def run(state: State, folder: RunFolder, progress: Progress) -> Made:
         late=linear_errors_of(inputs, progress=progress) if request.units == "layers" else None,
         unit_tables=scores,
         amounts=amounts,
+        merges=trial,
     )
     short = shortlist(
         budget,
@@ -84,13 +87,14 @@ def run(state: State, folder: RunFolder, progress: Progress) -> Made:
         own_parameters=request.put_back.own_parameters,
         source=inputs.opened.name,
         source_hash=inputs.opened.fingerprint,
-        method=choice.method + search_said(inputs, value),
+        method=choice.method + search_said(inputs, value) + merges_said(inputs, trial),
         candidates=choice.candidates,
         spread=choice.spread,
         amounts=amounts,
     )
     plan = inputs.workers.from_first(lambda: _written(plan, folder))
     searched = [] if value is None else write_search(inputs, value, short.request, folder=folder)
+    searched += [] if trial is None else [MERGING]
     standings.clear()
     return Made(replace(state, plan=plan), ("plan.json", *dict.fromkeys([*scored_files, *searched])))
 

@@ -1,0 +1,53 @@
+"""The merging of a run: its model, a part of its calibration text, its metric; what was tried is ``merging.json``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shoal.words.progress import Progress
+
+if TYPE_CHECKING:
+    from shoal.recipes.recipe import Recipe
+    from shoal.run.folder import RunFolder
+    from shoal.run.job import Inputs
+    from shoal.run.merge_on_model import MergesOnModel
+
+MERGING = "merging.json"
+
+
+def merges_layers(recipe: Recipe) -> bool:
+    """Whether the selector proposes merged layers."""
+    from shoal.select.table import selector_named
+
+    return not recipe.is_by_hand and "weights" in selector_named(recipe.select).reads
+
+
+def merges_of(inputs: Inputs, *, folder: RunFolder, progress: Progress) -> MergesOnModel:
+    """Runs merged students, with what an earlier run of the same folder tried."""
+    from shoal.edits.merge_rules import rule_named
+    from shoal.run.merge_on_model import MergesOnModel
+    from shoal.run.searching import searched_text
+    from shoal.words.records import stable_hash
+
+    recipe, samples = inputs.recipe, searched_text(inputs)
+    batches = inputs.batches(samples)
+    return MergesOnModel(
+        inputs.view,
+        batches,
+        rule_named(recipe.merge.rule),
+        metric=recipe.search.metric,
+        file=folder / MERGING,
+        key=stable_hash("merging", inputs.model_key, samples.data_hash, recipe.search.metric, recipe.merge.rule),
+        workers=inputs.workers,
+        after_batch=lambda batch: progress(f"merge by {recipe.search.metric}", batch.index + 1, len(batches)),
+    )
+
+
+def merges_said(inputs: Inputs, trial: MergesOnModel | None) -> str:
+    """What a plan's method adds: ``; 31 merged models run by hidden_cosine on 4,096 tokens``."""
+    if trial is None:
+        return ""
+    from shoal.run.searching import searched_text
+
+    metric, n_tokens = inputs.recipe.search.metric, searched_text(inputs).n_tokens
+    return f"; {trial.n_tried} merged models run by {metric} on {n_tokens:,} tokens"

@@ -1,0 +1,1 @@
+"""Merging as a choice: which layers become one, by running what they would be."""
