@@ -33,6 +33,21 @@ def test_the_table_of_rooms_is_the_source_in_the_order_of_the_contract():
     assert listed == [room for room in ORDER if room in there]
 
 
+def test_the_tree_of_the_readme_is_the_source_in_the_order_of_the_contract():
+    tree = (ROOT / "README.md").read_text().split("src/shoal/\n")[1].split("```")[0]
+    there = {room_of(path.relative_to(SRC).as_posix()) for path in SRC.rglob("*.py")} - {"__init__"}
+    assert re.findall(r"^  (\w+)/ ", tree, re.MULTILINE) == [room for room in ORDER if room in there]
+    assert all((SRC / name).is_file() for name in ("measure/criteria.py", "measure/metrics.py"))
+    inside = re.findall(r"(\w+)/ \(|; (\w+)/ ", tree)
+    assert inside and all(list(SRC.glob(f"*/{one or other}")) for one, other in inside)
+
+
+def test_files_that_the_concepts_page_names_are_there():
+    section = (ROOT / "docs/concepts.md").read_text().split("## Where things live")[1]
+    named = re.findall(r"`(\w+/[\w/]+\.py)`", section)
+    assert len(named) >= 9 and [name for name in named if not (SRC / name).is_file()] == []
+
+
 def test_the_lists_of_recipes_are_those_of_the_table():
     """``python scripts/list_recipes.py`` writes them."""
     page = (ROOT / "docs/recipes.md").read_text()

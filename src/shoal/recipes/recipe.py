@@ -194,7 +194,7 @@ class Recipe(Record):
     @classmethod
     def _known_score(cls, value: str, info: ValidationInfo) -> str:
         if is_asked(cls, value, info):
-            from shoal.measure.pairwise import CRITERIA
+            from shoal.measure.criteria import CRITERIA
             from shoal.measure.sinks import TOKENS
             from shoal.measure.unit_scores import unit_tables
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from shoal.measure.criteria import CRITERIA
 from shoal.measure.geometry import span_ends, span_geometry
-from shoal.measure.pairwise import CRITERIA
 
 
 def scores(*states):
