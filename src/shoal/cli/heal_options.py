@@ -63,6 +63,16 @@ class TrainedOptions:
         bool,
         typer.Option("--keep-zeros", help="Zeros of a pruned student stay zero.", rich_help_panel=TRAINED),
     ] = False
+    regrow: Annotated[
+        float | None,
+        typer.Option(
+            "--regrow",
+            metavar="SHARE",
+            help="With --keep-zeros and --method full: every 100 steps that share of the weights becomes zero and as many "
+            "zeros grow where the gradient is largest, over all maps together." + default("0, zeros stay where they are"),
+            rich_help_panel=TRAINED,
+        ),
+    ] = None
     merge: Annotated[
         str | None,
         typer.Option(

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from shoal import __version__
+from shoal.cli.analyse import analyse
 from shoal.cli.apply import apply
 from shoal.cli.compare import compare
 from shoal.cli.compress import compress
@@ -55,6 +56,7 @@ OTHERS = {
     "report": report,
     "prune": prune,
     "grow": grow,
+    "analyse": analyse,
 }
 """The steps of ``compress`` one by one, studies, and work on files."""
 

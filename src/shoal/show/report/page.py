@@ -57,6 +57,13 @@ def page(data: RunData) -> str:
     return document(f"{data.name}, {what}", body)
 
 
+def page_of(name: str, what: str, shown: Sequence[Section]) -> str:
+    """A page of sections that are of no run folder."""
+    head = tag("section", tag("p", "Shoal report", class_="kicker"), tag("h1", tag("bdi", name), f", {what}"), class_="hero")
+    body = (_top(shown), tag("main", head, [_section(one) for one in shown], id="top"), _foot())
+    return document(f"{name}, {what}", body)
+
+
 def document(title: str, body: Sequence[Html]) -> str:
     """An HTML file with the style, the script and the policy that allows only these two."""
     style, script = _asset("page.css"), _asset("page.js")

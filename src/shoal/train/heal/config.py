@@ -54,6 +54,9 @@ class HealConfig(Record):
         merge: how adapters enter the checkpoint; an entry of ``train.heal.merge.MERGES``, or ``auto``, the best of them.
         most_lost: nats per token by which merging may worsen the measure; above it the merge is refused.
         keep_zeros: zeros of the student's matrices stay zero through training and merging.
+        regrow: share of the other weights of each matrix that is set to zero every ``regrow_every`` steps, the smallest, while
+            as many grow where the gradient is largest: among the zeros of ``all`` matrices (arXiv 2210.14012), or of each
+            ``map`` (``regrow_in``). It falls to nothing at three quarters of the training.
         seed: of adapters, dropout and the order of the samples.
     """
 
@@ -91,6 +94,9 @@ class HealConfig(Record):
     merge: str = "auto"
     most_lost: float = Field(default=0.01, ge=0)
     keep_zeros: bool = False
+    regrow: float = Field(default=0.0, ge=0, lt=1)
+    regrow_every: int = Field(default=100, ge=1)
+    regrow_in: Literal["all", "map"] = "all"
     seed: int = Field(default=0, ge=0)
 
     @field_validator("method")
@@ -136,6 +142,11 @@ class HealConfig(Record):
             yield "predict answers reads conversations, and the teacher writes plain text; leave out one of them"
         if self.pruned and self.variant != "plain":
             yield f"pruned={self.pruned:g} is defined for plain LoRA, not for {self.variant}; leave one of them out"
+        if self.regrow and not (self.keep_zeros and self.method in ("full", "partial") and self.processes == "replicate"):
+            raise ValueError(
+                f"regrow={self.regrow:g} moves zeros that are kept among weights that are trained whole; add keep_zeros, with "
+                "method full or partial, and processes replicate"
+            )
         if self.keep_zeros and (self.variant == "dora" or self.dropout or self.method == "qlora"):
             yield (
                 "keep_zeros is exact for lora without dropout, plain or rslora, and for methods without adapters; "

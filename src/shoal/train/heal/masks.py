@@ -18,7 +18,7 @@ Masks = dict[str, Tensor]
 
 
 def zero_masks(model: Any) -> Masks:
-    """By name, True where a matrix of the layers is not zero; matrices without a zero are left out.
+    """By name, True where a matrix, or one of the matrices of experts, is not zero; those without a zero are left out.
 
     Raises:
         ValueError: no matrix has a zero, so there is nothing to keep.
@@ -26,7 +26,7 @@ def zero_masks(model: Any) -> Masks:
     found = {
         name: parameter.detach() != 0
         for name, parameter in model.named_parameters()
-        if parameter.ndim == 2 and parameter.is_floating_point() and not bool((parameter != 0).all())
+        if parameter.ndim in (2, 3) and parameter.is_floating_point() and not bool((parameter != 0).all())
     }
     if not found:
         raise ValueError("keep_zeros: the student has no zero in its matrices; give a pruned student, or leave keep_zeros out")

@@ -288,12 +288,16 @@ def with_cache(
 
 def watchers_of(pupil: Pupil, config: HealConfig, tell: Tell | None) -> list[Any]:
     """What acts around the Trainer's steps: masks, pruned adapters, progress."""
+    from shoal.train.heal.moving_zeros import MoveZeros
     from shoal.train.heal.pruned_adapters import PruneAdapters
     from shoal.train.heal.trainer import StepProgress
 
     found: list[Any] = [] if tell is None else [StepProgress(tell)]
     if pupil.masks and not pupil.method.has_adapters:
         found.append(KeepZeros(pupil.model, pupil.masks))
+    if config.regrow:
+        every, growth = config.regrow_every, config.regrow_in
+        found.append(MoveZeros(pupil.model, pupil.masks, share=config.regrow, every=every, growth=growth))
     if config.pruned and pupil.method.has_adapters:
         found.append(PruneAdapters(pupil.model, share=config.pruned, every=config.prune_every, decay=config.prune_decay))
     return found

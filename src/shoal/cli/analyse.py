@@ -1,0 +1,70 @@
+"""The verb ``analyse``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shoal.cli.groups import EvaluationOptions, PlaceOptions, ResultOptions, TextOptions
+from shoal.cli.options import OutOption
+from shoal.cli.recipe_options import with_options
+from shoal.cli.verb import command_line, given, verb
+
+
+@verb
+def analyse(
+    model: Annotated[str, typer.Argument(metavar="A", help="Folder, hub id, or run folder (its model/).")],
+    other: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[B]",
+            help="Another checkpoint of the same shape, such as the healed one of a cut: barriers and the way between the two.",
+        ),
+    ] = None,
+    *,
+    out: OutOption,
+    text: TextOptions,
+    reading: EvaluationOptions,
+    place: PlaceOptions,
+    result: ResultOptions,
+) -> None:
+    """Look at layers as directions in weight space: each on its way out, what a linear read-out sees, and barriers to B.
+
+    The page has the charts; all figures are in landscape.json. Every layer is measured at four points of its way out, so the
+    text is run four times for each; --samples sets how much text that is.
+    """
+    from shoal.run.analysing import LANDSCAPE, PAGE
+    from shoal.run.analysing import analyse as look
+    from shoal.run.begin import say_text
+    from shoal.show.landscape_views import blend_said, removal_table, warning
+
+    screen = result.screen()
+    chosen = with_options("default", model=model, **given(text), **reading.given())
+    say_text(chosen, screen.say)
+    with screen.progress():
+        found = look(
+            model,
+            Path(out),
+            other=other,
+            recipe=chosen,
+            opening=place.opening,
+            overwrite=result.overwrite,
+            command=command_line(),
+            progress=screen.step,
+        )
+    if found.removal:
+        screen.show(removal_table(found))
+    screen.say(warning(found))
+    if found.barriers:
+        whole = found.barrier("all")[0]
+        highest = max(found.barrier("layer"), key=lambda one: one.of_models)
+        screen.say(
+            f"Barrier of everything {whole.of_models:+.4g} nats per token, of one layer at most {highest.of_models:+.4g} "
+            f"(layer {highest.n})"
+        )
+        screen.say(f"Between the two: {blend_said(found.blend)}")
+    screen.say(f"figures:    {out / LANDSCAPE}")
+    screen.say(f"report:     {out / PAGE}")
+    screen.result(found.model_dump(mode="json"))
