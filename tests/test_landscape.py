@@ -10,7 +10,7 @@ from world import write_model, write_text
 
 from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
-from shoal.evaluate.landscape.connectivity import Between, at, barriers, blend
+from shoal.evaluate.landscape.connectivity import WeightLine, at, barriers, blend
 from shoal.evaluate.landscape.read_out import RIDGE, read_outs
 from shoal.evaluate.landscape.removal_path import STEPS, removal_paths, turned_down
 from shoal.fit.sites.of_layer import probe_of
@@ -85,7 +85,7 @@ def pair(family="llama"):
 
 def test_a_model_has_no_barrier_to_itself():
     ours = DecoderView(tiny_model("llama", n_layers=3))
-    found = barriers(Between(ours, DecoderView(tiny_model("llama", n_layers=3))), Oracle(ours, batches()))
+    found = barriers(WeightLine(ours, DecoderView(tiny_model("llama", n_layers=3))), Oracle(ours, batches()))
     assert len(found) == 3 + 2 + 1 + 1
     assert all(abs(one.of_models) < 1e-7 and abs(one.of_ends) < 1e-7 for one in found)
 
@@ -108,7 +108,7 @@ def test_barriers_are_those_of_models_whose_weights_were_moved_by_hand(family):
         return Oracle(DecoderView(model), text).measure([Student()])[0].nll
 
     a, b = loss(), loss(at_0=1.0, at_1=1.0, at_2=1.0, at_rest=1.0)
-    found = {(one.part, one.n): one for one in barriers(Between(ours, theirs), Oracle(ours, text))}
+    found = {(one.part, one.n): one for one in barriers(WeightLine(ours, theirs), Oracle(ours, text))}
     one = found["layer", 1]
     assert one.halfway == pytest.approx(loss(at_1=0.5), abs=1e-5)
     assert one.of_models == pytest.approx(loss(at_1=0.5) - (a + b) / 2, abs=1e-5)
@@ -116,7 +116,7 @@ def test_barriers_are_those_of_models_whose_weights_were_moved_by_hand(family):
     assert found["first", 2].of_models == pytest.approx(loss(at_0=0.5, at_1=0.5) - (a + b) / 2, abs=1e-5)
     whole = loss(at_0=0.5, at_1=0.5, at_2=0.5, at_rest=0.5)
     assert found["all", 3].of_models == pytest.approx(whole - (a + b) / 2, abs=1e-5)
-    points = blend(Between(ours, theirs), Oracle(ours, text))
+    points = blend(WeightLine(ours, theirs), Oracle(ours, text))
     assert [points[0].loss, points[2].loss, points[-1].loss] == pytest.approx([a, whole, b], abs=1e-5)
     assert Oracle(ours, text).measure([Student()])[0].nll == pytest.approx(a, abs=1e-6), "the model is as it was"
 
@@ -124,9 +124,9 @@ def test_barriers_are_those_of_models_whose_weights_were_moved_by_hand(family):
 def test_two_shapes_have_no_line():
     ours = DecoderView(tiny_model("llama", n_layers=3))
     with pytest.raises(ValueError, match="3 and 2 layers"):
-        Between(ours, DecoderView(tiny_model("llama", n_layers=2)))
+        WeightLine(ours, DecoderView(tiny_model("llama", n_layers=2)))
     with pytest.raises(ValueError, match="needs two checkpoints of one shape"):
-        Between(ours, DecoderView(tiny_model("gpt2", n_layers=3)))
+        WeightLine(ours, DecoderView(tiny_model("gpt2", n_layers=3)))
 
 
 def test_read_outs_are_the_ridge_solution_and_the_last_one_is_the_model():

@@ -112,12 +112,12 @@ class _Look:
     def between(self, name: str, source: str) -> Landscape:
         from shoal.engine.open import open_model
         from shoal.engine.view import DecoderView
-        from shoal.evaluate.landscape.connectivity import Between, barriers, blend
+        from shoal.evaluate.landscape.connectivity import WeightLine, barriers, blend
 
         opened = open_model(source, self.inputs.opened.opening)
 
         def make() -> Landscape:
-            between = Between(self.inputs.view, DecoderView(opened.model))
+            between = WeightLine(self.inputs.view, DecoderView(opened.model))
             oracle = self._oracle("between the two")
             return self._part(other=name, blend=blend(between, oracle), barriers=barriers(between, oracle))
 

@@ -21,7 +21,7 @@ from shoal.measure.oracle import Oracle
 STEPS_BETWEEN = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-class Between:
+class WeightLine:
     """The line from A to B.
 
     Args:
@@ -79,7 +79,7 @@ def at(a: Mapping[str, Tensor], b: Mapping[str, Tensor], t: float) -> dict[str, 
     return found
 
 
-def barriers(between: Between, oracle: Oracle) -> tuple[Barrier, ...]:
+def barriers(between: WeightLine, oracle: Oracle) -> tuple[Barrier, ...]:
     """Of each layer alone, of the first and the last k together, and of everything."""
     n_layers = between.ours.n_layers
     parts: list[tuple[str, int, range]] = [("layer", layer, range(layer, layer + 1)) for layer in range(n_layers)]
@@ -93,14 +93,16 @@ def barriers(between: Between, oracle: Oracle) -> tuple[Barrier, ...]:
     return (*found, _barrier("all", n_layers, a, b, middle, b))
 
 
-def blend(between: Between, oracle: Oracle, *, steps: Sequence[float] = STEPS_BETWEEN) -> tuple[LinePoint, ...]:
+def blend(between: WeightLine, oracle: Oracle, *, steps: Sequence[float] = STEPS_BETWEEN) -> tuple[LinePoint, ...]:
     """All of A moved towards B; the loss at every step."""
     every = range(between.ours.n_layers)
     losses = [_losses(oracle, between, [every], t, rest=t)[0] for t in steps]
     return tuple(LinePoint(t=t, loss=_mean(one)) for t, one in zip(steps, losses, strict=True))
 
 
-def _losses(oracle: Oracle, between: Between, parts: Sequence[Sequence[int]], t: float, *, rest: float = 0.0) -> list[Tensor]:
+def _losses(
+    oracle: Oracle, between: WeightLine, parts: Sequence[Sequence[int]], t: float, *, rest: float = 0.0
+) -> list[Tensor]:
     """Per part and sample (S, 2): the summed loss and the number of tokens, with that part of the layers ``t`` of the way."""
     students = between.students(parts, t)
     found = []
