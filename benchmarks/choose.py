@@ -102,12 +102,13 @@ class Bench:
 
     @cached_property
     def inputs(self) -> Any:
+        from shoal.engine.opening import Opening
         from shoal.recipes.recipe_file import load_recipe
         from shoal.run.job import open_inputs, window_of
 
         def opened(length: int | None) -> Any:
             text = {**self.text, "length": length}
-            return open_inputs(load_recipe("default", {"model": self.model, "text": text}), resident="all")
+            return open_inputs(load_recipe("default", {"model": self.model, "text": text}), Opening(resident="all"))
 
         found = opened(None)
         window = window_of(found.view.config) or self.options.length

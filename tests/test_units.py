@@ -191,6 +191,12 @@ def test_latency_is_measured_once(small, shoal, tmp_path, monkeypatch):
     assert (tmp_path / "run" / "latency.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("more", [("--units", "sublayers", "--drop", "25%kv,20%params"), ("--drop", "25%macs")])
+def test_the_memory_of_such_runs_is_planned(small, shoal, more):
+    code, out, err = shoal("plan", small["model"], "--memory", "--select", "greedy", *options(small), *more)
+    assert code == 0 and "plan" in out, err
+
+
 @pytest.mark.parametrize(
     "more, said",
     [

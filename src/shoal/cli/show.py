@@ -83,7 +83,14 @@ def is_run_folder(target: str) -> bool:
         return False
 
 
-STAGE_FILES = {"search": "plan", "tournament": "plan", "repair": "fit", "training": "train", "healing": "heal"}
+STAGE_FILES = {
+    "search": "plan",
+    "scores": "plan",
+    "tournament": "plan",
+    "repair": "fit",
+    "training": "train",
+    "healing": "heal",
+}
 """Stages that an estimate calls by another name than ``run.json`` does."""
 
 

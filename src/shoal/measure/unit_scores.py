@@ -194,8 +194,8 @@ def unit_tables() -> tuple[str, ...]:
 
 
 def is_unit_table(name: str) -> bool:
-    """Whether a name is that of a table of units; scores of spans have a slash."""
-    return "/" not in name and name in unit_tables()
+    """Whether a name is meant as a table of units; whether there is such a metric is not asked, which would need torch."""
+    return any(name in one.tables for one in UNIT_SCORES.values()) or name.startswith(tuple(f"{word}_" for word in OF_VALUES))
 
 
 def score_with_table(table: str) -> UnitScore:

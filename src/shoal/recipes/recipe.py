@@ -199,9 +199,9 @@ class Recipe(Record):
             from shoal.measure.unit_scores import unit_tables
 
             known = [f"{criterion}/{tokens}" for criterion in CRITERIA for tokens in TOKENS]
-            known += [*_observed(info.data.get("observers", ())), LINEAR_ERROR, *unit_tables()]
-            if value not in known:
-                raise ValueError(f"--by {value!r} is no score; {nearest(value, known)}")
+            known += [*_observed(info.data.get("observers", ())), LINEAR_ERROR]
+            if value not in known and value not in unit_tables():
+                raise ValueError(f"--by {value!r} is no score; {nearest(value, [*known, *unit_tables()])}")
         return value
 
     @field_validator("replace")

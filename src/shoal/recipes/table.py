@@ -5,15 +5,20 @@ A new one is a file of :mod:`shoal.recipes.named` and a line here; ``scripts/lis
 
 from __future__ import annotations
 
+from shoal.recipes.named.bypass import BYPASS
+from shoal.recipes.named.cka import CKA
+from shoal.recipes.named.deeper_look import DEEPER_LOOK
 from shoal.recipes.named.default import DEFAULT
 from shoal.recipes.named.depth_then_width import DEPTH_THEN_WIDTH
 from shoal.recipes.named.evopress_depth import EVOPRESS_DEPTH
+from shoal.recipes.named.finercut import FINERCUT
 from shoal.recipes.named.ghosted_layers import GHOSTED_LAYERS
 from shoal.recipes.named.grow import GROW
 from shoal.recipes.named.high import HIGH
 from shoal.recipes.named.high_heal import HIGH_HEAL
 from shoal.recipes.named.laco import LACO
 from shoal.recipes.named.lamp import LAMP_ZEROS
+from shoal.recipes.named.layer_importance import LAYER_IMPORTANCE
 from shoal.recipes.named.lesa import LESA
 from shoal.recipes.named.linearpatch import LINEARPATCH
 from shoal.recipes.named.llama_pro import LLAMA_PRO
@@ -23,6 +28,9 @@ from shoal.recipes.named.owl import OWL_ZEROS
 from shoal.recipes.named.prune_comp import PRUNE_COMP
 from shoal.recipes.named.reassessing import REASSESSING
 from shoal.recipes.named.replaceme import REPLACEME
+from shoal.recipes.named.shapley import SHAPLEY
+from shoal.recipes.named.shortened import SHORTENED
+from shoal.recipes.named.shortened_taylor import SHORTENED_TAYLOR
 from shoal.recipes.named.shortgpt import SHORTGPT
 from shoal.recipes.named.slayer import SLAYER
 from shoal.recipes.named.sleb import SLEB
@@ -49,7 +57,15 @@ RECIPES: dict[str, NamedRecipe] = {
         STREAMLINE_KD,
         SHORTGPT,
         SLEB,
+        FINERCUT,
         EVOPRESS_DEPTH,
+        DEEPER_LOOK,
+        SHAPLEY,
+        LAYER_IMPORTANCE,
+        CKA,
+        BYPASS,
+        SHORTENED,
+        SHORTENED_TAYLOR,
         REPLACEME,
         LINEARPATCH,
         GHOSTED_LAYERS,

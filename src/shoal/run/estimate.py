@@ -118,11 +118,9 @@ def estimate(inputs: Inputs, rates: StageRates, *, recipe: Recipe | None = None)
     Args:
         recipe: in place of that of the inputs.
     """
-    from shoal.measure.metrics import metric_named
     from shoal.run.asking import needs_scan
     from shoal.run.candidate_repair import repairs_candidates
     from shoal.run.job import default_samples
-    from shoal.select.table import selector_named
     from shoal.train.config import DEFAULT_TOKENS
 
     recipe, length = recipe or inputs.recipe, inputs.length
@@ -137,14 +135,10 @@ def estimate(inputs: Inputs, rates: StageRates, *, recipe: Recipe | None = None)
     judged = n_selection * 2 * (rates.layers + rates.compared)
     fit = recipe.fit.n_tokens(inputs.widest_map) * share
     stages = {"scan": n_scan * rates.layers * 1.1 * recipe.rounds} if needs_scan(recipe) else {}
-    searches = None if recipe.is_by_hand else selector_named(recipe.select).n_evaluations
-    if searches is not None:
-        n_most = searches(n_layers, max(1, n_layers // 4))
-        n_run = min(n_most, recipe.search.evaluations or n_most)
-        needs_head = metric_named(recipe.search.metric).needs != "hidden"
-        # a set runs the layers behind its first one: half of them in the mean
-        of_a_token = rates.layers / 2 + rates.compared * needs_head
-        stages["search"] = n_run * min(n_scan, recipe.search.tokens * share) * of_a_token
+    if not recipe.is_by_hand:
+        stages |= _choosing(
+            recipe, rates, n_layers=n_layers, n_scan=n_scan, n_searched=min(n_scan, recipe.search.tokens * share)
+        )
     if recipe.guard > 1:
         stages["tournament"] = recipe.guard * n_selection * (rates.layers + rates.compared)
         if repairs_candidates(recipe):
@@ -165,6 +159,31 @@ def estimate(inputs: Inputs, rates: StageRates, *, recipe: Recipe | None = None)
     measured = n_evaluation * (3 * (2 * rates.layers + rates.compared) + 2 * rates.layers)
     stages["evaluation"] = measured + spoken
     return Estimate(stages=stages)
+
+
+def _choosing(recipe: Recipe, rates: StageRates, *, n_layers: int, n_scan: float, n_searched: float) -> dict[str, float]:
+    """Seconds of what the recipe runs or measures to choose by, beside the scan; of tokens to scan and to search on."""
+    from shoal.measure.metrics import metric_named
+    from shoal.run.unit_scoring import wanted_score
+    from shoal.select.table import selector_named
+    from shoal.words.types import UNIT_KINDS
+
+    scored, searches = wanted_score(recipe), selector_named(recipe.select).n_evaluations
+    n_units = n_layers * len(UNIT_KINDS[recipe.units])
+    metric = recipe.search.metric
+    if searches is not None:
+        n_sets = searches(n_units, max(1, n_units // 4))
+        n_sets = min(n_sets, recipe.search.evaluations or n_sets)
+    elif scored is not None and scored.of_values is not None:
+        n_sets, metric = scored.n_sets(n_units), scored.metric
+    elif scored is None or scored.reads == "weights":
+        return {}
+    else:
+        there_and_back = scored.reads == "gradients"
+        return {"scores": (TRAINING * n_scan if there_and_back else n_searched) * rates.layers}
+    needs_head = metric_named(metric).needs != "hidden"
+    # a set runs the layers behind its first unit: half of them in the mean
+    return {"search": n_sets * n_searched * (rates.layers / 2 + rates.compared * needs_head)}
 
 
 def _repair(inputs: Inputs, recipe: Recipe, rates: StageRates, n_tokens: float, *, searches: bool) -> float:

@@ -24,5 +24,8 @@ REASSESSING = NamedRecipe(
     then="nothing; healed by `partial`",
     text="Alpaca, Dolly",
     title="Reassessing Layer Pruning",
-    differs="The last layer stays, where the paper removes it, too. One pass over the text instead of two epochs.",
+    differs="The last layer stays, where the paper removes it, too. One pass over the text instead of two epochs. The "
+    "choices that it compares with are options: `--select lowest --by left_out_ce` (perplexity), `taylor_weights`, "
+    "`weight_l1`, `weight_l2` or `block_influence/every`; its code takes one cosine over a whole batch for the last, which "
+    "one token with a large norm decides.",
 )

@@ -103,9 +103,11 @@ def sizes_of(recipe: Recipe, shape: ModelShape, machine: Machine, *, held: int |
     from shoal.edits.replace.table import parse_replacement
     from shoal.run.asking import budget_of
     from shoal.run.by_hand import named_gone
-    from shoal.select.budget import resolve
+    from shoal.select.amounts import Amounts
+    from shoal.select.budget import MEASURED, resolve
     from shoal.select.grow_config import parse_depth
     from shoal.select.model_size import NOTHING, ModelSize, PutBack
+    from shoal.words.types import Unit
 
     total = shape.other_parameters + shape.n_layers * shape.layer_parameters
     size = ModelSize(total=total, layers=(shape.layer_parameters,) * shape.n_layers)
@@ -118,7 +120,11 @@ def sizes_of(recipe: Recipe, shape: ModelShape, machine: Machine, *, held: int |
         if recipe.grow is not None:
             n_removed = shape.n_layers - parse_depth(recipe.grow.to, shape.n_layers)
         return Sizes(recipe, shape, machine, n_removed=n_removed, n_cut=gone, held=held)
-    cut = resolve(budget_of(recipe), size, put_back=put_back, removable=removable, n_most=len(removable))
+    if recipe.units != "layers":  # a stock layer without a sublayer takes as much as with it
+        return Sizes(recipe, shape, machine, n_removed=0, n_cut=0, held=held)
+    alike = Amounts("as if all layers were alike", shape.n_layers, {Unit("layer", i): 1 for i in range(shape.n_layers)})
+    amounts: dict[str, Amounts] = {kind: alike for kind in MEASURED}
+    cut = resolve(budget_of(recipe), size, put_back=put_back, removable=removable, n_most=len(removable), amounts=amounts)
     return Sizes(recipe, shape, machine, n_removed=cut.n_net, n_cut=cut.n, held=held)
 
 

@@ -15,7 +15,7 @@ from shoal.run.merging import MERGING, merges_layers, merges_of, merges_said
 from shoal.run.resource_amounts import amounts_of
 from shoal.run.searching import runs_the_model, search_said, set_function_of, write_search
 from shoal.run.stage import Made, Stage, State
-from shoal.run.unit_scoring import measured_scores
+from shoal.run.unit_scoring import measured_scores, wanted_score
 from shoal.words.progress import Progress
 
 STANDINGS = "tournament"  # candidates that were measured so far, so that a stopped run does not repair them again
@@ -142,8 +142,11 @@ def takes(sizes: Sizes) -> StageNeed:
         states = sizes.states(min(2 * n_spans, shape.n_layers + 1), n_calibration)
         sums = n_spans * bytes_per_span(shape.hidden)
         found.append(sizes.need("plan", states=states, work=sizes.layer_work(sizes.n_batch), sums=sums))
-    if runs_the_model(recipe):
+    scored = wanted_score(recipe)
+    if runs_the_model(recipe) or (scored is not None and scored.reads != "weights"):
         n_searched = min(n_calibration, max(sizes.length, recipe.search.tokens))
+        if scored is not None and scored.reads == "gradients":
+            n_searched = n_calibration
         # the chain of the teacher and of the sets that grow from it, at every boundary; boundary L of all sets of a pass
         cache = min(sizes.machine.spill, sizes.all_states(2 * shape.n_layers, n_searched))
         states = sizes.states(MOST_TOGETHER + 1, n_searched)

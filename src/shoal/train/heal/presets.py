@@ -71,6 +71,14 @@ PRESETS: dict[str, Preset] = {
             "them at one rate, not each at its own.",
         ),
         Preset(
+            "shortened",
+            "LoRA of rank 8 beside every linear map, after whole layers went, on instructions",
+            "2402.02834",
+            {**_TEXT, "method": "lora", "rank": 8, "alpha": 16.0, "lr": 1e-4, "batch": 64, "warmup": 100},
+            "One pass over the text instead of two epochs; scale and warm-up of the adapters are those of LLM-Pruner, on "
+            "whose code the paper builds. Its continued pre-training is `--method full` on as much text as there is.",
+        ),
+        Preset(
             "llm-pruner",
             "LoRA of rank 8 beside every linear map, on instructions",
             "2305.11627",
