@@ -1,21 +1,25 @@
 """A budget becomes the nearest number of layers, and sizes are exact in every family."""
 
 import copy
+import re
 from fractions import Fraction
 
 import pytest
 import torch
 from families import FAMILIES, tiny_model
+from world import write_model, write_text
 
 from shoal.edits.plan import Plan
 from shoal.edits.replace.layer import LayerReplacement
 from shoal.edits.replace.table import REPLACEMENTS, replacement_named
 from shoal.engine.view import DecoderView
-from shoal.select.budget import parse_budget, parse_parameters, realised, resolve
+from shoal.evaluate.cost import cost
+from shoal.select.amounts import Amounts
+from shoal.select.budget import parse_budget, parse_parameters, parse_size, realised, resolve
 from shoal.select.model_size import NOTHING as NONE
 from shoal.select.model_size import ModelSize, PutBack, model_size, put_back_of, size_without
 from shoal.select.plan_of import plan_of
-from shoal.words.types import Span
+from shoal.words.types import Span, Unit
 
 LAYER = put_back_of(LayerReplacement(), 1)
 FFN = PutBack("ffn", own_parameters=60, options=(("layout", "code"), ("width", 3)))
@@ -250,3 +254,80 @@ def test_runs_too_near_to_each_other_or_to_the_start_are_refused():
     assert two.replaced((3, 6)) == (Span(1, 4), Span(4, 7))
     with pytest.raises(ValueError, match="stands behind the layer before"):
         FFN.replaced((0,))
+
+
+WEIGHTS = Amounts("bytes of weights", 1000.0, {Unit("layer", layer): 80.0 for layer in range(10)})
+MET = Amounts("parameters that a token meets", 500.0, {Unit("layer", layer): 30.0 for layer in range(10)})
+RESOURCES = {"bytes": WEIGHTS, "active": MET}
+
+
+def counted(budget):
+    return resolve(budget, EVEN, put_back=NONE, removable=tuple(range(10)), n_most=9, amounts=RESOURCES).n
+
+
+@pytest.mark.parametrize(
+    ("budget", "n"),
+    [
+        (parse_budget("0.24KB"), 3),
+        (parse_budget("0.24kb"), 3),
+        (parse_budget("0.16KB, 4"), 4),
+        (parse_size("0.76KB"), 3),
+        (parse_size("0.75KiB"), 3),  # 768 bytes: 232 to go
+        (parse_budget("12%active"), 2),
+        (parse_parameters("440 active"), 2),
+        (parse_parameters("0.44K active"), 2),
+    ],
+)
+def test_bytes_and_active_parameters_are_the_nearest_number_of_layers(budget, n):
+    assert counted(budget) == n
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "said"),
+    [
+        (parse_size, "4", "not a size"), (parse_size, "0GB", "not a size"), (parse_size, "4 parsec", "not a size"),
+        (parse_size, "-1GB", "not a size"), (parse_budget, "0GB", "removes nothing"), (parse_budget, "2GBit", "not a budget"),
+        (parse_parameters, "active", "not a size"), (parse_parameters, "2B idle", "not a size"),
+    ],
+)  # fmt: skip
+def test_other_forms_of_them_are_refused(read, text, said):
+    with pytest.raises(ValueError, match=said):
+        read(text)
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        (parse_budget("5GB"), "--drop 5GB asks to remove"),
+        (parse_size("4GB"), "--size 4GB is not below 1,000, the bytes of weights"),
+        (parse_size("0.1KB"), "this model allows 1..9 layers, 8.0%..72.0% of it"),
+        (parse_parameters("600 active"), "--params 600 active is not below 500, the parameters that a token meets"),
+    ],
+)
+def test_what_is_out_of_reach_says_the_range(budget, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        counted(budget)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "llama"])
+def test_a_token_meets_all_parameters_but_those_of_experts_that_are_not_chosen(family):
+    view = DecoderView(tiny_model(family))
+    found = cost(view, context=8)
+    experts = sum(p.numel() for name, p in view.model.named_parameters() if ".experts." in name)
+    assert found.active_parameters == found.parameters - experts / 2  # two of four
+    assert (experts > 0) == (family == "mixtral")
+
+
+def test_a_plan_of_a_mixture_says_all_sizes_side_by_side(shoal, tmp_path):
+    write_model(tmp_path / "m", family="mixtral")
+    options = ("--text", write_text(tmp_path / "t.jsonl"), "--length", 16, "--samples", 8, "--guard", 1)
+    code, out, err = shoal("plan", "m", "--drop", "30%active", "--out", "run", *options)
+    assert code == 0 and " active, " in out and " of weights)" in out and "% of active parameters" in out, err
+    plan = Plan.load(tmp_path / "run" / "plan.json")
+    assert plan.after.active < plan.before.active < plan.before.parameters and plan.after.bytes < plan.before.bytes
+    asked = ("--size", f"{plan.after.bytes / 1000}KB", "--out", "same")
+    assert shoal("plan", "m", *asked, *options)[0] == 0
+    assert Plan.load(tmp_path / "same" / "plan.json").edits == plan.edits
+    assert shoal("plan", "m", "--layers", "2", "--guard", "1", "--out", "no")[0] == 2
+    code, _, err = shoal("plan", "m", "--size", "1KB", "--drop", "2", "--out", "no", *options)
+    assert code == 2 and "--drop and --size are two budgets" in err

@@ -234,6 +234,9 @@ class BudgetOptions:
             rich_help_panel=REMOVED,
         ),
     ] = None
+    size: Annotated[str | None, typer.Option("--size", help="Target size of the weights instead of --drop, such as 4GB.")] = (
+        None
+    )
     layers: LayersOption = None
     keep: KeepOption = None
 

@@ -39,7 +39,7 @@ def plan(
     takes 38 s for the bundled model of 8 M parameters on two cores, and the first lines say how long it takes here. With
     --guard 1 none is repaired: the score's first choice stands, after the scan.
     """
-    from shoal.show.plan_tables import candidates
+    from shoal.show.plan_tables import candidates, sizes_said
 
     screen = result.screen()
     model, asked, folder = scanned(target)
@@ -53,7 +53,7 @@ def plan(
     if len(made.candidates) > 1:
         screen.show(candidates(made.candidates, n_layers=made.n_layers))
     say_spread(screen, made)
-    screen.say(f"Plan: {made} ({made.before.parameters:,} -> {made.after.parameters:,} parameters)")
+    screen.say(f"Plan: {made} ({sizes_said(made)})")
     say_removed(screen, made)
     say_files(screen, out, ("plan", "plan.json"), ("scores", "scores.json"), ("search", "search.json"))
     screen.result(made.model_dump(mode="json"))

@@ -32,12 +32,11 @@ def with_options(recipe: str, **options: Any) -> Recipe:
     train = {field: given.pop(name) for name, field in (("train_tokens", "tokens"), ("lr", "lr")) if name in given}
     fit = {"tokens": given.pop("fit_tokens")} if "fit_tokens" in given else {}
     search: dict[str, Any] = {name: given.pop(name) for name in ("metric", "evaluations") if name in given}
-    if "params" in given and "drop" in given:
-        raise ValueError("--drop and --params are two budgets; give one of them")
+    budgets = [name for name in ("drop", "params", "size") if name in given]
+    if len(budgets) > 1:
+        raise ValueError(f"--{budgets[0]} and --{budgets[1]} are two budgets; give one of them")
     if "params" in given:
         given["parameters"] = given.pop("params")
-    elif "drop" in given:
-        given["parameters"] = None
     refuse_beside_named(given, search, recipe)
     if train and "lr" in train:
         train["min_lr"] = train["lr"] / 10
@@ -75,7 +74,7 @@ def refuse_beside_named(given: Mapping[str, Any], search: Mapping[str, Any], rec
     from shoal.recipes.recipe import CHOOSING
     from shoal.recipes.recipe_file import load_recipe
 
-    if any(name in given for name in ("drop", "parameters", "layers", "keep")):
+    if any(name in given for name in ("drop", "parameters", "size", "layers", "keep")):
         return  # an option means its own way; two of them that do not go together are refused where they meet
     unread = next((option for name, option in CHOOSING.items() if name in given or (name == "search" and search)), None)
     if unread is not None and load_recipe(recipe).is_by_hand:

@@ -26,7 +26,7 @@ def show_outcome(screen: Screen, outcome: Outcome) -> None:
     """A whole run: scores, guard, training, figures, generations, plan, files; the plan and figures as JSON when asked for."""
     from shoal.prune.thin_result import speed_said
     from shoal.show.figure_tables import figures, generations
-    from shoal.show.plan_tables import best_spans, candidates, repair, telling_lengths
+    from shoal.show.plan_tables import best_spans, candidates, repair, sizes_said, telling_lengths
     from shoal.show.zero_tables import by_role
 
     plan, evaluation = outcome.plan, outcome.evaluation
@@ -49,7 +49,7 @@ def show_outcome(screen: Screen, outcome: Outcome) -> None:
         screen.say(f"Healed: {outcome.healed.training}")
     screen.show(figures(evaluation))
     screen.show(generations(evaluation.generations))
-    screen.say(f"Plan: {plan}; {plan.before.parameters:,} -> {plan.after.parameters:,} parameters")
+    screen.say(f"Plan: {plan}; {sizes_said(plan)}")
     say_removed(screen, plan)
     files = [("checkpoint", "model"), ("card", "model/README.md"), ("figures", "evaluation.json"), ("report", "report.html")]
     if outcome.scan is not None:

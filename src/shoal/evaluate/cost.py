@@ -53,6 +53,7 @@ class Cost(Record):
     Attributes:
         layers: blocks that run: kept layers and replacement modules.
         parameters: numbers stored, tied ones once.
+        active_parameters: those that one token meets: of E experts the k that are chosen; None as for the MACs.
         weight_bytes: bytes of those numbers, in memory and in the checkpoint's safetensors (headers and buffers aside); of a
             quantised model those it holds in memory, scales included.
         file_bytes: of the safetensors files in the folder the model was opened from; None for a student that has none.
@@ -64,6 +65,7 @@ class Cost(Record):
     layers: int
     parameters: int
     weight_bytes: int
+    active_parameters: float | None = None
     file_bytes: int | None = None
     context: int
     macs_per_token: float | None
@@ -99,12 +101,15 @@ def cost(view: DecoderView, *, context: int, student: Student = TEACHER) -> Cost
     blocks = list(_blocks(layers, student))
     stored = _parameters(shapes, layers, blocks)
     maps = [_map_macs(block.module, view.config, skip=_off_paths(block)) for block in blocks]
+    idle = [_idle_experts(block.module, view.config, skip=_off_paths(block)) for block in blocks]
+    n_parameters = sum(parameter.numel() for parameter in stored)
     attention = sum(_attention_macs(view, block, context) for block in blocks)
     around = _map_macs_around(shapes, layers)
     known = around + sum(one for one in maps if one is not None) + attention
     return Cost(
         layers=sum(not isinstance(block.module, StreamModule) for block in blocks),
-        parameters=sum(parameter.numel() for parameter in stored),
+        parameters=n_parameters,
+        active_parameters=None if None in idle else n_parameters - sum(one for one in idle if one is not None),
         weight_bytes=_weight_bytes(view, blocks, stored, is_packed=shapes is not view.model),
         file_bytes=_file_bytes(view) if student is TEACHER else None,
         context=context,
@@ -193,6 +198,18 @@ def _map_macs(module: nn.Module, config: Any, *, skip: tuple[str, ...] = ()) -> 
             else:
                 total += weight.numel() * n_active / n_experts
     return total
+
+
+def _idle_experts(module: nn.Module, config: Any, *, skip: tuple[str, ...] = ()) -> float | None:
+    """Parameters of experts that a token does not meet, in the mean; None if how many it meets cannot be told."""
+    n_experts, n_active = (_first_of(config, names) for names in (EXPERTS, ACTIVE_EXPERTS))
+    stored = 0
+    for path, part in module.named_modules():
+        if not _under(path, skip) and "experts" in path.split("."):
+            stored += sum(weight.numel() for weight in part.parameters(recurse=False))
+    if not stored:
+        return 0.0
+    return None if n_experts is None or n_active is None else stored * (1 - n_active / n_experts)
 
 
 def _map_macs_around(model: Any, layers: nn.ModuleList) -> float:

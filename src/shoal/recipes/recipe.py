@@ -18,7 +18,7 @@ from shoal.fit.repair import TrainedOn
 from shoal.fit.table import repair_named
 from shoal.measure.observers import observer_named
 from shoal.prune.prune_config import PruneConfig
-from shoal.select.budget import parse_budget, parse_parameters
+from shoal.select.budget import parse_budget, parse_parameters, parse_size
 from shoal.select.grow_config import GrowConfig
 from shoal.select.merging.merge_config import MergeConfig
 from shoal.select.search.search_config import SearchConfig
@@ -52,7 +52,7 @@ class TextChoice(Record):
 
 
 CHOOSING = {
-    "drop": "--drop", "parameters": "--params", "select": "--select", "search": "--metric or --evaluations",
+    "drop": "--drop", "parameters": "--params", "size": "--size", "select": "--select", "search": "--metric or --evaluations",
     "merge": "merge", "by": "--by", "max_spans": "max_spans", "rounds": "--rounds", "protect": "--protect", "guard": "--guard",
 }  # fmt: skip
 """Fields that say how layers are chosen, with their options; none of them is read where the layers are named."""
@@ -67,7 +67,8 @@ class Recipe(Record):
         text: which text is read, and how much of it.
         observers: further measures of the scan, names of :data:`shoal.measure.observers.OBSERVERS`; each adds tables to it.
         drop: the budget, as on the command line (``25%``, ``8``, ``25%layers``, ``20%params,25%kv``).
-        parameters: the budget as a target size (``6B``); replaces ``drop`` when given.
+        parameters: the budget as a target size (``6B``, ``2B active``), or ``size``: that of the weights (``4GB``); replaces
+            ``drop`` when given.
         layers: what goes, by number (``4,6,20..24``, ``attn:5..8``; ``none``: nothing), or ``keep``: the layers that stay
             (``0..15``). Nothing is chosen then, so that no other field of the choice, ``drop`` to ``guard``, goes with them.
         select: how layers are chosen, a name of :data:`shoal.select.table.SELECTORS`; ``by``: the table it reads, as
@@ -100,6 +101,7 @@ class Recipe(Record):
     observers: tuple[str, ...] = ()
     drop: str = "25%"
     parameters: str | None = None
+    size: str | None = None
     layers: str | None = None
     keep: str | None = None
     grow: GrowConfig | None = None
@@ -163,6 +165,13 @@ class Recipe(Record):
     def _readable_parameters(cls, value: str | None) -> str | None:
         if value:
             parse_parameters(value)
+        return value
+
+    @field_validator("size")
+    @classmethod
+    def _readable_size(cls, value: str | None) -> str | None:
+        if value:
+            parse_size(value)
         return value
 
     @field_validator("layers", "keep", mode="before")
@@ -247,6 +256,8 @@ class Recipe(Record):
             yield "--layers none removes nothing, and nothing is pruned or healed; name layers, or add --prune wanda"
 
     def _conflicts_of_choice(self) -> Iterator[str]:
+        if self.parameters and self.size:
+            yield f"parameters {self.parameters} and size {self.size} are two budgets; give one of them"
         if self.rounds > 1 and "values" in selector_named(self.select).reads:
             yield f"--rounds measures scores anew, and --select {self.select} reads none; leave out --rounds"
         if self.by == LINEAR_ERROR and (self.select != "span" or self.rounds > 1):

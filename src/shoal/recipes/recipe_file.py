@@ -49,6 +49,10 @@ def _one_method(changes: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**changes, "train": {"objective": None, "stages": [], **train}}
 
 
+BUDGETS = ("drop", "parameters", "size")
+"""Fields that say how much goes; who gives one means it in place of the others."""
+
+
 def _one_choice(changes: Mapping[str, Any]) -> Mapping[str, Any]:
     """Who names layers chooses nothing, and who gives a budget means it in place of layers that a recipe names.
 
@@ -57,8 +61,10 @@ def _one_choice(changes: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     named = [name for name in ("layers", "keep") if changes.get(name) is not None]
     if not named:
-        is_budget = any(changes.get(name) is not None for name in ("drop", "parameters"))
-        return {**changes, "layers": None, "keep": None, "grow": None} if is_budget else changes
+        if not any(changes.get(name) is not None for name in BUDGETS):
+            return changes
+        targets = {name: changes.get(name) for name in BUDGETS[1:]}
+        return {**changes, **targets, "layers": None, "keep": None, "grow": None}
     if len(named) > 1:
         raise ValueError("--layers says what goes and --keep what stays; give one of them")
     unread = next((option for name, option in CHOOSING.items() if changes.get(name) is not None), None)

@@ -48,7 +48,10 @@ def is_measured(recipe: Recipe) -> bool:
 
 
 def budget_of(recipe: Recipe) -> Budget:
-    from shoal.select.budget import parse_budget, parse_parameters
+    from shoal.select.budget import parse_budget, parse_parameters, parse_size
+
+    if recipe.size:
+        return parse_size(recipe.size)
 
     return parse_parameters(recipe.parameters) if recipe.parameters else parse_budget(recipe.drop)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from shoal.edits.drop import Drop
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from shoal.edits.plan import Plan
     from shoal.edits.table import Edit
     from shoal.recipes.recipe import Recipe
+    from shoal.select.amounts import Amounts
     from shoal.select.model_size import ModelSize
     from shoal.select.request import Refuse
 
@@ -40,6 +41,7 @@ def named_plan(
     refuse: Refuse,
     quantised: str | None = None,
     put_back: PutBack = NOTHING,
+    amounts: Mapping[str, Amounts] | None = None,
 ) -> Plan:
     """The plan that takes out what the recipe names, and puts in the new layers that it asks for.
 
@@ -48,6 +50,7 @@ def named_plan(
         refuse: the family's own constraints.
         quantised: the method of a quantised source.
         put_back: what takes the place of the layers that go.
+        amounts: what else leaves with units, where the source is open.
     Raises:
         ValueError: no such layer, nothing left, a sublayer that cannot go alone, or a structure that the family refuses.
     """
@@ -70,6 +73,7 @@ def named_plan(
         own_parameters=put_back.own_parameters,
         source=source,
         source_hash=source_hash,
+        amounts=amounts,
         method=f"{'layers given by hand' if recipe.grow is None else 'grown'}; {said}; asked {asked_said(recipe)}"
         if edits
         else "no layer goes",
@@ -88,15 +92,16 @@ def named_gone(recipe: Recipe, n_layers: int) -> frozenset[Unit]:
     return frozenset(Unit("layer", layer) for layer in deepest(recipe.grow, n_layers))
 
 
-def as_edited(plan: Plan, size: ModelSize, own_parameters: int = 0) -> Plan:
+def as_edited(plan: Plan, size: ModelSize, own_parameters: int = 0, *, amounts: Mapping[str, Amounts] | None = None) -> Plan:
     """The plan that stands; where somebody edited it, with the sizes of its edits and without the verdict of another choice."""
     if not plan.is_edited_by_hand:
         return plan
-    from shoal.select.plan_of import removed_shares
+    from shoal.select.plan_of import removed_shares, sizes_of
 
-    after = size.after(plan.structure, own_parameters)
-    removed = removed_shares(plan.structure, size, own_parameters=own_parameters, amounts={})
-    update = {"after": after, "removed": removed, "method": "edited by hand", "candidates": (), "spread": ()}
+    amounts = amounts or {}
+    before, after = sizes_of(plan.structure, size, own_parameters=own_parameters, amounts=amounts)
+    removed = removed_shares(plan.structure, size, own_parameters=own_parameters, amounts=amounts)
+    update = {"before": before, "after": after, "removed": removed, "method": "edited by hand", "candidates": (), "spread": ()}
     return plan.model_copy(update=update)
 
 

@@ -30,7 +30,7 @@ def amounts_of(
 
 
 def computed_amounts(view: DecoderView, *, context: int) -> dict[str, Amounts]:
-    """Cache bytes and multiply-accumulates of every layer and sublayer, for a token that sees ``context`` tokens."""
+    """Weights, cache and multiply-accumulates of every layer and sublayer, for a token that sees ``context`` tokens."""
     from shoal.engine.student import Student
     from shoal.evaluate.cost import cost
 
@@ -48,6 +48,8 @@ def computed_amounts(view: DecoderView, *, context: int) -> dict[str, Amounts]:
         return Amounts(about, total, {unit: total - one for unit, one in left.items() if one is not None})
 
     found = {
+        "bytes": amounts("bytes of weights", lambda one: one.weight_bytes),
+        "active": amounts("parameters that a token meets", lambda one: one.active_parameters),
         "kv": amounts(f"cache of keys and values at {context:,} tokens", lambda one: one.kv_bytes_per_token),
         "macs": amounts(f"multiply-accumulates per token at {context:,} tokens", lambda one: one.macs_per_token),
     }

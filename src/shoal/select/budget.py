@@ -21,9 +21,13 @@ from shoal.words.counts import UNITS
 
 BUDGET_FORMS = (
     "25% or 25%params (of all parameters), 8 (layers, or other --units), 25%layers, 25%sublayers, 25%kv, 25%macs, 25%latency, "
-    "several with commas, or --params 6B"
+    "25%active (parameters that a token meets), 2GB (of weights), several with commas, or a target: --params 6B, --size 4GB"
 )
-BudgetKind = Literal["share", "layers", "layer_share", "parameters", "sublayer_share", "kv", "macs", "latency"]
+BYTES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+BudgetKind = Literal[
+    "share", "layers", "layer_share", "parameters", "sublayer_share", "kv", "macs", "latency", "active", "active_left", "bytes",
+    "bytes_left",
+]  # fmt: skip
 SHARES: dict[str, BudgetKind] = {
     "": "share",
     "params": "share",
@@ -32,11 +36,15 @@ SHARES: dict[str, BudgetKind] = {
     "kv": "kv",
     "macs": "macs",
     "latency": "latency",
+    "active": "active",
 }
 """What a percentage may be of, by the word behind it."""
 
-MEASURED: frozenset[BudgetKind] = frozenset({"kv", "macs", "latency"})
+MEASURED: frozenset[BudgetKind] = frozenset({"kv", "macs", "latency", "active", "active_left", "bytes", "bytes_left"})
 """Kinds that are known of an opened model alone."""
+
+TARGETS: dict[BudgetKind, str] = {"parameters": "--params", "active_left": "--params", "bytes_left": "--size"}
+"""Kinds that say what is to be left, with their options; of the others ``--drop`` says what goes."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +52,10 @@ class Budget:
     """What was asked for.
 
     Attributes:
-        kind: ``layers`` (or other units) to remove, ``parameters`` to be left; all others are shares to remove (amount 0..1):
-            ``share`` of all parameters, ``layer_share``, ``sublayer_share``, and those of the cache of keys and values
-            (``kv``), of multiply-accumulates per token (``macs``) and of measured time (``latency``).
+        kind: ``layers`` (or other units) or ``bytes`` of weights to remove; ``parameters``, ``active_left`` (those that a token
+            meets) or ``bytes_left`` to be left; all others are shares to remove (amount 0..1): ``share`` of all parameters,
+            ``layer_share``, ``sublayer_share``, and those of the cache of keys and values (``kv``), of multiply-accumulates
+            per token (``macs``), of measured time (``latency``) and of the parameters that a token meets (``active``).
         text: as the user wrote it, all budgets that belong together.
         also: further budgets that have to be reached as well.
     """
@@ -55,6 +64,17 @@ class Budget:
     amount: Fraction
     text: str
     also: tuple[Budget, ...] = ()
+
+    @property
+    def resource(self) -> str:
+        """The name of the amounts that it is counted in, where it is counted in such."""
+        return self.kind.removesuffix("_left")
+
+    def wanted(self, total: Fraction) -> Fraction:
+        """How much is to go of so much in all; not above 0 where a target is no less than there is."""
+        if self.kind in TARGETS:
+            return total - self.amount
+        return self.amount if self.kind in ("layers", "bytes") else self.amount * total
 
     @property
     def all(self) -> tuple[Budget, ...]:
@@ -95,6 +115,11 @@ def parse_budget(drop: str) -> Budget:
 
 def _parse_one(part: str, drop: str) -> Budget:
     text = part.strip()
+    size = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text)
+    if size is not None and size[2].upper() in BYTES:
+        if not Fraction(size[1]):
+            raise ValueError(f"--drop {drop!r} removes nothing; write {BUDGET_FORMS}")
+        return Budget("bytes", Fraction(size[1]) * BYTES[size[2].upper()], text)
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)\s*([a-z]*)", text)
     word = "" if match is None else {"layer": "layers", "sublayer": "sublayers", "parameters": "params"}.get(match[3], match[3])
     is_count = match is not None and not match[2] and "." not in match[1] and word in ("", "layers")
@@ -109,15 +134,30 @@ def _parse_one(part: str, drop: str) -> Budget:
 
 
 def parse_parameters(params: str) -> Budget:
-    """Read ``--params``: a target size such as ``6B``, ``350M``, ``1.5b`` or a plain number.
+    """Read ``--params``: a target size such as ``6B``, ``350M``, ``1.5b``, a plain number, or ``2B active``.
 
     Raises:
         ValueError: not a positive number with K, M or B.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKmMbB]?)", params.strip())
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKmMbB]?)\s*(active)?", params.strip())
     if match is None or not Fraction(match[1]):
-        raise ValueError(f"--params {params!r} is not a size; write a number with K, M or B, such as 6B or 350M")
-    return Budget("parameters", Fraction(match[1]) * UNITS[match[2].upper()], params.strip())
+        raise ValueError(
+            f"--params {params!r} is not a size; write a number with K, M or B, such as 6B, 350M or, of a mixture of experts, "
+            "'2B active'"
+        )
+    return Budget("active_left" if match[3] else "parameters", Fraction(match[1]) * UNITS[match[2].upper()], params.strip())
+
+
+def parse_size(size: str) -> Budget:
+    """Read ``--size``: the bytes of weights that are to be left, such as ``4GB`` or ``500MB``.
+
+    Raises:
+        ValueError: not a positive number of bytes.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", size.strip())
+    if match is None or match[2].upper() not in BYTES or not Fraction(match[1]):
+        raise ValueError(f"--size {size!r} is not a size; write a number with MB or GB (or MiB, GiB), such as 4GB")
+    return Budget("bytes_left", Fraction(match[1]) * BYTES[match[2].upper()], size.strip())
 
 
 def resolve(
@@ -200,7 +240,7 @@ def _nearest(budget: Budget, reach: _Reach) -> int:
     if budget.kind not in ("share", "parameters"):
         return _nearest_amount(budget, reach)
     gone = cache(reach.parameters)
-    target = budget.amount * size.total if budget.kind == "share" else size.total - budget.amount
+    target = budget.wanted(Fraction(size.total))
     n_net, beyond = _closest(gone, target, most)
     if n_net == 0 or beyond:
         option = "--params" if budget.kind == "parameters" else "--drop"
@@ -215,19 +255,27 @@ def _nearest(budget: Budget, reach: _Reach) -> int:
 
 def _nearest_amount(budget: Budget, reach: _Reach) -> int:
     """Raises ValueError: there is none of it, it is not known, or the share is out of reach."""
-    found = reach.amounts.get(budget.kind)
-    if found is None:
-        raise ValueError(f"--drop {budget.text} is a share of {budget.kind}, which is known of an opened model alone")
-    if not found.total:
-        raise ValueError(f"--drop {budget.text}: this model has no {found.about}; give another budget")
-    n_net, beyond = _closest(lambda n: reach.other(budget.kind, n), budget.amount * Fraction(found.total), reach.n_most)
+    found = amounts_for(budget, reach.amounts)
+    total, asked = Fraction(found.total), f"{TARGETS.get(budget.kind, '--drop')} {budget.text}"
+    target = budget.wanted(total)
+    n_net, beyond = _closest(lambda n: reach.other(budget.resource, n), target, reach.n_most)
     if n_net == 0 or beyond:
-        least, all_of_it = (float(reach.other(budget.kind, n) / Fraction(found.total)) for n in (1, reach.n_most))
+        least, all_of_it = (float(reach.other(budget.resource, n) / total) for n in (1, reach.n_most))
+        asks = f"asks to remove {float(target / total):.1%} of" if target > 0 else f"is not below {float(total):,.0f},"
         raise ValueError(
-            f"--drop {budget.text} asks to remove {float(budget.amount):.1%} of the {found.about}; this model allows "
-            f"1..{reach.n_most} layers, {least:.1%}..{all_of_it:.1%} of it"
+            f"{asked} {asks} the {found.about}; this model allows 1..{reach.n_most} layers, {least:.1%}..{all_of_it:.1%} of it"
         )
     return n_net
+
+
+def amounts_for(budget: Budget, amounts: Mapping[str, Amounts]) -> Amounts:
+    """What a budget is counted in. Raises ValueError: the model has none of it, or it is not known."""
+    found, asked = amounts.get(budget.resource), f"{TARGETS.get(budget.kind, '--drop')} {budget.text}"
+    if found is None:
+        raise ValueError(f"{asked} is counted in {budget.resource}, which is known of an opened model alone")
+    if not found.total:
+        raise ValueError(f"{asked}: this model has no {found.about}; give another budget")
+    return found
 
 
 def _closest(gone: Callable[[int], Fraction], target: Fraction, n_most: int) -> tuple[int, bool]:

@@ -8,8 +8,11 @@ from shoal.edits.plan import Candidate, PartChoice, Plan, check_edits, choice_ha
 from shoal.edits.table import Edit
 from shoal.select.amounts import Amounts
 from shoal.select.model_size import ModelSize
-from shoal.words.structure import Structure, stored
+from shoal.words.structure import Size, Structure, stored
 from shoal.words.types import Unit
+
+COUNTED = ("bytes", "active")
+"""Amounts that a plan states before and after, beside its layers and parameters."""
 
 
 def plan_of(
@@ -35,21 +38,32 @@ def plan_of(
         ValueError: a layer that does not exist, or edits that do not go together.
     """
     check_edits(edits, size.n_layers)
-    structure = structure_of(edits, size.n_layers)
+    structure, amounts = structure_of(edits, size.n_layers), amounts or {}
+    before, after = sizes_of(structure, size, own_parameters=own_parameters, amounts=amounts)
     return Plan(
         source=source,
         source_hash=source_hash,
         teacher=teacher or source,
         n_layers=size.n_layers,
         edits=tuple(edits),
-        before=size.before,
-        after=size.after(structure, own_parameters),
-        removed=removed_shares(structure, size, own_parameters=own_parameters, amounts=amounts or {}),
+        before=before,
+        after=after,
+        removed=removed_shares(structure, size, own_parameters=own_parameters, amounts=amounts),
         method=method,
         chosen=choice_hash(edits),
         candidates=tuple(candidates),
         spread=tuple(spread),
     )
+
+
+def sizes_of(
+    structure: Structure, size: ModelSize, *, own_parameters: int = 0, amounts: Mapping[str, Amounts]
+) -> tuple[Size, Size]:
+    """Before and after: layers, parameters, and those amounts that a size states."""
+    counted = {name: amounts[name] for name in COUNTED if name in amounts}
+    before = size.before.model_copy(update={name: round(one.total) for name, one in counted.items()})
+    left = {name: round(one.total - amount_gone(structure, one)) for name, one in counted.items()}
+    return before, size.after(structure, own_parameters).model_copy(update=left)
 
 
 def removed_shares(
@@ -64,8 +78,13 @@ def removed_shares(
         "parameters": 1 - size.after(structure, own_parameters).parameters / size.total,
     }
     for name, one in amounts.items():
-        stays = sum(one.of_unit.get(Unit("layer", slot.like), 0.0) for slot in layers)
-        stays -= sum(one.of_unit.get(Unit(kind, slot.like), 0.0) for slot in layers for kind in slot.off)
-        inside = sum(amount for unit, amount in one.of_unit.items() if unit.kind == "layer")
-        found[name] = (inside - stays) / one.total if one.total else 0.0
+        found[name] = amount_gone(structure, one) / one.total if one.total else 0.0
     return {name: round(share, 6) for name, share in found.items()}
+
+
+def amount_gone(structure: Structure, amounts: Amounts) -> float:
+    """What a student lacks of one resource; what is put in place of layers counts as the layers that it is like."""
+    layers = stored(structure)
+    stays = sum(amounts.of_unit.get(Unit("layer", slot.like), 0.0) for slot in layers)
+    stays -= sum(amounts.of_unit.get(Unit(kind, slot.like), 0.0) for slot in layers for kind in slot.off)
+    return sum(amount for unit, amount in amounts.of_unit.items() if unit.kind == "layer") - stays

@@ -126,7 +126,7 @@ def check_reach(budget: Budget, size: ModelSize, request: Request, *, amounts: M
         amounts: of what budgets other than layers and parameters are shares of; without them such budgets are not looked at.
     """
     known = amounts or {}
-    if any(one.kind not in known for one in budget.all if one.kind in MEASURED):
+    if any(one.resource not in known for one in budget.all if one.kind in MEASURED):
         return
     if request.units != "layers":
         quotas_for(budget, size, request, known).refuse_impossible(request.free_units)

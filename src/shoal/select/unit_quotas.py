@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fractions import Fraction
 
 from shoal.select.amounts import Amounts
-from shoal.select.budget import Budget
+from shoal.select.budget import Budget, amounts_for
 from shoal.select.model_size import ModelSize
 from shoal.select.request import Request
 from shoal.select.search.quotas import Quota, Quotas
@@ -29,11 +30,12 @@ def _quota_for(budget: Budget, size: ModelSize, request: Request, amounts: Mappi
     if budget.kind == "sublayer_share":
         return Quota(amount * 2 * size.n_layers)
     if budget.kind in ("share", "parameters"):
-        wanted = amount * size.total if budget.kind == "share" else size.total - amount
-        return Quota(wanted, {unit: float(size.of(unit)) for unit in units}, "all parameters", float(size.total))
-    found = amounts.get(budget.kind)
-    if found is None:
-        raise ValueError(f"--drop {budget.text} is a share of {budget.kind}, which is known of an opened model alone")
-    if not found.total:
-        raise ValueError(f"--drop {budget.text}: this model has no {found.about}; give another budget")
-    return Quota(amount * found.total, {unit: found.of_unit.get(unit, 0.0) for unit in units}, found.about, found.total)
+        return Quota(
+            float(budget.wanted(Fraction(size.total))),
+            {unit: float(size.of(unit)) for unit in units},
+            "all parameters",
+            float(size.total),
+        )
+    found = amounts_for(budget, amounts)
+    wanted = float(budget.wanted(Fraction(found.total)))
+    return Quota(wanted, {unit: found.of_unit.get(unit, 0.0) for unit in units}, found.about, found.total)

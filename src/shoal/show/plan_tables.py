@@ -11,7 +11,7 @@ from shoal.fit.fit_result import FitResult, explained, what
 from shoal.measure.scan import Scan
 from shoal.select.verdict import kl_said, verdict
 from shoal.show.table import Column, Table, numbers
-from shoal.words.numbers import number, tenths, with_error
+from shoal.words.numbers import in_bytes, number, tenths, with_error
 from shoal.words.structure import units_off, units_said
 from shoal.words.types import Span, SpanTable
 
@@ -95,13 +95,28 @@ SHARE_WORDS = {
     "kv": "KV cache",
     "macs": "multiply-accumulates",
     "latency": "measured time",
+    "bytes": "weights",
+    "active": "active parameters",
 }
 
 
 def removed_said(plan: Plan) -> str:
     """What of everything a plan removes, side by side; empty where it was not counted."""
-    shares = [f"{share:.1%} of {SHARE_WORDS.get(name, name)}" for name, share in plan.removed.items()]
-    return ", ".join(shares)
+    removed = dict(plan.removed)
+    if plan.before.active in (None, plan.before.parameters):
+        removed.pop("active", None)  # without experts a token meets all of them
+    return ", ".join(f"{share:.1%} of {SHARE_WORDS.get(name, name)}" for name, share in removed.items())
+
+
+def sizes_said(plan: Plan) -> str:
+    """Parameters, bytes of weights and, of a mixture of experts, active parameters, before and after."""
+    before, after = plan.before, plan.after
+    said = [f"{before.parameters:,} -> {after.parameters:,} parameters"]
+    if before.active is not None and after.active is not None and before.active != before.parameters:
+        said.append(f"{before.active:,} -> {after.active:,} active")
+    if before.bytes is not None and after.bytes is not None:
+        said.append(f"{in_bytes(before.bytes)} -> {in_bytes(after.bytes)} of weights")
+    return ", ".join(said)
 
 
 def zeroed_said(plan: Plan) -> str:

@@ -19,10 +19,15 @@ SUBLAYERS: dict[UnitKind, str] = {"attn": "attention", "mlp": "MLP"}
 
 
 class Size(Record):
-    """Layers and parameters (tied ones once, every module of the checkpoint counted)."""
+    """Layers and parameters (tied ones once, every module of the checkpoint counted).
+
+    ``bytes`` of the weights and the parameters that one token meets (``active``) where they were counted.
+    """
 
     layers: int
     parameters: int
+    bytes: int | None = None
+    active: int | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from shoal.run.folder import RunFolder
 from shoal.run.keys import choice_key, scan_key
 from shoal.run.memory_plan.sizes import Sizes, StageNeed, largest
 from shoal.run.merging import MERGING, merges_layers, merges_of, merges_said
-from shoal.run.resource_amounts import amounts_of
+from shoal.run.resource_amounts import amounts_of, computed_amounts
 from shoal.run.searching import runs_the_model, search_said, set_function_of, write_search
 from shoal.run.stage import Made, Stage, State
 from shoal.run.unit_scoring import measured_scores, wanted_score
@@ -111,6 +111,7 @@ def _named(inputs: Inputs) -> Plan:
         refuse=lambda structure: why_not(inputs, structure),
         quantised=inputs.opened.quantised,
         put_back=request_of(inputs.recipe, inputs.view).put_back,
+        amounts=computed_amounts(inputs.view, context=inputs.length),
     )
 
 
@@ -122,7 +123,8 @@ def load(state: State, folder: RunFolder) -> State:
     plan = Plan.load(folder / "plan.json")
     if plan.is_edited_by_hand:
         put_back = request_of(state.inputs.recipe, state.inputs.view).put_back
-        plan = as_edited(plan, model_size(state.inputs.view), put_back.own_parameters)
+        amounts = computed_amounts(state.inputs.view, context=state.inputs.length)
+        plan = as_edited(plan, model_size(state.inputs.view), put_back.own_parameters, amounts=amounts)
     return replace(state, plan=plan)
 
 
