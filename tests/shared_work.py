@@ -25,7 +25,7 @@ from shoal.fit.linear_error import linear_errors
 from shoal.fit.sites.of_layer import Sites
 from shoal.fit.sweep import MAPS, sweep_layers
 from shoal.measure.cka import CkaObserver
-from shoal.measure.oracle import Oracle, compare_views
+from shoal.measure.oracle import Oracle
 from shoal.measure.removals import removal_function
 from shoal.measure.scan import scan
 from shoal.prune.table import ALLOCATORS, PRUNERS
@@ -111,7 +111,7 @@ def share_everything(workers: Workers, folder: Path) -> dict[str, object]:
         "exact": {
             "quality": [one.to_json() for one in (*quality, *single)],
             "removals": removals(view, batches, workers, folder),
-            "views": compare_views(view, other, batches=batches, workers=workers).to_json(),
+            "views": closeness(view, other, batches, workers=workers)[0].to_json(),
             "perplexity": [one.to_json() for one in text],
             "closeness": (near.to_json(), by_position.to_json()),
         },

@@ -69,7 +69,10 @@ def test_the_table_of_metrics_is_complete():
 
 def test_the_table_of_scores_of_units_is_complete():
     section = (ROOT / "docs/concepts.md").read_text().split("## Scores of units")[1].split("\n## ")[0]
-    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == [*UNIT_SCORES, "left_out_METRIC"]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == [
+        *UNIT_SCORES,
+        *(f"{name}_METRIC" for name in ("left_out", "windowed", "shapley")),
+    ]
     assert all(f"`{table}`" in section for one in UNIT_SCORES.values() for table in one.tables)
 
 

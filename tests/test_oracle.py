@@ -10,11 +10,12 @@ from families import FAMILIES, VOCAB, tiny_model
 from shoal.edits.replace.layer import LayerReplacement
 from shoal.engine.student import TEACHER, Attached, Student
 from shoal.engine.view import DecoderView
+from shoal.evaluate.evaluation import closeness
 from shoal.measure import divergence
 from shoal.measure.counted import head_blocks
 from shoal.measure.divergence import forward_kl, jensen_shannon, predicts, reverse_kl, token_nll, top1_agreement
 from shoal.measure.one_pass import compare_tokens
-from shoal.measure.oracle import Oracle, Quality, QualitySums, compare_views, token_figures
+from shoal.measure.oracle import Oracle, Quality, QualitySums, token_figures
 from shoal.words.types import Batch, Span, Unit
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -175,7 +176,7 @@ def test_teacher_against_itself_loses_exactly_nothing(family):
     view = DecoderView(tiny_model(family, n_layers=2))
     itself = Oracle(view, BATCHES).measure([TEACHER])[0]
     assert (itself.kl, itself.kl_stderr, itself.agreement) == (0.0, 0.0, 1.0)
-    assert compare_views(view, view, batches=BATCHES) == itself
+    assert closeness(view, view, BATCHES)[0] == itself
 
 
 def test_students_are_measured_alike_alone_and_together():
@@ -247,7 +248,7 @@ def test_a_model_of_its_own_is_measured_like_the_overlay():
         cut.model.layers[3].mlp.down_proj.weight.zero_()
     view = DecoderView(teacher)
     overlay = Oracle(view, BATCHES).measure([without(3)])[0]
-    assert compare_views(view, DecoderView(cut), batches=BATCHES) == overlay
+    assert closeness(view, DecoderView(cut), BATCHES)[0] == overlay
 
 
 def figures(p_BTV, q_BTV, batch):

@@ -8,7 +8,7 @@ from families import FAMILIES, tiny_config
 from transformers import AutoConfig
 
 from shoal.checkpoint.blueprint import check_can_be_cut, check_layers, edited_config, first_difference
-from shoal.checkpoint.config_fields import PER_LAYER, check_removal, count_layers, edited_config_dict
+from shoal.checkpoint.config_fields import PER_LAYER, count_layers, edited_config_dict
 from shoal.engine.families import find_layers
 from shoal.engine.model_config import build_empty as blueprint
 
@@ -143,7 +143,7 @@ def test_keeping_everything_changes_nothing():
 )
 def test_what_cannot_be_described_is_refused_by_name(fields, named):
     with pytest.raises(ValueError, match=f"'thing'.*{named}"):
-        check_removal(llama_like(**fields), (0, 1, 2))
+        edited_config_dict(llama_like(**fields), (0, 1, 2))
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_harmless_fields_of_length_n_stay(fields):
 @pytest.mark.parametrize(("kept", "message"), [((), "at least one"), ((0, 6), "layer 6 is not in 0..5"), ((-1,), "layer -1")])
 def test_impossible_layers_are_refused(kept, message):
     with pytest.raises(ValueError, match=message):
-        check_removal(llama_like(), kept)
+        edited_config_dict(llama_like(), kept)
 
 
 HYBRIDS = {
@@ -179,16 +179,16 @@ HYBRIDS = {
 def test_a_hybrid_keeps_an_attention_layer(field):
     config = {"model_type": "mixed", "num_hidden_layers": 4, field: HYBRIDS[field]}
     attention = [i for i, kind in enumerate(HYBRIDS[field]) if kind in ("attention", "full_attention")]
-    check_removal(config, [0, *attention])
+    edited_config_dict(config, [0, *attention])
     with pytest.raises(ValueError, match="'mixed'.*last attention layer"):
-        check_removal(config, [i for i in range(4) if i not in attention])
+        edited_config_dict(config, [i for i in range(4) if i not in attention])
 
 
 def test_a_family_that_reads_its_length_from_the_first_layer_keeps_attention_there():
     config = {"model_type": "minimax", "num_hidden_layers": 4, "layer_types": ["full_attention", "linear_attention"] * 2}
-    check_removal(config, (0, 1, 3))
+    edited_config_dict(config, (0, 1, 3))
     with pytest.raises(ValueError, match="'minimax'.*first layer"):
-        check_removal(config, (1, 2, 3))
+        edited_config_dict(config, (1, 2, 3))
 
 
 def test_window_and_full_attention_is_no_hybrid():

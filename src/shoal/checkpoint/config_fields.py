@@ -209,18 +209,6 @@ def edited_config_dict(config: dict[str, Any], order: Sequence[int]) -> dict[str
     return edited
 
 
-def check_removal(config: Any, kept: Sequence[int]) -> None:
-    """Refuse a removal that the config of a stock checkpoint cannot describe. Fast: no model is built.
-
-    Args:
-        config: a config dict with explicit per-layer lists (``PretrainedConfig.to_dict()``), or a ``PretrainedConfig``.
-        kept: the layers that stay.
-    Raises:
-        ValueError: as :func:`edited_config_dict`.
-    """
-    edited_config_dict(config if isinstance(config, dict) else config.to_dict(), sorted(kept))
-
-
 def _refuse_coupled(decoder: dict[str, Any], where: str) -> None:
     for field, allowed in NEEDED.items():
         if field in decoder and decoder[field] not in allowed:

@@ -11,6 +11,8 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from shoal.recipes.listing import recipes_said
+
 FIRST_SCREEN = 12
 """Most options of a verb without a heading, ``--help`` among them."""
 
@@ -44,6 +46,8 @@ class VerbHelp(TyperCommand):
             if record is not None:
                 name = record[0].split(" <")[0]  # an argument's name without its type, which is a word of programmers
                 sections.setdefault(heading_of(parameter), []).append((name, record[1]))
+        if self.name == "run":
+            sections["Recipes"] = recipes_said()
         for heading, records in sections.items():
             if records:
                 with formatter.section(heading):

@@ -16,7 +16,7 @@ from shoal.cli.verb import given, verb
 
 @verb
 def run(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="YAML file or the name of a recipe.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="YAML file, or a name of the list below.")],
     out: OutOption,
     text: TextOptions,
     machine: MachineOptions,

@@ -8,6 +8,7 @@ Shapes: B samples, T positions, D hidden size.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import overload
@@ -24,7 +25,24 @@ BoundaryStates = Sequence[Tensor]
 """States of all batches at one boundary, (B, T, D) each."""
 
 
-class SpilledStates(Sequence[Tensor]):
+class _Listed(Sequence[Tensor]):
+    """A sequence of states that are made, one by one, when they are asked for."""
+
+    @abstractmethod
+    def at(self, index: int) -> Tensor:
+        """The states of one batch."""
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Tensor]: ...
+    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
+        if isinstance(index, slice):
+            return [self.at(one) for one in range(*index.indices(len(self)))]
+        return self.at(index)
+
+
+class SpilledStates(_Listed):
     """States in a spill, in the order they were added, until :meth:`free`.
 
     Args:
@@ -48,18 +66,12 @@ class SpilledStates(Sequence[Tensor]):
     def __len__(self) -> int:
         return len(self._keys)
 
-    @overload
-    def __getitem__(self, index: int) -> Tensor: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Tensor]: ...
-    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
-        if isinstance(index, slice):
-            return [self.spill.get(key) for key in self._keys[index]]
+    def at(self, index: int) -> Tensor:
         return self.spill.get(self._keys[index])
 
 
 @dataclass(frozen=True, eq=False)
-class Between(Sequence[Tensor]):
+class Between(_Listed):
     """States ``share`` of the way from one boundary to another, computed when they are asked for, in fp32 at least."""
 
     near: BoundaryStates
@@ -69,13 +81,7 @@ class Between(Sequence[Tensor]):
     def __len__(self) -> int:
         return len(self.near)
 
-    @overload
-    def __getitem__(self, index: int) -> Tensor: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Tensor]: ...
-    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
-        if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(len(self)))]
+    def at(self, index: int) -> Tensor:
         near_BTD, far_BTD = self.near[index], self.far[index]
         exact = torch.promote_types(near_BTD.dtype, torch.float32)
         return torch.lerp(near_BTD.to(exact), far_BTD.to(exact), self.share)

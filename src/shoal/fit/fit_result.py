@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from shoal.engine.student import Attached
     from shoal.fit.solve import Solution
+    from shoal.fit.walk import Here
 
 
 MapForm = Literal["weight", "output", "bias", "gain", "neurons", "scale", "module"]
@@ -103,6 +104,19 @@ class LayerFit(Record):
     maps: tuple[MapFit, ...]
     n_kept: int
     seconds: float
+
+    @classmethod
+    def of_one(cls, here: Here, solve: MapFit, *, before: float, stands: bool) -> LayerFit:
+        """The record of a place where one thing is solved for, which stands or not; how long it took is not known yet."""
+        return cls(
+            layer=here.layer,
+            target=here.goal.boundary,
+            error_before=before,
+            error_after=solve.held_out_error if stands else before,
+            maps=(solve,),
+            n_kept=int(stands),
+            seconds=0.0,
+        )
 
 
 class FitResult(Record):

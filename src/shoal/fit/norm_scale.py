@@ -176,12 +176,4 @@ def _record(here: Here, ends: LayerEnds, scale: float, config: FitConfig) -> Lay
         held_out_error=error_after,
     )
     stands = error_after < error_before or config.keep == "always"
-    return LayerFit(
-        layer=here.layer,
-        target=here.goal.boundary,
-        error_before=error_before,
-        error_after=error_after if stands else error_before,
-        maps=(scaled,),
-        n_kept=int(stands),
-        seconds=0.0,
-    )
+    return LayerFit.of_one(here, scaled, before=error_before, stands=stands)

@@ -101,15 +101,7 @@ def _solve(module: StreamModule, here: Here, config: FitConfig) -> LayerFit:
     free(fitted)
     here.set(outputs=outputs)
     solve = MapFit.of(found, form="module", parameters=tuple(sorted(at_start)), held_out_error=after)
-    return LayerFit(
-        layer=here.layer,
-        target=here.goal.boundary,
-        error_before=before,
-        error_after=after if stands else before,
-        maps=(solve,),
-        n_kept=int(stands),
-        seconds=0.0,
-    )
+    return LayerFit.of_one(here, solve, before=before, stands=stands)
 
 
 def _change(kind: str, form: ClosedForm, ends: LayerEnds, config: FitConfig) -> Callable[[MapSums, float], Tensor]:

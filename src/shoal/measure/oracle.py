@@ -18,7 +18,7 @@ from shoal.engine.passes import run_pass
 from shoal.engine.student import TEACHER, Student
 from shoal.engine.view import DecoderView, Reading
 from shoal.engine.workers import ALONE, Workers
-from shoal.measure.counted import CountedBlock, head_blocks, model_blocks
+from shoal.measure.counted import CountedBlock, head_blocks
 from shoal.measure.divergence import predicts
 from shoal.measure.one_pass import ComparedPass, compare_tokens
 from shoal.words.numbers import saturating_exp
@@ -212,26 +212,3 @@ class Oracle:
         self.n_evaluations += len(students)
         self.n_passes += 1
         return sums
-
-
-@torch.no_grad()
-def compare_views(
-    teacher: DecoderView,
-    student: DecoderView,
-    *,
-    batches: Sequence[Batch],
-    after_batch: Callable[[Batch], None] | None = None,
-    workers: Workers = ALONE,
-) -> Quality:
-    """The quality of a model of its own (a saved student) against a teacher, on the same batches.
-
-    Raises:
-        ValueError: the two have different vocabularies, or no token can be measured.
-    """
-    sums = QualitySums(workers)
-    for batch in workers.share(batches):
-        (found,) = token_figures(model_blocks([teacher, student], batch), batch)
-        sums.add(found)
-        if after_batch is not None:
-            after_batch(batch)
-    return sums.result()

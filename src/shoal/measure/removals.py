@@ -67,11 +67,6 @@ class RemovalLosses:
         self._after_batch = after_batch
         self._workers = workers
 
-    @property
-    def n_passes_worth(self) -> float:
-        """Layers run, as a number of passes of the whole model over the whole text."""
-        return self.n_layer_runs / (self.view.n_layers * len(self.batches))
-
     @torch.no_grad()
     def __call__(self, sets: Sequence[UnitSet]) -> list[float]:
         """The loss without each set, in order.

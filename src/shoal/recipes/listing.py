@@ -9,9 +9,9 @@ from shoal.recipes.table import RECIPES
 WIDTH = 128  # of a line of docs/recipes.md
 
 
-def recipes_said() -> str:
-    """All entries for a help text, one line each: ``uidl: best span by angular distance of the last token; nothing``."""
-    return "\n".join(f"{name}: {one.chooses}; {one.then}".replace("`", "") for name, one in RECIPES.items())
+def recipes_said() -> list[tuple[str, str]]:
+    """Name and one line of all entries, for the help."""
+    return [(name, f"{one.chooses}. In place: {one.then}".replace("`", "")) for name, one in RECIPES.items()]
 
 
 def as_markdown_table() -> str:
