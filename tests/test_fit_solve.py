@@ -69,9 +69,20 @@ def test_a_ridge_shrinks_the_change_and_never_the_bias(bias):
     torch.testing.assert_close(ridge_change(sums, 0.3, bias=bias)[: F + bias], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("n_sinks", [0, 4])
-def test_an_infinite_ridge_changes_nothing_at_all(n_sinks):
-    assert not ridge_change(sums_of(*data(n_sinks=n_sinks)), math.inf, bias=True).any()
+def test_an_infinite_ridge_changes_nothing_at_all_where_there_are_no_sinks():
+    assert not ridge_change(sums_of(*data()), math.inf, bias=True).any()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_an_infinite_ridge_is_the_least_change_that_meets_the_sinks(bias):
+    h_NF, r_ND, weights_N, sinks_N = data(n_sinks=4)
+    change_ED = ridge_change(sums_of(h_NF, r_ND, weights_N, sinks_N), math.inf, bias=bias)
+    v_F, y_D = h_NF[sinks_N].double().mean(0), r_ND[sinks_N].double().mean(0)
+    least_FD = torch.linalg.pinv(v_F[None]) @ y_D[None]
+    torch.testing.assert_close(change_ED[:-1], least_FD)
+    assert not change_ED[-1].any()
+    limit_ED = ridge_change(sums_of(h_NF, r_ND, weights_N, sinks_N), 1e9, bias=False)
+    torch.testing.assert_close(change_ED[:-1], limit_ED[:-1], rtol=1e-4, atol=1e-6)
 
 
 def test_a_large_ridge_tends_to_no_change():

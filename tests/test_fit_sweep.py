@@ -222,6 +222,28 @@ def test_the_held_out_samples_alone_have_the_error_that_all_have(share):
     assert sum(len(one) for one in found[1][0]) == sum(int((one == 0).sum()) for one in folds)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("n_sinks", [0, 1, 3])
+@pytest.mark.parametrize("sinks", ["exact", "counted"])
+def test_sinks_are_a_share_of_their_own_of_the_held_out_error(n_sinks, sinks):
+    """All sinks off by a quarter of their norm, all other tokens by a tenth: the parts add up, however few the sinks are."""
+    view, batches = view_of(), samples(40).batches(8)
+    readings, states = read_all(view, batches, Spill())
+    is_sink_T = torch.arange(LENGTH) < n_sinks
+    goals = [torch.where(is_sink_T[:, None], 1000.0, 1.0) * h / h.norm(dim=-1, keepdim=True) for h in states]
+    goal_of = {id(h): goal for h, goal in zip(states, goals, strict=True)}
+
+    def run(h_BTD, reading):
+        return goal_of[id(h_BTD)] * torch.where(is_sink_T[:, None], 0.75, 0.9), None
+
+    _, error, _ = observe(
+        LayerEnds(readings, states, goals, folds_of(batches)), run, config=FitConfig(sinks=sinks), no_sums=None
+    )
+    parts = 0.01 + 0.0625 * (n_sinks > 0)
+    share = n_sinks / LENGTH
+    assert error == pytest.approx(parts if sinks == "exact" else share * 0.0625 + (1 - share) * 0.01, rel=1e-3)
+
+
 def test_no_change_is_no_gain():
     """An infinite ridge leaves the values, so no rounding on other samples may count it as kept."""
     fitted = fit_plan(
@@ -427,4 +449,3 @@ def test_plans_that_cannot_be_repaired_are_refused():
     refused(plan_without(2), "did you mean 'sweep'", repair="sweeep")
     base = dict(source="x", source_hash="x", teacher="x", n_layers=6, before=size, after=size)
     refused(Plan(**base, edits=(Replace(start=1, stop=3, replacement="layer"),)), "--replace none")
-    refused(Plan(**base, edits=(Drop(kind="attn", indices=(2,)),)), "whole layers")

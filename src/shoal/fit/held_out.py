@@ -65,13 +65,16 @@ def observe(
 ) -> tuple[BoundaryStates, float, list[Sums]]:
     """Outputs of all batches, the held-out error (weighted squared miss over squared norm), and the sums of every other fold.
 
+    Sinks are a share of their own of the error, whatever their number: later layers attend to them from every token, so a few
+    of them that are off by a quarter cost more than all others gain (docs/log.md).
+
     Args:
         no_sums: empty sums of what is solved for next; None: nothing is.
         n_sums: how many the folds are added up to; 1: all of them together.
     """
     sums = [no_sums() for _ in range(n_sums)] if no_sums is not None else []
     outputs = emptied(ends.inputs)
-    miss, norm = 0.0, 0.0
+    miss, norm, miss_of_sinks, norm_of_sinks = 0.0, 0.0, 0.0, 0.0
     for reading, h_BTD, goal_BTD, folds_B in zip(ends.readings, ends.inputs, ends.goals, ends.folds, strict=True):
         output_BTD, read_BTF = run(h_BTD, reading)
         outputs.append(output_BTD)
@@ -87,19 +90,23 @@ def observe(
                 counted_N = (weights_N * ~sinks_N).double()
                 miss += float(counted_N @ missing_ND.double().square().sum(-1))
                 norm += float(counted_N @ goal_ND.double().square().sum(-1))
+                counted_N = (weights_N * sinks_N).double()
+                miss_of_sinks += float(counted_N @ missing_ND.double().square().sum(-1))
+                norm_of_sinks += float(counted_N @ goal_ND.double().square().sum(-1))
             elif read_BTF is not None and sums:
                 read_NF = read_BTF.reshape(*chosen_BT.shape, read_BTF.shape[-1])[chosen_BT]
                 sums[(fold - 1) % n_sums].add_tokens(read_NF, missing_ND, weights_N=weights_N, sinks_N=sinks_N)
-    sums, (miss, norm) = _of_all(ends.workers, sums, (miss, norm))
-    return outputs, miss / norm if norm else 0.0, [one for one in sums if one.n_tokens]
+    sums, (miss, norm, miss_of_sinks, norm_of_sinks) = _of_all(ends.workers, sums, (miss, norm, miss_of_sinks, norm_of_sinks))
+    error = (miss / norm if norm else 0.0) + (miss_of_sinks / norm_of_sinks if norm_of_sinks else 0.0)
+    return outputs, error, [one for one in sums if one.n_tokens]
 
 
-def _of_all(workers: Workers, sums: Sequence[Sums], numbers: tuple[float, float]) -> tuple[list[Sums], tuple[float, float]]:
+def _of_all(workers: Workers, sums: Sequence[Sums], numbers: Sequence[float]) -> tuple[list[Sums], list[float]]:
     """Sums per fold, and numbers, over the batches of all workers."""
     named = {f"{i}.{one.name}": getattr(own, one.name) for i, own in enumerate(sums) for one in fields(own)}  # type: ignore[arg-type]
     found = workers.sum({**named, "numbers": torch.tensor(numbers, dtype=torch.float64)})
     added = [type(own)(*(found[f"{i}.{one.name}"] for one in fields(own))) for i, own in enumerate(sums)]  # type: ignore[arg-type]
-    return added, (float(found["numbers"][0]), float(found["numbers"][1]))
+    return added, found["numbers"].tolist()
 
 
 def real_and_sinks(batch: Batch, h_BTD: Tensor, goal_BTD: Tensor) -> tuple[Tensor, Tensor]:

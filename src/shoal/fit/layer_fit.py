@@ -53,7 +53,7 @@ class LayerSolver:
             if site is not None:
                 solution = site.solve(sums, ridge=self.config.ridge)
                 found.solved.append((site, solution))
-                is_new = not math.isinf(solution.ridge)
+                is_new = bool(solution.change_ED.any())
                 if is_new:
                     values = {**values, **site.changed({**parameters, **values}, solution.change_ED)}
         return found

@@ -1,8 +1,8 @@
 """Ridge for the change of a linear map, from sums alone: the ridge by cross-validation, the sinks met exactly.
 
 Minimise  sum_t w_t |[h_t, 1] M - r_t|^2 + ridge |M|^2  with r the miss of the student's stream. Because the *change* is fitted,
-an infinite ridge is the map as it was, that is plain removal. The exact constraint on the mean sink (v, y) adds
-A^-1 v (v^T A^-1 v)^-1 (y - M^T v)^T, where A = sum_t w_t [h_t, 1][h_t, 1]^T + ridge: what meets it at the least cost.
+an infinite ridge is the map as it was, but for the least change that meets the sinks. The exact constraint on the mean sink
+(v, y) adds A^-1 v (v^T A^-1 v)^-1 (y - M^T v)^T, where A = sum_t w_t [h_t, 1][h_t, 1]^T + ridge: what meets it at least cost.
 
 Shapes: F inputs of the map, E = F + 1 (the last is the constant 1, its weight the bias, never shrunk), D outputs.
 """
@@ -98,6 +98,9 @@ def _solved(folds: Sequence[MapSums], change: Callable[[MapSums, float], Tensor]
 def ridge_change(sums: MapSums, ridge: float, *, bias: bool) -> Tensor:
     """(E, D) change for one ridge, in units of the mean diagonal; the mean sink is met exactly where there are sinks.
 
+    An infinite ridge leaves what the sinks need, v (v^T v)^-1 y^T, and the bias as it is: a solve before this one may have
+    moved what the map reads, and the sinks with it. Without sinks it is no change at all.
+
     A bias alone (F = 0) ignores the sinks: they would fix it whatever the other tokens say.
 
     Raises:
@@ -105,7 +108,13 @@ def ridge_change(sums: MapSums, ridge: float, *, bias: bool) -> Tensor:
     """
     n_ones, n_outputs = sums.hr_ED.shape
     change_ED = sums.hr_ED.new_zeros(n_ones, n_outputs)
+    n_sinks = sums.sink_E[-1]
+    has_sinks = bool(n_sinks > 0) and n_ones > 1
     if math.isinf(ridge):
+        if has_sinks:
+            v_F = sums.sink_E[:-1] / n_sinks
+            energy = v_F.square().sum()
+            change_ED[:-1] = v_F[:, None] * (sums.sink_r_D / n_sinks / energy) if energy > 0 else 0.0
         return change_ED
     n = n_ones if bias else n_ones - 1
     a_EE = sums.hh_EE[:n, :n].clone()
@@ -117,8 +126,7 @@ def ridge_change(sums: MapSums, ridge: float, *, bias: bool) -> Tensor:
     if int(info):
         raise ValueError(f"ridge {ridge:g} leaves a singular system of {n} inputs from {int(sums.n_tokens)} tokens; raise it")
     change_ED[:n] = torch.cholesky_solve(sums.hr_ED[:n], root_EE)
-    n_sinks = sums.sink_E[-1]
-    if n_sinks > 0 and n_ones > 1:
+    if has_sinks:
         v_E1, y_1D = (sums.sink_E[:n] / n_sinks)[:, None], (sums.sink_r_D / n_sinks)[None]
         towards_E1 = torch.cholesky_solve(v_E1, root_EE)
         change_ED[:n] += towards_E1 / (v_E1.mT @ towards_E1) @ (y_1D - v_E1.mT @ change_ED[:n])

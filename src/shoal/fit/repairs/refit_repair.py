@@ -1,8 +1,8 @@
-"""Both maps of the layer before each cut that write into the stream."""
+"""The layer before each cut: neurons of the removed layers for its MLP, then both maps that write into the stream."""
 
 from __future__ import annotations
 
-from shoal.fit.repair import N_SUMS, Fit, Repair, RepairSize, bytes_of_sums
+from shoal.fit.repair import Fit, Repair, RepairSize
 from shoal.words.model_shape import ModelShape
 
 
@@ -11,16 +11,22 @@ def fit() -> Fit:
     from shoal.fit.sweep import MAPS, Sweep
     from shoal.fit.targets import before_cuts
 
-    return Sweep(before_cuts, Sites(MAPS))
+    return Sweep(before_cuts, Sites(MAPS, gathers=True))
 
 
 def size(shape: ModelShape, n_kept: int) -> RepairSize:
-    """The MLP's map reads all its neurons; the attention's map is taken to be square."""
-    maps = (shape.ffn + shape.hidden) * shape.hidden
-    sums = N_SUMS * bytes_of_sums(shape.ffn, shape.hidden)
-    return RepairSize(parameters=maps, layers=1, solved=(shape.ffn, shape.hidden, shape.ffn), sums=sums)
+    """As one layer of a sweep."""
+    from shoal.fit.sweep import whole_sweep_size
+
+    return whole_sweep_size(shape, 1)
 
 
 EFFORTS = ((2, 8_000), (2, 16_000), (2, 32_000))
 
-REFIT = Repair("refit", "the maps of the last kept layer before each cut", fit, size, efforts=EFFORTS)
+REFIT = Repair(
+    "refit",
+    "the last kept layer before each cut: its MLP takes the best neurons of the removed ones, its maps are refitted",
+    fit,
+    size,
+    efforts=EFFORTS,
+)

@@ -20,7 +20,7 @@ def size(shape: ModelShape, n_kept: int) -> RepairSize:
 
 SWEEP = Repair(
     "sweep",
-    "the maps of that layer, whose MLP takes the best neurons of the removed ones, and of every kept layer after it",
+    "that layer as refit does, and the maps of every kept layer after it",
     fit,
     size,
 )
