@@ -15,7 +15,7 @@ from gguf_files import F16, Q4_1, Q8_0, keys_of, tensors_of, write_file
 
 from shoal.engine.gguf_head import ARRAY, BOOL, FLOAT32, INT32, STRING, UINT32, Value
 from shoal.export.gguf import file_parts as parts
-from shoal.export.gguf.cut_file import cut_gguf, size_label
+from shoal.export.gguf.cut_file import cut_gguf, renumbered, size_label
 from shoal.export.gguf.layers import ARCHITECTURES, PER_LAYER, WHY_NOT, cut_keys
 
 N = 6
@@ -52,6 +52,17 @@ def test_kept_tensors_stay_byte_for_byte(kind, kept, tmp_path):
     n_layer = 2 * 8 * 32 + 32
     assert done.n_parameters == (N * n_layer + 192, len(kept) * n_layer + 192)
     assert done.n_bytes == (len(raw), done.path.stat().st_size)
+
+
+def test_the_blocks_of_a_repeated_layer_go_to_every_place(tmp_path):
+    """As a growing repeats layers: each place gets the bytes of its layer."""
+    model = parts.open_model(write_file(tmp_path / "a.gguf", n_layers=3))
+    order = [0, 1, 2, 1, 2]
+    found = {name: stored for name, stored in renumbered(model, 3, order)}
+    theirs = {stored.place.name: stored for stored in model.tensors}
+    for new, old in enumerate(order):
+        assert found[f"blk.{new}.attn_q.weight"] is theirs[f"blk.{old}.attn_q.weight"]
+    assert sum(name.startswith("blk.") for name in found) == 3 * len(order)
 
 
 def test_a_cut_of_a_cut_is_the_cut_of_both(tmp_path):

@@ -45,6 +45,8 @@ class MergesOnModel:
         metric: a name of :data:`~shoal.measure.metrics.METRICS`.
         file: where what was tried is kept; ``key``: what it depends on.
         after_batch: called when a batch is done, for progress.
+
+    ``chosen`` says what the row that was proposed reaches.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class MergesOnModel:
         known = workers.from_first(lambda: TriedRows.load(file) if file.is_file() else TriedRows(key=key))
         self._tried = known if known.key == key else TriedRows(key=key)
         self._weights: dict[MergedGroup, dict[str, Tensor]] = {}
+        self.chosen = ""
 
     @property
     def n_tried(self) -> int:
@@ -83,6 +86,9 @@ class MergesOnModel:
             self._tried = self._tried.model_copy(update={"losses": {**self._tried.losses, **found}})
             self._workers.on_first(lambda: self._tried.save(self._file))
         return [self._tried.losses[_said(row)] for row in rows]
+
+    def chose(self, similarity: float, threshold: float) -> None:
+        self.chosen = f"similarity {similarity:.3f} at the threshold {threshold:.3f}"
 
     def are_alike(self, layers: Sequence[int]) -> bool:
         modules = self._view.model.get_submodule(self._view.layers_path)

@@ -44,10 +44,10 @@ def merges_of(inputs: Inputs, *, folder: RunFolder, progress: Progress) -> Merge
 
 
 def merges_said(inputs: Inputs, trial: MergesOnModel | None) -> str:
-    """What a plan's method adds: ``; 31 merged models run by hidden_cosine on 4,096 tokens``."""
+    """What a plan's method adds: ``; similarity 0.71 at the threshold 0.695; 31 merged models run by ...``."""
     if trial is None:
         return ""
     from shoal.run.searching import searched_text
 
     metric, n_tokens = inputs.recipe.search.metric, searched_text(inputs).n_tokens
-    return f"; {trial.n_tried} merged models run by {metric} on {n_tokens:,} tokens"
+    return f"; {trial.chosen}; {trial.n_tried} merged models run by {metric} on {n_tokens:,} tokens"

@@ -121,12 +121,14 @@ def refuse_same_file(out: Path, files: Iterable[Path]) -> None:
 
 
 def renumbered(model: GgufModel, n_layers: int, order: Sequence[int]) -> list[tuple[str, Stored]]:
-    """The tensors that stay under their new names, in the order of the source.
+    """The tensors that stay under their new names, in the order of the source; those of a repeated layer go to each place.
 
     Raises:
         ValueError: the blocks of the file are not 0 .. n_layers - 1.
     """
-    index = {old: new for new, old in enumerate(order)}
+    places: dict[int, list[int]] = {}
+    for new, old in enumerate(order):
+        places.setdefault(old, []).append(new)
     found: list[tuple[str, Stored]] = []
     seen: set[int] = set()
     for stored in model.tensors:
@@ -137,8 +139,7 @@ def renumbered(model: GgufModel, n_layers: int, order: Sequence[int]) -> list[tu
             found.append((stored.place.name, stored))
             continue
         seen.add(int(block[1]))
-        if int(block[1]) in index:
-            found.append((f"blk.{index[int(block[1])]}.{block[2]}", stored))
+        found += [(f"blk.{at}.{block[2]}", stored) for at in places.get(int(block[1]), ())]
     if seen != set(range(n_layers)):
         odd = sorted(seen ^ set(range(n_layers)))[0]
         fault = "has no tensors" if odd < n_layers else "is beyond the last one"

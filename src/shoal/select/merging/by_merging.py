@@ -50,8 +50,8 @@ def by_merging(merging: MergeSearch) -> Propose:
         edits = trial.edits(row)
         if evidence.refuse(structure_of(edits, request.n_layers)) is not None:
             return
-        scores = {"similarity": similarity.known[row], "threshold": threshold}
-        yield Candidate(edits=edits, proposed_by=(request.selector,), scores=scores)
+        trial.chose(similarity.known[row], threshold)
+        yield Candidate(edits=edits, proposed_by=(request.selector,), scores={"similarity": similarity.known[row]})
 
     return propose
 

@@ -33,6 +33,10 @@ class RowTrial(Protocol):
         """Whether layers have the same parts, so that they can be merged."""
         ...
 
+    def chose(self, similarity: float, threshold: float) -> None:
+        """Told what the row that is proposed reaches, and above which threshold its merges were kept."""
+        ...
+
     def edits(self, row: Row) -> tuple[Edit, ...]:
         """The edits that make the row of the source."""
         ...
