@@ -31,7 +31,9 @@ def by_merging(merging: MergeSearch) -> Propose:
     def propose(evidence: Evidence, request: Request) -> Iterator[Candidate]:
         trial, config = evidence.merges, request.merge
         if trial is None:
-            raise ValueError(f"--select {request.selector} runs merged models, and there is no text to run them on")
+            raise ValueError(
+                f"--select {request.selector} runs merged models, and nothing here can run them; use shoal compress"
+            )
         rules = MergeRules(rule_named(config.rule), frozenset(request.removable), trial.are_alike, request.n)
         similarity = Similarities(trial)
 
