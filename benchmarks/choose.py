@@ -25,6 +25,7 @@ import math
 import os
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -56,8 +57,8 @@ SCORES = (
     "left_out_lost_cka", "windowed_kl", "shapley_kl",
 )  # fmt: skip
 RUNNING = (
-    ("one-shot", "kl"), ("greedy", "kl"), ("greedy", "ce"), ("greedy", "js"), ("beam", "kl"), ("surrogate", "kl"),
-    ("evolution", "kl"), ("policy-gradient", "kl"),
+    ("one-shot", "kl"), ("greedy", "kl"), ("greedy", "ce"), ("greedy", "js"), ("beam", "kl"), ("greedy-refit", "kl"),
+    ("surrogate", "kl"), ("evolution", "kl"), ("policy-gradient", "kl"),
 )  # fmt: skip
 UNITS = ("layers", "sublayers")
 
@@ -108,7 +109,9 @@ class Bench:
 
         def opened(length: int | None) -> Any:
             text = {**self.text, "length": length}
-            return open_inputs(load_recipe("default", {"model": self.model, "text": text}), Opening(resident="all"))
+            search = {"tokens": self.options.tokens, "evaluations": self.options.evaluations}
+            recipe = load_recipe("default", {"model": self.model, "text": text, "search": search})
+            return open_inputs(recipe, Opening(resident="all"))
 
         found = opened(None)
         window = window_of(found.view.config) or self.options.length
@@ -185,6 +188,8 @@ class Bench:
 
     def chosen(self, cell: Cell) -> dict[str, Any]:
         """Units that go, sets run and seconds."""
+        from shoal.run.searching import refitted_sets_of
+
         if cell.way == "exhaustive":
             return self.exhaustive(cell)
         if cell.way in SPANS:
@@ -197,6 +202,9 @@ class Bench:
         if selector == "lowest":
             return self.by_score(cell, by)
         request = self.request(cell, selector, "cosine/rest")
+        if selector == "greedy-refit":
+            with tempfile.TemporaryDirectory() as folder:
+                return self.proposed(request, value=refitted_sets_of(self.inputs, request, folder=Path(folder)))
         return self.proposed(request, value=self.value(request.free_units, by, self.options.evaluations))
 
     def proposed(self, request: Any, *, value: Any = None, seconds: float = 0.0, **evidence: Any) -> dict[str, Any]:

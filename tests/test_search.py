@@ -13,6 +13,7 @@ from shoal.measure.shapley import exact_shapley, permutation_shapley
 from shoal.measure.windowed import windowed_growth
 from shoal.select.search.evolution import Evolution
 from shoal.select.search.greedy import Greedy
+from shoal.select.search.greedy_refit import GreedyRefit
 from shoal.select.search.one_shot import n_one_shot_evaluations, one_shot
 from shoal.select.search.policy_gradient import PolicyGradient, estimated_gradient, off_by, projected
 from shoal.select.search.quotas import count
@@ -195,6 +196,37 @@ def test_evolution_finds_the_optimum_of_a_small_function(seed):
     answer = run_search(Evolution(n_generations=60), function(loss, 10), Aim(count(4), seed=seed))
     assert answer.sets[0][1] == pytest.approx(optimum(loss, 10, 4))
     assert answer.n_evaluations <= min(math.comb(10, 4), 61 * 16)
+
+
+# -- greedy with a repair inside ---------------------------------------------------------------------------------------------
+
+
+class Settling(CountedSets):
+    """Units 1 and 2 are cheap together once the repair has seen that 1 is gone; before that unit 3 is cheaper beside 1."""
+
+    def __init__(self):
+        self.settled = [frozenset()]
+        super().__init__(self.losses, model_units(5))
+
+    def losses(self, sets):
+        repaired = indices(self.settled[-1])
+        return [self.loss(set(indices(one)), repaired) for one in sets]
+
+    def loss(self, off, repaired):
+        return sum({1: 0.1, 2: 0.5, 3: 0.3}.get(i, 9.0) for i in off) - (0.4 if 1 in repaired and 2 in off else 0.0)
+
+    def settle(self, off):
+        self.settled.append(off)
+
+
+def test_a_repair_between_rounds_changes_what_goes_next():
+    function_ = Settling()
+    answer = run_search(GreedyRefit(), function_, Aim(count(2)))
+    assert indices(answer.sets[0][0]) == [1, 2] and [indices(one) for one in function_.settled] == [[], [1]]
+    assert indices(run_search(Greedy(), Settling(), Aim(count(2))).sets[0][0]) == [1, 3]
+    assert answer.n_evaluations == GreedyRefit().n_evaluations(5, 2) == 9
+    with pytest.raises(ValueError, match="greedy-refit refits what stays after every round"):
+        run_search(GreedyRefit(), function(additive, 5), Aim(count(2)))
 
 
 # -- surrogate --------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from shoal.select.table import SELECTORS
 from shoal.words.types import Batch, Unit, model_units
 
 RUNNING = [name for name, one in SELECTORS.items() if "values" in one.reads]
+PLAIN = [name for name in RUNNING if not SELECTORS[name].refits]
 BATCHES = [Batch(torch.randint(3, VOCAB, (3, 12), generator=torch.Generator().manual_seed(0)))]
 
 
@@ -23,7 +24,7 @@ def options(small, *more):
     return ("--text", small["text"], "--samples", 8, "--length", 16, "--drop", 2, "--repair", "none", *more)
 
 
-@pytest.mark.parametrize("name", RUNNING)
+@pytest.mark.parametrize("name", PLAIN)
 def test_two_layers_that_do_nothing_are_found_in_a_model(name):
     model = tiny_model("llama")
     with torch.no_grad():
@@ -40,7 +41,7 @@ def test_selectors_that_run_the_model_say_how_often():
     assert RUNNING == [name for name, one in SELECTORS.items() if one.n_evaluations is not None]
 
 
-@pytest.mark.parametrize("name", RUNNING)
+@pytest.mark.parametrize("name", PLAIN)
 def test_candidates_come_by_rising_loss_and_none_is_refused(name):
     units = model_units(6)
     v = removal_function(DecoderView(tiny_model("llama")), BATCHES, units[1:])
@@ -73,9 +74,17 @@ def test_compress_by_greedy_search_and_again_from_its_files(small, shoal, tmp_pa
     assert code == 2 and "--overwrite" in err
 
 
-def test_a_search_that_was_killed_goes_on_where_it_was(small, shoal, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "more, sets",
+    [
+        (("--select", "greedy"), [4, 3, 3]),
+        (("--select", "greedy", "--units", "sublayers", "--drop", "2"), [8, 7, 7]),
+        (("--select", "greedy-refit"), [4, 3, 3]),
+    ],
+)
+def test_a_search_that_was_killed_goes_on_where_it_was(small, shoal, tmp_path, monkeypatch, more, sets):
     """The second batch of sets is never measured; the next run measures it alone, and ends with the same bytes."""
-    asked = options(small, "--select", "greedy", "--guard", 1)
+    asked = options(small, *more, "--guard", 1)
     code, _, err = shoal("plan", small["model"], "--out", "whole", *asked)
     assert code == 0, err
     calls, call = [], RemovalLosses.__call__
@@ -90,11 +99,12 @@ def test_a_search_that_was_killed_goes_on_where_it_was(small, shoal, tmp_path, m
     code, _, _ = shoal("plan", small["model"], "--out", "run", *asked)
     assert code == 130 and not (tmp_path / "run" / "plan.json").exists()
     assert shoal("plan", small["model"], "--out", "run", *asked)[0] == 0
-    assert calls == [4, 3, 3]
+    assert calls == sets
     for name in ("plan.json", SEARCH_FILE):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    (ours,), (theirs,) = (list((tmp_path / run / VALUES_FOLDER).iterdir()) for run in ("run", "whole"))
-    assert ours.name == theirs.name and ours.read_bytes() == theirs.read_bytes()
+    ours, theirs = (sorted((tmp_path / run / VALUES_FOLDER).iterdir()) for run in ("run", "whole"))
+    assert [one.name for one in ours] == [one.name for one in theirs]
+    assert [one.read_bytes() for one in ours] == [one.read_bytes() for one in theirs]
 
 
 def test_searched_candidates_enter_the_tournament(small, shoal, tmp_path):
@@ -109,7 +119,7 @@ def test_wishes_that_cannot_be_met_are_one_line_each(small, shoal, tmp_path):
         (["--select", "greedy", "--metric", "kk"], "no metric 'kk'; did you mean 'kl'"),
         (["--select", "greedy", "--rounds", 2], "--select greedy reads none; leave out --rounds"),
         (["--select", "greedy", "--guard", 1, "--evaluations", 3], "3 evaluations end before a set of 2 units is measured"),
-        (["--metric", "js"], "--select greedy, beam, surrogate, one-shot, evolution, policy-gradient"),
+        (["--metric", "js"], "--select greedy, beam, greedy-refit, surrogate, one-shot, evolution, policy-gradient"),
         (["--select", "gredy"], "no selector 'gredy'; did you mean 'greedy'"),
     ):
         code, _, err = shoal("plan", small["model"], "--out", tmp_path / "run", "--overwrite", *options(small, *more))

@@ -43,6 +43,7 @@ class RemovalLosses:
         after_batch: called when a batch is done, for progress.
         workers: who share every call; all of them must ask for the same sets.
 
+    ``overrides`` are new parameters of layers, by name inside the layer, that all students have and the teacher has not.
     ``n_passes`` counts readings of the text, ``n_layer_runs`` how often a layer was run on a batch, by halves
     where one of its sublayers did not run.
     """
@@ -61,6 +62,7 @@ class RemovalLosses:
         # Kept states are found by the index of their batch, so that has to be its own, whoever made the batches.
         self.batches = [replace(batch, index=i) for i, batch in enumerate(batches)]
         self.metric = metric_named(metric)
+        self.overrides: Mapping[int, Mapping[str, Tensor]] = {}
         self.n_passes = 0
         self.n_layer_runs = 0.0
         self._cache = BoundaryCache(cache_bytes)
@@ -88,7 +90,7 @@ class RemovalLosses:
         n_runs = run_pass(
             self.view,
             self.batches,
-            students=[TEACHER, *(Student(removed=one) for one in sets)],
+            students=[TEACHER, *(Student(one, self.overrides) for one in sets)],
             sink=sink,
             after_batch=self._after_batch,
             workers=self._workers,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from shoal.fit.table import repair_named
@@ -11,9 +11,13 @@ from shoal.run.job import Inputs
 from shoal.words.progress import Progress
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from shoal.edits.plan import Candidate
     from shoal.engine.student import Student
+    from shoal.measure.set_function import UnitSet
     from shoal.run.race import RepairOfCandidate, Rung
+    from shoal.run.refitted_sets import RefitOf
     from shoal.select.model_size import ModelSize
     from shoal.select.request import LateTable
     from shoal.text import Samples
@@ -86,6 +90,38 @@ def rungs(inputs: Inputs, size: ModelSize, *, progress: Progress) -> tuple[Rung,
     return tuple(
         Rung(samples.n_tokens, repairer(inputs, size, samples, progress=progress)) for samples in ranking_texts(inputs)
     )
+
+
+def refit_without(inputs: Inputs, *, progress: Progress) -> tuple[RefitOf, str]:
+    """New values of what stays where units are gone, by the repair ``refit`` on little text; and the identity of that text."""
+    from shoal.edits.drop import drops_of
+    from shoal.edits.student_of import student_of
+    from shoal.fit.fit_plan import fit_plan
+    from shoal.fit.fit_result import CannotRefit
+    from shoal.select.model_size import model_size
+    from shoal.select.plan_of import plan_of
+
+    samples, size = ranking_texts(inputs)[0], model_size(inputs.view)
+    config = inputs.recipe.fit.model_copy(update={"ridge": inputs.recipe.fit.ridge or RANKING_RIDGE})
+
+    def refit(off: UnitSet) -> Mapping[int, Mapping[str, Tensor]]:
+        cut = plan_of(drops_of(off), size, source=inputs.opened.name, source_hash=inputs.opened.fingerprint)
+        try:
+            fitted = fit_plan(
+                inputs.view,
+                cut,
+                samples,
+                repair="refit",
+                batch_size=inputs.batch_size,
+                config=config,
+                progress=lambda done, total: progress("refit between two rounds", done, total),
+                workers=inputs.workers,
+            )
+        except CannotRefit:  # this cut leaves nothing that can be refitted: the search goes on in the plain one
+            return {}
+        return student_of(inputs.view, fitted.plan, fitted.values).overrides
+
+    return refit, f"{samples.data_hash} {samples.n_samples} {config!r}"
 
 
 def repairer(inputs: Inputs, size: ModelSize, samples: Samples, *, progress: Progress) -> RepairOfCandidate:

@@ -11,6 +11,7 @@ from shoal.run.candidate_repair import repairs_candidates
 from shoal.run.merging import merges_layers
 from shoal.run.searching import runs_the_model
 from shoal.run.unit_scoring import wanted_score
+from shoal.select.table import selector_named
 from shoal.words.records import stable_hash
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ def choice_key(inputs: Inputs, budget: Budget, request: Request, *, scan: str | 
     if wanted_score(recipe) is not None:
         used.update(scored=f"{recipe.search.tokens} {inputs.calibration.data_hash}")
     if runs_the_model(recipe):
+        if selector_named(recipe.select).refits:
+            used.update(refitted=inputs.fitting.data_hash, how_refitted=_how_fitted(recipe))
         used.update(search=repr(recipe.search), searched=f"{inputs.calibration.data_hash} {recipe.seed}")
     if merges_layers(recipe):
         used.update(search=repr(recipe.search), searched=inputs.calibration.data_hash)

@@ -11,10 +11,11 @@ from shoal.select.search.search_record import SearchRecord
 from shoal.words.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from shoal.measure.set_function import CountedSets
+    from shoal.measure.set_function import CountedSets, UnitSet
     from shoal.recipes.recipe import Recipe
     from shoal.run.folder import RunFolder
     from shoal.run.job import Inputs
+    from shoal.run.refitted_sets import RefittedSets
     from shoal.select.request import Request
     from shoal.text import Samples
 
@@ -66,7 +67,47 @@ def set_function_of(
     )
 
 
-def search_said(inputs: Inputs, function: CountedSets | None) -> str:
+def refitted_sets_of(inputs: Inputs, request: Request, *, folder: RunFolder, progress: Progress = silent) -> RefittedSets:
+    """As :func:`set_function_of` in a student that is refitted after every round of a search."""
+    from shoal.measure.removals import RemovalLosses, hash_of_tokens
+    from shoal.measure.value_file import ValueFile
+    from shoal.run.candidate_repair import refit_without
+    from shoal.run.refitted_sets import RefittedSets
+
+    search, batches = inputs.recipe.search, inputs.batches(searched_text(inputs))
+    refit, refitted_on = refit_without(inputs, progress=progress)
+    about = {"model": inputs.model_key, "metric": search.metric, "text": hash_of_tokens(batches), "refitted on": refitted_on}
+
+    def file_of(off: UnitSet) -> ValueFile:
+        return ValueFile(
+            folder / VALUES_FOLDER, {**about, "without": [str(unit) for unit in sorted(off)]}, workers=inputs.workers
+        )
+
+    measure = RemovalLosses(
+        inputs.view,
+        batches,
+        search.metric,
+        workers=inputs.workers,
+        after_batch=lambda batch: progress(f"{request.selector} by {search.metric}", batch.index + 1, len(batches)),
+    )
+    return RefittedSets(measure, request.free_units, refit=refit, limit=search.evaluations, file_of=file_of)
+
+
+def searched_sets(
+    inputs: Inputs, request: Request, *, folder: RunFolder, progress: Progress = silent
+) -> CountedSets | RefittedSets | None:
+    """The set function that the recipe's selector asks; None where it asks none."""
+    from shoal.select.table import selector_named
+
+    if not runs_the_model(inputs.recipe):
+        return None
+    if selector_named(inputs.recipe.select).refits:
+        return refitted_sets_of(inputs, request, folder=folder, progress=progress)
+    limit = inputs.recipe.search.evaluations
+    return set_function_of(inputs, request, folder=folder, limit=limit, progress=progress)
+
+
+def search_said(inputs: Inputs, function: CountedSets | RefittedSets | None) -> str:
     """What a plan's method adds where layers were chosen by running the model: ``; 50 sets run by kl on 16,384 tokens``."""
     if function is None:
         return ""
@@ -74,7 +115,7 @@ def search_said(inputs: Inputs, function: CountedSets | None) -> str:
     return f"; {function.n_evaluations} sets run by {inputs.recipe.search.metric} on {n_tokens:,} tokens"
 
 
-def write_search(inputs: Inputs, function: CountedSets, request: Request, *, folder: RunFolder) -> list[str]:
+def write_search(inputs: Inputs, function: CountedSets | RefittedSets, request: Request, *, folder: RunFolder) -> list[str]:
     """``search.json``. Returns the files that belong to the stage.
 
     Args:

@@ -223,6 +223,7 @@ class Selector:
         about: one line for people.
         is_contiguous: whether one span is all it can give; ``limits_spans``: whether it keeps to the recipe's ``max_spans``.
         takes_units: whether it can choose sublayers, too; the others look for spans of layers.
+        refits: what stays is refitted while it searches.
         reads: what of the evidence it looks at; a selector that reads nothing needs no scan, and no opened model. One that
             reads weights proposes layers made of others, which it has run itself.
         paper: where it is from, for help and card.
@@ -233,6 +234,7 @@ class Selector:
     about: str
     is_contiguous: bool = False
     takes_units: bool = False
+    refits: bool = False
     reads: frozenset[Reads] = frozenset({"tables"})
     paper: str = ""
     n_evaluations: Callable[[int, int], int] | None = None

@@ -12,6 +12,7 @@ from shoal.select.merging.sliding import sliding
 from shoal.select.request import Reads, Selector
 from shoal.select.search.evolution import Evolution
 from shoal.select.search.greedy import Greedy
+from shoal.select.search.greedy_refit import GreedyRefit
 from shoal.select.search.one_shot import n_one_shot_evaluations, one_shot
 from shoal.select.search.policy_gradient import PolicyGradient
 from shoal.select.search.surrogate import Surrogate
@@ -45,6 +46,15 @@ SELECTORS: dict[str, Selector] = {
         takes_units=True,
         reads=VALUES,
         n_evaluations=Greedy(width=4).n_evaluations,
+    ),
+    "greedy-refit": Selector(
+        by_running(GreedyRefit()),
+        "as greedy, with what stays refitted after every unit that goes",
+        takes_units=True,
+        refits=True,
+        reads=VALUES,
+        paper="Prune&Comp",
+        n_evaluations=GreedyRefit().n_evaluations,
     ),
     "surrogate": Selector(
         by_running(Surrogate()),

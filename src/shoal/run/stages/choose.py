@@ -13,7 +13,7 @@ from shoal.run.keys import choice_key, scan_key
 from shoal.run.memory_plan.sizes import Sizes, StageNeed, largest
 from shoal.run.merging import MERGING, merges_layers, merges_of, merges_said
 from shoal.run.resource_amounts import amounts_of, computed_amounts
-from shoal.run.searching import runs_the_model, search_said, set_function_of, write_search
+from shoal.run.searching import runs_the_model, search_said, searched_sets, write_search
 from shoal.run.stage import Made, Stage, State
 from shoal.run.unit_scoring import measured_scores, wanted_score
 from shoal.words.progress import Progress
@@ -51,8 +51,7 @@ def run(state: State, folder: RunFolder, progress: Progress) -> Made:
     size = model_size(view)
     amounts = amounts_of(inputs, budget, folder=folder, progress=progress)
     scores, scored_files = measured_scores(inputs, request, folder=folder, progress=progress)
-    limit = recipe.search.evaluations
-    value = set_function_of(inputs, request, folder=folder, limit=limit, progress=progress) if runs_the_model(recipe) else None
+    value = searched_sets(inputs, request, folder=folder, progress=progress)
     trial = merges_of(inputs, folder=folder, progress=progress) if merges_layers(recipe) else None
     evidence = Evidence(
         found.tables if found else {},
