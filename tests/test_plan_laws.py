@@ -15,6 +15,7 @@ from shoal.edits.inits import init_named
 from shoal.edits.insert import Insert
 from shoal.edits.merge_edit import Merge
 from shoal.edits.plan import Plan, choice_hash, structure_of
+from shoal.edits.prune import Prune
 from shoal.edits.refit import Refit
 from shoal.edits.replace.replace_edit import Replace
 from shoal.edits.student_of import student_of, with_derived
@@ -35,7 +36,7 @@ def plan_of_edits(edits, n_layers=N):
 
 
 @st.composite
-def edit_lists(draw, replace=True, insert=False, merge=False):
+def edit_lists(draw, replace=True, insert=False, merge=False, prune=False):
     """Edits of a model of N layers that do not overlap, in random order, at least one layer left."""
     fates_ = draw(st.lists(st.sampled_from(["keep", "drop", "attn", "mlp", "refit", "both"]), min_size=N, max_size=N))
     edits = []
@@ -59,6 +60,9 @@ def edit_lists(draw, replace=True, insert=False, merge=False):
         off = tuple(i for i, fate in enumerate(fates_) if fate in (kind, "both"))
         edits += [Drop(kind=kind, indices=off)] if off else []
     edits += [Refit(layer=i, parameters=(MAP,)) for i, fate in enumerate(fates_) if fate == "refit"]
+    kept = [i for i, fate in enumerate(fates_) if fate not in ("drop", "inside")]
+    thinned = draw(st.sets(st.sampled_from(kept), max_size=2)) if prune and kept else ()
+    edits += [Prune(layer=i, parameters=(MAP, "mlp.up_proj.weight"), method="wanda") for i in sorted(thinned)]
     places = draw(st.sets(st.integers(0, N - 1), max_size=3)) if insert else set()
     for after in sorted(places - (set(range(start, stop - 1)) if start else set())):
         init = draw(st.sampled_from(["identity", "copy", "mean", "interpolate", "slayer"]))
@@ -100,7 +104,7 @@ def test_structure_and_units_say_the_same(edits):
     assert len(stored(plan.structure)) == plan.n_layers_after == N - len(plan.absent_layers)
 
 
-@given(edit_lists(insert=True, merge=True))
+@given(edit_lists(insert=True, merge=True, prune=True))
 def test_a_plan_is_the_same_after_its_file(edits):
     plan = plan_of_edits(edits)
     again = Plan.from_json(plan.to_json())
@@ -119,7 +123,7 @@ def test_the_picture_has_a_box_for_every_layer_and_says_what_the_structure_says(
         assert (look == "refitted") == (layer in refitted - off)
 
 
-@given(edit_lists())
+@given(edit_lists(prune=True))
 def test_edits_that_only_write_values_change_no_structure_and_no_choice(edits):
     without = tuple(edit for edit in edits if not edit.writes())
     assert structure_of(edits, N) == structure_of(without, N)
@@ -193,7 +197,7 @@ def saved(tmp_path_factory):
 
 
 @settings(deadline=None, max_examples=25)
-@given(edits=edit_lists(replace=True, insert=True, merge=True), seed=st.integers(0, 9))
+@given(edits=edit_lists(replace=True, insert=True, merge=True, prune=True), seed=st.integers(0, 9))
 def test_the_written_file_is_the_student(saved, tmp_path_factory, edits, seed):
     """Sizes, order, config, layer count and logits of the checkpoint are those of structure and overlay."""
     from transformers import AutoModelForCausalLM
