@@ -47,7 +47,7 @@ def test_the_verb_leaves_a_checkpoint_with_zeros_and_says_what_they_are(world, s
         "--out", "run", "--json", *TEXT,
     )  # fmt: skip
     assert code == 0, err
-    assert "make nothing faster" in err and "Zeros by map" in err
+    assert "make nothing faster" in err and "Zeros by map" in err and "shoal heal run --keep-zeros" in err
     found = json.loads(out)["pruned"]
     result = ThinResult.model_validate(found)
     assert len(result.outliers) == 4 and result.total.share == pytest.approx(0.5, abs=0.02)

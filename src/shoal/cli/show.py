@@ -166,7 +166,7 @@ def say_removed(screen: Screen, plan: Plan) -> None:
     """Every share that goes, side by side, and what a stock checkpoint makes of sublayers that are off."""
     from shoal.show.plan_tables import removed_said, zeroed_said
 
-    if plan.removed:
+    if plan.removed and (plan.removed_layers or plan.removed_units):
         screen.say(f"Removes {removed_said(plan)}")
     if zeroed := zeroed_said(plan):
         screen.say(zeroed)
@@ -202,10 +202,13 @@ def show_flips(screen: Screen, results: Sequence[Stability]) -> None:
 
 def next_steps(folder: Path, plan: Plan, *, is_healed: bool) -> list[str]:
     """What people do with a student, as commands: measure it on tasks of their own, train it on, serve it."""
+    from shoal.edits.prune import Prune
+
     run, source = shlex.quote(str(folder)), shlex.quote(plan.source)
     steps = {"measure tasks": f"shoal compare {source} {run} --task FILE.jsonl"}
     if not is_healed:
-        steps["train it on"] = f"shoal heal {run} --out {run}-healed"
+        kept = " --keep-zeros" if any(isinstance(edit, Prune) for edit in plan.edits) else ""
+        steps["train it on"] = f"shoal heal {run}{kept} --out {run}-healed"
     if not plan.brings_code:  # other engines do not run it
         steps["llama.cpp"] = f"shoal export gguf {run} --out student.gguf"
     return ["What next:", *(f"  {what + ':':<15}{command}" for what, command in steps.items())]
