@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from shoal.cli.groups import EFFORTS
 from shoal.cli.help import FIRST_SCREEN, heading_of
+from shoal.cli.recipe_groups import EFFORTS
 from shoal.cli.table import FIRST, OTHERS, app
 from shoal.fit.fit_config import FEWEST_TOKENS, TOKENS_PER_INPUT
 from shoal.recipes.table import RECIPES
@@ -62,6 +62,7 @@ def test_every_option_that_may_be_left_out_states_what_it_is_then(verb):
         if not one.is_flag and not one.required:
             said = default_of(verb, one.opts[0])
             assert said and "recipe says" not in said and "method's" not in said, (one.name, said)
+            assert "[default" not in said, (one.name, said)  # said once
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -1,13 +1,16 @@
 """Option groups: the parser sees each option, the verb sees its groups."""
 
+import ast
 import inspect
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import pytest
 import typer
 from world import write_model, write_text
 
+import shoal
 from shoal.cli.verb import given, verb
 from shoal.engine.opening import Opening
 from shoal.run.compress import compress
@@ -64,6 +67,20 @@ def test_two_options_of_one_name_are_a_fault_of_ours():
             pass
 
 
+def test_no_function_takes_more_than_ten_parameters():
+    """Verbs take groups; anything else with more would be several things at once."""
+    source = Path(shoal.__file__).parent
+    crowded = []
+    for path in sorted(source.rglob("*.py")):
+        for one in ast.walk(ast.parse(path.read_text())):
+            if isinstance(one, ast.FunctionDef):
+                names = [
+                    a.arg for a in (*one.args.posonlyargs, *one.args.args, *one.args.kwonlyargs) if a.arg not in ("self", "cls")
+                ]
+                crowded += [f"{path.relative_to(source)}: {one.name}"] * (len(names) > 10)
+    assert crowded == []
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
@@ -82,7 +99,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("why", REFUSED)
-def test_library_and_command_refuse_alike(why, world, shoal, tmp_path):
+def test_library_and_command_refuse_alike(why, world, request, tmp_path):
     """An early refusal stands in one place, so both say the same words, and neither leaves a model folder behind."""
     asked = dict(REFUSED[why])
     model = world / "model"
@@ -103,6 +120,6 @@ def test_library_and_command_refuse_alike(why, world, shoal, tmp_path):
             opening=Opening(resident=resident),
             **asked,
         )
-    code, _, err = shoal("compress", model, "--out", out, "--text", world / "text.txt", *options)
+    code, _, err = request.getfixturevalue("shoal")("compress", model, "--out", out, "--text", world / "text.txt", *options)
     assert code == 2 and " ".join(str(error.value).split()) in err
     assert not (out / "model").exists()

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shoal.cli.groups import HealingOptions, MachineOptions, MethodOptions, RecipeOptions, ResultOptions, ZeroOptions
+from shoal.cli.groups import MachineOptions, ResultOptions
 from shoal.cli.options import ModelOption, NoSpeedOption, OutOption, TimeOption
+from shoal.cli.recipe_groups import HealingOptions, MethodOptions, RecipeOptions, ZeroOptions
 from shoal.cli.recipe_options import with_options
 from shoal.cli.show import settle_time, show_outcome
 from shoal.cli.verb import command_line, given, verb

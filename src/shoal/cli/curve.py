@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,18 +22,14 @@ if TYPE_CHECKING:
 DEFAULT_METHODS = "none,uidl,shortgpt"
 
 
-@verb
-def curve(
-    model: ModelOption,
-    out: OutOption,
-    text: TextOptions,
-    sampling: SampleOptions,
-    machine: MachineOptions,
-    result: ResultOptions,
+@dataclass(frozen=True)
+class CurveOptions:
+    """Which cuts are made, by which methods, and what the largest good one is told by."""
+
     drop: Annotated[
         str,
         typer.Option("--drop", metavar="RANGE", help="0..50% of all parameters, 0..50%layers, 0..8 layers, or an upper end."),
-    ] = "0..50%",
+    ] = "0..50%"
     methods: Annotated[
         str,
         typer.Option(
@@ -41,7 +38,7 @@ def curve(
             help="With commas: none (plain removal, guarded), a repair (refit, sweep), a replacement (layer), a recipe or YAML "
             "file, or joined ones such as uidl+sweep.",
         ),
-    ] = DEFAULT_METHODS,
+    ] = DEFAULT_METHODS
     points: Annotated[
         int | None,
         typer.Option(
@@ -49,7 +46,7 @@ def curve(
             metavar="N",
             help="Cuts per method, evenly spaced." + default(f"every number of layers, at most {MOST_POINTS}"),
         ),
-    ] = None,
+    ] = None
     task: Annotated[
         list[Path] | None,
         typer.Option(
@@ -57,8 +54,8 @@ def curve(
             metavar="FILE",
             help="Task file of choices or last words, as for shoal eval; may be repeated." + default("none"),
         ),
-    ] = None,
-    items: ItemsOption = None,
+    ] = None
+    items: ItemsOption = None
     keep: Annotated[
         str | None,
         typer.Option(
@@ -66,7 +63,7 @@ def curve(
             metavar="SHARE",
             help="Say the largest cut that keeps so much of the teacher's quality, such as 95%." + default("none is said"),
         ),
-    ] = None,
+    ] = None
     of: Annotated[
         str,
         typer.Option(
@@ -74,10 +71,28 @@ def curve(
             metavar="NAME",
             help="What --keep is told of: perplexity (teacher's / student's), kl (exp of minus KL), or a task (accuracy).",
         ),
-    ] = "perplexity",
-    protect: ProtectOption = None,
-    fit_tokens: FitTokensOption = None,
-    train_tokens: TrainTokensOption = None,
+    ] = "perplexity"
+
+
+@dataclass(frozen=True)
+class CurveRepairOptions:
+    """What the methods that repair or train are given."""
+
+    protect: ProtectOption = None
+    fit_tokens: FitTokensOption = None
+    train_tokens: TrainTokensOption = None
+
+
+@verb
+def curve(
+    model: ModelOption,
+    out: OutOption,
+    asked: CurveOptions,
+    repair: CurveRepairOptions,
+    text: TextOptions,
+    sampling: SampleOptions,
+    machine: MachineOptions,
+    result: ResultOptions,
 ) -> None:
     """Cut by every ratio of a range with several methods: KL, perplexity, tasks, the cliff, and what can be cut safely."""
     from shoal.evaluate.curve.largest_cut import parse_keep, sentence
@@ -90,12 +105,12 @@ def curve(
     from shoal.show.curve_views import cliff_lines, curves_charts, curves_table, smooth_lines
 
     screen = result.screen()
-    if keep is None and of != "perplexity":
-        raise ValueError(f"--of {of} says what --keep is told of; give --keep as well, such as --keep 95%")
-    wanted = None if keep is None else Keeping(parse_keep(keep), of)
-    tasks = task_files(task or (), n_items=items)
-    common = dict(model=model, protect=protect, **given(text, sampling))
-    recipes = _recipes(methods, common, fit_tokens=fit_tokens, train_tokens=train_tokens)
+    if asked.keep is None and asked.of != "perplexity":
+        raise ValueError(f"--of {asked.of} says what --keep is told of; give --keep as well, such as --keep 95%")
+    wanted = None if asked.keep is None else Keeping(parse_keep(asked.keep), asked.of)
+    tasks = task_files(asked.task or (), n_items=asked.items)
+    common = dict(model=model, protect=repair.protect, **given(text, sampling))
+    recipes = _recipes(asked.methods, common, fit_tokens=repair.fit_tokens, train_tokens=repair.train_tokens)
     if recipes:
         say_text(next(iter(recipes.values())), screen.say)
     opening = settled(model, machine.opening, share=SHARE_BESIDE_STUDENT, say=screen.say)
@@ -103,8 +118,8 @@ def curve(
         found = measure_curves(
             recipes,
             out,
-            drop=drop,
-            n_points=points,
+            drop=asked.drop,
+            n_points=asked.points,
             tasks=tasks,
             keep=wanted,
             opening=opening,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
 from shoal.cli.compress import run_recipe
-from shoal.cli.groups import HealOptions, MachineOptions, ResultOptions, SampleOptions, TextOptions
+from shoal.cli.groups import MachineOptions, ResultOptions, SampleOptions, TextOptions
 from shoal.cli.help import default
 from shoal.cli.options import ModelOption, NoSpeedOption, OutOption
+from shoal.cli.recipe_groups import HealOptions
 from shoal.cli.recipe_options import with_options
 from shoal.cli.verb import given, verb
 from shoal.edits.inits import INITS
@@ -20,25 +22,20 @@ USUAL = GrowConfig()
 GROWING = tuple(name for name, one in RECIPES.items() if one.recipe.grow is not None)
 
 
-@verb
-def grow(
-    model: ModelOption,
-    out: OutOption,
-    text: TextOptions,
-    sampling: SampleOptions,
-    healing: HealOptions,
-    machine: MachineOptions,
-    result: ResultOptions,
+@dataclass(frozen=True)
+class GrowOptions:
+    """How many new layers, what they start as, and where they stand."""
+
     to: Annotated[
         str | None,
         typer.Option(
             "--to", metavar="N|N%", help="Layers of the result: a number, or percent of the model's." + default(USUAL.to)
         ),
-    ] = None,
+    ] = None
     init: Annotated[
         str | None,
         typer.Option("--init", metavar="NAME", help=f"What new layers start as: {', '.join(INITS)}." + default(USUAL.init)),
-    ] = None,
+    ] = None
     where: Annotated[
         str | None,
         typer.Option(
@@ -47,7 +44,19 @@ def grow(
             help="Behind which layers: spread, shallow, deep, range (the middle layers once more), or one layer for each new "
             "one, such as 3,7,11." + default("where the paper of the init puts them"),
         ),
-    ] = None,
+    ] = None
+
+
+@verb
+def grow(
+    model: ModelOption,
+    out: OutOption,
+    new: GrowOptions,
+    text: TextOptions,
+    sampling: SampleOptions,
+    healing: HealOptions,
+    machine: MachineOptions,
+    result: ResultOptions,
     recipe: Annotated[
         str,
         typer.Option(
@@ -66,10 +75,8 @@ def grow(
         raise ValueError(
             f"recipe {recipe!r} puts no layers in; shoal grow takes {', '.join(GROWING)}, or a YAML file with grow"
         )
-    asked: dict[str, str | None] = {
-        name: value for name, value in (("to", to), ("init", init), ("where", where)) if value is not None
-    }
-    if init is not None and where is None:
+    asked: dict[str, str | None] = {name: value for name, value in given(new).items() if value is not None}
+    if new.init is not None and new.where is None:
         asked["where"] = None  # the place of this init, not that of the recipe's
     speed = False if no_speed else None
     chosen = with_options(recipe, model=model, grow=asked or None, speed=speed, **given(text, sampling, healing))

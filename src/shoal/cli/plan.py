@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shoal.cli.groups import MachineOptions, MethodOptions, RecipeOptions, ResultOptions
+from shoal.cli.groups import MachineOptions, ResultOptions
 from shoal.cli.help import default
+from shoal.cli.recipe_groups import MethodOptions, RecipeOptions
 from shoal.cli.recipe_options import refuse_unopened, with_options
 from shoal.cli.show import is_run_folder, say_beside, say_files, say_removed, say_spread, say_time_of_choice
 from shoal.cli.verb import command_line, given, verb

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
@@ -57,37 +58,40 @@ OutlierOption = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class PruneOptions:
+    """Which weights are set to zero, by the names of :class:`shoal.prune.prune_config.PruneConfig`."""
+
+    method: MethodOption = None
+    sparsity: SparsityOption = None
+    pattern: PatternOption = None
+    allocate: AllocateOption = None
+    spread: SpreadOption = None
+    outlier: OutlierOption = None
+
+
 @verb
 def prune(
     checkpoint: CheckpointOption,
     out: OutOption,
-    method: MethodOption = None,
-    sparsity: SparsityOption = None,
-    pattern: PatternOption = None,
-    allocate: AllocateOption = None,
-    spread: SpreadOption = None,
-    outlier: OutlierOption = None,
-    *,
+    zeros: PruneOptions,
     text: TextOptions,
     sampling: SampleOptions,
     machine: MachineOptions,
-    no_speed: NoSpeedOption = False,
     result: ResultOptions,
+    no_speed: NoSpeedOption = False,
 ) -> None:
     """Set weights to zero, measure what was lost, save a checkpoint for plain transformers; no layer is removed.
 
     Zeros here and there make nothing faster in dense kernels; the card and the report say so, with the share of every map.
     """
-    fields = {
-        "method": method, "sparsity": sparsity, "pattern": pattern, "allocate": allocate, "spread": spread, "outlier": outlier
-    }  # fmt: skip
-    asked = {name: value for name, value in fields.items() if value is not None}
+    asked = {name: value for name, value in given(zeros).items() if value is not None}
     refuse_unheard(asked)
     chosen = with_options(
         "wanda",
-        name=method or USUAL.method,
+        name=zeros.method or USUAL.method,
         about="",
-        papers=papers_of(method or USUAL.method, allocate or USUAL.allocate),
+        papers=papers_of(zeros.method or USUAL.method, zeros.allocate or USUAL.allocate),
         model=checkpoint,
         prune=asked,
         speed=False if no_speed else None,

@@ -9,7 +9,8 @@ import typer
 from shoal.cli.compress import run_recipe
 from shoal.cli.groups import MachineOptions, ResultOptions, TextOptions
 from shoal.cli.help import default
-from shoal.cli.options import DropOption, KeepOption, LayersOption, NoSpeedOption, OutOption, SeedOption
+from shoal.cli.options import NoSpeedOption, OutOption, SeedOption
+from shoal.cli.recipe_groups import BudgetOptions
 from shoal.cli.recipe_options import with_options
 from shoal.cli.verb import given, verb
 
@@ -18,19 +19,17 @@ from shoal.cli.verb import given, verb
 def run(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="YAML file, or a name of the list below.")],
     out: OutOption,
+    budget: BudgetOptions,
     text: TextOptions,
     machine: MachineOptions,
     result: ResultOptions,
     model: Annotated[
         str | None, typer.Option("--model", metavar="MODEL", help="Hub id or folder." + default("as the recipe names it"))
     ] = None,
-    drop: DropOption = None,
-    layers: LayersOption = None,
-    keep: KeepOption = None,
     no_speed: NoSpeedOption = False,
     seed: SeedOption = None,
 ) -> None:
     """Run a recipe from end to end."""
     speed = False if no_speed else None
-    chosen = with_options(recipe, model=model, drop=drop, layers=layers, keep=keep, speed=speed, seed=seed, **given(text))
+    chosen = with_options(recipe, model=model, speed=speed, seed=seed, **given(budget, text))
     run_recipe(chosen, out, machine, result)
