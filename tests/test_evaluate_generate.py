@@ -63,6 +63,33 @@ def test_teacher_against_itself_is_identical_and_another_model_differs():
         assert ours[: one.n_agreed] == theirs[: one.n_agreed] and ours[one.n_agreed] != theirs[one.n_agreed]
 
 
+class ChatLetters(Letters):
+    """As a chat model's tokenizer: a template of whole tokens around what the user says."""
+
+    chat_template = "a template"
+
+    def apply_chat_template(self, turns, tokenize, add_generation_prompt):
+        assert not tokenize and add_generation_prompt and [turn["role"] for turn in turns] == ["user"]
+        if turns[0]["content"] == "13":
+            raise TypeError("no such turn")
+        return f"20 {turns[0]['content']} 21"
+
+    def __call__(self, text, **options):
+        assert options == ({"add_special_tokens": False} if text.startswith("20 ") else {})
+        return super().__call__(text)
+
+
+def test_a_chat_model_answers_through_its_template():
+    """What it writes is what it writes behind the template's tokens; a turn that the template refuses is continued as text."""
+    model = tiny_model("llama", n_layers=3)
+    (answer,) = generations(model, model, tokenizer=ChatLetters(), prompts=["5 6"], max_new_tokens=7)
+    (continued,) = generations(model, model, tokenizer=Letters(), prompts=["20 5 6 21"], max_new_tokens=7)
+    assert answer.is_chat and answer.prompt == "5 6" and answer.teacher == continued.teacher
+    (plain,) = generations(model, model, tokenizer=ChatLetters(), prompts=["13"], max_new_tokens=7)
+    (same,) = generations(model, model, tokenizer=Letters(), prompts=["13"], max_new_tokens=7)
+    assert plain == same and not plain.is_chat
+
+
 def test_impossible_requests_are_refused():
     model = tiny_model("llama", n_layers=2)
     with pytest.raises(ValueError, match="has no token"):

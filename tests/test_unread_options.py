@@ -34,6 +34,41 @@ def test_a_plan_from_config_alone_refuses_what_it_does_not_read(small, shoal, tm
     assert not (tmp_path / "run" / "plan.json").exists()
 
 
+OUT_OF_REACH = [("--drop", 99), ("--drop", "99%"), ("--layers", 77), ("--params", "9B"), ("--protect", "0..5")]
+
+
+@pytest.mark.parametrize("verb", ["plan", "compress"])
+@pytest.mark.parametrize("asked", OUT_OF_REACH, ids=lambda asked: " ".join(map(str, asked)))
+def test_a_run_that_is_refused_leaves_no_folder(small, shoal, tmp_path, verb, asked):
+    text = () if verb == "plan" else ("--text", small["text"], "--length", 16)
+    code, _, err = shoal(verb, small["model"], "--out", "run", *text, *asked)
+    one_line(code, err)
+    assert not (tmp_path / "run").exists()
+
+
+OTHER_VERBS = {
+    "curve": ("--drop", "0..99", "--length", 16),
+    "heal": ("--teacher", "none", "--method", "qlora", "--length", 9999),
+}
+
+
+@pytest.mark.parametrize("verb", OTHER_VERBS)
+def test_neither_does_another_verb(small, shoal, tmp_path, verb):
+    code, _, err = shoal(verb, small["model"], "--out", "run", "--text", small["text"], *OTHER_VERBS[verb])
+    one_line(code, err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_refused_run_leaves_what_stands(small, shoal, tmp_path):
+    assert shoal("plan", small["model"], "--layers", 3, "--out", "run")[0] == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    assert shoal("plan", small["model"], "--layers", 77, "--out", "run", "--overwrite")[0] == 2
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    (tmp_path / "empty").mkdir()
+    assert shoal("plan", small["model"], "--layers", 77, "--out", "empty")[0] == 2
+    assert (tmp_path / "empty").is_dir(), "a folder of the user's stays"
+
+
 def test_a_score_beside_a_selector_that_reads_none_is_refused_everywhere(small, shoal):
     code, _, err = shoal("compress", small["model"], "--out", "run", "--select", "deepest", "--by", "angular/last")
     one_line(code, err, "--select deepest reads none")

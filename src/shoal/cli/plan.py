@@ -95,13 +95,15 @@ def choose(
     if not needs_model(chosen):
         refuse_unopened({**given(options), "dtype": place.dtype}, device=place.device, resident=machine.resident)
         folder = open_unopened(chosen, out, overwrite=result.overwrite, command=command_line())
-        return plan_unopened(chosen, folder, trust_remote_code=place.trust_remote_code)
+        with folder.unless_refused():
+            return plan_unopened(chosen, folder, trust_remote_code=place.trust_remote_code)
     with screen.progress():
         inputs, folder = open_to_choose(
             chosen, out, machine.opening, overwrite=result.overwrite, command=command_line(), say=screen.say
         )
     say_beside(screen, inputs.opened.beside)
-    check_budget(inputs)
+    with folder.unless_refused():
+        check_budget(inputs)
     say_time_of_choice(screen, inputs, folder)
     with screen.progress():
         return run_all((SCAN, CHOOSE), State(inputs), folder, screen.step).planned

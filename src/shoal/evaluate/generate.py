@@ -17,6 +17,7 @@ from torch import Tensor
 from shoal.checkpoint.in_memory import cut
 from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
+from shoal.text.chat import asked
 from shoal.words.records import Record
 
 
@@ -26,6 +27,7 @@ class Generation(Record):
     Attributes:
         n_agreed: new tokens before the first difference; ``n_tokens`` when there is none.
         n_tokens: new tokens of the longer continuation (each ends at its end-of-text token or at the limit).
+        is_chat: the prompt was a user's turn, and both answered it through the model's chat template.
     """
 
     prompt: str
@@ -33,6 +35,7 @@ class Generation(Record):
     student: str
     n_agreed: int
     n_tokens: int
+    is_chat: bool = False
 
     @property
     def is_identical(self) -> bool:
@@ -52,7 +55,8 @@ def generations(
 
     Args:
         teacher, student: causal language models of transformers with one vocabulary.
-        tokenizer: their tokenizer; its own special tokens are added as in any use of the checkpoint.
+        tokenizer: their tokenizer; its own special tokens are added as in any use of the checkpoint. Where it has a chat
+            template each prompt is a user's turn, as a chat model is used.
         max_new_tokens: limit of each continuation.
         progress: called with (prompts done, prompts in all).
     Raises:
@@ -182,7 +186,12 @@ def _generate(
 
 
 def _side_by_side(teacher: Any, student: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> Generation:
-    prompt_T = torch.tensor(tokenizer(prompt)["input_ids"], dtype=torch.long)
+    window = getattr(teacher.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    turn = asked(tokenizer, prompt) if prompt else None
+    ids = tokenizer(prompt)["input_ids"] if turn is None else tokenizer(turn, add_special_tokens=False)["input_ids"]
+    if turn is not None and window is not None and len(ids) + max_new_tokens > window:  # a template can be longer than a window
+        turn, ids = None, tokenizer(prompt)["input_ids"]
+    prompt_T = torch.tensor(ids, dtype=torch.long)
     if len(prompt_T) == 0:
         raise ValueError(f"the prompt {prompt!r} has no token; give at least one word to continue")
     ours, theirs = (greedy_tokens(model, prompt_T, max_new_tokens=max_new_tokens) for model in (teacher, student))
@@ -192,4 +201,5 @@ def _side_by_side(teacher: Any, student: Any, tokenizer: Any, prompt: str, max_n
         student=tokenizer.decode(theirs, skip_special_tokens=True),
         n_agreed=len(os.path.commonprefix([ours, theirs])),
         n_tokens=max(len(ours), len(theirs)),
+        is_chat=turn is not None,
     )

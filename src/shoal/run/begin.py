@@ -59,13 +59,14 @@ def open_to_choose(
         say: told which text is read and how many layers are in memory, before the model is opened.
         share: most of the free memory that weights may take.
     Raises:
-        ValueError: one line for anything the user can mend.
+        ValueError: one line for anything the user can mend; then no new folder is left behind.
     """
     folder = open_unopened(recipe, out, overwrite=overwrite, command=command)
     say_text(recipe, say)
-    if recipe.model is not None:
-        opening = settled(recipe.model, opening, share=share, say=say)
-    inputs = open_inputs(recipe, opening, share=share)
+    with folder.unless_refused():
+        if recipe.model is not None:
+            opening = settled(recipe.model, opening, share=share, say=say)
+        inputs = open_inputs(recipe, opening, share=share)
     if inputs.opened.quantised is not None:
         say(f"Quantised ({inputs.opened.quantised}): layers are taken out file to file, and nothing is repaired; {ORDER}")
     return inputs, folder

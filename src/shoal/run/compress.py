@@ -94,7 +94,8 @@ def compress(
 
 def run_stages(inputs: Inputs, folder: RunFolder, *, command: str = "", progress: Progress = silent) -> Outcome:
     """All stages on inputs that are open."""
-    check_budget(inputs)
+    with folder.unless_refused():
+        check_budget(inputs)
     recipe_file, recipe = folder / "recipe.yaml", inputs.recipe.to_yaml().encode()
     if inputs.workers.is_first and (
         folder.overwrite or not recipe_file.exists()

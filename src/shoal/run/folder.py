@@ -7,7 +7,8 @@ hash differs would overwrite a result and needs the caller's word. Files are wri
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from shoal.engine.workers import ALONE, Workers
@@ -62,6 +63,7 @@ class RunFolder:
         self.path = Path(path)
         self.overwrite = overwrite
         self.workers = workers
+        self._is_new = not self.path.exists()
         stages = workers.from_first(self._take)
         self.record = RunRecord(
             version=version, command=command, versions=versions or {}, n_workers=workers.size, stages=stages
@@ -90,6 +92,18 @@ class RunFolder:
         if any(p for p in self.path.iterdir() if not p.name.startswith(f".{RECORD}.")):
             raise ValueError(f"--out {self.path} is not empty and was not written by shoal; give a new or empty folder")
         return {}
+
+    @contextmanager
+    def unless_refused(self) -> Iterator[None]:
+        """What begins a run: where it is refused, a folder that was made for it and holds nothing of it goes again."""
+        try:
+            yield
+        except (ValueError, ImportError):
+            if self._is_new and self.workers.is_first and not self.record.stages:
+                held = [path.name for path in self.path.iterdir()] if self.path.is_dir() else []
+                if set(held) <= {RECORD}:
+                    shutil.rmtree(self.path, ignore_errors=True)
+            raise
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name

@@ -75,9 +75,11 @@ def plan_unopened(recipe: Recipe, folder: RunFolder, *, trust_remote_code: bool 
         raise ValueError("a plan without opening the model needs a model, --select deepest, --guard 1 and --replace none")
     source = look_at(recipe.model, trust_remote_code=trust_remote_code)
     key = _key(recipe, source)
-    if folder.is_done("plan", key):
+    standing = folder.record.stages.get("plan")
+    if standing is not None and standing.key == key and folder.is_done("plan", key):
         return as_edited(Plan.load(folder / "plan.json"), source.size)
-    plan = chosen_unopened(recipe, source)
+    plan = chosen_unopened(recipe, source)  # before the one that stands is forgotten: a refusal must not cost it
+    folder.is_done("plan", key)
     folder.workers.on_first(lambda: plan.save(folder / "plan.json"))
     folder.finish("plan", key, seconds=0.0, files=["plan.json"])
     return plan

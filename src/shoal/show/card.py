@@ -176,7 +176,7 @@ def _candidates(plan: Plan) -> list[str]:
 def _generations(generated: Sequence[Generation]) -> str:
     if not generated:
         return ""
-    parts = ["## Greedy generations"]
+    parts = ["## Greedy answers, through the chat template" if generated[0].is_chat else "## Greedy generations"]
     for one in generated[:N_GENERATIONS]:
         parts += [
             f"Prompt, then teacher, then student ({one.n_agreed} of {one.n_tokens} tokens before the first difference):",

@@ -135,7 +135,8 @@ def generations(found: Sequence[Generation]) -> Table:
     """Prompts and both continuations, side by side."""
     columns = (Column("prompt"), Column("teacher"), Column("student"), *numbers("equal tokens"))
     rows = tuple((one.prompt, one.teacher, one.student, f"{one.n_agreed} of {one.n_tokens}") for one in found)
-    return Table("Greedy generations", columns, rows, breaks=tuple(range(1, len(rows))))
+    chats = "Greedy answers through the chat template" if any(one.is_chat for one in found) else "Greedy generations"
+    return Table(chats, columns, rows, breaks=tuple(range(1, len(rows))))
 
 
 # -- any number of models ------------------------------------------------------------------------------------------------

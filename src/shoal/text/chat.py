@@ -44,6 +44,16 @@ def chat_of(tokenizer: Any) -> Chat:
     return chat
 
 
+def asked(tokenizer: Any, text: str) -> str | None:
+    """A text as what a user says, up to where the answer begins; None without a chat template, or where it refuses that."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    try:
+        return _rendered(tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True)
+    except ValueError:
+        return None
+
+
 def without_system(turns: list[Turn]) -> list[Turn] | None:
     """The turns with the system's text in front of the first user's; None where they do not begin with these two."""
     if len(turns) < 2 or turns[0]["role"] != "system" or turns[1]["role"] != "user":
@@ -52,10 +62,10 @@ def without_system(turns: list[Turn]) -> list[Turn] | None:
     return [first, *turns[2:]]
 
 
-def _rendered(tokenizer: Any, turns: list[Turn]) -> str:
+def _rendered(tokenizer: Any, turns: list[Turn], **how: Any) -> str:
     try:
         with deadline(MOST_SECONDS):
-            text = tokenizer.apply_chat_template(turns, tokenize=False)
+            text = tokenizer.apply_chat_template(turns, tokenize=False, **how)
     except MemoryError:
         raise ValueError("the chat template runs out of memory on these messages; use another template") from None
     except Exception as error:  # a template divides by zero, recurses, includes a file, adds a list to a text: any of it

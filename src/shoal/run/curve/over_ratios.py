@@ -85,10 +85,11 @@ def measure_curves(
     first = next(iter(methods.values()))
     observers = tuple(dict.fromkeys(name for recipe in methods.values() for name in recipe.observers))
     shared = first.model_copy(update={"observers": observers})  # one scan for all
-    base = open_inputs(shared, opening, share=SHARE_BESIDE_STUDENT)
-    size = model_size(base.view)
-    counts = counts_in(drop, size, protected=base.recipe.protected(size.n_layers), n_points=n_points)
-    check_counts(methods, counts, base.view, size)
+    with folder.unless_refused():
+        base = open_inputs(shared, opening, share=SHARE_BESIDE_STUDENT)
+        size = model_size(base.view)
+        counts = counts_in(drop, size, protected=base.recipe.protected(size.n_layers), n_points=n_points)
+        check_counts(methods, counts, base.view, size)
     refuse_to_lose_points(folder, {(name, n) for name in methods for n in counts})
     found = run_stage(SCAN, State(base), folder, progress).scan if any(map(needs_scan, methods.values())) else None
     bench = PointBench(base, tasks, progress)

@@ -77,12 +77,12 @@ def heal(
     student = checkpoint_of(request.student)
     refuse_inside(Path(out), student)
     folder = open_folder(Path(out), command=command, overwrite=overwrite)
-    inputs = open_inputs(
-        Recipe(model=request.teacher or student, text=request.text, seed=request.seed),
-        opening.in_memory(),
-    )
+    asked = Recipe(model=request.teacher or student, text=request.text, seed=request.seed)
+    with folder.unless_refused():
+        inputs = open_inputs(asked, opening.in_memory())
     with quiet_training():
-        bench = HealBench(inputs, request, student)
+        with folder.unless_refused():
+            bench = HealBench(inputs, request, student)
         inputs.workers.on_first(lambda: request.save(folder / "heal.request.json"))
         return heal_stages(bench, folder, command=command, progress=progress)
 

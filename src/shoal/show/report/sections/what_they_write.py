@@ -13,6 +13,8 @@ def written(data: RunData) -> Section | None:
     if data.evaluation is None or not data.evaluation.generations:
         return None
     note = "Greedy: the most likely token at every step, with the model's own cache. What both write alike is set in grey."
+    if any(one.is_chat for one in data.evaluation.generations):
+        note = f"Each prompt is a user's turn, written through the model's chat template. {note}"
     cards = [_card(one) for one in data.evaluation.generations]
     return Section(
         "generations", "What they write", "evaluation.json", (tag("p", note), tag("div", cards, class_="generations"))
