@@ -20,9 +20,33 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float:
     return statistics.correlation(ranks(a), ranks(b))
 
 
+def summary(rows: dict[tuple[str, ...], dict[str, Any]]) -> Iterator[str]:
+    """Every way over all models, ratios and units that it was measured on: its KL over the best of the same group."""
+    groups = {key[:3] for key in rows if key[3] != "scores"}
+    over: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for group in groups:
+        here = {key[3]: one for key, one in rows.items() if key[:3] == group and "kl_repaired" in one}
+        best = [min(one[key] for one in here.values()) for key in ("kl", "kl_repaired")]
+        for way, one in here.items():
+            over.setdefault((group[2], way), []).append((one["kl"] / best[0], one["kl_repaired"] / best[1]))
+    for units in ("layers", "sublayers"):
+        yield f"\n### {units}: KL over the lowest of the same model and ratio, geometric means\n"
+        yield "| way | groups | plain | repaired | best after repair in |"
+        yield "|---|---|---|---|---|"
+        here = {way: found for (kind, way), found in over.items() if kind == units}
+        for way, found in sorted(here.items(), key=lambda item: _mean(item[1], 1)):
+            n_best = sum(repaired < 1 + 1e-9 for _, repaired in found)
+            yield f"| {way} | {len(found)} | {_mean(found, 0):.2f} | {_mean(found, 1):.3f} | {n_best} |"
+
+
+def _mean(found: Sequence[tuple[float, float]], which: int) -> float:
+    return statistics.geometric_mean([one[which] for one in found])
+
+
 def tables(results: dict[str, Any]) -> Iterator[str]:
     """Markdown: one table for each model, ratio and kind of unit; distances from the optimum; correlations; winners."""
     rows = {tuple(name.split(" | ")): one for name, one in results["cells"].items() if one}
+    yield from summary(rows)
     for model in dict.fromkeys(key[0] for key in rows):
         for ratio, units in dict.fromkeys(key[1:3] for key in rows if key[0] == model and key[3] != "scores"):
             here = {key[3]: one for key, one in rows.items() if key[:3] == (model, ratio, units)}

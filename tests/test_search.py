@@ -381,6 +381,16 @@ def test_more_than_twelve_units_are_refused_and_no_order_too():
         permutation_shapley(function(len, 3), n_orders=0)
 
 
+def test_present_less_absent_over_sets_that_lack_one_unit_ranks_as_leave_one_out():
+    """What the code of arXiv 2407.16286 draws by default, and calls Shapley values."""
+    loss, n = pairs(4, 9), 9
+    alone = [loss({i}) for i in range(n)]
+    present_less_absent = [statistics.fmean(alone[:i] + alone[i + 1 :]) - alone[i] for i in range(n)]
+    assert sorted(range(n), key=alone.__getitem__) == sorted(range(n), key=lambda i: -present_less_absent[i])
+    exact = exact_shapley(function(loss, n)).values
+    assert sorted(range(n), key=alone.__getitem__) != sorted(range(n), key=exact.__getitem__)
+
+
 def test_windows_of_one_unit_are_leave_one_out_and_an_additive_function_is_exact():
     loss = pairs(2, 8)
     alone = windowed_growth(function(loss, 8), most=1)

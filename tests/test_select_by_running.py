@@ -37,6 +37,18 @@ def test_two_layers_that_do_nothing_are_found_in_a_model(name):
     assert best.layers == (2, 4) and best.scores[name] == pytest.approx(0.0, abs=1e-12)
 
 
+@pytest.mark.parametrize("name", [name for name in PLAIN if name != "policy-gradient"])
+def test_both_sublayers_of_a_layer_that_does_nothing_are_found_and_go_as_the_layer(name):
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[3].self_attn.o_proj.weight.zero_()
+        model.model.layers[3].mlp.down_proj.weight.zero_()
+    request = Request(n_layers=6, n=2, selector=name, protected=frozenset({0, 5}), units="sublayers")
+    v = removal_function(DecoderView(model), BATCHES, request.free_units)
+    best = next(SELECTORS[name].propose(Evidence(value=v), request))
+    assert best.units == {Unit("layer", 3)} and best.scores[name] == pytest.approx(0.0, abs=1e-12)
+
+
 def test_selectors_that_run_the_model_say_how_often():
     assert RUNNING == [name for name, one in SELECTORS.items() if one.n_evaluations is not None]
 

@@ -204,6 +204,7 @@ def test_the_memory_of_such_runs_is_planned(small, shoal, more):
         (["--units", "heads"], "units"),
         (["--units", "mlp", "--select", "lowest"], "choose a score of units such as relative_update"),
         (["--units", "mlp", "--select", "greedy", "--replace", "layer"], "stands in place of whole layers"),
+        (["--units", "mlp", "--select", "lowest", "--by", "left_out_kl", "--repair", "magnitude"], "is of whole layers"),
         (["--units", "mlp", "--select", "greedy", "--drop", "25%kv"], "hold 0.0%..0.0% of it"),
         (["--units", "attention", "--select", "greedy", "--drop", "90%"], "of all parameters is to go; the 4 units that may"),
         (["--units", "attention", "--select", "greedy", "--drop", "25%layers"], "removes sublayers; write 25%sublayers"),

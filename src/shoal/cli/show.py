@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shoal.words.structure import units_off
+
 if TYPE_CHECKING:
     from shoal.cli.console import Screen
     from shoal.edits.plan import Plan
@@ -207,8 +209,9 @@ def next_steps(folder: Path, plan: Plan, *, is_healed: bool) -> list[str]:
     run, source = shlex.quote(str(folder)), shlex.quote(plan.source)
     steps = {"measure tasks": f"shoal compare {source} {run} --task FILE.jsonl"}
     if not is_healed:
-        kept = " --keep-zeros" if any(isinstance(edit, Prune) for edit in plan.edits) else ""
-        steps["train it on"] = f"shoal heal {run}{kept} --out {run}-healed"
+        # Zeros are what was asked for: pruned weights, and sublayers that are gone.
+        has_zeros = any(isinstance(edit, Prune) for edit in plan.edits) or bool(units_off(plan.structure))
+        steps["train it on"] = f"shoal heal {run}{' --keep-zeros' if has_zeros else ''} --out {run}-healed"
     if not plan.brings_code:  # other engines do not run it
         steps["llama.cpp"] = f"shoal export gguf {run} --out student.gguf"
     return ["What next:", *(f"  {what + ':':<15}{command}" for what, command in steps.items())]
