@@ -40,4 +40,4 @@ def test_in_a_notebook_lines_are_printed(small, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(builtins, "__IPYTHON__", True, raising=False)
     compress("default", tmp_path / "run", **options(small))
     lines = capsys.readouterr().out.splitlines()
-    assert any("] scan" in line for line in lines) and any("] evaluate" in line for line in lines)
+    assert any(", scan" in line for line in lines) and any(", evaluate" in line for line in lines)

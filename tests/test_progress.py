@@ -1,12 +1,14 @@
 """Progress in a log: no stage is silent for more than twenty seconds, whatever it reports; the time left is what is left."""
 
+import builtins
 import re
+import threading
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.words.progress import LogLines, clock, duration, stage_of
+from shoal.words.progress import LogLines, clock, duration, silent, stage_of, told
 
 
 class Clock:
@@ -106,3 +108,20 @@ def test_a_stage_says_which_of_how_many_it_is():
     stage_of(lambda *one: said.append(one), 2, 6)("scan", 1, 4)
     stage_of(lambda *one: said.append(one), 1, 1)("scan", 1, 4)
     assert said == [("stage 2 of 6, scan", 1, 4), ("scan", 1, 4)]
+
+
+def test_a_notebook_is_told_and_a_program_is_not(monkeypatch, capsys):
+    """In a notebook the watch runs while the block does, so that a long step is not silent there, either."""
+
+    def watches():
+        return [one for one in threading.enumerate() if one.name == "progress"]
+
+    with told(None) as tell:
+        assert tell is silent
+    monkeypatch.setattr(builtins, "__IPYTHON__", True, raising=False)
+    with told(None) as tell:
+        tell("scan", 1, 4)
+        assert len(watches()) == 1
+    assert not watches() and "scan: 1 of 4" in capsys.readouterr().out
+    with told(print) as tell:
+        assert tell is print

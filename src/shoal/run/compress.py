@@ -16,7 +16,7 @@ from shoal.run.refusals import check_budget
 from shoal.run.stage import State, run_all
 from shoal.run.stages.report import report_stage
 from shoal.run.stages.table import STAGES
-from shoal.words.progress import Progress, silent, usual_progress
+from shoal.words.progress import Progress, silent, told
 from shoal.words.records import write_atomically
 
 if TYPE_CHECKING:
@@ -87,9 +87,9 @@ def compress(
         ValueError: one line for anything the user can mend.
     """
     recipe = load_recipe(recipe, changes) if isinstance(recipe, str) else with_changes(recipe, changes)
-    progress = usual_progress() if progress is None else progress
-    inputs, folder = open_to_cut(recipe, Path(out), opening, overwrite=overwrite, command=command)
-    return run_stages(inputs, folder, command=command, progress=progress)
+    with told(progress) as tell:
+        inputs, folder = open_to_cut(recipe, Path(out), opening, overwrite=overwrite, command=command)
+        return run_stages(inputs, folder, command=command, progress=tell)
 
 
 def run_stages(inputs: Inputs, folder: RunFolder, *, command: str = "", progress: Progress = silent) -> Outcome:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import builtins
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -31,9 +32,19 @@ def silent(what: str, done: int, total: int) -> None:
     """Progress that nobody watches."""
 
 
-def usual_progress() -> Progress:
-    """Lines in a notebook, where somebody watches a cell that says nothing else; silence in a program."""
-    return LogLines() if hasattr(builtins, "__IPYTHON__") else silent
+@contextmanager
+def told(progress: Progress | None) -> Iterator[Progress]:
+    """What was asked for; else lines in a notebook, where a cell says nothing else, and silence in a program.
+
+    The lines come while the block runs, every twenty seconds at least.
+    """
+    if progress is not None:
+        yield progress
+    elif hasattr(builtins, "__IPYTHON__"):
+        with LogLines() as lines:
+            yield lines
+    else:
+        yield silent
 
 
 class LogLines:
