@@ -78,6 +78,17 @@ def test_a_long_step_without_a_report_is_at_work():
     assert any("generate, at work for 30 s" in line for line in lines)
 
 
+def test_work_without_steps_is_said_where_it_takes_long():
+    clock_ = Clock()
+    clock_.lines.begin("write the file")
+    clock_.wait(3)
+    assert clock_.said == []
+    clock_.wait(37)
+    assert [line for _, line in clock_.said] == [
+        "[0:00:15] write the file, at work for 15 s", "[0:00:30] write the file, at work for 30 s"
+    ]  # fmt: skip
+
+
 def test_the_thread_watches_and_ends(monkeypatch):
     import shoal.words.progress as progress
 

@@ -50,12 +50,14 @@ def apply(
 
     screen, opening = Screen(as_json=json), Opening(device=device, trust=trust_remote_code)
     if layers is None and keep is None:
-        made = apply_plan(plan, out, opening, model=model)
+        with screen.working("write and check the checkpoint"):
+            made = apply_plan(plan, out, opening, model=model)
     else:
         if model is not None:
             raise ValueError("--model says where the source of a plan is; with --layers or --keep name it in place of the plan")
         chosen = with_options("default", model=str(plan), layers=layers, keep=keep)
-        made = apply_named(chosen, out, opening)
+        with screen.working("write and check the checkpoint"):
+            made = apply_named(chosen, out, opening)
     say_beside(screen, made.beside)
     screen.say(f"{made.plan}\ncheckpoint: {out}")
     if plan.name == CHOSEN and (plan.parent / FITTED).exists():

@@ -78,6 +78,15 @@ class Screen:
         self._bars = None
         self._tasks.clear()
 
+    @contextmanager
+    def working(self, what: str) -> Iterator[None]:
+        """While the block runs, work without steps: said at once on a terminal, and in a log where it takes long."""
+        self._lines.begin(what)
+        with self.progress():
+            if self._bars is not None:
+                self.step(what, 0, 1)
+            yield
+
     def step(self, what: str, done: int, total: int) -> None:
         """Progress of one stage: ``done`` of ``total`` steps."""
         if self._silent:

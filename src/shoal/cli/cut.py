@@ -60,7 +60,8 @@ def cut(
         if any(unit.kind != "layer" for unit in gone):
             raise ValueError(f"--layers {layers} names single sublayers, and a GGUF file is cut by whole layers; name layers")
         kept = tuple(layer for layer in range(n_layers) if Unit("layer", layer) not in gone)
-    done = cut_gguf(file, kept, out, overwrite=overwrite)
+    with screen.working("write the file"):
+        done = cut_gguf(file, kept, out, overwrite=overwrite)
     screen.say(f"cut:        {done}")
     screen.say(f"file:       {done.path}")
     for note in done.notes:

@@ -58,7 +58,8 @@ def export(
     if push is None and (public or dry_run):
         raise ValueError("--public and --dry-run belong to --push OWNER/NAME")
     screen = Screen(as_json=json)
-    done = written(format, student, out, Options(like=like, kind=kind, overwrite=overwrite))
+    with screen.working(f"write and check {format}"):
+        done = written(format, student, out, Options(like=like, kind=kind, overwrite=overwrite))
     screen.say(done.text.rstrip("\n") if done.path is None else f"{format}:  {done.path}\n{done.text.rstrip()}")
     for note in done.notes:
         screen.say(f"note:  {note}")

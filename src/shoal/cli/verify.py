@@ -50,7 +50,8 @@ def verify(
     for one in wanted:
         if one not in fitting:
             raise ValueError(f"{one.name} reads no such thing as {file}; engines that do: {', '.join(e.name for e in fitting)}")
-    proofs = prove(file, against, wanted, uncut=uncut)
+    with screen.working("run both in each engine"):
+        proofs = prove(file, against, wanted, uncut=uncut)
     for proof in proofs:
         version = f" {proof.version}" if proof.version else ""
         screen.say(f"{proof.engine}{version}: {proof.verdict}")

@@ -79,6 +79,12 @@ class LogLines:
             if is_new or now - self._said >= EVERY or done == total and now - self._said >= 1:
                 self._say(now)
 
+    def begin(self, what: str) -> None:
+        """Something without steps is at work; a line comes only where it takes long."""
+        with self._lock:
+            self._what, self._done, self._total = what, 0, 0
+            self._began = self._said = self._reported = self._now()
+
     def __enter__(self) -> Self:
         self._over.clear()
         self._watch = threading.Thread(target=self._keep_saying, name="progress", daemon=True)
