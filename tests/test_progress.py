@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.words.progress import LogLines, clock, duration, silent, stage_of, told
+from shoal.words.progress import LogLines, clock, duration, numbered, silent, stage_of, told
 
 
 class Clock:
@@ -119,6 +119,15 @@ def test_a_stage_says_which_of_how_many_it_is():
     stage_of(lambda *one: said.append(one), 2, 6)("scan", 1, 4)
     stage_of(lambda *one: said.append(one), 1, 1)("scan", 1, 4)
     assert said == [("stage 2 of 6, scan", 1, 4), ("scan", 1, 4)]
+
+
+def test_parts_that_are_not_asked_for_are_not_counted():
+    said = []
+    for one in numbered(lambda what, *_: said.append(what), True, False, True):
+        one("it", 1, 1)
+    assert said[0] == "stage 1 of 2, it" and said[2] == "stage 2 of 2, it"
+    (alone,) = {one for one in numbered(silent, False, True, False)}
+    assert alone is silent
 
 
 def test_a_notebook_is_told_and_a_program_is_not(monkeypatch, capsys):

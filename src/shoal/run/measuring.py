@@ -10,7 +10,7 @@ from shoal.engine.opening import Opening
 from shoal.recipes.recipe import Recipe
 from shoal.run.asked_tasks import Tasks, answer_tasks, tasks_against_teacher
 from shoal.run.job import Inputs, open_inputs, refuse_unknown_tokens, window_of
-from shoal.words.progress import Progress, silent
+from shoal.words.progress import Progress, numbered, silent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,10 +59,11 @@ def evaluate_alone(
 
     inputs = open_inputs(recipe, opening)
     text = read_whole(inputs) if whole else None
+    of_tasks, of_slice, of_whole = numbered(progress, bool(tasks), True, whole)
 
     def ask() -> tuple[TaskFigures, ...]:
         tokenizer, window = inputs.opened.need_tokenizer(), window_of(inputs.view.config)
-        answers = answer_tasks(inputs.view, tasks or Tasks(), tokenizer=tokenizer, window=window, progress=progress)
+        answers = answer_tasks(inputs.view, tasks or Tasks(), tokenizer=tokenizer, window=window, progress=of_tasks)
         return tuple(task_figures(one, seed=recipe.seed) for one in answers)
 
     scored = inputs.workers.from_first(ask) if tasks else ()  # first: a task may hold an item that cannot be scored
@@ -76,11 +77,11 @@ def evaluate_alone(
         stride=stride,
         start=start,
         batch_size=inputs.batch_size,
-        after_batch=lambda batch: progress("perplexity", batch.index + 1, total),
+        after_batch=lambda batch: of_slice("perplexity", batch.index + 1, total),
         workers=inputs.workers,
     )
     figures = Figures(name=inputs.opened.name, cost=cost(inputs.view, context=inputs.length), perplexity=found)
-    papers = None if text is None else as_papers(inputs, inputs.view, text, who="blocks", progress=progress)
+    papers = None if text is None else as_papers(inputs, inputs.view, text, who="blocks", progress=of_whole)
     return Measured(model=figures, tasks=scored, whole=papers, provenance=inputs.provenance(inputs.evaluation))
 
 
@@ -109,11 +110,12 @@ def evaluate_pair(
     view = DecoderView(other.model)
     _refuse_other_tokens(inputs, other, view)
     text = read_whole(inputs) if whole else None
+    of_tasks, of_slice, of_whole = numbered(progress, bool(tasks), True, whole)
     # tasks first: one may hold an item that cannot be scored
-    scored = inputs.workers.from_first(lambda: tasks_against_teacher(inputs, view, tasks, progress=progress)) if tasks else None
-    found = against_teacher(inputs, view, progress=progress)
+    scored = inputs.workers.from_first(lambda: tasks_against_teacher(inputs, view, tasks, progress=of_tasks)) if tasks else None
+    found = against_teacher(inputs, view, progress=of_slice)
     both = (("teacher", inputs.view), ("student", view))
-    papers = text and tuple(as_papers(inputs, one, text, who=f"{who}, blocks", progress=progress) for who, one in both)
+    papers = text and tuple(as_papers(inputs, one, text, who=f"{who}, blocks", progress=of_whole) for who, one in both)
     return found.model_copy(update={"tasks": scored, "whole": papers})
 
 

@@ -32,6 +32,11 @@ def silent(what: str, done: int, total: int) -> None:
     """Progress that nobody watches."""
 
 
+def numbered(progress: Progress, *asked: bool) -> tuple[Progress, ...]:
+    """Progress for each of some parts of a job, of which those that are asked for are counted."""
+    return tuple(stage_of(progress, sum(asked[: k + 1]), sum(asked)) for k in range(len(asked)))
+
+
 @contextmanager
 def told(progress: Progress | None) -> Iterator[Progress]:
     """What was asked for; else lines in a notebook, where a cell says nothing else, and silence in a program.

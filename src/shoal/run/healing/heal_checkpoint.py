@@ -17,7 +17,7 @@ from shoal.run.healing.heal_request import HealRequest
 from shoal.run.healing.heal_training import train_stage
 from shoal.run.job import Inputs, open_inputs
 from shoal.train.heal.quiet import quiet_training
-from shoal.words.progress import Progress, silent, stage_of
+from shoal.words.progress import Progress, numbered, silent
 
 if TYPE_CHECKING:
     from shoal.evaluate.evaluation import Evaluation
@@ -96,12 +96,12 @@ def refuse_inside(out: Path, student: str) -> None:
 
 def heal_stages(bench: HealBench, folder: RunFolder, *, command: str, progress: Progress = silent) -> Healed:
     """Train, merge and write, evaluate."""
-    n = 3 if bench.request.teacher is not None else 2
-    training = train_stage(bench, folder, progress=stage_of(progress, 1, n))
-    stage_of(progress, 2, n)("merge and write", 0, 1)
+    of_training, of_merge, of_measures = numbered(progress, True, True, bench.request.teacher is not None)
+    training = train_stage(bench, folder, progress=of_training)
+    of_merge("merge and write", 0, 1)
     merging = merge_stage(bench, folder, training)
     model, adapter = folder / "model", folder / "adapter"
-    before, evaluation = measure_stage(bench, folder, training, merging, command=command, progress=stage_of(progress, 3, n))
+    before, evaluation = measure_stage(bench, folder, training, merging, command=command, progress=of_measures)
     return Healed(
         folder.path,
         model if merging.way != "apart" else None,
