@@ -8,6 +8,7 @@ from families import FAMILIES, VOCAB, tiny_model
 
 from shoal.checkpoint.in_memory import cut
 from shoal.edits.drop import Drop
+from shoal.edits.insert import Insert
 from shoal.edits.plan import Plan
 from shoal.edits.refit import Refit
 from shoal.edits.replace.replace_edit import Replace
@@ -58,6 +59,16 @@ def plan_without(*layers, n_layers=6):
 
 def lacking(*layers):
     return Student(removed=frozenset(Unit("layer", layer) for layer in layers))
+
+
+def test_silent_new_layers_change_no_fitted_value():
+    """A sweep of a student with layers that add nothing gives the bits of the sweep without them."""
+    view, cut_alone = view_of(), plan_without(3)
+    new = tuple(Insert(after=after, init="identity", of=(after,)) for after in (1, 3, 4))
+    plans = (cut_alone, cut_alone.model_copy(update={"edits": (*cut_alone.edits, *new)}))
+    ours, theirs = (fit_plan(view, plan, samples(), repair="sweep", batch_size=8) for plan in plans)
+    assert ours.values.keys() == theirs.values.keys() and len(ours.values)
+    assert all(torch.equal(value, theirs.values[name]) for name, value in ours.values.items())
 
 
 def boundary(view, batch, student, stop):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from families import VOCAB, tiny_model
 
-from shoal.engine.student import Student
+from shoal.engine.student import Step, Student
 from shoal.engine.view import DecoderView, Tap
 from shoal.fit.sites.linear_map import LinearMap, find_map
 from shoal.fit.sites.of_layer import probe_of
@@ -69,6 +69,17 @@ def test_layers_between_two_goals_run_as_the_student_does():
         reading = view.read(batch)
         assert torch.equal(two, states_of(view, batch, student, 2))
         assert torch.equal(five, view.run_layer(4, torch.ones_like(two), reading))
+
+
+def test_what_is_put_in_runs_also_behind_places_that_are_left_out():
+    """Behind a layer with a goal, behind one that is gone, behind one without a goal, and a range once more."""
+    view, batches = DecoderView(tiny_model("llama")), samples().batches(10)
+    new = {1: (Step(1),), 2: (Step(0),), 3: (Step(1), Step(3))}
+    student = Student(lacking(2).removed, inserted=new)
+    goals = {0: Goal(1), 1: Goal(3), 4: Goal(5), 5: Goal(6)}
+    for here in walk(view, student, batches, goals=goals):
+        for batch, h_BTD in zip(batches, here.inputs, strict=True):
+            assert torch.equal(h_BTD, states_of(view, batch, student, here.layer))
 
 
 def test_the_teacher_shows_the_layers_it_passes_and_a_goal_may_lie_on_the_way():

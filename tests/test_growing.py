@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from shoal import compress, load_recipe
+from shoal.cli.recipe_options import with_options
 from shoal.edits.insert import Insert
 from shoal.edits.plan import Plan
 from shoal.engine.view import DecoderView
@@ -142,6 +143,13 @@ def test_growing_goes_with_no_repair_and_no_budget(small):
     with pytest.raises(ValueError, match="others are named"):
         recipe(small, grow={"cut": 2}, layers="3")
     assert recipe(small, drop="2").grow is None
+
+
+def test_a_budget_beside_a_recipe_of_growing_is_refused_by_the_command():
+    with pytest.raises(ValueError, match="solar puts layers in, and --drop is what goes"):
+        with_options("solar", drop="25%")
+    with pytest.raises(ValueError, match="and --params is what goes"):
+        with_options("solar", params="6B")
 
 
 def test_new_layers_alone_are_trained_only_where_a_plan_put_some_in(small, tmp_path):

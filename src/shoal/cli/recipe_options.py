@@ -74,6 +74,10 @@ def refuse_beside_named(given: Mapping[str, Any], search: Mapping[str, Any], rec
     from shoal.recipes.recipe import CHOOSING
     from shoal.recipes.recipe_file import load_recipe
 
+    budgets = {"drop": "--drop", "parameters": "--params", "size": "--size"}
+    budget = next((option for name, option in budgets.items() if given.get(name)), None)
+    if budget is not None and load_recipe(recipe).grow is not None:
+        raise ValueError(f"{recipe} puts layers in, and {budget} is what goes; use shoal grow --to, or another recipe")
     if any(name in given for name in ("drop", "parameters", "size", "layers", "keep")):
         return  # an option means its own way; two of them that do not go together are refused where they meet
     unread = next((option for name, option in CHOOSING.items() if name in given or (name == "search" and search)), None)
