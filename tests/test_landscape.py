@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from families import VOCAB, tiny_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 from world import write_model, write_text
 
 from shoal.engine.student import Student
@@ -173,8 +175,15 @@ def test_the_verb_writes_figures_and_a_page_and_goes_on_where_it_was(shoal, tmp_
     page = (tmp_path / "look" / "report.html").read_text()
     assert page.count("<svg") >= 6 and "linear read-out" in page and "linear read-out" in err
     monkeypatch.setattr("shoal.evaluate.landscape.removal_path.removal_paths", None)  # read back, not run
-    code, again, err = shoal(*args, "--json")
+    code, again, err = shoal(*args, "--at", 0.25, "--json")
     assert code == 0 and json.loads(again) == found, err
+    a, b, made = (load_file(tmp_path / name / "model.safetensors") for name in ("a", "b", "look/model"))
+    assert (
+        all(torch.equal(value, torch.lerp(a[name], b[name], 0.25)) for name, value in made.items()) and made.keys() == a.keys()
+    )
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "look" / "model").config.num_hidden_layers == 3
+    code, _, err = shoal("analyse", tmp_path / "a", "--at", 0.5, "--out", "other", "--text", text)
+    assert code == 2 and "give A and B" in err
 
 
 def test_two_models_of_other_shapes_are_one_clear_line(shoal, tmp_path):

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from shoal.cli.groups import EvaluationOptions, PlaceOptions, ResultOptions, TextOptions
+from shoal.cli.help import default
 from shoal.cli.options import OutOption
 from shoal.cli.recipe_options import with_options
 from shoal.cli.verb import command_line, given, verb
@@ -25,6 +26,15 @@ def analyse(
     ] = None,
     *,
     out: OutOption,
+    at: Annotated[
+        float | None,
+        typer.Option(
+            "--at",
+            metavar="T",
+            help="Write the checkpoint that far from A (0) to B (1) into model/, reloaded and checked."
+            + default("none is written"),
+        ),
+    ] = None,
     text: TextOptions,
     reading: EvaluationOptions,
     place: PlaceOptions,
@@ -48,6 +58,7 @@ def analyse(
             model,
             Path(out),
             other=other,
+            at=at,
             recipe=chosen,
             opening=place.opening,
             overwrite=result.overwrite,
@@ -65,6 +76,8 @@ def analyse(
             f"(layer {highest.n})"
         )
         screen.say(f"Between the two: {blend_said(found.blend)}")
+    if at is not None:
+        screen.say(f"checkpoint: {out / 'model'} ({at:g} of the way)")
     screen.say(f"figures:    {out / LANDSCAPE}")
     screen.say(f"report:     {out / PAGE}")
     screen.result(found.model_dump(mode="json"))

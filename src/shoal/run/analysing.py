@@ -35,6 +35,7 @@ def analyse(
     out: Path,
     *,
     other: str | None = None,
+    at: float | None = None,
     recipe: Recipe | None = None,
     opening: Opening = Opening(),
     overwrite: bool = False,
@@ -45,6 +46,7 @@ def analyse(
 
     Args:
         model, other: folders, hub ids or run folders; two have to be of one shape, such as a cut and its healed student.
+        at: writes the checkpoint that far between the two, into ``model/`` of the folder; 0 is the first, 1 the other.
         recipe: text, its seed and length; the default recipe unless given. Its model is not used.
         overwrite: parts that stand with other inputs may be replaced.
     Raises:
@@ -53,6 +55,8 @@ def analyse(
     from shoal.recipes.recipe_file import load_recipe
     from shoal.show.report.landscape_page import landscape_page
 
+    if at is not None and (other is None or not 0 <= at <= 1):
+        raise ValueError(f"--at {at:g} is a point between two models, 0..1; give A and B, and such a number")
     sources = [checkpoint_of(name) for name in (model, other) if name is not None]
     for source in sources:
         refuse_place(out, source)
@@ -63,6 +67,8 @@ def analyse(
     parts = [look.removal(), look.read_outs()]
     if other is not None:
         parts.append(look.between(other, sources[1]))
+    if at is not None:
+        look.write(sources[1], at)
     filled = {name: value for one in parts for name, value in one if name not in ("model", "other", "provenance") and value}
     found = Landscape(model=model, other=other, provenance=inputs.provenance(inputs.evaluation), **filled)
     found.save(folder / LANDSCAPE)
@@ -122,6 +128,31 @@ class _Look:
             return self._part(other=name, blend=blend(between, oracle), barriers=barriers(between, oracle))
 
         return self._run("barriers", stable_hash(self.key, opened.fingerprint), make)
+
+    def write(self, source: str, t: float) -> None:
+        """The checkpoint at ``t``, reloaded and compared with the model at that point of the line before it takes its name."""
+        from shoal.checkpoint.blended import write_blend
+        from shoal.checkpoint.new_folder import new_folder
+        from shoal.checkpoint.verify import verify
+        from shoal.engine.open import open_model
+        from shoal.engine.view import DecoderView
+        from shoal.evaluate.landscape.connectivity import WeightLine
+        from shoal.words.types import Batch
+
+        inputs, opened = self.inputs, open_model(source, self.inputs.opened.opening)
+        key = stable_hash(inputs.opened.fingerprint, opened.fingerprint, t)
+        if self.folder.is_done("model", key):
+            return
+        started = time.monotonic()
+        line, ids_BT = WeightLine(inputs.view, DecoderView(opened.model)), inputs.evaluation.ids_NT[:2]
+        self.folder.remove("model")
+        with new_folder(self.folder / "model") as made:
+            write_blend(inputs.opened.path, opened.path, t, made)
+            (student,) = line.students([range(inputs.view.n_layers)], t)
+            with line.rest_at(t):
+                reference = inputs.view.logits(Batch(ids_BT), student=student)
+            verify(made, ids_BT=ids_BT, reference=lambda ids: reference, opening=opened.opening)
+        self.folder.finish("model", key, seconds=time.monotonic() - started, files=["model"])
 
     def _oracle(self, what: str = "") -> Oracle:
         from shoal.measure.oracle import Oracle
