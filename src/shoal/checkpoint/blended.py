@@ -19,13 +19,13 @@ from shoal.checkpoint.new_folder import copy_side_files
 from shoal.engine.shards import INDEX, Shard, TensorSlot, read_shards
 from shoal.engine.streamed import TORCH_DTYPES, read_tensor
 
-Stored = Mapping[str, tuple[Shard, TensorSlot]]
+StoredTensors = Mapping[str, tuple[Shard, TensorSlot]]
 
 
 class Blend:
     """What is written in place of the first checkpoint's tensors."""
 
-    def __init__(self, ours: Stored, theirs: Stored, t: float) -> None:
+    def __init__(self, ours: StoredTensors, theirs: StoredTensors, t: float) -> None:
         self.ours, self.theirs, self.t = ours, theirs, t
 
     def written_dtype(self, name: str, slot: TensorSlot) -> torch.dtype | None:
@@ -76,6 +76,6 @@ def _by_name(shards: list[Shard]) -> dict[str, tuple[Shard, TensorSlot]]:
     return {name: (shard, slot) for shard in shards for name, slot in shard.slots.items()}
 
 
-def _read(stored: Stored, name: str) -> Tensor:
+def _read(stored: StoredTensors, name: str) -> Tensor:
     shard, slot = stored[name]
     return read_tensor(shard, slot, torch.empty(slot.n_bytes, dtype=torch.uint8))
