@@ -50,7 +50,12 @@ def test_a_guide_can_be_followed_to_its_end(guide, tmp_path):
     place = tmp_path / "place"
     place.mkdir()
     (place / "src").symlink_to(ROOT / "src")
-    environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "src")}
+    environment = {
+        **os.environ,
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(ROOT / "src"),
+    }
     environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")
     told = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script_of(guide)], cwd=place, env=environment, capture_output=True, text=True

@@ -287,6 +287,8 @@ def test_bytes_and_active_parameters_are_the_nearest_number_of_layers(budget, n)
     [
         (parse_size, "4", "not a size"), (parse_size, "0GB", "not a size"), (parse_size, "4 parsec", "not a size"),
         (parse_size, "-1GB", "not a size"), (parse_budget, "0GB", "removes nothing"), (parse_budget, "2GBit", "not a budget"),
+        (parse_budget, "9" * 400 + "GB", "not a budget"), (parse_size, "9" * 400 + "GB", "not a size"),
+        (parse_parameters, "9" * 5000, "not a size"), (parse_budget, "9" * 5000 + "%", "not a budget"),
         (parse_parameters, "active", "not a size"), (parse_parameters, "2B idle", "not a size"),
     ],
 )  # fmt: skip

@@ -18,12 +18,16 @@ from shoal.edits.table import Edit
 from shoal.select.amounts import Amounts, amount_of_layers
 from shoal.select.model_size import ModelSize, PutBack, size_without
 from shoal.words.counts import UNITS
+from shoal.words.reading import shortened
 
 BUDGET_FORMS = (
     "25% or 25%params (of all parameters), 8 (layers, or other --units), 25%layers, 25%sublayers, 25%kv, 25%macs, 25%latency, "
     "25%active (parameters that a token meets), 2GB (of weights), several with commas, or a target: --params 6B, --size 4GB"
 )
 BYTES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+NUMBER = r"(\d{1,18}(?:\.\d{1,18})?)"
+"""More digits than any model has parameters, and fewer than a float or the interpreter has room for."""
+
 BudgetKind = Literal[
     "share", "layers", "layer_share", "parameters", "sublayer_share", "kv", "macs", "latency", "active", "active_left", "bytes",
     "bytes_left",
@@ -109,27 +113,27 @@ def parse_budget(drop: str) -> Budget:
     kinds = [one.kind for one in found]
     twice = next((one for one in found if kinds.count(one.kind) > 1), None)
     if twice is not None:
-        raise ValueError(f"--drop {drop!r} holds two budgets of one kind ({twice.kind}); give one of each")
+        raise ValueError(f"--drop {shortened(drop)!r} holds two budgets of one kind ({twice.kind}); give one of each")
     return replace(first, text=drop.strip(), also=tuple(others))
 
 
 def _parse_one(part: str, drop: str) -> Budget:
     text = part.strip()
-    size = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text)
+    size = re.fullmatch(NUMBER + r"\s*([A-Za-z]+)", text)
     if size is not None and size[2].upper() in BYTES:
         if not Fraction(size[1]):
-            raise ValueError(f"--drop {drop!r} removes nothing; write {BUDGET_FORMS}")
+            raise ValueError(f"--drop {shortened(drop)!r} removes nothing; write {BUDGET_FORMS}")
         return Budget("bytes", Fraction(size[1]) * BYTES[size[2].upper()], text)
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)\s*([a-z]*)", text)
+    match = re.fullmatch(NUMBER + r"\s*(%?)\s*([a-z]*)", text)
     word = "" if match is None else {"layer": "layers", "sublayer": "sublayers", "parameters": "params"}.get(match[3], match[3])
     is_count = match is not None and not match[2] and "." not in match[1] and word in ("", "layers")
     if match is None or not (is_count or (match[2] and word in SHARES)):
-        raise ValueError(f"--drop {drop!r} is not a budget; write {BUDGET_FORMS}")
+        raise ValueError(f"--drop {shortened(drop)!r} is not a budget; write {BUDGET_FORMS}")
     if is_count:
         return Budget("layers", Fraction(match[1]), text)
     share = Fraction(match[1]) / 100
     if not 0 < share < 1:
-        raise ValueError(f"--drop {drop!r} needs a share above 0% and below 100%")
+        raise ValueError(f"--drop {shortened(drop)!r} needs a share above 0% and below 100%")
     return Budget(SHARES[word], share, text)
 
 
@@ -139,10 +143,10 @@ def parse_parameters(params: str) -> Budget:
     Raises:
         ValueError: not a positive number with K, M or B.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKmMbB]?)\s*(active)?", params.strip())
+    match = re.fullmatch(NUMBER + r"\s*([kKmMbB]?)\s*(active)?", params.strip())
     if match is None or not Fraction(match[1]):
         raise ValueError(
-            f"--params {params!r} is not a size; write a number with K, M or B, such as 6B, 350M or, of a mixture of experts, "
+            f"--params {shortened(params)!r} is not a size; write a number with K, M or B, such as 6B, 350M or, of a mixture of experts, "
             "'2B active'"
         )
     return Budget("active_left" if match[3] else "parameters", Fraction(match[1]) * UNITS[match[2].upper()], params.strip())
@@ -154,9 +158,9 @@ def parse_size(size: str) -> Budget:
     Raises:
         ValueError: not a positive number of bytes.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", size.strip())
+    match = re.fullmatch(NUMBER + r"\s*([A-Za-z]+)", size.strip())
     if match is None or match[2].upper() not in BYTES or not Fraction(match[1]):
-        raise ValueError(f"--size {size!r} is not a size; write a number with MB or GB (or MiB, GiB), such as 4GB")
+        raise ValueError(f"--size {shortened(size)!r} is not a size; write a number with MB or GB (or MiB, GiB), such as 4GB")
     return Budget("bytes_left", Fraction(match[1]) * BYTES[match[2].upper()], size.strip())
 
 
