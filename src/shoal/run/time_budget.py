@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from shoal.fit.table import REPAIRS, repair_named
 from shoal.recipes.recipe import Recipe
 from shoal.run.estimate import StageRates, estimate, minutes
+from shoal.words.reading import shortened
 
 if TYPE_CHECKING:
     from shoal.run.job import Inputs
@@ -32,9 +33,9 @@ def parse_time(text: str) -> float:
     Raises:
         ValueError: another form, or not above 0.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h)\s*", text)
+    found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(s|m|min|h)\s*", text)
     if not found or float(found[1]) <= 0:
-        raise ValueError(f"--time {text!r} needs a number and s, m or h, such as 10m")
+        raise ValueError(f"--time {shortened(text)!r} needs a number and s, m or h, such as 10m")
     return float(found[1]) * UNITS[found[2]]
 
 

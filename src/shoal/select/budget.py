@@ -146,8 +146,8 @@ def parse_parameters(params: str) -> Budget:
     match = re.fullmatch(NUMBER + r"\s*([kKmMbB]?)\s*(active)?", params.strip())
     if match is None or not Fraction(match[1]):
         raise ValueError(
-            f"--params {shortened(params)!r} is not a size; write a number with K, M or B, such as 6B, 350M or, of a mixture of experts, "
-            "'2B active'"
+            f"--params {shortened(params)!r} is not a size; write a number with K, M or B, such as 6B, 350M or, of a mixture "
+            "of experts, '2B active'"
         )
     return Budget("active_left" if match[3] else "parameters", Fraction(match[1]) * UNITS[match[2].upper()], params.strip())
 

@@ -8,10 +8,12 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
+from shoal.words.reading import shortened
+
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 """Factors of the letters behind a number."""
 
-_WRITTEN = re.compile(r"([0-9][0-9_,]*(?:\.[0-9]+)?)\s*([kKmMbB]?)")
+_WRITTEN = re.compile(r"([0-9][0-9_,]{0,20}(?:\.[0-9]{1,20})?)\s*([kKmMbB]?)")
 
 
 def parse_count(written: str) -> int:
@@ -23,7 +25,9 @@ def parse_count(written: str) -> int:
     match = _WRITTEN.fullmatch(written.strip())
     value = Fraction(0) if match is None else Fraction(re.sub("[_,]", "", match[1])) * UNITS[match[2].upper()]
     if value < 1 or value.denominator != 1:
-        raise ValueError(f"{written!r} is not a number of tokens; write a whole number, or one with K, M or B, such as 20M")
+        raise ValueError(
+            f"{shortened(written)!r} is not a number of tokens; write a whole number, or one with K, M or B, such as 20M"
+        )
     return int(value)
 
 
