@@ -80,7 +80,8 @@ def by_width(cell: str, asked: argparse.Namespace, text: dict[str, Any]) -> dict
     from width_baselines import pruned_layers, sliced, sliced_parameters, taylor_groups, width_for
 
     from shoal.engine.view import DecoderView
-    from shoal.measure.oracle import Oracle, compare_views
+    from shoal.evaluate.evaluation import closeness
+    from shoal.measure.oracle import Oracle
     from shoal.select.model_size import model_size
 
     inputs = open_inputs(load_recipe("default", {"model": asked.model, "text": text}))
@@ -89,7 +90,7 @@ def by_width(cell: str, asked: argparse.Namespace, text: dict[str, Any]) -> dict
     model, config = inputs.opened.model, inputs.view.config
     if cell == "slicegpt":
         kept = width_for(config, int(total * (1 - gone)))
-        quality = compare_views(inputs.view, DecoderView(sliced(model, calibration, kept)), batches=evaluation)
+        quality, _ = closeness(inputs.view, DecoderView(sliced(model, calibration, kept)), evaluation)
         return {"left": sliced_parameters(config, kept) / total, "kept": kept, **figures(quality)}
     layer = sum(one.numel() for name, one in model.model.layers[0].named_parameters() if "norm" not in name)
     share = float(gone * total / (layer * len(pruned_layers(inputs.view.n_layers))))

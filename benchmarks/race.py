@@ -30,7 +30,10 @@ def both_ways(model: str, text: str | None, *, drop: str, fit_tokens: int) -> di
     from shoal.run import candidate_repair
     from shoal.run.begin import open_folder
     from shoal.run.job import open_inputs
-    from shoal.run.stages.stages import plan_stage, scan_stage
+    from shoal.run.stage import State, run_stage
+    from shoal.run.stages.choose import CHOOSE
+    from shoal.run.stages.scan import SCAN
+    from shoal.words.progress import silent
 
     changes: dict[str, Any] = {"model": model, "drop": drop, "fit": {"tokens": fit_tokens}}
     if text:
@@ -41,9 +44,9 @@ def both_ways(model: str, text: str | None, *, drop: str, fit_tokens: int) -> di
         candidate_repair.SHARES_FOR_RANKING = shares
         with tempfile.TemporaryDirectory() as work:
             folder = open_folder(Path(work) / "run")
-            scan = scan_stage(inputs, folder)
+            scanned = run_stage(SCAN, State(inputs), folder, silent)
             started = time.process_time()
-            plan = plan_stage(inputs, folder, scan)
+            plan = run_stage(CHOOSE, scanned, folder, silent).planned
             seconds = time.process_time() - started
         rows = [
             {"layers": list(one.layers), "kl": one.kl, "kl_stderr": one.kl_stderr, "tokens": one.repaired_on}

@@ -203,6 +203,35 @@ def test_importing_stays_light(module):
     assert shown.stdout.split() == []
 
 
+def names_of(path: Path) -> set[str]:
+    """Everything that a module defines or imports, at any depth."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+    return found
+
+
+def test_what_benchmarks_scripts_and_tests_import_is_there():
+    """They import inside functions, too, where nothing would notice that a name has moved."""
+    modules = {path.relative_to(SRC).with_suffix("").as_posix().removesuffix("/__init__"): path for path in SRC.rglob("*.py")}
+    root = Path(__file__).parent.parent
+    wrong = []
+    for path in [path for folder in ("benchmarks", "scripts", "tests") for path in (root / folder).glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("shoal."):
+                name = (node.module or "").removeprefix("shoal.").replace(".", "/")
+                there = names_of(modules[name]) if name in modules else set()
+                below = {alias.name for alias in node.names if f"{name}/{alias.name}" in modules}
+                missing = {alias.name for alias in node.names} - there - below
+                wrong += [f"{path.name}:{node.lineno}: {node.module} has no {one}" for one in sorted(missing)]
+    assert wrong == []
+
+
 # One file per verb, stage and recipe, named after what it runs; a table is what its room is a table of.
 NAMED_AFTER_OTHERS = ("cli/", "run/stages/", "recipes/named/")
 FILE_NAMES_OF_EVERY_ROOM = {"__init__", "__main__", "table"}

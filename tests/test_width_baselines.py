@@ -8,7 +8,7 @@ import torch
 from families import VOCAB, tiny_model
 
 from shoal.engine.view import DecoderView
-from shoal.measure.oracle import compare_views
+from shoal.evaluate.evaluation import closeness
 from shoal.text.samples import Samples
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
@@ -24,7 +24,7 @@ def batches(n=12):
 def test_slicing_nothing_is_the_model_and_slicing_more_loses_more():
     model = tiny_model("llama", n_layers=3)
     view, text = DecoderView(model), batches()
-    lost = [compare_views(view, DecoderView(sliced(model, text, kept)), batches=text).kl for kept in (32, 30, 24, 12)]
+    lost = [closeness(view, DecoderView(sliced(model, text, kept)), text)[0].kl for kept in (32, 30, 24, 12)]
     assert lost[0] < 1e-9 and lost == sorted(lost)
 
 
@@ -38,7 +38,7 @@ def test_a_stream_of_low_rank_is_sliced_without_loss():
             for writer in (layer.self_attn.o_proj, layer.mlp.down_proj):
                 writer.weight.copy_(basis @ basis.mT @ writer.weight)
     view, text = DecoderView(model), batches()
-    same, less = (compare_views(view, DecoderView(sliced(model, text, kept)), batches=text).kl for kept in (20, 16))
+    same, less = (closeness(view, DecoderView(sliced(model, text, kept)), text)[0].kl for kept in (20, 16))
     assert same < 1e-6 < 1e-4 < less  # the basis is of fp32 states, so logits are right to some 1e-4
 
 
