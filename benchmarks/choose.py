@@ -61,6 +61,7 @@ RUNNING = (
     ("surrogate", "kl"), ("evolution", "kl"), ("policy-gradient", "kl"),
 )  # fmt: skip
 UNITS = ("layers", "sublayers")
+SETTINGS = ("tokens", "judged", "fit_tokens", "length", "orders", "evaluations")
 
 
 @dataclass(frozen=True)
@@ -390,6 +391,11 @@ def main() -> None:
         return
     given = dict(one.split("=", 1) for one in options.model)
     benches = {name: Bench(where.partition(":")[0], where.partition(":")[2], options) for name, where in given.items()}
+    settings = {key: getattr(options, key) for key in SETTINGS}
+    for name in benches:
+        known = results.get("settings", {}).get(name, settings)
+        if known != settings:
+            parser.error(f"cells of {name} stand that were measured with {known}; give the same, or another --out")
     n_done = 0
     for cell in cells(list(benches)):
         if cell.name in results["cells"] or not all(word in cell.name for word in options.only):
@@ -398,7 +404,6 @@ def main() -> None:
             break
         started = time.perf_counter()
         results["cells"][cell.name] = benches[cell.model].measured(cell)
-        settings = {key: getattr(options, key) for key in ("tokens", "judged", "fit_tokens", "length", "orders", "evaluations")}
         results.setdefault("settings", {})[cell.model] = settings
         options.out.parent.mkdir(exist_ok=True)
         options.out.write_text(json.dumps(results, indent=1) + "\n")
