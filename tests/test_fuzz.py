@@ -17,15 +17,18 @@ from typing import Any
 import pytest
 from families import tiny_model
 from safetensors import SafetensorError, safe_open
+from text_world import word_tokenizer
 
 from shoal.edits.plan import Plan
 from shoal.engine.model_config import describe
 from shoal.engine.shards import read_shard
+from shoal.evaluate.tasks.task_files import load_task
 from shoal.measure.anatomy import Anatomy
 from shoal.measure.scan import Scan, ScanFile, TableHead
 from shoal.recipes.recipe_file import load_recipe
 from shoal.recipes.table import RECIPES
 from shoal.run.folder import RunFolder, RunRecord, StageRecord
+from shoal.text import open_corpus
 from shoal.words.records import Provenance, stable_hash
 
 QUICK, SLOW = 12, 10_000
@@ -108,6 +111,7 @@ class Sound:
         stages = {"scan": StageRecord(key="0", seconds=1.0, files=("scan.json",))}
         self.run = json.loads(RunRecord(version="1", stages=stages).to_json())
         self.scan = self._scan()
+        self.tokenizer = word_tokenizer(40)
         self.written = {path.name: path.read_bytes() for path in (folder / "scan").iterdir()}
 
     def _scan(self) -> dict[str, Any]:
@@ -195,8 +199,36 @@ def try_run(sound: Sound, folder: Path, draw: random.Random) -> bool:
     return True
 
 
+TASK_ROWS = (
+    {"ctx": "w1 w2", "choices": [" w3", " w4"], "gold": 1}, {"ctx": "w5", "choices": [" w1", " w2", " w3"], "gold": 0},
+    {"ctx": "w6 w7", "choices": [" w8", " w9"], "gold": 1},
+)  # fmt: skip
+
+
+def try_task(sound: Sound, folder: Path, draw: random.Random) -> bool:
+    rows = [json.dumps(row).encode() for row in TASK_ROWS]
+    rows[draw.randrange(3)] = text_of(draw.choice(TASK_ROWS), draw)
+    (folder / "quiz.jsonl").write_bytes(b"\n".join(rows))
+    task = load_task(folder / "quiz.jsonl")
+    assert len(task.items) >= 1 and all(0 <= item.gold < len(item.choices) for item in task.items)
+    return True
+
+
+def try_text(sound: Sound, folder: Path, draw: random.Random) -> bool:
+    turns = [{"role": "user", "content": "w1 w2 w3"}, {"role": "assistant", "content": "w4 w5 w6"}]
+    row = draw.choice([{"text": "w1 w2 w3 w4"}, {"messages": turns}, {"instruction": "w1", "input": "w2", "output": "w3 w4"}])
+    rows = [json.dumps(row).encode() for _ in range(40)]
+    rows[draw.randrange(40)] = text_of(row, draw)
+    name = draw.choice(["t.jsonl", "t.json", "t.txt", "t.csv"])
+    (folder / name).write_bytes(b"\n".join(rows))
+    samples = open_corpus(str(folder / name), sound.tokenizer, seed=0).samples("calibration", n=2, length=4, fewest=1)
+    assert samples.ids_NT.max() < len(sound.tokenizer)
+    return True
+
+
 KINDS: dict[str, Callable[[Sound, Path, random.Random], bool]] = {
     "header": try_header, "config": try_config, "plan": try_plan, "recipe": try_recipe, "scan": try_scan, "run": try_run,
+    "task": try_task, "text": try_text,
 }  # fmt: skip
 
 

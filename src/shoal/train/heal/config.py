@@ -54,9 +54,9 @@ class HealConfig(Record):
         merge: how adapters enter the checkpoint; an entry of ``train.heal.merge.MERGES``, or ``auto``, the best of them.
         most_lost: nats per token by which merging may worsen the measure; above it the merge is refused.
         keep_zeros: zeros of the student's matrices stay zero through training and merging.
-        regrow: share of the other weights of each matrix that is set to zero every ``regrow_every`` steps, the smallest, while
-            as many grow where the gradient is largest: among the zeros of ``all`` matrices (arXiv 2210.14012), or of each
-            ``map`` (``regrow_in``). It falls to nothing at three quarters of the training.
+        regrow, regrow_every, regrow_in: share of the other weights of each matrix that is set to zero every ``regrow_every``
+            steps, the smallest, while as many grow where the gradient is largest: among the zeros of ``all`` matrices (arXiv
+            2210.14012), or of each ``map``. It falls to nothing at three quarters of the training.
         seed: of adapters, dropout and the order of the samples.
     """
 
