@@ -170,7 +170,7 @@ def test_a_finished_curve_measures_nothing_and_can_be_widened(small, tmp_path):
     assert curves(methods, drop="0..2") == first and not work
     wider = curves(recipes(small, "none", "uidl"), drop="0..3")
     assert [one for one in wider.points if one.method == "none"][:2] == list(first.points)
-    with pytest.raises(ValueError, match="holds 4 points that this curves leaves out"):
+    with pytest.raises(ValueError, match="holds 4 points that this run leaves out"):
         curves(methods, drop="0..2")
     assert curves(methods, drop="0..2", overwrite=True).points == first.points
 
@@ -264,7 +264,7 @@ def test_names_that_are_no_method(name):
 
 def test_methods_of_different_text_are_not_compared(small, tmp_path):
     other = recipe(small, text={"sources": [small["text"]], **TEXT, "length": 12})
-    with pytest.raises(ValueError, match="compares on one"):
+    with pytest.raises(ValueError, match="compared on one"):
         measure_curves({"none": recipe(small), "refit": other}, tmp_path / "curves")
     assert not (tmp_path / "curves").exists()
 
