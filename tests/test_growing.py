@@ -12,6 +12,7 @@ from shoal import compress, load_recipe
 from shoal.cli.recipe_options import with_options
 from shoal.edits.insert import Insert
 from shoal.edits.plan import Plan
+from shoal.engine.opening import Opening
 from shoal.engine.view import DecoderView
 from shoal.fit.lesa import basis_of, predicted
 from shoal.recipes.table import RECIPES
@@ -88,9 +89,9 @@ def test_a_killed_run_ends_in_the_same_bits(resident, small, tmp_path, monkeypat
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(stage, "_save_and_verify", killed)
-        compress(recipe(small, "lesa", heal=None), tmp_path / "run", resident=resident)
+        compress(recipe(small, "lesa", heal=None), tmp_path / "run", opening=Opening(resident=resident))
     assert (tmp_path / "run" / "predict.safetensors").is_file() and not (tmp_path / "run" / "model").exists()
-    outcome = compress(recipe(small, "lesa", heal=None), tmp_path / "run", resident=resident)
+    outcome = compress(recipe(small, "lesa", heal=None), tmp_path / "run", opening=Opening(resident=resident))
     ours, theirs = saved(outcome.folder), saved(wanted.folder)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert Plan.load(outcome.folder / "plan.json").edits == wanted.plan.edits

@@ -9,6 +9,7 @@ from world import write_model, write_text
 
 from shoal import compress, load_recipe
 from shoal.edits.plan import Plan
+from shoal.engine.opening import Opening
 from shoal.engine.tensors import each_tensor
 from shoal.prune.thin_result import ThinResult
 from shoal.run.run_files import plan_file, values_for
@@ -112,7 +113,7 @@ def values(folder):
 
 def test_layers_on_disk_give_the_same_bits(world, tmp_path):
     made = [
-        compress("sparsegpt", tmp_path / name, resident=name, **changes(world, prune={"allocate": "lamp"}))
+        compress("sparsegpt", tmp_path / name, opening=Opening(resident=name), **changes(world, prune={"allocate": "lamp"}))
         for name in ("all", "1")
     ]
     ours, theirs = (values(one.folder) for one in made)

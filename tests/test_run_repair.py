@@ -16,6 +16,7 @@ from shoal import compress, load_recipe
 from shoal.cli import main
 from shoal.edits.plan import Plan
 from shoal.edits.refit import Refit
+from shoal.engine.opening import Opening
 from shoal.fit.fit_config import FEWEST_TOKENS, TOKENS_PER_INPUT, FitConfig
 from shoal.fit.fit_plan import fit_plan
 from shoal.fit.repairs.solve import solved_replacements
@@ -121,7 +122,7 @@ def test_a_repair_that_was_undone_leaves_a_plan_that_can_be_applied(replacement,
     monkeypatch.setattr("shoal.fit.fit_plan.fit_plan", lambda *args, **options: worse(*args, **{**options, **worse.keywords}))
     outcome = compress(recipe(small, "solve", replace=replacement, polish="none"), tmp_path / "run")
     assert not outcome.repaired.kept and outcome.repaired.kl_after == 1.0
-    applied = apply_plan(outcome.folder / "fitted.json", tmp_path / "applied", trust_remote_code=True)
+    applied = apply_plan(outcome.folder / "fitted.json", tmp_path / "applied", opening=Opening(trust=True))
     for file in outcome.model.glob("*.safetensors"):
         assert same(load_file(file), load_file(applied.path / file.name))
 
