@@ -216,7 +216,8 @@ class StepOptions:
             metavar="RATE",
             help="Peak learning rate, or auto: found by short runs."
             + default(
-                "2e-4 x 4096 / hidden size; 1e-4 for partial, 5e-5 for full, 1e-3 for norms in place of 2e-4; at most 0.01"
+                "2e-4 x 4096 / hidden size, in place of 2e-4 1e-4 for partial, 1e-4 for new, 5e-5 for full, "
+                "1e-3 for norms; at most 0.01"
             ),
             rich_help_panel=STEPS,
         ),
