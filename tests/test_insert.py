@@ -1,6 +1,7 @@
 """Laws of inserted layers: a silent one changes no bit, the file is the overlay, dropping it gives the source back."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +23,8 @@ from shoal.engine.streamed import open_streamed
 from shoal.engine.student import TEACHER
 from shoal.engine.view import DecoderView
 from shoal.evaluate.cost import cost
+from shoal.export.exporter import Options, StudentFolder
+from shoal.export.mergekit import MERGEKIT
 from shoal.select.model_size import model_size
 from shoal.select.places import inserts
 from shoal.show.report.layer_strip import strip
@@ -196,6 +199,16 @@ def test_a_range_is_the_row_of_solar():
     (edit,) = inserts(32, 16, init_named("copy"), "range")
     row = [slot.like for slot in plan_of_edits((edit,), n_layers=32).structure]
     assert row == [*range(24), *range(8, 32)]
+
+
+def test_mergekit_is_told_the_row_of_a_repeated_range():
+    """Two slices, as SOLAR's own file has them; a growing with zeros or blends is refused."""
+    plans = [plan_of_edits(inserts(32, 16, init_named(init), "range"), n_layers=32) for init in ("copy", "identity")]
+    solar, silent = (StudentFolder(Path("x"), {}, plan) for plan in plans)
+    done = MERGEKIT.write(solar, None, Options())
+    assert "[0, 24]" in done.text and "[8, 32]" in done.text
+    assert MERGEKIT.refuses(solar, Options()) is None and MERGEKIT.verify(solar, done) == {"slices": 2, "layers": 48}
+    assert MERGEKIT.refuses(silent, Options()) is not None
 
 
 @pytest.mark.parametrize(

@@ -140,12 +140,12 @@ class NewTensors:
         return self._values[key].detach()
 
     def _zero(self, slot: Slot) -> list[str]:
-        """Names of the parameters that are zero, so that the sublayers that are off give nothing.
+        """Names of the parameters that are zero, so that the layer, or the sublayers that are off, give nothing.
 
         Raises:
             ValueError: a sublayer without an output map.
         """
-        if slot.is_inserted and slot.off:
+        if slot.is_silent:
             return list(silenced(self._layer(slot.like), self._family))
         return [name for kind in sorted(slot.off) for name in self._output_map(slot.like, kind)]
 

@@ -14,16 +14,13 @@ from pydantic import Field, field_validator, model_validator
 
 from shoal.edits.base import BaseEdit, Index
 from shoal.edits.inits import Init, init_named
-from shoal.words.structure import Slot, Structure, SublayerKind, runs_said, with_inserted
+from shoal.words.structure import Slot, Structure, runs_said, with_inserted
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from shoal.edits.student_of import Overlay
     from shoal.engine.view import DecoderView
-
-
-BOTH: frozenset[SublayerKind] = frozenset(("attn", "mlp"))
 
 
 class Insert(BaseEdit):
@@ -65,8 +62,8 @@ class Insert(BaseEdit):
         return (self.after, *self.of)
 
     def structure(self, before: Structure) -> Structure:
-        off = BOTH if self.start.is_silent else frozenset()
-        new = tuple(Slot(like, off=off, values=self.prefix_of(i), after=self.after) for i, like in enumerate(self.of))
+        silent = self.start.is_silent
+        new = tuple(Slot(like, values=self.prefix_of(i), after=self.after, is_silent=silent) for i, like in enumerate(self.of))
         return with_inserted(before, new)
 
     def prefix(self) -> str:

@@ -42,6 +42,7 @@ class Slot:
             source's layer ``like``, perhaps with new values for some of its parameters.
         is_hosted: a module that the checkpoint keeps inside the layer before it, so that it is no layer of its own there.
         after: the place of the source behind which it was put in; None where it stands in the source's own row.
+        is_silent: a new layer whose output maps are zero until it is trained. Unlike one that lacks sublayers it counts whole.
     """
 
     like: int
@@ -50,6 +51,7 @@ class Slot:
     values: str = ""
     is_hosted: bool = False
     after: int | None = None
+    is_silent: bool = False
 
     @property
     def is_inserted(self) -> bool:
@@ -64,7 +66,7 @@ class Slot:
     @property
     def is_as_stored(self) -> bool:
         """Whether the weights of the source's layer ``like`` run here, whole: in its own place, or once more."""
-        return self.runs == "layer" and not self.values and not self.off
+        return self.runs == "layer" and not (self.values or self.off or self.is_silent)
 
     @property
     def place(self) -> int:
