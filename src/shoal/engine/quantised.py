@@ -82,8 +82,9 @@ def is_packed(model: nn.Module) -> bool:
 
 
 def shapes_of(model: Any) -> Any:
-    """The model as it is before quantisation, on ``meta`` where it holds packed numbers, so that its weights can be counted."""
-    if not is_packed(model):
+    """The model as it is before quantisation, on ``meta`` where it holds packed numbers or scales, so that its weights can be
+    counted."""
+    if not is_packed(model) and getattr(model, "hf_quantizer", None) is None:
         return model
     from shoal.engine.model_config import build_empty
 
