@@ -131,6 +131,7 @@ class Bench:
         from shoal.run.folder import RunFolder
         from shoal.run.job import Inputs, versions
         from shoal.run.stage import State, run_all
+        from shoal.run.stages.scan import SCAN
         from shoal.run.stages.table import TO_A_STUDENT
         from shoal.text import open_corpus
         from shoal.words.progress import silent
@@ -140,11 +141,10 @@ class Bench:
         if scanned is not None and scanned.exists() and not folder.exists():
             shutil.copytree(scanned, folder)
         run = RunFolder(folder, version="0", command="", versions=versions(), overwrite=False, workers=ALONE)
-        scan, *rest = TO_A_STUDENT
-        state = run_all([scan], State(inputs), run, silent)
+        state = run_all([SCAN], State(inputs), run, silent)
         if scanned is not None and not scanned.exists():
             shutil.copytree(folder, scanned)
-        return run_all(rest, state, run, silent)
+        return run_all([stage for stage in TO_A_STUDENT if stage is not SCAN], state, run, silent)
 
     def student_in(self, folder: Path) -> Any:
         """The student of a finished run folder."""
