@@ -126,7 +126,7 @@ def test_citations_are_those_of_the_method(evaluation):
     assert "bibtex" not in text_of(evaluation)
 
 
-@pytest.mark.parametrize("arxiv", [*{paper for one in RECIPES.values() for paper in one.recipe.papers}, "1234.56789"])
+@pytest.mark.parametrize("arxiv", [*sorted({paper for one in RECIPES.values() for paper in one.recipe.papers}), "1234.56789"])
 def test_bibtex_is_balanced_and_names_its_paper(arxiv):
     entry = bibtex(arxiv)
     assert entry.count("{") == entry.count("}") and f"arXiv:{arxiv}" in entry and entry.startswith("@")
