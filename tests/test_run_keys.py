@@ -82,7 +82,7 @@ def test_no_option_is_forgotten_here():
     assert {*TEXT, "sources", "field"} == set(TextChoice.model_fields)
     assert {*TRAIN, "stages"} == set(TrainConfig.model_fields)
     for_people = {"name", "about", "papers", "model"}
-    others = {"text", "train", "observers", "seed", "repair", "fit", "polish", "search", "heal", "speed"} | for_people
+    others = {"text", "train", "observers", "seed", "repair", "fit", "polish", "search", "heal", "speed", "units"} | for_people
     assert {*CHOICE, *others} == set(load_recipe().model_dump())
 
 
@@ -100,6 +100,12 @@ def test_text(base, option):
 def test_choice(base, option):
     decides_training = FITTING if option == "replace" else set()
     assert changed(base, {option: CHOICE[option]}) == PLANNING | decides_training
+
+
+@pytest.mark.parametrize("units", ["sublayers", "attention"])
+def test_units(base, units):
+    base = merge(base, {"select": "greedy", "replace": "none", "repair": "none", "guard": 1})
+    assert changed(base, {"units": units}) == PLANNING
 
 
 @pytest.mark.parametrize("option", TRAIN)
