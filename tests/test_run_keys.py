@@ -6,15 +6,18 @@ from world import write_model, write_text
 from shoal.edits.drop import Drop
 from shoal.edits.plan import Plan
 from shoal.edits.replace.replace_edit import Replace
+from shoal.engine.opening import Opening
 from shoal.fit.fit_config import FitConfig
 from shoal.recipes.recipe import TextChoice
 from shoal.recipes.recipe_file import load_recipe, merge
 from shoal.run.asking import budget_of, needs_scan, request_of
 from shoal.run.begin import open_folder
+from shoal.run.by_hand import named_key
 from shoal.run.job import open_inputs
 from shoal.run.keys import choice_key, edits_key, evaluation_key, repair_key, save_key, scan_key, train_key
 from shoal.run.stage import State, run_stage
 from shoal.run.stages.choose import CHOOSE
+from shoal.select.model_size import PutBack
 from shoal.select.search.search_config import SearchConfig
 from shoal.train.config import TrainConfig
 from shoal.words.progress import silent
@@ -43,7 +46,7 @@ def base(tmp_path_factory):
 
 def keys(base, changes, **options):
     recipe = load_recipe("default", merge(base, changes))
-    inputs = open_inputs(recipe, **options)
+    inputs = open_inputs(recipe, Opening(**options))
     scan = scan_key(inputs) if needs_scan(recipe) else None
     return {
         "scan": scan,
@@ -68,7 +71,7 @@ TEXT = {
 }
 CHOICE = {
     "drop": "1", "parameters": "30K", "select": "disjoint", "by": "angular/last", "max_spans": 2, "rounds": 2, "protect": (0,),
-    "guard": 3, "replace": "none",
+    "guard": 3, "replace": "none", "size": "50KB",
 }  # fmt: skip
 TRAIN = {
     "objective": "cosine", "several": "sequential",
@@ -83,6 +86,7 @@ def test_no_option_is_forgotten_here():
     assert {*TRAIN, "stages"} == set(TrainConfig.model_fields)
     for_people = {"name", "about", "papers", "model"}
     others = {"text", "train", "observers", "seed", "repair", "fit", "polish", "search", "heal", "speed", "units"} | for_people
+    others |= {"layers", "keep", "grow", "merge", "prune"}
     assert {*CHOICE, *others} == set(load_recipe().model_dump())
 
 
@@ -100,6 +104,13 @@ def test_text(base, option):
 def test_choice(base, option):
     decides_training = FITTING if option == "replace" else set()
     assert changed(base, {option: CHOICE[option]}) == PLANNING | decides_training
+
+
+def test_layers_by_number(base):
+    named = ({"layers": "2"}, {"layers": "3"}, {"layers": "attn:2"}, {"keep": "0..3"}, {"keep": "0..4"})
+    recipes = [load_recipe("default", {"model": base["model"], **one}) for one in named]
+    plans = [named_key("fingerprint", recipe, PutBack()) for recipe in recipes]
+    assert len(set(plans)) == len(plans)
 
 
 @pytest.mark.parametrize("units", ["sublayers", "attention"])
