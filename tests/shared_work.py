@@ -99,7 +99,11 @@ def share_everything(workers: Workers, folder: Path) -> dict[str, object]:
         "gradients": [gradients(view, n, workers) for n in (5, 1)],
         "trained": trained.values,
         "swept": swept.values,
-        "thinned": [(one.values, one.maps) for name in PRUNERS for one in thinned(view, batches, name, workers)],
+        "thinned": [
+            (one.values, [record.to_json() for record in one.maps])  # as text: a file of tensors holds no classes of ours
+            for name in PRUNERS
+            for one in thinned(view, batches, name, workers)
+        ],
         "errors": [(one.error_before, one.error_after) for one in swept.layers],
         "maps": [[(fit.ridge, fit.n_tokens, fit.n_sinks) for fit in one.maps] for one in swept.layers],
         "result": trained.result.model_dump(exclude={"seconds": True, "curve": {"__all__": {"seconds"}}}),

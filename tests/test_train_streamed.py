@@ -61,6 +61,14 @@ def pair(tmp_path):
     return pair_of(tmp_path / "source")
 
 
+def refit(view):
+    """Layer 2 fitted to do without layer 3, on enough tokens that its new neurons and the solve of its attention are kept."""
+    fitted = fit_plan(view, plan_of(Drop(indices=(3,))), samples(80, seed=1), repair="refit", batch_size=4)
+    maps = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "self_attn.o_proj")
+    assert fitted.values.keys() == {f"refit.2.{name}.weight" for name in maps}
+    return fitted
+
+
 def timeless(result):
     points = [point.model_copy(update={"seconds": 0.0}) for point in result.curve]
     return result.model_copy(update={"seconds": 0.0, "curve": tuple(points)})
@@ -203,7 +211,7 @@ def test_between_steps_no_layer_and_while_measuring_no_gradient_is_held(pair, ed
     whole, streamed = pair
     plan, values = ONE, None
     if edit == "refit":
-        fitted = fit_plan(whole, plan_of(Drop(indices=(3,))), TEXT["training"], repair="refit", batch_size=4)
+        fitted = refit(whole)
         plan, values = fitted.plan, fitted.values
     held, gradients, optimised = [], [], torch.optim.AdamW.step
 
@@ -252,8 +260,7 @@ def test_layers_that_every_step_needs_must_be_held(tmp_path, plan, objective, se
 
 def test_refits_are_polished_alike(pair, tmp_path):
     """A refit runs its own layer at every step, which is then the one that is held."""
-    fitted = fit_plan(pair[0], plan_of(Drop(indices=(3,))), TEXT["training"], repair="refit", batch_size=4)
-    assert fitted.values
+    fitted = refit(pair[0])
     runs = [train_plan(view, fitted.plan, values=fitted.values, config=CONFIG, **TEXT) for view in pair]
     assert_same_training(*runs)
 
