@@ -177,7 +177,7 @@ def test_a_recipe_names_layers_or_chooses(small, shoal, tmp_path):
         load_recipe("both.yaml")
     code, _, err = shoal("compress", small["model"], "--recipe", "r.yaml", "--guard", 2, "--out", "run")
     one_line(code, err, "r.yaml names its layers, so nothing is chosen and --guard is not read")
-    code, _, err = shoal("sweep", small["model"], "--methods", "r.yaml", "--out", "run")
+    code, _, err = shoal("curve", small["model"], "--methods", "r.yaml", "--out", "run")
     one_line(code, err, "names its layers")
 
 

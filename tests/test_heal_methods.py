@@ -11,7 +11,8 @@ from shoal.train.heal.merge import MERGES, best_merge, measure, merge_pupil
 from shoal.train.heal.table import TRAINABLE
 from shoal.train.heal.train import Lesson, prepare, train
 
-PLAIN = [name for name, one in TRAINABLE.items() if not one.is_quantised]
+# `new` needs a plan that put layers in; tests/test_growing.py has it.
+PLAIN = [name for name, one in TRAINABLE.items() if not one.is_quantised and name != "new"]
 HEADS = {"partial": dict(head="keep")}
 
 

@@ -59,7 +59,7 @@ def test_a_toy_observer_is_found_wherever_observers_are_named(toy, small, shoal,
 def test_what_is_not_in_the_table_is_refused_by_name(small):
     with pytest.raises(ValueError, match="no observer 'kca'; did you mean 'cka'"):
         Recipe(observers=("kca",))
-    with pytest.raises(ValueError, match="no score of the scan"):
+    with pytest.raises(ValueError, match="'cka/rest' is no score; did you mean"):
         load_recipe("default", {"by": "cka/rest"})
 
 

@@ -88,7 +88,7 @@ def test_layers_go_by_the_share_of_cache_that_they_hold():
         assert n is None or short.request.n == n
     with pytest.raises(ValueError, match="two budgets of one kind"):
         parse_budget("20%,25%params")
-    with pytest.raises(ValueError, match="share of latency, which is known of an opened model alone"):
+    with pytest.raises(ValueError, match="counted in latency, which is known of an opened model alone"):
         shortlist(parse_budget("20%latency"), size, request, Evidence(amounts=amounts))
 
 
