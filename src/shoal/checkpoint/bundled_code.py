@@ -20,6 +20,7 @@ from shoal.edits.replace import modules
 from shoal.edits.replace.modules import HOSTED, StreamModule
 from shoal.engine.shards import INDEX, SINGLE
 from shoal.words.reading import read_json
+from shoal.words.records import stable_hash
 
 CONFIG_FILE, MODEL_FILE = "configuration_shoal", "modeling_shoal"
 FIRST, WEIGHTS = "model-00001-of-00002.safetensors", "model-replacements.safetensors"
@@ -33,6 +34,9 @@ class Shoal{config}({config}):
     """As {config}. ``replacements``: layer index -> kinds and options of what follows that layer, in order."""
 
     model_type = "{model_type}"
+
+
+# Of {model_file}.py with the digest {digest}.
 '''
 
 MODEL_CODE = """
@@ -132,8 +136,6 @@ def _write_code(folder: Path, model: Any, layers_path: str, kinds: Iterable[type
 
     stock, config, family = type(model).__name__, type(model.config).__name__, model.config.model_type
     words = {"stock": stock, "config": config, "family": family, "model_type": _model_type(model), "config_file": CONFIG_FILE}
-    code = CONFIG_CODE.format(module=type(model.config).__module__, **words)
-    (folder / f"{CONFIG_FILE}.py").write_text(code, encoding="utf-8")
     inner = _inner(model, layers_path)
     names = sorted({stock, *([inner[0]] if inner else [])})
     text = Path(modules.__file__).read_text(encoding="utf-8")
@@ -146,6 +148,10 @@ def _write_code(folder: Path, model: Any, layers_path: str, kinds: Iterable[type
     if inner:
         text += CLASS_CODE.format(layers_path=inner[1], **{**words, "stock": inner[0]})
     (folder / f"{MODEL_FILE}.py").write_text(text, encoding="utf-8")
+    # The library finds a model's class by its config's class and loads equal files once, so a config file that two checkpoints
+    # share would give the second one in a process the model of the first.
+    code = CONFIG_CODE.format(module=type(model.config).__module__, digest=stable_hash(text), model_file=MODEL_FILE, **words)
+    (folder / f"{CONFIG_FILE}.py").write_text(code, encoding="utf-8")
 
 
 def _auto_map(model: Any, layers_path: str) -> dict[str, str]:
