@@ -18,7 +18,10 @@ from shoal.measure.scan import Scan
 from shoal.recipes.table import RECIPES
 from shoal.run.apply import apply_plan
 from shoal.run.job import open_inputs
+from shoal.run.unit_scoring import FEWEST_FOR_GRADIENTS
+from shoal.select.table import SELECTORS
 from shoal.train.course import plan_courses
+from shoal.words.structure import stored
 
 LENGTH = 16
 
@@ -27,7 +30,9 @@ def recipe(small, name=None, **changes):
     """A named one as it is, else one that trains a layer."""
     if name is None:
         name, changes = "default", {"replace": "layer", **changes}
-    text = {"sources": [small["text"]], "samples": 12, "length": LENGTH, "selection": 8, "evaluation": 8}
+    ranks_by_gradients = load_recipe(name).by.startswith("taylor")  # fewer samples are refused
+    samples = FEWEST_FOR_GRADIENTS if ranks_by_gradients else 12
+    text = {"sources": [small["text"]], "samples": samples, "length": LENGTH, "selection": 8, "evaluation": 8}
     train = {"tokens": 40 * LENGTH, "batch": 8, "micro_batch": 4, "eval_every": 2}
     healed = load_recipe(name).heal is not None  # by lora for qlora: in 4 bits a CPU wants maps of 64 inputs
     heal = (
@@ -43,7 +48,8 @@ def recipe(small, name=None, **changes):
         if healed
         else None
     )
-    return load_recipe(name, {"model": small["model"], "drop": "2", "text": text, "train": train, "heal": heal, **changes})
+    budget = {} if load_recipe(name).is_by_hand else {"drop": "2"}  # a budget would stand in place of the named layers
+    return load_recipe(name, {"model": small["model"], **budget, "text": text, "train": train, "heal": heal, **changes})
 
 
 def reloaded(path, **options):
@@ -52,12 +58,42 @@ def reloaded(path, **options):
     return model
 
 
+def world_of(name, small, folder):
+    """The small model, or a deeper one where the recipe protects so many layers that two of six could not go."""
+    n_layers = max(6, len(load_recipe(name).protect) + 2)
+    return (small if n_layers == 6 else {**small, "model": str(write_model(folder / "deeper", n_layers=n_layers))}), n_layers
+
+
+def parameters_off(model, plan):
+    """Parameters of sublayers that are gone; a stock checkpoint stores them, with an output of zero."""
+    total = 0
+    for layer, slot in zip(model.model.layers, stored(plan.structure), strict=True):
+        for kind in slot.off:
+            sublayer, out = (layer.self_attn, "o_proj") if kind == "attn" else (layer.mlp, "down_proj")
+            assert not sublayer.get_submodule(out).weight.any(), kind
+            total += sum(p.numel() for p in sublayer.parameters())
+    return total
+
+
+def reads_spans(asked):
+    """Whether scores of spans are read: by a selector of tables, unless its table scores single units, or for rivals."""
+    is_chosen_by_table = "tables" in SELECTORS[asked.select].reads and "/" in asked.by
+    return not asked.is_by_hand and (is_chosen_by_table or asked.guard > 1)
+
+
 @pytest.mark.parametrize("name", sorted(name for name, one in RECIPES.items() if one.recipe.grow is None))
 def test_every_recipe_ends_in_a_checkpoint_of_the_planned_size(name, small, tmp_path):
-    outcome = compress(recipe(small, name), tmp_path / "run")
-    model = reloaded(outcome.model, trust_remote_code=load_recipe(name).replace in ("hadamard", "free"))  # layouts with code
-    assert model.config.num_hidden_layers == outcome.plan.after.layers == 4
-    assert sum(p.numel() for p in model.parameters()) == outcome.plan.after.parameters
+    world, n_layers = world_of(name, small, tmp_path)
+    asked = recipe(world, name)
+    outcome = compress(asked, tmp_path / "run")
+    model = reloaded(outcome.model, trust_remote_code=asked.replace in ("hadamard", "free"))  # layouts with code
+    n_gone = 0 if asked.is_by_hand else 2  # the recipes that name layers name none, and set weights to zero instead
+    layers_go = asked.units == "layers"
+    assert model.config.num_hidden_layers == outcome.plan.after.layers == n_layers - (n_gone if layers_go else 0)
+    assert sum(len(slot.off) for slot in outcome.plan.structure) == (0 if layers_go else n_gone)
+    off = parameters_off(model, outcome.plan) if not layers_go else 0
+    assert sum(p.numel() for p in model.parameters()) - off == outcome.plan.after.parameters
+    assert (outcome.plan.after.parameters < outcome.plan.before.parameters) == (n_gone > 0)
     assert outcome.evaluation.student.cost.parameters == outcome.plan.after.parameters
     for file in (
         "recipe.yaml",
@@ -69,15 +105,19 @@ def test_every_recipe_ends_in_a_checkpoint_of_the_planned_size(name, small, tmp_
         "report.html",
     ):
         assert (outcome.folder / file).stat().st_size, file
-    assert load_recipe(str(outcome.folder / "recipe.yaml")) == recipe(small, name)
-    assert (outcome.scan is None) == (name in ("uidl-simple", "reassessing", "sleb", "evopress-depth"))
-    has_values = any((outcome.folder / f"{stage}.safetensors").exists() for stage in ("fit", "train"))
-    healed = load_recipe(name).heal is not None
-    assert (outcome.evaluation.plain is not None) == (has_values or healed)  # a repair that was undone leaves none
+    assert load_recipe(str(outcome.folder / "recipe.yaml")) == asked
+    assert (outcome.scan is not None) == (outcome.folder / "scan.json").exists() == reads_spans(asked)
+    has_zeros = asked.prune is not None
+    assert (outcome.thinned is not None) == has_zeros == any((outcome.folder / "prune").glob("layer-*.safetensors"))
+    is_repaired = any((outcome.folder / f"{stage}.safetensors").exists() for stage in ("fit", "train"))
+    healed = asked.heal is not None
+    # What the same cut loses alone is told where layers go and anything has new values; a repair that was undone leaves none.
+    has_plain = bool(outcome.plan.absent_layers) and (is_repaired or has_zeros or healed)
+    assert (outcome.evaluation.plain is not None) == has_plain
     assert (outcome.healed is not None) == healed == (outcome.folder / "cut").is_dir()
     if healed:
         assert "healed" in (outcome.model / "README.md").read_text()
-        again = compress(recipe(small, name), tmp_path / "run")  # every stage stands
+        again = compress(asked, tmp_path / "run")  # every stage stands
         assert again.healed.training == outcome.healed.training and again.evaluation == outcome.evaluation
 
 
