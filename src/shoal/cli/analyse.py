@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from shoal.cli.groups import EvaluationOptions, PlaceOptions, ResultOptions, TextOptions
-from shoal.cli.help import default
+from shoal.cli.option import argument, option
 from shoal.cli.options import OutOption
 from shoal.cli.recipe_options import with_options
 from shoal.cli.verb import command_line, given, verb
@@ -16,24 +14,19 @@ from shoal.cli.verb import command_line, given, verb
 
 @verb
 def analyse(
-    model: Annotated[str, typer.Argument(metavar="A", help="Folder, hub id, or run folder (its model/).")],
+    model: Annotated[str, argument("A", "Folder, hub id, or run folder (its model/).")],
     other: Annotated[
         str | None,
-        typer.Argument(
-            metavar="[B]",
-            help="Another checkpoint of the same shape, such as the healed one of a cut: barriers and the way between the two.",
+        argument(
+            "[B]",
+            "Another checkpoint of the same shape, such as the healed one of a cut: barriers and the way between the two.",
         ),
     ] = None,
     *,
     out: OutOption,
     at: Annotated[
         float | None,
-        typer.Option(
-            "--at",
-            metavar="T",
-            help="Write the checkpoint that far from A (0) to B (1) into model/, reloaded and checked."
-            + default("none is written"),
-        ),
+        option("T", "Write the checkpoint that far from A (0) to B (1) into model/, reloaded and checked.", "none is written"),
     ] = None,
     text: TextOptions,
     reading: EvaluationOptions,

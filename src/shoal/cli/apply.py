@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from shoal.cli.help import default
+from shoal.cli.option import argument, option
 from shoal.cli.options import DeviceOption, JsonOption, KeepOption, LayersOption, RemoteOption
 from shoal.cli.recipe_options import with_options
 from shoal.cli.show import say_beside
@@ -19,21 +17,15 @@ from shoal.engine.opening import Opening
 def apply(
     plan: Annotated[
         Path,
-        typer.Argument(
-            metavar="PLAN|MODEL",
-            help="plan.json, or fitted.json with its repair (values lie beside it); with --layers or --keep a model.",
+        argument(
+            "PLAN|MODEL", "plan.json, or fitted.json with its repair (values lie beside it); with --layers or --keep a model."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="New folder for the checkpoint.")],
+    out: Annotated[Path, option("DIR", "New folder for the checkpoint.")],
     layers: LayersOption = None,
     keep: KeepOption = None,
     model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            metavar="MODEL",
-            help="Where the source model is now, when it has moved." + default("as the plan names it"),
-        ),
+        str | None, option("MODEL", "Where the source model is now, when it has moved.", "as the plan names it")
     ] = None,
     device: DeviceOption = "cpu",
     trust_remote_code: RemoteOption = False,

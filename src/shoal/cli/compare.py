@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from shoal.cli.groups import EvaluationOptions, PlaceOptions, TaskOptions, TextOptions
+from shoal.cli.option import argument
 from shoal.cli.options import JsonOption
 from shoal.cli.recipe_options import with_options
 from shoal.cli.verb import given, verb
@@ -15,8 +14,7 @@ from shoal.cli.verb import given, verb
 @verb
 def compare(
     models: Annotated[
-        list[str],
-        typer.Argument(metavar="A B [C...]", help="Folders, hub ids, or run folders (their model/); A is the reference."),
+        list[str], argument("A B [C...]", "Folders, hub ids, or run folders (their model/); A is the reference.")
     ],
     tasks: TaskOptions,
     text: TextOptions,

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from shoal.cli.groups import MachineOptions, ResultOptions, SampleOptions, TextOptions
-from shoal.cli.help import default
+from shoal.cli.option import option
 from shoal.cli.options import FitTokensOption, ItemsOption, ModelOption, OutOption, ProtectOption, TrainTokensOption
 from shoal.cli.recipe_options import with_options
 from shoal.cli.show import say_files
@@ -26,50 +24,31 @@ DEFAULT_METHODS = "none,uidl,shortgpt"
 class CurveOptions:
     """Which cuts are made, by which methods, and what the largest good one is told by."""
 
-    drop: Annotated[
-        str,
-        typer.Option("--drop", metavar="RANGE", help="0..50% of all parameters, 0..50%layers, 0..8 layers, or an upper end."),
-    ] = "0..50%"
+    drop: Annotated[str, option("RANGE", "0..50% of all parameters, 0..50%layers, 0..8 layers, or an upper end.")] = "0..50%"
     methods: Annotated[
         str,
-        typer.Option(
-            "--methods",
-            metavar="NAMES",
-            help="With commas: none (plain removal, guarded), a repair (refit, sweep), a replacement (layer), a recipe or YAML "
+        option(
+            "NAMES",
+            "With commas: none (plain removal, guarded), a repair (refit, sweep), a replacement (layer), a recipe or YAML "
             "file, or joined ones such as uidl+sweep.",
         ),
     ] = DEFAULT_METHODS
     points: Annotated[
-        int | None,
-        typer.Option(
-            "--points",
-            metavar="N",
-            help="Cuts per method, evenly spaced." + default(f"every number of layers, at most {MOST_POINTS}"),
-        ),
+        int | None, option("N", "Cuts per method, evenly spaced.", f"every number of layers, at most {MOST_POINTS}")
     ] = None
     task: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--task",
-            metavar="FILE",
-            help="Task file of choices or last words, as for shoal eval; may be repeated." + default("none"),
-        ),
+        option("FILE", "Task file of choices or last words, as for shoal eval; may be repeated.", "none"),
     ] = None
     items: ItemsOption = None
     keep: Annotated[
         str | None,
-        typer.Option(
-            "--keep",
-            metavar="SHARE",
-            help="Say the largest cut that keeps so much of the teacher's quality, such as 95%." + default("none is said"),
-        ),
+        option("SHARE", "Say the largest cut that keeps so much of the teacher's quality, such as 95%.", "none is said"),
     ] = None
     of: Annotated[
         str,
-        typer.Option(
-            "--of",
-            metavar="NAME",
-            help="What --keep is told of: perplexity (teacher's / student's), kl (exp of minus KL), or a task (accuracy).",
+        option(
+            "NAME", "What --keep is told of: perplexity (teacher's / student's), kl (exp of minus KL), or a task (accuracy)."
         ),
     ] = "perplexity"
 

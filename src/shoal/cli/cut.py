@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from shoal.cli.console import Screen
-from shoal.cli.help import default
+from shoal.cli.option import argument, flag, option
 from shoal.cli.options import JsonOption, KeepOption
 from shoal.cli.verb import verb
 from shoal.words.types import Unit
@@ -17,26 +15,16 @@ from shoal.words.unit_names import removed_by_hand
 
 @verb
 def cut(
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE.gguf", help="GGUF file, or the first part of a split one; it is not changed.")
-    ],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="GGUF file to write.")],
+    file: Annotated[Path, argument("FILE.gguf", "GGUF file, or the first part of a split one; it is not changed.")],
+    out: Annotated[Path, option("FILE", "GGUF file to write.")],
     layers: Annotated[
-        str | None,
-        typer.Option(
-            "--layers", metavar="LIST", help="Layers to remove, 0-based and inclusive: 20..24, or 3,7,20..24." + default("none")
-        ),
+        str | None, option("LIST", "Layers to remove, 0-based and inclusive: 20..24, or 3,7,20..24.", "none")
     ] = None,
     keep: KeepOption = None,
     plan: Annotated[
-        Path | None,
-        typer.Option(
-            "--plan",
-            metavar="FILE",
-            help="plan.json whose layers are removed; it may only remove whole layers." + default("none"),
-        ),
+        Path | None, option("FILE", "plan.json whose layers are removed; it may only remove whole layers.", "none")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out where it exists.")] = False,
+    overwrite: Annotated[bool, flag("--overwrite", "Replace --out where it exists.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Cut layers out of a GGUF file: file to file, still quantised, whatever its size.

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from shoal.cli.groups import EvaluationOptions, PlaceOptions, TaskOptions, TextOptions
-from shoal.cli.help import default
+from shoal.cli.option import flag, option
 from shoal.cli.options import JsonOption, ModelOption, NoSpeedOption
 from shoal.cli.recipe_options import with_options
 from shoal.cli.show import show_tasks
@@ -22,16 +20,10 @@ def evaluate(
     reading: EvaluationOptions,
     place: PlaceOptions,
     teacher: Annotated[
-        str | None,
-        typer.Option(
-            "--teacher",
-            metavar="MODEL",
-            help="Reference model, for all that compares two." + default("none, MODEL is measured alone"),
-        ),
+        str | None, option("MODEL", "Reference model, for all that compares two.", "none, MODEL is measured alone")
     ] = None,
     whole: Annotated[
-        bool,
-        typer.Option("--whole", help="Read all of the text, not a slice of it, and state the perplexity as papers do, too."),
+        bool, flag("--whole", "Read all of the text, not a slice of it, and state the perplexity as papers do, too.")
     ] = False,
     no_speed: NoSpeedOption = False,
     json: JsonOption = False,

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from shoal.cli.console import Screen
-from shoal.cli.help import default
+from shoal.cli.option import argument, flag, option
 from shoal.cli.options import JsonOption
 from shoal.cli.verb import verb
 from shoal.export.table import EXPORTERS
@@ -16,39 +14,25 @@ from shoal.export.table import EXPORTERS
 
 @verb
 def export(
-    format: Annotated[str, typer.Argument(metavar="FORMAT", help=f"One of {', '.join(EXPORTERS)}.")],
-    student: Annotated[Path, typer.Argument(metavar="STUDENT", help="Run folder, or the folder of a checkpoint.")],
+    format: Annotated[str, argument("FORMAT", f"One of {', '.join(EXPORTERS)}.")],
+    student: Annotated[Path, argument("STUDENT", "Run folder, or the folder of a checkpoint.")],
     out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", metavar="PATH", help="File or folder to write." + default("none; formats that are a line of text print it")
-        ),
+        Path | None, option("PATH", "File or folder to write.", "none; formats that are a line of text print it")
     ] = None,
     like: Annotated[
-        Path | None,
-        typer.Option(
-            "--like", metavar="TEACHER.gguf", help="gguf: keep this file's tokenizer and untouched tensors." + default("none")
-        ),
+        Path | None, option("TEACHER.gguf", "gguf: keep this file's tokenizer and untouched tensors.", "none")
     ] = None,
     kind: Annotated[
         str | None,
-        typer.Option(
-            "--type",
-            metavar="NAME",
-            help="gguf: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0." + default("f16; q8_0 with --like"),
-        ),
+        option("NAME", "gguf: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0.", "f16; q8_0 with --like", name="--type"),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file at --out.")] = False,
+    overwrite: Annotated[bool, flag("--overwrite", "Replace a file at --out.")] = False,
     push: Annotated[
         str | None,
-        typer.Option(
-            "--push",
-            metavar="OWNER/NAME",
-            help="Upload what was written, with the card, to a new repository." + default("none, nothing is sent"),
-        ),
+        option("OWNER/NAME", "Upload what was written, with the card, to a new repository.", "none, nothing is sent"),
     ] = None,
-    public: Annotated[bool, typer.Option("--public", help="With --push: for everybody, not private.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --push: say what would be uploaded, send nothing.")] = False,
+    public: Annotated[bool, flag("--public", "With --push: for everybody, not private.")] = False,
+    dry_run: Annotated[bool, flag("--dry-run", "With --push: say what would be uploaded, send nothing.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Write a student in the format of an engine, and check what was written."""

@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from shoal.cli.help import MACHINE, TASKS, TEXT, default
+from shoal.cli.help import MACHINE, TASKS, TEXT
+from shoal.cli.option import flag, option
 from shoal.cli.options import (
     DeviceOption,
     ItemsOption,
@@ -40,21 +39,20 @@ class TextOptions:
 
     text: Annotated[
         list[str] | None,
-        typer.Option(
-            "--text",
-            metavar="PATH",
-            help=".txt, .jsonl, .json, .csv, .parquet, a folder, hub:NAME, mix:slimpajama, or a mixture such as "
-            "0.7*a.txt+0.3*b.jsonl; may be repeated." + default("the bundled sample"),
+        option(
+            "PATH",
+            ".txt, .jsonl, .json, .csv, .parquet, a folder, hub:NAME, mix:slimpajama, or a mixture such as "
+            "0.7*a.txt+0.3*b.jsonl; may be repeated.",
+            "the bundled sample",
         ),
     ] = None
     field: Annotated[
         str | None,
-        typer.Option(
-            "--field",
-            metavar="NAME",
-            help="Column of --text that holds the text or the turns of a chat, such as body or meta.text."
-            + default("text, messages, conversations, prompt + completion, instruction + output, content, ..."),
-            rich_help_panel=TEXT,
+        option(
+            "NAME",
+            "Column of --text that holds the text or the turns of a chat, such as body or meta.text.",
+            "text, messages, conversations, prompt + completion, instruction + output, content, ...",
+            under=TEXT,
         ),
     ] = None
 
@@ -63,15 +61,7 @@ class TextOptions:
 class SampleOptions:
     """How much of the text the calibration reads, and in which order."""
 
-    samples: Annotated[
-        int | None,
-        typer.Option(
-            "--samples",
-            metavar="N",
-            help="Calibration samples." + default(samples_said("calibration")),
-            rich_help_panel=TEXT,
-        ),
-    ] = None
+    samples: Annotated[int | None, option("N", "Calibration samples.", samples_said("calibration"), under=TEXT)] = None
     length: LengthOption = None
     seed: SeedOption = None
 
@@ -80,15 +70,7 @@ class SampleOptions:
 class EvaluationOptions:
     """How much of the text an evaluation reads, and in which order."""
 
-    samples: Annotated[
-        int | None,
-        typer.Option(
-            "--samples",
-            metavar="N",
-            help="Evaluation samples." + default(samples_said("evaluation")),
-            rich_help_panel=TEXT,
-        ),
-    ] = None
+    samples: Annotated[int | None, option("N", "Evaluation samples.", samples_said("evaluation"), under=TEXT)] = None
     length: LengthOption = None
     seed: SeedOption = None
 
@@ -102,15 +84,7 @@ class PlaceOptions:
     """Where models run, in which precision, and whether their own code may."""
 
     device: DeviceOption = "cpu"
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            "--dtype",
-            metavar="NAME",
-            help="float32, bfloat16 or float16." + default("the checkpoint's"),
-            rich_help_panel=MACHINE,
-        ),
-    ] = None
+    dtype: Annotated[str | None, option("NAME", "float32, bfloat16 or float16.", "the checkpoint's", under=MACHINE)] = None
     trust_remote_code: RemoteOption = False
 
     @property
@@ -126,11 +100,8 @@ class MachineOptions:
     place: PlaceOptions
     resident: Annotated[
         str,
-        typer.Option(
-            "--resident",
-            metavar="N",
-            help="Layers in memory: all, a number (the rest is read from disk as needed), or auto: all that fit.",
-            rich_help_panel=MACHINE,
+        option(
+            "N", "Layers in memory: all, a number (the rest is read from disk as needed), or auto: all that fit.", under=MACHINE
         ),
     ] = "auto"
 
@@ -144,9 +115,7 @@ class MachineOptions:
 class ResultOptions:
     """What happens to results: may they replace older ones, and who reads them."""
 
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace finished steps that were run with other options.")] = (
-        False
-    )
+    overwrite: Annotated[bool, flag("--overwrite", "Replace finished steps that were run with other options.")] = False
     json: JsonOption = False
 
     def screen(self) -> Screen:
@@ -162,32 +131,19 @@ class TaskOptions:
 
     task: Annotated[
         list[str] | None,
-        typer.Option(
-            "--task",
-            metavar="FILE|NAME",
-            help="Task file (JSON lines with ctx, choices, gold; ctx, target; ctx, answer; or question, answer), or a task of "
-            "lm-eval by name; may be repeated." + default("none"),
+        option(
+            "FILE|NAME",
+            "Task file (JSON lines with ctx, choices, gold; ctx, target; ctx, answer; or question, answer), or a task of "
+            "lm-eval by name; may be repeated.",
+            "none",
         ),
     ] = None
     shots: Annotated[
         int | None,
-        typer.Option(
-            "--shots",
-            metavar="N",
-            help="Solved examples before each item: first items of the file." + default("0; the task's own for lm-eval"),
-            rich_help_panel=TASKS,
-        ),
+        option("N", "Solved examples before each item: first items of the file.", "0; the task's own for lm-eval", under=TASKS),
     ] = None
     items: ItemsOption = None
-    include: Annotated[
-        Path | None,
-        typer.Option(
-            "--include",
-            metavar="DIR",
-            help="Folder of lm-eval's YAML tasks of your own." + default("none"),
-            rich_help_panel=TASKS,
-        ),
-    ] = None
+    include: Annotated[Path | None, option("DIR", "Folder of lm-eval's YAML tasks of your own.", "none", under=TASKS)] = None
 
     def open(self) -> Tasks:
         """The tasks that were asked for, read.

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-import typer
-
 from shoal.cli.compress import run_recipe
 from shoal.cli.groups import MachineOptions, ResultOptions, SampleOptions, TextOptions
-from shoal.cli.help import default
+from shoal.cli.option import option
 from shoal.cli.options import ModelOption, NoSpeedOption, OutOption
 from shoal.cli.recipe_groups import HealOptions
 from shoal.cli.recipe_options import with_options
@@ -26,23 +24,15 @@ GROWING = tuple(name for name, one in RECIPES.items() if one.recipe.grow is not 
 class GrowOptions:
     """How many new layers, what they start as, and where they stand."""
 
-    to: Annotated[
-        str | None,
-        typer.Option(
-            "--to", metavar="N|N%", help="Layers of the result: a number, or percent of the model's." + default(USUAL.to)
-        ),
-    ] = None
-    init: Annotated[
-        str | None,
-        typer.Option("--init", metavar="NAME", help=f"What new layers start as: {', '.join(INITS)}." + default(USUAL.init)),
-    ] = None
+    to: Annotated[str | None, option("N|N%", "Layers of the result: a number, or percent of the model's.", USUAL.to)] = None
+    init: Annotated[str | None, option("NAME", f"What new layers start as: {', '.join(INITS)}.", USUAL.init)] = None
     where: Annotated[
         str | None,
-        typer.Option(
-            "--where",
-            metavar="PLACES",
-            help="Behind which layers: spread, shallow, deep, range (the middle layers once more), or one layer for each new "
-            "one, such as 3,7,11." + default("where the paper of the init puts them"),
+        option(
+            "PLACES",
+            "Behind which layers: spread, shallow, deep, range (the middle layers once more), or one layer for each new "
+            "one, such as 3,7,11.",
+            "where the paper of the init puts them",
         ),
     ] = None
 
@@ -59,10 +49,9 @@ def grow(
     result: ResultOptions,
     recipe: Annotated[
         str,
-        typer.Option(
-            "--recipe",
-            metavar="NAME|FILE",
-            help=f"{', '.join(GROWING)}: a paper's way, with its training; or a YAML file with grow. Options override it.",
+        option(
+            "NAME|FILE",
+            f"{', '.join(GROWING)}: a paper's way, with its training; or a YAML file with grow. Options override it.",
         ),
     ] = "grow",
     no_speed: NoSpeedOption = False,

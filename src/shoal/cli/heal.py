@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from shoal.cli.groups import PlaceOptions, ResultOptions, TextOptions
 from shoal.cli.heal_options import HealConfigOptions
-from shoal.cli.help import default
+from shoal.cli.option import argument, option
 from shoal.cli.options import LengthOption, OutOption, SeedOption
 from shoal.cli.verb import command_line, given, verb
 
@@ -21,24 +19,16 @@ if TYPE_CHECKING:
 
 @verb
 def heal(
-    student: Annotated[str, typer.Argument(metavar="STUDENT", help="Checkpoint folder, hub id, or a run folder (its model/).")],
+    student: Annotated[str, argument("STUDENT", "Checkpoint folder, hub id, or a run folder (its model/).")],
     out: OutOption,
     config: HealConfigOptions,
     text: TextOptions,
     place: PlaceOptions,
     result: ResultOptions,
     teacher: Annotated[
-        str | None,
-        typer.Option(
-            "--teacher",
-            metavar="MODEL",
-            help="Reference model, or none for text alone." + default("the source of the student's plan"),
-        ),
+        str | None, option("MODEL", "Reference model, or none for text alone.", "the source of the student's plan")
     ] = None,
-    plan: Annotated[
-        Path | None,
-        typer.Option("--plan", metavar="FILE", help="Plan that made the student." + default("plan.json of its run folder")),
-    ] = None,
+    plan: Annotated[Path | None, option("FILE", "Plan that made the student.", "plan.json of its run folder")] = None,
     length: LengthOption = None,
     seed: SeedOption = None,
 ) -> None:

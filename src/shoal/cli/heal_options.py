@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-import typer
-
-from shoal.cli.help import ADAPTERS, STEPS, TOWARDS, TRAINED, default
+from shoal.cli.help import ADAPTERS, STEPS, TOWARDS, TRAINED
+from shoal.cli.option import flag, option
 from shoal.train.heal.config import DEFAULT_HEAL_TOKENS, HealConfig
 from shoal.train.heal.presets import PRESETS
 from shoal.train.heal.ranks import RANKS
@@ -20,67 +19,32 @@ USUAL = HealConfig()
 class TrainedOptions:
     """What is trained, and for how long."""
 
-    method: Annotated[
-        str | None,
-        typer.Option("--method", metavar="NAME", help="lora, qlora, partial, new, full or norms." + default(USUAL.method)),
-    ] = None
+    method: Annotated[str | None, option("NAME", "lora, qlora, partial, new, full or norms.", USUAL.method)] = None
     tokens: Annotated[
         int | None,
-        typer.Option(
-            "--tokens",
-            parser=parse_count,
-            metavar="N",
-            help="Training tokens." + default(f"{DEFAULT_HEAL_TOKENS:,}, or all that the text holds"),
-        ),
+        option("N", "Training tokens.", f"{DEFAULT_HEAL_TOKENS:,}, or all that the text holds", parser=parse_count),
     ] = None
     preset: Annotated[
-        str | None,
-        typer.Option(
-            "--preset",
-            metavar="NAME",
-            help=f"A paper's way to heal: {', '.join(PRESETS)}; options override it." + default("none"),
-        ),
+        str | None, option("NAME", f"A paper's way to heal: {', '.join(PRESETS)}; options override it.", "none")
     ] = None
-    layers: Annotated[
-        int | None,
-        typer.Option(
-            "--layers",
-            metavar="N",
-            help="Last layers that partial trains." + default(USUAL.layers),
-            rich_help_panel=TRAINED,
-        ),
-    ] = None
+    layers: Annotated[int | None, option("N", "Last layers that partial trains.", USUAL.layers, under=TRAINED)] = None
     head: Annotated[
-        str | None,
-        typer.Option(
-            "--head",
-            metavar="NAME",
-            help="train or keep: the output head in partial healing." + default(USUAL.head),
-            rich_help_panel=TRAINED,
-        ),
+        str | None, option("NAME", "train or keep: the output head in partial healing.", USUAL.head, under=TRAINED)
     ] = None
-    keep_zeros: Annotated[
-        bool,
-        typer.Option("--keep-zeros", help="Zeros of a pruned student stay zero.", rich_help_panel=TRAINED),
-    ] = False
+    keep_zeros: Annotated[bool, flag("--keep-zeros", "Zeros of a pruned student stay zero.", under=TRAINED)] = False
     regrow: Annotated[
         float | None,
-        typer.Option(
-            "--regrow",
-            metavar="SHARE",
-            help="With --keep-zeros and --method full: every 100 steps that share of the weights becomes zero and as many "
-            "zeros grow where the gradient is largest, over all maps together." + default("0, zeros stay where they are"),
-            rich_help_panel=TRAINED,
+        option(
+            "SHARE",
+            "With --keep-zeros and --method full: every 100 steps that share of the weights becomes zero and as many "
+            "zeros grow where the gradient is largest, over all maps together.",
+            "0, zeros stay where they are",
+            under=TRAINED,
         ),
     ] = None
     merge: Annotated[
         str | None,
-        typer.Option(
-            "--merge",
-            metavar="NAME",
-            help="original, dequantised, apart, or auto: the best measured." + default(USUAL.merge),
-            rich_help_panel=ADAPTERS,
-        ),
+        option("NAME", "original, dequantised, apart, or auto: the best measured.", USUAL.merge, under=ADAPTERS),
     ] = None
 
 
@@ -88,59 +52,21 @@ class TrainedOptions:
 class AdapterOptions:
     """The adapters of lora and qlora."""
 
-    rank: Annotated[
-        int | None,
-        typer.Option(
-            "--rank",
-            metavar="N",
-            help="Rank of adapters, on average." + default(USUAL.rank),
-            rich_help_panel=ADAPTERS,
-        ),
-    ] = None
-    alpha: Annotated[
-        float | None,
-        typer.Option(
-            "--alpha",
-            metavar="X",
-            help="Scale of adapters times rank." + default(f"the rank, {USUAL.rank}"),
-            rich_help_panel=ADAPTERS,
-        ),
-    ] = None
+    rank: Annotated[int | None, option("N", "Rank of adapters, on average.", USUAL.rank, under=ADAPTERS)] = None
+    alpha: Annotated[float | None, option("X", "Scale of adapters times rank.", f"the rank, {USUAL.rank}", under=ADAPTERS)] = (
+        None
+    )
     targets: Annotated[
-        str | None,
-        typer.Option(
-            "--targets",
-            metavar="NAME",
-            help="Maps that get adapters: all, mlp or attention." + default(USUAL.targets),
-            rich_help_panel=ADAPTERS,
-        ),
+        str | None, option("NAME", "Maps that get adapters: all, mlp or attention.", USUAL.targets, under=ADAPTERS)
     ] = None
-    variant: Annotated[
-        str | None,
-        typer.Option(
-            "--variant",
-            metavar="NAME",
-            help="plain, rslora or dora." + default(USUAL.variant),
-            rich_help_panel=ADAPTERS,
-        ),
-    ] = None
+    variant: Annotated[str | None, option("NAME", "plain, rslora or dora.", USUAL.variant, under=ADAPTERS)] = None
     ranks: Annotated[
         str | None,
-        typer.Option(
-            "--ranks",
-            metavar="NAME",
-            help=f"Division of ranks among layers: {', '.join(RANKS)}." + default(USUAL.ranks),
-            rich_help_panel=ADAPTERS,
-        ),
+        option("NAME", f"Division of ranks among layers: {', '.join(RANKS)}.", USUAL.ranks, under=ADAPTERS),
     ] = None
     pruned: Annotated[
         float | None,
-        typer.Option(
-            "--pruned",
-            metavar="SHARE",
-            help="Share of the adapters' input side that PRILoRA sets to zero." + default(f"{USUAL.pruned:g}"),
-            rich_help_panel=ADAPTERS,
-        ),
+        option("SHARE", "Share of the adapters' input side that PRILoRA sets to zero.", f"{USUAL.pruned:g}", under=ADAPTERS),
     ] = None
 
 
@@ -150,57 +76,35 @@ class ObjectiveOptions:
 
     objective: Annotated[
         str | None,
-        typer.Option(
-            "--objective",
-            metavar="SUM",
-            help="Weighted sum, such as next_token + 0.5*forward_kl." + default("forward_kl, or next_token without a teacher"),
-            rich_help_panel=TOWARDS,
+        option(
+            "SUM",
+            "Weighted sum, such as next_token + 0.5*forward_kl.",
+            "forward_kl, or next_token without a teacher",
+            under=TOWARDS,
         ),
     ] = None
     boundaries: Annotated[
         str | None,
-        typer.Option(
-            "--boundaries",
-            metavar="NAME",
-            help="Where hidden states are compared: interface or every." + default(USUAL.boundaries),
-            rich_help_panel=TOWARDS,
-        ),
+        option("NAME", "Where hidden states are compared: interface or every.", USUAL.boundaries, under=TOWARDS),
     ] = None
     predict: Annotated[
         str | None,
-        typer.Option(
-            "--predict",
-            metavar="NAME",
-            help="all tokens, or the answers of chats (rows with messages) alone." + default(USUAL.predict),
-            rich_help_panel=TOWARDS,
-        ),
+        option("NAME", "all tokens, or the answers of chats (rows with messages) alone.", USUAL.predict, under=TOWARDS),
     ] = None
     source: Annotated[
         str | None,
-        typer.Option(
-            "--source",
-            metavar="NAME",
-            help="given: the text as it is; teacher: text that the teacher writes." + default(USUAL.source),
-            rich_help_panel=TOWARDS,
-        ),
+        option("NAME", "given: the text as it is; teacher: text that the teacher writes.", USUAL.source, under=TOWARDS),
     ] = None
     temperature: Annotated[
-        float | None,
-        typer.Option(
-            "--temperature",
-            metavar="X",
-            help="Of text that the teacher writes." + default(f"{USUAL.temperature:g}"),
-            rich_help_panel=TOWARDS,
-        ),
+        float | None, option("X", "Of text that the teacher writes.", f"{USUAL.temperature:g}", under=TOWARDS)
     ] = None
     teacher_cache: Annotated[
         int | None,
-        typer.Option(
-            "--teacher-cache",
-            metavar="N",
-            help="Keep the teacher's N likeliest tokens of every position on disk and run it once."
-            + default("none, it runs in every step"),
-            rich_help_panel=TOWARDS,
+        option(
+            "N",
+            "Keep the teacher's N likeliest tokens of every position on disk and run it once.",
+            "none, it runs in every step",
+            under=TOWARDS,
         ),
     ] = None
 
@@ -211,48 +115,25 @@ class StepOptions:
 
     lr: Annotated[
         str | None,
-        typer.Option(
-            "--lr",
-            metavar="RATE",
-            help="Peak learning rate, or auto: found by short runs."
-            + default(
-                "2e-4 x 4096 / hidden size, in place of 2e-4 1e-4 for partial, 1e-4 for new, 5e-5 for full, "
-                "1e-3 for norms; at most 0.01"
-            ),
-            rich_help_panel=STEPS,
+        option(
+            "RATE",
+            "Peak learning rate, or auto: found by short runs.",
+            "2e-4 x 4096 / hidden size, in place of 2e-4 1e-4 for partial, 1e-4 for new, 5e-5 for full, "
+            "1e-3 for norms; at most 0.01",
+            under=STEPS,
         ),
     ] = None
-    batch: Annotated[
-        int | None,
-        typer.Option("--batch", metavar="N", help="Samples per optimiser step." + default(USUAL.batch), rich_help_panel=STEPS),
-    ] = None
-    micro_batch: Annotated[
-        int | None,
-        typer.Option(
-            "--micro-batch", metavar="N", help="Samples per forward." + default(USUAL.micro_batch), rich_help_panel=STEPS
-        ),
-    ] = None
+    batch: Annotated[int | None, option("N", "Samples per optimiser step.", USUAL.batch, under=STEPS)] = None
+    micro_batch: Annotated[int | None, option("N", "Samples per forward.", USUAL.micro_batch, under=STEPS)] = None
     patience: Annotated[
-        int | None,
-        typer.Option(
-            "--patience",
-            metavar="N",
-            help="Validations without a new best before training stops." + default("no stop"),
-            rich_help_panel=STEPS,
-        ),
+        int | None, option("N", "Validations without a new best before training stops.", "no stop", under=STEPS)
     ] = None
-    checkpointing: Annotated[
-        bool,
-        typer.Option("--checkpointing", help="Recompute activations: less memory, more time.", rich_help_panel=STEPS),
-    ] = False
+    checkpointing: Annotated[bool, flag("--checkpointing", "Recompute activations: less memory, more time.", under=STEPS)] = (
+        False
+    )
     processes: Annotated[
         str | None,
-        typer.Option(
-            "--processes",
-            metavar="NAME",
-            help="Of several: replicate the model in each, or shard its parameters." + default(USUAL.processes),
-            rich_help_panel=STEPS,
-        ),
+        option("NAME", "Of several: replicate the model in each, or shard its parameters.", USUAL.processes, under=STEPS),
     ] = None
 
 

@@ -30,11 +30,6 @@ TASKS = "Tasks"
 MACHINE = "Machine and precision"
 
 
-def default(value: object) -> str:
-    """How a help line ends that states the value of an option that is not given."""
-    return f"  [default: {value}]"
-
-
 class VerbHelp(TyperCommand):
     """The help of one verb."""
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from shoal.cli.groups import MachineOptions, ResultOptions
-from shoal.cli.help import default
+from shoal.cli.option import argument, flag, option
 from shoal.cli.recipe_groups import MethodOptions, RecipeOptions
 from shoal.cli.recipe_options import refuse_unopened, with_options
 from shoal.cli.show import is_run_folder, say_beside, say_files, say_removed, say_spread, say_time_of_choice
@@ -23,16 +21,13 @@ if TYPE_CHECKING:
 
 @verb
 def plan(
-    target: Annotated[str, typer.Argument(metavar="DIR|MODEL", help="A run folder with a scan, or a model to scan first.")],
+    target: Annotated[str, argument("DIR|MODEL", "A run folder with a scan, or a model to scan first.")],
     options: RecipeOptions,
     method: MethodOptions,
     machine: MachineOptions,
     result: ResultOptions,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="DIR", help="Run folder; needed for a model." + default("the DIR that is given")),
-    ] = None,
-    memory: Annotated[bool, typer.Option("--memory", help="Say what every stage of compress will take; run nothing.")] = False,
+    out: Annotated[Path | None, option("DIR", "Run folder; needed for a model.", "the DIR that is given")] = None,
+    memory: Annotated[bool, flag("--memory", "Say what every stage of compress will take; run nothing.")] = False,
 ) -> None:
     """Choose what to remove: plan.json, readable and editable by hand.
 

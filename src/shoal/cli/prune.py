@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import typer
-
 from shoal.cli.compress import run_recipe
 from shoal.cli.groups import MachineOptions, ResultOptions, SampleOptions, TextOptions
-from shoal.cli.help import default
+from shoal.cli.option import argument, option
 from shoal.cli.options import NoSpeedOption, OutOption
 from shoal.cli.recipe_options import with_options
 from shoal.cli.verb import given, verb
@@ -24,37 +22,22 @@ def about(table: dict[str, Any]) -> str:
     return "; ".join(f"{name}: {one.about}" for name, one in table.items()) + "."
 
 
-CheckpointOption = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Hub id or folder of a causal language model.")]
-MethodOption = Annotated[str | None, typer.Option("--method", metavar="NAME", help=about(PRUNERS) + default(USUAL.method))]
+CheckpointOption = Annotated[str, argument("CHECKPOINT", "Hub id or folder of a causal language model.")]
+MethodOption = Annotated[str | None, option("NAME", about(PRUNERS), USUAL.method)]
 SparsityOption = Annotated[
     str | None,
-    typer.Option(
-        "--sparsity",
-        metavar="SHARE",
-        help="50% of the weights of the maps, or 35%all: of all parameters."
-        + default(f"what --pattern says, else {DEFAULT_SPARSITY}"),
+    option(
+        "SHARE",
+        "50% of the weights of the maps, or 35%all: of all parameters.",
+        f"what --pattern says, else {DEFAULT_SPARSITY}",
     ),
 ]
-PatternOption = Annotated[
-    str | None,
-    typer.Option(
-        "--pattern", metavar="N:M", help="Of every M neighbouring inputs N stay: 2:4, 4:8." + default("zeros anywhere")
-    ),
-]
-AllocateOption = Annotated[
-    str | None, typer.Option("--allocate", metavar="NAME", help=about(ALLOCATORS) + default(USUAL.allocate))
-]
-SpreadOption = Annotated[
-    float | None,
-    typer.Option("--spread", metavar="X", help="Half the range of the shares that owl gives." + default(USUAL.spread)),
-]
+PatternOption = Annotated[str | None, option("N:M", "Of every M neighbouring inputs N stay: 2:4, 4:8.", "zeros anywhere")]
+AllocateOption = Annotated[str | None, option("NAME", about(ALLOCATORS), USUAL.allocate)]
+SpreadOption = Annotated[float | None, option("X", "Half the range of the shares that owl gives.", USUAL.spread)]
 OutlierOption = Annotated[
     float | None,
-    typer.Option(
-        "--outlier",
-        metavar="X",
-        help="Times its layer's mean score from which owl counts a weight as an outlier." + default(f"{USUAL.outlier:g}"),
-    ),
+    option("X", "Times its layer's mean score from which owl counts a weight as an outlier.", f"{USUAL.outlier:g}"),
 ]
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-import typer
-
 from shoal.cli.groups import SampleOptions, TextOptions
-from shoal.cli.help import HEALED, METHOD, REMOVED, REPAIRED, ZEROS, default
+from shoal.cli.help import HEALED, METHOD, REMOVED, REPAIRED, ZEROS
+from shoal.cli.option import option
 from shoal.cli.options import (
     DEFAULT,
     ByOption,
@@ -44,21 +43,19 @@ class MethodOptions:
 
     effort: Annotated[
         str | None,
-        typer.Option(
-            "--effort",
-            metavar="NAME",
-            help="low: two candidates, only the layer before each cut is refitted; default: four, and every kept layer from "
-            "there on; high: then trains what was set." + default("default"),
+        option(
+            "NAME",
+            "low: two candidates, only the layer before each cut is refitted; default: four, and every kept layer from "
+            "there on; high: then trains what was set.",
+            "default",
         ),
     ] = None
     recipe: Annotated[
         str,
-        typer.Option(
-            "--recipe",
-            metavar="NAME",
-            help=f"{', '.join(RECIPES)}, or a YAML file. Options override it; the defaults shown are those of the recipe "
-            "default.",
-            rich_help_panel=METHOD,
+        option(
+            "NAME",
+            f"{', '.join(RECIPES)}, or a YAML file. Options override it; the defaults shown are those of the recipe default.",
+            under=METHOD,
         ),
     ] = "default"
 
@@ -85,20 +82,15 @@ class BudgetOptions:
     drop: DropOption = None
     params: Annotated[
         str | None,
-        typer.Option(
-            "--params",
-            metavar="SIZE",
-            help="Target size instead of --drop, such as 6B." + default(f"as --drop {DEFAULT.drop} leaves"),
-            rich_help_panel=REMOVED,
-        ),
+        option("SIZE", "Target size instead of --drop, such as 6B.", f"as --drop {DEFAULT.drop} leaves", under=REMOVED),
     ] = None
     size: Annotated[
         str | None,
-        typer.Option(
-            "--size",
-            metavar="BYTES",
-            help="Target size of the weights instead of --drop, such as 4GB." + default(f"as --drop {DEFAULT.drop} leaves"),
-            rich_help_panel=REMOVED,
+        option(
+            "BYTES",
+            "Target size of the weights instead of --drop, such as 4GB.",
+            f"as --drop {DEFAULT.drop} leaves",
+            under=REMOVED,
         ),
     ] = None
     layers: LayersOption = None
@@ -109,62 +101,31 @@ class BudgetOptions:
 class ChoiceOptions:
     """What is removed: the selector, what it goes by, and what must stay."""
 
-    select: Annotated[
-        str | None,
-        typer.Option(
-            "--select",
-            metavar="NAME",
-            help=f"{', '.join(SELECTORS)}." + default(DEFAULT.select),
-            rich_help_panel=REMOVED,
-        ),
-    ] = None
+    select: Annotated[str | None, option("NAME", f"{', '.join(SELECTORS)}.", DEFAULT.select, under=REMOVED)] = None
     units: Annotated[
-        str | None,
-        typer.Option(
-            "--units",
-            metavar="WHAT",
-            help="What goes: layers, sublayers, attention or mlp." + default(DEFAULT.units),
-            rich_help_panel=REMOVED,
-        ),
+        str | None, option("WHAT", "What goes: layers, sublayers, attention or mlp.", DEFAULT.units, under=REMOVED)
     ] = None
     by: ByOption = None
     metric: Annotated[
         str | None,
-        typer.Option(
-            "--metric",
-            metavar="NAME",
-            help="What a selector that runs the model goes by, such as kl, js or ce." + default(DEFAULT.search.metric),
-            rich_help_panel=REMOVED,
+        option(
+            "NAME", "What a selector that runs the model goes by, such as kl, js or ce.", DEFAULT.search.metric, under=REMOVED
         ),
     ] = None
     evaluations: Annotated[
-        int | None,
-        typer.Option(
-            "--evaluations",
-            metavar="N",
-            help="Most sets that such a selector runs." + default(evaluations_said()),
-            rich_help_panel=REMOVED,
-        ),
+        int | None, option("N", "Most sets that such a selector runs.", evaluations_said(), under=REMOVED)
     ] = None
     guard: Annotated[
         int | None,
-        typer.Option(
-            "--guard",
-            metavar="N",
-            help="Candidates that are repaired on a part of the text and compared by KL to the teacher; 1: none is, the "
-            "score's first choice stands." + default(DEFAULT.guard),
-            rich_help_panel=REMOVED,
+        option(
+            "N",
+            "Candidates that are repaired on a part of the text and compared by KL to the teacher; 1: none is, the "
+            "score's first choice stands.",
+            DEFAULT.guard,
+            under=REMOVED,
         ),
     ] = None
-    rounds: Annotated[
-        int | None,
-        typer.Option(
-            "--rounds",
-            metavar="N",
-            help="Cut in that many steps, measuring anew." + default(DEFAULT.rounds),
-            rich_help_panel=REMOVED,
-        ),
-    ] = None
+    rounds: Annotated[int | None, option("N", "Cut in that many steps, measuring anew.", DEFAULT.rounds, under=REMOVED)] = None
     protect: ProtectOption = None
 
 
@@ -174,35 +135,32 @@ class RepairOptions:
 
     repair: Annotated[
         str | None,
-        typer.Option(
-            "--repair",
-            metavar="NAME",
-            help="Closed form: no training and, without a replacement, no new parameters. "
-            + repairs_said()
-            + "."
-            + default(f"{DEFAULT.repair}, or none with --replace"),
-            rich_help_panel=REPAIRED,
+        option(
+            "NAME",
+            "Closed form: no training and, without a replacement, no new parameters. " + repairs_said() + ".",
+            f"{DEFAULT.repair}, or none with --replace",
+            under=REPAIRED,
         ),
     ] = None
     fit_tokens: FitTokensOption = None
     replace: Annotated[
         str | None,
-        typer.Option(
-            "--replace",
-            metavar="NAME",
-            help=f"none, {', '.join(REPLACEMENTS)}; options behind the name, such as swiglu:width=1024. By itself it replaces "
-            "the default's repair." + default(DEFAULT.replace),
-            rich_help_panel=REPAIRED,
+        option(
+            "NAME",
+            f"none, {', '.join(REPLACEMENTS)}; options behind the name, such as swiglu:width=1024. By itself it replaces "
+            "the default's repair.",
+            DEFAULT.replace,
+            under=REPAIRED,
         ),
     ] = None
     polish: Annotated[
         str | None,
-        typer.Option(
-            "--polish",
-            metavar="NAME",
-            help="Train exactly what --replace and --repair put in: on hidden states (hidden), on the teacher's logits (kl), "
-            "or none." + default("none, or hidden with --replace"),
-            rich_help_panel=REPAIRED,
+        option(
+            "NAME",
+            "Train exactly what --replace and --repair put in: on hidden states (hidden), on the teacher's logits (kl), "
+            "or none.",
+            "none, or hidden with --replace",
+            under=REPAIRED,
         ),
     ] = None
     train_tokens: TrainTokensOption = None
@@ -214,12 +172,12 @@ class ZeroOptions:
 
     prune: Annotated[
         str | None,
-        typer.Option(
-            "--prune",
-            metavar="NAME",
-            help=f"Then set weights of the layers that stay to zero: {', '.join(PRUNERS)}, or none; options behind the name, "
-            "such as wanda:sparsity=50%,allocate=owl or wanda:pattern=2:4." + default("none"),
-            rich_help_panel=ZEROS,
+        option(
+            "NAME",
+            f"Then set weights of the layers that stay to zero: {', '.join(PRUNERS)}, or none; options behind the name, "
+            "such as wanda:sparsity=50%,allocate=owl or wanda:pattern=2:4.",
+            "none",
+            under=ZEROS,
         ),
     ] = None
 
@@ -241,21 +199,16 @@ class HealOptions:
 
     heal: Annotated[
         str | None,
-        typer.Option(
-            "--heal",
-            metavar="NAME",
-            help="Then train more than the repair set: lora, qlora, partial, new, full, norms, or none (`shoal heal --help`)."
-            + default("none"),
+        option(
+            "NAME",
+            "Then train more than the repair set: lora, qlora, partial, new, full, norms, or none (`shoal heal --help`).",
+            "none",
         ),
     ] = None
     heal_tokens: Annotated[
         int | None,
-        typer.Option(
-            "--heal-tokens",
-            parser=parse_count,
-            metavar="N",
-            help="Tokens of healing." + default(f"{DEFAULT_HEAL_TOKENS:,}, or all that the text holds"),
-            rich_help_panel=HEALED,
+        option(
+            "N", "Tokens of healing.", f"{DEFAULT_HEAL_TOKENS:,}, or all that the text holds", under=HEALED, parser=parse_count
         ),
     ] = None
 
@@ -267,10 +220,10 @@ class HealingOptions:
     heal: HealOptions
     lr: Annotated[
         float | None,
-        typer.Option(
-            "--lr",
-            metavar="RATE",
-            help="Peak learning rate of --polish." + default(f"{RATE_TIMES_WIDTH:.2g} / hidden size, at most {MOST_LR:g}"),
-            rich_help_panel=REPAIRED,
+        option(
+            "RATE",
+            "Peak learning rate of --polish.",
+            f"{RATE_TIMES_WIDTH:.2g} / hidden size, at most {MOST_LR:g}",
+            under=REPAIRED,
         ),
     ] = None

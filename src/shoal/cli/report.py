@@ -5,21 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from shoal.cli.console import Screen
-from shoal.cli.help import default
+from shoal.cli.option import argument, flag, option
 from shoal.cli.options import JsonOption
 from shoal.cli.verb import verb
 
 
 @verb
 def report(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Folder of compress, run, curve, scan or plan; may be unfinished.")
-    ],
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="HTML file." + default("DIR/report.html"))] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out even where it is no report.")] = False,
+    folder: Annotated[Path, argument("DIR", "Folder of compress, run, curve, scan or plan; may be unfinished.")],
+    out: Annotated[Path | None, option("FILE", "HTML file.", "DIR/report.html")] = None,
+    overwrite: Annotated[bool, flag("--overwrite", "Replace --out even where it is no report.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Make one self-contained HTML page of a run or of curves, and its charts as SVG and PNG."""

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from shoal.cli.compress import run_recipe
 from shoal.cli.groups import MachineOptions, ResultOptions, TextOptions
-from shoal.cli.help import default
+from shoal.cli.option import argument, option
 from shoal.cli.options import NoSpeedOption, OutOption, SeedOption
 from shoal.cli.recipe_groups import BudgetOptions
 from shoal.cli.recipe_options import with_options
@@ -17,15 +15,13 @@ from shoal.cli.verb import given, verb
 
 @verb
 def run(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="YAML file, or a name of the list below.")],
+    recipe: Annotated[str, argument("RECIPE", "YAML file, or a name of the list below.")],
     out: OutOption,
     budget: BudgetOptions,
     text: TextOptions,
     machine: MachineOptions,
     result: ResultOptions,
-    model: Annotated[
-        str | None, typer.Option("--model", metavar="MODEL", help="Hub id or folder." + default("as the recipe names it"))
-    ] = None,
+    model: Annotated[str | None, option("MODEL", "Hub id or folder.", "as the recipe names it")] = None,
     no_speed: NoSpeedOption = False,
     seed: SeedOption = None,
 ) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
+from shoal.cli.option import argument, option
 from shoal.cli.options import JsonOption
 from shoal.cli.show import show_flips
 from shoal.cli.verb import verb
@@ -14,9 +13,9 @@ from shoal.cli.verb import verb
 
 @verb
 def stability(
-    teacher: Annotated[Path, typer.Argument(metavar="TEACHER", help="Folder of OpenCompass predictions or lm-eval logs.")],
-    student: Annotated[Path, typer.Argument(metavar="STUDENT", help="The same of the compressed model.")],
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Resamples of the intervals.")] = 0,
+    teacher: Annotated[Path, argument("TEACHER", "Folder of OpenCompass predictions or lm-eval logs.")],
+    student: Annotated[Path, argument("STUDENT", "The same of the compressed model.")],
+    seed: Annotated[int, option("N", "Resamples of the intervals.", min=0)] = 0,
     json: JsonOption = False,
 ) -> None:
     """Compare answers that another evaluator wrote: stability, agreement, flips."""

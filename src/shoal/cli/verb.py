@@ -1,6 +1,6 @@
 """Verbs with option groups: a verb names groups of options, the parser sees each option.
 
-A group is a frozen dataclass whose fields are options (``Annotated[type, typer.Option(...)] = default``) or other groups.
+A group is a frozen dataclass whose fields are options (``Annotated[type, option(...)] = default``) or other groups.
 A verb takes groups as parameters like any others::
 
     @verb

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from shoal.cli.console import Screen
-from shoal.cli.help import default
+from shoal.cli.option import argument, option
 from shoal.cli.options import JsonOption
 from shoal.cli.verb import verb
 from shoal.export.engines.table import ENGINES, engine_named
@@ -16,25 +14,14 @@ from shoal.export.engines.table import ENGINES, engine_named
 
 @verb
 def verify(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="GGUF file, or the folder of a checkpoint.")],
-    against: Annotated[
-        Path, typer.Option("--against", metavar="PATH", help="Checkpoint folder or GGUF file it must be the same as.")
-    ],
+    file: Annotated[Path, argument("FILE", "GGUF file, or the folder of a checkpoint.")],
+    against: Annotated[Path, option("PATH", "Checkpoint folder or GGUF file it must be the same as.")],
     engine: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--engine",
-            metavar="NAME",
-            help=f"One of {', '.join(ENGINES)}; may be repeated." + default("all that are installed"),
-        ),
+        list[str] | None, option("NAME", f"One of {', '.join(ENGINES)}; may be repeated.", "all that are installed")
     ] = None,
     uncut: Annotated[
         Path | None,
-        typer.Option(
-            "--uncut",
-            metavar="TEACHER.gguf",
-            help="Uncut file in the same blocks: the noise of a quantised format." + default("none"),
-        ),
+        option("TEACHER.gguf", "Uncut file in the same blocks: the noise of a quantised format.", "none"),
     ] = None,
     json: JsonOption = False,
 ) -> None:

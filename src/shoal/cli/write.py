@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from shoal.cli.groups import PlaceOptions, TextOptions
+from shoal.cli.option import option
 from shoal.cli.options import JsonOption, LengthOption, ModelOption, SeedOption
 from shoal.cli.recipe_options import with_options
 from shoal.cli.verb import given, verb
@@ -18,11 +17,9 @@ def write(
     model: ModelOption,
     text: TextOptions,
     place: PlaceOptions,
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="New file of JSON lines, to be given to --text.")],
-    n: Annotated[int, typer.Option("--n", metavar="N", min=1, help="Texts to write.")] = 240,
-    temperature: Annotated[
-        float, typer.Option("--temperature", metavar="X", help="Of sampling; 1: as the model has learned it.")
-    ] = 1.0,
+    out: Annotated[Path, option("FILE", "New file of JSON lines, to be given to --text.")],
+    n: Annotated[int, option("N", "Texts to write.", min=1)] = 240,
+    temperature: Annotated[float, option("X", "Of sampling; 1: as the model has learned it.")] = 1.0,
     length: LengthOption = None,
     seed: SeedOption = None,
     json: JsonOption = False,
