@@ -36,9 +36,12 @@ def new_folder(out: Path, *, n_bytes: int = 0) -> Iterator[Path]:
         raise ValueError(f"{out} is the folder you are in, or above it; give a new folder")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not an empty folder; nothing is overwritten, choose another place or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    refuse_full_disk(out.parent, n_bytes)
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        refuse_full_disk(out.parent, n_bytes)
+        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:  # a file on the way, a place that takes none
+        raise ValueError(f"--out {out} cannot be made ({error.strerror}); give a folder in a place that can hold it") from None
     try:
         yield temporary
         os.chmod(temporary, 0o755)

@@ -81,6 +81,8 @@ def verify(path: Path, *, ids_BT: Tensor, reference: Reference | None = None, op
     ids_BT = ids_BT.to(opening.device)
     logits_BTV = model(input_ids=ids_BT, use_cache=False).logits.float()
     scale = float(logits_BTV.abs().max())
+    if not math.isfinite(scale):
+        raise ValueError(f"{path}: its logits are NaN or infinite; check config.json, and the weights of the source")
     logit_limit = LOGIT_TOLERANCE.get(model.dtype, 2e-2) * scale
     # Packed weights are multiplied by kernels of half precision that differ for one token and for many.
     is_packed = shapes is not model

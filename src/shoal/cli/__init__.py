@@ -136,6 +136,6 @@ def _fail(text: str) -> None:
 
 def _say(text: str) -> None:
     if join().is_first:
-        from shoal.show.terminal import clean  # here, so that ``--help`` reads no tables
+        from shoal.show.clean_text import clean  # here, so that ``--help`` reads no tables
 
         print(f"shoal: {clean(text)}", file=sys.stderr)

@@ -101,13 +101,13 @@ class Screen:
         self._bars.update(self._tasks[what], completed=done, total=total, description=escape(what) + self._whole())
 
     def _line(self, line: str) -> None:
-        from shoal.show.terminal import clean  # here, so that ``--help`` reads no tables
+        from shoal.show.clean_text import clean  # here, so that ``--help`` reads no tables
 
         print(clean(line) + self._whole(), file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
         """A line for people, above the bars where there are some."""
-        from shoal.show.terminal import clean  # here, so that ``--help`` reads no tables
+        from shoal.show.clean_text import clean  # here, so that ``--help`` reads no tables
 
         with self._without_bars():
             self.console.print(clean(text), highlight=False, markup=False, soft_wrap=True)

@@ -10,13 +10,17 @@ import re
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from shoal.engine.layer_names import layer_of
-from shoal.words.reading import read_json, shortened
+from shoal.words.reading import read_json, refuse_irregular, shortened
 
 ADAPTER = "adapter_config.json"
+OBJECTS: Mapping[str, str | None] = {"tokenizer.json": "model", "tokenizer_config.json": None, "generation_config.json": None}
+"""Files beside the weights that are JSON objects, with a key that each has to state."""
+
 PREDICTION_COUNTS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers", "mtp_num_layers")
 PREDICTION_NAME = re.compile(r"(?:^|\.)mtp(?:_\w+)?\.")  # a head for multi-token prediction under a name of its own
 PREDICTION_PARTS = ("eh_proj", "enorm", "hnorm", "shared_head")  # what such a layer has and a layer of a decoder has not
@@ -46,6 +50,26 @@ def refuse_irregular_files(folder: Path) -> None:
             continue  # a link to nothing; whoever needs the file says that it is not there
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             raise ValueError(f"{path} is a pipe, socket or device; a model folder holds files only: remove it")
+
+
+def refuse_damaged_texts(folder: Path) -> None:
+    """Raises ValueError for files beside the weights that are no JSON objects, before any work: a checkpoint would get copies
+    of them that nobody can open."""
+    for name, needed in OBJECTS.items():
+        path = folder / name
+        if not path.is_symlink() and not path.exists():
+            continue
+        refuse_irregular(path)
+        stated = path.stat()
+        keys = _keys(path, stated.st_size, stated.st_mtime_ns)
+        if needed is not None and needed not in keys:
+            raise ValueError(f"{path} states no {needed!r}; it is not such a file: download or write it again")
+
+
+@lru_cache(maxsize=64)
+def _keys(path: Path, size: int, changed: int) -> frozenset[str]:
+    """Keys of a JSON object in a file; a tokenizer of 20 MB is not read again while its size and time stay."""
+    return frozenset(read_json(path))
 
 
 def refuse_layers_behind(config: Mapping[str, Any], names: Sequence[str], prefix: str, *, n_layers: int, where: str) -> None:

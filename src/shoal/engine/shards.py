@@ -17,6 +17,7 @@ from shoal.words.reading import parse_json, plain_name, read_json, refuse_irregu
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library itself
+LFS_POINTER = b"version "  # how the text file begins that Git leaves where a large file was not fetched
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
     "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
@@ -59,7 +60,10 @@ def read_shard(path: Path) -> Shard:
     cure = "download or copy it again"
     try:
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
+            first = file.read(8)
+            if first == LFS_POINTER:
+                raise ValueError(f"{path} is a pointer of Git LFS, not the weights themselves; fetch them: git lfs pull")
+            length = int.from_bytes(first, "little")
             if size < 8 or not 2 <= length <= min(MAX_HEADER, size - 8):
                 raise ValueError(f"{path} is truncated or not a safetensors file ({size} bytes, header of {length}); {cure}")
             raw = file.read(length)

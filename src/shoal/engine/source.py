@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from shoal.engine.beside import refuse_adapter, refuse_irregular_files
+from shoal.engine.beside import refuse_adapter, refuse_damaged_texts, refuse_irregular_files
 from shoal.engine.gguf_source import dequantised, gguf_in
 from shoal.engine.hub import fetched, is_hub_id
 from shoal.engine.shards import Shard, read_shards
@@ -69,6 +69,7 @@ def check_source(path: Path, *, trust_remote_code: bool = False) -> list[Shard]:
         raise ValueError(f"no such model folder: {str(path)!r}; pass a folder with config.json and safetensors")
     refuse_irregular_files(path)
     refuse_adapter(path)
+    refuse_damaged_texts(path)
     if not (path / "config.json").exists():
         raise ValueError(f"{path} has no config.json; it is not a Hugging Face model folder")
     check_architecture(read_json(path / "config.json"), str(path), trust_remote_code=trust_remote_code)
@@ -89,6 +90,12 @@ def check_architecture(config: dict[str, Any], where: str, *, trust_remote_code:
     if not all(isinstance(head, str) for head in heads):
         raise ValueError(
             f"{where}: config.json states architectures={shortened(repr(heads), 40)}, class names are needed; mend it"
+        )
+    stated = config.get("quantization_config")
+    if stated is not None and not (stated and isinstance(stated.get("quant_method", ""), str)):
+        raise ValueError(
+            f"{where}: config.json states quantization_config={shortened(repr(stated), 40)}, which names no method; state its "
+            "quant_method, or take the entry out where nothing is quantised"
         )
     remote = config.get("auto_map") or {}
     family = config.get("model_type")

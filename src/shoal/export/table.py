@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from shoal.export.blocks import BLOCKS
-from shoal.export.exporter import Exported, Exporter, Options, find_student
+from shoal.export.checked_place import checked_place
+from shoal.export.exporter import Exported, Exporter, Options, StudentFolder, find_student
 from shoal.export.gguf_exporter import GGUF
 from shoal.export.hf import HF
 from shoal.export.mergekit import MERGEKIT
@@ -41,5 +43,15 @@ def export(name: str, student: Path, out: Path | None, options: Options) -> Expo
     refusal = one.refuses(found, options)
     if refusal is not None:
         raise ValueError(f"{student} cannot be exported as {name}: {refusal}")
-    done = one.write(found, out, options)
-    return Exported(done.path, done.text, done.notes, {**done.checked, **one.verify(found, done)})
+    if out is None:
+        return _checked(one, found, None, options)
+    with checked_place(out, overwrite=options.overwrite, outside=found.folder) as place:
+        done = _checked(one, found, place, options)
+    text, *notes = (said.replace(str(place), str(out)) for said in (done.text, *done.notes))
+    return replace(done, path=Path(out), text=text, notes=tuple(notes))
+
+
+def _checked(one: Exporter, found: StudentFolder, place: Path | None, options: Options) -> Exported:
+    """What was written at a place, and what was checked of it."""
+    done = one.write(found, place, options)
+    return replace(done, checked={**done.checked, **one.verify(found, done)})

@@ -62,9 +62,10 @@ def analyse(
         refuse_place(out, source)
     given = load_recipe("default") if recipe is None else recipe
     folder = open_folder(out, command=command, overwrite=overwrite)
-    inputs = open_inputs(given.model_copy(update={"model": sources[0]}), opening.in_memory())
-    look = _Look(inputs, folder, progress)
-    parts = [look.removal(), look.read_outs()]
+    with folder.unless_refused():
+        inputs = open_inputs(given.model_copy(update={"model": sources[0]}), opening.in_memory())
+        look = _Look(inputs, folder, progress)
+        parts = [look.removal(), look.read_outs()]
     if other is not None:
         parts.append(look.between(other, sources[1]))
     if at is not None:

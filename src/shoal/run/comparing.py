@@ -103,6 +103,11 @@ class _Side:
         rows = zip(samples.ids_NT.tolist(), samples.lengths_N.tolist(), strict=True)
         self.texts = [self.tokenizer.decode(row[:length], skip_special_tokens=True) for row, length in rows]
         self.n_bytes = sum(len(text.encode()) for text in self.texts)
+        if not self.n_bytes:
+            raise ValueError(
+                f"the tokenizer of {inputs.opened.name} knows no word of this text, so there are no bytes to count bits of; "
+                "give --text in a language it was made for"
+            )
         self.answers: list[TaskAnswers] = []
 
     def first(self, name: str) -> Compared:

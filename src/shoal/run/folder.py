@@ -17,6 +17,8 @@ from shoal.words.reading import inside
 from shoal.words.records import Record
 
 RECORD = "run.json"
+BEGUN = {RECORD, "recipe.yaml", "heal.request.json"}
+"""What a run writes before its first stage; a folder that holds no more is no loss."""
 
 
 class StageRecord(Record):
@@ -95,13 +97,13 @@ class RunFolder:
 
     @contextmanager
     def unless_refused(self) -> Iterator[None]:
-        """What begins a run: where it is refused, a folder that was made for it and holds nothing of it goes again."""
+        """Work that may be refused: a folder that was made for this run and holds nothing of it yet then goes again."""
         try:
             yield
         except (ValueError, ImportError):
             if self._is_new and self.workers.is_first and not self.record.stages:
                 held = [path.name for path in self.path.iterdir()] if self.path.is_dir() else []
-                if set(held) <= {RECORD}:
+                if set(held) <= BEGUN:
                     shutil.rmtree(self.path, ignore_errors=True)
             raise
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shoal.recipes.recipe import Recipe
-from shoal.words.reading import reason_of, shortened
+from shoal.words.reading import reason_of, refuse_long_path, shortened
 
 if TYPE_CHECKING:
     from shoal.engine.view import DecoderView
@@ -33,6 +33,7 @@ def refuse_place(out: Path, model: str | Path | None) -> None:
         ValueError: too long a name, below a file, a link to nothing or to itself, a pipe; the model's folder, or inside it.
     """
     out, source = Path(out), Path(model or "")
+    refuse_long_path(out)
     try:
         where, above = out.resolve(), next(place for place in (out, *out.absolute().parents) if place.exists())
     except (OSError, ValueError, RuntimeError) as error:

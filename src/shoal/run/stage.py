@@ -130,16 +130,17 @@ def run_stage(stage: Stage, state: State, folder: RunFolder, progress: Progress)
     Raises:
         ValueError: the stage stands with other inputs and ``overwrite`` was not given; and what the stage itself refuses.
     """
-    key, name = stage.key(state), stage.name if stage.record is None else stage.record(state)
-    if key is None:
-        if name in folder.record.stages:
-            folder.is_done(name, "none")  # refused without --overwrite, else forgotten
-        return state
-    if folder.is_done(name, key):
-        return stage.load(state, folder)
-    started = time.monotonic()
-    progress(name, 0, 1)
-    made = stage.run(state, folder, progress)
+    with folder.unless_refused():
+        key, name = stage.key(state), stage.name if stage.record is None else stage.record(state)
+        if key is None:
+            if name in folder.record.stages:
+                folder.is_done(name, "none")  # refused without --overwrite, else forgotten
+            return state
+        if folder.is_done(name, key):
+            return stage.load(state, folder)
+        started = time.monotonic()
+        progress(name, 0, 1)
+        made = stage.run(state, folder, progress)
     folder.finish(name, key, seconds=time.monotonic() - started, files=made.files)
     return made.state
 

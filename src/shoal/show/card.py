@@ -19,6 +19,7 @@ from shoal.evaluate.evaluation import Evaluation
 from shoal.evaluate.generate import Generation
 from shoal.prune.thin_result import ThinResult, speed_said
 from shoal.select.verdict import spread_said
+from shoal.show.clean_text import clean
 from shoal.show.figure_tables import figures, figures_note
 from shoal.show.headline import Fact, Headline, became, headline, source_name
 from shoal.show.local_paths import command_for_others, without_folders
@@ -107,7 +108,7 @@ def _is_plain(value: Any) -> bool:
 
 def _front_matter(name: str, inherited: Mapping[str, Any], tags: Sequence[str]) -> str:
     metadata: dict[str, Any] = {
-        "base_model": name,
+        "base_model": clean(name),
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": list(tags),

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import html
 import json
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Union
 
+from shoal.show.clean_text import clean
 from shoal.show.table import Column, Table
-
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
-"""What no HTML file may hold, or no reader would see: control characters but tab and line feed, halves of surrogate pairs."""
 
 FOLD_ABOVE = 12
 """Rows of a table to be looked up that are shown at once."""
@@ -34,7 +31,7 @@ Attribute = str | int | float | bool | None
 
 def escape(text: str) -> Html:
     """Text as markup that shows it; characters that cannot be shown become U+FFFD."""
-    return Html(html.escape(CONTROL.sub("\ufffd", text.replace("\r\n", "\n")), quote=True))
+    return Html(html.escape(clean(text.replace("\r\n", "\n")), quote=True))
 
 
 def tag(name: str, /, *children: Child, **attributes: Attribute) -> Html:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from shoal.show.clean_text import clean
 from shoal.show.table import Table
 
 ACTIVE = re.compile(r"([\\`*\[\]|]|(?<!\w)_|_(?!\w))")
@@ -12,13 +13,13 @@ ACTIVE = re.compile(r"([\\`*\[\]|]|(?<!\w)_|_(?!\w))")
 
 def words(text: str) -> str:
     """Text on one line that markdown and HTML show as it is."""
-    flat = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    flat = " ".join(clean(text).split()).replace("&", "&amp;").replace("<", "&lt;")
     return ACTIVE.sub(r"\\\1", flat)
 
 
 def coded(text: str) -> str:
     """A name as code on one line."""
-    return f"`{' '.join(text.replace('`', chr(39)).split())}`"
+    return f"`{' '.join(clean(text).replace('`', chr(39)).split())}`"
 
 
 def table(found: Table) -> str:
@@ -32,7 +33,7 @@ def table(found: Table) -> str:
 def fenced(text: str, language: str = "") -> str:
     """A code block whose fence is longer than any run of backticks in the text."""
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    return f"{fence}{language}\n{text}\n{fence}"
+    return f"{fence}{language}\n{clean(text)}\n{fence}"
 
 
 def _row(cells: list[str]) -> str:

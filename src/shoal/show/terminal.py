@@ -6,15 +6,11 @@ between words. Nothing that a stranger wrote is read as markup, and no control c
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
+from shoal.show.clean_text import clean
 from shoal.show.table import Column, Table
-
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What no terminal may get: control characters but tab and line feed, marks that turn the direction of the text behind them,
-halves of surrogate pairs."""
 
 GAP = 3  # between two columns, as rich draws this box
 NARROWEST, WIDEST = 18, 30  # of a column of words that folds; the longest word decides between them
@@ -77,11 +73,6 @@ def _blocks(needs: Sequence[int], width: int) -> Iterator[list[int]]:
         block.append(j)
         used += GAP + need
     yield block
-
-
-def clean(text: str) -> str:
-    """Text without what a terminal would act on."""
-    return CONTROL.sub("\ufffd", text)
 
 
 def _words(text: str, style: str = "") -> Any:

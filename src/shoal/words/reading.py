@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 MOST_JSON = 64 * 2**20  # bytes; the largest tokenizer files and scans are a tenth of this
+MOST_FOLDERS = 200  # of a path; the longest that systems take has 4,096 bytes
 MOST_DEPTH = 100  # of nested lists and objects; configs and records nest less than ten deep
 HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")  # an escape of a surrogate, which may stand alone
 AGAIN = "download or write it again"
@@ -31,6 +32,12 @@ def refuse_irregular(path: Path) -> None:
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
         raise ValueError(f"{path} is {kind}, a file is needed; put the file there")
+
+
+def refuse_long_path(path: Path) -> None:
+    """Raises ValueError for a path of more folders than anybody has, where Python would run out of stack."""
+    if len(path.parts) > MOST_FOLDERS:
+        raise ValueError(f"{shortened(str(path))} goes through {len(path.parts):,} folders; give a shorter path")
 
 
 def read_bytes(path: Path, *, most: int = MOST_JSON) -> bytes:

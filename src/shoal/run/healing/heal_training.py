@@ -24,12 +24,14 @@ def train_stage(bench: HealBench, folder: RunFolder, *, progress: Progress = sil
     from shoal.train.heal.result import HealTraining
     from shoal.train.heal.train import train
 
-    if folder.is_done("heal", bench.key):
-        return HealTraining.load(folder / "heal.json")
-    started = time.monotonic()
+    with folder.unless_refused():
+        if folder.is_done("heal", bench.key):
+            return HealTraining.load(folder / "heal.json")
+        started = time.monotonic()
+        pupil = bench.pupil  # opened, and perhaps refused, before anything of the training is written
     folder.workers.on_first(lambda: claim(folder, "heal", bench.key))
     training = train(
-        bench.pupil,
+        pupil,
         bench.config,
         bench.lesson(folder / "heal", progress),
         folder / "heal" / "trainer",
@@ -37,7 +39,7 @@ def train_stage(bench: HealBench, folder: RunFolder, *, progress: Progress = sil
         tell=lambda done, total: progress("heal", done, total),
     )
 
-    values = trained_values(bench.pupil.model)  # asked for by every process: each may hold a part of them
+    values = trained_values(pupil.model)  # asked for by every process: each may hold a part of them
 
     def write() -> None:
         save_tensors(folder / HEALED, values)
@@ -45,7 +47,7 @@ def train_stage(bench: HealBench, folder: RunFolder, *, progress: Progress = sil
 
     folder.workers.on_first(write)
     if bench.config.processes == "shard":
-        del bench.pupil  # its parameters are parts; merging opens the student anew
+        del bench.pupil, pupil  # its parameters are parts; merging opens the student anew
     folder.finish("heal", bench.key, seconds=time.monotonic() - started, files=[HEALED, "heal.json"])
     folder.workers.on_first(lambda: shutil.rmtree(folder / "heal", ignore_errors=True))
     return training

@@ -44,7 +44,10 @@ def write_report(folder: Path, out: Path | None = None, *, overwrite: bool = Fal
     from shoal.show.report.page import sections
 
     data = read_run(folder)
-    page = _write_page(data, Path(folder) / PAGE if out is None else Path(out), overwrite=overwrite)
+    place = Path(folder) / PAGE if out is None else Path(out)
+    if (place.parent / FIGURES).is_symlink():
+        raise ValueError(f"{place.parent / FIGURES} is a link, and charts would be written where it leads; take the link away")
+    page = _write_page(data, place, overwrite=overwrite)
     return page, save_figures([chart for one in sections(data) for chart in one.charts], page.parent / FIGURES)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shoal.engine.open import load_strictly
+from shoal.engine.open import load_strictly, refuse_nonfinite
 from shoal.engine.opening import Opening
 from shoal.train.heal.full import all_of_them, thaw_all
 from shoal.train.heal.lora import add_adapters, most_adapters
@@ -26,8 +26,10 @@ MOST_HEAL_LR = 1e-2
 
 
 def open_plainly(path: Path, opening: Opening = Opening()) -> Any:
-    """The checkpoint in its own dtype."""
-    return load_strictly(path, trust_remote_code=opening.trust).to(opening.device)
+    """The checkpoint in its own dtype. Raises ValueError for a damaged one: what holds NaN trains to NaN at any rate."""
+    model = load_strictly(path, trust_remote_code=opening.trust)
+    refuse_nonfinite(model, str(path))
+    return model.to(opening.device)
 
 
 @dataclass(frozen=True)
