@@ -12,7 +12,7 @@ from shoal.cli.recipe_groups import EFFORTS
 from shoal.cli.table import FIRST, OTHERS, app
 from shoal.fit.fit_config import FEWEST_TOKENS, TOKENS_PER_INPUT
 from shoal.recipes.table import RECIPES
-from shoal.run.job import DEFAULT_SLICE_TOKENS, LONGEST_DEFAULT, MOST_DEFAULT
+from shoal.run.job import LONGEST_DEFAULT, MOST_DEFAULT, PARTS
 from shoal.select.table import SELECTORS
 from shoal.train.config import DEFAULT_TOKENS, MOST_LR, TrainConfig
 from shoal.train.heal.config import DEFAULT_HEAL_TOKENS, HealConfig
@@ -110,8 +110,8 @@ FROM_TABLES = {
     ("compress", "--recipe"): "default",
     ("compress", "--effort"): "default",
     ("compress", "--seed"): DEFAULT.seed,
-    ("compress", "--samples"): f"{MOST_DEFAULT['calibration']}, or {DEFAULT_SLICE_TOKENS['calibration']:,} tokens",
-    ("eval", "--samples"): f"{MOST_DEFAULT['evaluation']}, or {DEFAULT_SLICE_TOKENS['evaluation']:,} tokens",
+    ("compress", "--samples"): f"{MOST_DEFAULT['calibration']}, or {PARTS['calibration'] * DEFAULT.text.tokens:,} tokens",
+    ("eval", "--samples"): f"{MOST_DEFAULT['evaluation']}, or {PARTS['evaluation'] * DEFAULT.text.tokens:,} tokens",
     ("compress", "--length"): f"the model's window, at most {LONGEST_DEFAULT:,}",
     ("compress", "--fit-tokens"): f"{TOKENS_PER_INPUT} per input of the widest map, at least {FEWEST_TOKENS:,}",
     ("compress", "--train-tokens"): f"{DEFAULT_TOKENS:,}, ",

@@ -68,6 +68,7 @@ TEXT = {
     "packing": ("padded", STAGES - {"model"}),
     "selection": (7, {"plan", "train"}),
     "evaluation": (7, {"evaluation"}),
+    "tokens": (160, set()),  # of slices whose samples are not asked for
 }
 CHOICE = {
     "drop": "1", "parameters": "30K", "select": "disjoint", "by": "angular/last", "max_spans": 2, "rounds": 2, "protect": (0,),
@@ -92,6 +93,11 @@ def test_no_option_is_forgotten_here():
 
 def test_measuring_speed_or_not_is_another_evaluation(base):
     assert changed(base, {"speed": False}) == {"evaluation"}
+
+
+@pytest.mark.parametrize(("slice", "reads"), [("samples", {"scan", "plan"}), ("evaluation", {"evaluation"})])
+def test_tokens_of_a_slice_whose_samples_are_not_asked_for(base, slice, reads):
+    assert changed(merge(base, {"text": {slice: None}}), {"text": {"tokens": 160}}) == reads
 
 
 @pytest.mark.parametrize("option", TEXT)

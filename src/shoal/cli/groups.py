@@ -21,7 +21,8 @@ from shoal.cli.options import (
     SeedOption,
 )
 from shoal.engine.opening import Opening
-from shoal.run.job import DEFAULT_SLICE_TOKENS, MOST_DEFAULT
+from shoal.recipes.recipe import TextChoice
+from shoal.run.job import MOST_DEFAULT, PARTS
 
 if TYPE_CHECKING:
     from shoal.cli.console import Screen
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 def samples_said(slice: str) -> str:
     """How many samples of a slice are read where none are asked for."""
-    return f"{MOST_DEFAULT[slice]}, or {DEFAULT_SLICE_TOKENS[slice]:,} tokens where that is fewer"
+    return f"{MOST_DEFAULT[slice]}, or {PARTS[slice] * TextChoice().tokens:,} tokens where that is fewer"
 
 
 @dataclass(frozen=True)

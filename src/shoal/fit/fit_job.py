@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from shoal.engine.student import Student
@@ -35,7 +35,7 @@ class FitJob:
     after_layer: Callable[[int], None] | None = None
     workers: Workers = ALONE
 
-    def walk(self, goals: Mapping[int, Goal]) -> Iterator[Here]:
+    def walk(self, goals: Mapping[int, Goal]) -> Generator[Here, None, None]:
         """Stop at every layer that has a goal; see :func:`shoal.fit.walk.walk`."""
         return walk(
             self.view,

@@ -80,6 +80,7 @@ def fit_plan(
         repair=repair,
         layers=found.layers,
         skipped=found.skipped,
+        ended_behind=found.ended_behind,
         n_samples=samples.n_samples,
         n_tokens=samples.n_tokens,
         data=samples.data,

@@ -32,12 +32,14 @@ class Refitted:
         layers: what each layer or module gained, front to back.
         skipped: sublayers that were left, each with its reason.
         attached: the student's replacement modules with new values; empty where none were set.
+        ended_behind: as for :class:`FitResult`.
     """
 
     values: dict[int, dict[str, Tensor]]
     layers: tuple[LayerFit, ...]
     skipped: tuple[str, ...] = ()
     attached: tuple[Attached, ...] = ()
+    ended_behind: int | None = None
 
 
 class MapFit(Record):
@@ -124,6 +126,8 @@ class FitResult(Record):
 
     Attributes:
         layers: front to back. ``skipped``: sublayers without an exact refit, each with its reason.
+        ended_behind: the layer that a sweep ended behind, because those left would have gained next to nothing; None: it went
+            to the last one.
         n_samples, n_tokens, data, data_hash: the text; a tenth of it is held out.
         kl_before, kl_after: KL to the teacher on ``selection`` without and with the repair; None: not asked for.
         kept: the repair stands; False: it was worse there and was undone.
@@ -133,6 +137,7 @@ class FitResult(Record):
     repair: str
     layers: tuple[LayerFit, ...]
     skipped: tuple[str, ...] = ()
+    ended_behind: int | None = None
     n_samples: int
     n_tokens: int
     data: str = ""
@@ -156,6 +161,8 @@ class FitResult(Record):
         if not self.layers:
             return f"{self.repair!r}: {self.skipped[0] if self.skipped else 'nothing to do'}; the plain cut stands"
         said = f"{self.name} of layers {', '.join(changed) or 'none'} on {self.n_tokens:,} tokens, {self.seconds:.0f} s"
+        if self.ended_behind is not None:
+            said += f"; ended behind layer {self.ended_behind}, where it gained next to nothing"
         if self.kl_before is not None and self.kl_after is not None:
             said += f"; KL on selection {number(self.kl_before)} -> {number(self.kl_after)}"
         return said if self.kept else said + "; not better, undone"

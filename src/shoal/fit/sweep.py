@@ -3,12 +3,14 @@
 The layer before a cut is fitted to a point ``share`` of the way from the teacher's boundary right behind that layer to the one
 behind the cut. With share 1 it has to make up for the whole cut. Where later kept layers are refitted, too, a smaller share
 leaves them the remaining difference; 2/3 was best (docs/log.md). The last layer that is fitted always gets its whole target.
+Behind the last cut a sweep ends where the layers that are left would gain next to nothing: :mod:`shoal.fit.sweep_end`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -19,11 +21,12 @@ from shoal.engine.view import Reading
 from shoal.fit.fit_config import FitConfig
 from shoal.fit.fit_job import FitJob
 from shoal.fit.fit_result import CannotRefit, LayerFit, Refitted
-from shoal.fit.layer_fit import LayerSolver
+from shoal.fit.layer_fit import LayerSolution, LayerSolver
 from shoal.fit.repair import N_SUMS, RepairSize, bytes_of_sums
 from shoal.fit.sites.neuron_pool import EXTRA, NeuronPool, Ranking, ranking_batches
 from shoal.fit.sites.of_layer import Sites, probe_of
 from shoal.fit.sites.site import MapKind
+from shoal.fit.sweep_end import SweepEnd
 from shoal.fit.targets import from_first_cut
 from shoal.fit.walk import Goal, Here
 from shoal.words.model_shape import ModelShape
@@ -101,28 +104,50 @@ def sweep_layers(job: FitJob, *, targets: Mapping[int, int], sites: Sites, share
     n_ranking = len(list(job.workers.share(batches[: ranking_batches(batches)])))
     last = max(targets)
     goals = {layer: Goal(stop, share if layer + 1 < stop and layer < last else 1.0) for layer, stop in targets.items()}
+    end = SweepEnd(list(targets), _always_fitted(job, targets), config)
     swept: dict[int, dict[str, Tensor]] = {}
     fits: list[LayerFit] = []
     skipped: list[str] = []
-    for here in job.walk(goals):
-        started = time.monotonic()
-        step = job.student.step(here.layer)
-        there = sites if step is None else sites.without(step.zeroed)
-        pool, why_not = _pool_of(here, there, probe, config=config, n_ranking=n_ranking)
-        ends = here.ends(passing=None if pool is None else pool.visit)
-        found, reasons = there.of(view, here.layer, probe)
-        try:
-            found = found if pool is None else [pool.site(), *found]
-        except CannotRefit as reason:
-            why_not = str(reason)
-        if why_not and not any(one.startswith(why_not) for one in reasons):
-            reasons.append(f"{why_not}; it keeps its own neurons")
-        solution = LayerSolver(here, ends, config).solve(found)
-        here.set(outputs=solution.outputs)
-        swept[here.layer] = solution.values
-        skipped += reasons
-        fits.append(solution.record(here, seconds=time.monotonic() - started))
-    return Refitted({layer: values for layer, values in swept.items() if values}, tuple(fits), tuple(dict.fromkeys(skipped)))
+    ended_behind: int | None = None
+    with closing(job.walk(goals)) as walked:
+        for here in walked:
+            if end.passes(here.layer):
+                continue
+            started = time.monotonic()
+            found, reasons = _fitted(job, here, sites, probe, n_ranking=n_ranking)
+            swept[here.layer] = found.values
+            skipped += reasons
+            fits.append(found.record(here, seconds=time.monotonic() - started))
+            end.add(fits[-1])
+            if end.is_over(here.layer):
+                ended_behind = here.layer
+                break
+    values_of_layers = {layer: values for layer, values in swept.items() if values}
+    return Refitted(values_of_layers, tuple(fits), tuple(dict.fromkeys(skipped)), ended_behind=ended_behind)
+
+
+def _always_fitted(job: FitJob, targets: Mapping[int, int]) -> set[int]:
+    """Layers that a cut follows, or that lost a sublayer."""
+    steps = {layer: job.student.step(layer) for layer in targets}
+    return {layer for layer, step in steps.items() if targets[layer] != layer + 1 or step is None or step.zeroed}
+
+
+def _fitted(job: FitJob, here: Here, sites: Sites, probe: Reading, *, n_ranking: int) -> tuple[LayerSolution, list[str]]:
+    """What the solves of one layer found, and why sublayers of it were left."""
+    step, config = job.student.step(here.layer), job.config
+    there = sites if step is None else sites.without(step.zeroed)
+    pool, why_not = _pool_of(here, there, probe, config=config, n_ranking=n_ranking)
+    ends = here.ends(passing=None if pool is None else pool.visit)
+    found, reasons = there.of(job.view, here.layer, probe)
+    try:
+        found = found if pool is None else [pool.site(), *found]
+    except CannotRefit as reason:
+        why_not = str(reason)
+    if why_not and not any(one.startswith(why_not) for one in reasons):
+        reasons.append(f"{why_not}; it keeps its own neurons")
+    solution = LayerSolver(here, ends, config).solve(found)
+    here.set(outputs=solution.outputs)
+    return solution, reasons
 
 
 def _pool_of(here: Here, sites: Sites, probe: Reading, *, config: FitConfig, n_ranking: int) -> tuple[NeuronPool | None, str]:

@@ -15,7 +15,7 @@ Shapes: B samples, T positions, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -223,7 +223,7 @@ def walk(
     known: Mapping[int, BoundaryStates] | None = None,
     after_layer: Callable[[int], None] | None = None,
     workers: Workers = ALONE,
-) -> Iterator[Here]:
+) -> Generator[Here, None, None]:
     """Stop at every layer that has a goal, front to back, with what the layers before it were set to in place.
 
     Args:

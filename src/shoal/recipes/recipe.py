@@ -25,6 +25,7 @@ from shoal.select.search.search_config import SearchConfig
 from shoal.select.table import SELECTORS, selector_named
 from shoal.train.config import ON_THE_STREAM, POLISH, TrainConfig
 from shoal.train.heal.config import HealConfig
+from shoal.words.counts import TokenCount
 from shoal.words.records import Record, is_asked, nearest, refuse
 from shoal.words.types import UnitChoice
 from shoal.words.unit_names import parse_units
@@ -36,14 +37,16 @@ class TextChoice(Record):
     Attributes:
         sources: paths, folders, ``hub:NAME`` or mixtures; empty: the bundled sample.
         field: column of the rows that holds the text or the turns of a chat; None: found by its name.
-        samples: calibration samples; None: 128 or as many as 32 k tokens fill, fewer where the text holds fewer (at least 8).
+        tokens: of selection and of evaluation each, where their samples are not asked for; calibration has twice as many.
+        samples: calibration samples; None: 128 or as many as its tokens fill, fewer where the text holds fewer (at least 8).
         length: tokens per sample; None: the model's window, at most 1024.
         packing: ``packed`` blocks of one length, or one document per ``padded`` sample.
-        selection, evaluation: samples of those slices; None: as for ``samples``, up to 64, of 16 k tokens.
+        selection, evaluation: samples of those slices; None: as for ``samples``, up to 64.
     """
 
     sources: tuple[str, ...] = ()
     field: str | None = Field(default=None, min_length=1)
+    tokens: TokenCount = 16_384
     samples: int | None = Field(default=None, ge=1)
     length: int | None = Field(default=None, ge=2)
     packing: Literal["packed", "padded"] = "packed"

@@ -33,6 +33,10 @@ to rank them takes less text than to repair the winner."""
 FEWEST_FOR_RANKING = 20
 """Samples of a part, where the text holds them."""
 
+APART = 2
+"""A part has at least that many times the samples of the one before: a second look at nearly the same text would tell nothing
+new, so the smaller of two that are alike is left out."""
+
 RANKING_RIDGE = 1e-2
 """Of those repairs, unless the recipe has one: cross-validation would take longer than the rest, and ranks them alike."""
 
@@ -75,10 +79,18 @@ def repairs_candidates(recipe: Recipe) -> bool:
 
 
 def ranking_texts(inputs: Inputs) -> list[Samples]:
-    """The parts of the text of the fit that candidates are repaired on, the smallest first; one where all would be alike."""
-    whole = inputs.fitting
-    sizes = {min(whole.n_samples, max(whole.n_samples // share, FEWEST_FOR_RANKING)) for share in SHARES_FOR_RANKING}
-    return [whole.take(n) for n in sorted(sizes)]
+    """The parts of the text of the fit that candidates are repaired on, the smallest first."""
+    return [inputs.fitting.take(n) for n in ranking_sizes(inputs.fitting.n_samples)]
+
+
+def ranking_sizes(n_samples: int) -> list[int]:
+    """Samples of each part of a text for the fit, the smallest first."""
+    sizes: list[int] = []
+    for share in sorted(SHARES_FOR_RANKING):
+        n = min(n_samples, max(n_samples // share, FEWEST_FOR_RANKING))
+        if not sizes or APART * n <= sizes[0]:
+            sizes.insert(0, n)
+    return sizes
 
 
 def rungs(inputs: Inputs, size: ModelSize, *, progress: Progress) -> tuple[Rung, ...]:

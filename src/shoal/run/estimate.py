@@ -119,7 +119,7 @@ def estimate(inputs: Inputs, rates: StageRates, *, recipe: Recipe | None = None)
         recipe: in place of that of the inputs.
     """
     from shoal.run.asking import needs_scan
-    from shoal.run.candidate_repair import repairs_candidates
+    from shoal.run.candidate_repair import ranking_sizes, repairs_candidates
     from shoal.run.job import default_samples
     from shoal.train.config import DEFAULT_TOKENS
 
@@ -128,7 +128,7 @@ def estimate(inputs: Inputs, rates: StageRates, *, recipe: Recipe | None = None)
     share = 1 / inputs.workers.size
 
     def tokens(slice: str, asked: int | None) -> float:
-        return (asked or default_samples(slice, length)) * length * share
+        return (asked or default_samples(slice, length, tokens=recipe.text.tokens)) * length * share
 
     n_scan, n_selection = tokens("calibration", recipe.text.samples), tokens("selection", recipe.text.selection)
     n_evaluation = tokens("evaluation", recipe.text.evaluation)
@@ -143,10 +143,14 @@ def estimate(inputs: Inputs, rates: StageRates, *, recipe: Recipe | None = None)
         stages["tournament"] = recipe.guard * n_selection * (rates.layers + rates.compared)
         if repairs_candidates(recipe):
             lookups = n_scan * (rates.layers + n_layers * 4 * inputs.view.hidden_size**2 / rates.products)
-            rungs = ((recipe.guard, 16), (max(2, -(-recipe.guard // 2)), 4)) if recipe.guard > 2 else ((recipe.guard, 4),)
-            stages["tournament"] = lookups + sum(
-                n * (_repair(inputs, recipe, rates, fit / part, searches=False) + judged) for n, part in rungs
+            n_left, texts = (
+                recipe.guard,
+                [n * length * share for n in ranking_sizes(recipe.fit.n_tokens(inputs.widest_map) // length)],
             )
+            stages["tournament"] = lookups
+            for text in texts if n_left > 2 else texts[-1:]:
+                stages["tournament"] += n_left * (_repair(inputs, recipe, rates, text, searches=False) + judged)
+                n_left = max(2, -(-n_left // 2))
     if recipe.repair != "none":
         stages["repair"] = _repair(inputs, recipe, rates, fit, searches=recipe.fit.ridge is None) + judged
     if (trained := recipe.training()) is not None:

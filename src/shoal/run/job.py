@@ -32,16 +32,19 @@ SHARE_BESIDE_STUDENT = 0.45  # ... and where the student is opened beside its te
 TOKENS_PER_BATCH = 4096
 LONGEST_DEFAULT = 1024
 MOST_DEFAULT = {"calibration": 128, "selection": 64, "evaluation": 64}  # samples of a slice ...
-DEFAULT_SLICE_TOKENS = {"calibration": 32_768, "selection": 16_384, "evaluation": 16_384}  # ... or fewer, where they are long
+PARTS = {"calibration": 2, "selection": 1, "evaluation": 1}  # ... or fewer, of so many times text.tokens
 FEWEST_DEFAULT = 8
 
 
-def default_samples(slice: str, length: int) -> int:
+def default_samples(slice: str, length: int, *, tokens: int) -> int:
     """Samples of a slice where none are asked for.
 
     Counted in tokens, because tokens cost time: 128 samples of 1,024 would be four times the text of 128 samples of 256.
+
+    Args:
+        tokens: of ``selection`` and of ``evaluation``; ``calibration`` has twice as many.
     """
-    return max(FEWEST_DEFAULT, min(MOST_DEFAULT[slice], DEFAULT_SLICE_TOKENS[slice] // length))
+    return max(FEWEST_DEFAULT, min(MOST_DEFAULT[slice], PARTS[slice] * tokens // length))
 
 
 def bundled_model() -> Path:
@@ -161,7 +164,7 @@ class Inputs:
 
     def _samples(self, slice: str, asked: int | None, *, most: int | None = None) -> Samples:
         """The number asked for, or else the default where the text holds it and at least 8."""
-        n = asked or most or default_samples(slice, self.length)
+        n = asked or most or default_samples(slice, self.length, tokens=self.recipe.text.tokens)
         fewest = None if asked else FEWEST_DEFAULT
         length, packing = self.length, self.recipe.text.packing
 

@@ -106,10 +106,11 @@ def source_name(source: str) -> str:
 def _cost(evaluation: Evaluation, tasks: Benchmark | None) -> tuple[Fact, ...]:
     quality, plain = evaluation.quality, evaluation.plain
     error = "" if math.isnan(quality.kl_stderr) else f"± {quality.kl_stderr:.2g} "
+    text = f"; {quality.n_tokens:,} tokens of {quality.n_samples} samples were read"
     unrepaired = "" if plain is None else f", {short(plain.kl)} without repair"
     before, after = evaluation.teacher.perplexity.value, evaluation.student.perplexity.value
     facts = [
-        Fact("KL to the teacher", short(quality.kl), f"{error}nats per token{unrepaired}; 0 is the teacher itself"),
+        Fact("KL to the teacher", short(quality.kl), f"{error}nats per token{unrepaired}; 0 is the teacher itself{text}"),
         Fact("Same most likely token", f"{percent(quality.agreement)} %", f"of {quality.n_tokens:,} tokens"),
         Fact("Perplexity", f"x {after / before:.3f}", f"{number(before)} → {number(after)}"),
     ]

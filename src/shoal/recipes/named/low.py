@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from shoal.fit.fit_config import FitConfig
 from shoal.recipes.named_recipe import NamedRecipe
-from shoal.recipes.recipe import Recipe
+from shoal.recipes.recipe import Recipe, TextChoice
 
 LOW = NamedRecipe(
     Recipe(
         name="low",
-        about="A fraction of the default's time: two candidates compete, only the layer before each cut is refitted.",
+        about="A fraction of the default's time: two candidates compete, only the layer before each cut is refitted; scores "
+        "and figures rest on half of the default's text.",
         papers=("2403.19135", "2403.17887"),
         guard=2,
         repair="refit",
+        text=TextChoice(tokens=8_192),
         fit=FitConfig(tokens=32_000),
     ),
     chooses="as `default`",

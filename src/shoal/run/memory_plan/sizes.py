@@ -93,7 +93,7 @@ class Sizes:
         """Tokens of the slice ``calibration``, ``selection`` or ``evaluation``: as asked, or as many as the default has."""
         text = self.recipe.text
         asked = {"calibration": text.samples, "selection": text.selection, "evaluation": text.evaluation}[slice]
-        return (asked or default_samples(slice, self.length)) * self.length
+        return (asked or default_samples(slice, self.length, tokens=text.tokens)) * self.length
 
     def states(self, n_streams: int, n_tokens: int) -> int:
         """States of one batch, or of all tokens where layers are on disk and the states wait between them."""
