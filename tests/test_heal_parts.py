@@ -15,7 +15,7 @@ from shoal.train.heal.merge import adopt_values, measure, merge_pupil, trained_v
 from shoal.train.heal.presets import PRESETS, UIDL_MODELS, preset_named
 from shoal.train.heal.pruned_adapters import pruned
 from shoal.train.heal.qlora import open_in_4_bits, out_of_4_bits
-from shoal.train.heal.streams import Streams
+from shoal.train.heal.streams import Streams, run_model
 from shoal.train.heal.teacher_cache import CacheProgress, cut_off, fill_cache
 from shoal.train.heal.train import Lesson, open_pupil, prepare, train
 from shoal.train.objectives import weighted_sum
@@ -206,6 +206,21 @@ def test_out_of_4_bits_are_the_numbers_that_the_product_uses(saved):
             torch.testing.assert_close(module(torch.eye(a.shape[1])).T, b, rtol=1e-2, atol=1e-3)
         else:
             assert torch.equal(a, b)
+
+
+def test_gradients_run_through_4_bits_after_a_validation(saved):
+    lesson, batch = Lesson(text(24), text(8, seed=1)), text(4).batches(4)[0]
+
+    def gradients(model, method):
+        pupil = prepare(model, config(method=method, objective="next_token"), lesson)
+        measure(pupil.model.eval(), lesson, batch_size=4)  # a forward without gradients comes first, as in every training
+        lesson.loss(config(objective="next_token"))(run_model(pupil.model.train(), pupil.layers, batch), None, batch).backward()
+        return {name: p.grad for name, p in pupil.model.named_parameters() if p.requires_grad and "lora_B" in name}
+
+    packed, plain = gradients(open_in_4_bits(saved), "qlora"), gradients(out_of_4_bits(saved), "lora")
+    assert packed.keys() == plain.keys()
+    for name, value in plain.items():  # the product of the 4-bit weights is computed in bf16, forward and backward
+        assert torch.nn.functional.cosine_similarity(packed[name].flatten(), value.flatten(), dim=0) > 0.99, name
 
 
 def test_narrow_maps_are_refused_in_4_bits_on_a_cpu(tmp_path):

@@ -47,7 +47,19 @@ def open_in_4_bits(path: Path, opening: Opening = Opening()) -> Any:
             raise ValueError(f"{path} cannot be opened in 4 bits: {type(error).__name__}: {reason}") from None
     if opening.device.startswith("cpu"):
         _refuse_narrow(model)
+        _keep_differentiable(model)
     return model.eval()
+
+
+def _keep_differentiable(model: nn.Module) -> None:
+    """Keep the 4-bit maps in the layout whose product has a gradient.
+
+    On processors with AVX512-BF16 bitsandbytes 0.50 packs a map for its inference kernel at the first forward in eval mode, and
+    never back: that kernel has no gradient, so what is trained in front of the map would learn from the adapters' paths alone.
+    """
+    maps: list[Any] = [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
+    for module in maps:
+        module.support_avx512bf16_for_cpu = False
 
 
 def _refuse_narrow(model: Any) -> None:

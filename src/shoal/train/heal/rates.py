@@ -28,12 +28,21 @@ class RateTrials(Record):
 
 
 def find_rate(
-    pupil: Pupil, config: HealConfig, lesson: Lesson, folder: Path, *, device: str, tell: Callable[[int, int], None] | None
+    pupil: Pupil,
+    config: HealConfig,
+    lesson: Lesson,
+    folder: Path,
+    *,
+    device: str,
+    tell: Callable[[int, int], None] | None = None,
+    times: Sequence[float] = TIMES,
 ) -> tuple[RateTrial, ...]:
     """Train a tenth of the tokens (at least 20 steps) at several rates, each from the same start; the student is left there.
 
-    The text of the trials is the beginning of the run's own, and they are measured on the selection text.
+    The text of the trials is the beginning of the run's own, and they are measured on the selection text when they end.
 
+    Args:
+        times: the rates tried first, in multiples of the method's own.
     Returns: the trials in order of their rates.
     """
     from shoal.train.heal.train import steps_of, train_at
@@ -47,9 +56,7 @@ def find_rate(
     start = {name: value.detach().clone() for name, value in pupil.model.named_parameters() if value.requires_grad}
 
     def measure(lr: float) -> RateTrial:
-        short = config.model_copy(
-            update={"lr": lr, "tokens": n_trial * per_step, "eval_every": -(-n_trial // 4), "patience": None}
-        )
+        short = config.model_copy(update={"lr": lr, "tokens": n_trial * per_step, "eval_every": n_trial, "patience": None})
         work = folder / "trial"
         shutil.rmtree(work, ignore_errors=True)
         try:
@@ -64,14 +71,14 @@ def find_rate(
         return found
 
     trials = {one.lr: one for one in (RateTrials.load(record).trials if record.exists() else ())}
-    waiting = [own * times for times in TIMES]
+    waiting = [own * one for one in times]
     while waiting:
         for lr in waiting:
             if lr not in trials:
                 trials[lr] = measure(lr)
                 RateTrials(trials=tuple(trials.values())).save(record)
                 if tell is not None:
-                    tell(len(trials), max(len(trials), len(TIMES)))
+                    tell(len(trials), max(len(trials), len(times)))
         waiting = _beyond(trials.values()) if len(trials) < MOST_TRIALS else []
     return tuple(sorted(trials.values(), key=lambda one: one.lr))
 

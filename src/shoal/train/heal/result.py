@@ -32,7 +32,7 @@ class HealPoint(Record):
 
 
 class RateTrial(Record):
-    """A short run at one learning rate; ``measure`` is the best it reached, None where it diverged."""
+    """A short run at one learning rate; ``measure`` is where it ended, None where it diverged."""
 
     lr: float
     measure: float | None
