@@ -1,20 +1,21 @@
-"""The methods around cutting, at equal size and equal tokens: layers merged, and layers put in. KL and perplexity per domain.
+"""The methods around cutting, at equal size and equal tokens: layers merged, sublayers left out, layers put in; KL, perplexity.
 
     OMP_NUM_THREADS=1 python benchmarks/around.py MODEL --train-text train.txt.gz --domain books=val.txt --drop 25% --work DIR
 
 Resumable, cell by cell: a cell is one student, made by `shoal`'s own run in a folder of `--work` (which itself goes on where it
 was stopped) and measured on text that nothing was chosen on; it is written to `--out` as soon as it is measured, and cells that
 stand there are skipped. `--cells 1` measures the next one and stops, `--only WORD` takes cells whose name has the word,
-`--seconds N` starts none after that time, `--tables` prints the file as Markdown. Each cell runs in a process of its own.
+`--seconds N` starts none after that time, `--tables` prints the file as Markdown. The most telling cells come first, so that a
+run may be stopped anywhere. All cells share one process: its start, the teacher and the text of the measures are paid for once.
 
-- `cut:` cells lack as many layers as `--drop` says, whatever made them: the default, plain cuts, merges by every rule and
-  search, merges whose layer is then fitted (`refit`, `sweep`), and for each search the plain removal of the layers that its
-  `keep_last` lets go of, with the same repair: what the merge itself is worth. `:paper` cells keep to their paper's threshold
-  and the released programs' rule, so their size is what it leads to.
+- `cut:` cells lack as many layers as `--drop` says, or sublayers of as many parameters, whatever made them: the default, plain
+  cuts, merges by every rule and search, merges whose layer is then fitted (`refit`, `sweep`), and for each search the plain
+  removal of the layers that its `keep_last` lets go of, with the same repair: what the merge itself is worth. `:paper` cells
+  keep to their paper's threshold and the released programs' rule, so their size is what it leads to.
 - `grow:` cells have the layers that `--to` says. `:start` is before any training; `:healed` is trained on `--tokens` of the
   training text as its paper has it. `grow:source` is the source trained for as many tokens, all of it and by LoRA.
 
-A cell has its layers, its parameters, KL to the source and perplexity per domain, and its seconds.
+A cell has its layers, its parameters, KL to the source and perplexity per domain, and its processor seconds.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ import argparse
 import json
 import math
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 HERE = Path(__file__).parent
 PAPER_THRESHOLDS = {"laco": 0.65, "sliding": 0.72}  # of Llama-2-7B in the first paper, of Llama-2-13B in the second's program
 MERGED_BY = {"laco": "laco", "sliding": "sliding-merge"}
-REPAIRS = ("none", "refit", "sweep")
 
 Changes = dict[str, Any]
 Cell = Callable[[argparse.Namespace], tuple[str, Changes]]
@@ -63,7 +63,7 @@ def removed_like(name: str, repair: str) -> Cell:
 
         plan = args.work / folder_of(name) / "plan.json"
         if not plan.is_file():
-            raise SystemExit(f"{name} comes first")
+            raise ValueError(f"{name} comes first")
         layers = ",".join(str(layer) for layer in Plan.load(plan).removed_layers)
         return "default", {"layers": layers, "repair": repair}
 
@@ -95,29 +95,46 @@ def trained(args: argparse.Namespace) -> Changes:
     return {"tokens": args.tokens, "objective": "next_token", "lr": args.lr, "warmup": 0.05}
 
 
+def sublayers(repair: str) -> Cell:
+    """Sublayers of as many parameters, one after the other by the distance of the distribution of the next token."""
+    how = {"select": "greedy", "units": "sublayers", "guard": 1, "search": {"metric": "kl", "tokens": 2048}}
+    return lambda args: ("default", {"drop": f"{args.drop}params", "repair": repair, **how})
+
+
 def all_cells() -> dict[str, Cell]:
-    """By name, in the order in which they are run."""
+    """By name, in the order in which they are run: what each family is worth first, then its other rules."""
+    greedy = {"select": "greedy", "guard": 1, "search": {"metric": "kl", "tokens": 2048}}
     found: dict[str, Cell] = {
-        "cut:default": cutting("default", guard=1),
         "cut:span": cutting("default", guard=1, repair="none"),
-        "cut:deepest": cutting("default", select="deepest", guard=1, repair="none"),
+        "cut:span:sweep": cutting("default", guard=1, repair="sweep"),
+        "cut:default": cutting("default"),
     }
     for search in MERGED_BY:
-        for rule in ("sum_diff", "keep_last", "mean"):
-            found[f"cut:{search}:{rule}"] = merging(search, rule)
-        found[f"cut:{search}:paper"] = merging(search, "keep_last", threshold=PAPER_THRESHOLDS[search])
+        found[f"cut:{search}:sum_diff"] = merging(search, "sum_diff")
+        found[f"cut:{search}:keep_last"] = merging(search, "keep_last")
         found[f"cut:{search}:removed"] = removed_like(f"cut:{search}:keep_last", "none")
-        for repair in REPAIRS[1:]:
-            found[f"cut:{search}:keep_last:{repair}"] = merging(search, "keep_last", repair)
-            found[f"cut:{search}:mean:{repair}"] = merging(search, "mean", repair)
-            found[f"cut:{search}:removed:{repair}"] = removed_like(f"cut:{search}:keep_last", repair)
-    for init in ("copy", "mean", "interpolate", "lesa"):
+        found[f"cut:{search}:keep_last:sweep"] = merging(search, "keep_last", "sweep")
+        found[f"cut:{search}:removed:sweep"] = removed_like(f"cut:{search}:keep_last", "sweep")
+        found[f"cut:{search}:paper"] = merging(search, "keep_last", threshold=PAPER_THRESHOLDS[search])
+    found |= {
+        "cut:sublayers": sublayers("none"),
+        "cut:sublayers:sweep": sublayers("sweep"),
+        "cut:greedy": cutting("default", **greedy, repair="none"),
+        "cut:greedy:sweep": cutting("default", **greedy, repair="sweep"),
+    }
+    for init in ("copy", "lesa", "mean", "interpolate"):
         recipe = {"copy": "solar", "lesa": "lesa"}.get(init, "grow")
         found[f"grow:{init}:start"] = growing(recipe, is_healed=False, init=init if recipe == "grow" else None)
     found["grow:source:full"] = source_healed("full")
-    found["grow:source:lora"] = source_healed("lora")
-    for recipe in ("llama-pro", "slayer", "solar", "lesa"):
+    for recipe in ("llama-pro", "solar", "slayer", "lesa"):
         found[f"grow:{recipe}:healed"] = growing(recipe, is_healed=True)
+    found["grow:source:lora"] = source_healed("lora")
+    for search in MERGED_BY:
+        found[f"cut:{search}:mean"] = merging(search, "mean")
+        found[f"cut:{search}:mean:sweep"] = merging(search, "mean", "sweep")
+        found[f"cut:{search}:keep_last:refit"] = merging(search, "keep_last", "refit")
+        found[f"cut:{search}:removed:refit"] = removed_like(f"cut:{search}:keep_last", "refit")
+    found["cut:deepest"] = cutting("default", select="deepest", guard=1, repair="none")
     return found
 
 
@@ -142,12 +159,8 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[], metavar="WORD")
     parser.add_argument("--cells", type=int, default=math.inf, help="most cells to measure")
     parser.add_argument("--seconds", type=float, default=math.inf)
-    parser.add_argument("--cell", help="run this one alone, in this process")
     parser.add_argument("--tables", action="store_true")
     args = parser.parse_args()
-    if args.cell:
-        print(json.dumps(run_cell(args, args.cell)))
-        return
     found = json.loads(args.out.read_text()) if args.out.exists() else {"cells": {}}
     if not args.tables:
         run_all(args, found)
@@ -157,38 +170,34 @@ def main() -> None:
 def run_all(args: argparse.Namespace, found: dict[str, Any]) -> None:
     """Every cell that is asked for and not there yet."""
     from shoal.run.job import versions
+    from shoal.words.records import write_atomically
 
-    started, n = time.monotonic(), 0
+    started, n, judge = time.monotonic(), 0, Judge(args)
     found["versions"], found["model"] = versions(), Path(args.model).name
     for name in ("source", *all_cells()):
         is_asked = all(word in name for word in args.only)
         if name in found["cells"] or not is_asked or n >= args.cells or time.monotonic() - started > args.seconds:
             continue
-        done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--cell", name], capture_output=True, text=True)
-        if done.returncode:
-            print(f"{name}: {(done.stderr.strip().splitlines() or ['ended'])[-1][:400]}", file=sys.stderr)
+        try:
+            row = run_cell(args, name, judge)
+        except ValueError as reason:  # of one cell; the others do not need it
+            print(f"{name}: {str(reason)[:400]}", file=sys.stderr)
             continue
         n += 1
-        found["cells"][name] = json.loads(done.stdout.strip().splitlines()[-1])
+        found["cells"][name] = row
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(found, indent=1) + "\n")
-        print(name, json.dumps(found["cells"][name])[:300], file=sys.stderr)
+        write_atomically(args.out, (json.dumps(found, indent=1) + "\n").encode())
+        print(name, json.dumps(row)[:300], file=sys.stderr, flush=True)
 
 
-def run_cell(args: argparse.Namespace, name: str) -> dict[str, Any]:
+def run_cell(args: argparse.Namespace, name: str, judge: Judge) -> dict[str, Any]:
     """One row of the table."""
-    from shoal.engine.open import load_strictly, open_model
+    from shoal.engine.open import load_strictly
     from shoal.recipes.recipe_file import load_recipe
     from shoal.run.compress import compress
-    from shoal.text import open_corpus
-    from shoal.train.heal.merge import measure
-    from shoal.train.heal.teachers import RunningTeacher
-    from shoal.train.heal.text_rows import TextRows
-    from shoal.train.heal.train import Lesson
 
-    teacher = open_model(args.model)
-    began, row = time.monotonic(), {}
-    model = teacher.model
+    model, row = judge.teacher.model, {}
+    began = time.process_time()
     if name != "source":
         recipe, changes = all_cells()[name](args)
         text = {"sources": [args.train_text], "length": args.length, "evaluation": 8}
@@ -197,18 +206,50 @@ def run_cell(args: argparse.Namespace, name: str) -> dict[str, Any]:
         outcome = compress(load_recipe(recipe, given), args.work / folder_of(name))
         row = {"plan": str(outcome.plan), "method": outcome.plan.method}
         model = load_strictly(outcome.model)
-    row |= {
+    seconds = round(time.process_time() - began, 1)
+    return row | {
         "layers": model.config.get_text_config(decoder=True).num_hidden_layers,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "seconds": round(time.monotonic() - began, 1),
-        "domains": {},
+        "seconds": seconds,
+        "domains": judge.domains(model),
     }
-    for domain, file in (one.split("=", 1) for one in args.domain):
-        samples = open_corpus(file, teacher.tokenizer).samples("evaluation", n=args.samples, length=args.length, fewest=8)
-        rows = TextRows.of(samples)
-        found = measure(model, Lesson(rows, rows, RunningTeacher(teacher.model)), batch_size=8)
-        row["domains"][domain] = {"kl": round(found["kl"], 5), "perplexity": round(math.exp(found["nll"]), 3)}
-    return row
+
+
+class Judge:
+    """The teacher and the text of the measures, opened when a cell first needs them."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+
+    @cached_property
+    def teacher(self) -> Any:
+        from shoal.engine.open import open_model
+
+        return open_model(self.args.model)
+
+    @cached_property
+    def texts(self) -> dict[str, Any]:
+        from shoal.text import open_corpus
+        from shoal.train.heal.text_rows import TextRows
+
+        n, length, tokenizer = self.args.samples, self.args.length, self.teacher.tokenizer
+        files = dict(one.split("=", 1) for one in self.args.domain)
+        return {
+            domain: TextRows.of(open_corpus(file, tokenizer).samples("evaluation", n=n, length=length, fewest=8))
+            for domain, file in files.items()
+        }
+
+    def domains(self, model: Any) -> dict[str, dict[str, float]]:
+        """KL to the teacher and perplexity of a student, by domain."""
+        from shoal.train.heal.merge import measure
+        from shoal.train.heal.teachers import RunningTeacher
+        from shoal.train.heal.train import Lesson
+
+        figures = {}
+        for domain, rows in self.texts.items():
+            found = measure(model, Lesson(rows, rows, RunningTeacher(self.teacher.model)), batch_size=8)
+            figures[domain] = {"kl": round(found["kl"], 5), "perplexity": round(math.exp(found["nll"]), 3)}
+        return figures
 
 
 def tables(found: dict[str, Any]) -> str:

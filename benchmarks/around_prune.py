@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/around_prune.py MODEL --text FILE [--share 35%] [--samples N] [--only CELL] [--out FILE]
 
 Every cell leaves the same share of the source's parameters, gone or zero, and is measured on the same held-out text: KL to the
-source, perplexity. A cell that is in the file is not run again, so a run may be stopped anywhere; ``--only`` runs one. Cells
-that are recipes keep their run folder beside the file. For SmolLM2 the command is the same with its folder and WikiText; each
-recipe takes some minutes there.
+source, perplexity. A cell that is in the file is not run again, so a run may be stopped anywhere; ``--only`` runs one,
+``--seconds N`` starts none after that time. Cells that are recipes keep their run folder beside the file. For SmolLM2 the
+command is the same with its folder and WikiText; each recipe takes some minutes there.
 
 - depth: the default recipe. both: half of the share by the default, the rest by SparseGPT with OWL.
 - magnitude+lamp, wanda, wanda+owl, sparsegpt, sparsegpt+owl: zeros alone.
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -49,14 +50,15 @@ def both(share: str) -> dict[str, Any]:
 
 RECIPE_CELLS: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
     "depth": ("default", depth),
-    "both": ("default", both),
-    "magnitude+lamp": ("wanda", zeros("magnitude", "lamp")),
-    "wanda": ("wanda", zeros("wanda")),
-    "wanda+owl": ("wanda", zeros("wanda", "owl")),
-    "sparsegpt": ("wanda", zeros("sparsegpt")),
     "sparsegpt+owl": ("wanda", zeros("sparsegpt", "owl")),
+    "both": ("default", both),
+    "wanda": ("wanda", zeros("wanda")),
+    "sparsegpt": ("wanda", zeros("sparsegpt")),
+    "magnitude+lamp": ("wanda", zeros("magnitude", "lamp")),
+    "wanda+owl": ("wanda", zeros("wanda", "owl")),
 }
-CELLS = (*RECIPE_CELLS, "slicegpt", "llm-pruner")
+CELLS = ("depth", "sparsegpt+owl", "both", "slicegpt", "llm-pruner", "wanda", "sparsegpt", "magnitude+lamp", "wanda+owl")
+"""The most telling first: layers alone, zeros alone, both, and structured width."""
 
 
 def by_recipe(cell: str, asked: argparse.Namespace, text: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -111,15 +113,19 @@ def main() -> None:
     parser.add_argument("--samples", type=int, help="of every slice of the text; the default's unless given")
     parser.add_argument("--length", type=int)
     parser.add_argument("--only", choices=CELLS)
+    parser.add_argument("--seconds", type=float, default=math.inf)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "around_prune.json")
     asked = parser.parse_args()
     text: dict[str, Any] = {"sources": [asked.text], "length": asked.length}
     text |= dict.fromkeys(("samples", "selection", "evaluation"), asked.samples)
     text = {name: value for name, value in text.items() if value is not None}
     name = f"{Path(asked.model).name} {asked.share}%"
+    began = time.monotonic()
     for cell in [asked.only] if asked.only else CELLS:
         known = json.loads(asked.out.read_text()) if asked.out.exists() else {"versions": versions(), "rows": {}}
         rows = known["rows"].setdefault(name, {})
+        if cell not in rows and time.monotonic() - began > asked.seconds:
+            break
         if cell not in rows:
             started = time.process_time()
             folder = asked.out.with_suffix("") / name.replace(" ", "-").removesuffix("%")

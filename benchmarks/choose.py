@@ -3,15 +3,18 @@
     OMP_NUM_THREADS=1 python benchmarks/choose.py --model books-16l=MODEL:TEXT [--model ...] [--cells N] [--only WORD ...]
 
 Resumable, cell by cell: a cell is one choice (model, ratio, units, way to choose) and is written to ``--out`` as soon as it is
-measured; cells that stand there are skipped, ``--cells 1`` measures the next one and stops, ``--only`` takes cells whose name
-has all these words. ``--tables`` prints the tables of the file as Markdown. ``--task FILE`` scores tasks (ctx, choices, gold).
+measured; cells that stand there are skipped, ``--cells 1`` measures the next one and stops, ``--seconds N`` starts none after
+that time, ``--only`` takes cells whose name has all these words. Of a model, a ratio and a kind of unit the most telling ways
+come first, so that a run may be stopped anywhere. ``--tables`` prints the tables of the file as Markdown. ``--task FILE``
+scores tasks (ctx, choices, gold).
 
 - Equal parameters: a ratio becomes the number of layers that comes nearest; sublayers go up to the parameters of as many.
 - Every way reads the same ``--tokens`` of the calibration slice; losses after the cut are KL to the teacher, per token, of the
-  plain cut on ``selection`` and ``evaluation``, and after the default repair (``auto``, fixed ridge) on ``evaluation``. Nothing
-  is chosen on these two. A repair of a set is made once, whoever chose it. Layer 0 and the last layer stay.
-- A search runs at most ``--evaluations`` sets; scores that need more are left out. Seconds are those of the choice alone, on
-  one thread, and every way begins without values of another.
+  plain cut and after ``--repair`` (``auto``, the default's, with a fixed ridge) on ``evaluation``, on which nothing is chosen.
+  A repair of a set is made once, whoever chose it and at whatever call. Layer 0 and the last layer stay.
+- A search runs at most ``--evaluations`` sets; scores that need more are left out. Seconds are processor seconds of the choice
+  alone, on one thread. Every search begins without values of another; a table of scores is made once for all ratios, and each
+  way that reads it is charged for the whole of it.
 - Where all sets can be run (``--most-sets``), the optimum by KL on the search text, and how far each way is from it.
 - ``scores``: rank correlation of each score of single units with what a unit costs alone and on average over random sets.
 """
@@ -41,7 +44,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 HERE = Path(__file__).parent
 RATIOS = (12, 25, 40)
-RANDOM_DRAWS = 5
 RIDGE = 1e-2
 """Of the repair: cross-validation would take longer than everything else, and ranks sets alike."""
 
@@ -56,12 +58,16 @@ SCORES = (
     "relative_update", "update_norm", "taylor_unit", "taylor_weights", "weight_l2", "left_out_kl", "left_out_ce",
     "left_out_lost_cka", "windowed_kl", "shapley_kl",
 )  # fmt: skip
-RUNNING = (
-    ("one-shot", "kl"), ("greedy", "kl"), ("greedy", "ce"), ("greedy", "js"), ("beam", "kl"), ("greedy-refit", "kl"),
-    ("surrogate", "kl"), ("evolution", "kl"), ("policy-gradient", "kl"),
+WAYS = (
+    "span cosine/rest", "greedy kl", "lowest block_influence/rest", "deepest", "lowest left_out_kl", "greedy-refit kl",
+    "lowest taylor_weights", "surrogate kl", "random", "lowest weight_l2", "lowest left_out_lost_cka", "greedy ce",
+    "exhaustive", "one-shot kl", "lowest relative_update", "lowest taylor_unit", "span angular/last", "disjoint angular/rest",
+    "lowest windowed_kl", "evolution kl", "policy-gradient kl", "beam kl", "greedy js", "lowest update_norm",
+    "lowest left_out_ce", "lowest shapley_kl",
 )  # fmt: skip
+"""The most telling ones first: the default's proposer, the best search, what costs nothing, and what repairs on its way."""
 UNITS = ("layers", "sublayers")
-SETTINGS = ("tokens", "judged", "fit_tokens", "length", "orders", "evaluations")
+SETTINGS = ("tokens", "judged", "fit_tokens", "length", "orders", "evaluations", "repair", "draws")
 
 
 @dataclass(frozen=True)
@@ -79,16 +85,15 @@ class Cell:
 
 
 def ways(units: str) -> list[str]:
-    """Every way to choose units, the quick ones first."""
-    spans = list(SPANS) if units == "layers" else []
-    quick = [f"lowest {score}" for score in SCORES if score != "shapley_kl"]
-    return ["random", *spans, *quick, *(f"{name} {metric}" for name, metric in RUNNING), "lowest shapley_kl", "exhaustive"]
+    """Every way to choose such units; spans and the exhaustive search are of layers alone."""
+    return [way for way in WAYS if units == "layers" or (way not in SPANS and way != "exhaustive")]
 
 
-def cells(models: Sequence[str]) -> Iterator[Cell]:
+def cells(models: Sequence[str], options: argparse.Namespace) -> Iterator[Cell]:
+    ratios = options.ratio or (25, 12, 40)
     for model in models:
-        for units in UNITS:
-            for ratio in (25, *(one for one in RATIOS if one != 25)):
+        for units in options.units or UNITS:
+            for ratio in ratios:
                 yield from (Cell(model, ratio, units, way) for way in ways(units))
             yield Cell(model, 0, units, "scores")
 
@@ -96,11 +101,12 @@ def cells(models: Sequence[str]) -> Iterator[Cell]:
 class Bench:
     """A model with its texts; what is shared by its cells is measured when a cell first asks for it."""
 
-    def __init__(self, model: str, text: str, options: argparse.Namespace) -> None:
+    def __init__(self, model: str, text: str, options: argparse.Namespace, repaired: dict[str, dict[str, Any]]) -> None:
         self.options = options
         self.text = {"sources": [text] if text else [], "length": options.length}
         self.model = model
-        self.repaired: dict[str, dict[str, Any]] = {}
+        self.repaired = repaired  # losses of sets that are known, by their units
+        self.scored: dict[tuple[str, Any], tuple[dict[str, Any], float, int]] = {}
 
     @cached_property
     def inputs(self) -> Any:
@@ -124,13 +130,21 @@ class Bench:
         return samples.take(max(1, min(samples.n_samples, self.options.tokens // samples.length)))
 
     @cached_property
-    def judges(self) -> dict[str, Any]:
+    def judge(self) -> Any:
+        """Of the evaluation slice."""
         from shoal.measure.oracle import Oracle
 
-        def oracle(samples: Any) -> Any:
-            return Oracle(self.inputs.view, self.inputs.batches(samples.take(max(1, self.options.judged // samples.length))))
+        samples = self.inputs.evaluation
+        return Oracle(self.inputs.view, self.inputs.batches(samples.take(max(1, self.options.judged // samples.length))))
 
-        return {"selection": oracle(self.inputs.selection), "evaluation": oracle(self.inputs.evaluation)}
+    @cached_property
+    def judge_searched(self) -> Any:
+        """Of the text that every way reads, apart from the ways themselves: what it measured is known to none of them."""
+        from shoal.select.request import Request
+
+        units = Request(n_layers=self.size.n_layers, n=1, units="sublayers").free_units
+        layers = Request(n_layers=self.size.n_layers, n=1).free_units
+        return self.value(sorted({*units, *layers}))
 
     @cached_property
     def fitting(self) -> Any:
@@ -149,10 +163,10 @@ class Bench:
         from shoal.engine.passes import run_pass
         from shoal.measure.gram import GramObserver
 
-        started = time.perf_counter()
+        batches, started = self.inputs.batches(self.searched), time.process_time()
         gram = GramObserver(self.inputs.view.n_layers)
-        run_pass(self.inputs.view, self.inputs.batches(self.searched), observers=[gram])
-        return {table.name: table for table in gram.tables()}, time.perf_counter() - started
+        run_pass(self.inputs.view, batches, observers=[gram])
+        return {table.name: table for table in gram.tables()}, time.process_time() - started
 
     def value(self, units: Sequence[Any], metric: str = "kl", limit: int | None = None) -> Any:
         from shoal.measure.removals import removal_function
@@ -212,28 +226,37 @@ class Bench:
         from shoal.select.request import Evidence
         from shoal.select.table import selector_named
 
-        started = time.perf_counter()
+        started = time.process_time()
         best = next(selector_named(request.selector).propose(Evidence(value=value, **evidence), request))
-        seconds += time.perf_counter() - started
+        seconds += time.process_time() - started
         return {"units": sorted(best.units), "sets": 0 if value is None else value.n_evaluations, "seconds": seconds}
 
     def by_score(self, cell: Cell, by: str) -> dict[str, Any]:
+        request = self.request(cell, "lowest", by)
+        found = self.table_of(by, request)
+        if found is None:
+            return {}
+        table, seconds, n_sets = found
+        return {**self.proposed(request, unit_tables={by: table}, seconds=seconds), "sets": n_sets}
+
+    def table_of(self, by: str, request: Any) -> tuple[Any, float, int] | None:
+        """Scores of units with their seconds and sets; one reading gives all that it can. None: too many sets."""
         from shoal.measure.unit_scores import score_with_table
 
-        request, entry = self.request(cell, "lowest", by), score_with_table(by)
-        started = time.perf_counter()
-        n_sets = 0
+        entry = score_with_table(by)
         if entry.n_sets(len(request.free_units)) > self.options.evaluations:
-            return {}
-        if entry.of_values is not None:
-            value = self.value(request.free_units, entry.metric)
-            table = entry.of_values(value)
-            n_sets = value.n_evaluations
-        else:
-            found = entry.score(self.inputs.view, self.inputs.batches(self.searched), request.free_units)
-            table = next(one for one in found if one.criterion == by)
-        seconds = time.perf_counter() - started
-        return {**self.proposed(request, unit_tables={by: table}, seconds=seconds), "sets": n_sets}
+            return None
+        key = (request.units, by if entry.of_values is not None else entry.score)
+        if by not in self.scored.get(key, ({},))[0]:
+            n_sets, batches, started = 0, self.inputs.batches(self.searched), time.process_time()
+            if entry.of_values is not None:
+                value = self.value(request.free_units, entry.metric)
+                found, n_sets = [entry.of_values(value)], value.n_evaluations
+            else:
+                found = entry.score(self.inputs.view, batches, request.free_units)
+            self.scored[key] = ({one.criterion: one for one in found}, time.process_time() - started, n_sets)
+        tables, seconds, n_sets = self.scored[key]
+        return tables[by], seconds, n_sets
 
     def exhaustive(self, cell: Cell) -> dict[str, Any]:
         """The set of lowest KL on the search text, where all sets are few enough to be run; of layers alone."""
@@ -241,13 +264,13 @@ class Bench:
         units = request.free_units
         if cell.units != "layers" or math.comb(len(units), request.n) > self.options.most_sets:
             return {}
-        value, started = self.value(units), time.perf_counter()
+        value, started = self.value(units), time.process_time()
         sets = [frozenset(one) for one in itertools.combinations(units, request.n)]
         losses = dict(zip(sets, value.values(sets), strict=True))
         best = min(losses, key=losses.__getitem__)
         ranked = sorted(losses.values())
         return {
-            "units": sorted(best), "sets": len(sets), "seconds": time.perf_counter() - started, "losses": ranked,
+            "units": sorted(best), "sets": len(sets), "seconds": time.process_time() - started, "losses": ranked,
         }  # fmt: skip
 
     # -- what a choice costs -------------------------------------------------------------------------------------------
@@ -279,20 +302,23 @@ class Bench:
         inputs = self.inputs
         amounts = computed_amounts(inputs.view, context=inputs.length)
         plan = plan_of(drops_of(units), self.size, source=self.model, source_hash="", amounts=amounts)
-        started = time.perf_counter()
+        started = time.process_time()
         fitted = fit_plan(
-            inputs.view, plan, self.fitting, repair="auto", batch_size=inputs.batch_size, config=FitConfig(ridge=RIDGE)
+            inputs.view,
+            plan,
+            self.fitting,
+            repair=self.options.repair,
+            batch_size=inputs.batch_size,
+            config=FitConfig(ridge=RIDGE),
         )
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
         repaired = student_of(inputs.view, fitted.plan, fitted.values)
         plain = Student(removed=plan.removed_units)
-        (searched,) = self.value(sorted(units)).values([frozenset(units)])
-        (chosen_on,) = self.judges["selection"].measure([plain])
-        before, after = self.judges["evaluation"].measure([plain, repaired])
+        (searched,) = self.judge_searched.values([frozenset(units)])
+        before, after = self.judge.measure([plain, repaired])
         found = {
             "removed": plan.removed,
             "kl_searched": searched,
-            "kl_selection": chosen_on.kl,
             "kl": before.kl,
             "kl_stderr": before.kl_stderr,
             "kl_repaired": after.kl,
@@ -324,7 +350,7 @@ class Bench:
 
         request = self.request(cell, "greedy", "cosine/rest")
         draw, rows = random.Random(0), []
-        for _ in range(RANDOM_DRAWS):
+        for _ in range(self.options.draws):
             order = draw.sample(list(request.free_units), len(request.free_units))
             units = filled(frozenset(), order, request.goal)
             rows.append({"units": [str(unit) for unit in sorted(units)], **self.judged(cell, sorted(units))})
@@ -333,8 +359,6 @@ class Bench:
 
     def scores(self, cell: Cell) -> dict[str, Any]:
         """Spearman correlation of scores of units with the growth of the KL alone, and in random sets of a quarter."""
-        from shoal.measure.unit_scores import score_with_table
-
         request = replace(self.request(replace(cell, ratio=25), "greedy", "cosine/rest"), quotas=None)
         units, draw = request.free_units, random.Random(0)
         value = self.value(units)
@@ -353,11 +377,10 @@ class Bench:
                 table = self.tables[0][by]
                 costs = [float(table.cost(_span(unit.index))) for unit in units]
             else:
-                entry = score_with_table(by)
-                if entry.n_sets(len(units)) > self.options.evaluations:
+                found = self.table_of(by, request)
+                if found is None:
                     continue
-                made = entry.score(self.inputs.view, self.inputs.batches(self.searched), units)
-                costs = [next(one for one in made if one.criterion == by).cost(unit) for unit in units]
+                costs = [found[0].cost(unit) for unit in units]
             tables[by] = {truth: spearman(costs, values) for truth, values in truths.items()}
         return {"n_units": len(units), "correlation": tables}
 
@@ -372,15 +395,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", default=[], metavar="NAME=MODEL[:TEXT]")
     parser.add_argument("--tokens", type=int, default=2048, help="that every way to choose reads")
-    parser.add_argument("--judged", type=int, default=4096, help="of selection and of evaluation")
+    parser.add_argument("--judged", type=int, default=4096, help="of the evaluation text")
     parser.add_argument("--fit-tokens", type=int, default=8192, help="of the repair")
+    parser.add_argument("--repair", default="auto", help="of every set: auto, refit")
+    parser.add_argument("--draws", type=int, default=5, help="random sets of a group")
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--orders", type=int, default=8, help="random sets of the correlations")
     parser.add_argument("--evaluations", type=int, default=400, help="most sets of one search or score")
     parser.add_argument("--most-sets", type=int, default=1100, help="run all sets where there are at most so many")
     parser.add_argument("--task", action="append", default=[], type=Path)
     parser.add_argument("--items", type=int, default=100)
-    parser.add_argument("--cells", type=int, default=None)
+    parser.add_argument("--cells", type=int, default=math.inf)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="start no cell after so many")
+    parser.add_argument("--ratio", action="append", type=int, choices=RATIOS, help="these alone")
+    parser.add_argument("--units", action="append", choices=UNITS, help="these alone")
     parser.add_argument("--only", action="append", default=[])
     parser.add_argument("--tables", action="store_true")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "choose.json")
@@ -390,25 +418,48 @@ def main() -> None:
         print("\n".join(tables(results)))
         return
     given = dict(one.split("=", 1) for one in options.model)
-    benches = {name: Bench(where.partition(":")[0], where.partition(":")[2], options) for name, where in given.items()}
     settings = {key: getattr(options, key) for key in SETTINGS}
-    for name in benches:
+    for name in given:
         known = results.get("settings", {}).get(name, settings)
         if known != settings:
             parser.error(f"cells of {name} stand that were measured with {known}; give the same, or another --out")
-    n_done = 0
-    for cell in cells(list(benches)):
+    run(options, results, given, settings)
+
+
+def run(options: argparse.Namespace, results: dict[str, Any], given: dict[str, str], settings: dict[str, Any]) -> None:
+    """Every cell that is asked for and not there yet."""
+    from shoal.words.records import write_atomically
+
+    benches = {
+        name: Bench(where.partition(":")[0], where.partition(":")[2], options, sets_of(results, name))
+        for name, where in given.items()
+    }
+    n_done, began = 0, time.monotonic()
+    for cell in cells(list(benches), options):
         if cell.name in results["cells"] or not all(word in cell.name for word in options.only):
             continue
-        if options.cells is not None and n_done >= options.cells:
+        if n_done >= options.cells or time.monotonic() - began > options.seconds:
             break
-        started = time.perf_counter()
+        started = time.monotonic()
         results["cells"][cell.name] = benches[cell.model].measured(cell)
         results.setdefault("settings", {})[cell.model] = settings
         options.out.parent.mkdir(exist_ok=True)
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
+        write_atomically(options.out, (json.dumps(results, indent=1) + "\n").encode())
         n_done += 1
-        print(f"{cell.name}: {time.perf_counter() - started:.1f} s", flush=True)
+        print(f"{cell.name}: {time.monotonic() - started:.1f} s", flush=True)
+
+
+def sets_of(results: dict[str, Any], model: str) -> dict[str, dict[str, Any]]:
+    """Losses of the sets of a model that stand in the file, by their units."""
+    of_choice = {"units", "sets", "seconds", "losses"}
+    rows = [
+        row for name, one in results["cells"].items() if name.startswith(f"{model} | ") for row in (one, *one.get("draws", ()))
+    ]
+    return {
+        " ".join(row["units"]): {key: value for key, value in row.items() if key not in of_choice}
+        for row in rows
+        if "units" in row
+    }
 
 
 if __name__ == "__main__":

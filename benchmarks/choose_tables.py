@@ -24,19 +24,26 @@ def summary(rows: dict[tuple[str, ...], dict[str, Any]]) -> Iterator[str]:
     """Every way over all models, ratios and units that it was measured on: its KL over the best of the same group."""
     groups = {key[:3] for key in rows if key[3] != "scores"}
     over: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    optimal: dict[tuple[str, str], list[float]] = {}
     for group in groups:
         here = {key[3]: one for key, one in rows.items() if key[:3] == group and "kl_repaired" in one}
         best = [min(one[key] for one in here.values()) for key in ("kl", "kl_repaired")]
         for way, one in here.items():
             over.setdefault((group[2], way), []).append((one["kl"] / best[0], one["kl_repaired"] / best[1]))
+            if "exhaustive" in here:
+                least = here["exhaustive"]["losses"][0]
+                optimal.setdefault((group[2], way), []).append(one["kl_searched"] / least)
     for units in ("layers", "sublayers"):
         yield f"\n### {units}: KL over the lowest of the same model and ratio, geometric means\n"
-        yield "| way | groups | plain | repaired | best after repair in |"
-        yield "|---|---|---|---|---|"
+        yield "| way | groups | searched, over the optimum of all sets | plain | repaired | best after repair in |"
+        yield "|---|---|---|---|---|---|"
         here = {way: found for (kind, way), found in over.items() if kind == units}
         for way, found in sorted(here.items(), key=lambda item: _mean(item[1], 1)):
             n_best = sum(repaired < 1 + 1e-9 for _, repaired in found)
-            yield f"| {way} | {len(found)} | {_mean(found, 0):.2f} | {_mean(found, 1):.3f} | {n_best} |"
+            known = optimal.get((units, way), [])
+            from_optimum = f"{statistics.geometric_mean(known):.2f} (of {len(known)})" if known else ""
+            means = f"{_mean(found, 0):.2f} | {_mean(found, 1):.3f}"
+            yield f"| {way} | {len(found)} | {from_optimum} | {means} | {n_best} |"
 
 
 def _mean(found: Sequence[tuple[float, float]], which: int) -> float:
@@ -58,14 +65,17 @@ def _choices(title: str, here: dict[str, dict[str, Any]]) -> Iterator[str]:
     best = here.get("exhaustive")
     parameters = next(iter(here.values()))["removed"]["parameters"]
     yield f"\n### {title} ({parameters:.1%} of all parameters)\n"
-    yield "| way | sets run | seconds | KL searched | rank of all sets | KL plain | KL repaired | what goes |"
-    yield "|---|---|---|---|---|---|---|---|"
+    tasks = list(dict.fromkeys(name for one in here.values() for name in one.get("tasks", ())))
+    head = "".join(f" {name}, plain to repaired |" for name in tasks)
+    yield f"| way | sets run | seconds | KL searched | rank of all sets | KL plain | KL repaired |{head} what goes |"
+    yield "|---|---|---|---|---|---|---|---|" + "---|" * len(tasks)
     for way, one in sorted(here.items(), key=lambda item: item[1]["kl_repaired"]):
         rank = "" if best is None or way == "random" else _rank(one["kl_searched"], best["losses"])
         error = f" ± {one['kl_repaired_stderr']:.3f}" if "kl_repaired_stderr" in one else ""
         goes = " ".join(one.get("units", ["(mean of draws)"])).replace("layer.", "")
         kls = f"{one['kl_searched']:.3f} | {rank} | {one['kl']:.3f} | {one['kl_repaired']:.3f}{error}"
-        yield f"| {way} | {one['sets']} | {one['seconds']:.1f} | {kls} | {goes} |"
+        answers = "".join(f"{_answers(one, name)} | " for name in tasks)
+        yield f"| {way} | {one['sets']} | {one['seconds']:.1f} | {kls} | {answers}{goes} |"
     chosen = {way: one for way, one in here.items() if way != "random"}
     plain, repaired = (min(chosen, key=lambda way: chosen[way][key]) for key in ("kl", "kl_repaired"))
     differs = chosen[plain]["kl_repaired"] > chosen[repaired]["kl_repaired"]
@@ -75,6 +85,12 @@ def _choices(title: str, here: dict[str, dict[str, Any]]) -> Iterator[str]:
     over = f" over {len(different)} different sets"
     correlation = f"; rank correlation of plain and repaired KL {spearman(*both):.2f}{over}" if len(different) > 2 else ""
     yield f"\nBest before and after the repair: {said}{correlation}."
+
+
+def _answers(one: dict[str, Any], task: str) -> str:
+    """Accuracies of a set; of random sets their mean."""
+    rows = [row["tasks"][task] for row in one.get("draws", [one]) if task in row.get("tasks", ())]
+    return " to ".join(f"{statistics.fmean(each):.0%}" for each in zip(*rows, strict=True))
 
 
 def _rank(loss: float, losses: Sequence[float]) -> str:

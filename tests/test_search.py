@@ -182,6 +182,18 @@ def test_the_front_goes_last():
     assert indices(later.sets[0][0]) == [0, 4, 5, 6, 7]
 
 
+@pytest.mark.parametrize("m, n", [(64, 16), (10, 4), (10, 7), (3, 2), (3, 3), (2, 1), (1, 1)])
+def test_a_front_asks_for_as_many_sets_as_it_says(m, n):
+    greedy = Greedy(front=0.4)
+    answer = run_search(greedy, function(lambda off: sum(off), m), Aim(count(n)))
+    assert answer.n_evaluations == greedy.n_evaluations(m, n) and len(answer.sets[0][0]) == n
+
+
+def test_the_front_of_finercut_saves_what_its_paper_counts():
+    """16 of 64 sublayers: 904 sets with all of them as candidates, 488 without the front."""
+    assert (Greedy().n_evaluations(64, 16), Greedy(front=0.4).n_evaluations(64, 16)) == (904, 488)
+
+
 def test_both_sublayers_of_a_layer_that_does_nothing_go_first():
     units = model_units(5, "sublayers")
     planted = {Unit("attn", 2), Unit("mlp", 2)}

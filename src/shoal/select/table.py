@@ -19,6 +19,9 @@ from shoal.select.search.surrogate import Surrogate
 from shoal.select.span import span_by
 from shoal.words.records import nearest
 
+FRONT = 0.4
+"""As in the released program of FinerCut."""
+
 VALUES, WEIGHTS = frozenset[Reads]({"values"}), frozenset[Reads]({"weights"})
 
 SELECTORS: dict[str, Selector] = {
@@ -39,6 +42,14 @@ SELECTORS: dict[str, Selector] = {
         reads=VALUES,
         paper="SLEB",
         n_evaluations=Greedy().n_evaluations,
+    ),
+    "greedy-front": Selector(
+        by_running(Greedy(front=FRONT)),
+        f"as greedy, but the first {FRONT:.0%} of the units stay until as many are off",
+        takes_units=True,
+        reads=VALUES,
+        paper="FinerCut",
+        n_evaluations=Greedy(front=FRONT).n_evaluations,
     ),
     "beam": Selector(
         by_running(Greedy(width=4)),

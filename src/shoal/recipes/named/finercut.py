@@ -27,6 +27,6 @@ FINERCUT = NamedRecipe(
     text="WikiText-2",
     title="FinerCut",
     differs="The true Jensen-Shannon divergence, where the released code sums two divergences to the mixture the other way "
-    "round; `--metric angular_logits` is its other choice. Its option to leave the first sublayers alone at the start is "
-    "not used. As many tokens as its 10 samples of 256.",
+    "round; `--metric angular_logits` is its other choice. `--select greedy-front` is its "
+    "option to leave the first 40 % of the sublayers alone until as many are off. As many tokens as its 10 samples of 256.",
 )
