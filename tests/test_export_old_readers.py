@@ -1,7 +1,7 @@
 """What a student says to transformers 4: the logits of version 5, family by family (``make prove``).
 
 Rotary parameters are not the defaults here, so a reader that does not find them gives other logits. Version 4 lives in an
-environment of its own; SHOAL_OLD_PYTHON names its interpreter.
+environment of its own.
 """
 
 import copy
@@ -17,11 +17,12 @@ from test_surgery_rewrite import removal
 from transformers import AutoModelForCausalLM
 
 from shoal.checkpoint.rewrite import rewrite
+from shoal.export.engines.table import ENGINES
 
-OLD_PYTHON = os.environ.get("SHOAL_OLD_PYTHON")
+OLD = ENGINES["transformers-4"]
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not OLD_PYTHON, reason="needs transformers 4 in its own environment: make prove"),
+    pytest.mark.skipif(OLD.interpreter() is None, reason=f"{OLD.name} is not installed: {OLD.install}"),
 ]
 # Both versions run eager attention, but some families sum experts or biases in another order; wrong frequencies move logits by
 # 4e-3 (granite, which divides them by 8) or more.
@@ -79,7 +80,7 @@ def test_every_family_says_the_same_in_version_4(tmp_path):
     (tmp_path / "reader.py").write_text(READER)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     told = subprocess.run(
-        [OLD_PYTHON, str(tmp_path / "reader.py"), str(tmp_path / "all")],
+        [OLD.interpreter(), str(tmp_path / "reader.py"), str(tmp_path / "all")],
         capture_output=True, text=True, env=environment, check=True,
     )  # fmt: skip
     differences = json.loads(told.stdout.splitlines()[-1])

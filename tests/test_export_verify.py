@@ -1,21 +1,28 @@
 """Agreement is what its formulas say; a file is proved in engines that are there, and said not to be where they are not."""
 
+import dataclasses
 import json
-import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 from gguf_world import tiny_llama
-from test_export_table import PLAIN, plain_model, run_folder, zeroed
+from report_world import write_run
 
-from shoal.edits.drop import Drop
+from shoal.engine.source import fingerprint
 from shoal.export import prove as prove_module
 from shoal.export.agreement import AWKWARD, Agreement, compare, verdict
+from shoal.export.engines import install as install_module
 from shoal.export.engines.table import ENGINES, HERE
 from shoal.export.exporter import Options
-from shoal.export.gguf.cut_file import cut_gguf
-from shoal.export.prove import RECORD, prove
+from shoal.export.proof_record import RECORD, Proof, ProofRecord, records_in
+from shoal.export.prove import prove
 from shoal.export.table import export
+from shoal.run.proving import keep
+from shoal.run.stages.report import read_run, write_report
 
 SAID = {"greedy": [5, 6, 7, 8], "tokens": [[1], [2, 3]], "ids": [0] * 9, "version": "1"}
 
@@ -89,8 +96,6 @@ JUDGED = [
 
 @pytest.mark.parametrize(("found", "is_exact", "floor", "wanted"), JUDGED, ids=lambda one: str(one)[:25])
 def test_verdicts(found, is_exact, floor, wanted):
-    import re
-
     assert re.match(wanted, verdict(found, is_exact=is_exact, floor=floor))
 
 
@@ -125,9 +130,11 @@ def test_an_engine_that_is_not_there_is_said_with_the_command(student, shoal, mo
     monkeypatch.setenv("SHOAL_ENGINES", str(tmp_path / "none"))
     folder, file = student
     proofs = prove(file, folder, [ENGINES["llama.cpp"]])
-    assert proofs[0].verdict.startswith("not proved here: python -m venv .prove/llama.cpp") and proofs[0].version is None
+    assert (
+        proofs[0].verdict == "not proved here: python -m shoal.export.engines.install llama.cpp" and proofs[0].version is None
+    )
     code, out, err = shoal("verify", file, "--against", folder, "--engine", "llama.cpp")
-    assert code == 2 and "not proved here" in out and "pip install xllamacpp==" in err
+    assert code == 2 and "not proved here" in out and "engines.install llama.cpp" in err
     assert not file.with_name(file.name + RECORD).exists()
 
 
@@ -147,8 +154,6 @@ def test_wrong_requests_are_one_line(words, message, student, shoal):
 
 def test_an_engine_that_fails_is_one_line(student, monkeypatch):
     def broken(*args, **options):
-        import subprocess
-
         return subprocess.CompletedProcess(args, 1, "", "Traceback\n  deep\nRuntimeError: no such layer\n")
 
     monkeypatch.setattr(prove_module.subprocess, "run", broken)
@@ -156,93 +161,130 @@ def test_an_engine_that_fails_is_one_line(student, monkeypatch):
         prove(student[1], student[0], [ENGINES["transformers"]])
 
 
-def installed(name):
-    there = ENGINES[name].interpreter() is not None if os.environ.get("SHOAL_ENGINES") else False
-    return pytest.mark.skipif(not there, reason=f"needs {name} in an environment of its own: make prove")
+def test_one_engine_that_fails_does_not_hide_the_others(student, shoal, monkeypatch):
+    """The reference runs, the engine under test does not: its line says so, and the next one is asked."""
+    run = prove_module.subprocess.run
+
+    def broken(words, **options):
+        if "run_ctranslate2" in words[1]:
+            return subprocess.CompletedProcess(
+                words, 1, "", "Traceback\nValueError: windows are not known here\n[loader] bye\n"
+            )
+        return run(words, **options)
+
+    engine = dataclasses.replace(ENGINES["transformers"], name="broken", script="run_ctranslate2.py")
+    monkeypatch.setitem(ENGINES, "broken", engine)
+    monkeypatch.setattr(prove_module.subprocess, "run", broken)
+    code, out, err = shoal("verify", student[0], "--against", student[0], "--engine", "broken", "--engine", "transformers")
+    assert code == 2 and "broken: fails: ValueError: windows are not known here" in re.sub(r"broken \S+:", "broken:", out)
+    assert "transformers 5" in out and "agrees" in out and len(err.strip().splitlines()) == 1
+    record = ProofRecord.load(student[0].with_name(f"m{RECORD}"))
+    assert record.engines["transformers"].verdict == "agrees" and record.engines["broken"].verdict.startswith("fails")
 
 
-def proof(file, against, engine, **options):
-    return prove(file, against, [ENGINES[engine]], **options)[0]
+def proof_of(engine="llama.cpp", **more):
+    return Proof(engine=engine, verdict="agrees", version="1", found=agreement(kl=1e-6, n_texts=25, n_same_texts=25), **more)
 
 
-@pytest.mark.slow
-@installed("llama.cpp")
-class TestLlamaCpp:
-    """What llama.cpp makes of files, against transformers (``make prove``)."""
-
-    def test_the_bundled_model_cut_and_grafted(self, tmp_path):
-        from pathlib import Path
-
-        import shoal as package
-
-        bundled = Path(package.__file__).parent / "assets" / "books-16l"
-        run = run_folder(bundled, tmp_path / "run", Drop(indices=(5, 6)), n_layers=16)
-        teacher = export("gguf", bundled, tmp_path / "teacher.gguf", Options(kind="f32")).path
-        kept = [layer for layer in range(16) if layer not in (5, 6)]
-        cut = cut_gguf(teacher, kept, tmp_path / "cut.gguf").path
-        grafted = export("gguf", run, tmp_path / "grafted.gguf", Options(like=teacher)).path
-        written = export("gguf", run, tmp_path / "written.gguf", Options(kind="f32")).path
-        for file in (cut, grafted, written):
-            found = proof(file, run / "model", "llama.cpp")
-            assert found.verdict == "agrees" and found.found.n_same_greedy == 16 and found.found.n_same_texts == 25, file
-        wrong = cut_gguf(teacher, kept[:-1], tmp_path / "wrong.gguf").path
-        assert proof(wrong, run / "model", "llama.cpp").is_wrong, "a layer too few is seen"
-
-    def test_a_quantised_cut_against_the_noise_of_its_format(self, tmp_path):
-        from pathlib import Path
-
-        import shoal as package
-
-        bundled = Path(package.__file__).parent / "assets" / "books-16l"
-        teacher = export("gguf", bundled, tmp_path / "teacher.gguf", Options(kind="q4_1")).path
-        cut = cut_gguf(teacher, [*range(5), *range(7, 16)], tmp_path / "cut.gguf").path
-        found = proof(cut, cut, "llama.cpp", uncut=teacher)
-        assert found.verdict == "agrees" and found.floor.kl > 0
-
-    @pytest.mark.parametrize("family", sorted(PLAIN))
-    def test_families_written_here(self, family, tmp_path):
-        plain_model(family, tmp_path / "m")
-        file = with_single_bytes("gguf", tmp_path / "m", tmp_path / "m.gguf")
-        assert proof(file, tmp_path / "m", "llama.cpp").verdict == "agrees"
-
-    def test_windows_that_follow_no_period(self, tmp_path):
-        model = plain_model("gemma3_text", tmp_path / "m")
-        model.config.sliding_window = 4
-        model.save_pretrained(tmp_path / "m")
-        teacher = with_single_bytes("gguf", tmp_path / "m", tmp_path / "teacher.gguf")
-        run = run_folder(tmp_path / "m", tmp_path / "run", Drop(indices=(1, 4)))
-        cut = cut_gguf(teacher, (0, 2, 3, 5), tmp_path / "cut.gguf").path
-        assert proof(cut, run / "model", "llama.cpp").verdict == "agrees"
-
-    def test_layers_without_attention_or_mlp(self, tmp_path):
-        tiny_llama(6).save_pretrained(tmp_path / "even")
-        folder = zeroed(tmp_path / "even", tmp_path / "uneven")
-        file = with_single_bytes("blocks", folder, tmp_path / "m.gguf")
-        assert proof(file, folder, "llama.cpp").verdict == "agrees"
+@pytest.fixture
+def run(student, tmp_path):
+    """A run's folder with a checkpoint, a card, a report and an exported file."""
+    folder = write_run(tmp_path / "run")
+    shutil.copytree(student[0], folder / "model")
+    (folder / "model" / "README.md").write_text("---\nlicense: mit\n---\n\n# A student\n\n## Limits\n\nNone.\n")
+    shutil.copy(student[1], folder / "student.gguf")
+    write_report(folder)
+    return folder
 
 
-def with_single_bytes(form, folder, file):
-    """Export a folder with single bytes as tokens, because llama.cpp serves no model without a tokenizer; compared by ids."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+class TestWherePeopleLook:
+    """Proofs stand on the card and in the report of the student they are of, and of no other."""
 
-    n = json.loads((folder / "config.json").read_text())["vocab_size"]
-    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(f"<{i}>" for i in range(n))][: n - 1]
-    tokenizer = Tokenizer(models.BPE(vocab={**{t: i for i, t in enumerate(tokens)}, "<end>": n - 1}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    done = export(form, folder, file, Options(kind="f32"))
-    (folder / "tokenizer.json").unlink()
-    return done.path
+    def test_card_and_report_say_engine_and_version(self, run):
+        keep(run / "student.gguf", run / "model", [proof_of()])
+        card, page = (run / "model" / "README.md").read_text(), (run / "report.html").read_text()
+        assert card.count("## Proved in engines") == 1 and "| student.gguf | llama.cpp | 1 | agrees |" in card
+        assert "## Limits\n\nNone.\n" in card and "Not proved here: transformers, " in card
+        assert "Proved in engines" in page and "student.gguf" in page and "25 of 25" in page
+
+    def test_a_second_proof_joins_the_first(self, run):
+        keep(run / "student.gguf", run / "model", [proof_of()])
+        keep(run / "student.gguf", run / "model", [proof_of("openvino"), proof_of("llama.cpp")])
+        card = (run / "model" / "README.md").read_text()
+        assert card.count("## Proved in engines") == 1 and card.count("| student.gguf |") == 2 and card.count("## Limits") == 1
+
+    def test_sections_behind_it_stay(self, run):
+        keep(run / "student.gguf", run / "model", [proof_of()])
+        path = run / "model" / "README.md"
+        path.write_text(path.read_text() + "\n## My notes\n\nmine\n")
+        keep(run / "student.gguf", run / "model", [proof_of("mlx")])
+        assert path.read_text().endswith("\n## My notes\n\nmine\n") and path.read_text().count("| student.gguf |") == 2
+
+    def test_a_file_elsewhere_is_recorded_in_both_places(self, run, tmp_path):
+        other = shutil.copy(run / "student.gguf", tmp_path / "other.gguf")
+        written = keep(Path(other), run / "model", [proof_of()])
+        assert {path.parent for path in written if path.name == f"other.gguf{RECORD}"} == {run, tmp_path}
+        assert ProofRecord.load(tmp_path / f"other.gguf{RECORD}").student is None
+
+    def test_proofs_of_an_earlier_student_are_not_shown(self, run):
+        keep(run / "student.gguf", run / "model", [proof_of()])
+        tiny_llama(3).save_pretrained(run / "model")
+        assert read_run(run).proved == ()
+        assert [one.file for one in records_in(run, fingerprint(run / "model"))] == []
+
+    def test_proofs_of_an_earlier_file_are_not_shown(self, run):
+        keep(run / "student.gguf", run / "model", [proof_of()])
+        assert len(read_run(run).proved) == 1
+        with (run / "student.gguf").open("ab") as file:
+            file.write(b"x")
+        assert read_run(run).proved == ()
+
+    def test_the_record_of_a_cut_that_is_healed_is_not_overwritten(self, run):
+        shutil.copytree(run / "model", run / "cut")
+        shutil.copy(run / "verification.json", run / f"cut{RECORD}")
+        before = (run / f"cut{RECORD}").read_bytes()
+        with pytest.raises(ValueError, match="is another record"):
+            keep(run / "cut", run / "model", [proof_of()])
+        assert (run / f"cut{RECORD}").read_bytes() == before and read_run(run).proved == ()
+
+    def test_a_damaged_record_is_one_line(self, run, shoal):
+        (run / f"student.gguf{RECORD}").write_text('{"engines": {"llama.cpp": 1}}')
+        code, _, err = shoal("report", run)
+        assert code == 2 and "student.gguf.verification.json" in err and len(err.strip().splitlines()) == 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", [pytest.param(name, marks=installed(name)) for name in ("transformers-4", "mlx")])
-def test_a_folder_in_other_engines(engine, tmp_path):
-    from pathlib import Path
+class TestInstalling:
+    """Engines come into environments of their own, or one line says why not."""
 
-    import shoal as package
+    @pytest.fixture(autouse=True)
+    def home(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("SHOAL_ENGINES", str(tmp_path / "engines"))
 
-    bundled = Path(package.__file__).parent / "assets" / "books-16l"
-    run = run_folder(bundled, tmp_path / "run", Drop(indices=(5, 6)), n_layers=16)
-    found = proof(run / "model", run / "model", engine)
-    assert found.verdict == "agrees" and found.found.n_same_greedy == 16
+    def test_an_index_that_cannot_be_reached_is_one_line_and_leaves_no_engine(self, monkeypatch, capsys):
+        def unreachable(engine, *words):
+            raise ValueError(f"{engine.name} cannot be installed: ERROR: no index")
+
+        monkeypatch.setattr(install_module.venv, "create", lambda home, **how: Path(home).mkdir(parents=True))
+        monkeypatch.setattr(install_module, "_pip", unreachable)
+        assert install_module.main(["llama.cpp"]) == 2
+        assert "llama.cpp cannot be installed: ERROR: no index" in capsys.readouterr().err
+        assert ENGINES["llama.cpp"].interpreter() is None
+
+    def test_what_stands_is_not_installed_again(self, monkeypatch):
+        engine = ENGINES["llama.cpp"]
+        (engine.home / "bin").mkdir(parents=True)
+        (engine.home / "bin" / "python").touch()
+        (engine.home / "packages.txt").write_text("\n".join(engine.packages) + "\n")
+        monkeypatch.setattr(install_module, "_pip", lambda *words: pytest.fail("installed again"))
+        assert install_module.install(engine) is False and engine.interpreter() == str(engine.home / "bin" / "python")
+
+    def test_an_unfinished_installation_is_no_engine(self):
+        engine = ENGINES["llama.cpp"]
+        (engine.home / "bin").mkdir(parents=True)
+        (engine.home / "bin" / "python").touch()
+        (engine.home / "unfinished").touch()
+        assert engine.interpreter() is None
+
+    @pytest.mark.parametrize("words", [[], ["llama"]])
+    def test_wrong_names_are_one_line(self, words, capsys):
+        assert install_module.main(words) == 2 and len(capsys.readouterr().err.strip().splitlines()) == 1

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from shoal.cli.console import Screen
 from shoal.cli.option import argument, flag, option
-from shoal.cli.options import JsonOption
+from shoal.cli.options import JsonOption, RemoteOption
 from shoal.cli.verb import verb
 from shoal.export.table import EXPORTERS
 
@@ -33,6 +33,7 @@ def export(
     ] = None,
     public: Annotated[bool, flag("--public", "With --push: for everybody, not private.")] = False,
     dry_run: Annotated[bool, flag("--dry-run", "With --push: say what would be uploaded, send nothing.")] = False,
+    trust_remote_code: RemoteOption = False,
     json: JsonOption = False,
 ) -> None:
     """Write a student in the format of an engine, and check what was written."""
@@ -43,7 +44,8 @@ def export(
         raise ValueError("--public and --dry-run belong to --push OWNER/NAME")
     screen = Screen(as_json=json)
     with screen.working(f"write and check {format}"):
-        done = written(format, student, out, Options(like=like, kind=kind, overwrite=overwrite))
+        options = Options(like=like, kind=kind, overwrite=overwrite)
+        done = written(format, student, out, options, trust_remote_code=trust_remote_code)
     screen.say(done.text.rstrip("\n") if done.path is None else f"{format}:  {done.path}\n{done.text.rstrip()}")
     for note in done.notes:
         screen.say(f"note:  {note}")

@@ -153,6 +153,13 @@ def auto_class(config: Any) -> Any:
     return AutoModelForImageTextToText if wrapper_class(config) else AutoModelForCausalLM
 
 
+def needs_code(config: dict[str, Any]) -> bool:
+    """Whether transformers knows a model by the code that comes with it alone."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return bool(config.get("auto_map")) and config.get("model_type") not in CONFIG_MAPPING_NAMES
+
+
 def quantisation(config: dict[str, Any]) -> str | None:
     """Name of the quantisation method a ``config.json`` states, or None."""
     stated = config.get("quantization_config") or (config.get("text_config") or {}).get("quantization_config")

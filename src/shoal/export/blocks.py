@@ -84,8 +84,8 @@ def sublayers_off(weights: StoredWeights, n_layers: int) -> list[frozenset[str]]
 def refuses(student: StudentFolder, options: Options) -> str | None:
     config = student.config
     family = config.get("model_type")
-    if student.brings_code:
-        return "the student comes with code of its own"
+    if student.code is not None:
+        return student.code
     if options.kind is not None and options.kind not in KINDS:
         return f"--type {options.kind!r} cannot be written, known: {', '.join(KINDS)}"
     if family not in FAMILIES:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.edits.plan import Plan
+from shoal.engine.source import needs_code
 from shoal.words.reading import read_json
 from shoal.words.structure import Structure, intact, stored
 
@@ -20,11 +21,13 @@ class StudentFolder:
         folder: its checkpoint.
         config: what its config.json states, with every default.
         plan: how it came about, where its run is known.
+        trusts_code: code that comes with it may run.
     """
 
     folder: Path
     config: dict[str, Any]
     plan: Plan | None
+    trusts_code: bool = False
 
     @property
     def name(self) -> str:
@@ -34,8 +37,18 @@ class StudentFolder:
         return f"{Path(self.plan.source).name}, {self.plan.n_layers_after} layers"
 
     @property
-    def brings_code(self) -> bool:
-        return "auto_map" in self.config
+    def untrusted(self) -> str | None:
+        """Why nothing can be said of it without running code that came with it and is not trusted, or None."""
+        if needs_code(self.config) and not self.trusts_code:
+            return "the student comes with code of its own; read it, then pass --trust-remote-code"
+        return None
+
+    @property
+    def code(self) -> str | None:
+        """Why it is not one of the models that other engines know, or None."""
+        if "modeling_shoal" in str(self.config.get("auto_map")):
+            return "it holds modules that come as code, which no other engine runs; --replace layer, or a repair, needs none"
+        return self.untrusted
 
     @property
     def structure(self) -> Structure | None:
@@ -97,9 +110,11 @@ class Exporter:
     needs_target: bool = True
 
 
-def find_student(path: Path) -> StudentFolder:
+def find_student(path: Path, *, trust_remote_code: bool = False) -> StudentFolder:
     """A student from a run folder, its ``model`` folder, or any checkpoint folder.
 
+    Args:
+        trust_remote_code: code that comes with it may run to say what its config states.
     Raises:
         ValueError: none of these; a plan that cannot be read.
     """
@@ -112,9 +127,10 @@ def find_student(path: Path) -> StudentFolder:
     places = [folder / "plan.json", *([folder.parent / "plan.json"] if folder.name == "model" else [])]
     plan = next((Plan.load(place) for place in places if place.is_file()), None)
     config = read_json(folder / "config.json")
-    if "auto_map" not in config:  # with every default stated; code that comes with a model is not run for that
-        config = read_config(folder).to_dict()
-    return StudentFolder(folder, config, plan)
+    if trust_remote_code or not needs_code(config):
+        stated = read_config(folder, trust_remote_code=trust_remote_code).to_dict()  # with every default
+        config = {**stated, **{key: config[key] for key in ("auto_map",) if key in config}}
+    return StudentFolder(folder, config, plan, trust_remote_code)
 
 
 def source_layers(student: StudentFolder, n_student: int, n_teacher: int, what: str) -> list[int]:

@@ -19,9 +19,9 @@ WINDOWS = "its sliding windows are listed layer by layer: llama.cpp reads that f
 def refuses(student: StudentFolder, options: Options) -> str | None:
     if options.kind is not None and options.kind not in KINDS:
         return f"--type {options.kind!r} cannot be written, known: {', '.join(KINDS)}; llama-quantize makes the others of f16"
-    if student.brings_code:
-        return "the student comes with code of its own, which no GGUF engine runs; --replace layer, or a repair, needs none"
-    return why_not(student.config) if options.like is None else None
+    if options.like is None or student.code is not None:
+        return student.code or why_not(student.config)
+    return None
 
 
 def write(student: StudentFolder, out: Path | None, options: Options) -> Exported:

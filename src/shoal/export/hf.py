@@ -9,9 +9,7 @@ from shoal.export.exporter import Exported, Exporter, Options, StudentFolder
 
 
 def refuses(student: StudentFolder, options: Options) -> str | None:
-    if student.brings_code:
-        return "the student comes with code of its own; its folder is all there is, load it with trust_remote_code=True"
-    return None
+    return student.untrusted
 
 
 def write(student: StudentFolder, out: Path | None, options: Options) -> Exported:
@@ -23,7 +21,8 @@ def write(student: StudentFolder, out: Path | None, options: Options) -> Exporte
     n = student.config["num_hidden_layers"] if "num_hidden_layers" in student.config else _depth(student)
     size = Size(layers=n, parameters=0)
     nothing = Plan(source=str(student.folder), source_hash="", teacher="", n_layers=n, before=size, after=size)
-    return Exported(rewrite(student.folder, nothing, out), "config.json under old and new names, weights byte for byte")
+    done = rewrite(student.folder, nothing, out, trust_remote_code=student.trusts_code)
+    return Exported(done, "config.json under old and new names, weights byte for byte")
 
 
 def _depth(student: StudentFolder) -> int:
@@ -40,6 +39,7 @@ def verify(student: StudentFolder, done: Exported) -> dict[str, Any]:
     """
     from shoal.checkpoint.verify import verify as reload
     from shoal.engine.open import load_strictly
+    from shoal.engine.opening import Opening
     from shoal.engine.source import quantisation
 
     assert done.path is not None
@@ -47,10 +47,10 @@ def verify(student: StudentFolder, done: Exported) -> dict[str, Any]:
         return {"reload": "not tried: it is quantised"}
     import torch
 
-    model = load_strictly(student.folder)
+    model = load_strictly(student.folder, trust_remote_code=student.trusts_code)
     vocab = model.config.get_text_config(decoder=True).vocab_size
     ids_BT = torch.arange(32).remainder(vocab).view(2, 16)
-    checked = reload(done.path, ids_BT=ids_BT, reference=model)
+    checked = reload(done.path, ids_BT=ids_BT, reference=model, opening=Opening(trust=student.trusts_code))
     return {"logit_difference": checked.logit_difference, "tensors": checked.n_tensors}
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,45 +17,26 @@ from typing import Any
 import numpy as np
 
 from shoal.engine.gguf_head import block_sizes
+from shoal.engine.source import needs_code
 from shoal.export.agreement import AWKWARD, Agreement, compare, verdict
 from shoal.export.engines.table import ENGINES, HERE, Engine
 from shoal.export.gguf.file_parts import open_model
+from shoal.export.proof_record import Proof
 from shoal.words.reading import read_json, reason_of
-from shoal.words.records import write_atomically
 
 N_TOKENS, N_GREEDY = 96, 16
 EXACT = ("F32", "F16", "BF16")  # formats that hold a student's values as they are, but for rounding that no limit sees
-RECORD = ".verification.json"
-
-
-@dataclass(frozen=True)
-class Proof:
-    """What one engine made of a file.
-
-    Attributes:
-        version: of the engine; None where it was not there.
-        found, floor: agreement of the file with its reference, and of the uncut pair.
-        verdict: ``agrees``, ``differs: why``, ``not judged: why`` or ``not proved here: how to``.
-    """
-
-    engine: str
-    verdict: str
-    version: str | None = None
-    found: Agreement | None = None
-    floor: Agreement | None = None
-
-    @property
-    def is_wrong(self) -> bool:
-        return self.verdict.startswith("differs")
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        found, floor = (None if one is None else one.to_dict() for one in (self.found, self.floor))
-        return {"engine": self.engine, "verdict": self.verdict, "version": self.version, "found": found, "uncut": floor}
+ERROR = re.compile(r"^(\w+\.)*\w*(Error|Exception)\b: ")
 
 
 def prove(
-    file: Path, against: Path, engines: Sequence[Engine], *, uncut: Path | None = None, text: str | None = None
+    file: Path,
+    against: Path,
+    engines: Sequence[Engine],
+    *,
+    uncut: Path | None = None,
+    text: str | None = None,
+    trust_remote_code: bool = False,
 ) -> list[Proof]:
     """Run a file in engines and compare each with transformers on ``against``.
 
@@ -64,22 +46,31 @@ def prove(
         engines: those that read such a file; one that is not installed gives a proof that says so.
         uncut: GGUF file of the teacher in the same blocks: the engine against transformers on it is the noise of the format.
         text: what the token ids are of; None: the bundled sample.
+        trust_remote_code: code that comes with either folder may run; without it such a folder is refused.
     Raises:
-        ValueError: no such file, or one that transformers or an engine cannot run.
+        ValueError: no such file, one that comes with code, one that transformers cannot run, or another model.
     """
     file, against = checked(file), checked(against)
+    for path in () if trust_remote_code else (file, against):
+        if path.is_dir() and needs_code(read_json(path / "config.json")):
+            raise ValueError(f"{path} comes with code of its own; read it, then pass --trust-remote-code")
     with tempfile.TemporaryDirectory(prefix="shoal-") as folder:
-        rig = _Rig(Path(folder), text if text is not None else _sample())
+        rig = _Rig(Path(folder), text if text is not None else _sample(), trust_remote_code)
         exact = is_exact(file) and is_exact(against)
         proofs = []
         for engine in engines:
             interpreter = engine.interpreter()
             if interpreter is None:
-                proofs.append(Proof(engine.name, f"not proved here: {engine.install}"))
+                proofs.append(Proof(engine=engine.name, verdict=f"not proved here: {engine.install}"))
                 continue
-            found, version = rig.agreement(engine, interpreter, file, against)
-            floor = None if uncut is None else rig.agreement(engine, interpreter, checked(uncut), checked(uncut))[0]
-            proofs.append(Proof(engine.name, verdict(found, is_exact=exact, floor=floor), version, found, floor))
+            try:
+                found, version = rig.agreement(engine, interpreter, file, against)
+                floor = None if uncut is None else rig.agreement(engine, interpreter, checked(uncut), checked(uncut))[0]
+            except EngineError as error:
+                proofs.append(Proof(engine=engine.name, verdict=f"fails: {error.why}", version=engine.version))
+                continue
+            said = verdict(found, is_exact=exact, floor=floor)
+            proofs.append(Proof(engine=engine.name, verdict=said, version=version, found=found, uncut=floor))
     return proofs
 
 
@@ -90,10 +81,16 @@ def engines_for(file: Path) -> list[Engine]:
 
 
 def checked(path: Path) -> Path:
-    """Raises ValueError for a path that is neither a GGUF file nor a checkpoint folder."""
+    """The file or folder that is meant: of a run folder its model.
+
+    Raises:
+        ValueError: neither a GGUF file nor a checkpoint folder.
+    """
     path = Path(path)
     if path.is_file():
         open_model(path)
+    elif (path / "model" / "config.json").is_file():
+        path = path / "model"
     elif not (path / "config.json").is_file():
         raise ValueError(f"{path} is neither a GGUF file nor a checkpoint folder; give one of them")
     return path.absolute()
@@ -107,26 +104,19 @@ def is_exact(path: Path) -> bool:
     return all(kinds[one.place.kind][0] in EXACT for one in open_model(path).tensors)
 
 
-def record(file: Path, against: Path, proofs: Sequence[Proof]) -> Path:
-    """Write what was proved beside the file; proofs of other engines that are there stay.
+class EngineError(ValueError):
+    """An engine does not run what it was given. ``why``: what it said."""
 
-    Returns: the path of the record, ``FILE.verification.json``.
-    """
-    file = Path(file)
-    path = file.with_name(file.name + RECORD)
-    known = read_json(path).get("engines", {}) if path.is_file() else {}
-    known |= {one.engine: one.to_dict() for one in proofs if one.version is not None}
-    size = file.stat().st_size if file.is_file() else sum(one.stat().st_size for one in file.glob("*.safetensors"))
-    content = {"file": file.name, "bytes": size, "against": Path(against).name, "engines": known}
-    write_atomically(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-    return path
+    def __init__(self, path: str, engine: str, why: str) -> None:
+        super().__init__(f"{path} cannot be run by {engine}: {why}")
+        self.why = why
 
 
 class _Rig:
     """Runs requests; what transformers says of a reference is asked once."""
 
-    def __init__(self, folder: Path, text: str) -> None:
-        self._folder, self._text = folder, text
+    def __init__(self, folder: Path, text: str, trust: bool) -> None:
+        self._folder, self._text, self._trust = folder, text, trust
         self._known: dict[Path, tuple[np.ndarray[Any, Any], dict[str, Any]]] = {}
 
     def agreement(self, engine: Engine, interpreter: str, file: Path, against: Path) -> tuple[Agreement, str]:
@@ -144,20 +134,36 @@ class _Rig:
         if path not in self._known:
             request = {"path": str(path), "ids": None, "text": self._text, "n_tokens": N_TOKENS, "n_greedy": N_GREEDY}
             asked = {**request, "positions": list(range(N_TOKENS)), "texts": list(AWKWARD)}
-            self._known[path] = self._ask(sys.executable, ENGINES["transformers"].script, asked)
+            try:
+                self._known[path] = self._ask(sys.executable, ENGINES["transformers"].script, asked)
+            except EngineError as error:  # without a reference nothing is proved in any engine
+                raise ValueError(str(error)) from None
         return self._known[path]
 
     def _ask(self, interpreter: str, script: str, request: dict[str, Any]) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
         asked, reply = self._folder / "request.json", self._folder / "reply.npz"
-        asked.write_text(json.dumps(request), encoding="utf-8")
+        asked.write_text(json.dumps({**request, "trust_remote_code": self._trust}), encoding="utf-8")
         reply.unlink(missing_ok=True)
-        ran = subprocess.run([interpreter, str(HERE / script), str(asked), str(reply)], capture_output=True, text=True)
+        words = [interpreter, str(HERE / script), str(asked), str(reply)]
+        ran = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=_environment(interpreter))
         if ran.returncode != 0 or not reply.is_file():
-            lines = ran.stderr.strip().splitlines() or [f"it ended with code {ran.returncode}"]
-            why, engine = reason_of(Exception(lines[-1])), script.removeprefix("run_").removesuffix(".py")
-            raise ValueError(f"{request['path']} cannot be run by {engine}: {why}")
+            engine = script.removeprefix("run_").removesuffix(".py")
+            raise EngineError(request["path"], engine, _why(ran.stderr, ran.returncode))
         with np.load(reply) as content:
             return content["logprobs"], json.loads(str(content["said"]))
+
+
+def _environment(interpreter: str) -> dict[str, str]:
+    """Of an engine's process: nothing is fetched, and an environment of its own sees no packages of this one."""
+    own = {} if interpreter == sys.executable else {"PYTHONPATH": ""}
+    return {**os.environ, **own, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+
+def _why(said: str, code: int) -> str:
+    """The line of an engine's error output that names the error, else the last one."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()] or [f"it ended with code {code}"]
+    named = [line for line in lines if ERROR.match(line)]
+    return reason_of(Exception((named or lines)[-1]))
 
 
 def _sample() -> str:

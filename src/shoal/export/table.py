@@ -24,9 +24,11 @@ def exporter_named(name: str) -> Exporter:
     return EXPORTERS[name]
 
 
-def export(name: str, student: Path, out: Path | None, options: Options) -> Exported:
+def export(name: str, student: Path, out: Path | None, options: Options, *, trust_remote_code: bool = False) -> Exported:
     """Write a student in a format and check what was written.
 
+    Args:
+        trust_remote_code: code that comes with the student may run.
     Raises:
         ValueError: an unknown format, an option it has no use for, a student it refuses, a check that failed.
         ImportError: the extra it needs is not installed.
@@ -39,7 +41,7 @@ def export(name: str, student: Path, out: Path | None, options: Options) -> Expo
         raise ValueError(f"{option} has no meaning for the format {name}; it belongs to {users}")
     if out is None and one.needs_target:
         raise ValueError(f"the format {name} needs --out, where to write")
-    found = find_student(student)
+    found = find_student(student, trust_remote_code=trust_remote_code)
     refusal = one.refuses(found, options)
     if refusal is not None:
         raise ValueError(f"{student} cannot be exported as {name}: {refusal}")

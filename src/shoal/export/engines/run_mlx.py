@@ -16,15 +16,20 @@ def main(request_file: str, reply_file: str) -> None:
     model, _ = utils.load_model(Path(request["path"]))
     model.set_dtype(mx.float32)
 
-    def logits(ids: list[int]) -> np.ndarray:
-        return np.array(model(mx.array([ids]))[0].astype(mx.float32), dtype=np.float64)
+    cache = importlib.import_module("mlx_lm.models.cache").make_prompt_cache(model)
 
-    chosen = logits(request["ids"])[request["positions"]]
+    def logits(ids: list[int]) -> np.ndarray:
+        """Of tokens behind those that the cache holds."""
+        return np.array(model(mx.array([ids]), cache=cache)[0].astype(mx.float32), dtype=np.float64)
+
+    found = logits(request["ids"])
+    chosen = found[request["positions"]]
     chosen -= chosen.max(-1, keepdims=True)
     logprobs = (chosen - np.log(np.exp(chosen).sum(-1, keepdims=True))).astype(np.float32)
     greedy: list[int] = []
     for _ in range(request["n_greedy"]):
-        greedy.append(int(logits(request["ids"] + greedy)[-1].argmax()))
+        greedy.append(int(found[-1].argmax()))
+        found = logits(greedy[-1:])
     said = {"version": importlib.metadata.version("mlx-lm"), "greedy": greedy, "tokens": None}
     np.savez(reply_file, logprobs=logprobs, said=json.dumps(said))
 

@@ -2,7 +2,7 @@
 
 The request: ``path``, ``ids`` (T token ids, or None: the first of ``text``), ``positions`` whose next-token distributions are
 wanted, ``n_greedy`` tokens to go on with, ``texts`` to tokenise. The reply: ``logprobs`` (positions, vocabulary) and ``said``,
-which is JSON. Works with versions 4 and 5.
+which is JSON. ``trust_remote_code``: code in the folder may run. Works with versions 4 and 5.
 """
 
 import json
@@ -23,7 +23,7 @@ def main(request_file: str, reply_file: str) -> None:
     transformers.logging.set_verbosity_error()
     request = json.loads(Path(request_file).read_text())
     path = Path(request["path"])
-    options = {}
+    options: dict[str, Any] = {"trust_remote_code": request["trust_remote_code"]}
     if path.is_file():
         options["gguf_file"] = path.name
     where, packed = str(path.parent if path.is_file() else path), {}

@@ -15,6 +15,7 @@ from shoal.words.records import write_atomically
 
 if TYPE_CHECKING:
     from shoal.evaluate.evaluation import Evaluation
+    from shoal.export.proof_record import ProofRecord
     from shoal.fit.fit_result import FitResult
     from shoal.show.report.run_data import Facts, LearningCurve, RunData
     from shoal.train.train_result import TrainResult
@@ -119,6 +120,7 @@ def read_run(folder: Path) -> RunData:
         healing=HealTraining.load(folder / "heal.json") if (folder / "heal.json").is_file() else None,
         search=SearchRecord.load(folder / "search.json") if (folder / "search.json").is_file() else None,
         scores=UnitScores.load(folder / "scores.json") if (folder / "scores.json").is_file() else None,
+        proved=_proved(folder),
         merging=Merging.load(folder / "merge.json") if (folder / "merge.json").is_file() else None,
         missing=tuple(missing),
     )
@@ -141,6 +143,16 @@ def _read_curves(folder: Path) -> RunData:
         ratios=curves,
         missing=missing,
     )
+
+
+def _proved(folder: Path) -> tuple[ProofRecord, ...]:
+    """What engines made of files of the student that the folder holds now."""
+    from shoal.engine.source import fingerprint
+    from shoal.export.proof_record import RECORD as PROVED
+    from shoal.export.proof_record import is_record, records_in
+
+    is_there = any(is_record(path) for path in folder.glob(f"*{PROVED}")) and (folder / "model" / "config.json").is_file()
+    return tuple(records_in(folder, fingerprint(folder / "model"))) if is_there else ()
 
 
 def _answers(folder: Path) -> Evaluation | None:

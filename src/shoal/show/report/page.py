@@ -23,6 +23,7 @@ from shoal.show.report.sections.how_it_healed import healing
 from shoal.show.report.sections.how_it_learned import learning
 from shoal.show.report.sections.how_it_searched import search
 from shoal.show.report.sections.layer_by_layer import anatomy
+from shoal.show.report.sections.proved_in_engines import engines
 from shoal.show.report.sections.repair_gains import repair
 from shoal.show.report.sections.share_by_share import ratios
 from shoal.show.report.sections.what_is_zero import zeros
@@ -36,7 +37,8 @@ from shoal.show.svg_heat import draw_heat
 from shoal.show.table import Table
 
 SECTIONS: tuple[Callable[[RunData], Section | None], ...] = (
-    ratios, figures, tasks, written, speed, candidates, search, spans, anatomy, repair, zeros, learning, healing, provenance,
+    ratios, figures, tasks, written, speed, candidates, search, spans, anatomy, repair, zeros, learning, healing,
+    engines, provenance,
 )  # fmt: skip
 """In the order of the page. Each reads the values it needs and is None where they are not there."""
 

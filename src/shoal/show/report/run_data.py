@@ -10,6 +10,7 @@ from shoal.edits.plan import Plan
 from shoal.evaluate.curve.ratio_curve import RatioCurves
 from shoal.evaluate.evaluation import Evaluation
 from shoal.evaluate.tasks.benchmark import Benchmark
+from shoal.export.proof_record import ProofRecord
 from shoal.fit.fit_result import FitResult
 from shoal.measure.scan import Scan
 from shoal.measure.unit_score_record import UnitScores
@@ -64,6 +65,7 @@ class RunData:
 
     Attributes:
         name: the model that was cut, for others to read.
+        proved: files of this student in engines.
         answers: what ``shoal eval --task … --json`` printed, kept in the folder as ``tasks.json``.
         missing: files that a finished run of this kind would have, each with the step that writes it.
     """
@@ -83,6 +85,7 @@ class RunData:
     ratios: RatioCurves | None = None
     search: SearchRecord | None = None
     scores: UnitScores | None = None
+    proved: tuple[ProofRecord, ...] = ()
     missing: tuple[str, ...] = ()
 
     @property
