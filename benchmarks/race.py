@@ -33,7 +33,6 @@ def both_ways(model: str, text: str | None, *, drop: str, fit_tokens: int) -> di
     from shoal.run.stage import State, run_stage
     from shoal.run.stages.choose import CHOOSE
     from shoal.run.stages.scan import SCAN
-    from shoal.words.progress import silent
 
     changes: dict[str, Any] = {"model": model, "drop": drop, "fit": {"tokens": fit_tokens}}
     if text:
@@ -44,9 +43,9 @@ def both_ways(model: str, text: str | None, *, drop: str, fit_tokens: int) -> di
         candidate_repair.SHARES_FOR_RANKING = shares
         with tempfile.TemporaryDirectory() as work:
             folder = open_folder(Path(work) / "run")
-            scanned = run_stage(SCAN, State(inputs), folder, silent)
+            scanned = run_stage(SCAN, State(inputs), folder)
             started = time.process_time()
-            plan = run_stage(CHOOSE, scanned, folder, silent).planned
+            plan = run_stage(CHOOSE, scanned, folder).planned
             seconds = time.process_time() - started
         rows = [
             {"layers": list(one.layers), "kl": one.kl, "kl_stderr": one.kl_stderr, "tokens": one.repaired_on}

@@ -134,17 +134,16 @@ class Bench:
         from shoal.run.stages.scan import SCAN
         from shoal.run.stages.table import TO_A_STUDENT
         from shoal.text import open_corpus
-        from shoal.words.progress import silent
 
         corpus = open_corpus(recipe.text.sources, self.opened.need_tokenizer(), seed=recipe.seed)
         inputs = Inputs(recipe, self.opened, self.view, corpus, workers=ALONE)
         if scanned is not None and scanned.exists() and not folder.exists():
             shutil.copytree(scanned, folder)
         run = RunFolder(folder, version="0", command="", versions=versions(), overwrite=False, workers=ALONE)
-        state = run_all([SCAN], State(inputs), run, silent)
+        state = run_all([SCAN], State(inputs), run)
         if scanned is not None and not scanned.exists():
             shutil.copytree(folder, scanned)
-        return run_all([stage for stage in TO_A_STUDENT if stage is not SCAN], state, run, silent)
+        return run_all([stage for stage in TO_A_STUDENT if stage is not SCAN], state, run)
 
     def student_in(self, folder: Path) -> Any:
         """The student of a finished run folder."""

@@ -23,6 +23,7 @@ from shoal.evaluate.tasks.task_files import load_task
 from shoal.evaluate.tasks.tokenised import encode_prompt
 from shoal.run.asked_tasks import answer_tasks, open_tasks
 from shoal.run.job import bundled_model
+from shoal.words.progress import watched
 from shoal.words.types import Unit
 
 pytest.importorskip("lm_eval")
@@ -292,7 +293,8 @@ def test_a_prompt_without_tokens_is_refused(view, tmp_path):
 
 def test_progress_and_the_first_items(view, files):
     tasks, seen = open_tasks([str(files / f"{name}.jsonl") for name in FILES], n_items=2), []
-    got = answer_tasks(view, tasks, tokenizer=TOKENIZER, window=WINDOW, progress=lambda what, *step: seen.append((what, *step)))
+    with watched(lambda what, *step: seen.append((what, *step))):
+        got = answer_tasks(view, tasks, tokenizer=TOKENIZER, window=WINDOW)
     assert [one.facts.n_items for one in got] == [2, 2, 2] and got[0].counted.items[0].key == tasks.files[0].items[0].key
     assert {what for what, _, _ in seen} == {"quiz, model", "last, model", "lm-eval, model"}
     assert seen[-1][1:] == (2, 2) and all(0 < done <= total for _, done, total in seen)

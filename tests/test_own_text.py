@@ -8,6 +8,7 @@ from text_world import BOS, EOS, word_tokenizer
 from shoal.recipes.recipe_file import load_recipe
 from shoal.run.own_text import texts_of, write_own_text
 from shoal.text import open_corpus
+from shoal.words.progress import watched
 
 
 def recipe(small):
@@ -42,10 +43,12 @@ def test_a_run_that_was_killed_writes_the_same(small, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_own_text(recipe(small), killed, n=40, progress=kill)
+        with watched(kill):
+            write_own_text(recipe(small), killed, n=40)
     assert not killed.exists() and (tmp_path / "b.jsonl.part").exists()
     steps = []
-    write_own_text(recipe(small), killed, n=40, progress=lambda what, done, total: steps.append(done))
+    with watched(lambda what, done, total: steps.append(done)):
+        write_own_text(recipe(small), killed, n=40)
     assert killed.read_text() == whole.read_text() and steps[0] > 16
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.words.progress import LogLines, clock, duration, numbered, silent, stage_of, told
+from shoal.words.progress import LogLines, clock, duration, numbered, stage_of, tell, told, watched
 
 
 class Clock:
@@ -116,18 +116,32 @@ def test_the_clock():
 
 def test_a_stage_says_which_of_how_many_it_is():
     said = []
-    stage_of(lambda *one: said.append(one), 2, 6)("scan", 1, 4)
-    stage_of(lambda *one: said.append(one), 1, 1)("scan", 1, 4)
-    assert said == [("stage 2 of 6, scan", 1, 4), ("scan", 1, 4)]
+    with watched(lambda *one: said.append(one)):
+        with stage_of(2, 6), stage_of(1, 3):
+            tell("scan", 1, 4)
+        with stage_of(1, 1):
+            tell("scan", 1, 4)
+    tell("nobody hears it", 1, 1)
+    assert said == [("stage 2 of 6, stage 1 of 3, scan", 1, 4), ("scan", 1, 4)]
+
+
+def test_who_watches_inside_is_told_alone_even_where_the_block_fails():
+    outer, inner = [], []
+    with watched(lambda what, *_: outer.append(what)):
+        with pytest.raises(ValueError), watched(lambda what, *_: inner.append(what)):
+            tell("inside", 1, 1)
+            raise ValueError
+        tell("outside", 1, 1)
+    assert (outer, inner) == (["outside"], ["inside"])
 
 
 def test_parts_that_are_not_asked_for_are_not_counted():
     said = []
-    for one in numbered(lambda what, *_: said.append(what), True, False, True):
-        one("it", 1, 1)
-    assert said[0] == "stage 1 of 2, it" and said[2] == "stage 2 of 2, it"
-    (alone,) = {one for one in numbered(silent, False, True, False)}
-    assert alone is silent
+    with watched(lambda what, *_: said.append(what)):
+        for one in (*numbered(True, False, True), *numbered(False, True, False)):
+            with one:
+                tell("it", 1, 1)
+    assert said[0] == "stage 1 of 2, it" and said[2] == "stage 2 of 2, it" and said[4] == "it"
 
 
 def test_a_notebook_is_told_and_a_program_is_not(monkeypatch, capsys):
@@ -136,12 +150,14 @@ def test_a_notebook_is_told_and_a_program_is_not(monkeypatch, capsys):
     def watches():
         return [one for one in threading.enumerate() if one.name == "progress"]
 
-    with told(None) as tell:
-        assert tell is silent
+    with told(None):
+        tell("scan", 1, 4)
+    assert capsys.readouterr().out == ""
     monkeypatch.setattr(builtins, "__IPYTHON__", True, raising=False)
-    with told(None) as tell:
+    with told(None):
         tell("scan", 1, 4)
         assert len(watches()) == 1
     assert not watches() and "scan: 1 of 4" in capsys.readouterr().out
-    with told(print) as tell:
-        assert tell is print
+    with told(print):
+        tell("scan", 1, 4)
+    assert capsys.readouterr().out == "scan 1 4\n"

@@ -17,6 +17,7 @@ from shoal.run.curve.methods import method_choice, method_names, slug
 from shoal.run.curve.over_ratios import Keeping, measure_curves
 from shoal.select.budget_range import counts_in, spread
 from shoal.select.model_size import ModelSize
+from shoal.words.progress import watched
 
 TEXT = {"samples": 12, "length": 16, "selection": 8, "evaluation": 8}
 
@@ -151,12 +152,14 @@ def test_a_killed_run_ends_in_the_same_points(when, small, swept, tmp_path):
             raise Killed
 
     with pytest.raises(Killed):
-        measure_curves(methods, tmp_path / "curves", drop="0..3", tasks=[task], progress=kill)
+        with watched(kill):
+            measure_curves(methods, tmp_path / "curves", drop="0..3", tasks=[task])
     if "refit" in when:
         half = RatioCurves.load(tmp_path / "curves" / "curve.json")
         assert not half.is_complete and len(half.points) == 7
     done = []
-    found = measure_curves(methods, tmp_path / "curves", drop="0..3", tasks=[task], progress=lambda what, *_: done.append(what))
+    with watched(lambda what, *_: done.append(what)):
+        found = measure_curves(methods, tmp_path / "curves", drop="0..3", tasks=[task])
     assert without_clocks(found) == without_clocks(swept[1])
     if "refit" in when:
         assert "scan" not in done and not any("plain cuts" in what or "(refit, 1" in what for what in done)
@@ -164,7 +167,11 @@ def test_a_killed_run_ends_in_the_same_points(when, small, swept, tmp_path):
 
 def test_a_finished_curve_measures_nothing_and_can_be_widened(small, tmp_path):
     methods, work = recipes(small, "none"), []
-    curves = functools.partial(measure_curves, out=tmp_path / "curves", progress=lambda what, *_: work.append(what))
+
+    def curves(methods, **options):
+        with watched(lambda what, *_: work.append(what)):
+            return measure_curves(methods, tmp_path / "curves", **options)
+
     first = curves(methods, drop="0..2")
     work.clear()
     assert curves(methods, drop="0..2") == first and not work

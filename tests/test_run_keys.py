@@ -20,7 +20,6 @@ from shoal.run.stages.choose import CHOOSE
 from shoal.select.model_size import PutBack
 from shoal.select.search.search_config import SearchConfig
 from shoal.train.config import TrainConfig
-from shoal.words.progress import silent
 from shoal.words.structure import Size
 
 STAGES = {"scan", "plan", "train", "model", "evaluation"}
@@ -213,7 +212,7 @@ def test_a_plan_is_what_it_does_not_how_it_was_found():
 def test_a_rule_without_measurements_needs_no_calibration_text(base, tmp_path):
     """There is far less text than this number of samples takes."""
     recipe = load_recipe("uidl-simple", merge(base, {"text": {"samples": 10**6}, "replace": "none"}))
-    plan = run_stage(CHOOSE, State(open_inputs(recipe)), open_folder(tmp_path), silent).planned
+    plan = run_stage(CHOOSE, State(open_inputs(recipe)), open_folder(tmp_path)).planned
     assert plan.removed_layers == (3, 4)
     with pytest.raises(ValueError, match="too little text"):
-        run_stage(CHOOSE, State(open_inputs(recipe.model_copy(update={"rounds": 2}))), open_folder(tmp_path / "rounds"), silent)
+        run_stage(CHOOSE, State(open_inputs(recipe.model_copy(update={"rounds": 2}))), open_folder(tmp_path / "rounds"))

@@ -9,7 +9,7 @@ from shoal import compress, load_recipe
 from shoal.run.begin import open_folder
 from shoal.run.stage import NO_VALUES, Made, Stage, State, run_all, run_stage
 from shoal.run.stages.table import STAGES
-from shoal.words.progress import silent
+from shoal.words.progress import watched
 from shoal.words.records import file_digest
 
 
@@ -26,7 +26,7 @@ def recipe(tmp_path_factory):
 def counting(name, log, *, key="k", writes="toy.txt"):
     """A stage that writes one file and notes what was asked of it."""
 
-    def run(state, folder, progress):
+    def run(state, folder):
         log.append(f"run {name}")
         (folder / writes).write_text(name)
         return Made(replace(state, command=f"{state.command}+{name}"), (writes,))
@@ -41,8 +41,8 @@ def counting(name, log, *, key="k", writes="toy.txt"):
 def test_a_stage_that_stands_is_read_back_and_gives_the_same_state(tmp_path):
     log = []
     stages = [counting("one", log, writes="one.txt"), counting("two", log, writes="two.txt")]
-    first = run_all(stages, State(inputs=None), open_folder(tmp_path), silent)
-    again = run_all(stages, State(inputs=None), open_folder(tmp_path), silent)
+    first = run_all(stages, State(inputs=None), open_folder(tmp_path))
+    again = run_all(stages, State(inputs=None), open_folder(tmp_path))
     assert first.command == again.command == "+one+two"
     assert log == ["run one", "run two", "load one", "load two"]
 
@@ -50,25 +50,22 @@ def test_a_stage_that_stands_is_read_back_and_gives_the_same_state(tmp_path):
 def test_progress_counts_the_stages_that_the_recipe_asks_for(tmp_path):
     """A stage that is read back has its number, too, so that a run that goes on says where it is."""
     said = []
-
-    def tell(what, done, total):
-        said.append(what)
-
     skipped = replace(counting("two", [], key=None), is_asked=lambda state: False)
     stages = [counting("one", [], writes="one.txt"), skipped, counting("three", [], writes="three.txt")]
-    run_all(stages[:1], State(inputs=None), open_folder(tmp_path), tell)
-    run_all(stages, State(inputs=None), open_folder(tmp_path), tell)
+    with watched(lambda what, *_: said.append(what)):
+        run_all(stages[:1], State(inputs=None), open_folder(tmp_path))
+        run_all(stages, State(inputs=None), open_folder(tmp_path))
     assert said == ["one", "stage 2 of 2, three"]
 
 
 def test_another_key_needs_a_word(tmp_path):
     log = []
-    run_stage(counting("one", log), State(inputs=None), open_folder(tmp_path), silent)
+    run_stage(counting("one", log), State(inputs=None), open_folder(tmp_path))
     with pytest.raises(ValueError, match="--overwrite"):
-        run_stage(counting("one", log, key="other"), State(inputs=None), open_folder(tmp_path), silent)
+        run_stage(counting("one", log, key="other"), State(inputs=None), open_folder(tmp_path))
     with pytest.raises(ValueError, match="--overwrite"):
-        run_stage(counting("one", log, key=None), State(inputs=None), open_folder(tmp_path), silent)
-    run_stage(counting("one", log, key=None), State(inputs=None), open_folder(tmp_path, overwrite=True), silent)
+        run_stage(counting("one", log, key=None), State(inputs=None), open_folder(tmp_path))
+    run_stage(counting("one", log, key=None), State(inputs=None), open_folder(tmp_path, overwrite=True))
     assert not (tmp_path / "toy.txt").exists() and log == ["run one"]
 
 
@@ -88,7 +85,7 @@ def test_no_stage_writes_a_file_of_another(recipe, tmp_path):
 
     state = State(open_inputs(recipe))
     for stage in STAGES:
-        state = run_stage(stage, state, folder, silent)
+        state = run_stage(stage, state, folder)
         for name, digest in seen.items():
             assert file_digest(folder / name) == digest, f"{stage.name} changed {name}"
         for name in folder.record.stages[stage.name].files if stage.name in folder.record.stages else ():

@@ -162,7 +162,7 @@ def test_a_toy_replacement_is_solved_and_ships_its_own_code(small, tmp_path, mon
 
 
 def test_a_toy_stage_runs_and_is_planned(small, tmp_path, monkeypatch):
-    def run(state, folder, progress):
+    def run(state, folder):
         (folder / "toy.txt").write_text("toy")
         return Made(state, ("toy.txt",))
 

@@ -176,7 +176,7 @@ def test_scores_of_units_choose_from_the_command(small, shoal, tmp_path):
 
 
 def test_latency_is_measured_once(small, shoal, tmp_path, monkeypatch):
-    def times(view, batch, *, key, progress):
+    def times(view, batch, *, key):
         units = {f"{kind}.{i}": ms for i in range(6) for kind, ms in (("layer", 3.0), ("attn", 1.0), ("mlp", 2.0))}
         return UnitTimes(key=key, device="cpu", n_threads=1, n_tokens=16, total=20.0, units=units)
 

@@ -56,7 +56,6 @@ def analyse(
             opening=place.opening,
             overwrite=result.overwrite,
             command=command_line(),
-            progress=screen.step,
         )
     if found.removal:
         screen.show(removal_table(found))

@@ -35,6 +35,6 @@ def compare(
     if asked:
         screen.say(str(asked))
     with screen.progress():
-        found = compare_models(models, recipe=chosen, tasks=asked, opening=place.opening, progress=screen.step)
+        found = compare_models(models, recipe=chosen, tasks=asked, opening=place.opening)
     screen.show(comparison(found))
     screen.result(found.model_dump(mode="json"))

@@ -55,5 +55,5 @@ def run_recipe(chosen: Recipe, out: Path, machine: MachineOptions, result: Resul
         )
         inputs = settle_time(screen, inputs, folder, seconds=seconds)
     with screen.progress():
-        outcome = run_stages(inputs, folder, command=command_line(), progress=screen.step)
+        outcome = run_stages(inputs, folder, command=command_line())
     show_outcome(screen, outcome)

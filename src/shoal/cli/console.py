@@ -18,7 +18,7 @@ from rich.table import Column
 from rich.text import Text
 
 from shoal.engine.workers import join
-from shoal.words.progress import LogLines
+from shoal.words.progress import LogLines, watched
 
 PLAIN_WIDTH = 120  # columns of tables in a file or a pipe
 
@@ -63,17 +63,17 @@ class Screen:
 
     @contextmanager
     def progress(self) -> Iterator[None]:
-        """Bars while the block runs; on a stream that is not a terminal, lines with the time, twenty seconds apart at most."""
+        """Show what the block tells: as bars, or off a terminal as lines with the time, twenty seconds apart at most."""
         if self._silent:
             yield
             return
         if not self._errors.is_terminal:
-            with self._lines:
+            with self._lines, watched(self.step):
                 yield
             return
         name = TextColumn("{task.description}", table_column=Column(ratio=1, overflow="ellipsis", no_wrap=True))
         columns = (name, BarColumn(bar_width=12), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-        with Progress(*columns, console=self._errors, transient=True, expand=True) as self._bars:
+        with Progress(*columns, console=self._errors, transient=True, expand=True) as self._bars, watched(self.step):
             yield
         self._bars = None
         self._tasks.clear()
@@ -89,8 +89,6 @@ class Screen:
 
     def step(self, what: str, done: int, total: int) -> None:
         """Progress of one stage: ``done`` of ``total`` steps."""
-        if self._silent:
-            return
         if self._bars is None:
             self._lines(what, done, total)
             return

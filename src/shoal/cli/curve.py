@@ -104,7 +104,6 @@ def curve(
             opening=opening,
             overwrite=result.overwrite,
             command=command_line(),
-            progress=screen.step,
         )
     save_panels(curves_charts(found), out, "curve")
     report_stage(out)

@@ -50,9 +50,9 @@ def evaluate(
         screen.say(str(asked))
     with screen.progress():
         if teacher is None:
-            alone = evaluate_alone(chosen, tasks=asked, whole=whole, opening=place.opening, progress=screen.step)
+            alone = evaluate_alone(chosen, tasks=asked, whole=whole, opening=place.opening)
         else:
-            found = evaluate_pair(chosen, model, tasks=asked, whole=whole, opening=place.opening, progress=screen.step)
+            found = evaluate_pair(chosen, model, tasks=asked, whole=whole, opening=place.opening)
     if teacher is None:
         screen.show(figures_alone(alone))
         if alone.tasks:

@@ -51,7 +51,6 @@ def heal(
             opening=place.opening,
             overwrite=result.overwrite,
             command=command_line(),
-            progress=screen.step,
         )
     show_healed(screen, healed)
 

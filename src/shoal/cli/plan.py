@@ -101,4 +101,4 @@ def choose(
         check_budget(inputs)
     say_time_of_choice(screen, inputs, folder)
     with screen.progress():
-        return run_all((SCAN, CHOOSE), State(inputs), folder, screen.step).planned
+        return run_all((SCAN, CHOOSE), State(inputs), folder).planned

@@ -34,7 +34,7 @@ def scan(
         )
     say_beside(screen, inputs.opened.beside)
     with screen.progress():
-        found = run_stage(SCAN, State(inputs), folder, screen.step).scan
+        found = run_stage(SCAN, State(inputs), folder).scan
     assert found is not None, "the recipe default reads a scan"
     screen.show(best_spans(found, lengths=telling_lengths(max(1, found.n_layers - 1))))
     say_files(screen, out, ("scan", "scan.json"), HEAT_MAP)

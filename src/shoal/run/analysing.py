@@ -18,7 +18,7 @@ from shoal.run.comparing import checkpoint_of
 from shoal.run.folder import RunFolder
 from shoal.run.job import Inputs, open_inputs
 from shoal.run.refusals import refuse_place
-from shoal.words.progress import Progress, silent
+from shoal.words.progress import each_batch, tell
 from shoal.words.records import stable_hash, write_atomically
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ def analyse(
     opening: Opening = Opening(),
     overwrite: bool = False,
     command: str = "",
-    progress: Progress = silent,
 ) -> Landscape:
     """Look at a model and, where there is another, at the way between the two.
 
@@ -64,7 +63,7 @@ def analyse(
     folder = open_folder(out, command=command, overwrite=overwrite)
     with folder.unless_refused():
         inputs = open_inputs(given.model_copy(update={"model": sources[0]}), opening.in_memory())
-        look = _Look(inputs, folder, progress)
+        look = _Look(inputs, folder)
         parts = [look.removal(), look.read_outs()]
     if other is not None:
         parts.append(look.between(other, sources[1]))
@@ -80,8 +79,8 @@ def analyse(
 class _Look:
     """The parts of a look, each run or read back."""
 
-    def __init__(self, inputs: Inputs, folder: RunFolder, progress: Progress) -> None:
-        self.inputs, self.folder, self.progress = inputs, folder, progress
+    def __init__(self, inputs: Inputs, folder: RunFolder) -> None:
+        self.inputs, self.folder = inputs, folder
         self.batches = inputs.batches(inputs.evaluation)
         self.key = stable_hash(inputs.model_key, inputs.evaluation.data_hash)
 
@@ -99,7 +98,7 @@ class _Look:
                 paths, reasons = removal_paths(oracle, probe, layers=[layer])
                 found += paths
                 left += [reason for reason in reasons if reason not in left]
-                self.progress("removal paths", layer + 1, view.n_layers)
+                tell("removal paths", layer + 1, view.n_layers)
             return self._part(removal=tuple(found), left=tuple(left))
 
         return self._run("removal", self.key, make)
@@ -111,7 +110,7 @@ class _Look:
             n_layers = self.inputs.view.n_layers
             samples = self.inputs.evaluation
             batches = samples.batches(max(1, min(self.inputs.batch_size, samples.n_samples // AT_LEAST)))
-            found = read_outs(self.inputs.view, batches, after_layer=lambda one: self.progress("read-outs", one + 1, n_layers))
+            found = read_outs(self.inputs.view, batches, after_layer=lambda one: tell("read-outs", one + 1, n_layers))
             return self._part(read_outs=found)
 
         return self._run("read-outs", self.key, make)
@@ -159,7 +158,7 @@ class _Look:
         from shoal.measure.oracle import Oracle
 
         n = len(self.batches)
-        after = None if not what else lambda batch: self.progress(what, batch.index + 1, n)
+        after = None if not what else each_batch(what, n)
         return Oracle(self.inputs.view, self.batches, after_batch=after)
 
     def _part(self, **found: object) -> Landscape:

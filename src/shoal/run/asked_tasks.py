@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shoal.run.job import Inputs, window_of
-from shoal.words.progress import Progress, silent
+from shoal.words.progress import tell
 
 if TYPE_CHECKING:
     from shoal.engine.student import Student
@@ -124,7 +125,6 @@ def answer_tasks(
     window: int | None,
     student: Student | None = None,
     who: str = "model",
-    progress: Progress = silent,
 ) -> list[TaskAnswers]:
     """Ask one model all tasks.
 
@@ -145,10 +145,7 @@ def answer_tasks(
     students = [TEACHER if student is None else student]
     found: list[TaskAnswers] = []
     for task in tasks.scored:
-
-        def step(done: int, total: int, what: str = f"{task.name}, {who}") -> None:
-            progress(what, done, total)
-
+        step = partial(tell, f"{task.name}, {who}")
         found += score_task(view, task, tokenizer=tokenizer, students=students, window=window, progress=step)
     asked = [*(written_task(task, window=window) for task in tasks.written), *tasks.named]
     if asked:
@@ -159,15 +156,13 @@ def answer_tasks(
             students=students,
             window=window,
             n_items=tasks.n_items,
-            progress=lambda done, total: progress(f"lm-eval, {who}", done, total),
+            progress=partial(tell, f"lm-eval, {who}"),
         )
         found += answers
     return found
 
 
-def tasks_against_teacher(
-    inputs: Inputs, student: DecoderView | Student, tasks: Tasks, *, progress: Progress = silent
-) -> Benchmark:
+def tasks_against_teacher(inputs: Inputs, student: DecoderView | Student, tasks: Tasks) -> Benchmark:
     """Ask the teacher and a student the same items; the shorter of their windows holds for both.
 
     Raises:
@@ -180,8 +175,8 @@ def tasks_against_teacher(
     other = inputs.view if isinstance(student, Student) else student
     windows = [window for view in (inputs.view, other) if (window := window_of(view.config)) is not None]
     tokenizer, window = inputs.opened.need_tokenizer(), min(windows, default=None)
-    ours = answer_tasks(inputs.view, tasks, tokenizer=tokenizer, window=window, who="teacher", progress=progress)
-    theirs = answer_tasks(other, tasks, tokenizer=tokenizer, window=window, student=overlay, who="student", progress=progress)
+    ours = answer_tasks(inputs.view, tasks, tokenizer=tokenizer, window=window, who="teacher")
+    theirs = answer_tasks(other, tasks, tokenizer=tokenizer, window=window, student=overlay, who="student")
     return compare_tasks(ours, theirs, seed=inputs.recipe.seed)
 
 

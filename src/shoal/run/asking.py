@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from shoal.run.candidate_repair import repairs_candidates
 from shoal.run.job import Inputs
-from shoal.words.progress import Progress
+from shoal.words.progress import each_batch
 from shoal.words.structure import Structure, stored
 
 if TYPE_CHECKING:
@@ -103,13 +103,14 @@ def reason_of(check: Callable[[], object]) -> str | None:
     return None
 
 
-def oracle(inputs: Inputs, samples: Samples, *, what: str, progress: Progress) -> Oracle:
+def oracle(inputs: Inputs, samples: Samples, *, what: str | None) -> Oracle:
+    """What measures students on some text; its passes are told as ``what``, or not at all inside other work."""
     from shoal.measure.oracle import Oracle
 
     batches = inputs.batches(samples)
     return Oracle(
         inputs.view,
         batches,
-        after_batch=lambda batch: progress(what, batch.index + 1, len(batches)),
+        after_batch=None if what is None else each_batch(what, len(batches)),
         workers=inputs.workers,
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from shoal.fit.table import repair_named
 from shoal.recipes.recipe import Recipe
 from shoal.run.job import Inputs
-from shoal.words.progress import Progress
+from shoal.words.progress import each_batch, tell
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +42,7 @@ RANKING_RIDGE = 1e-2
 """Of those repairs, unless the recipe has one: cross-validation would take longer than the rest, and ranks them alike."""
 
 
-def linear_errors_of(inputs: Inputs, *, progress: Progress) -> LateTable | None:
+def linear_errors_of(inputs: Inputs) -> LateTable | None:
     """The table of linear errors, measured when it is asked for.
 
     None unless the table would be used: by ``--by linear_error/rest``, or by a tournament that compares several candidates of a
@@ -63,7 +64,7 @@ def linear_errors_of(inputs: Inputs, *, progress: Progress) -> LateTable | None:
             inputs.view,
             batches,
             spans=spans[:most],
-            after_batch=lambda batch: progress("rank by linear error", batch.index + 1, len(batches)),
+            after_batch=each_batch("rank by linear error", len(batches)),
             workers=inputs.workers,
         )
 
@@ -93,18 +94,16 @@ def ranking_sizes(n_samples: int) -> list[int]:
     return sizes
 
 
-def rungs(inputs: Inputs, size: ModelSize, *, progress: Progress) -> tuple[Rung, ...]:
+def rungs(inputs: Inputs, size: ModelSize) -> tuple[Rung, ...]:
     """The rounds of the race of repaired candidates; none where plain cuts are compared."""
     if not repairs_candidates(inputs.recipe):
         return ()
     from shoal.run.race import Rung
 
-    return tuple(
-        Rung(samples.n_tokens, repairer(inputs, size, samples, progress=progress)) for samples in ranking_texts(inputs)
-    )
+    return tuple(Rung(samples.n_tokens, repairer(inputs, size, samples)) for samples in ranking_texts(inputs))
 
 
-def refit_without(inputs: Inputs, *, progress: Progress) -> tuple[RefitOf, str]:
+def refit_without(inputs: Inputs) -> tuple[RefitOf, str]:
     """New values of what stays where units are gone, by the repair ``refit`` on little text; and the identity of that text."""
     from shoal.edits.drop import drops_of
     from shoal.edits.student_of import student_of
@@ -126,7 +125,7 @@ def refit_without(inputs: Inputs, *, progress: Progress) -> tuple[RefitOf, str]:
                 repair="refit",
                 batch_size=inputs.batch_size,
                 config=config,
-                progress=lambda done, total: progress("refit between two rounds", done, total),
+                progress=partial(tell, "refit between two rounds"),
                 workers=inputs.workers,
             )
         except CannotRefit:  # this cut leaves nothing that can be refitted: the search goes on in the plain one
@@ -136,7 +135,7 @@ def refit_without(inputs: Inputs, *, progress: Progress) -> tuple[RefitOf, str]:
     return refit, f"{samples.data_hash} {samples.n_samples} {config!r}"
 
 
-def repairer(inputs: Inputs, size: ModelSize, samples: Samples, *, progress: Progress) -> RepairOfCandidate:
+def repairer(inputs: Inputs, size: ModelSize, samples: Samples) -> RepairOfCandidate:
     """Repairs a candidate as the recipe asks, on that text."""
     from shoal.edits.drop import drops_of
     from shoal.edits.student_of import student_of
@@ -158,7 +157,7 @@ def repairer(inputs: Inputs, size: ModelSize, samples: Samples, *, progress: Pro
                 repair=inputs.recipe.repair,
                 batch_size=inputs.batch_size,
                 config=config,
-                progress=lambda done, total: progress("repair a candidate", done, total),
+                progress=partial(tell, "repair a candidate"),
                 workers=inputs.workers,
             )
         except CannotRefit:  # this cut leaves nothing that can be refitted: it competes as it is

@@ -10,7 +10,7 @@ from shoal.engine.opening import Opening
 from shoal.recipes.recipe import Recipe
 from shoal.run.asked_tasks import Tasks, answer_tasks
 from shoal.run.job import LONGEST_DEFAULT, Inputs, open_inputs, refuse_unknown_tokens, window_of
-from shoal.words.progress import Progress, silent
+from shoal.words.progress import each_batch
 
 if TYPE_CHECKING:
     from shoal.engine.open import Opened
@@ -24,7 +24,6 @@ def compare_models(
     recipe: Recipe | None = None,
     tasks: Tasks | None = None,
     opening: Opening = Opening(),
-    progress: Progress = silent,
 ) -> Comparison:
     """Measure models side by side.
 
@@ -48,7 +47,7 @@ def compare_models(
     inputs = open_inputs(_of_length(given, sources[0], window), opening.in_memory())
 
     def measure() -> Comparison:
-        side = _Side(inputs, tasks or Tasks(), window, progress)
+        side = _Side(inputs, tasks or Tasks(), window)
         found = [side.first(models[0])]
         for name, source in zip(models[1:], sources[1:], strict=True):
             opened = open_model(source, inputs.opened.opening)
@@ -95,8 +94,8 @@ def _of_length(recipe: Recipe, model: str, window: int | None) -> Recipe:
 class _Side:
     """What all models are measured on: the text as tokens of the first model, its characters, and the tasks."""
 
-    def __init__(self, inputs: Inputs, tasks: Tasks, window: int | None, progress: Progress) -> None:
-        self.inputs, self.tasks, self.window, self.progress = inputs, tasks, window, progress
+    def __init__(self, inputs: Inputs, tasks: Tasks, window: int | None) -> None:
+        self.inputs, self.tasks, self.window = inputs, tasks, window
         self.tokenizer: Any = inputs.opened.need_tokenizer()
         self.batches = inputs.batches(inputs.evaluation)
         samples = inputs.evaluation
@@ -141,7 +140,7 @@ class _Side:
                 self.inputs.view,
                 view,
                 self.batches,
-                after_batch=lambda batch: self.progress(what, batch.index + 1, n_batches),
+                after_batch=each_batch(what, n_batches),
             )
         answers = self._ask(view, tokenizer, who=name)
         return Compared(
@@ -169,7 +168,7 @@ class _Side:
             stride=stride,
             start=start,
             batch_size=batch_size,
-            after_batch=lambda batch: self.progress(what, batch.index + 1, total),
+            after_batch=each_batch(what, total),
         )
         figures = Figures(name=name, cost=cost(view, context=length), perplexity=found)
         return {"figures": figures, "bits_per_byte": bits_per_byte(found, self.n_bytes)}
@@ -182,7 +181,7 @@ class _Side:
     def _ask(self, view: Any, tokenizer: Any, *, who: str) -> list[TaskAnswers]:
         if not self.tasks:
             return []
-        return answer_tasks(view, self.tasks, tokenizer=tokenizer, window=self.window, who=who, progress=self.progress)
+        return answer_tasks(view, self.tasks, tokenizer=tokenizer, window=self.window, who=who)
 
     def _figures(self, answers: Sequence[TaskAnswers]) -> Any:
         from shoal.evaluate.tasks.benchmark import task_figures

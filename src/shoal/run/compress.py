@@ -16,7 +16,7 @@ from shoal.run.refusals import check_budget
 from shoal.run.stage import State, run_all
 from shoal.run.stages.report import report_stage
 from shoal.run.stages.table import STAGES
-from shoal.words.progress import Progress, silent, told
+from shoal.words.progress import Progress, told
 from shoal.words.records import write_atomically
 
 if TYPE_CHECKING:
@@ -87,12 +87,12 @@ def compress(
         ValueError: one line for anything the user can mend.
     """
     recipe = load_recipe(recipe, changes) if isinstance(recipe, str) else with_changes(recipe, changes)
-    with told(progress) as tell:
+    with told(progress):
         inputs, folder = open_to_cut(recipe, Path(out), opening, overwrite=overwrite, command=command)
-        return run_stages(inputs, folder, command=command, progress=tell)
+        return run_stages(inputs, folder, command=command)
 
 
-def run_stages(inputs: Inputs, folder: RunFolder, *, command: str = "", progress: Progress = silent) -> Outcome:
+def run_stages(inputs: Inputs, folder: RunFolder, *, command: str = "") -> Outcome:
     """All stages on inputs that are open."""
     with folder.unless_refused():
         check_budget(inputs)
@@ -101,7 +101,7 @@ def run_stages(inputs: Inputs, folder: RunFolder, *, command: str = "", progress
         folder.overwrite or not recipe_file.exists()
     ):  # else at the end: a refused run leaves the recipe of what stands
         write_atomically(recipe_file, recipe)
-    state = run_all(STAGES, State(inputs, command=command), folder, progress)
+    state = run_all(STAGES, State(inputs, command=command), folder)
     inputs.workers.on_first(lambda: write_atomically(recipe_file, recipe))
     inputs.workers.on_first(lambda: report_stage(folder.path))
     assert state.model is not None and state.evaluation is not None, "the stages end with a model and its evaluation"

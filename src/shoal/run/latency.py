@@ -18,7 +18,7 @@ from torch import nn
 
 from shoal.engine.families import sublayer
 from shoal.select.amounts import Amounts
-from shoal.words.progress import Progress, silent
+from shoal.words.progress import tell
 from shoal.words.records import Record, stable_hash
 from shoal.words.types import Unit
 
@@ -50,7 +50,7 @@ class UnitTimes(Record):
     units: dict[str, float]
 
 
-def measured_latency(inputs: Inputs, folder: RunFolder, *, progress: Progress = silent) -> Amounts:
+def measured_latency(inputs: Inputs, folder: RunFolder) -> Amounts:
     """The times that ``latency.json`` of the folder holds for this model, else measured and written there."""
     key = stable_hash("latency", inputs.model_key, inputs.length, torch.get_num_threads())
 
@@ -60,7 +60,7 @@ def measured_latency(inputs: Inputs, folder: RunFolder, *, progress: Progress = 
         if known is not None and known.key == key:
             return known
         batch = inputs.batches(inputs.calibration.take(1))[0]
-        found = unit_times(inputs.view, batch, key=key, progress=progress)
+        found = unit_times(inputs.view, batch, key=key)
         found.save(path)
         return found
 
@@ -76,7 +76,7 @@ def _split(units: Mapping[str, float]) -> Iterator[tuple[str, str, float]]:
 
 
 @torch.no_grad()
-def unit_times(view: DecoderView, batch: Batch, *, key: str = "", progress: Progress = silent) -> UnitTimes:
+def unit_times(view: DecoderView, batch: Batch, *, key: str = "") -> UnitTimes:
     """Median milliseconds of every layer, of its sublayers, and of all together with the head; the first round warms up."""
     times: dict[Unit, list[float]] = {}
     heads: list[float] = []
@@ -91,7 +91,7 @@ def unit_times(view: DecoderView, batch: Batch, *, key: str = "", progress: Prog
         started = _now(view.device)
         view.head(h_BTD, reading)
         heads.append(_now(view.device) - started)
-        progress("time of the layers", round_ + 1, ROUNDS + 1)
+        tell("time of the layers", round_ + 1, ROUNDS + 1)
     medians = {unit: 1000 * statistics.median(found[1:]) for unit, found in times.items()}
     total = 1000 * statistics.median(heads[1:]) + sum(ms for unit, ms in medians.items() if unit.kind == "layer")
     device = torch.cuda.get_device_name(view.device) if view.device.type == "cuda" else str(view.device)

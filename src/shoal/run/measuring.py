@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from shoal.engine.opening import Opening
 from shoal.recipes.recipe import Recipe
 from shoal.run.asked_tasks import Tasks, answer_tasks, tasks_against_teacher
 from shoal.run.job import Inputs, open_inputs, refuse_unknown_tokens, window_of
-from shoal.words.progress import Progress, numbered, silent
+from shoal.words.progress import each_batch, numbered, tell
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +44,6 @@ def evaluate_alone(
     tasks: Tasks | None = None,
     whole: bool = False,
     opening: Opening = Opening(),
-    progress: Progress = silent,
 ) -> Measured:
     """Perplexity and cost of ``recipe.model`` on the evaluation slice, and its accuracy on tasks.
 
@@ -59,29 +59,32 @@ def evaluate_alone(
 
     inputs = open_inputs(recipe, opening)
     text = read_whole(inputs) if whole else None
-    of_tasks, of_slice, of_whole = numbered(progress, bool(tasks), True, whole)
+    of_tasks, of_slice, of_whole = numbered(bool(tasks), True, whole)
 
     def ask() -> tuple[TaskFigures, ...]:
         tokenizer, window = inputs.opened.need_tokenizer(), window_of(inputs.view.config)
-        answers = answer_tasks(inputs.view, tasks or Tasks(), tokenizer=tokenizer, window=window, progress=of_tasks)
+        answers = answer_tasks(inputs.view, tasks or Tasks(), tokenizer=tokenizer, window=window)
         return tuple(task_figures(one, seed=recipe.seed) for one in answers)
 
-    scored = inputs.workers.from_first(ask) if tasks else ()  # first: a task may hold an item that cannot be scored
+    with of_tasks:
+        scored = inputs.workers.from_first(ask) if tasks else ()  # first: a task may hold an item that cannot be scored
     start = inputs.evaluation.start
     stream_T, stride = token_stream(inputs.batches(inputs.evaluation), start=start), usual_stride(inputs.length, start)
     total = n_batches(len(stream_T), window=inputs.length, stride=stride, batch_size=inputs.batch_size, n_start=len(start))
-    found = perplexity(
-        inputs.view,
-        stream_T,
-        window=inputs.length,
-        stride=stride,
-        start=start,
-        batch_size=inputs.batch_size,
-        after_batch=lambda batch: of_slice("perplexity", batch.index + 1, total),
-        workers=inputs.workers,
-    )
+    with of_slice:
+        found = perplexity(
+            inputs.view,
+            stream_T,
+            window=inputs.length,
+            stride=stride,
+            start=start,
+            batch_size=inputs.batch_size,
+            after_batch=each_batch("perplexity", total),
+            workers=inputs.workers,
+        )
     figures = Figures(name=inputs.opened.name, cost=cost(inputs.view, context=inputs.length), perplexity=found)
-    papers = None if text is None else as_papers(inputs, inputs.view, text, who="blocks", progress=of_whole)
+    with of_whole:
+        papers = None if text is None else as_papers(inputs, inputs.view, text, who="blocks")
     return Measured(model=figures, tasks=scored, whole=papers, provenance=inputs.provenance(inputs.evaluation))
 
 
@@ -92,7 +95,6 @@ def evaluate_pair(
     tasks: Tasks | None = None,
     whole: bool = False,
     opening: Opening = Opening(),
-    progress: Progress = silent,
 ) -> Evaluation:
     """A saved student against the teacher ``recipe.model``.
 
@@ -110,12 +112,14 @@ def evaluate_pair(
     view = DecoderView(other.model)
     _refuse_other_tokens(inputs, other, view)
     text = read_whole(inputs) if whole else None
-    of_tasks, of_slice, of_whole = numbered(progress, bool(tasks), True, whole)
-    # tasks first: one may hold an item that cannot be scored
-    scored = inputs.workers.from_first(lambda: tasks_against_teacher(inputs, view, tasks, progress=of_tasks)) if tasks else None
-    found = against_teacher(inputs, view, progress=of_slice)
+    of_tasks, of_slice, of_whole = numbered(bool(tasks), True, whole)
+    with of_tasks:  # Tasks come first, because one may hold an item that cannot be scored.
+        scored = inputs.workers.from_first(lambda: tasks_against_teacher(inputs, view, tasks)) if tasks else None
+    with of_slice:
+        found = against_teacher(inputs, view)
     both = (("teacher", inputs.view), ("student", view))
-    papers = text and tuple(as_papers(inputs, one, text, who=f"{who}, blocks", progress=of_whole) for who, one in both)
+    with of_whole:
+        papers = text and tuple(as_papers(inputs, one, text, who=f"{who}, blocks") for who, one in both)
     return found.model_copy(update={"tasks": scored, "whole": papers})
 
 
@@ -149,7 +153,7 @@ def read_whole(inputs: Inputs) -> WholeTokens:
     return tokens
 
 
-def as_papers(inputs: Inputs, view: DecoderView, text: WholeTokens, *, who: str, progress: Progress) -> WholeText:
+def as_papers(inputs: Inputs, view: DecoderView, text: WholeTokens, *, who: str) -> WholeText:
     """A model's perplexity over all of a text as papers state it."""
     from shoal.evaluate.whole import WholeText, papers_stream, perplexity_of_blocks
 
@@ -158,7 +162,7 @@ def as_papers(inputs: Inputs, view: DecoderView, text: WholeTokens, *, who: str,
         papers_stream(text.ids_T, inputs.evaluation.start, length=inputs.length),
         length=inputs.length,
         batch_size=inputs.batch_size,
-        step=lambda done, total: progress(who, done, total),
+        step=partial(tell, who),
         workers=inputs.workers,
     )
     return WholeText(n_tokens=len(text.ids_T), n_characters=text.n_characters, blocks=found)
@@ -184,9 +188,7 @@ def _refuse_other_tokens(inputs: Inputs, student: Opened, view: DecoderView) -> 
         )
 
 
-def against_teacher(
-    inputs: Inputs, student: DecoderView | Student, *, plain: Quality | None = None, progress: Progress = silent
-) -> Evaluation:
+def against_teacher(inputs: Inputs, student: DecoderView | Student, *, plain: Quality | None = None) -> Evaluation:
     """Everything that is measured: quality and cost; of a student that is a model of its own also generations and speed.
 
     Args:
@@ -202,48 +204,48 @@ def against_teacher(
         provenance=inputs.provenance(inputs.evaluation),
         start=inputs.evaluation.start,
         plain=plain,
-        progress=lambda done, total: progress("evaluate", done, total),
+        progress=partial(tell, "evaluate"),
         workers=inputs.workers,
     )
     if isinstance(student, Student):
         return found
     # By one process: the others would slow it down. Last, because speed may take a share of all that was before.
-    written, timed = inputs.workers.from_first(lambda: _run_models(inputs, student, progress))
+    written, timed = inputs.workers.from_first(lambda: _run_models(inputs, student))
     return found.model_copy(update={"generations": written, "speed": timed})
 
 
-def _run_models(inputs: Inputs, student: DecoderView, progress: Progress) -> tuple[tuple[Generation, ...], Speed | None]:
+def _run_models(inputs: Inputs, student: DecoderView) -> tuple[tuple[Generation, ...], Speed | None]:
     """Both models as their users run them: what they write and, where the recipe asks for it, how fast."""
     from shoal.evaluate.generate import generations
 
     n_new = max(1, min(MOST_NEW_TOKENS, inputs.length // 4))
     texts = prompts(inputs)
-    progress("generate", 0, len(texts))
+    tell("generate", 0, len(texts))
     written = generations(
         inputs.view.model,
         student.model,
         tokenizer=inputs.opened.need_tokenizer(),
         prompts=texts,
         max_new_tokens=n_new,
-        progress=lambda done, total: progress("generate", done, total),
+        progress=partial(tell, "generate"),
     )
-    return written, _timed(inputs, student, n_new, progress) if inputs.recipe.speed else None
+    return written, _timed(inputs, student, n_new) if inputs.recipe.speed else None
 
 
-def _timed(inputs: Inputs, student: DecoderView, n_new: int, progress: Progress) -> Speed | None:
+def _timed(inputs: Inputs, student: DecoderView, n_new: int) -> Speed | None:
     """Speed in as many rounds as a tenth of the run has room for; None where that is not one."""
     from shoal.evaluate.speed import rounds_within, speed
 
     workload = {"prompt_length": max(1, min(LONGEST_TIMED_PROMPT, inputs.length - n_new)), "new_tokens": n_new}
     so_far = time.monotonic() - inputs.opened_at
     seconds = max(LEAST_SPEED_SECONDS, so_far * SPEED_SHARE / (1 - SPEED_SHARE))
-    progress("measure speed", 0, 1)
+    tell("measure speed", 0, 1)
     rounds = rounds_within(seconds, inputs.view.model, **workload)
     if rounds == 0:
-        progress(f"speed is left out: it takes more than {SPEED_SHARE:.0%} of the run", 1, 1)
+        tell(f"speed is left out: it takes more than {SPEED_SHARE:.0%} of the run", 1, 1)
         return None
     timed = speed(inputs.view, student, rounds=rounds, **workload)
-    progress("measure speed", 1, 1)
+    tell("measure speed", 1, 1)
     return timed
 
 

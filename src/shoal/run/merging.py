@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shoal.words.progress import Progress
+from shoal.words.progress import each_batch
 
 if TYPE_CHECKING:
     from shoal.recipes.recipe import Recipe
@@ -22,7 +22,7 @@ def merges_layers(recipe: Recipe) -> bool:
     return not recipe.is_by_hand and "weights" in selector_named(recipe.select).reads
 
 
-def merges_of(inputs: Inputs, *, folder: RunFolder, progress: Progress) -> MergesOnModel:
+def merges_of(inputs: Inputs, *, folder: RunFolder) -> MergesOnModel:
     """Runs merged students, with what an earlier run of the same folder tried."""
     from shoal.edits.merge_rules import rule_named
     from shoal.run.merge_on_model import MergesOnModel
@@ -39,7 +39,7 @@ def merges_of(inputs: Inputs, *, folder: RunFolder, progress: Progress) -> Merge
         file=folder / MERGING,
         key=stable_hash("merging", inputs.model_key, samples.data_hash, recipe.search.metric, recipe.merge.rule),
         workers=inputs.workers,
-        after_batch=lambda batch: progress(f"merge by {recipe.search.metric}", batch.index + 1, len(batches)),
+        after_batch=each_batch(f"merge by {recipe.search.metric}", len(batches)),
     )
 
 

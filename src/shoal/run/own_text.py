@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shoal.engine.opening import Opening
 from shoal.recipes.recipe import Recipe
 from shoal.run.job import open_inputs
-from shoal.words.progress import Progress, silent
+from shoal.words.progress import tell
 from shoal.words.records import Record, write_atomically
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ def write_own_text(
     n: int,
     temperature: float = 1.0,
     opening: Opening = Opening(),
-    progress: Progress = silent,
 ) -> OwnText:
     """Let ``recipe.model`` write ``n`` texts of the recipe's length.
 
@@ -73,7 +73,7 @@ def write_own_text(
         temperature=temperature,
         seed=recipe.seed,
         key=inputs.model_key,
-        tell=lambda done, total: progress("write", done, total),
+        tell=partial(tell, "write"),
     )
     texts = texts_of(prompts, written.ids_NT.tolist(), inputs.opened.need_tokenizer())
     write_atomically(out, "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts).encode())

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from shoal.words.progress import Progress, silent
 from shoal.words.types import Unit
 
 if TYPE_CHECKING:
@@ -17,15 +16,13 @@ if TYPE_CHECKING:
     from shoal.select.budget import Budget
 
 
-def amounts_of(
-    inputs: Inputs, budget: Budget, *, folder: RunFolder | None = None, progress: Progress = silent
-) -> dict[str, Amounts]:
+def amounts_of(inputs: Inputs, budget: Budget, *, folder: RunFolder | None = None) -> dict[str, Amounts]:
     """By the kind of budget; time only where the budget asks for it and there is a folder to keep what was measured in."""
     found = computed_amounts(inputs.view, context=inputs.length)
     if folder is not None and any(one.kind == "latency" for one in budget.all):
         from shoal.run.latency import measured_latency
 
-        found["latency"] = measured_latency(inputs, folder, progress=progress)
+        found["latency"] = measured_latency(inputs, folder)
     return found
 
 

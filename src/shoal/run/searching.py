@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shoal.select.search.search_record import SearchRecord
-from shoal.words.progress import Progress, silent
+from shoal.words.progress import each_batch
 
 if TYPE_CHECKING:
     from shoal.measure.set_function import CountedSets, UnitSet
@@ -42,7 +42,6 @@ def set_function_of(
     folder: RunFolder,
     metric: str | None = None,
     limit: int | None = None,
-    progress: Progress = silent,
 ) -> CountedSets:
     """v(S) over the units that may go, with what an earlier run of the same folder measured.
 
@@ -63,11 +62,11 @@ def set_function_of(
         folder=folder / VALUES_FOLDER,
         about={"model": inputs.model_key, "data": samples.data_hash},
         workers=inputs.workers,
-        after_batch=lambda batch: progress(f"{request.selector} by {metric or search.metric}", batch.index + 1, len(batches)),
+        after_batch=each_batch(f"{request.selector} by {metric or search.metric}", len(batches)),
     )
 
 
-def refitted_sets_of(inputs: Inputs, request: Request, *, folder: RunFolder, progress: Progress = silent) -> RefittedSets:
+def refitted_sets_of(inputs: Inputs, request: Request, *, folder: RunFolder) -> RefittedSets:
     """As :func:`set_function_of` in a student that is refitted after every round of a search."""
     from shoal.measure.removals import RemovalLosses, hash_of_tokens
     from shoal.measure.value_file import ValueFile
@@ -75,7 +74,7 @@ def refitted_sets_of(inputs: Inputs, request: Request, *, folder: RunFolder, pro
     from shoal.run.refitted_sets import RefittedSets
 
     search, batches = inputs.recipe.search, inputs.batches(searched_text(inputs))
-    refit, refitted_on = refit_without(inputs, progress=progress)
+    refit, refitted_on = refit_without(inputs)
     about = {"model": inputs.model_key, "metric": search.metric, "text": hash_of_tokens(batches), "refitted on": refitted_on}
 
     def file_of(off: UnitSet) -> ValueFile:
@@ -88,23 +87,21 @@ def refitted_sets_of(inputs: Inputs, request: Request, *, folder: RunFolder, pro
         batches,
         search.metric,
         workers=inputs.workers,
-        after_batch=lambda batch: progress(f"{request.selector} by {search.metric}", batch.index + 1, len(batches)),
+        after_batch=each_batch(f"{request.selector} by {search.metric}", len(batches)),
     )
     return RefittedSets(measure, request.free_units, refit=refit, limit=search.evaluations, file_of=file_of)
 
 
-def searched_sets(
-    inputs: Inputs, request: Request, *, folder: RunFolder, progress: Progress = silent
-) -> CountedSets | RefittedSets | None:
+def searched_sets(inputs: Inputs, request: Request, *, folder: RunFolder) -> CountedSets | RefittedSets | None:
     """The set function that the recipe's selector asks; None where it asks none."""
     from shoal.select.table import selector_named
 
     if not runs_the_model(inputs.recipe):
         return None
     if selector_named(inputs.recipe.select).refits:
-        return refitted_sets_of(inputs, request, folder=folder, progress=progress)
+        return refitted_sets_of(inputs, request, folder=folder)
     limit = inputs.recipe.search.evaluations
-    return set_function_of(inputs, request, folder=folder, limit=limit, progress=progress)
+    return set_function_of(inputs, request, folder=folder, limit=limit)
 
 
 def search_said(inputs: Inputs, function: CountedSets | RefittedSets | None) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shoal.run.folder import RunFolder
-from shoal.words.progress import Progress, stage_of
+from shoal.words.progress import stage_of, tell
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,14 +117,14 @@ class Stage:
     name: str
     about: str
     key: Callable[[State], str | None]
-    run: Callable[[State, RunFolder, Progress], Made]
+    run: Callable[[State, RunFolder], Made]
     load: Callable[[State, RunFolder], State]
     takes: Callable[[Sizes], StageNeed | None]
     record: Callable[[State], str] | None = None
     is_asked: Callable[[State], bool] = lambda state: True
 
 
-def run_stage(stage: Stage, state: State, folder: RunFolder, progress: Progress) -> State:
+def run_stage(stage: Stage, state: State, folder: RunFolder) -> State:
     """The state after a stage, run or read back.
 
     Raises:
@@ -139,19 +139,20 @@ def run_stage(stage: Stage, state: State, folder: RunFolder, progress: Progress)
         if folder.is_done(name, key):
             return stage.load(state, folder)
         started = time.monotonic()
-        progress(name, 0, 1)
-        made = stage.run(state, folder, progress)
+        tell(name, 0, 1)
+        made = stage.run(state, folder)
     folder.finish(name, key, seconds=time.monotonic() - started, files=made.files)
     return made.state
 
 
-def run_all(stages: Iterable[Stage], state: State, folder: RunFolder, progress: Progress) -> State:
+def run_all(stages: Iterable[Stage], state: State, folder: RunFolder) -> State:
     """The state after some stages, in order. Progress says which of those that the recipe asks for is at work."""
     every = list(stages)
     n, k = sum(stage.is_asked(state) for stage in every), 0
     for stage in every:
         k += stage.is_asked(state)
-        state = run_stage(stage, state, folder, stage_of(progress, k, n))
+        with stage_of(k, n):
+            state = run_stage(stage, state, folder)
     return state
 
 

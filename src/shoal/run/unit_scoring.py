@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from shoal.measure.unit_score_record import UnitScores
 from shoal.run.searching import VALUES_FOLDER, searched_text, set_function_of
-from shoal.words.progress import Progress, silent
+from shoal.words.progress import tell
 
 if TYPE_CHECKING:
     from shoal.measure.unit_scores import UnitScore
@@ -30,9 +30,7 @@ def wanted_score(recipe: Recipe) -> UnitScore | None:
     return score_with_table(recipe.by) if is_read else None
 
 
-def measured_scores(
-    inputs: Inputs, request: Request, *, folder: RunFolder, progress: Progress = silent
-) -> tuple[dict[str, UnitTable], list[str]]:
+def measured_scores(inputs: Inputs, request: Request, *, folder: RunFolder) -> tuple[dict[str, UnitTable], list[str]]:
     """The table that a recipe chooses by, and the files that hold it; nothing where it chooses by anything else.
 
     Raises:
@@ -43,17 +41,17 @@ def measured_scores(
         return {}, []
     samples, n_evaluations, files = searched_text(inputs), 0, [SCORES_FILE]
     if entry.of_values is not None:
-        function = set_function_of(inputs, request, folder=folder, metric=entry.metric, progress=progress)
+        function = set_function_of(inputs, request, folder=folder, metric=entry.metric)
         table = entry.of_values(function)
         n_evaluations, files = function.n_evaluations, [SCORES_FILE, VALUES_FOLDER]
     else:
         if entry.reads == "gradients":
             samples = inputs.calibration
             refuse_few_samples(samples.n_samples, entry.name)
-        progress(f"score units by {entry.name}", 0, 1)
+        tell(f"score units by {entry.name}", 0, 1)
         tables = entry.score(inputs.view, inputs.batches(samples), request.free_units)
         table = next(one for one in tables if one.criterion == inputs.recipe.by)
-        progress(f"score units by {entry.name}", 1, 1)
+        tell(f"score units by {entry.name}", 1, 1)
     is_read = entry.reads != "weights"
     record = UnitScores(
         by=table.criterion,

@@ -1,4 +1,8 @@
-"""How a stage says how far it is, and how that becomes lines of a log."""
+"""How a stage says how far it is, to whom, and how that becomes lines of a log.
+
+Who does some work calls :func:`tell`; who wants to know wraps it in :func:`watched`, so no function between the two passes
+anything on. Watchers stack up: a stage puts its number before whatever is told inside it.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,10 @@ import builtins
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, steps done, steps in all)."""
@@ -23,33 +28,72 @@ SILENCE = 15.0
 """Seconds after which a stage that reports nothing is said to be at work still; 20 at most pass between two lines."""
 
 
-def stage_of(progress: Progress, k: int, n: int) -> Progress:
-    """Progress of the ``k``-th of ``n`` stages: what it reports is named ``stage 2 of 6, scan``. One alone needs no number."""
-    return progress if n < 2 else lambda what, done, total: progress(f"stage {k} of {n}, {what}", done, total)
+class Indexed(Protocol):
+    """Something with a number, such as a batch."""
+
+    @property
+    def index(self) -> int: ...
 
 
 def silent(what: str, done: int, total: int) -> None:
     """Progress that nobody watches."""
 
 
-def numbered(progress: Progress, *asked: bool) -> tuple[Progress, ...]:
-    """Progress for each of some parts of a job, of which those that are asked for are counted."""
-    return tuple(stage_of(progress, sum(asked[: k + 1]), sum(asked)) for k in range(len(asked)))
+_WATCHERS: ContextVar[Progress] = ContextVar("watchers", default=silent)
+
+
+def tell(what: str, done: int, total: int) -> None:
+    """Say how far some work is to whoever watches the job."""
+    _WATCHERS.get()(what, done, total)
+
+
+def each_batch(what: str, n: int) -> Callable[[Indexed], None]:
+    """What a pass calls with each of its ``n`` finished batches."""
+    return lambda batch: tell(what, batch.index + 1, n)
 
 
 @contextmanager
-def told(progress: Progress | None) -> Iterator[Progress]:
-    """What was asked for; else lines in a notebook, where a cell says nothing else, and silence in a program.
+def watched(by: Progress) -> Iterator[None]:
+    """While the block runs, ``by`` gets what is told, and whoever watched before gets nothing."""
+    token = _WATCHERS.set(by)
+    try:
+        yield
+    finally:
+        _WATCHERS.reset(token)
+
+
+@contextmanager
+def labelled(label: str) -> Iterator[None]:
+    """While the block runs, ``label`` stands before whatever is told."""
+    above = _WATCHERS.get()
+    with watched(lambda what, done, total: above(f"{label}{what}", done, total)):
+        yield
+
+
+def stage_of(k: int, n: int) -> AbstractContextManager[None]:
+    """The block is the ``k``-th of ``n`` stages: what it tells is named ``stage 2 of 6, scan``. One alone needs no number."""
+    return nullcontext() if n < 2 else labelled(f"stage {k} of {n}, ")
+
+
+def numbered(*asked: bool) -> tuple[AbstractContextManager[None], ...]:
+    """A block for each of some parts of a job, of which those that are asked for are counted."""
+    return tuple(stage_of(sum(asked[: k + 1]), sum(asked)) for k in range(len(asked)))
+
+
+@contextmanager
+def told(progress: Progress | None) -> Iterator[None]:
+    """The watcher that was asked for; else lines in a notebook, where a cell says nothing else, and whoever watches already.
 
     The lines come while the block runs, every twenty seconds at least.
     """
     if progress is not None:
-        yield progress
+        with watched(progress):
+            yield
     elif hasattr(builtins, "__IPYTHON__"):
-        with LogLines() as lines:
-            yield lines
+        with LogLines() as lines, watched(lines):
+            yield
     else:
-        yield silent
+        yield
 
 
 class LogLines:

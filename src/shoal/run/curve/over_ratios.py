@@ -25,7 +25,6 @@ from shoal.run.run_files import CURVES
 from shoal.run.searching import runs_the_model
 from shoal.run.stage import State, run_stage
 from shoal.run.stages.scan import SCAN
-from shoal.words.progress import Progress, silent
 from shoal.words.records import nearest
 
 if TYPE_CHECKING:
@@ -58,7 +57,6 @@ def measure_curves(
     opening: Opening = Opening(),
     overwrite: bool = False,
     command: str = "",
-    progress: Progress = silent,
 ) -> RatioCurves:
     """Choose, repair and measure every cut of a range with every method.
 
@@ -68,7 +66,7 @@ def measure_curves(
         drop: the range, as on the command line; ``n_points``: how many cuts of it.
         tasks: scored under every point and the teacher.
         keep: asks for the largest cut of every method that keeps so much.
-        opening, overwrite, command, progress: as for :func:`~shoal.run.compress.compress`.
+        opening, overwrite, command: as for :func:`~shoal.run.compress.compress`.
     Raises:
         ValueError: one line for anything the user can mend.
     """
@@ -91,8 +89,8 @@ def measure_curves(
         counts = counts_in(drop, size, protected=base.recipe.protected(size.n_layers), n_points=n_points)
         check_counts(methods, counts, base.view, size)
     refuse_to_lose_points(folder, {(name, n) for name in methods for n in counts})
-    found = run_stage(SCAN, State(base), folder, progress).scan if any(map(needs_scan, methods.values())) else None
-    bench = PointBench(base, tasks, progress)
+    found = run_stage(SCAN, State(base), folder).scan if any(map(needs_scan, methods.values())) else None
+    bench = PointBench(base, tasks)
     work = _Work({name: with_recipe(base, recipe) for name, recipe in methods.items()}, counts, folder, found, bench, command)
     curves = _without_points(methods, counts, drop=drop, bench=bench, folder=folder, size=size, command=command)
     if keep is not None and keep.of in curves.teacher.right:
@@ -208,7 +206,7 @@ class _Work:
         from shoal.select.shortlist import shortlist
 
         base = self.bench.inputs
-        judge = oracle(base, base.selection, what="guard", progress=self.bench.progress)
+        judge = oracle(base, base.selection, what="guard")
         wanted: dict[frozenset[Unit], Candidate] = {}
         for method, inputs in self.methods.items():
             recipe = inputs.recipe

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from shoal.run.keys import evaluation_key
 from shoal.run.run_files import plan_file
 from shoal.run.stage import State, run_all
 from shoal.run.stages.table import TO_A_STUDENT
-from shoal.words.progress import Progress
+from shoal.words.progress import labelled, tell
 from shoal.words.records import stable_hash, write_atomically
 
 if TYPE_CHECKING:
@@ -105,7 +106,6 @@ class PointBench:
 
     inputs: Inputs
     tasks: Sequence[Task]
-    progress: Progress
 
     @property
     def key(self) -> str:
@@ -115,7 +115,7 @@ class PointBench:
         """One pass over the evaluation text and one over each task, for all students together."""
         from shoal.evaluate.tasks.choice import score_task
 
-        judge = oracle(self.inputs, self.inputs.evaluation, what=f"{what}: evaluate", progress=self.progress)
+        judge = oracle(self.inputs, self.inputs.evaluation, what=f"{what}: evaluate")
         found = []
         for sums in judge.sums(students):
             kl_S, _, nll_S, tokens_S = sums.per_sample().unbind(1)
@@ -128,7 +128,7 @@ class PointBench:
                 tokenizer=self.inputs.opened.need_tokenizer(),
                 students=students,
                 window=window_of(self.inputs.view.config),
-                progress=lambda done, total, name=task.name: self.progress(f"{what}: {name}", done, total),  # type: ignore[misc]
+                progress=partial(tell, f"{what}: {task.name}"),
             )
             for one, scores in zip(found, scored, strict=True):
                 one.right[task.name] = tuple(answer.is_right for answer in scores.counted.items)
@@ -189,20 +189,16 @@ def make_cut(
 ) -> PointCut:
     """Choose and repair one cut in its own folder inside that of the curves, or read back what stands there.
 
-    Args:
-        label: of its progress.
+    ``label`` stands before what it tells of its progress.
     """
     from shoal.select.budget import parse_budget
 
     started, recipe = time.monotonic(), inputs.recipe.model_copy(update={"drop": str(n_net), "parameters": None})
     own = open_folder(point_path(folder, method, n_net), command=command, overwrite=folder.overwrite)
-
-    def step(what: str, done: int, total: int) -> None:
-        bench.progress(f"{label}: {what}", done, total)
-
     scan = found if needs_scan(recipe) else None
     state = State(inputs, budget=parse_budget(str(n_net)), judge=judge, scan=scan)
-    state = run_all(TO_A_STUDENT, state, own, step)
+    with labelled(f"{label}: "):
+        state = run_all(TO_A_STUDENT, state, own)
     write_atomically(own / "recipe.yaml", recipe.to_yaml().encode())
     key = stable_hash("point", evaluation_key(inputs, state.planned, state.values.digest), bench.key)
     return PointCut(method, n_net, own, key, state.planned, state.student(), time.monotonic() - started)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from shoal.engine.opening import Opening
 from shoal.run.healing.heal_request import HealRequest
 from shoal.run.job import Inputs, window_of
 from shoal.train.heal.quiet import quiet_training
-from shoal.words.progress import Progress
+from shoal.words.progress import tell
 from shoal.words.records import stable_hash
 from shoal.words.structure import stored
 
@@ -75,7 +75,7 @@ class HealBench:
         selection = self._chats("selection") if answers else TextRows.of(self.inputs.selection)
         return Lesson(selection, selection, teacher, self.cut)
 
-    def lesson(self, work: Path, progress: Progress) -> Lesson:
+    def lesson(self, work: Path) -> Lesson:
         """As ``judge``, with the training text; ``work`` holds text that the teacher writes."""
         from shoal.train.heal.teacher_text import write_text
         from shoal.train.heal.text_rows import TextRows
@@ -98,7 +98,7 @@ class HealBench:
                 temperature=self.config.temperature,
                 seed=self.config.seed,
                 key=self.inputs.model_key,
-                tell=lambda done, total: progress("write", done, total),
+                tell=partial(tell, "write"),
             )
 
         return replace(self.judge, training=self.inputs.workers.from_first(write))

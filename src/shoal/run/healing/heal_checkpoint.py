@@ -17,7 +17,7 @@ from shoal.run.healing.heal_request import HealRequest
 from shoal.run.healing.heal_training import train_stage
 from shoal.run.job import Inputs, open_inputs
 from shoal.train.heal.quiet import quiet_training
-from shoal.words.progress import Progress, numbered, silent
+from shoal.words.progress import numbered, tell
 
 if TYPE_CHECKING:
     from shoal.evaluate.evaluation import Evaluation
@@ -58,7 +58,6 @@ def heal(
     opening: Opening = Opening(),
     overwrite: bool = False,
     command: str = "",
-    progress: Progress = silent,
 ) -> Healed:
     """Heal a checkpoint.
 
@@ -67,7 +66,6 @@ def heal(
         opening: its precision is the teacher's; the student keeps its checkpoint's.
         overwrite: stages that stand with other inputs may be replaced.
         command: recorded in ``run.json`` and on the card.
-        progress: called with (what, done, total).
     Raises:
         ValueError: one line for anything the user can mend.
         ImportError: an extra that is not installed, named.
@@ -84,7 +82,7 @@ def heal(
         with folder.unless_refused():
             bench = HealBench(inputs, request, student)
         inputs.workers.on_first(lambda: request.save(folder / "heal.request.json"))
-        return heal_stages(bench, folder, command=command, progress=progress)
+        return heal_stages(bench, folder, command=command)
 
 
 def refuse_inside(out: Path, student: str) -> None:
@@ -94,14 +92,17 @@ def refuse_inside(out: Path, student: str) -> None:
         raise ValueError(f"--out {out} and the student {source} overlap; choose a folder outside it")
 
 
-def heal_stages(bench: HealBench, folder: RunFolder, *, command: str, progress: Progress = silent) -> Healed:
+def heal_stages(bench: HealBench, folder: RunFolder, *, command: str) -> Healed:
     """Train, merge and write, evaluate."""
-    of_training, of_merge, of_measures = numbered(progress, True, True, bench.request.teacher is not None)
-    training = train_stage(bench, folder, progress=of_training)
-    of_merge("merge and write", 0, 1)
-    merging = merge_stage(bench, folder, training)
+    of_training, of_merge, of_measures = numbered(True, True, bench.request.teacher is not None)
+    with of_training:
+        training = train_stage(bench, folder)
+    with of_merge:
+        tell("merge and write", 0, 1)
+        merging = merge_stage(bench, folder, training)
     model, adapter = folder / "model", folder / "adapter"
-    before, evaluation = measure_stage(bench, folder, training, merging, command=command, progress=of_measures)
+    with of_measures:
+        before, evaluation = measure_stage(bench, folder, training, merging, command=command)
     return Healed(
         folder.path,
         model if merging.way != "apart" else None,
@@ -122,7 +123,7 @@ class HealedInRun:
     key: str
 
 
-def heal_in_run(inputs: Inputs, folder: RunFolder, student: Path, *, progress: Progress = silent) -> HealedInRun:
+def heal_in_run(inputs: Inputs, folder: RunFolder, student: Path) -> HealedInRun:
     """The healing of a run: the student that was cut and repaired, healed by its teacher into ``model/``.
 
     Raises:
@@ -133,7 +134,7 @@ def heal_in_run(inputs: Inputs, folder: RunFolder, student: Path, *, progress: P
     request = HealRequest(student=str(student), teacher=inputs.opened.name, plan=str(folder / "plan.json"), heal=config)
     with quiet_training():
         bench = HealBench(inputs, request, str(student))
-        training = train_stage(bench, folder, progress=progress)
+        training = train_stage(bench, folder)
         merging = merge_stage(bench, folder, training)
     if merging.way == "apart":
         worst = max((one.lost for one in merging.trials), default=None)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from shoal.run.folder import RunFolder
 from shoal.run.healing.heal_bench import HealBench
-from shoal.words.progress import Progress
 from shoal.words.records import stable_hash, write_atomically
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def measure_stage(
-    bench: HealBench, folder: RunFolder, training: HealTraining, merging: Merging, *, command: str, progress: Progress
+    bench: HealBench, folder: RunFolder, training: HealTraining, merging: Merging, *, command: str
 ) -> tuple[Quality | None, Evaluation | None]:
     """``evaluation.json``, ``before.json``, card and report: the student before and after, on text nothing was chosen on."""
     from shoal.engine.open import load_strictly
@@ -39,7 +38,7 @@ def measure_stage(
     student = DecoderView(load_strictly(bench.path, trust_remote_code=trusts).to(bench.device))
     before, _ = closeness(inputs.view, student, inputs.batches(inputs.evaluation), workers=inputs.workers)
     healed = DecoderView(load_strictly(folder / "model", trust_remote_code=trusts).to(bench.device))
-    evaluation = against_teacher(inputs, healed, progress=progress)
+    evaluation = against_teacher(inputs, healed)
 
     def write() -> None:
         before.save(folder / "before.json")

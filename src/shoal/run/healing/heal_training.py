@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from shoal.run.folder import RunFolder
 from shoal.run.healing.heal_bench import HealBench
 from shoal.run.stages.polish import claim
-from shoal.words.progress import Progress, silent
+from shoal.words.progress import tell
 
 if TYPE_CHECKING:
     from shoal.train.heal.result import HealTraining
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 HEALED = "heal.safetensors"
 
 
-def train_stage(bench: HealBench, folder: RunFolder, *, progress: Progress = silent) -> HealTraining:
+def train_stage(bench: HealBench, folder: RunFolder) -> HealTraining:
     """``heal.json`` and ``heal.safetensors``: the values of the best step."""
     from shoal.engine.tensors import save_tensors
     from shoal.train.heal.merge import trained_values
@@ -33,10 +34,10 @@ def train_stage(bench: HealBench, folder: RunFolder, *, progress: Progress = sil
     training = train(
         pupil,
         bench.config,
-        bench.lesson(folder / "heal", progress),
+        bench.lesson(folder / "heal"),
         folder / "heal" / "trainer",
         device=bench.device,
-        tell=lambda done, total: progress("heal", done, total),
+        tell=partial(tell, "heal"),
     )
 
     values = trained_values(pupil.model)  # asked for by every process: each may hold a part of them

@@ -16,7 +16,6 @@ from shoal.run.resource_amounts import amounts_of, computed_amounts
 from shoal.run.searching import runs_the_model, search_said, searched_sets, write_search
 from shoal.run.stage import Made, Stage, State
 from shoal.run.unit_scoring import measured_scores, wanted_score
-from shoal.words.progress import Progress
 
 STANDINGS = "tournament"  # candidates that were measured so far, so that a stopped run does not repair them again
 
@@ -33,7 +32,7 @@ def key(state: State) -> str | None:
     return choice_key(state.inputs, state.budget or budget_of(recipe), request_of(recipe, view), scan=scan)
 
 
-def run(state: State, folder: RunFolder, progress: Progress) -> Made:
+def run(state: State, folder: RunFolder) -> Made:
     from shoal.run.race import Standings
     from shoal.run.tournament import choose
     from shoal.select.model_size import model_size
@@ -49,16 +48,16 @@ def run(state: State, folder: RunFolder, progress: Progress) -> Made:
         return Made(replace(state, plan=plan), ("plan.json",))
     budget, request = state.budget or budget_of(recipe), request_of(recipe, view)
     size = model_size(view)
-    amounts = amounts_of(inputs, budget, folder=folder, progress=progress)
-    scores, scored_files = measured_scores(inputs, request, folder=folder, progress=progress)
-    value = searched_sets(inputs, request, folder=folder, progress=progress)
-    trial = merges_of(inputs, folder=folder, progress=progress) if merges_layers(recipe) else None
+    amounts = amounts_of(inputs, budget, folder=folder)
+    scores, scored_files = measured_scores(inputs, request, folder=folder)
+    value = searched_sets(inputs, request, folder=folder)
+    trial = merges_of(inputs, folder=folder) if merges_layers(recipe) else None
     evidence = Evidence(
         found.tables if found else {},
         lambda structure: why_not(inputs, structure),
         value,
         recipe.seed,
-        late=linear_errors_of(inputs, progress=progress) if request.units == "layers" else None,
+        late=linear_errors_of(inputs) if request.units == "layers" else None,
         unit_tables=scores,
         amounts=amounts,
         merges=trial,
@@ -71,13 +70,13 @@ def run(state: State, folder: RunFolder, progress: Progress) -> Made:
         rescan=rescanner(view, inputs.batches(inputs.calibration), workers=inputs.workers) if recipe.rounds > 1 else None,
     )
     if recipe.guard > 1 and judge is None:
-        judge = oracle(inputs, inputs.selection, what="tournament", progress=progress)
+        judge = oracle(inputs, inputs.selection, what="tournament")
     standings = Standings(folder / STANDINGS, key(state) or "", workers=inputs.workers)
     choice = choose(
         short,
         size,
         judge=judge if recipe.guard > 1 else None,
-        rungs=rungs(inputs, size, progress=progress),
+        rungs=rungs(inputs, size),
         standings=standings,
     )
     plan = plan_of(

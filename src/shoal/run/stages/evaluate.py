@@ -12,7 +12,6 @@ from shoal.run.keys import evaluation_key
 from shoal.run.measuring import against_teacher
 from shoal.run.memory_plan.sizes import Sizes, StageNeed
 from shoal.run.stage import Made, Stage, State
-from shoal.words.progress import Progress
 from shoal.words.records import write_atomically
 from shoal.words.structure import stored, units_of
 from shoal.words.types import Unit
@@ -35,7 +34,7 @@ def load(state: State, folder: RunFolder) -> State:
     return replace(state, evaluation=Evaluation.load(folder / "evaluation.json"))
 
 
-def run(state: State, folder: RunFolder, progress: Progress) -> Made:
+def run(state: State, folder: RunFolder) -> Made:
     from shoal.checkpoint.write import is_bundled
     from shoal.engine.open import load_strictly
     from shoal.engine.student import Student
@@ -52,9 +51,9 @@ def run(state: State, folder: RunFolder, progress: Progress) -> Made:
     if plan.absent_layers and (
         state.values.tensors or state.healed is not None
     ):  # the same number of layers without repair, on the same text
-        judge = oracle(inputs, inputs.evaluation, what="evaluate the plain cut", progress=progress)
+        judge = oracle(inputs, inputs.evaluation, what="evaluate the plain cut")
         plain = judge.measure([Student(removed=units_of(plan.structure, plan.n_layers), name="plain cut")])[0]
-    evaluation = without_zeros(against_teacher(inputs, student, plain=plain, progress=progress), student, plan)
+    evaluation = without_zeros(against_teacher(inputs, student, plain=plain), student, plan)
 
     def write() -> None:
         evaluation.save(folder / "evaluation.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from shoal.run.asking import oracle
@@ -10,7 +11,7 @@ from shoal.run.folder import RunFolder
 from shoal.run.keys import repair_key
 from shoal.run.memory_plan.sizes import Sizes, StageNeed
 from shoal.run.stage import Made, Stage, State, Values, read_values, write_values
-from shoal.words.progress import Progress
+from shoal.words.progress import tell
 
 if TYPE_CHECKING:
     from shoal.fit.fit_plan import FittedPlan
@@ -31,8 +32,8 @@ def load(state: State, folder: RunFolder) -> State:
     return replace(state, plan=Plan.load(folder / FITTED), values=values, repaired=result)
 
 
-def run(state: State, folder: RunFolder, progress: Progress) -> Made:
-    fitted = repaired(state, progress)
+def run(state: State, folder: RunFolder) -> Made:
+    fitted = repaired(state)
 
     def write() -> str:
         digest = write_values(folder / VALUES, fitted.values).digest if fitted.values else ""
@@ -46,14 +47,14 @@ def run(state: State, folder: RunFolder, progress: Progress) -> Made:
     return Made(state, ("fit.json", FITTED, *((VALUES,) if fitted.values else ())))
 
 
-def repaired(state: State, progress: Progress) -> FittedPlan:
+def repaired(state: State) -> FittedPlan:
     """The plan with its repair; one that makes the student worse on ``selection`` is undone."""
     from shoal.fit.fit_plan import fit_plan
     from shoal.fit.put_back import as_removal, put_back
     from shoal.fit.table import repair_named
 
     inputs, plan, repair = state.inputs, state.planned, state.inputs.recipe.repair
-    judge = oracle(inputs, inputs.selection, what="check the repair", progress=progress)
+    judge = oracle(inputs, inputs.selection, what="check the repair")
     of_modules = repair_named(repair).sets_replacements  # All others set what is there without the replacements.
     fitted = fit_plan(
         inputs.view,
@@ -63,7 +64,7 @@ def repaired(state: State, progress: Progress) -> FittedPlan:
         batch_size=inputs.batch_size,
         config=inputs.recipe.fit,
         quality=lambda students: [quality.kl for quality in judge.measure(students)],
-        progress=lambda done, total: progress(repair_named(repair).comes_to or repair, done, total),
+        progress=partial(tell, repair_named(repair).comes_to or repair),
         workers=inputs.workers,
     )
     return fitted if of_modules or not plan.replacements else put_back(inputs.view, plan, fitted)

@@ -8,7 +8,7 @@ from shoal.run.folder import RunFolder
 from shoal.run.keys import save_key
 from shoal.run.memory_plan.sizes import TRAINED_BYTES, Sizes, StageNeed
 from shoal.run.stage import Made, Stage, State
-from shoal.words.progress import Progress, silent
+from shoal.words.progress import silent, watched
 from shoal.words.records import stable_hash
 
 
@@ -20,20 +20,21 @@ def key(state: State) -> str | None:
     return stable_hash("healed", student, config.model_dump(mode="json"))
 
 
-def run(state: State, folder: RunFolder, progress: Progress) -> Made:
+def run(state: State, folder: RunFolder) -> Made:
     """Training and merge keep records of their own, so that a run that was killed between them goes on."""
-    return Made(_healed(state, folder, progress), ())
+    return Made(_healed(state, folder), ())
 
 
 def load(state: State, folder: RunFolder) -> State:
-    return _healed(state, folder, silent)
+    with watched(silent):
+        return _healed(state, folder)
 
 
-def _healed(state: State, folder: RunFolder, progress: Progress) -> State:
+def _healed(state: State, folder: RunFolder) -> State:
     from shoal.run.healing.heal_checkpoint import heal_in_run
 
     assert state.model is not None, "there is nothing to heal before a student is written"
-    found = heal_in_run(state.inputs, folder, state.model, progress=progress)
+    found = heal_in_run(state.inputs, folder, state.model)
     return replace(state, healed=found, model=folder / "model")
 
 

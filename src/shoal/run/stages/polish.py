@@ -10,7 +10,7 @@ from shoal.run.folder import RunFolder
 from shoal.run.keys import train_key
 from shoal.run.memory_plan.sizes import TRAINED_BYTES, Sizes, StageNeed
 from shoal.run.stage import Made, Stage, State, Values, read_values, write_values
-from shoal.words.progress import Progress, silent
+from shoal.words.progress import tell
 from shoal.words.records import write_atomically
 
 TRAINED = "train.safetensors"
@@ -30,7 +30,7 @@ def load(state: State, folder: RunFolder) -> State:
     return replace(state, values=read_values(folder / TRAINED, results.values_digest), trained=results.results)
 
 
-def run(state: State, folder: RunFolder, progress: Progress) -> Made:
+def run(state: State, folder: RunFolder) -> Made:
     from shoal.train.train_plan import train_plan
     from shoal.train.train_result import TrainResults
 
@@ -40,7 +40,7 @@ def run(state: State, folder: RunFolder, progress: Progress) -> Made:
     claimed = key(state)
     assert claimed is not None
     folder.workers.on_first(lambda: claim(folder, "train", claimed))
-    judge = oracle(inputs, inputs.selection, what="validate", progress=silent)
+    judge = oracle(inputs, inputs.selection, what=None)
     trained = train_plan(
         inputs.view,
         state.planned,
@@ -50,7 +50,7 @@ def run(state: State, folder: RunFolder, progress: Progress) -> Made:
         values=state.values.tensors,
         folder=folder / "train",
         quality=lambda student: judge.measure([student])[0].kl,
-        progress=lambda step, n_steps, loss: progress("train", step, n_steps),
+        progress=lambda step, n_steps, loss: tell("train", step, n_steps),
         workers=inputs.workers,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from shoal.edits.inits import init_named
@@ -11,7 +12,7 @@ from shoal.run.folder import RunFolder
 from shoal.run.keys import edits_key
 from shoal.run.memory_plan.sizes import Sizes, StageNeed
 from shoal.run.stage import Made, Stage, State, Values, read_values, write_values
-from shoal.words.progress import Progress
+from shoal.words.progress import tell
 from shoal.words.records import stable_hash
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def load(state: State, folder: RunFolder) -> State:
     return replace(state, values=read_values(folder / PREDICTED, found.values_digest))
 
 
-def run(state: State, folder: RunFolder, progress: Progress) -> Made:
+def run(state: State, folder: RunFolder) -> Made:
     from shoal.fit.lesa import predicted
     from shoal.fit.prediction import Prediction
 
@@ -47,7 +48,7 @@ def run(state: State, folder: RunFolder, progress: Progress) -> Made:
         inputs.view,
         to_predict(state.planned),
         seed=inputs.recipe.seed,
-        after_map=lambda done, total: progress("predict", done, total),
+        after_map=partial(tell, "predict"),
     )
 
     def write() -> str:

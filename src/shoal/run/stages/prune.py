@@ -17,7 +17,7 @@ from shoal.run.keys import prune_key
 from shoal.run.memory_plan.sizes import Sizes, StageNeed
 from shoal.run.stage import Made, Stage, State, Values
 from shoal.run.stages.polish import claim
-from shoal.words.progress import Progress
+from shoal.words.progress import tell
 from shoal.words.records import file_digest, stable_hash
 
 if TYPE_CHECKING:
@@ -40,11 +40,11 @@ def key(state: State) -> str | None:
     return None if state.inputs.recipe.prune is None else prune_key(state.inputs, state.planned, state.values.digest)
 
 
-def run(state: State, folder: RunFolder, progress: Progress) -> Made:
+def run(state: State, folder: RunFolder) -> Made:
     claimed = key(state)
     assert claimed is not None, "a run without zeros has no key"
     folder.workers.on_first(lambda: claim(folder, FOLDER, claimed))
-    result, plan = _thinned(state, folder, progress)
+    result, plan = _thinned(state, folder)
 
     def write() -> None:
         digests = [file_digest(_file(folder / FOLDER, layer)) for layer in result.by_layer()]
@@ -81,7 +81,7 @@ def pruned_values(folder: Path, *, mapped: bool = False) -> dict[str, Tensor]:
     return found
 
 
-def _thinned(state: State, folder: RunFolder, progress: Progress) -> tuple[ThinResult, Plan]:
+def _thinned(state: State, folder: RunFolder) -> tuple[ThinResult, Plan]:
     """Every layer thinned, its values in its file: the record, and the plan with its edits."""
     from shoal.edits.prune import Prune
     from shoal.prune.table import pruner_named
@@ -93,7 +93,7 @@ def _thinned(state: State, folder: RunFolder, progress: Progress) -> tuple[ThinR
     samples = inputs.calibration if config.reads_text else None
     batches = [] if samples is None else inputs.batches(samples)
     site = thin_site(inputs.view, state.student(), batches, pattern=config.fixed_pattern, workers=inputs.workers)
-    share, amounts, outliers = _amounts(state, site, progress)
+    share, amounts, outliers = _amounts(state, site)
     edits: list[Prune] = []
     maps: list[ThinnedMap] = []
     for done in thin(
@@ -101,7 +101,7 @@ def _thinned(state: State, folder: RunFolder, progress: Progress) -> tuple[ThinR
         pruner_named(config.method),
         amounts,
         known=lambda layer: _read_layer(folder, layer),
-        after_layer=lambda layer: progress(f"prune by {config.method}", layer + 1, inputs.view.n_layers),
+        after_layer=lambda layer: tell(f"prune by {config.method}", layer + 1, inputs.view.n_layers),
     ):
         _write_layer(folder, done)
         edits.append(Prune(layer=done.layer, parameters=tuple(sorted(done.values)), method=config.method))
@@ -121,14 +121,14 @@ def _thinned(state: State, folder: RunFolder, progress: Progress) -> tuple[ThinR
     return result, state.planned.model_copy(update={"edits": (*state.planned.edits, *edits)})
 
 
-def _amounts(state: State, site: ThinSite, progress: Progress) -> tuple[float, Mapping[MapKey, Amount], dict[int, float]]:
+def _amounts(state: State, site: ThinSite) -> tuple[float, Mapping[MapKey, Amount], dict[int, float]]:
     """The share of zeros in all maps together, the amount of each map, and the outliers where they were counted."""
     from shoal.prune.table import allocator_named
     from shoal.prune.thin import evidence_of
 
     config, plan, n_layers = _config(state), state.planned, state.inputs.view.n_layers
     outliers: dict[int, float] = {}
-    evidence = evidence_of(site, outliers=outliers, after_layer=lambda layer: progress("outliers", layer + 1, n_layers))
+    evidence = evidence_of(site, outliers=outliers, after_layer=lambda layer: tell("outliers", layer + 1, n_layers))
     n_weights = sum(evidence.sizes.values())
     share = config.share(of_maps=n_weights, parameters=plan.after.parameters, before=plan.before.parameters)
     pattern = config.fixed_pattern

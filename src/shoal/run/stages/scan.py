@@ -10,7 +10,7 @@ from shoal.run.folder import RunFolder
 from shoal.run.keys import scan_key
 from shoal.run.memory_plan.sizes import Sizes, StageNeed
 from shoal.run.stage import Made, Stage, State
-from shoal.words.progress import Progress
+from shoal.words.progress import each_batch
 
 if TYPE_CHECKING:
     from shoal.measure.scan import Scan
@@ -20,7 +20,7 @@ def key(state: State) -> str | None:
     return scan_key(state.inputs) if needs_scan(state.inputs.recipe) else None
 
 
-def run(state: State, folder: RunFolder, progress: Progress) -> Made:
+def run(state: State, folder: RunFolder) -> Made:
     from dataclasses import replace
 
     from shoal.checkpoint.blueprint import check_can_be_cut
@@ -36,7 +36,7 @@ def run(state: State, folder: RunFolder, progress: Progress) -> Made:
         batches,
         provenance=inputs.provenance(inputs.calibration),
         observers=[observer_named(name).build(facts) for name in inputs.recipe.observers],
-        after_batch=lambda batch: progress("scan", batch.index + 1, len(batches)),
+        after_batch=each_batch("scan", len(batches)),
         workers=inputs.workers,
     )
     recipe = inputs.recipe

@@ -11,7 +11,6 @@ from shoal.run.folder import RunFolder
 from shoal.run.keys import save_key
 from shoal.run.memory_plan.sizes import Sizes, StageNeed
 from shoal.run.stage import Made, Stage, State
-from shoal.words.progress import Progress
 from shoal.words.types import Batch
 
 
@@ -27,7 +26,7 @@ def proof(state: State) -> str:
     return "verification.json" if record(state) == "model" else "cut.verification.json"
 
 
-def run(state: State, folder: RunFolder, progress: Progress) -> Made:
+def run(state: State, folder: RunFolder) -> Made:
     state.inputs.workers.on_first(lambda: _save_and_verify(state, folder))
     return Made(load(state, folder), (record(state), proof(state)))
 
