@@ -292,7 +292,6 @@ class Bench:
         from shoal.run.stages.scan import SCAN
         from shoal.run.stages.table import TO_A_STUDENT
         from shoal.run.stages.write import WRITE
-        from shoal.words.progress import silent
 
         args = self.args
         text = {"sources": [args.train_text], "length": args.length, "selection": args.selection, "evaluation": 8}
@@ -303,10 +302,10 @@ class Bench:
         if scanned.exists() and not path.exists():
             shutil.copytree(scanned, path)
         run = RunFolder(path, version="0", command="", versions=self.versions, overwrite=True, workers=ALONE)
-        state = run_all([SCAN], State(inputs), run, silent)
+        state = run_all([SCAN], State(inputs), run)
         if not scanned.exists():
             shutil.copytree(path, scanned)
-        return run_all([*TO_A_STUDENT, WRITE], state, run, silent)
+        return run_all([*TO_A_STUDENT, WRITE], state, run)
 
     def known_rate(self, name: str, own: float) -> float | None:
         """The rate of the same method's cell with fewer tokens, or that follows from another model's."""

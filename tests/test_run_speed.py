@@ -58,5 +58,5 @@ def test_the_share_is_of_the_time_so_far(small, tmp_path, monkeypatch):
     recipe = load_recipe("default", {"model": small["model"], "text": text})
     inputs = measuring.open_inputs(recipe)
     object.__setattr__(inputs, "opened_at", 1e9 - 900.0)
-    measuring._timed(inputs, inputs.view, 4, lambda *step: None)
+    measuring._timed(inputs, inputs.view, 4)
     assert seen == [pytest.approx(100.0)], "a tenth of 900 + 100 seconds"
