@@ -47,14 +47,14 @@ def silence(layer, kind, *, rows=None):
             end.bias.zero_()
 
 
-def planted(family):
-    """Layer 2 does nothing; layer 3 has an MLP alone, half of its neurons idle, and norms of its own."""
+def planted(family, idle=2):
+    """Of layers 2 and 3 one does nothing; the other has an MLP alone, half of its neurons idle, and norms of its own."""
     model = tiny_model(family)
     view = DecoderView(model)
     for index in (2, 3):
         with view.residency.layer(index) as layer:
             silence(layer, "attn")
-            if index == 2:
+            if index == idle:
                 silence(layer, "mlp")
             else:
                 end = layer.get_submodule(contribution(layer, "mlp"))
@@ -104,6 +104,21 @@ def test_the_neurons_of_a_removed_mlp_are_found_and_do_its_work(family):
     assert (ours - teacher).abs().max() < 1e-2 * (plain - teacher).abs().max()
     shapes = {name: value.shape for name, value in view._stub_layers[2].named_parameters()}
     assert all(value.shape == shapes[name] for name, value in swept.values[2].items()), "the layer keeps its shapes"
+
+
+@pytest.mark.parametrize("family", IN_PLACE_OF)
+def test_the_layer_behind_a_lost_mlp_takes_its_neurons(family):
+    """The layer that lost its MLP stays and nothing before it could take them."""
+    view, batches = planted(family, idle=3), samples().batches(20)
+    lacks = Student(removed=frozenset({Unit("mlp", 2)}))
+    job = FitJob(view, lacks, batches, config=FitConfig(ridge=1e-9))
+    swept = sweep_layers(job, targets={2: 3, 3: 4}, sites=Sites(("mlp",), gathers=True))
+    assert [one.layer for one in swept.layers] == [2, 3] and list(swept.values) == [3]
+    assert swept.layers[1].maps[0].form == "neurons" and swept.layers[1].error_after < 1e-5 * swept.layers[1].error_before
+    batch = Batch(samples(4, seed=1).ids_NT)
+    teacher, plain = view.logits(batch), view.logits(batch, student=lacks)
+    ours = view.logits(batch, student=Student(removed=lacks.removed, overrides=swept.values))
+    assert (ours - teacher).abs().max() < 1e-2 * (plain - teacher).abs().max()
 
 
 @pytest.mark.parametrize("family", IN_PLACE_OF)

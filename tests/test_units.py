@@ -11,7 +11,7 @@ from shoal.edits.drop import Drop, drops_of
 from shoal.edits.plan import Plan
 from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
-from shoal.fit.targets import before_cuts, from_first_cut
+from shoal.fit.targets import before_cuts, from_first_cut, with_takers
 from shoal.run.latency import UnitTimes, unit_times
 from shoal.run.refusals import refuse_units
 from shoal.run.resource_amounts import computed_amounts
@@ -119,9 +119,10 @@ def plan_without(*units, n_layers=6):
 
 def test_a_layer_that_lost_a_sublayer_is_repaired_itself():
     plan = plan_without(Unit("attn", 2), Unit("layer", 4))
-    assert before_cuts(plan) == {2: 3, 3: 5}
+    assert before_cuts(plan) == with_takers(plan) == {2: 3, 3: 5}
     assert from_first_cut(plan) == {2: 3, 3: 5, 5: 6}
-    assert from_first_cut(plan_without(Unit("mlp", 5))) == {5: 6}
+    assert from_first_cut(plan_without(Unit("mlp", 5))) == with_takers(plan_without(Unit("mlp", 5))) == {5: 6}
+    assert with_takers(plan_without(Unit("mlp", 1), Unit("mlp", 2), Unit("layer", 3))) == {1: 2, 2: 4, 4: 5}
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "falcon"])

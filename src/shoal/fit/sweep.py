@@ -9,7 +9,7 @@ Behind the last cut a sweep ends where the layers that are left would gain next 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -104,7 +104,8 @@ def sweep_layers(job: FitJob, *, targets: Mapping[int, int], sites: Sites, share
     n_ranking = len(list(job.workers.share(batches[: ranking_batches(batches)])))
     last = max(targets)
     goals = {layer: Goal(stop, share if layer + 1 < stop and layer < last else 1.0) for layer, stop in targets.items()}
-    end = SweepEnd(list(targets), _always_fitted(job, targets), config)
+    orphans = _orphans(job, targets)
+    end = SweepEnd(list(targets), _always_fitted(job, targets) | set(orphans), config)
     swept: dict[int, dict[str, Tensor]] = {}
     fits: list[LayerFit] = []
     skipped: list[str] = []
@@ -114,7 +115,7 @@ def sweep_layers(job: FitJob, *, targets: Mapping[int, int], sites: Sites, share
             if end.passes(here.layer):
                 continue
             started = time.monotonic()
-            found, reasons = _fitted(job, here, sites, probe, n_ranking=n_ranking)
+            found, reasons = _fitted(job, here, sites, probe, orphans=orphans.get(here.layer, ()), n_ranking=n_ranking)
             swept[here.layer] = found.values
             skipped += reasons
             fits.append(found.record(here, seconds=time.monotonic() - started))
@@ -132,11 +133,36 @@ def _always_fitted(job: FitJob, targets: Mapping[int, int]) -> set[int]:
     return {layer for layer, step in steps.items() if targets[layer] != layer + 1 or step is None or step.zeroed}
 
 
-def _fitted(job: FitJob, here: Here, sites: Sites, probe: Reading, *, n_ranking: int) -> tuple[LayerSolution, list[str]]:
+def _orphans(job: FitJob, targets: Mapping[int, int]) -> dict[int, tuple[int, ...]]:
+    """For each layer with an MLP that stands right behind layers without one: those layers, and any that were removed between.
+
+    Nothing before them can take these neurons, so that layer does.
+    """
+    found: dict[int, tuple[int, ...]] = {}
+    run: list[int] = []
+    reached: int | None = None
+    for layer, stop in targets.items():
+        run = run if layer == reached else []
+        reached, step = stop, job.student.step(layer)
+        if step is not None and "mlp" in step.zeroed:
+            run = [*run, *range(layer, stop)]
+        elif run:
+            found[layer], run = tuple(run), []
+    return found
+
+
+def _fitted(
+    job: FitJob, here: Here, sites: Sites, probe: Reading, *, orphans: Sequence[int], n_ranking: int
+) -> tuple[LayerSolution, list[str]]:
     """What the solves of one layer found, and why sublayers of it were left."""
     step, config = job.student.step(here.layer), job.config
     there = sites if step is None else sites.without(step.zeroed)
-    pool, why_not = _pool_of(here, there, probe, config=config, n_ranking=n_ranking)
+    pool, why_not = None, ""
+    if orphans or here.goal.boundary != here.layer + 1:
+        pool, why_not = _pool_of(here, there, probe, config=config, n_ranking=n_ranking)
+    if pool is not None:
+        for layer in orphans:
+            pool.visit(layer)
     ends = here.ends(passing=None if pool is None else pool.visit)
     found, reasons = there.of(job.view, here.layer, probe)
     try:
@@ -151,11 +177,11 @@ def _fitted(job: FitJob, here: Here, sites: Sites, probe: Reading, *, n_ranking:
 
 
 def _pool_of(here: Here, sites: Sites, probe: Reading, *, config: FitConfig, n_ranking: int) -> tuple[NeuronPool | None, str]:
-    """Candidates for the layer's MLP where a cut follows; None, and the reason where the family is one.
+    """Candidates for the layer's MLP where neurons are without a place; None, and the reason where the family is one.
 
     A layer whose weights are no longer the source's stands for the layers behind it already, so it keeps its neurons.
     """
-    if not sites.gathers or here.goal.boundary == here.layer + 1 or "mlp" not in sites.kinds or here.own:
+    if not sites.gathers or "mlp" not in sites.kinds or here.own:
         return None, ""
     ranking = Ranking(here.readings[:n_ranking], here.inputs[:n_ranking], here.folds[:n_ranking])
     try:

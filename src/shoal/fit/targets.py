@@ -22,6 +22,14 @@ def before_cuts(plan: Plan) -> dict[int, int]:
     return {layer: ends[layer] for layer in sorted(refitted)}
 
 
+def with_takers(plan: Plan) -> dict[int, int]:
+    """As :func:`before_cuts`, and behind every layer that lost its MLP the next one that has its own, to take the neurons."""
+    lost = {unit.index for unit in units_off(plan.structure) if unit.kind == "mlp"}
+    behind = (next((one for one in plan.kept_layers if one > layer and one not in lost), None) for layer in lost)
+    ends = _ends(plan)
+    return {layer: ends[layer] for layer in sorted({*before_cuts(plan), *(one for one in behind if one is not None)})}
+
+
 def from_first_cut(plan: Plan) -> dict[int, int]:
     """Every kept layer from the first one that a cut follows or that lost a sublayer on, each with the next one's boundary."""
     firsts = [max(0, layer - 1) for layer in plan.removed_layers] + [unit.index for unit in units_off(plan.structure)]

@@ -1,4 +1,7 @@
-"""The layer before each cut: neurons of the removed layers for its MLP, then both maps that write into the stream."""
+"""The layer before each cut: neurons of the removed layers for its MLP, then both maps that write into the stream.
+
+Of layers that lost a sublayer the map that is left, and neurons of a lost MLP for the next layer that has one.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,9 @@ from shoal.words.model_shape import ModelShape
 def fit() -> Fit:
     from shoal.fit.sites.of_layer import Sites
     from shoal.fit.sweep import MAPS, Sweep
-    from shoal.fit.targets import before_cuts
+    from shoal.fit.targets import with_takers
 
-    return Sweep(before_cuts, Sites(MAPS, gathers=True))
+    return Sweep(with_takers, Sites(MAPS, gathers=True))
 
 
 def size(shape: ModelShape, n_kept: int) -> RepairSize:

@@ -39,7 +39,8 @@ class Sites:
     Attributes:
         kinds: sublayers, solved one after the other, each against what is missing after the one before.
         finds: ways to set a sublayer; the first that has a closed form is taken.
-        gathers: True: where a cut follows, the layer's MLP first takes the best neurons of the removed layers.
+        gathers: True: where a cut follows, or MLPs are gone right before, the layer's MLP first takes the best neurons of what
+            is gone.
     """
 
     kinds: tuple[MapKind, ...]
