@@ -4,8 +4,6 @@ For a cut and its healed student this is a knob behind the training (WiSE-FT, ar
 time; names, files, config and what lies beside them are those of the first.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Mapping
 from pathlib import Path

@@ -6,8 +6,6 @@ residual scale, ...). This catches every per-layer rule of an architecture that 
 us or not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

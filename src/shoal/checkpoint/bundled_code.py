@@ -6,8 +6,6 @@ modelling file holds ``shoal.edits.replace.modules`` as it stands, and behind it
 what was trained is what is shipped.
 """
 
-from __future__ import annotations
-
 import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence

@@ -8,8 +8,6 @@ left: a config that is silently out of step with its layers gives wrong masks wi
 layer that was put in place of a span counts as the layer it inherits its arguments from.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import re

@@ -6,8 +6,6 @@ takes its defaults without a word. So every key of the source stays as it stands
 parameters and dtype are stated under both names. What transformers makes of the file must be the student's config.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Mapping

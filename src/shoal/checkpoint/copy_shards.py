@@ -1,7 +1,5 @@
 """One shard to another: tensors under new names, byte for byte unless there are new values or another dtype for them."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping, Sequence

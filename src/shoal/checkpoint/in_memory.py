@@ -4,8 +4,6 @@ Only what a stock checkpoint can hold: removed layers, refitted parameters, subl
 replacements that are themselves layers of the family. Nothing of the teacher is edited; parameters that change are new tensors.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -6,8 +6,6 @@ matched against every name of the source and of the student, in all the ways its
 modules before and after, renumbered, it stays. Else its numbers are rewritten and matched again; what still differs is refused.
 """
 
-from __future__ import annotations
-
 import fnmatch
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """A folder that appears whole under its final name, or not at all."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile

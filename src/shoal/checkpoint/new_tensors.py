@@ -3,8 +3,6 @@
 A stock checkpoint holds these and nothing else. One layer's values are converted at a time and let go before the next.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 

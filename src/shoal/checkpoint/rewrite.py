@@ -5,8 +5,6 @@ disk, so split experts need no conversion. New values (refits, layers in place o
 Copies, never links: editing the output cannot touch the source.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Save a model as a stock checkpoint folder: config, safetensors, generation config, tokenizer; whole or not at all."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

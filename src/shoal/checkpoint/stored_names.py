@@ -5,8 +5,6 @@ them fused). Reading goes forward and so does saving backward; here the backward
 gives must be exactly what the checkpoint stores.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

@@ -5,8 +5,6 @@ is attached inside the layer before it, by a subclass that comes with the checkp
 checkpoint without the span. Both go shard by shard.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -3,8 +3,6 @@
 Exit codes: 0 done; 2 something the user can mend; 130 interrupted, can be resumed; 1 a fault of ours (with a traceback).
 """
 
-from __future__ import annotations
-
 import errno
 import signal
 import sys

@@ -1,7 +1,5 @@
 """The verb ``analyse``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """What people see: progress bars with rate and time left, and tables. JSON goes to stdout; when it does, people read stderr."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """The verb ``cut``: layers out of a GGUF file, still quantised."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

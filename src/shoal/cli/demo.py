@@ -1,7 +1,5 @@
 """The verb ``demo``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from shoal.cli.compress import run_recipe

@@ -1,7 +1,5 @@
 """The verb ``export``: a student in the format of an engine."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """The verb ``grow``: cutting's inverse, through the same surgery."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """The options of ``shoal heal`` in groups; names and defaults are those of :class:`shoal.train.heal.config.HealConfig`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

@@ -4,8 +4,6 @@ A verb's first screen holds its arguments and at most :data:`FIRST_SCREEN` optio
 (``rich_help_panel``) where they are declared. The command's first screen holds six verbs.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import typer

@@ -5,8 +5,6 @@ virtual machines (docs/log.md has figures). With these two settings freed blocks
 process keeps its peak size until it ends, which is why the command does this and the library leaves it to its user.
 """
 
-from __future__ import annotations
-
 import ctypes
 import platform
 

@@ -4,8 +4,6 @@ Their warnings are for programmers (an extension that was not compiled, an argum
 matters itself. Errors stay. Who runs with ``-W`` or ``PYTHONWARNINGS``, or sets a library's own variable, gets all of it.
 """
 
-from __future__ import annotations
-
 import io
 import logging
 import os

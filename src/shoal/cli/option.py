@@ -4,8 +4,6 @@ An option is called as its field or parameter is (``fit_tokens`` becomes ``--fit
 unless it belongs on the first screen, and the value it has where it is not given: from the tables, never by hand.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import typer

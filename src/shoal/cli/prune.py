@@ -1,7 +1,5 @@
 """The verb ``prune``: weights of a checkpoint set to zero; no layer is removed."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Any
 

@@ -1,7 +1,5 @@
 """Options of a recipe in groups: what is removed, how the cut is repaired, what is trained."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

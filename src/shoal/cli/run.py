@@ -1,7 +1,5 @@
 """The verb ``run``."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from shoal.cli.compress import run_recipe

@@ -1,7 +1,5 @@
 """The verb ``scan``."""
 
-from __future__ import annotations
-
 from shoal.cli.groups import MachineOptions, ResultOptions, SampleOptions, TextOptions
 from shoal.cli.options import ByOption, ModelOption, ObserveOption, OutOption
 from shoal.cli.recipe_options import with_options

@@ -3,8 +3,6 @@
 torch and transformers are imported inside the verbs, so that ``--help`` answers at once.
 """
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

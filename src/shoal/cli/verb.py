@@ -9,8 +9,6 @@ A verb takes groups as parameters like any others::
 :func:`verb` gives it the flat signature that typer reads, and hands the parsed options over as groups.
 """
 
-from __future__ import annotations
-
 import inspect
 import shlex
 import sys

@@ -1,7 +1,5 @@
 """The verb ``verify``: a file against its student, engine by engine."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -4,8 +4,6 @@ Each is named, and either set aside, or refused before any work: an adapter that
 and a prediction layer behind the last one is no layer of the decoder.
 """
 
-from __future__ import annotations
-
 import re
 import stat
 from collections.abc import Mapping, Sequence

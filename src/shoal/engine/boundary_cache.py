@@ -5,8 +5,6 @@ layer on need not be run again: the states behind it have the same bits.
 Shapes: B samples, T positions, D hidden size.
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from shoal.engine.route import History

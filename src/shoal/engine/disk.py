@@ -1,7 +1,5 @@
 """Full disks: found out before writing where that can be, and told from other errors where it cannot."""
 
-from __future__ import annotations
-
 import errno
 import shutil
 from pathlib import Path

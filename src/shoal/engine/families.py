@@ -3,8 +3,6 @@
 What cannot be replayed or cut is refused here by name (design: layers that feed each other outside the stream).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import nn

@@ -5,8 +5,6 @@ transformers unpacks it; the folder that is written is a cache of ours, named af
 unpacked once however often it is opened. The original is never changed.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile

@@ -3,8 +3,6 @@
 An id is ``org/name``, ``name``, or either with a branch, tag or commit behind it: ``org/name@revision``.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

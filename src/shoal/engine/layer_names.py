@@ -1,7 +1,5 @@
 """Layer numbers in the names of tensors on disk: which prefix the decoder's layers have, and what lies behind the last one."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 

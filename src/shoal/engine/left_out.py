@@ -5,8 +5,6 @@ all where an answer of zeros makes the same layer, bit for bit; that is found by
 Shapes: B samples, T positions, D hidden size.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any

@@ -5,8 +5,6 @@ billion layers, or the billions of parameters of a config that states nothing bu
 anything is made of them, the layers are compared with those of the weights, and the model's size with theirs.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import re

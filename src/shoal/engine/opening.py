@@ -1,7 +1,5 @@
 """How models are opened. Plain data, free of torch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Self
 

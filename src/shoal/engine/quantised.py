@@ -5,8 +5,6 @@ Formats that need a card transformers takes out of their blocks on a CPU (fp8, m
 that the blocks stand for.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Where layers live. The view asks for one layer at a time; no algorithm holds the layer list."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Protocol

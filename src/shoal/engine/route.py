@@ -6,8 +6,6 @@ second, ... thing that students put in behind it. The route depends on the stude
 it is found once per pass and holds for every batch, whatever the order in which layers and batches are run.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest

@@ -4,8 +4,6 @@ Format: 8 bytes little-endian header length, a JSON header ``{name: {dtype, shap
 count from the end of the header. A truncated or corrupt file is found here by its sizes, before any weight is read.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

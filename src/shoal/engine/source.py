@@ -3,8 +3,6 @@
 A source is a local folder, a hub id or a GGUF file; all end as a local folder of config, safetensors and tokenizer files.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

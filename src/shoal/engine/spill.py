@@ -4,8 +4,6 @@ States of a card go through pinned memory without waiting: copies and layers sha
 The file is written and read, never mapped: mapped pages would count as memory. It has no name and is gone with the process.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import tempfile

@@ -8,8 +8,6 @@ On a CPU a layer is a map of its part of the file, so its bytes are the page cac
 as memory, so a map is gone with its layer. For a card layers are read into pinned memory.
 """
 
-from __future__ import annotations
-
 import ctypes
 import mmap
 import os

@@ -3,8 +3,6 @@
 Nothing is copied or edited; the overlay is applied while layers run, so any number of students share one set of weights.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 

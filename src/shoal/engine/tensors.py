@@ -3,8 +3,6 @@
 Mapped pages count as memory, and stay for as long as one tensor of the file is alive.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path

@@ -6,8 +6,6 @@ window, but the first where the tokenizer has no start token for it to follow; s
 bytes. KL, acceptance and agreement are with the first model, where the vocabulary is the same.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -20,8 +20,6 @@ Sizes of students: removed layers cost nothing; a removed sublayer costs nothing
 stores it (zeroed); replacement modules are counted in full.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

@@ -5,8 +5,6 @@ teacher have the same most likely token. One round costs the teacher one step an
 of the teacher: speed = (1 - a^(k+1)) / ((1 - a) (1 + k c)). Source: speculative decoding, arXiv 2211.17192.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 MOST_DRAFTED = 8

@@ -4,8 +4,6 @@ The figures disagree about quality by nature (a model may keep its perplexity an
 side: perplexity of both, KL and agreement between them, greedy generations, cost, speed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 

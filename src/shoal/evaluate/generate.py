@@ -5,8 +5,6 @@ Greedy means the most probable token at every step; sampling, beams and repetiti
 ``generation_config`` may ask for are off, because they hide or invent differences.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

@@ -6,8 +6,6 @@ belong together use the same draws, so teacher and student stay paired. Everythi
 Shapes: N items, R resamples, K columns.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -4,8 +4,6 @@ CUDA: the allocator's own peak. Elsewhere: the bytes of all tensors that operati
 storage once; scratch inside a kernel is not seen.
 """
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any

@@ -13,8 +13,6 @@ window k reads ``[k*S, min(k*S + W - P, T))`` of the text, S is at most W - P, a
 Shapes: B windows, T tokens, W window, V vocabulary.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ tokens of context. Sums are per position, in fp64, so they are additive over bat
 Shapes: B samples, T positions, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

@@ -14,8 +14,6 @@ ratio far from it, or a wide interval, says that other work ran on the machine.
 Prompts are random tokens: speed does not depend on the text (mixtures of experts: nearly).
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 import statistics

@@ -16,8 +16,6 @@ sure of weighs more; an item whose options it cannot tell apart may flip by chan
 * ``last_word``: one option per item; every sigma is 0, all weights are equal, right means that the word is the greedy one.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

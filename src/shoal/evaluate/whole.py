@@ -9,8 +9,6 @@ The sliding window of :mod:`shoal.evaluate.perplexity` gives every token but the
 so it is lower on the same text.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

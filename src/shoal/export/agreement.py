@@ -4,8 +4,6 @@ A limit is meaningful only where nothing but the order of sums can differ. A qua
 engine makes of the uncut file, never by a fixed number.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -5,8 +5,6 @@ contributes nothing is left out, with its norm and its part of the cache. Which 
 their output maps are zero. Schemas: vLLM's ``nemotron_nas``, MLX-LM's ``nemotron-nas`` and llama.cpp's ``deci``.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Mapping, Sequence

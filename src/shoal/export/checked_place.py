@@ -1,7 +1,5 @@
 """A file or folder that takes its final name when it has been checked, and not before."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile

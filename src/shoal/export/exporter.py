@@ -1,7 +1,5 @@
 """What an export format is: a refusal, a writer and a check, under a name. A new one is one file and one line of the table."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path

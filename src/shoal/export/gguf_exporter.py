@@ -1,7 +1,5 @@
 """The format ``gguf``: grafted onto the teacher's file, or written from the checkpoint alone."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

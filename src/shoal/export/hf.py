@@ -1,7 +1,5 @@
 """The format ``hf``: a checkpoint folder that old and new readers read alike, whoever wrote the student's."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -3,8 +3,6 @@
 Schema: ``merge_method: passthrough`` with slices of ``layer_range: [start, stop]``, whose upper end is excluded.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

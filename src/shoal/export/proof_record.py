@@ -1,7 +1,5 @@
 """What engines made of a file, as a record: ``FILE.verification.json`` beside it, and in the run folder of its student."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 

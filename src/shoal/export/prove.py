@@ -1,7 +1,5 @@
 """A file proved in an engine: the same token ids go into the engine and into transformers, and what comes out is compared."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import os

@@ -1,7 +1,5 @@
 """The format ``prune-layers``: the list of removed layers as ``llama-quantize --prune-layers`` takes it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -3,8 +3,6 @@
 The token is the hub client's own (``hf auth login`` or ``HF_TOKEN``); it is never asked for, printed or written here.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

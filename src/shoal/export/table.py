@@ -1,7 +1,5 @@
 """The formats by name. A new one is one file and one line here; the command, its help and the tests read this table."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -6,8 +6,6 @@ frees its states, so that the next ones take their place.
 Shapes: B samples, T positions, D hidden size.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace

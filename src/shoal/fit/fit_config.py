@@ -1,7 +1,5 @@
 """How much text a repair reads, and how its tokens count. Plain data, free of torch."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field

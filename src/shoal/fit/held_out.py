@@ -3,8 +3,6 @@
 Shapes: B samples, T positions, D hidden size, F inputs of a site, N tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 

@@ -12,8 +12,6 @@ predicted than by the mean takes the mean. Vectors (norms, biases) are the mean;
 Shapes: L layers of a kind, O outputs and I inputs of a map, R its rank (at most O), N rows.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -9,8 +9,6 @@ Two folds of the samples, each scored by the map of the other one. Ghosted Layer
 Shapes: B samples, T positions, D hidden size, N tokens.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields

@@ -6,8 +6,6 @@ basis; both average the ratio over samples.
 Shapes: B samples, T positions, D hidden size, N tokens, C channels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -9,8 +9,6 @@ layers or head are not indifferent to the scale of the stream are refused; the l
 Shapes: B samples, T positions, D hidden size.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Sequence

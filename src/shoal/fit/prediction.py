@@ -1,7 +1,5 @@
 """The record of predicted weights: what the predictor of each map is worth."""
 
-from __future__ import annotations
-
 from shoal.fit.lesa import PredictedMap
 from shoal.words.records import Record
 

@@ -6,8 +6,6 @@ refitted without it. Fit first, then train: the closed form is exact and cheap, 
 that was put in.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from shoal.edits.base import BaseEdit

@@ -6,8 +6,6 @@ boundary behind it (unless ``keep`` says otherwise); else the module stays as it
 Shapes: B samples, T positions, D hidden size.
 """
 
-from __future__ import annotations
-
 import copy
 import time
 from collections.abc import Callable

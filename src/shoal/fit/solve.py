@@ -7,8 +7,6 @@ an infinite ridge is the map as it was, but for the least change that meets the 
 Shapes: F inputs of the map, E = F + 1 (the last is the constant 1, its weight the bias, never shrunk), D outputs.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

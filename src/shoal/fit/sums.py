@@ -8,8 +8,6 @@ place.
 Shapes: N tokens, F inputs of the map, E = F + 1 (the last is the constant 1), D outputs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Self

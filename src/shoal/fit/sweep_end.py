@@ -8,8 +8,6 @@ of a sweep (docs/log.md). What the rule cannot see is a gain that begins behind 
 A layer before a cut, or without one of its sublayers, is always fitted: it brings a miss of its own, and the count begins anew.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """The repairs by name: the one list that recipes, help, documents, the planner and the fit read. Free of torch."""
 
-from __future__ import annotations
-
 from shoal.fit.repair import Fit, Repair
 from shoal.fit.repairs.auto import AUTO
 from shoal.fit.repairs.bias import BIAS

@@ -1,7 +1,5 @@
 """What the stream looks like from layer to layer: norms, and where the sinks rise and fall."""
 
-from __future__ import annotations
-
 from shoal.words.records import Record
 
 

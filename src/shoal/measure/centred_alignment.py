@@ -6,8 +6,6 @@ independent states also where a sample has fewer tokens than dimensions.
 Shapes: T tokens of one sample, D hidden size.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -8,8 +8,6 @@ It compares the tokens of one sample with each other, so it is blind to rotation
 Shapes: E = L + 1 boundaries, N sampled tokens of one sample, D hidden size.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

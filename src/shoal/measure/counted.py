@@ -5,8 +5,6 @@ of last tokens, and of tokens that a sliding window reads without scoring them.
 Shapes: B samples, T positions, N counted tokens, n of them in a block, D hidden size, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterator, Sequence
 

@@ -4,8 +4,6 @@ Each maps the geometry of all spans to (S, T) float64 values; the scan averages 
 For several layers all of them compare x_l with x_m (m = l + n), not the layers inside.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

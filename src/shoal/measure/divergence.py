@@ -7,8 +7,6 @@ term is negative, equal logits give exactly 0, and a rounding error of a log-nor
 Shapes: ... any leading dimensions (batch, position), N all of them flattened, V vocabulary, B samples, T positions.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

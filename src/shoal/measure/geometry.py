@@ -6,8 +6,6 @@ block sums of the L x L matrix of <delta_i, delta_j>. Layers that change nothing
 Shapes: T tokens, L layers, E = L + 1 boundaries, S spans (all l < m, row-major).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache, cached_property
 

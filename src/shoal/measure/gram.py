@@ -6,8 +6,6 @@ model's forward. All (L + 1) L / 2 spans follow from block sums (measure/geometr
 Shapes: B samples, T tokens, D hidden size, L layers, E = L + 1 boundaries, S spans, K criteria, W token weightings, P policies.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np

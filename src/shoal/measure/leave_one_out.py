@@ -5,8 +5,6 @@ that the code of A deeper look at depth pruning (arXiv 2407.16286) calls Shapley
 With the metric ``lost_cka`` it is the score of Effective Layer Pruning through a Similarity Metric (arXiv 2405.17081).
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from shoal.measure.set_function import SetFunction

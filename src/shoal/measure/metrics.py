@@ -9,8 +9,6 @@ Lower is better, and 0 means that nothing was lost, except for ``text``, whose v
 Shapes: N tokens, X: V (vocabulary) for logits and text, D (hidden size) for hidden.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol

@@ -7,8 +7,6 @@ in cache, and gives all figures there; what belongs to the teacher is computed o
 Shapes: N tokens, n tokens of a block, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

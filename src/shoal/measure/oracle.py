@@ -5,8 +5,6 @@ of students in one pass that shares text, weights and every common prefix of lay
 Shapes: B samples, T positions, D hidden size, V vocabulary.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ hidden states not at all.
 Shapes: B samples, T positions, N counted tokens, n of them in a block, D hidden size, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

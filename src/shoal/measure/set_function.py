@@ -4,8 +4,6 @@ Searches see this protocol alone, so that they are tested on functions written i
 such function memory, a count, a limit and, on request, a file, so that a search which was killed goes on where it was.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 

@@ -6,8 +6,6 @@ published for the "Shapley" scores of arXiv 2407.16286 draws sets without one un
 leave-one-out.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from itertools import combinations

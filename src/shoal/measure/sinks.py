@@ -5,8 +5,6 @@ boundary over the sample's real tokens. Its norm is 100-1000 times the rest, so 
 The rule looks at one sample at a time, so it does not depend on batching.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -11,8 +11,6 @@ weights are in memory at a time, whatever the size of the model.
 Shapes: B samples, T positions, D hidden size, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

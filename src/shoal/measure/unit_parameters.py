@@ -1,7 +1,5 @@
 """Which parameters of a layer belong to a unit: all of them to the layer, those of a sublayer's own module to the sublayer."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from torch import Tensor, nn

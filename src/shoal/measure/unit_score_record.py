@@ -1,7 +1,5 @@
 """A table of units as a file: ``scores.json`` of a run folder."""
 
-from __future__ import annotations
-
 from shoal.words.records import Record
 
 

@@ -6,8 +6,6 @@ out, whatever norms a family puts around them.
 Shapes: B samples, T positions, D hidden size, U units.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ A search measures thousands of sets, one call after the other, so values are app
 leaves a line without an end; such a line counts for nothing and is cut off before the next one is written.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping

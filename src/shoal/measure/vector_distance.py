@@ -5,8 +5,6 @@ Angles come from the chord between the two directions, never from a cosine near 
 Shapes: N tokens, X any length.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -4,8 +4,6 @@ Source: the magnitude rows of Reassessing Layer Pruning (arXiv 2411.15558), whic
 output map is zero changes nothing, and may have the largest weights of all.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

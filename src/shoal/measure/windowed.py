@@ -5,8 +5,6 @@ its values do not add up to the loss of everything. With windows of one unit it 
 exact.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from shoal.measure.set_function import SetFunction

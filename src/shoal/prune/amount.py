@@ -1,7 +1,5 @@
 """How much of a map is set to zero: a share of its weights, or a pattern such as 2:4 along its inputs."""
 
-from __future__ import annotations
-
 import math
 import re
 from dataclasses import dataclass

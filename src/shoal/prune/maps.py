@@ -3,8 +3,6 @@
 Routers, norms, embeddings and the head stay whole. Shapes: X experts, D outputs, F inputs of a map.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The pruners and the rules of allocation by name: the lists that recipes, help, documents and the stage read."""
 
-from __future__ import annotations
-
 from shoal.prune.allocator import Allocator
 from shoal.prune.allocators.by_erk import ERK
 from shoal.prune.allocators.by_lamp import LAMP

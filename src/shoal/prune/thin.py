@@ -3,8 +3,6 @@
 Within a layer all sums are of the layer before it is thinned, as in Wanda's and SparseGPT's programs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """What thinning leaves besides its values: how many weights of which map are zero. Plain data."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import NamedTuple
 

@@ -7,8 +7,6 @@ noted with its input.
 Shapes: B samples, T positions, N tokens, F inputs of a map.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any

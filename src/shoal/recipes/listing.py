@@ -1,7 +1,5 @@
 """What the table of recipes says to people: a list for the help, two parts of docs/recipes.md, and BibTeX for the card."""
 
-from __future__ import annotations
-
 import textwrap
 
 from shoal.recipes.table import RECIPES

@@ -1,7 +1,5 @@
 """What an entry of the table of recipes says of itself: its values, its words, its paper, and what differs from the paper."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from shoal.recipes.recipe import Recipe

@@ -1,7 +1,5 @@
 """A recipe by its name or from a YAML file, with changes on top."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The keys of a recipe file for people: docs/recipe_keys.md, written from the records and their docstrings."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 A new one is a file of :mod:`shoal.recipes.named` and a line here; ``scripts/list_recipes.py`` lists it in docs/recipes.md.
 """
 
-from __future__ import annotations
-
 from shoal.recipes.named.bypass import BYPASS
 from shoal.recipes.named.cka import CKA
 from shoal.recipes.named.deeper_look import DEEPER_LOOK

@@ -3,8 +3,6 @@
 The library and each verb that opens a model for a run folder begin here, so an early refusal stands in one place.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path

@@ -4,8 +4,6 @@
 hash differs would overwrite a result and needs the caller's word. Files are written atomically, then the stage is recorded.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

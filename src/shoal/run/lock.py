@@ -1,7 +1,5 @@
 """One process at a time in a run folder: an advisory lock on the folder itself; it leaves no file and dies with its holder."""
 
-from __future__ import annotations
-
 import errno
 import os
 from functools import cache

@@ -4,8 +4,6 @@ Merged weights are made when a row is tried and let go when no row of the next t
 folder, so that a search that was killed goes on from it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 

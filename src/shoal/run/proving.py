@@ -1,7 +1,5 @@
 """What engines made of a student, kept where people look: the record beside the file, the model card, the run's report."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """How much of something a model has, and how much of it leaves with each unit: what budgets are shares of."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 

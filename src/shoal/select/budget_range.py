@@ -1,7 +1,5 @@
 """A range of budgets, ``--drop 0..50%``: the numbers of layers that the points of a curve lack."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

@@ -1,8 +1,6 @@
 """Selectors that choose layers by what the model loses without them: a search (select/search) on the set function of the
 evidence."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from shoal.edits.plan import Candidate

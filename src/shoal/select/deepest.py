@@ -3,8 +3,6 @@
 No text is read and no layer is run. The paper counts layers from 1, so its "(L-n) to (L-1)" keeps the last layer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from shoal.edits.plan import Candidate

@@ -4,8 +4,6 @@ The cost of a set is the sum of its spans' costs, where 0 means that a span chan
 spans add up. At least one kept layer lies between two spans; otherwise they would be one span, which has its own cost.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """What a growing is asked for: how deep, from what the new layers start, and where they stand. Plain data for recipes."""
 
-from __future__ import annotations
-
 import re
 from fractions import Fraction
 

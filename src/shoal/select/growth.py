@@ -1,7 +1,5 @@
 """The edits of a growing: the deepest layers that go first, and the new ones behind those that stay."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 from shoal.edits.inits import init_named

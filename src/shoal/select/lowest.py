@@ -4,8 +4,6 @@ Source: ShortGPT (arXiv 2403.03853) for layers and block influence; with other s
 compare with.
 """
 
-from __future__ import annotations
-
 import heapq
 from collections.abc import Iterator, Sequence
 

@@ -6,8 +6,6 @@ behind 15..30 for 16 new layers of 32 (LESA, arXiv 2502.13794). ``range``: the m
 layer 23 for 16 new layers of 32 (SOLAR, arXiv 2312.15166).
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """From a candidate to a plan: its edits, the sizes before and after, and how it was chosen."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from shoal.edits.plan import Candidate, PartChoice, Plan, check_edits, choice_hash, structure_of

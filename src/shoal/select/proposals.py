@@ -4,8 +4,6 @@ Criteria that look at the same stream tend to agree, and err together: a layer w
 gain is cheap to all of them. So one place is kept for the best choice that shares at most half of its layers with the others.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice

@@ -4,8 +4,6 @@ Scores of the later rounds come from the student's own stream, so they see what 
 teacher's: in a scan of the student a removed layer is the identity, and a span stands for the layers of it that are left.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 

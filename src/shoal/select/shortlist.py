@@ -1,7 +1,5 @@
 """From a budget to the candidates that may be compared: how much goes, then proposals. Orchestration only."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping

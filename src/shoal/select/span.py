@@ -6,8 +6,6 @@ layers are compared, the first of them stays and is trained. Where candidates ar
 those of plain removal.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """The table of selectors. A new one is a file and a line here."""
 
-from __future__ import annotations
-
 from shoal.select.by_running import by_running
 from shoal.select.deepest import deepest_layers
 from shoal.select.disjoint import disjoint_spans

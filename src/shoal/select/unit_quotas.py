@@ -1,7 +1,5 @@
 """From budgets to the goal of a choice among sublayers, which differ in what they hold."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from fractions import Fraction
 

@@ -3,8 +3,6 @@
 Everything on it comes from the plan and the evaluation; nothing is claimed that was not measured.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

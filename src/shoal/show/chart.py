@@ -4,8 +4,6 @@ No value is computed here; what a chart shows stands in a file of the run folder
 a gap.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ matplotlib is an extra (``plot``): without it nothing is written, and the list o
 ids, so that the same values give the same bytes. Nothing uses a window system or matplotlib's global state.
 """
 
-from __future__ import annotations
-
 import io
 import math
 from collections.abc import Iterable, Sequence

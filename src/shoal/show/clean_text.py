@@ -1,7 +1,5 @@
 """Text that strangers wrote, without what a terminal, a page or a card would act on instead of showing it."""
 
-from __future__ import annotations
-
 import re
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")

@@ -4,8 +4,6 @@ Cividis (Nuñez, Anderton and Renslow, PLoS ONE 2018) is even in lightness and m
 below are every fifth of its 256 colours, and values in between are linear.
 """
 
-from __future__ import annotations
-
 CIVIDIS = (
     "#00224e", "#002656", "#002a5f", "#002d68", "#003070", "#083370", "#163770", "#203a6f", "#273e6e", "#2e416d",
     "#34456c", "#3a486c", "#3f4c6c", "#444f6c", "#49536c", "#4e566c", "#535a6d", "#575d6d", "#5c616e", "#60646f",

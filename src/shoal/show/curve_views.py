@@ -1,7 +1,5 @@
 """Curves over the removed share for people: one table, its cliffs in words, and a chart per measure."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

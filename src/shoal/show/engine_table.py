@@ -1,7 +1,5 @@
 """What engines made of a student's files, as a table for the report and for the model card."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from shoal.export.engines.table import ENGINES

@@ -1,7 +1,5 @@
 """The figures of an evaluation and of a comparison as tables: the same value for the terminal, the page and the card."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import PurePath
 from typing import Any

@@ -1,7 +1,5 @@
 """The headline of a run: what was removed, what it cost, what it buys. The model card and the report both say these figures."""
 
-from __future__ import annotations
-
 import math
 import re
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The model card of a student that was healed by itself: what was trained on what, and what that changed, as measured."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -4,8 +4,6 @@ As in UIDL (arXiv 2403.17887, fig. 4): every row runs from its smallest to its l
 The page draws it with :mod:`shoal.show.svg_heat`, files with :mod:`shoal.show.chart_files`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

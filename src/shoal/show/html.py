@@ -3,8 +3,6 @@
 Names of models, texts and generations come from strangers. There is one way to make markup, :func:`tag`, and it escapes.
 """
 
-from __future__ import annotations
-
 import html
 import json
 from collections.abc import Iterable, Sequence

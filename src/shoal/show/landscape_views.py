@@ -1,7 +1,5 @@
 """Tables and charts of a look at weight space: removal paths, barriers, the way between two models, read-outs."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from shoal.evaluate.landscape.line import Barrier, Landscape, LinePoint, ReadOut, Removal

@@ -1,7 +1,5 @@
 """Names for others of what lies on this machine: a card is published, and nobody is told where its author keeps things."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from pathlib import PurePosixPath, PureWindowsPath

@@ -1,7 +1,5 @@
 """Markdown of texts that strangers wrote: a table for the model card, a code block, and words that stay words."""
 
-from __future__ import annotations
-
 import re
 
 from shoal.show.clean_text import clean

@@ -1,7 +1,5 @@
 """What a plan rests on, as tables: the best spans of a scan, the candidates that were compared, the refitted layers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ Text in a drawing has the size of text, so drawings are made 420 units wide: a p
 screen puts them side by side.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

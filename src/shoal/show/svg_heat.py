@@ -4,8 +4,6 @@ The drawing holds one rectangle per span in the colours of the first table. The 
 and the page's script looks them up.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -4,8 +4,6 @@ Three renderers draw it, and none of them formats a figure: the terminal (:mod:`
 (:func:`shoal.show.html.table`) and the model card (:func:`shoal.show.markdown.table`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property

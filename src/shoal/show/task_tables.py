@@ -1,7 +1,5 @@
 """Tasks as tables: accuracy, agreement with the teacher, flips with their option scores, and what the tables cannot say."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 
 from shoal.evaluate.stability import Flip, Stability

@@ -4,8 +4,6 @@ Columns that do not fit beside each other continue in a second block below, whic
 between words. Nothing that a stranger wrote is read as markup, and no control character of it reaches the terminal.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """Tables of a thinned student: the share of zeros by role and by layer."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from shoal.prune.thin_result import ThinResult, Zeros

@@ -4,8 +4,6 @@ A template is a program that came with the model. It runs in transformers' sandb
 takes too long for, ends in one line.
 """
 
-from __future__ import annotations
-
 import signal
 import threading
 from collections.abc import Iterator

@@ -5,8 +5,6 @@ is a dictionary of columns (:mod:`shoal.text.rows` says which are looked at); it
 messages.
 """
 
-from __future__ import annotations
-
 import csv
 import gzip
 import json

@@ -4,8 +4,6 @@ Written as ``0.7*a.txt+0.3*b.jsonl`` (weights are shares of the characters; they
 preset: ``mix:slimpajama``, ``mix:slimpajama=PATH`` for a local copy.
 """
 
-from __future__ import annotations
-
 import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence

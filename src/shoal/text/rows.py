@@ -5,8 +5,6 @@ The columns of public data sets, in the order in which they are looked for (``FO
 (Dolly); ``question`` and ``response`` (OpenOrca) or ``answer``; ``content`` (code). Any other column is named with ``--field``.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ file it came from, nor the other documents can move it. Four slices: ``calibrati
 ``selection`` (guard, early stopping, λ) and ``evaluation`` (reported, never chosen on).
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """Sources of documents: a file, a folder of files, or a hub dataset, named by one string."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path

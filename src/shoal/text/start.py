@@ -4,8 +4,6 @@ A model that was trained with a start token is never run without it, and parks a
 has a perplexity of hundreds. So every block that Shoal cuts out of a text begins as the tokenizer would begin it.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 PROBE = "a"

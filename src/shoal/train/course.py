@@ -1,7 +1,5 @@
 """Which training samples are read, in which order, and how they fall into optimiser steps."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 

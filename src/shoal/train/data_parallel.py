@@ -4,8 +4,6 @@ Accelerate wraps the module of all trained parameters in PyTorch's DistributedDa
 few, so each worker keeps all of it; the teacher is frozen and never part of the wrapped module.
 """
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 

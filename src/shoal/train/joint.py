@@ -5,8 +5,6 @@ arguments of their layer, so under the masks they will have in the checkpoint.
 Shapes: B samples, T positions, D hidden size, V vocabulary, S students, K terms of the objective.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass

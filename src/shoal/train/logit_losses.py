@@ -8,8 +8,6 @@ comes as its value and its slope, the gradient in z.
 Shapes: B samples, T positions, V vocabulary, N tokens.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Step 0 is measured like any other, so what is kept is never worse than the start by the measure that decides.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Sequence

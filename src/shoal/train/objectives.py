@@ -5,8 +5,6 @@ and get the whole batch's value.
 Shapes: B samples, T positions, D hidden size, V vocabulary, K terms of a sum.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Callable, Sequence

@@ -5,8 +5,6 @@ fp32; what is validated and saved is a second copy in the model's own dtype. Eve
 Shapes: B samples, T positions, D hidden size.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -6,8 +6,6 @@ a round, so training has the same bits wherever layers live.
 Shapes: B samples, T positions, D hidden size.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass

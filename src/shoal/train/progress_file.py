@@ -4,8 +4,6 @@ One file, renamed into place, so a run that is killed at any moment finds either
 eval mode and the order of the text follows from the seed, so no random state is part of it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

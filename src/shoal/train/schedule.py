@@ -1,7 +1,5 @@
 """Learning rate: linear warm-up to the peak, then a cosine to the floor, counted in optimiser steps."""
 
-from __future__ import annotations
-
 import math
 
 

@@ -6,8 +6,6 @@ real tokens, 0 when the streams are equal; a ValueError where shapes differ.
 Shapes: B samples, T positions, D hidden size, N real tokens.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Train what a plan holds, its refits and its replacements: all together, one after the other, or each in the teacher."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a training run leaves: the learning curve, the best step and what it rests on. Plain data."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Counts as people write them: ``20M`` tokens, ``1.5k``, or a plain number."""
 
-from __future__ import annotations
-
 import re
 from fractions import Fraction
 from typing import Annotated

@@ -1,7 +1,5 @@
 """Sizes of a model, as far as one can tell without its weights. Whoever takes memory says how much by these."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

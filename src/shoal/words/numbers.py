@@ -3,8 +3,6 @@
 A figure that does not exist (None, or not a number where an error is meant) is written as nothing.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Protocol
 

@@ -4,8 +4,6 @@ Who does some work calls :func:`tell`; who wants to know wraps it in :func:`watc
 anything on. Watchers stack up: a stage puts its number before whatever is told inside it.
 """
 
-from __future__ import annotations
-
 import builtins
 import threading
 import time

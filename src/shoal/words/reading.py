@@ -4,8 +4,6 @@ A file can be anything: a pipe that never ends, JSON nested a thousand deep, a n
 its folder. Everything here ends in one ``ValueError`` that says which file and why.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import stat

@@ -1,7 +1,5 @@
 """Records: frozen values that are JSON files, saved whole or not at all, with errors a person can act on."""
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import json

@@ -3,8 +3,6 @@
 Parts are layers or maps; what is divided is zeros, or ranks of adapters.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Mapping
 from typing import TypeVar
 

@@ -5,8 +5,6 @@ slot behaves like, whether a layer or a module of the residual stream runs there
 config, order of writing, cache and the pictures of a student are functions of it. Layers may be repeated and inserted.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal

@@ -1,7 +1,5 @@
 """Units by number, as people write them: ``6``, ``4,6,20..24``, ``attn:5..8``, ``-1`` from the end. Ranges hold both ends."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """YAML that somebody else wrote: bounded in depth, length and what its anchors multiply to, before anything is made of it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -13,8 +13,6 @@ interval covers the gaps that they chose. Infinite losses end the curve.
 Shapes: P points, R resamples, K gaps.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from shoal.evaluate.curve.ratio_curve import Cliff, RatioCurve

@@ -5,8 +5,6 @@ that was made and measured, so the answer is one of them and nothing is interpol
 count against it.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable

@@ -6,8 +6,6 @@ resampled together.
 Shapes: S samples, N items, R resamples, P points of one method, the teacher first.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

@@ -4,8 +4,6 @@ B's layers, or points on the way to them, are overlays on A; what is no layer (e
 model itself while a line that moves everything is measured. All losses are of the same samples: their differences are paired.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

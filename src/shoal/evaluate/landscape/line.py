@@ -1,7 +1,5 @@
 """What was measured on straight lines in weight space. Plain data; losses are nats per token of one text."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from shoal.words.records import Provenance, Record

@@ -7,8 +7,6 @@ on tokens asks a layer for what a linear map cannot read off it; a loss on the t
 Shapes: B samples, T positions, N tokens, D hidden size, E = D + 1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

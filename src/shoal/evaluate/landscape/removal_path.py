@@ -4,8 +4,6 @@ An extension of layer-wise linear mode connectivity (arXiv 2307.06966) to models
 says whether the loss rises evenly on the way out, and its slope at the start how sensitive the model is to the layer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

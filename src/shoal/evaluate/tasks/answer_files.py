@@ -7,8 +7,6 @@ lm-eval (``--log_samples``): ``samples_<task>_<date>.jsonl`` with ``target``, ``
 (log-likelihood, is greedy) per option. No likelihood of the context is there: variant ``option_nll``.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from pathlib import Path

@@ -3,8 +3,6 @@
 The built-in scorer and lm-eval both end here; :mod:`shoal.evaluate.tasks.benchmark` takes it from here.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal

@@ -6,8 +6,6 @@ average. The average is mean student accuracy / mean teacher accuracy over the o
 generation) also stand apart, above chance, because a model may keep one of them and lose another.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

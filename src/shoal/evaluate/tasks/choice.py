@@ -11,8 +11,6 @@ acc picks the highest loglikelihood, acc_norm the highest loglikelihood per char
 Logarithms in fp32, sums in fp64. Shapes: B rows, T tokens, V vocabulary, S segments (contexts and options), P scored places.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ negative log-likelihood (teacher's perplexity / student's: the geometric mean of
 A cut that keeps multiple choice often loses what is written token by token, so a single share is not quoted where they differ.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

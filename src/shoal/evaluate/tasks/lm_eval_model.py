@@ -6,8 +6,6 @@ Beside the log-likelihoods stands what lm-eval does not ask for: the mean NLL ov
 LLM-Streamline's stability is computed, and which contexts did not fit the window.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

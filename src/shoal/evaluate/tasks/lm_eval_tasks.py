@@ -6,8 +6,6 @@ refused. Where a task reads its texts with several filters, the first one counts
 lm-eval's own task of that name reads it.
 """
 
-from __future__ import annotations
-
 import difflib
 import logging
 import sys

@@ -5,8 +5,6 @@ one item, so a hundred items cannot tell apart sets that differ by less than 0.0
 says nothing about how well the student does on these same items.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

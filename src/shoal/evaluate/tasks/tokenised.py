@@ -6,8 +6,6 @@ need a model that takes any mask and any positions: tested by :func:`shares_cont
 Shapes: B rows, T tokens.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

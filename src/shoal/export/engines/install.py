@@ -4,8 +4,6 @@ Their pins exclude one another and Shoal's, so each has an environment under ``.
 transformers it takes from this environment, where the versions fit; nothing is installed into this one.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import sysconfig

@@ -1,7 +1,5 @@
 """The engines by name: what each reads, how it is installed, and where its interpreter is found."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import sys

@@ -1,7 +1,5 @@
 """Values to the bytes of a block format and back, through the gguf package. The K formats cannot be written there."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

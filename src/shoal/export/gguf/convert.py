@@ -4,8 +4,6 @@ Keys and names are those of the format's own converters; the tensors were compar
 those of transformers. Other families: graft onto the teacher's file, or the converter of a llama.cpp checkout.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,6 @@
 Nothing is opened as a model: no torch, memory of a few megabytes, the speed of the disk. The result says where it is from.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

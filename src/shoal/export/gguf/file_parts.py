@@ -3,8 +3,6 @@
 Names of parts are made from that name alone, never from what a file says, so no file can lead out of its folder or in a circle.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass

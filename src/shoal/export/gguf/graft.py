@@ -6,8 +6,6 @@ but found: the layout that brings the student's values nearest to what the file 
 refused.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

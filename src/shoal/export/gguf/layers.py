@@ -6,8 +6,6 @@ asks for the number of layers are refused by name. Architectures are an allow-li
 (src/models, builds of August to October 2026). An unknown one is refused: a wrong pattern is a wrong model without an error.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ Two kinds: byte-level BPE from ``tokenizer.json``, whose way of splitting text g
 from ``tokenizer.model``. What cannot be named exactly is refused: another way of splitting gives other tokens without an error.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Write a GGUF file from keys and streams of bytes: under its final name or not at all, in constant memory."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """A sweep where the family has an exact one, else the plain cut."""
 
-from __future__ import annotations
-
 from shoal.fit.repair import Fit, Repair, RepairSize
 from shoal.words.model_shape import ModelShape
 

@@ -1,7 +1,5 @@
 """The biases of the layer before each cut: the mean of what is missing."""
 
-from __future__ import annotations
-
 from shoal.fit.repair import N_SUMS, Fit, Repair, RepairSize, bytes_of_sums
 from shoal.words.model_shape import ModelShape
 

@@ -1,7 +1,5 @@
 """A linear map behind the MLP of the layer before each cut (ReplaceMe, arXiv 2505.02819)."""
 
-from __future__ import annotations
-
 from shoal.fit.repair import N_SUMS, Fit, Repair, RepairSize, bytes_of_sums
 from shoal.words.model_shape import ModelShape
 

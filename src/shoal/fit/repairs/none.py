@@ -1,7 +1,5 @@
 """No repair: the plain cut."""
 
-from __future__ import annotations
-
 from shoal.fit.repair import Repair, RepairSize
 from shoal.words.model_shape import ModelShape
 

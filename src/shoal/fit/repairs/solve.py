@@ -1,7 +1,5 @@
 """The replacement modules themselves, where their values have a closed form."""
 
-from __future__ import annotations
-
 from shoal.edits.replace.contract import Replacement
 from shoal.edits.replace.table import REPLACEMENTS
 from shoal.fit.repair import N_SUMS, Fit, Repair, RepairSize, TrainedOn, bytes_of_sums

@@ -1,7 +1,5 @@
 """Every kept layer from the one before the first cut on, front to back; MLPs before a cut take neurons of removed layers."""
 
-from __future__ import annotations
-
 from shoal.fit.repair import Fit, Repair, RepairSize
 from shoal.words.model_shape import ModelShape
 

@@ -4,8 +4,6 @@ A constant cannot be met by the sinks and by all others at once, so sinks stay o
 Shapes: B samples, T positions, D hidden size.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar

@@ -7,8 +7,6 @@ names: a fold is accepted only if the sublayer run with it returns what the unfo
 Shapes: B samples, T positions, D hidden size, E = D + 1, X experts, F inputs of a map.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar

@@ -8,8 +8,6 @@ decides.
 Shapes: B samples, T positions, F inputs of the map, D hidden size, E = F + 1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar

@@ -11,8 +11,6 @@ with repetition, must return exactly those neurons.
 Shapes: B samples, T positions, D hidden size, F neurons of the layer, P candidates, N tokens, k maps stacked in one weight.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -11,8 +11,6 @@ Shapes: B samples, T positions, D hidden size, F neurons of the layer, P candida
 weight.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

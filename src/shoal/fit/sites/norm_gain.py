@@ -6,8 +6,6 @@ on n(m). A sink would fix every one of them on its own; sinks stay out.
 Shapes: B samples, T positions, D hidden size, N tokens.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Shapes: B samples, T positions, F inputs of the site, D hidden size, E = F + 1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, Protocol, TypeVar

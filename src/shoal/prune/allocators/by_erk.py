@@ -3,8 +3,6 @@
 A map whose share would pass 1 keeps all its weights, and the others make up for it.
 """
 
-from __future__ import annotations
-
 from shoal.prune.allocator import Allocator, MapKey, ThinEvidence
 from shoal.prune.amount import MOST_SHARE
 from shoal.words.shares import scaled

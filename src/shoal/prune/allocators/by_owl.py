@@ -5,8 +5,6 @@ The shares of zeros fall linearly with D_l over a range of ``2 * spread``. The m
 parameters: the released program takes the plain one, which misses the budget where layers differ in size.
 """
 
-from __future__ import annotations
-
 from shoal.prune.allocator import Allocator, MapKey, ThinEvidence
 from shoal.prune.amount import MOST_SHARE
 from shoal.words.shares import allocate

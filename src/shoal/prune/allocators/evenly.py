@@ -1,7 +1,5 @@
 """Uniform allocation: every map has the same share of zeros."""
 
-from __future__ import annotations
-
 from shoal.prune.allocator import Allocator, MapKey, ThinEvidence
 
 

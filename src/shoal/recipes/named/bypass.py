@@ -1,7 +1,5 @@
 """Bypass Back-propagation: a policy gradient over masks. arXiv 2406.10576."""
 
-from __future__ import annotations
-
 from shoal.recipes.named_recipe import NamedRecipe
 from shoal.recipes.recipe import Recipe
 from shoal.select.search.search_config import SearchConfig

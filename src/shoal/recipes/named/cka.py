@@ -1,7 +1,5 @@
 """Effective Layer Pruning through a Similarity Metric (CKA). arXiv 2405.17081."""
 
-from __future__ import annotations
-
 from shoal.recipes.named_recipe import NamedRecipe
 from shoal.recipes.recipe import Recipe
 from shoal.select.search.search_config import SearchConfig

@@ -1,7 +1,5 @@
 """A deeper look at depth pruning: one-shot by the loss without each layer. arXiv 2407.16286."""
 
-from __future__ import annotations
-
 from shoal.recipes.named_recipe import NamedRecipe
 from shoal.recipes.recipe import Recipe
 

@@ -1,7 +1,5 @@
 """The default: candidates of every score compete, each repaired in closed form; nothing is trained."""
 
-from __future__ import annotations
-
 from shoal.recipes.named_recipe import NamedRecipe
 from shoal.recipes.recipe import Recipe
 

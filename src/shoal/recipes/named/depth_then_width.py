@@ -1,7 +1,5 @@
 """Depth first, then width: the default's cut, and zeros in what stays, to one share of all parameters. No paper."""
 
-from __future__ import annotations
-
 from shoal.prune.prune_config import PruneConfig
 from shoal.recipes.named_recipe import NamedRecipe
 from shoal.recipes.recipe import Recipe

@@ -1,7 +1,5 @@
 """EvoPress, depth alone: evolution by running. arXiv 2410.14649."""
 
-from __future__ import annotations
-
 from shoal.recipes.named_recipe import NamedRecipe
 from shoal.recipes.recipe import Recipe
 

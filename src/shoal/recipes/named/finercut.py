@@ -1,7 +1,5 @@
 """FinerCut: greedy by running, attention and MLP each on their own. arXiv 2405.18218."""
 
-from __future__ import annotations
-
 from shoal.recipes.named_recipe import NamedRecipe
 from shoal.recipes.recipe import Recipe
 from shoal.select.search.search_config import SearchConfig

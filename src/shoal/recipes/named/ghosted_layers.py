@@ -1,7 +1,5 @@
 """Ghosted Layers: the least-squares linear map of the stream in place of the span. arXiv 2605.15491."""
 
-from __future__ import annotations
-
 from shoal.fit.fit_config import FitConfig
 from shoal.recipes.named_recipe import NamedRecipe
 from shoal.recipes.recipe import Recipe

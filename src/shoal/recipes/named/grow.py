@@ -1,7 +1,5 @@
 """Growing without training: new layers that start as nothing."""
 
-from __future__ import annotations
-
 from shoal.recipes.named_recipe import NamedRecipe
 from shoal.recipes.recipe import Recipe
 from shoal.select.grow_config import GrowConfig

@@ -1,7 +1,5 @@
 """As the default, and then the layer before each cut is trained whole."""
 
-from __future__ import annotations
-
 from shoal.recipes.named_recipe import NamedRecipe
 from shoal.recipes.recipe import Recipe
 from shoal.train.config import TrainConfig, TrainingPhase

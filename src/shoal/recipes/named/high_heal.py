@@ -1,7 +1,5 @@
 """As high, and then LoRA beside every linear map."""
 
-from __future__ import annotations
-
 from shoal.recipes.named_recipe import NamedRecipe
 from shoal.recipes.recipe import Recipe
 from shoal.train.config import TrainConfig, TrainingPhase

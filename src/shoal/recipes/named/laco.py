@@ -1,7 +1,5 @@
 """LaCo: layer collapse. arXiv 2402.11187."""
 
-from __future__ import annotations
-
 from shoal.recipes.named_recipe import NamedRecipe
 from shoal.recipes.recipe import Recipe
 from shoal.select.merging.merge_config import MergeConfig

@@ -1,7 +1,5 @@
 """LAMP: width alone, magnitude with one threshold on a score that does not see a map's scale. arXiv 2010.07611."""
 
-from __future__ import annotations
-
 from shoal.prune.prune_config import PruneConfig
 from shoal.recipes.named_recipe import NamedRecipe
 from shoal.recipes.recipe import Recipe

@@ -1,7 +1,5 @@
 """Investigating Layer Importance: windows of sublayers. arXiv 2409.14381."""
 
-from __future__ import annotations
-
 from shoal.recipes.named_recipe import NamedRecipe
 from shoal.recipes.recipe import Recipe
 from shoal.select.search.search_config import SearchConfig

@@ -1,7 +1,5 @@
 """LESA: layers predicted from their neighbours. arXiv 2502.13794."""
 
-from __future__ import annotations
-
 from shoal.recipes.named_recipe import NamedRecipe
 from shoal.recipes.recipe import Recipe
 from shoal.select.grow_config import GrowConfig

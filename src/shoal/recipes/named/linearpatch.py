@@ -1,7 +1,5 @@
 """LinearPatch: one scale per Hadamard-rotated channel in place of the span. arXiv 2505.24680."""
 
-from __future__ import annotations
-
 from shoal.fit.fit_config import FitConfig
 from shoal.recipes.named_recipe import NamedRecipe
 from shoal.recipes.recipe import Recipe

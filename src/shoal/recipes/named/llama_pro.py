@@ -1,7 +1,5 @@
 """LLaMA Pro: block expansion. arXiv 2401.02415."""
 
-from __future__ import annotations
-
 from shoal.recipes.named_recipe import NamedRecipe
 from shoal.recipes.recipe import Recipe
 from shoal.select.grow_config import GrowConfig

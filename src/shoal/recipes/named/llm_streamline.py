@@ -1,7 +1,5 @@
 """LLM-Streamline: a span by cosine, one trained layer in its place. arXiv 2403.19135."""
 
-from __future__ import annotations
-
 from shoal.recipes.named_recipe import NamedRecipe
 from shoal.recipes.recipe import Recipe
 from shoal.train.config import TrainConfig

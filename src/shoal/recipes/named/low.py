@@ -1,7 +1,5 @@
 """A fraction of the default's time."""
 
-from __future__ import annotations
-
 from shoal.fit.fit_config import FitConfig
 from shoal.recipes.named_recipe import NamedRecipe
 from shoal.recipes.recipe import Recipe, TextChoice

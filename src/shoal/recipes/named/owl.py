@@ -1,7 +1,5 @@
 """OWL: width alone, layers with more outliers keep more. arXiv 2310.05175."""
 
-from __future__ import annotations
-
 from shoal.prune.prune_config import PruneConfig
 from shoal.recipes.named_recipe import NamedRecipe
 from shoal.recipes.recipe import Recipe

@@ -1,7 +1,5 @@
 """Prune&Comp: one scale of the stream behind the cut. arXiv 2507.18212."""
 
-from __future__ import annotations
-
 from shoal.fit.fit_config import FitConfig
 from shoal.recipes.named_recipe import NamedRecipe
 from shoal.recipes.recipe import Recipe

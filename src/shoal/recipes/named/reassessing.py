@@ -1,7 +1,5 @@
 """Reassessing Layer Pruning: the deepest layers, then the end of the model is trained. arXiv 2411.15558."""
 
-from __future__ import annotations
-
 from shoal.recipes.named_recipe import NamedRecipe
 from shoal.recipes.recipe import Recipe
 from shoal.train.heal.config import HealConfig

@@ -1,7 +1,5 @@
 """ReplaceMe: a least-squares map folded into the last kept MLP. arXiv 2505.02819."""
 
-from __future__ import annotations
-
 from shoal.fit.fit_config import FitConfig
 from shoal.recipes.named_recipe import NamedRecipe
 from shoal.recipes.recipe import Recipe

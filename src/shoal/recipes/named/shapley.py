@@ -1,7 +1,5 @@
 """Layers by true Shapley values of the loss. arXiv 2407.16286 has the name."""
 
-from __future__ import annotations
-
 from shoal.recipes.named_recipe import NamedRecipe
 from shoal.recipes.recipe import Recipe
 from shoal.select.search.search_config import SearchConfig

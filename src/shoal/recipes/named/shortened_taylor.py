@@ -1,7 +1,5 @@
 """Shortened LLaMA by Taylor scores. arXiv 2402.02834."""
 
-from __future__ import annotations
-
 from shoal.recipes.named_recipe import NamedRecipe
 from shoal.recipes.recipe import Recipe
 from shoal.train.heal.config import HealConfig

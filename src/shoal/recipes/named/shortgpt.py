@@ -1,7 +1,5 @@
 """ShortGPT: the layers of lowest block influence. arXiv 2403.03853."""
 
-from __future__ import annotations
-
 from shoal.recipes.named_recipe import NamedRecipe
 from shoal.recipes.recipe import Recipe
 

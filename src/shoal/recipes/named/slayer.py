@@ -1,7 +1,5 @@
 """Llama SLayer: deep layers out, shallow ones in. arXiv 2410.02330."""
 
-from __future__ import annotations
-
 from shoal.recipes.named_recipe import NamedRecipe
 from shoal.recipes.recipe import Recipe
 from shoal.select.grow_config import GrowConfig

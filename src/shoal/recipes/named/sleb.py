@@ -1,7 +1,5 @@
 """SLEB: greedy by running. arXiv 2402.09025."""
 
-from __future__ import annotations
-
 from shoal.recipes.named_recipe import NamedRecipe
 from shoal.recipes.recipe import Recipe
 from shoal.select.search.search_config import SearchConfig

@@ -1,7 +1,5 @@
 """Sliding layer merging. arXiv 2502.19159."""
 
-from __future__ import annotations
-
 from shoal.recipes.named_recipe import NamedRecipe
 from shoal.recipes.recipe import Recipe
 from shoal.select.merging.merge_config import MergeConfig

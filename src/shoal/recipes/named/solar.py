@@ -1,7 +1,5 @@
 """SOLAR: depth up-scaling. arXiv 2312.15166."""
 
-from __future__ import annotations
-
 from shoal.recipes.named_recipe import NamedRecipe
 from shoal.recipes.recipe import Recipe
 from shoal.select.grow_config import GrowConfig

@@ -1,7 +1,5 @@
 """SparseGPT: width alone, the other weights of a row make up for its zeros. arXiv 2301.00774."""
 
-from __future__ import annotations
-
 from shoal.prune.prune_config import PruneConfig
 from shoal.recipes.named_recipe import NamedRecipe
 from shoal.recipes.recipe import Recipe

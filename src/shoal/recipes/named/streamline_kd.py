@@ -1,7 +1,5 @@
 """LLM-Streamline's cut and layer, and then distillation of everything."""
 
-from __future__ import annotations
-
 from shoal.recipes.named_recipe import NamedRecipe
 from shoal.recipes.recipe import Recipe
 from shoal.train.heal.config import HealConfig

@@ -1,7 +1,5 @@
 """UIDL: a span by angular distance, healed by QLoRA. arXiv 2403.17887."""
 
-from __future__ import annotations
-
 from shoal.recipes.named_recipe import NamedRecipe
 from shoal.recipes.recipe import Recipe
 from shoal.train.heal.config import HealConfig

@@ -1,7 +1,5 @@
 """Wanda: width alone, by weight times norm of the input. arXiv 2306.11695."""
 
-from __future__ import annotations
-
 from shoal.prune.prune_config import PruneConfig
 from shoal.recipes.named_recipe import NamedRecipe
 from shoal.recipes.recipe import Recipe

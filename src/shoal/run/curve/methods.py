@@ -1,7 +1,5 @@
 """The methods that curves compare: names that become recipes, checked before a model is opened."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What ``shoal heal`` is asked for, besides the machine."""
 
-from __future__ import annotations
-
 from shoal.recipes.recipe import TextChoice
 from shoal.train.heal.config import HealConfig
 from shoal.words.records import Record

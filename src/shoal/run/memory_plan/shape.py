@@ -1,7 +1,5 @@
 """Sizes of a model from ``config.json`` alone: no weight is read."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from shoal.run.job import window_of

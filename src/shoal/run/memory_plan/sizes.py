@@ -5,8 +5,6 @@ observer and way of healing takes is stated by its entry. The sum is an upper bo
 left out, and a margin covers what the heap keeps. ``benchmarks/memory.py`` and ``gpu.py`` compare it with what a run takes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

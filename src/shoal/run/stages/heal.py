@@ -1,7 +1,5 @@
 """The stage healed: the student of ``cut/`` trained by its teacher and merged into ``model/``; its steps are in run/healing."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from shoal.run.folder import RunFolder

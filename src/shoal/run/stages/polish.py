@@ -1,7 +1,5 @@
 """The stage train: what the plan put in is trained, in ``train/``, ``train.json`` and ``train.safetensors``."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import replace
 

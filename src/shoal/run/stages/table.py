@@ -1,7 +1,5 @@
 """The table of stages, in the order in which they run. A new one is a file and a line here."""
 
-from __future__ import annotations
-
 from shoal.run.stage import Stage
 from shoal.run.stages.choose import CHOOSE
 from shoal.run.stages.evaluate import EVALUATE

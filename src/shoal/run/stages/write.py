@@ -3,8 +3,6 @@
 The folder is ``model/``, or ``cut/`` where the student is to be healed into ``model/``.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from shoal.run.folder import RunFolder

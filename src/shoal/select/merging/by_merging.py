@@ -5,8 +5,6 @@ rows that were not tried before are run in one reading of the text. The similari
 narrows the bracket to the part between the highest that meets the budget and the lowest that does not.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 

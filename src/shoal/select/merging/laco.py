@@ -4,8 +4,6 @@ With layers l .. l+C-1 of the student merged, the student is run; where its simi
 merge stays and the next group begins I layers lower, else one layer lower. A group may hold layers that were merged before.
 """
 
-from __future__ import annotations
-
 from shoal.select.merging.merge_config import MergeConfig
 from shoal.select.merging.row_trial import MergeRules, Row, Track, n_gone
 

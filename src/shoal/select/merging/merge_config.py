@@ -1,7 +1,5 @@
 """How layers are merged. Plain data for recipes."""
 
-from __future__ import annotations
-
 from pydantic import Field, field_validator
 
 from shoal.edits.merge_rules import RULES, rule_named

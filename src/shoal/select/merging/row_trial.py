@@ -1,7 +1,5 @@
 """What a merging search may ask: rows of merged layers, and how much each differs from the source."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol

@@ -5,8 +5,6 @@ similarity is above the threshold, and is merged when it is no longer; then the 
 The released program never merges a window that is still open at the front; here it is merged.
 """
 
-from __future__ import annotations
-
 from shoal.select.merging.merge_config import MergeConfig
 from shoal.select.merging.row_trial import MergeRules, Row, Track, n_gone
 

@@ -5,8 +5,6 @@ two draws). Its selection in several steps on ever more text is left out: every 
 remembered.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ units are each free but not together it sees that, and a choice by single scores
 for n M - n (n - 1) / 2 sets; with F units of the front left alone all the while for n (M - F) - n (n - 1) / 2.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ makes up for a part of what went. Prune&Comp (arXiv 2507.18212) measures anew af
 sets as greedy, and for a refit between two rounds.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 

@@ -5,8 +5,6 @@ Source: the ranking by perplexity of Reassessing Layer Pruning (arXiv 2411.15558
 together.
 """
 
-from __future__ import annotations
-
 from shoal.select.search.search_contract import Aim, Ledger, first_that_may_go
 
 

@@ -6,8 +6,6 @@ probabilities onto the budget. The gradient of the expected loss by the probabil
 is large where a unit is undecided. The paper draws tens of thousands of masks for channels; for layers a thousand are enough.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Sequence

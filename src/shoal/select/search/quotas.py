@@ -7,8 +7,6 @@ smallest one that brings the sum nearer. Of several quotas each has to be met: u
 that still meet one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property

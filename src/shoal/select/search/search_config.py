@@ -1,7 +1,5 @@
 """How a search runs the model: by which metric, on how much text, and how often at most. Plain data, free of torch."""
 
-from __future__ import annotations
-
 from pydantic import Field, ValidationInfo, field_validator
 
 from shoal.words.records import Record, is_asked

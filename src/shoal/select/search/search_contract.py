@@ -6,8 +6,6 @@ answers with what it has. Ties are the same everywhere: of equal losses the deep
 the shallowest one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice

@@ -1,7 +1,5 @@
 """How a search went, as a file: ``search.json`` of a run folder."""
 
-from __future__ import annotations
-
 from shoal.words.records import Record
 from shoal.words.types import UnitChoice
 

@@ -1,7 +1,5 @@
 """The page of a look at weight space; made of the same parts as a run's page."""
 
-from __future__ import annotations
-
 from shoal.evaluate.landscape.line import Landscape
 from shoal.show import landscape_views as views
 from shoal.show.headline import source_name

@@ -1,7 +1,5 @@
 """The layers in a row: which stay, which are gone, which got a module in their place or new values, and which are new."""
 
-from __future__ import annotations
-
 from shoal.edits.base import Fate
 from shoal.edits.plan import Plan
 from shoal.show.html import Html, tag

@@ -3,8 +3,6 @@
 Nothing is fetched, ever: style and script stand in the file, and its content security policy lets nothing else load or run.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 from collections.abc import Callable, Sequence

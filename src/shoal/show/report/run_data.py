@@ -1,7 +1,5 @@
 """What a report is made of: the values of a run folder, read by ``shoal.run.stages.report``, and the sections they become."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

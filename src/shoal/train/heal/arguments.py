@@ -1,7 +1,5 @@
 """A healing's options as the arguments of transformers' Trainer."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from pathlib import Path

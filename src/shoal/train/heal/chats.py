@@ -5,8 +5,6 @@ that asks for an answer, and the messages up to it: the tokens in between are th
 Shapes: N samples, T positions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ At boundary i the distance is the relative squared error of the student's stream
 stands for; layer i adds the distance behind it minus the distance before it. What a cut did is counted to the layer before it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The linear maps of a decoder by role, its final norm and its head; found by structure, as everywhere."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -5,8 +5,6 @@ in chats); objectives on hidden states count every real token and are a mean ove
 Shapes: B samples, T positions, D hidden size, V vocabulary, N counted positions.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

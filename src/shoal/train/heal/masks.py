@@ -5,8 +5,6 @@ W x + M * (s B A) x with the mask M of W's zeros, which merges exactly into W + 
 Shapes: E outputs, D inputs of a map, R rank.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

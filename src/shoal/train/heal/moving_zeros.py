@@ -6,8 +6,6 @@ share falls by a cosine to nothing at three quarters of the training. Whether th
 compares them is not known to us; here they are compared as they are.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from pathlib import Path

@@ -4,8 +4,6 @@ A preset states method, ranks, rates and schedule. Where it states tokens, they 
 without ``--tokens`` asks for that much text.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

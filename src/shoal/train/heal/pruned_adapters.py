@@ -5,8 +5,6 @@ Source: arXiv 2401.11316. The unit within which the paper ranks entries is not k
 Shapes: R rank, D inputs, N tokens.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

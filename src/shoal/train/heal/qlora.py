@@ -3,8 +3,6 @@
 Source: arXiv 2305.14314, whose configuration this is. UIDL (arXiv 2403.17887) heals so, and states no more than "4-bit QLoRA".
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Silence for what libraries say while they heal; what matters in it is raised as an error elsewhere."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 from collections.abc import Iterator

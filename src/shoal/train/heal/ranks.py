@@ -4,8 +4,6 @@ A schedule gives each layer a weight; the ranks are proportional to the weights 
 Shapes: n layers; c_l = sum over the adapted maps of layer l of (inputs + outputs), the cost of one rank there.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a healing did, as a record that is a file: its settings, its curve, and which step was kept."""
 
-from __future__ import annotations
-
 from shoal.train.heal.config import HealConfig
 from shoal.words.records import Record
 

@@ -3,8 +3,6 @@
 Shapes: B samples, T positions, D hidden size, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ tokens when it is read. ``topk_forward_kl(k)`` reads nothing of that rest but it
 Shapes: N samples, T positions, K kept tokens, B samples of a batch, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from pathlib import Path
 

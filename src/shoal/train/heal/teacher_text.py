@@ -5,8 +5,6 @@ in groups, each with a seed of its own, and written as they come, so that a kill
 Shapes: N samples, T positions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

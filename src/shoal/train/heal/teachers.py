@@ -1,7 +1,5 @@
 """Who answers for the teacher while a student is healed: the model itself, run beside the student."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any, Protocol
 

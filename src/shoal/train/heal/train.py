@@ -1,7 +1,5 @@
 """One healing in memory: prepare a model, train it, leave it with the values of the best step."""
 
-from __future__ import annotations
-
 import dataclasses
 import resource
 import time

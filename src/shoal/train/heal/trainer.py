@@ -5,8 +5,6 @@ of the best validation, step 0 included; checkpoints that hold the trainable val
 checkpoint. Optimiser, schedule, accumulation, clipping, precision and processes are the Trainer's.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import signal

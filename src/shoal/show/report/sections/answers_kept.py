@@ -1,7 +1,5 @@
 """Answers to tasks: accuracy with intervals, what was kept, stability, and the items whose answer turned."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

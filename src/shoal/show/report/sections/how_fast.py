@@ -1,7 +1,5 @@
 """How fast both models run, round by round, beside the most that removing layers can give on this machine."""
 
-from __future__ import annotations
-
 import statistics
 from typing import Any, get_args
 

@@ -1,7 +1,5 @@
 """How the whole student was trained behind the cut: objective, KL and NLL on selection, learning rate, speed, merge."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

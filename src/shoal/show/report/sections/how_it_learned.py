@@ -1,7 +1,5 @@
 """How the replacements learned: the objective and the true KL on text that is not trained on, by tokens read."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """How the choice was searched for: the best set against sets run, and the scores of single units."""
 
-from __future__ import annotations
-
 from shoal.measure.unit_score_record import UnitScores
 from shoal.select.search.search_record import SearchRecord
 from shoal.show.chart import Chart, Point, Series

@@ -1,7 +1,5 @@
 """The layers one by one: the norm of the stream at every boundary, what every layer changes, and where sinks are."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

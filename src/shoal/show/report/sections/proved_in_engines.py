@@ -1,7 +1,5 @@
 """What engines made of files of this student."""
 
-from __future__ import annotations
-
 from shoal.show.engine_table import engine_table
 from shoal.show.report.run_data import RunData, Section
 

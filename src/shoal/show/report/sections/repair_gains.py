@@ -1,7 +1,5 @@
 """A closed-form repair: what every refitted layer gained on samples that no fit has seen."""
 
-from __future__ import annotations
-
 from shoal.fit.fit_result import FitResult
 from shoal.show import plan_tables
 from shoal.show.chart import Chart, Point, Series

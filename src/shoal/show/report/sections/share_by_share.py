@@ -1,7 +1,5 @@
 """Quality against the removed share: a curve per measure, its cliffs, and the largest cut that keeps what was asked for."""
 
-from __future__ import annotations
-
 from shoal.evaluate.curve.largest_cut import sentence
 from shoal.evaluate.intervals import LEVEL
 from shoal.show.curve_views import cliff_lines, curves_charts, curves_table, smooth_lines

@@ -1,7 +1,5 @@
 """Weights set to zero: their share by layer and by map, and what that does for speed."""
 
-from __future__ import annotations
-
 from shoal.prune.thin_result import ThinResult, speed_said
 from shoal.show import zero_tables
 from shoal.show.chart import Chart, Point, Rule, Series

@@ -1,7 +1,5 @@
 """What the figures rest on, and how to get them again."""
 
-from __future__ import annotations
-
 from shoal.show.headline import source_name
 from shoal.show.html import Html, code, details, tag
 from shoal.show.report.run_data import Part, RunData, Section

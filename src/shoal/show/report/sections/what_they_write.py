@@ -1,7 +1,5 @@
 """What both models write: greedy continuations of the same prompts, side by side."""
 
-from __future__ import annotations
-
 import os
 
 from shoal.evaluate.generate import Generation

@@ -1,7 +1,5 @@
 """Teacher and student side by side: every figure of the evaluation."""
 
-from __future__ import annotations
-
 from shoal.evaluate.evaluation import Evaluation
 from shoal.show import figure_tables
 from shoal.show.chart import Chart, Point, Series

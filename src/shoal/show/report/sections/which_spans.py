@@ -1,7 +1,5 @@
 """Which spans change the stream least: the heat map of the scan, and the best span of every length."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from shoal.measure.scan import Scan

@@ -1,7 +1,5 @@
 """What was compared before the choice, and why the winner won."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import replace
