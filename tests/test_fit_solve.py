@@ -16,6 +16,7 @@ from shoal.fit.solve import (
     solve,
     spectrum,
     squared_error,
+    squared_error_with_sinks,
 )
 from shoal.fit.sums import HELD_OUT, N_FOLDS, add_gram, folds_of, no_sums
 from shoal.words.types import Batch
@@ -105,6 +106,43 @@ def test_the_mean_sink_is_met_exactly_and_at_the_least_cost(ridge, bias):
     along = sink_E[: F + bias] / sink_E[: F + bias].norm()
     left = gradient - along[:, None] * (along @ gradient)
     assert left.norm() < 1e-6 * gradient.norm()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_shared_sink_is_one_more_row_that_weighs_as_much_as_all_others(bias):
+    h_NF, r_ND, weights_N, sinks_N = data(n_sinks=4)
+    sums = sums_of(h_NF, r_ND, weights_N, sinks_N)
+    rows, targets = weighted_rows(h_NF[4:], r_ND[4:], weights_N[4:], bias=bias)
+    v_F, y_D = h_NF[:4].double().mean(0), r_ND[:4].double().mean(0)
+    root = (targets.square().sum() / y_D.square().sum()).sqrt()
+    own = root * torch.cat([v_F, torch.ones(int(bias), dtype=torch.float64)])
+    expected = torch.linalg.lstsq(torch.cat([rows, own[None]]), torch.cat([targets, root * y_D[None]])).solution
+    found_ED = ridge_change(sums, 0.0, bias=bias, sinks="shared")
+    torch.testing.assert_close(found_ED[: F + bias], expected, rtol=1e-4, atol=1e-5)
+    missed = (torch.cat([rows, own[None]]) @ expected - torch.cat([targets, root * y_D[None]])).square().sum()
+    assert math.isclose(squared_error_with_sinks(sums, found_ED), float(missed), rel_tol=1e-4)
+    assert not ridge_change(sums, math.inf, bias=bias, sinks="shared").any()
+
+
+@pytest.mark.parametrize("ridge", [None, 1e-2])
+def test_sinks_that_no_input_tells_apart_are_shared_and_the_rest_is_not_ruined(ridge):
+    draw = torch.Generator().manual_seed(5)
+    map_FD = torch.randn(F, D, generator=draw)
+    h_NF, r_ND, weights_N, sinks_N = data(n_sinks=4)
+    r_ND = h_NF @ map_FD + 0.1 * r_ND
+    h_NF[:4], r_ND[:4] = h_NF[4:].mean(0), 1e4  # A sink that reads what others read, and misses what later layers would write.
+    folds = [sums_of(*(one[part::4] for one in (h_NF, r_ND, weights_N, sinks_N))) for part in range(4)]
+    total = sums_of(h_NF, r_ND, weights_N, sinks_N)
+    met_ED = ridge_change(total, ridge or 1e-2, bias=False)
+    assert squared_error(total, met_ED) > float(total.rr)
+    found = solve(folds, bias=False, ridge=ridge)
+    assert squared_error(total, found.change_ED) < 0.9 * float(total.rr)
+    # Where the sinks stand apart they are met, whatever this rule says.
+    h_NF[:4] = 300.0
+    r_ND[:4] = 1.0
+    folds = [sums_of(*(one[part::4] for one in (h_NF, r_ND, weights_N, sinks_N))) for part in range(4)]
+    found = solve(folds, bias=False, ridge=ridge)
+    torch.testing.assert_close(h_NF[0].double() @ found.change_ED[:-1], r_ND[0].double(), rtol=1e-5, atol=1e-5)
 
 
 def test_sinks_enter_no_second_moment():

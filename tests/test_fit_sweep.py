@@ -1,5 +1,6 @@
 """Laws of refit and sweep on tiny models of every family: exact maps, honest errors, planted repairs, padding, undoing."""
 
+import dataclasses
 import math
 
 import pytest
@@ -24,7 +25,7 @@ from shoal.fit.fit_job import FitJob
 from shoal.fit.fit_plan import fit_plan, without_refits
 from shoal.fit.held_out import LayerEnds, held_out, observe, plain, relative
 from shoal.fit.sites.folded_map import find_output
-from shoal.fit.sites.linear_map import find_map
+from shoal.fit.sites.linear_map import LinearMap, find_map
 from shoal.fit.sites.norm_gain import find_gain
 from shoal.fit.sites.of_layer import Sites
 from shoal.fit.sites.site import CannotRefit, on_output
@@ -460,3 +461,27 @@ def test_plans_that_cannot_be_repaired_are_refused():
     refused(plan_without(2), "did you mean 'sweep'", repair="sweeep")
     base = dict(source="x", source_hash="x", teacher="x", n_layers=6, before=size, after=size)
     refused(Plan(**base, edits=(Replace(start=1, stop=3, replacement="layer"),)), "--replace none")
+
+
+@torch.no_grad()
+def test_a_solve_that_ruins_the_layer_is_taken_back_before_the_next(monkeypatch):
+    """What follows it is then as if it had found nothing, bit for bit."""
+    view, plan, text = view_of(), plan_without(2, 4), samples(60)
+    real = LinearMap.solve
+
+    def fitted_with(factor):
+        def solve(site, folds, *, ridge):
+            found = real(site, folds, ridge=ridge)
+            if site.kind == "mlp":
+                return found
+            return dataclasses.replace(found, change_ED=factor * torch.ones_like(found.change_ED))
+
+        monkeypatch.setattr(LinearMap, "solve", solve)
+        return fit_plan(view, plan, text, repair="refit", batch_size=16)
+
+    ruined, nothing = fitted_with(1e3), fitted_with(0.0)
+    first = next(one for one in ruined.result.layers if one.n_kept)
+    assert any(fit.held_out_error > first.error_before for fit in first.maps), "the law is about a solve that ruins"
+    assert ruined.values and ruined.values.keys() == nothing.values.keys()
+    assert all(torch.equal(ruined.values[name], value) for name, value in nothing.values.items())
+    assert all(fit.held_out_error <= first.error_before for fit in first.standing)

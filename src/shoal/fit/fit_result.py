@@ -94,7 +94,8 @@ class LayerFit(Record):
         share: the goal lies that part of the way from the teacher's boundary right behind this layer to ``target``. It is
             below 1 where a cut follows and layers behind it are fitted, too.
         error_before, error_after: weighted squared miss of that goal over its squared norm, on samples no fit has seen.
-        maps: solves in order; ``n_kept`` of them, from the first, stand (0: none lowered the held-out error).
+        maps: solves in order; ``n_kept`` of them, from the first, stand (0: none lowered the held-out error), but for those
+            among them that left the layer worse than it was, which were taken back before the next.
         seconds: teacher's layers up to the target included.
     """
 
@@ -106,6 +107,13 @@ class LayerFit(Record):
     maps: tuple[MapFit, ...]
     n_kept: int
     seconds: float
+
+    @property
+    def standing(self) -> tuple[MapFit, ...]:
+        """The solves whose values are in the layer."""
+        kept = self.maps[: self.n_kept]
+        is_judged = self.n_kept < len(self.maps) or self.error_after < self.error_before
+        return tuple(fit for fit in kept if fit.held_out_error <= self.error_before) if is_judged else kept
 
     @classmethod
     def of_one(cls, here: Here, solve: MapFit, *, before: float, stands: bool) -> LayerFit:

@@ -43,14 +43,19 @@ class LayerSolver:
             parameters = {**dict(module.named_parameters()), **self.here.own}
         found = LayerSolution(self.config)
         values: dict[str, Tensor] = {}
-        is_new = True
+        is_new, known = True, math.nan
         for site in (*sites, None):
-            if site is not None and found.solved and _holds(*found.solved[-1], site):
+            if site is not None and found.solved and is_new and _holds(*found.solved[-1], site):
                 continue
             outputs, error, sums = self._observe(values, site)
             # Where nothing was set since the last run its error is repeated: one from other samples would not be comparable.
-            found.add(values, outputs, error if is_new else found.errors[-1])
+            known = error if is_new else known
+            found.add(values, outputs, known)
             if site is not None:
+                if found.is_ruined:  # The next solve starts from the best values, not from ones that are worse than none.
+                    values, known = found.values, min(found.errors)
+                    again, _, sums = self._observe(values, site)
+                    free(again)
                 solution = site.solve(sums, ridge=self.config.ridge)
                 found.solved.append((site, solution))
                 is_new = bool(solution.change_ED.any())
@@ -90,6 +95,11 @@ class LayerSolution:
     solved: list[tuple[Site[Any], Solution]] = field(default_factory=list)
     values: dict[str, Tensor] = field(default_factory=dict)
     outputs: BoundaryStates = ()
+
+    @property
+    def is_ruined(self) -> bool:
+        """Whether the last solve left the layer worse than it was before the first one."""
+        return self.config.keep == "if_better" and self.errors[-1] > self.errors[0]
 
     def add(self, values: dict[str, Tensor], outputs: BoundaryStates, error: float) -> None:
         """Take values with their outputs and error; of two outputs the worse ones are freed."""

@@ -4,6 +4,10 @@ Minimise  sum_t w_t |[h_t, 1] M - r_t|^2 + ridge |M|^2  with r the miss of the s
 an infinite ridge is the map as it was, but for the least change that meets the sinks. The exact constraint on the mean sink
 (v, y) adds A^-1 v (v^T A^-1 v)^-1 (y - M^T v)^T, where A = sum_t w_t [h_t, 1][h_t, 1]^T + ridge: what meets it at least cost.
 
+Where the removed layers are those that make the sinks, no input of the map tells them from other tokens yet, and meeting them
+exactly ruins the rest. There the sinks are *shared*: their squared miss, in units of what it was, counts as much as that of all
+other tokens in units of what it was, which adds |y|^2 / sum_t w_t |r_t|^2 to the number that is inverted above.
+
 Shapes: F inputs of the map, E = F + 1 (the last is the constant 1, its weight the bias, never shrunk), D outputs.
 """
 
@@ -12,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, reduce
 from operator import add
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +25,9 @@ from shoal.fit.sums import MapSums
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, math.inf)
 """In units of the mean diagonal of the inputs' second moments; infinity is no change at all."""
+
+SinkRule = Literal["met", "shared"]
+"""What a solve makes of the sinks."""
 
 N_MIXTURES = 128
 """Of the outputs, that ridges are compared on."""
@@ -52,6 +60,8 @@ class Solution:
 def solve(folds: Sequence[MapSums], *, bias: bool, ridge: float | None = None) -> Solution:
     """The ridge that is best over folds left out in turn, then the change from all folds.
 
+    The sinks are met exactly unless the other tokens would then miss more than before; there they are shared.
+
     The ridge and ``r2_folds`` come from up to 128 random mixtures of the outputs (:func:`mixed_outputs`); the change is of all.
 
     Args:
@@ -59,12 +69,21 @@ def solve(folds: Sequence[MapSums], *, bias: bool, ridge: float | None = None) -
         ridge: given, not chosen, and then no fold is left out.
     """
 
-    def change(sums: MapSums, ridge: float) -> Tensor:
-        return ridge_change(sums, ridge, bias=bias)
+    def found(sinks: SinkRule) -> tuple[Solution, float]:
+        """The solution, and the squared miss of other tokens that decides: on folds left out where there are some."""
 
-    if ridge is not None:
-        return _solved(folds, change, ridge, None)
-    return _solved(folds, change, *best_ridge([mixed_outputs(one) for one in folds], RIDGES, change))
+        def change(sums: MapSums, ridge: float) -> Tensor:
+            return ridge_change(sums, ridge, bias=bias, sinks=sinks)
+
+        if ridge is not None:
+            solution = _solved(folds, change, ridge, None)
+            return solution, 1.0 - solution.r2
+        miss = squared_error if sinks == "met" else squared_error_with_sinks
+        best, error = best_ridge([mixed_outputs(one) for one in folds], RIDGES, change, miss)
+        return _solved(folds, change, best, error), 1.0 - share(error, float(reduce(add, folds).rr))
+
+    met, left = found("met")
+    return met if left <= 1.0 or not met.n_sinks else found("shared")[0]
 
 
 def solve_for(folds: Sequence[MapSums], change: Callable[[MapSums, float], Tensor], *, ridge: float | None) -> Solution:
@@ -93,11 +112,11 @@ def _solved(folds: Sequence[MapSums], change: Callable[[MapSums, float], Tensor]
     )
 
 
-def ridge_change(sums: MapSums, ridge: float, *, bias: bool) -> Tensor:
-    """(E, D) change for one ridge, in units of the mean diagonal; the mean sink is met exactly where there are sinks.
+def ridge_change(sums: MapSums, ridge: float, *, bias: bool, sinks: SinkRule = "met") -> Tensor:
+    """(E, D) change for one ridge, in units of the mean diagonal; the mean sink is met exactly, or shared (see the top).
 
     An infinite ridge leaves what the sinks need, v (v^T v)^-1 y^T, and the bias as it is: a solve before this one may have
-    moved what the map reads, and the sinks with it. Without sinks it is no change at all.
+    moved what the map reads, and the sinks with it. Without sinks, and where they are shared, it is no change at all.
 
     A bias alone (F = 0) ignores the sinks: they would fix it whatever the other tokens say.
 
@@ -109,7 +128,7 @@ def ridge_change(sums: MapSums, ridge: float, *, bias: bool) -> Tensor:
     n_sinks = sums.sink_E[-1]
     has_sinks = bool(n_sinks > 0) and n_ones > 1
     if math.isinf(ridge):
-        if has_sinks:
+        if has_sinks and sinks == "met":
             v_F = sums.sink_E[:-1] / n_sinks
             energy = v_F.square().sum()
             change_ED[:-1] = v_F[:, None] * (sums.sink_r_D / n_sinks / energy) if energy > 0 else 0.0
@@ -127,7 +146,10 @@ def ridge_change(sums: MapSums, ridge: float, *, bias: bool) -> Tensor:
     if has_sinks:
         v_E1, y_1D = (sums.sink_E[:n] / n_sinks)[:, None], (sums.sink_r_D / n_sinks)[None]
         towards_E1 = torch.cholesky_solve(v_E1, root_EE)
-        change_ED[:n] += towards_E1 / (v_E1.mT @ towards_E1) @ (y_1D - v_E1.mT @ change_ED[:n])
+        cost = v_E1.mT @ towards_E1
+        if sinks == "shared":
+            cost = cost + y_1D.square().sum() / sums.rr.clamp(min=torch.finfo(torch.float64).tiny)
+        change_ED[:n] += towards_E1 / cost @ (y_1D - v_E1.mT @ change_ED[:n])
     return change_ED
 
 
@@ -135,6 +157,15 @@ def squared_error(sums: MapSums, change_ED: Tensor) -> float:
     """Weighted squared miss that is left on the tokens of ``sums`` after a change; sinks do not count."""
     explained = 2 * (change_ED * sums.hr_ED).sum() - (change_ED * (sums.hh_EE @ change_ED)).sum()
     return float(sums.rr - explained)
+
+
+def squared_error_with_sinks(sums: MapSums, change_ED: Tensor) -> float:
+    """As :func:`squared_error`, and what is left of the mean sink's miss, which weighs as much as that of all other tokens."""
+    n_sinks = sums.sink_E[-1].clamp(min=1)
+    y_D = sums.sink_r_D / n_sinks
+    left_D = y_D - (sums.sink_E / n_sinks) @ change_ED
+    before = float(y_D.square().sum())
+    return squared_error(sums, change_ED) + (float(sums.rr) * float(left_D.square().sum()) / before if before else 0.0)
 
 
 def mixed_outputs(sums: MapSums, *, n_mixtures: int = N_MIXTURES) -> MapSums:
@@ -154,7 +185,10 @@ def mixed_outputs(sums: MapSums, *, n_mixtures: int = N_MIXTURES) -> MapSums:
 
 
 def best_ridge(
-    folds: Sequence[MapSums], ridges: Sequence[float], change: Callable[[MapSums, float], Tensor]
+    folds: Sequence[MapSums],
+    ridges: Sequence[float],
+    change: Callable[[MapSums, float], Tensor],
+    miss: Callable[[MapSums, Tensor], float] | None = None,
 ) -> tuple[float, float]:
     """The ridge of the lowest cross-validated error, and that error; a tie goes to the larger ridge, the smaller change.
 
@@ -164,11 +198,12 @@ def best_ridge(
 
     Args:
         ridges: increasing.
+        miss: what is compared; :func:`squared_error` unless given.
     """
 
     @cache
     def error(i: int) -> float:
-        return cross_validated_for(folds, ridges[i : i + 1], change)[0]
+        return cross_validated_for(folds, ridges[i : i + 1], change, miss)[0]
 
     finite = [i for i, ridge in enumerate(ridges) if not math.isinf(ridge)]
     at = finite[-1] if finite else 0
@@ -184,9 +219,13 @@ def cross_validated(folds: Sequence[MapSums], ridges: Sequence[float], *, bias: 
 
 
 def cross_validated_for(
-    folds: Sequence[MapSums], ridges: Sequence[float], change: Callable[[MapSums, float], Tensor]
+    folds: Sequence[MapSums],
+    ridges: Sequence[float],
+    change: Callable[[MapSums, float], Tensor],
+    miss: Callable[[MapSums, Tensor], float] | None = None,
 ) -> list[float]:
-    """As :func:`cross_validated`, for changes of another form."""
+    """As :func:`cross_validated`, for changes of another form and another miss."""
+    miss = miss or squared_error
     total = reduce(add, folds)
     errors = []
     for ridge in ridges:
@@ -195,7 +234,7 @@ def cross_validated_for(
         except ValueError:  # Rounding made the system indefinite: the ridge is too small, and a larger one is in the list.
             errors.append(math.inf)
             continue
-        errors.append(sum(squared_error(fold, change) for fold, change in zip(folds, changes, strict=True)))
+        errors.append(sum(miss(fold, change) for fold, change in zip(folds, changes, strict=True)))
     return errors
 
 

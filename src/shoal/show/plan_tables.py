@@ -137,7 +137,7 @@ def repair(found: FitResult) -> Table:
     )  # fmt: skip
     rows = []
     for one in found.layers:
-        kept = ", ".join([what(fit) for fit in one.maps][: one.n_kept]) or ("nothing: no gain" if one.maps else "nothing")
+        kept = ", ".join([what(fit) for fit in one.standing]) or ("nothing: no gain" if one.maps else "nothing")
         solves = (", ".join(map(explained, one.maps)), ", ".join(f"{fit.ridge:.0e}" for fit in one.maps))
         rows.append((str(one.layer), str(one.target), kept, *solves, one.error_before, one.error_after, one.seconds))
     return Table("Refitted layers, front to back", columns, tuple(rows), notes=found.skipped, is_long=True)
