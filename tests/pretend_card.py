@@ -1,4 +1,4 @@
-"""A card that is not there: tensors on ``cuda`` live on the CPU, but say otherwise, and meeting one of the CPU's is an error.
+"""Cards that are not there: tensors on ``cuda`` live on the CPU, but say otherwise, and meeting one from elsewhere is an error.
 
 What runs under :func:`pretend_card` computes what the CPU computes, bit for bit, and fails where a real card would because
 tensors are on two devices: the rules are those of CUDA (a tensor of no dimension may come from the CPU, indices too).
@@ -25,21 +25,25 @@ NO_SCALARS = {"aten::cat", "aten::stack", "aten::mm", "aten::bmm", "aten::addmm"
 
 
 class Tags:
-    """Which storages are on the card."""
+    """Which storages are on which card."""
 
     def __init__(self):
         self._on = {}
 
-    def has(self, tensor):
-        return tensor.untyped_storage()._cdata in self._on
+    def card(self, tensor):
+        """Number of the card, or None for the CPU."""
+        return self._on.get(tensor.untyped_storage()._cdata, (None,))[0]
 
-    def set(self, tensor, on):
+    def has(self, tensor):
+        return self.card(tensor) is not None
+
+    def set(self, tensor, card):
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if on and key not in self._on:
-            self._on[key] = weakref.finalize(storage, self._on.pop, key, None)
-        elif not on and key in self._on:
-            self._on.pop(key).detach()
+        if key in self._on:
+            self._on.pop(key)[1].detach()
+        if card is not None:
+            self._on[key] = (card, weakref.finalize(storage, self._on.pop, key, None))
 
 
 class Watch(TorchDispatchMode):
@@ -48,23 +52,26 @@ class Watch(TorchDispatchMode):
     def __init__(self, tags):
         super().__init__()
         self.tags = tags
-        self.inside_the_card = False  # of an operation that was asked for on the card: what it makes on the way is there, too
+        self.inside = None  # the card that an operation was asked for on: what it makes on the way is there, too
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = function._schema.name
         watched = [args[0], *args[2:], kwargs] if name in INDEXED else [args, kwargs]
         tensors = [one for one in tree_leaves(watched) if isinstance(one, Tensor) and one.device.type == "cpu"]
-        on = [self.tags.has(one) for one in tensors]
-        others = [one for one, is_on in zip(tensors, on, strict=True) if not is_on and (one.ndim or name in NO_SCALARS)]
-        if any(on) and others and name not in MOVES:
+        on = [self.tags.card(one) for one in tensors]
+        cards = {one for one in on if one is not None}
+        others = [one for one, card in zip(tensors, on, strict=True) if card is None and (one.ndim or name in NO_SCALARS)]
+        if cards and others and name not in MOVES:
             raise RuntimeError(f"{name}: tensors on the card and on the CPU (of shape {tuple(others[0].shape)})")
+        if len(cards) > 1 and name not in MOVES:
+            raise RuntimeError(f"{name}: tensors on cards {sorted(cards)}")
         made = function(*args, **kwargs)
-        if not self.inside_the_card and (name == "aten::copy_" or not any(on)):
+        if self.inside is None and (name == "aten::copy_" or not cards):
             return made
         for one in tree_leaves(made):
             if isinstance(one, Tensor) and one.device.type == "cpu":
-                self.tags.set(one, True)
+                self.tags.set(one, min(cards, default=self.inside))
         return made
 
 
@@ -82,7 +89,7 @@ class Rename(TorchFunctionMode):
         pinned = kwargs.pop("pin_memory", False)
         assert not pinned or kwargs.get("device") is None
         if function == Tensor.device.__get__:
-            return CARD if self._on(args[0]) else function(*args)
+            return self._device_of(args[0])
         if function == Tensor.is_cuda.__get__:
             return self._on(args[0])
         if function in (Tensor.numpy, Tensor.__array__) and self._on(args[0]):
@@ -94,10 +101,9 @@ class Rename(TorchFunctionMode):
             return self._inside(function, args, kwargs)
         kwargs["device"] = torch.device("cpu")
         made = function(*args, **kwargs)
-        wanted = torch.device(device).type == "cuda"
         for one in tree_leaves(made):
             if isinstance(one, Tensor):
-                self.tags.set(one, wanted)
+                self.tags.set(one, _card_of(torch.device(device)))
         return made
 
     def _inside(self, function, args, kwargs):
@@ -106,11 +112,14 @@ class Rename(TorchFunctionMode):
             return function(*args, **kwargs)
         if function == torch.histc and not on[0].is_floating_point():  # which only the card has
             return function(on[0].float(), *args[1:], **kwargs).to(on[0].dtype)
-        before, self.watch.inside_the_card = self.watch.inside_the_card, True
+        before, self.watch.inside = self.watch.inside, self.tags.card(on[0])
         try:
             return function(*args, **kwargs)
         finally:
-            self.watch.inside_the_card = before
+            self.watch.inside = before
+
+    def _device_of(self, tensor):
+        return torch.device("cuda", self.tags.card(tensor)) if self._on(tensor) else Tensor.device.__get__(tensor)
 
     def _on(self, tensor):
         return not tensor.is_meta and self.tags.has(tensor)
@@ -124,7 +133,7 @@ class Rename(TorchFunctionMode):
         else:
             other = next((one for one in rest if isinstance(one, Tensor)), None)
             if other is not None:
-                return self._moved(function, (tensor, CARD if self._on(other) else other.device, other.dtype), kwargs)
+                return self._moved(function, (tensor, self._device_of(other), other.dtype), kwargs)
             asked = kwargs.pop("device", next((one for one in rest if isinstance(one, (str, torch.device, int))), None))
             if asked is None:
                 return function(tensor, *rest, **kwargs)
@@ -134,11 +143,35 @@ class Rename(TorchFunctionMode):
             return Tensor.to(tensor, *["meta" if wanted.type == "meta" else "cpu"], *rest[:1])
         kwargs.pop("non_blocking", None)
         moved = Tensor.to(tensor, "cpu", *[one for one in rest if one != "cpu"], **kwargs)
-        is_on = wanted.type == "cuda"
-        if is_on != self.tags.has(tensor) and moved.untyped_storage()._cdata == tensor.untyped_storage()._cdata:
+        card = _card_of(wanted)
+        if card != self.tags.card(tensor) and moved.requires_grad:
+            return Moved.apply(moved, self.tags, card, self.tags.card(tensor))
+        if card != self.tags.card(tensor) and moved.untyped_storage()._cdata == tensor.untyped_storage()._cdata:
             moved = moved.clone()
-        self.tags.set(moved, is_on)
+        self.tags.set(moved, card)
         return moved
+
+
+class Moved(torch.autograd.Function):
+    """A copy on another device, whose gradient goes back to where the original is."""
+
+    @staticmethod
+    def forward(ctx, tensor, tags, card, home):
+        ctx.tags, ctx.home = tags, home
+        copy = tensor.clone()
+        tags.set(copy, card)
+        return copy
+
+    @staticmethod
+    def backward(ctx, gradient):
+        copy = gradient.clone()
+        ctx.tags.set(copy, ctx.home)
+        return copy, None, None, None
+
+
+def _card_of(device):
+    """Number of a card; None for another device."""
+    return (device.index or 0) if device.type == "cuda" else None
 
 
 class AtOnce:
@@ -157,8 +190,8 @@ class AtOnce:
 
 
 @contextlib.contextmanager
-def pretend_card(*, free=1 << 30):
-    """Inside the block ``--device cuda`` works; ``free`` bytes of the card are."""
+def pretend_card(*, free=1 << 30, n_cards=1):
+    """Inside the block ``--device cuda`` works; ``free`` bytes of each card are."""
     tags = Tags()
     nothing = mock.MagicMock()
     numbers = {"memory_reserved": 0, "memory_allocated": 0, "max_memory_allocated": 0}
@@ -171,10 +204,13 @@ def pretend_card(*, free=1 << 30):
         stack.enter_context(patch(torch.Tensor, "record_stream", lambda *a: None, create=True))
         stack.enter_context(patch(torch.cuda, "stream", lambda stream: contextlib.nullcontext()))
         stack.enter_context(patch(torch.cuda, "mem_get_info", lambda *a: (free, 2 * free)))
+        stack.enter_context(patch(torch.cuda, "device_count", lambda: n_cards))
         stack.enter_context(patch(torch.cuda, "get_device_capability", lambda *a: (0, 0)))
         stack.enter_context(patch(torch.cuda, "get_device_name", lambda *a: "a card that is not there"))
         stack.enter_context(mock.patch("shoal.engine.streamed.ThreadPoolExecutor", AtOnce))
         stack.enter_context(mock.patch.dict("os.environ", {"HF_DEACTIVATE_ASYNC_LOAD": "1"}))
+        # grouping by device is done in C++, which sees the CPU alone
+        stack.enter_context(mock.patch("torch.optim.adam._default_to_fused_or_foreach", lambda *a, **k: (False, False)))
         watch = stack.enter_context(Watch(tags))
         stack.enter_context(Rename(watch))
         yield tags

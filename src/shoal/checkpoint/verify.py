@@ -16,6 +16,7 @@ from shoal.engine.model_config import build_empty
 from shoal.engine.open import load_strictly, refuse_nonfinite
 from shoal.engine.opening import Opening
 from shoal.engine.quantised import shapes_of
+from shoal.engine.spread import home_of
 from shoal.engine.streamed import open_streamed
 from shoal.engine.view import DecoderView
 from shoal.words.records import Record
@@ -78,7 +79,7 @@ def verify(path: Path, *, ids_BT: Tensor, reference: Reference | None = None, op
     shapes = shapes_of(model)
     if shapes is model:  # packed tensors have names and shapes of their own, which loading has asked for
         refuse_other_tensors(model, build_empty(model.config, model_class=type(model)), str(path))
-    ids_BT = ids_BT.to(opening.device)
+    ids_BT = ids_BT.to(home_of(opening.device))
     logits_BTV = model(input_ids=ids_BT, use_cache=False).logits.float()
     scale = float(logits_BTV.abs().max())
     if not math.isfinite(scale):

@@ -8,7 +8,6 @@ from shoal.cli.options import DeviceOption, JsonOption, KeepOption, LayersOption
 from shoal.cli.recipe_options import with_options
 from shoal.cli.show import say_beside
 from shoal.cli.verb import verb
-from shoal.engine.opening import Opening
 
 
 @verb
@@ -34,11 +33,12 @@ def apply(
     Plain removal goes file to file: any size, quantised too, the model is not opened.
     """
     from shoal.cli.console import Screen
+    from shoal.cli.groups import PlaceOptions
     from shoal.run.apply import apply_named, apply_plan
     from shoal.run.run_files import CHOSEN
     from shoal.run.stages.fit import FITTED
 
-    screen, opening = Screen(as_json=json), Opening(device=device, trust=trust_remote_code)
+    screen, opening = Screen(as_json=json), PlaceOptions(device=device, trust_remote_code=trust_remote_code).opening
     if layers is None and keep is None:
         with screen.working("write and check the checkpoint"):
             made = apply_plan(plan, out, opening, model=model)

@@ -35,6 +35,6 @@ def compare(
     if asked:
         screen.say(str(asked))
     with screen.progress():
-        found = compare_models(models, recipe=chosen, tasks=asked, opening=place.opening)
+        found = compare_models(models, recipe=chosen, tasks=asked, opening=place.spread)
     screen.show(comparison(found))
     screen.result(found.model_dump(mode="json"))

@@ -50,9 +50,9 @@ def evaluate(
         screen.say(str(asked))
     with screen.progress():
         if teacher is None:
-            alone = evaluate_alone(chosen, tasks=asked, whole=whole, opening=place.opening)
+            alone = evaluate_alone(chosen, tasks=asked, whole=whole, opening=place.spread)
         else:
-            found = evaluate_pair(chosen, model, tasks=asked, whole=whole, opening=place.opening)
+            found = evaluate_pair(chosen, model, tasks=asked, whole=whole, opening=place.spread)
     if teacher is None:
         screen.show(figures_alone(alone))
         if alone.tasks:

@@ -90,8 +90,29 @@ class PlaceOptions:
 
     @property
     def opening(self) -> Opening:
-        """As one value."""
-        return Opening(device=self.device, dtype=self.dtype, trust=self.trust_remote_code)
+        """As one value, for verbs that put values into a model, each on one device.
+
+        Raises:
+            ValueError: several cards.
+        """
+        if self.is_spread:
+            raise ValueError(
+                f"--device {self.device} spreads a model over cards, which eval, compare, write and heal do; this verb takes "
+                "one: where a model does not fit on it, its layers are read from disk as needed (--resident of scan, plan, "
+                "compress and run)"
+            )
+        return self.spread
+
+    @property
+    def spread(self) -> Opening:
+        """As one value, for verbs that run models as they are: several cards are allowed, and then every layer is on one."""
+        found = Opening(device=self.device, dtype=self.dtype, trust=self.trust_remote_code)
+        return found.in_memory() if self.is_spread else found
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether several cards are meant."""
+        return "," in self.device or self.device == "auto"
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def heal(
         healed = heal_checkpoint(
             request,
             out,
-            opening=place.opening,
+            opening=place.spread,
             overwrite=result.overwrite,
             command=command_line(),
         )

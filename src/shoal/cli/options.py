@@ -86,7 +86,9 @@ TimeOption = Annotated[
     option("TIME", "Make the best of that much time, such as 10m: sets repair, candidates and tokens.", "no limit"),
 ]
 ItemsOption = Annotated[int | None, option("N", "The first items of every task.", "all", under=TASKS)]
-DeviceOption = Annotated[str, option("NAME", "cpu, cuda, cuda:1.")]
+DeviceOption = Annotated[
+    str, option("NAME", "cpu, cuda, cuda:1; cuda:0,1 or auto: layers on several cards, to measure and heal.")
+]
 RemoteOption = Annotated[bool, flag("--trust-remote-code", "Allow code that comes with the model.", under=MACHINE)]
 NoSpeedOption = Annotated[
     bool,

@@ -33,6 +33,6 @@ def write(
     chosen = with_options("default", model=model, length=length, seed=seed, **given(text))
     say_text(chosen, screen.say)
     with screen.progress():
-        made = write_own_text(chosen, out, n=n, temperature=temperature, opening=place.opening)
+        made = write_own_text(chosen, out, n=n, temperature=temperature, opening=place.spread)
     screen.say(f"{made.n_texts:,} texts of {made.n_tokens:,} tokens: {made.path}; give it to --text")
     screen.result(made.model_dump(mode="json"))

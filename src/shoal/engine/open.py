@@ -18,6 +18,7 @@ from shoal.engine.opening import Opening
 from shoal.engine.quantised import refuse_new_values, refuse_plain_weights, refuse_unopenable
 from shoal.engine.shards import read_shards
 from shoal.engine.source import TOKENIZER_FILES, auto_class, fingerprint, quantisation, resolve_source
+from shoal.engine.spread import device_map, devices_of
 from shoal.words.reading import guarded, read_json
 from shoal.words.records import nearest
 
@@ -69,10 +70,11 @@ def open_model(source: str | Path, opening: Opening = Opening()) -> Opened:
     dtype, trust = opening.dtype, opening.trust
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; {nearest(dtype, DTYPES)}")
-    place = usable_device(opening.device)
+    for device in devices_of(opening.device):
+        usable_device(device)
     path = resolve_source(source, trust_remote_code=trust)
     described = describe(path, trust_remote_code=trust)
-    model = load_strictly(path, dtype=dtype, device=str(place), trust_remote_code=trust)
+    model = load_strictly(path, dtype=dtype, device=opening.device, trust_remote_code=trust)
     refuse_nonfinite(model, str(path))
     tokenizer = load_tokenizer(path, trust_remote_code=trust)
     refuse_two_way(model, str(path))
@@ -106,15 +108,20 @@ def load_strictly(path: Path, *, dtype: str | None = None, device: str = "cpu", 
     """
     config = read_json(path / "config.json")
     auto, method = auto_class(config), quantisation(config)
+    devices, kept = devices_of(device), None if dtype is None else DTYPES[dtype]
     where: dict[str, Any] = {}
+    if len(devices) > 1:
+        refuse_spread_packed(path, method)
+        shapes = describe(path, trust_remote_code=trust_remote_code).model
+        where = {"device_map": device_map(shapes, devices, dtype=kept or getattr(shapes.config, "dtype", None))}
     if method is not None:  # quantised weights are put where they run while they are read
         refuse_plain_weights(path, method, read_shards(path))
         refuse_unopenable(path, method)
-        where = {"device_map": {"": device}}
+        where = {"device_map": {"": devices[0]}}
     with quiet_loading(), guarded(f"{path} cannot be opened"):
         model, info = auto.from_pretrained(
             str(path),
-            dtype="auto" if dtype is None else DTYPES[dtype],
+            dtype="auto" if kept is None else kept,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             local_files_only=True,
@@ -123,7 +130,13 @@ def load_strictly(path: Path, *, dtype: str | None = None, device: str = "cpu", 
             **where,
         )
     refuse_other_tensors(model, info, str(path))
-    return (model if where else model.to(device)).eval()
+    return (model if where else model.to(devices[0])).eval()
+
+
+def refuse_spread_packed(path: Path, method: str | None) -> None:
+    """Raises ValueError for a quantised checkpoint that would be spread over cards: its packed weights were not tried so."""
+    if method is not None:
+        raise ValueError(f"{path} is quantised ({method}) and is opened on one card; give --device cuda, or cuda:1")
 
 
 def refuse_other_tensors(model: Any, info: dict[str, Any], where: str) -> None:
@@ -161,7 +174,9 @@ def refuse_nonfinite(model: nn.Module, where: str) -> None:
             names.append(name)
             values = parameter.detach().float() if parameter.element_size() == 1 else parameter.detach()  # fp8 has no order
             finite.append(torch.isfinite(torch.stack(torch.aminmax(values))).all())  # no copy of a plain weight is made
-    for name, is_finite in zip(names, torch.stack(finite).tolist() if finite else (), strict=True):  # a card is asked once
+    where_asked = {one.device for one in finite}
+    said = torch.stack(finite).tolist() if len(where_asked) == 1 else [bool(one) for one in finite]  # a card is asked once
+    for name, is_finite in zip(names, said, strict=True):
         if not is_finite:
             raise ValueError(f"{where}: weight {name!r} holds NaN or infinite values; the checkpoint is damaged, use another")
 

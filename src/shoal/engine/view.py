@@ -163,7 +163,10 @@ class DecoderView:
         return h_BTD
 
     def run_step(self, step: Step, h_BTD: Tensor, reading: Reading) -> Tensor:
-        """One step of a student: (B, T, D) to (B, T, D)."""
+        """One step of a student: (B, T, D) to (B, T, D), on the device it came from."""
+        return self._run_step(step, h_BTD, reading).to(h_BTD.device)  # a layer of a spread model may live elsewhere
+
+    def _run_step(self, step: Step, h_BTD: Tensor, reading: Reading) -> Tensor:
         if step.module is not None:
             for source, part in step.parts:
                 h_BTD = _first(reading.calls[source](part, h_BTD))

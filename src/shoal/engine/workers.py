@@ -141,13 +141,13 @@ class Workers:
         Raises:
             ValueError: one card for several workers.
         """
-        if self.size == 1 or not device.startswith("cuda"):
+        if self.size == 1 or not device.startswith("cuda") and device != "auto":
             return device
         import torch
 
         if device != "cuda":
             raise ValueError(
-                f"--device {device} is one card for {self.local_size} processes; use --device cuda: each takes one"
+                f"--device {device} is the same for {self.local_size} processes; use --device cuda: each takes its own card"
             )
         if torch.cuda.device_count() < self.local_size:
             raise ValueError(f"{self.local_size} processes need a card each, here are {torch.cuda.device_count()}; start fewer")

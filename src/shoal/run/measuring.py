@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from shoal.engine.opening import Opening
+from shoal.engine.spread import placement
 from shoal.recipes.recipe import Recipe
 from shoal.run.asked_tasks import Tasks, answer_tasks, tasks_against_teacher
 from shoal.run.job import Inputs, open_inputs, refuse_unknown_tokens, window_of
@@ -229,6 +230,9 @@ def _run_models(inputs: Inputs, student: DecoderView) -> tuple[tuple[Generation,
         max_new_tokens=n_new,
         progress=partial(tell, "generate"),
     )
+    if placement(inputs.view.model) or placement(student.model):
+        tell("speed is left out: a model on several cards is timed by the engine that serves it", 1, 1)
+        return written, None
     return written, _timed(inputs, student, n_new) if inputs.recipe.speed else None
 
 

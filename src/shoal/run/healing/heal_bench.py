@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shoal.engine.opening import Opening
+from shoal.engine.spread import devices_of, is_spread
 from shoal.run.healing.heal_request import HealRequest
 from shoal.run.job import Inputs, window_of
 from shoal.train.heal.quiet import quiet_training
@@ -18,9 +19,11 @@ from shoal.words.structure import stored
 if TYPE_CHECKING:
     from shoal.edits.plan import Plan
     from shoal.text.samples import Samples
+    from shoal.train.heal.config import HealConfig
     from shoal.train.heal.cut_place import CutPlace
     from shoal.train.heal.text_rows import TextRows
     from shoal.train.heal.train import Lesson, Pupil
+    from shoal.train.objectives import WeightedSum
 
 FOR_MERGING = ("merge", "most_lost")
 PROMPT_TOKENS = 8  # of given text before what the teacher writes; a quarter of a sample that is shorter than 32
@@ -42,7 +45,8 @@ class HealBench:
         with quiet_training():
             from shoal.train.heal.losses import objective_of
 
-        objective_of(self.config, has_teacher=request.teacher is not None)
+        asked = objective_of(self.config, has_teacher=request.teacher is not None)
+        refuse_apart(self.config, asked, self.opening)
         refuse_other_words(inputs, self.path)
         self.fingerprint = fingerprint(self.path)
         self.device = str(inputs.view.device)
@@ -133,6 +137,23 @@ class HealBench:
         teacher = self.inputs.model_key if self.request.teacher else None
         texts = (self.given.data_hash, self.inputs.selection.data_hash)
         return stable_hash("heal", self.fingerprint, teacher, cut, texts, how)
+
+
+def refuse_apart(config: HealConfig, objective: WeightedSum, opening: Opening) -> None:
+    """Raises ValueError for what asks for one device where the layers are on several cards."""
+    if not is_spread(opening.device) or len(devices_of(opening.device)) == 1:
+        return
+    from shoal.train.heal.ranks import schedule_named
+
+    why = {
+        "an objective that compares hidden states": "boundary" in objective.needs,
+        f"--method {config.method}": config.method == "qlora",
+        f"--ranks {config.ranks}": schedule_named(config.ranks).needs_scores,
+        "--processes shard": config.processes == "shard",
+    }
+    named = [what for what, is_asked in why.items() if is_asked]
+    if named:
+        raise ValueError(f"{named[0]} runs on one card, and --device {opening.device} names several; leave one of them out")
 
 
 def cut_of(plan: Plan, student: Path, *, n_teacher_layers: int, opening: Opening = Opening()) -> CutPlace:

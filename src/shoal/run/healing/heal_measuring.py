@@ -34,10 +34,10 @@ def measure_stage(
     if folder.is_done("evaluation", key):
         return Quality.load(folder / "before.json"), Evaluation.load(folder / "evaluation.json")
     started = time.monotonic()
-    inputs, trusts = bench.inputs, bench.opening.trust
-    student = DecoderView(load_strictly(bench.path, trust_remote_code=trusts).to(bench.device))
+    inputs, trusts, place = bench.inputs, bench.opening.trust, bench.opening.device
+    student = DecoderView(load_strictly(bench.path, device=place, trust_remote_code=trusts))
     before, _ = closeness(inputs.view, student, inputs.batches(inputs.evaluation), workers=inputs.workers)
-    healed = DecoderView(load_strictly(folder / "model", trust_remote_code=trusts).to(bench.device))
+    healed = DecoderView(load_strictly(folder / "model", device=place, trust_remote_code=trusts))
     evaluation = against_teacher(inputs, healed)
 
     def write() -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from shoal.engine.families import find_layers
 from shoal.engine.open import load_strictly
 from shoal.engine.opening import Opening
+from shoal.engine.spread import home_of
 from shoal.train.heal.config import HealConfig
 from shoal.train.heal.losses import measured
 from shoal.train.heal.masks import apply_masks
@@ -139,7 +140,7 @@ def merge_pupil(
     by = lesson.decided_by(config)
 
     def look(model: Any) -> Measures:
-        return measure(model, lesson, batch_size=config.micro_batch, device=opening.device)
+        return measure(model, lesson, batch_size=config.micro_batch, device=home_of(opening.device))
 
     unmerged = look(pupil.model)
     if not pupil.method.has_adapters:

@@ -27,9 +27,9 @@ MOST_HEAL_LR = 1e-2
 
 def open_plainly(path: Path, opening: Opening = Opening()) -> Any:
     """The checkpoint in its own dtype. Raises ValueError for a damaged one: what holds NaN trains to NaN at any rate."""
-    model = load_strictly(path, trust_remote_code=opening.trust)
+    model = load_strictly(path, device=opening.device, trust_remote_code=opening.trust)
     refuse_nonfinite(model, str(path))
-    return model.to(opening.device)
+    return model
 
 
 @dataclass(frozen=True)
