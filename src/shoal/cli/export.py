@@ -1,5 +1,6 @@
 """The verb ``export``: a student in the format of an engine."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -10,10 +11,28 @@ from shoal.cli.verb import verb
 from shoal.export.table import EXPORTERS
 
 
+@dataclass(frozen=True)
+class PushOptions:
+    """Where what was written is uploaded to, and who may see it there."""
+
+    push: Annotated[
+        str | None,
+        option("OWNER/NAME", "Upload what was written, with the card, to a new repository.", "none, nothing is sent"),
+    ] = None
+    public: Annotated[bool, flag("--public", "With --push: for everybody, not private.")] = False
+    dry_run: Annotated[bool, flag("--dry-run", "With --push: say what would be uploaded, send nothing.")] = False
+
+    def refuse_alone(self) -> None:
+        """Raises ValueError for an option that is read with ``--push`` alone."""
+        if self.push is None and (self.public or self.dry_run):
+            raise ValueError("--public and --dry-run belong to --push OWNER/NAME")
+
+
 @verb
 def export(
     format: Annotated[str, argument("FORMAT", f"One of {', '.join(EXPORTERS)}.")],
     student: Annotated[Path, argument("STUDENT", "Run folder, or the folder of a checkpoint.")],
+    *,
     out: Annotated[
         Path | None, option("PATH", "File or folder to write.", "none; formats that are a line of text print it")
     ] = None,
@@ -25,12 +44,7 @@ def export(
         option("NAME", "gguf: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0.", "f16; q8_0 with --like", name="--type"),
     ] = None,
     overwrite: Annotated[bool, flag("--overwrite", "Replace a file at --out.")] = False,
-    push: Annotated[
-        str | None,
-        option("OWNER/NAME", "Upload what was written, with the card, to a new repository.", "none, nothing is sent"),
-    ] = None,
-    public: Annotated[bool, flag("--public", "With --push: for everybody, not private.")] = False,
-    dry_run: Annotated[bool, flag("--dry-run", "With --push: say what would be uploaded, send nothing.")] = False,
+    push: PushOptions,
     trust_remote_code: RemoteOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -38,8 +52,7 @@ def export(
     from shoal.export.exporter import Options, find_student
     from shoal.export.table import export as written
 
-    if push is None and (public or dry_run):
-        raise ValueError("--public and --dry-run belong to --push OWNER/NAME")
+    push.refuse_alone()
     screen = Screen(as_json=json)
     with screen.working(f"write and check {format}"):
         options = Options(like=like, kind=kind, overwrite=overwrite)
@@ -49,10 +62,9 @@ def export(
         screen.say(f"note:  {note}")
     path = None if done.path is None else str(done.path)
     result = {"format": format, "path": path, "text": done.text, "notes": list(done.notes), "checked": done.checked}
-    if push is not None:
-        result["push"] = _pushed(
-            screen, done.path, push, find_student(student).folder / "README.md", public, dry_run, overwrite
-        )
+    if push.push is not None:
+        card = find_student(student).folder / "README.md"
+        result["push"] = _pushed(screen, done.path, push.push, card, push.public, push.dry_run, overwrite)
     screen.result(result)
 
 
