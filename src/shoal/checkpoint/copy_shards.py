@@ -13,7 +13,7 @@ from torch import Tensor
 from shoal.engine.shards import Shard, TensorSlot
 from shoal.engine.streamed import TORCH_DTYPES
 
-CHUNK = 8 * 2**20  # bytes held in memory while copying
+CHUNK = 8 * 2**20  # So many bytes are held in memory while copying.
 DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
@@ -68,7 +68,7 @@ def copy_shard(shard: Shard, copies: Sequence[Copy], target: Path, *, new: Chang
     header: dict[str, Any] = {"__metadata__": shard.metadata} if shard.metadata else {}
     header.update({n: {"dtype": s.dtype, "shape": list(s.shape), "data_offsets": [s.start, s.stop]} for n, s in slots.items()})
     raw = json.dumps(header, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)  # the format wants the data aligned to 8 bytes
+    raw += b" " * (-len(raw) % 8)  # The format wants the data aligned to 8 bytes.
     with shard.path.open("rb") as reader, target.open("wb") as writer:
         writer.write(len(raw).to_bytes(8, "little") + raw)
         for one in copies:

@@ -28,7 +28,7 @@ NUMBER = re.compile(
 NUMBERED_LAYERS = re.compile(r"(?:layers?|blocks?|(?:^|\.)h)\\?[./\[(]+(?:\?:)?\d", re.IGNORECASE)
 GLOB = re.compile(r"[\w.\-/*?]*(?<![.\])])\*[\w.\-/*?]*")  # a star that no regular expression would have there
 PER_LAYER = re.compile(r"layers?(?:_|$)|_idxs?$|indices")
-NEVER = "(?!)"  # a regular expression that matches nowhere
+NEVER = "(?!)"  # This regular expression matches nowhere.
 
 
 class Names:
@@ -142,7 +142,7 @@ def _text(text: str, names: Names, where: str, is_about_modules: bool) -> tuple[
     """A text in the student's numbers; none where all that it names is gone."""
     if text.isdigit() or not (is_about_modules or NUMBERED_LAYERS.search(text)):
         return (text,)
-    if text in names.after:  # a name as it stands
+    if text in names.after:  # The text is a name as it stands.
         return names.after[text]
     if LITERAL.fullmatch(text) and not re.search(r"\d", text):
         return (text,)  # without a number or a wildcard it means the same modules in any numbering

@@ -43,7 +43,7 @@ def new_folder(out: Path, *, n_bytes: int = 0) -> Iterator[Path]:
     try:
         yield temporary
         os.chmod(temporary, 0o755)
-        os.replace(temporary, out)  # onto an empty folder or nothing
+        os.replace(temporary, out)  # The target is an empty folder or nothing.
     except ValueError as error:  # the reader knows the folder by its final name only
         if str(temporary) not in str(error):
             raise
@@ -51,7 +51,7 @@ def new_folder(out: Path, *, n_bytes: int = 0) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         if not is_full_disk(error):
             raise
-        shutil.rmtree(temporary, ignore_errors=True)  # first, so that the free space is what the next try will find
+        shutil.rmtree(temporary, ignore_errors=True)  # It goes first, so that the free space is what the next try finds.
         raise ValueError(no_space(out.parent, n_bytes)) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -137,7 +137,7 @@ def _logits(reference: Reference, ids_BT: Tensor) -> Tensor:
 def _cached_last(model: Any, ids_BT: Tensor) -> Tensor:
     """(B, V) logits of the last token, all others coming from the cache."""
     first = model(input_ids=ids_BT[:, :-1], use_cache=True)
-    name = "cache_params" if "cache_params" in first else "past_key_values"  # mamba's word for it
+    name = "cache_params" if "cache_params" in first else "past_key_values"  # Mamba calls its cache so.
     past = {name: first[name], "attention_mask": torch.ones_like(ids_BT)}
     step = model(input_ids=ids_BT[:, -1:], use_cache=True, **past)
     return step.logits[:, -1].float()
@@ -156,7 +156,7 @@ def _is_tie(a_BV: Tensor, b_BV: Tensor) -> bool:
 
 
 def _n_parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())  # named_parameters yields tied ones once
+    return sum(parameter.numel() for parameter in model.parameters())  # ``named_parameters`` yields tied ones once.
 
 
 @torch.no_grad()

@@ -45,7 +45,7 @@ def refuse_irregular_files(folder: Path) -> None:
         try:
             mode = path.stat().st_mode
         except OSError:
-            continue  # a link to nothing; whoever needs the file says that it is not there
+            continue  # A link leads nowhere; whoever needs the file says that it is not there.
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             raise ValueError(f"{path} is a pipe, socket or device; a model folder holds files only: remove it")
 

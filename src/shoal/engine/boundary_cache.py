@@ -26,7 +26,7 @@ class BoundaryCache:
         self.limit = limit
         self.n_bytes = 0
         self._states: dict[tuple[History, int], Tensor] = {}
-        self._used: dict[tuple[History, int], int] = {}  # in which pass; the order is that of the last use
+        self._used: dict[tuple[History, int], int] = {}  # The value is the pass, the order is that of the last use.
         self._n_passes = 0
 
     def begin(self) -> None:

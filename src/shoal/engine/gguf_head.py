@@ -21,8 +21,8 @@ from shoal.words.reading import reason_of, refuse_irregular, shortened
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-ALIGNMENT = 32  # of the data where ``general.alignment`` says nothing else
-MOST_DIMENSIONS, MOST_TENSOR_NAME, MOST_KEY = 4, 63, 65535  # bounds of the format and of llama.cpp
+ALIGNMENT = 32  # The data has this alignment where ``general.alignment`` says nothing else.
+MOST_DIMENSIONS, MOST_TENSOR_NAME, MOST_KEY = 4, 63, 65535  # These are bounds of the format and of llama.cpp.
 AGAIN = "download it again"
 
 UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9

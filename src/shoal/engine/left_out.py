@@ -29,7 +29,7 @@ class LeftOut:
     def __init__(self, family: str) -> None:
         self._family = family
         self._checked: set[tuple[int, str]] = set()
-        self._answers: dict[tuple[type, type, str], int | None] = {}  # see _find_out
+        self._answers: dict[tuple[type, type, str], int | None] = {}  # ``_find_out`` fills it.
 
     def share_run(self, module: nn.Module, kinds: Collection[str]) -> float:
         """The part of a layer that runs without some sublayers, each of which is half of it."""
@@ -93,7 +93,7 @@ class LeftOut:
             with torch.no_grad(), _silent([(part, n)], h_BTD):
                 try:
                     same = torch.equal(run(), wanted)
-                except (TypeError, AttributeError):  # the layer reads more of the answer than its first part
+                except (TypeError, AttributeError):  # The layer reads more of the answer than its first part.
                     same = False
             self._answers[key] = n if same else None
 

@@ -122,5 +122,5 @@ def _large_buffers(model: nn.Module) -> list[Any]:
 def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of a module inside a package that is not there
+    except ModuleNotFoundError:  # The module lies inside a package that is not there.
         return False

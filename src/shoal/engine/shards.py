@@ -14,7 +14,7 @@ from shoal.words.reading import parse_json, plain_name, read_json, refuse_irregu
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library itself
+MAX_HEADER = 100_000_000  # This many bytes are the limit of the safetensors library itself.
 LFS_POINTER = b"version "  # how the text file begins that Git leaves where a large file was not fetched
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,

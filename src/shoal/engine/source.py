@@ -23,8 +23,8 @@ FIELD_TYPES: tuple[tuple[str, type, str], ...] = (
     ("text_config", dict, "an object"),
     ("quantization_config", dict, "an object"),
 )
-WHOLE_BYTES = 256 * 2**20  # checkpoints up to this size are hashed whole
-SAMPLE_BYTES = 4096  # of larger ones: this much at the start, middle and end of every tensor
+WHOLE_BYTES = 256 * 2**20  # Checkpoints up to this size are hashed whole.
+SAMPLE_BYTES = 4096  # Larger ones are hashed by this much at the start, middle and end of every tensor.
 
 
 def resolve_source(source: str | Path, *, trust_remote_code: bool = False) -> Path:
@@ -36,7 +36,7 @@ def resolve_source(source: str | Path, *, trust_remote_code: bool = False) -> Pa
     folder, text = Path(source).expanduser(), str(source)
     try:
         packed, is_folder, is_there = gguf_in(folder), folder.is_dir(), folder.exists()
-    except (OSError, ValueError) as error:  # a name that no file can have
+    except (OSError, ValueError) as error:  # No file can have such a name.
         raise ValueError(f"no such model folder: {shortened(repr(text))} ({reason_of(error)})") from None
     if packed is not None:
         return dequantised(packed)

@@ -43,7 +43,7 @@ class Spill:
         self.limit = free_memory() // ONE_IN if limit is None else limit
         self.card_limit = card_limit
         self._folder = folder
-        self._kept: dict[Hashable, tuple[Tensor, torch.device]] = {}  # and where it came from
+        self._kept: dict[Hashable, tuple[Tensor, torch.device]] = {}  # The device is the one that the tensor came from.
         self._written: dict[Hashable, _Place] = {}
         self._n_kept = self._n_on_card = 0
         self._free: dict[int, list[int]] = {}
@@ -164,7 +164,7 @@ def free_memory() -> int:
     ):
         try:
             found.append(max(0, int(Path(limit).read_text()) - int(Path(used).read_text())))
-        except (OSError, ValueError):  # no such limit here, or "max"
+        except (OSError, ValueError):  # The machine has no such limit, or it says "max".
             continue
     return min(found) // join().local_size
 

@@ -99,7 +99,7 @@ class Streamed:
             tensors = self._ahead.pop(index).result()
             with self._alone(index):
                 load_tensors(self.model, tensors, device=self.device)
-            del tensors  # and with it the tensors as they were read: some may not be what the layer holds
+            del tensors  # The tensors as they were read go, too: some may not be what the layer holds.
             layer = self._layers[index].requires_grad_(False)
             refuse_unfilled(layer, index)
             if index not in self._checked:
@@ -154,11 +154,11 @@ class Streamed:
         if self.device.type == "cpu":
             return {name: map_tensor(shard, slot) for name, (shard, slot) in places.items()}
         pages = self._pages.take({name: slot.n_bytes for name, (_, slot) in places.items()})
-        with torch.cuda.stream(self._copies):  # does nothing on a device that is not CUDA
+        with torch.cuda.stream(self._copies):  # This does nothing on a device that is not CUDA.
             tensors = {name: read_tensor(shard, slot, pages[name]) for name, (shard, slot) in places.items()}
             moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}
         if self._copies is not None:
-            self._copies.synchronize()  # holds up the reader's thread, not the compute stream
+            self._copies.synchronize()  # This holds up the reader's thread, not the compute stream.
             for tensor in moved.values():
                 tensor.record_stream(torch.cuda.default_stream(self.device))
         return moved
@@ -264,16 +264,16 @@ def map_tensor(shard: Shard, slot: TensorSlot) -> Tensor:
     dtype = _torch_dtype(shard, slot)
     first = shard.data_start + slot.start
     skipped = first % mmap.ALLOCATIONGRANULARITY
-    if not slot.n_bytes or skipped % dtype.itemsize:  # rare; a dtype needs its alignment
+    if not slot.n_bytes or skipped % dtype.itemsize:  # A dtype needs its alignment, which few files lack.
         return read_tensor(shard, slot, torch.empty(slot.n_bytes, dtype=torch.uint8))
     with shard.path.open("rb", buffering=0) as file:
-        if os.fstat(file.fileno()).st_size < first + slot.n_bytes:  # else touching its pages would kill the process
+        if os.fstat(file.fileno()).st_size < first + slot.n_bytes:  # Touching pages of a shorter file would kill the process.
             raise ValueError(_ended(shard))
         pages = private_map(file.fileno(), first - skipped, skipped + slot.n_bytes)
     if pages is None:
         return read_tensor(shard, slot, torch.empty(slot.n_bytes, dtype=torch.uint8))
     found = torch.frombuffer(pages, dtype=torch.uint8)
-    found[:: mmap.PAGESIZE].sum()  # here, in the reader's thread, and not when the layer runs
+    found[:: mmap.PAGESIZE].sum()  # The pages are read here, in the reader's thread, and not when the layer runs.
     return found[skipped:].view(dtype).view(slot.shape)
 
 
@@ -292,7 +292,7 @@ def private_map(file: int, offset: int, n_bytes: int) -> ctypes.Array[ctypes.c_u
         return None
     advise(place, n_bytes, mmap.MADV_WILLNEED)  # one large request to the disk instead of many small ones
     pages = (ctypes.c_ubyte * n_bytes).from_address(place)
-    weakref.finalize(pages, unmap, place, n_bytes).atexit = False  # tensors may live on until the very end
+    weakref.finalize(pages, unmap, place, n_bytes).atexit = False  # Tensors may live on until the very end.
     return pages
 
 

@@ -30,12 +30,12 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         save_file(content, temporary, metadata=dict(metadata) if metadata else None)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # the library makes it its owner's alone
+        os.chmod(temporary, 0o644)  # The library lets only the owner read it.
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         if not is_full_disk(error):
             raise
-        temporary.unlink(missing_ok=True)  # first, so that the message says what the next try will find
+        temporary.unlink(missing_ok=True)  # The file goes first, so that the message says what the next try will find.
         raise ValueError(no_space(path.parent, 0)) from None
     finally:
         temporary.unlink(missing_ok=True)

@@ -84,7 +84,7 @@ class DecoderView:
         ValueError: the architecture cannot be replayed (named, with the reason).
     """
 
-    n_cached_calls = 4  # batch shapes and padding patterns whose layer arguments are kept
+    n_cached_calls = 4  # So many batch shapes and padding patterns have their layer arguments kept.
 
     def __init__(self, model: nn.Module, *, residency: Residency | None = None) -> None:
         refuse_coupled_layers(getattr(model, "config", None))
@@ -208,7 +208,7 @@ class DecoderView:
     def logits(self, batch: Batch, *, student: Student = TEACHER) -> Tensor:
         """Logits (B, T, V) of a student on one batch."""
         reading = self.read(batch)
-        ((_, h_BTD),) = deque(self.stream(reading, student=student), maxlen=1)  # keeps one boundary at a time
+        ((_, h_BTD),) = deque(self.stream(reading, student=student), maxlen=1)  # The deque keeps one boundary at a time.
         return self.head(h_BTD, reading)
 
     @contextmanager

@@ -25,7 +25,7 @@ def draft_speed(acceptance: float, cost: float, n_drafted: int) -> float:
         cost: a step of the student in steps of the teacher.
         n_drafted: tokens per round, at least 1.
     """
-    accepted = sum(acceptance**n for n in range(n_drafted + 1))  # the geometric sum, which has no pole at 1
+    accepted = sum(acceptance**n for n in range(n_drafted + 1))  # The geometric sum has no pole at 1.
     return accepted / (1.0 + n_drafted * cost)
 
 

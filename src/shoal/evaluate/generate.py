@@ -187,7 +187,7 @@ def _side_by_side(teacher: Any, student: Any, tokenizer: Any, prompt: str, max_n
     window = getattr(teacher.config.get_text_config(decoder=True), "max_position_embeddings", None)
     turn = asked(tokenizer, prompt) if prompt else None
     ids = tokenizer(prompt)["input_ids"] if turn is None else tokenizer(turn, add_special_tokens=False)["input_ids"]
-    if turn is not None and window is not None and len(ids) + max_new_tokens > window:  # a template can be longer than a window
+    if turn is not None and window is not None and len(ids) + max_new_tokens > window:  # A template may exceed a window.
         turn, ids = None, tokenizer(prompt)["input_ids"]
     prompt_T = torch.tensor(ids, dtype=torch.long)
     if len(prompt_T) == 0:

@@ -144,7 +144,7 @@ def perplexities(
         raise ValueError(f"perplexity reads one row of token ids, got the shape {tuple(ids_T.shape)}; flatten the text first")
     ids_T, start_P = ids_T.long(), torch.tensor(list(start), dtype=torch.long)
     groups = list(_batched(windows(len(ids_T), window=window, stride=stride, n_start=len(start_P)), batch_size))
-    mine: list[tuple[int, list[float]]] = []  # per batch: tokens scored, and every student's sum
+    mine: list[tuple[int, list[float]]] = []  # Each batch has its tokens scored and every student's sum.
 
     def add(reading: Reading, finals: list[Tensor]) -> None:
         scored_BT = _scored(groups[reading.batch.index], n_start=len(start_P)).to(view.device)

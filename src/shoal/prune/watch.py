@@ -148,7 +148,7 @@ def _readers_of_one_tensor(here: Here, maps: Sequence[ThinMap], probe: Reading) 
 
     def note(name: str, h: Tensor) -> None:
         same = next((other for other, x in seen if x.data_ptr() == h.data_ptr() and x.shape == h.shape), None)
-        seen.append((name, h))  # kept, so that no later tensor takes its place in memory
+        seen.append((name, h))  # The tensor is kept, so that no later one takes its place in memory.
         leaders[name] = same or name
 
     unpadded = Reading(type(probe.batch)(probe.batch.ids_BT), probe.h_BTD, probe.calls)

@@ -4,7 +4,7 @@ import textwrap
 
 from shoal.recipes.table import RECIPES
 
-WIDTH = 128  # of a line of docs/recipes.md
+WIDTH = 128  # A line of docs/recipes.md has that many characters.
 
 
 def recipes_said() -> list[tuple[str, str]]:

@@ -74,7 +74,7 @@ def _one_choice(changes: Mapping[str, Any]) -> Mapping[str, Any]:
 def _is_there(path: Path) -> bool:
     try:
         return path.exists()
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):  # No file can have such a name.
         return False
 
 
@@ -97,7 +97,7 @@ def _read(name_or_path: str) -> dict[str, Any]:
     # checked here as well, so that a fault of the file is not reported as one of the options
     try:
         as_json = json.dumps(merged, default=str)
-    except (ValueError, TypeError) as error:  # a value that holds itself, a key that is no text
+    except (ValueError, TypeError) as error:  # A value holds itself, or a key is no text.
         raise ValueError(f"{path} cannot be a recipe: {error}") from None
     return Recipe.from_json(as_json, where=str(path)).model_dump(mode="json")
 

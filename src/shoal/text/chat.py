@@ -66,7 +66,7 @@ def _rendered(tokenizer: Any, turns: list[Turn], **how: Any) -> str:
             text = tokenizer.apply_chat_template(turns, tokenize=False, **how)
     except MemoryError:
         raise ValueError("the chat template runs out of memory on these messages; use another template") from None
-    except Exception as error:  # a template divides by zero, recurses, includes a file, adds a list to a text: any of it
+    except Exception as error:  # A template may do anything, such as divide by zero or recurse.
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"the chat template refuses these messages ({said})") from None
     if not isinstance(text, str):

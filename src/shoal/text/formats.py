@@ -51,7 +51,7 @@ def txt_documents(path: Path) -> Iterator[str]:
         while line := file.readline(LONGEST_PARAGRAPH):
             if "\0" in line:
                 raise ValueError(f"{path} is binary (it holds a zero byte); give a UTF-8 text file")
-            if lines or line.strip():  # no document starts with a blank line
+            if lines or line.strip():  # No document starts with a blank line.
                 lines.append(line)
                 size += len(line)
             if size >= (LONGEST_PARAGRAPH if line.strip() else DOCUMENT_CHARACTERS):
@@ -92,7 +92,7 @@ def parsed(text: str, where: str, *, do: str) -> Any:
         raise ValueError(f"{where} is not JSON ({error.msg}); {do}") from None
     except RecursionError:
         raise ValueError(f"{where} is not JSON (nested too deeply); {do}") from None
-    except ValueError:  # the interpreter's limit on digits
+    except ValueError:  # The interpreter limits the digits of a number.
         raise ValueError(f"{where} is not JSON (it holds a number of too many digits); {do}") from None
 
 
@@ -111,7 +111,7 @@ def json_rows(path: Path) -> Iterator[TextRow]:
     except ValueError as error:
         if "Extra data" not in str(error):
             raise
-        yield from jsonl_rows(path)  # as many files on the hub are named
+        yield from jsonl_rows(path)  # Many files on the hub are named so.
         return
     if isinstance(value, dict):
         lists = [name for name, one in value.items() if isinstance(one, list) and one and isinstance(one[0], dict)]
@@ -150,7 +150,7 @@ def csv_rows(path: Path) -> Iterator[TextRow]:
         try:
             for number, row in enumerate(csv.DictReader(file, names, delimiter=mark), start=1):
                 where = f"{path}, row {number}"
-                if row.pop(None, None) is not None:  # where DictReader puts what is too much
+                if row.pop(None, None) is not None:  # DictReader puts what is too much under None.
                     raise ValueError(f"{where} has more than the {len(names)} values of the header; put quotes around its text")
                 yield where, row
         except csv.Error as error:

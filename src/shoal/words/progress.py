@@ -119,7 +119,7 @@ class LogLines:
     def __call__(self, what: str, done: int, total: int) -> None:
         with self._lock:
             now, is_new = self._now(), what != self._what
-            if is_new or done < self._done:  # another stage, or the same work on the next candidate
+            if is_new or done < self._done:  # Another stage began, or the same work on the next candidate.
                 # How long the steps took that were done before the first report is not known, so they do not count.
                 self._began, self._first = now, done
             self._what, self._done, self._total, self._reported = what, done, total, now

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 MOST_JSON = 64 * 2**20  # bytes; the largest tokenizer files and scans are a tenth of this
-MOST_FOLDERS = 200  # of a path; the longest that systems take has 4,096 bytes
-MOST_DEPTH = 100  # of nested lists and objects; configs and records nest less than ten deep
+MOST_FOLDERS = 200  # This bounds a path; the longest that systems take has 4,096 bytes.
+MOST_DEPTH = 100  # This bounds nested lists and objects; configs and records nest less than ten deep.
 HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")  # an escape of a surrogate, which may stand alone
 AGAIN = "download or write it again"
 
@@ -25,7 +25,7 @@ def refuse_irregular(path: Path) -> None:
         mode = path.stat().st_mode
     except FileNotFoundError:
         raise ValueError(f"{path} is not there; {AGAIN}") from None
-    except (OSError, ValueError) as error:  # too long a name, a link to itself, a zero byte in it
+    except (OSError, ValueError) as error:  # The name is too long, is a link to itself or holds a zero byte.
         raise ValueError(f"{shortened(str(path))} cannot be read ({reason_of(error)})") from None
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
@@ -154,7 +154,7 @@ def inside(folder: Path, name: str, where: str) -> Path:
         within = (
             bool(name) and not Path(name).is_absolute() and target.resolve().is_relative_to(root) and target.resolve() != root
         )
-    except (OSError, ValueError, RuntimeError):  # too long, a zero byte, a link to itself
+    except (OSError, ValueError, RuntimeError):  # The name is too long, is a link to itself or holds a zero byte.
         within = False
     if not within or any(part == ".." or len(part.encode("utf-8", "replace")) > 255 for part in Path(name).parts):
         raise ValueError(
@@ -178,7 +178,7 @@ def guarded(what: str) -> Iterator[None]:
         yield
     except MemoryError:
         raise
-    except Exception as error:  # see above
+    except Exception as error:  # The parser of tokenizers raises errors of any class.
         if type(error).__name__ == "OutOfMemoryError":
             raise
         raise ValueError(f"{what}: {type(error).__name__}: {reason_of(error)}") from None

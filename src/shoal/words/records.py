@@ -68,7 +68,7 @@ def _allows_truth(annotation: Any) -> bool:
 def _shown(value: Any) -> str:
     try:
         return str(value)[:60]
-    except (ValueError, RecursionError):  # the interpreter writes no number of more than some thousand digits
+    except (ValueError, RecursionError):  # The interpreter writes no number of more than some thousand digits.
         return f"a {type(value).__name__} that is too long to show"
 
 
@@ -104,7 +104,7 @@ def _problem(problem: ErrorDetails, model: type[BaseModel]) -> str:
     if problem["type"] == "extra_forbidden":
         key = str(problem["loc"][-1])
         return f"unknown key {place!r}; {nearest(key, fields_at(model, problem['loc'][:-1]))}"
-    if problem["type"] == "value_error":  # raised by us: it says what was got
+    if problem["type"] == "value_error":  # We raised this one, so it says what was got.
         return f"{place}: {problem['ctx']['error']}"
     got = "" if problem["type"] == "missing" else f", got {_shown(problem.get('input'))!r}"
     return f"{place}: {problem['msg'][0].lower()}{problem['msg'][1:]}{got}"

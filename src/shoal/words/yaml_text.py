@@ -9,7 +9,7 @@ from shoal.words.reading import read_bytes, reason_of
 
 MOST_BYTES = 2**20
 MOST_DEPTH = 50
-MOST_NODES = 50_000  # of the whole text, with every anchor written out where it is used
+MOST_NODES = 50_000  # The whole text counts, with every anchor written out where it is used.
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -30,7 +30,7 @@ def parse_yaml(text: str, where: str) -> Any:
         raise ValueError(f"{where} is not YAML: {reason_of(error)}") from None
     except Refused:
         raise
-    except (ValueError, OverflowError, TypeError) as error:  # a value that looks like a date or a number and is none
+    except (ValueError, OverflowError, TypeError) as error:  # A value looks like a date or a number and is none.
         raise ValueError(f"{where} holds a value that cannot be: {reason_of(error)}; put it in quotation marks") from None
 
 

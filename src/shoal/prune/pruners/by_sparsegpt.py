@@ -73,7 +73,7 @@ def _thin_block(w_DC: Tensor, upper_CC: Tensor, amount: Amount) -> Tensor:
             gone_D = gone_DC[:, at]
         errors_DC[:, at] = w_DC[:, at].masked_fill(~gone_D, 0.0) / steps_C[at]
         w_DC[:, at:] -= errors_DC[:, at, None] * upper_CC[at, at:]
-        w_DC[:, at].masked_fill_(gone_D, 0.0)  # exactly: the update leaves a rounding
+        w_DC[:, at].masked_fill_(gone_D, 0.0)  # The zeros are set again, because the update leaves a rounding.
     return errors_DC
 
 
