@@ -183,3 +183,12 @@ def test_a_file_in_openvino(bundled, tmp_path):
     """Half precision: it reads no file in single precision."""
     written = export("gguf", bundled / "plain", tmp_path / "written.gguf", Options(kind="f16")).path
     assert proof(written, bundled / "plain" / "model", "openvino").verdict == "agrees"
+
+
+def test_a_student_drafts_for_its_teacher(bundled):
+    """What is said with a draft is what the teacher says alone, token by token."""
+    teacher, student = (AutoModelForCausalLM.from_pretrained(path) for path in (BUNDLED, bundled / "plain" / "model"))
+    ids = torch.tensor([[7, 99, 256, 1000]])
+    options = {"max_new_tokens": 12, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+    alone = teacher.generate(ids, **options)
+    assert torch.equal(teacher.generate(ids, assistant_model=student, **options), alone)
