@@ -104,3 +104,18 @@ def test_a_student_with_an_added_padding_token_is_held_against_its_teacher(small
     options = ("--text", small["text"], "--length", 16, "--samples", 8)
     code, _, err = shoal("eval", "student", "--teacher", small["model"], *options)
     assert code == 0, err
+
+
+def test_samples_beside_named_layers_are_text_that_nothing_reads(small, shoal, tmp_path):
+    code, _, err = shoal("compress", small["model"], "--layers", 2, "--samples", 8, "--text", small["text"], "--out", "run")
+    one_line(code, err, "--samples", "nothing is chosen")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("select", ["laco", "sliding"])
+def test_a_selector_that_merges_brings_its_own_guard(select):
+    from shoal.cli.recipe_options import with_options
+
+    assert with_options("default", select=select).guard == 1
+    with pytest.raises(ValueError, match="--guard 1"):
+        with_options("default", select=select, guard=4)

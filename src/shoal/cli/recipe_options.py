@@ -38,6 +38,9 @@ def with_options(recipe: str, **options: Any) -> Recipe:
     if "params" in given:
         given["parameters"] = given.pop("params")
     refuse_beside_named(given, search, recipe)
+    merges = given.get("select") in SELECTORS and "weights" in SELECTORS[given["select"]].reads
+    if merges and "guard" not in given:
+        given["guard"] = 1  # what it proposes was compared by running it, so nothing is left to compete
     if train and "lr" in train:
         train["min_lr"] = train["lr"] / 10
     if asked:
@@ -93,7 +96,14 @@ def refuse_unread(chosen: Recipe, options: Mapping[str, Any]) -> None:
     """Raises ValueError for an option that was given and that this recipe does not read: it would be dropped in silence."""
     from shoal.select.table import selector_named
 
-    if chosen.is_by_hand or "tables" in selector_named(chosen.select).reads:
+    if chosen.is_by_hand:
+        if options.get("samples") is not None and chosen.prune is None:
+            raise ValueError(
+                "--samples is text to choose by, and the layers are named, so nothing is chosen; leave it out (a repair reads "
+                "--fit-tokens)"
+            )
+        return
+    if "tables" in selector_named(chosen.select).reads:
         return
     if options.get("by") is not None:
         raise ValueError(
