@@ -8,7 +8,7 @@ from shoal.edits.drop import Drop
 from shoal.edits.plan import Candidate
 from shoal.run.race import Rung, Standings, race, ranked, still_in
 
-RUNGS = (Rung(1000, lambda one: None), Rung(4000, lambda one: None))
+RUNGS = (Rung(1000, lambda one, kept: None), Rung(4000, lambda one, kept: None))
 
 
 def candidate(layer, kl=None, stderr=0.01):
@@ -78,7 +78,7 @@ def test_a_race_that_was_killed_goes_on_where_it_was(tmp_path):
 
     def killed_after(n, track):
         def measure(one, rung):
-            def once():
+            def once(kept):
                 if len(track.runs) == n:
                     raise KeyboardInterrupt
                 return track(one, rung)
@@ -94,7 +94,7 @@ def test_a_race_that_was_killed_goes_on_where_it_was(tmp_path):
     assert found == race(every, RUNGS, whole)
     assert first.runs + second.runs == whole.runs, "nobody was measured twice"
     other = Track(truth)
-    race(every, RUNGS, lambda one, rung: Standings(tmp_path, "another").once(one, rung, lambda: other(one, rung)))
+    race(every, RUNGS, lambda one, rung: Standings(tmp_path, "another").once(one, rung, lambda kept: other(one, rung)))
     assert other.runs == whole.runs, "figures of other inputs are not taken"
     Standings(tmp_path, "key").clear()
     assert not tmp_path.exists()

@@ -1,7 +1,9 @@
 """Mixtures: the proportions are those written, at every prefix; specs that make no sense are refused."""
 
+import json
+
 import pytest
-from text_world import own_words, word_tokenizer, words, write_jsonl
+from text_world import CHAT_TEMPLATE, own_words, word_tokenizer, words, write_jsonl
 
 from shoal.text import PRESETS, SLICE_SHARES, open_corpus, parse_mixture
 from shoal.text.corpus import Corpus
@@ -112,3 +114,22 @@ def test_a_domain_mixture_needs_domains(tmp_path):
     (tmp_path / "a.txt").write_text("w1")
     with pytest.raises(ValueError, match="names no domains"):
         open_corpus(f"mix:slimpajama={tmp_path / 'a.txt'}", TOKENIZER)
+
+
+def test_chats_go_through_the_template_beside_plain_text(tmp_path):
+    """Half and half by characters as they are read, the marks of the roles included; plain text gets none."""
+    tokenizer = word_tokenizer(2000, chat_template=CHAT_TEMPLATE)
+    turns = [[{"role": "user", "content": f"w{i}"}, {"role": "assistant", "content": words(i, 4)}] for i in range(1000, 1600)]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps({"messages": one}) + "\n" for one in turns))
+    plain = write_jsonl(tmp_path / "plain.jsonl", [words(i, 30) for i in range(800)])
+    corpus = open_corpus(f"0.5*{tmp_path / 'chats.jsonl'}+0.5*{plain}", tokenizer)
+    used = {True: 0, False: 0}
+    for document in corpus.documents("training"):
+        is_chat = " user " in document.text
+        assert is_chat == (" assistant " in document.text) == document.text.startswith("<bos> user w1")
+        used[is_chat] += len(document.text)
+        assert abs(used[True] - used[False]) <= 2 * 2000
+    assert min(used.values()) > 5_000
+    marks = [tokenizer.convert_tokens_to_ids(one) for one in ("user", "assistant")]
+    ids = corpus.samples("training", n=8, length=64).ids_NT
+    assert all(int((ids == mark).sum()) > 8 for mark in marks)

@@ -318,7 +318,7 @@ def test_candidates_compete_as_they_would_be_kept():
                 found.append(Quality(kl=(repaired if student.overrides else plain)[layers], **known))
             return found
 
-    def repair(candidate):
+    def repair(candidate, kept):
         values = {0: {"weight": torch.zeros(1)}}
         return replace(student_without(candidate.layers), overrides=values) if candidate.layers in repaired else None
 

@@ -69,6 +69,20 @@ class SpilledStates(_Listed):
 
 
 @dataclass(frozen=True, eq=False)
+class Borrowed(_Listed):
+    """States of somebody else, who frees them; what follows from them waits in ``spill``."""
+
+    states: BoundaryStates
+    spill: Spill
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def at(self, index: int) -> Tensor:
+        return self.states[index]
+
+
+@dataclass(frozen=True, eq=False)
 class Between(_Listed):
     """States ``share`` of the way from one boundary to another, computed when they are asked for, in fp32 at least."""
 
@@ -93,7 +107,7 @@ def free(states: BoundaryStates) -> None:
 
 def emptied(states: BoundaryStates) -> SpilledStates:
     """No states yet, in the spill of the given ones, or in a spill of their own where those are a plain list."""
-    return SpilledStates(states.spill if isinstance(states, SpilledStates) else Spill())
+    return SpilledStates(states.spill if isinstance(states, (SpilledStates, Borrowed)) else Spill())
 
 
 def read_all(view: DecoderView, batches: Iterable[Batch], spill: Spill) -> tuple[list[Reading], SpilledStates]:

@@ -10,6 +10,7 @@ from shoal.engine.view import DecoderView
 from shoal.engine.workers import ALONE, Workers
 from shoal.fit.boundary_states import BoundaryStates
 from shoal.fit.fit_config import FitConfig
+from shoal.fit.kept_layers import KeptLayers
 from shoal.fit.walk import Goal, Here, walk
 from shoal.words.types import Batch
 
@@ -22,7 +23,8 @@ class FitJob:
         student: before the repair.
         batches: text for the sums; of all workers together.
         config: how tokens count, and the ridge.
-        known: the teacher's states of all batches at some boundaries, so that they are not run again.
+        known: the teacher's states of this process's batches at some boundaries, so that they are not run again.
+        kept: what an earlier run of the same sweep set, layer by layer, and the place for what this one sets.
         after_layer: called with each finished layer, for progress.
         workers: the processes that share the batches; all of them get the same values.
     """
@@ -32,6 +34,7 @@ class FitJob:
     batches: Sequence[Batch]
     config: FitConfig = FitConfig()
     known: Mapping[int, BoundaryStates] | None = None
+    kept: KeptLayers | None = None
     after_layer: Callable[[int], None] | None = None
     workers: Workers = ALONE
 
@@ -49,4 +52,5 @@ class FitJob:
 
     def alone(self) -> FitJob:
         """The same job for a process that reads all of the text itself: its sums are small, so sharing it would save little."""
-        return replace(self, workers=ALONE)
+        known = self.known if self.workers.size == 1 else None  # those are of this process's share alone
+        return replace(self, workers=ALONE, known=known)

@@ -18,6 +18,7 @@ from shoal.fit.fit_config import FitConfig
 from shoal.fit.fit_job import FitJob
 from shoal.fit.fit_result import CannotRefit, FitResult, Refitted
 from shoal.fit.table import fit_of, repair_named
+from shoal.fit.teacher_prefix import Reuse
 from shoal.text.samples import Samples
 
 JudgeAll = Callable[[Sequence[Student]], Sequence[float]]
@@ -42,6 +43,7 @@ def fit_plan(
     batch_size: int,
     config: FitConfig = FitConfig(),  # noqa: B008  (frozen)
     quality: JudgeAll | None = None,
+    reuse: Reuse = Reuse(),  # noqa: B008  (frozen)
     progress: Callable[[int, int], None] | None = None,
     workers: Workers = ALONE,
 ) -> FittedPlan:
@@ -55,6 +57,7 @@ def fit_plan(
         config: how tokens count, and the ridge; the text is ``samples``.
         quality: measures students on text of its own; a repair that it finds worse than none is undone, and replacements that
             it would have set keep the values they start with.
+        reuse: what earlier fits left that need not be made again; it changes no value.
         progress: called with (layers done, layers in all).
         workers: the processes that share the text; all of them get the same values.
     Raises:
@@ -71,7 +74,8 @@ def fit_plan(
         n_layers = fit.last_layer(plan) + 1
         after_layer = None if progress is None else lambda layer: progress(layer + 1, n_layers)
         batches = samples.batches(batch_size)
-        found = fit(FitJob(view, student, batches, config, after_layer=after_layer, workers=workers), plan)
+        job = FitJob(view, student, batches, config, reuse.known(), reuse.kept, after_layer, workers)
+        found = fit(job, plan)
     except CannotRefit as reason:
         if not entry.else_plain:
             raise

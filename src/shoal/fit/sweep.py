@@ -21,6 +21,7 @@ from shoal.engine.view import Reading
 from shoal.fit.fit_config import FitConfig
 from shoal.fit.fit_job import FitJob
 from shoal.fit.fit_result import CannotRefit, LayerFit, Refitted
+from shoal.fit.kept_layers import FittedLayer, LayerRecord
 from shoal.fit.layer_fit import LayerSolution, LayerSolver
 from shoal.fit.repair import N_SUMS, RepairSize, bytes_of_sums
 from shoal.fit.sites.neuron_pool import EXTRA, NeuronPool, Ranking, ranking_batches
@@ -114,11 +115,10 @@ def sweep_layers(job: FitJob, *, targets: Mapping[int, int], sites: Sites, share
         for here in walked:
             if end.passes(here.layer):
                 continue
-            started = time.monotonic()
-            found, reasons = _fitted(job, here, sites, probe, orphans=orphans.get(here.layer, ()), n_ranking=n_ranking)
-            swept[here.layer] = found.values
-            skipped += reasons
-            fits.append(found.record(here, seconds=time.monotonic() - started))
+            done = _set(job, here, sites, probe, orphans=orphans.get(here.layer, ()), n_ranking=n_ranking)
+            swept[here.layer] = dict(done.values)
+            skipped += done.record.skipped
+            fits.append(done.record.fit)
             end.add(fits[-1])
             if end.is_over(here.layer):
                 ended_behind = here.layer
@@ -151,7 +151,22 @@ def _orphans(job: FitJob, targets: Mapping[int, int]) -> dict[int, tuple[int, ..
     return found
 
 
-def _fitted(
+def _set(job: FitJob, here: Here, sites: Sites, probe: Reading, *, orphans: Sequence[int], n_ranking: int) -> FittedLayer:
+    """One layer fitted, or as an earlier run of this sweep left it."""
+    known = None if job.kept is None else job.kept.read(here.layer, device=job.view.device)
+    if known is not None:
+        here.set(known.values)
+        return known
+    started = time.monotonic()
+    found, reasons = _solved(job, here, sites, probe, orphans=orphans, n_ranking=n_ranking)
+    fit = found.record(here, seconds=time.monotonic() - started)
+    done = FittedLayer(LayerRecord(fit=fit, skipped=tuple(reasons)), found.values)
+    if job.kept is not None:
+        job.kept.write(here.layer, done)
+    return done
+
+
+def _solved(
     job: FitJob, here: Here, sites: Sites, probe: Reading, *, orphans: Sequence[int], n_ranking: int
 ) -> tuple[LayerSolution, list[str]]:
     """What the solves of one layer found, and why sublayers of it were left."""

@@ -25,7 +25,7 @@ from shoal.engine.spill import Spill
 from shoal.engine.student import Step, Student
 from shoal.engine.view import DecoderView, Reading, Tap
 from shoal.engine.workers import ALONE, Workers
-from shoal.fit.boundary_states import Between, BoundaryStates, advance, free, read_all
+from shoal.fit.boundary_states import Between, Borrowed, BoundaryStates, advance, free, read_all
 from shoal.fit.held_out import LayerEnds
 from shoal.fit.sums import folds_of
 from shoal.words.types import Batch
@@ -149,6 +149,7 @@ class _Streams:
     Attributes:
         ours, teacher: those states; one object until the two differ. Without a teacher its states are empty.
         known: the teacher's states at some boundaries, which are not run again.
+        spill: where states of either wait.
         at: the boundary the teacher stands at.
     """
 
@@ -159,8 +160,18 @@ class _Streams:
     teacher: BoundaryStates
     known: Mapping[int, BoundaryStates]
     workers: Workers
+    spill: Spill
     at: int = 0
     _held: list[BoundaryStates] = field(default_factory=list)
+
+    def begin(self, first: int, student: Student) -> int:
+        """The boundary to begin at: the last known one up to ``first`` that the student reaches as the teacher, else 0."""
+        before = [at for at in self.known if at <= first and all(student.is_teacher_at(layer) for layer in range(at))]
+        self.at = max(before, default=0) if self.teacher else 0
+        if self.at in self.known:
+            states = Borrowed(self.known[self.at], self.spill)
+            self.move(ours=states, teacher=states)
+        return self.at
 
     def step(self, layer: int, student: Student) -> None:
         """Both move on behind a layer that has no body."""
@@ -185,7 +196,7 @@ class _Streams:
             if passing is not None and layer > behind:
                 passing(layer)
         if boundary in self.known:
-            self.move(teacher=list(self.workers.share(self.known[boundary])))
+            self.move(teacher=Borrowed(self.known[boundary], self.spill))
         self.at = boundary
 
     def move(self, *, ours: BoundaryStates | None = None, teacher: BoundaryStates | None = None) -> None:
@@ -230,7 +241,7 @@ def walk(
         student: runs at the other layers as it is.
         goals: layer to the boundary that its output is fitted to; the layers in between are left out, what is put in runs.
         teacher: False: there are no targets, and nothing but the student runs.
-        known: the teacher's states of all batches at some boundaries, so that they are not run again.
+        known: the teacher's states of this process's batches at some boundaries, so that they are not run again.
         after_layer: called with each finished layer, for progress.
         workers: the processes that share the batches; folds are those of all samples.
     Raises:
@@ -240,8 +251,8 @@ def walk(
     try:
         readings, boundary = read_all(view, workers.share(batches), spill)
         folds = [one.to(view.device) for one in workers.share(folds_of(batches))] if teacher else []
-        streams = _Streams(view, readings, folds, boundary, boundary if teacher else (), known or {}, workers)
-        layer, last = 0, max(goals)
+        streams = _Streams(view, readings, folds, boundary, boundary if teacher else (), known or {}, workers, spill)
+        layer, last = streams.begin(min(goals), student), max(goals)
         while layer <= last:
             with view.residency.layer(layer):
                 if layer in goals:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from shoal.edits.plan import Candidate
     from shoal.engine.student import Student
+    from shoal.fit.kept_layers import KeptLayers
+    from shoal.fit.teacher_prefix import TeacherPrefix
     from shoal.measure.set_function import UnitSet
     from shoal.run.race import RepairOfCandidate, Rung
     from shoal.run.refitted_sets import RefitOf
@@ -94,13 +96,25 @@ def ranking_sizes(n_samples: int) -> list[int]:
     return sizes
 
 
-def rungs(inputs: Inputs, size: ModelSize) -> tuple[Rung, ...]:
+def rungs(inputs: Inputs, size: ModelSize, candidates: Sequence[Candidate]) -> tuple[Rung, ...]:
     """The rounds of the race of repaired candidates; none where plain cuts are compared."""
     if not repairs_candidates(inputs.recipe):
         return ()
+    from shoal.fit.teacher_prefix import TeacherPrefix
     from shoal.run.race import Rung
 
-    return tuple(Rung(samples.n_tokens, repairer(inputs, size, samples)) for samples in ranking_texts(inputs))
+    boundary = shared_boundary(candidates)
+    found = []
+    for samples in ranking_texts(inputs):
+        prefix = TeacherPrefix(inputs.view, inputs.batches(samples), boundary, workers=inputs.workers)
+        found.append(Rung(samples.n_tokens, repairer(inputs, size, samples, prefix)))
+    return tuple(found)
+
+
+def shared_boundary(candidates: Sequence[Candidate]) -> int:
+    """The boundary up to which no candidate changes anything: that before the layer in front of the earliest cut."""
+    units = [unit for one in candidates for unit in one.units]
+    return max(0, min((unit.index - (unit.kind == "layer") for unit in units), default=0))
 
 
 def refit_without(inputs: Inputs) -> tuple[RefitOf, str]:
@@ -135,19 +149,20 @@ def refit_without(inputs: Inputs) -> tuple[RefitOf, str]:
     return refit, f"{samples.data_hash} {samples.n_samples} {config!r}"
 
 
-def repairer(inputs: Inputs, size: ModelSize, samples: Samples) -> RepairOfCandidate:
-    """Repairs a candidate as the recipe asks, on that text."""
+def repairer(inputs: Inputs, size: ModelSize, samples: Samples, prefix: TeacherPrefix) -> RepairOfCandidate:
+    """Repairs a candidate as the recipe asks, on that text; all of them share the teacher's states on it up to their cuts."""
     from shoal.edits.drop import drops_of
     from shoal.edits.student_of import student_of
     from shoal.fit.fit_plan import fit_plan
     from shoal.fit.fit_result import CannotRefit
+    from shoal.fit.teacher_prefix import Reuse
     from shoal.select.plan_of import plan_of
 
     opened, config = inputs.opened, inputs.recipe.fit
     if config.ridge is None:
         config = config.model_copy(update={"ridge": RANKING_RIDGE})
 
-    def repaired(candidate: Candidate) -> Student | None:
+    def repaired(candidate: Candidate, kept: KeptLayers | None = None) -> Student | None:
         cut = plan_of(drops_of(candidate.units), size, source=opened.name, source_hash=opened.fingerprint)
         try:
             fitted = fit_plan(
@@ -157,6 +172,7 @@ def repairer(inputs: Inputs, size: ModelSize, samples: Samples) -> RepairOfCandi
                 repair=inputs.recipe.repair,
                 batch_size=inputs.batch_size,
                 config=config,
+                reuse=Reuse(kept, prefix),
                 progress=partial(tell, "repair a candidate"),
                 workers=inputs.workers,
             )

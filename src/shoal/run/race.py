@@ -1,13 +1,14 @@
 """The race: repaired candidates are compared on growing text, and whoever is clearly behind drops out early.
 
 Successive halving (Jamieson and Talwalkar, arXiv 1502.07943): every candidate is repaired on little text, and the better half,
-less those that are clearly worse than the first, once more on more. What was measured is a file each, so a run that was killed
-repairs no candidate twice.
+less those that are clearly worse than the first, once more on more. What was measured is a file each, and so is each layer of
+the candidate at work: a run that was killed repairs no candidate twice, and loses one layer of that candidate at most.
 """
 
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,13 @@ from pathlib import Path
 from shoal.edits.plan import Candidate
 from shoal.engine.student import Student
 from shoal.engine.workers import ALONE, Workers
+from shoal.fit.kept_layers import KeptLayers
 from shoal.words.records import stable_hash
 
-RepairOfCandidate = Callable[[Candidate], Student | None]
-"""The student of a candidate with its repair in place, or None where nothing can be repaired."""
+RepairOfCandidate = Callable[[Candidate, KeptLayers | None], Student | None]
+"""The student of a candidate with its repair in place, or None where nothing can be repaired.
+
+The second argument holds the layers that an earlier run fitted, and takes those that this one fits."""
 
 CLEARLY = 3.0
 """Standard errors of a difference. Both are measured on the same tokens, so the true error of their difference is smaller."""
@@ -44,27 +48,26 @@ class Standings:
     def __init__(self, folder: Path, key: str, *, workers: Workers = ALONE) -> None:
         self._folder, self._key, self._workers = folder, key, workers
 
-    def once(self, candidate: Candidate, rung: Rung, measure: Callable[[], Candidate]) -> Candidate:
-        """What was measured of a candidate on this rung, read back where an earlier call has."""
+    def once(self, candidate: Candidate, rung: Rung, measure: Callable[[KeptLayers], Candidate]) -> Candidate:
+        """What was measured of a candidate on this rung, read back where an earlier call has.
+
+        Args:
+            measure: gets the place for the candidate's fitted layers, which are forgotten when it is measured.
+        """
         edits = [edit.model_dump(mode="json") for edit in candidate.edits]
-        path = self._folder / f"{stable_hash(self._key, edits, rung.n_tokens)}.json"
+        name = stable_hash(self._key, edits, rung.n_tokens)
+        path, kept = self._folder / f"{name}.json", KeptLayers(self._folder / name, workers=self._workers)
         known = self._workers.from_first(lambda: Candidate.load(path) if path.exists() else None)
         if known is not None:
             return known
-        found = measure()
+        found = measure(kept)
         self._workers.on_first(lambda: found.save(path))
+        kept.clear()
         return found
 
     def clear(self) -> None:
         """Forget all of them: the choice is made."""
-
-        def remove() -> None:
-            for path in self._folder.glob("*.json"):
-                path.unlink()
-            if self._folder.exists() and not any(self._folder.iterdir()):
-                self._folder.rmdir()
-
-        self._workers.on_first(remove)
+        self._workers.on_first(lambda: shutil.rmtree(self._folder, ignore_errors=True))
 
 
 def race(

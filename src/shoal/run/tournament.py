@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from shoal.edits.plan import Candidate, PartChoice
 from shoal.engine.student import Student
+from shoal.fit.kept_layers import KeptLayers
 from shoal.measure.oracle import Oracle, Quality
 from shoal.run.race import Rung, Standings, race, ranked
 from shoal.select.budget import realised
@@ -95,7 +96,9 @@ def tournament(
     else:
 
         def measure(one: Candidate, rung: Rung) -> Candidate:
-            return standings.once(one, rung, lambda: _as_kept(one, judge, rung)) if standings else _as_kept(one, judge, rung)
+            if standings is None:
+                return _as_kept(one, judge, rung, None)
+            return standings.once(one, rung, lambda kept: _as_kept(one, judge, rung, kept))
 
         measured = race(candidates, rungs, measure)
     if not any(one.kl is not None and math.isfinite(one.kl) for one in measured):
@@ -111,8 +114,8 @@ def _measured(candidate: Candidate, quality: Quality) -> Candidate:
     return candidate.model_copy(update=dict(kl=quality.kl, kl_stderr=stderr, perplexity=quality.perplexity))
 
 
-def _as_kept(candidate: Candidate, judge: Oracle, rung: Rung) -> Candidate:
-    students = [untrained(candidate), rung.repair(candidate)]
+def _as_kept(candidate: Candidate, judge: Oracle, rung: Rung, kept: KeptLayers | None) -> Candidate:
+    students = [untrained(candidate), rung.repair(candidate, kept)]
     plain, *repaired = judge.measure([one for one in students if one is not None])
     best = repaired[0] if repaired and not repaired[0].kl >= plain.kl and math.isfinite(repaired[0].kl) else plain
     return _measured(candidate, best).model_copy(update={"kl_plain": plain.kl, "repaired_on": rung.n_tokens})

@@ -76,7 +76,7 @@ def run(state: State, folder: RunFolder) -> Made:
         short,
         size,
         judge=judge if recipe.guard > 1 else None,
-        rungs=rungs(inputs, size),
+        rungs=rungs(inputs, size, short.candidates),
         standings=standings,
     )
     plan = plan_of(
@@ -152,7 +152,7 @@ def takes(sizes: Sizes) -> StageNeed:
         states = sizes.states(MOST_TOGETHER + 1, n_searched)
         found.append(sizes.need("plan", states=states, cache=cache, work=sizes.judging(n_searched)))
     if repairs_candidates(recipe):
-        found.append(fitting(sizes, "plan", share=min(SHARES_FOR_RANKING)))
+        found.append(fitting(sizes, "plan", share=min(SHARES_FOR_RANKING), n_states=6))
     return largest(*found)
 
 

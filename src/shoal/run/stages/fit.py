@@ -15,8 +15,10 @@ from shoal.words.progress import tell
 
 if TYPE_CHECKING:
     from shoal.fit.fit_plan import FittedPlan
+    from shoal.fit.kept_layers import KeptLayers
 
 VALUES, FITTED = "fit.safetensors", "fitted.json"
+LAYERS = "fit-layers"  # those that a sweep has fitted so far, so that a stopped run does not solve them again
 
 
 def key(state: State) -> str | None:
@@ -33,7 +35,10 @@ def load(state: State, folder: RunFolder) -> State:
 
 
 def run(state: State, folder: RunFolder) -> Made:
-    fitted = repaired(state)
+    from shoal.fit.kept_layers import KeptLayers
+
+    kept = KeptLayers(folder / LAYERS / (key(state) or ""), workers=folder.workers)
+    fitted = repaired(state, kept)
 
     def write() -> str:
         digest = write_values(folder / VALUES, fitted.values).digest if fitted.values else ""
@@ -42,16 +47,18 @@ def run(state: State, folder: RunFolder) -> Made:
         return digest
 
     digest = folder.workers.from_first(write)
+    folder.workers.on_first(lambda: folder.remove(LAYERS))
     result = fitted.result.model_copy(update={"values_digest": digest})
     state = replace(state, plan=fitted.plan, values=Values(fitted.values, digest), repaired=result)
     return Made(state, ("fit.json", FITTED, *((VALUES,) if fitted.values else ())))
 
 
-def repaired(state: State) -> FittedPlan:
+def repaired(state: State, kept: KeptLayers) -> FittedPlan:
     """The plan with its repair; one that makes the student worse on ``selection`` is undone."""
     from shoal.fit.fit_plan import fit_plan
     from shoal.fit.put_back import as_removal, put_back
     from shoal.fit.table import repair_named
+    from shoal.fit.teacher_prefix import Reuse
 
     inputs, plan, repair = state.inputs, state.planned, state.inputs.recipe.repair
     judge = oracle(inputs, inputs.selection, what="check the repair")
@@ -63,6 +70,7 @@ def repaired(state: State) -> FittedPlan:
         repair=repair,
         batch_size=inputs.batch_size,
         config=inputs.recipe.fit,
+        reuse=Reuse(kept),
         quality=lambda students: [quality.kl for quality in judge.measure(students)],
         progress=partial(tell, repair_named(repair).comes_to or repair),
         workers=inputs.workers,
@@ -74,10 +82,11 @@ def takes(sizes: Sizes) -> StageNeed | None:
     return None if sizes.recipe.repair == "none" else fitting(sizes, "fit", share=1)
 
 
-def fitting(sizes: Sizes, stage: str, *, share: int) -> StageNeed:
+def fitting(sizes: Sizes, stage: str, *, share: int, n_states: int = 5) -> StageNeed:
     """Two states of the teacher and three of the student, and what the entry of the repair takes.
 
     Args:
+        n_states: one more where candidates share those in front of their cuts.
         share: one part in that many of the text of the fit is read.
     """
     from shoal.fit.table import repair_named
@@ -87,7 +96,7 @@ def fitting(sizes: Sizes, stage: str, *, share: int) -> StageNeed:
     values = own.parameters * shape.itemsize
     return sizes.need(
         stage,
-        states=sizes.all_states(5, recipe.fit.n_tokens(max(shape.ffn, 4 * shape.hidden)) // share),
+        states=sizes.all_states(n_states, recipe.fit.n_tokens(max(shape.ffn, 4 * shape.hidden)) // share),
         work=sizes.layer_work(sizes.n_batch) + own.per_token * sizes.n_batch,
         sums=own.sums,
         values=values,
