@@ -23,6 +23,7 @@ def merge_stage(bench: HealBench, folder: RunFolder, training: HealTraining) -> 
     if folder.is_done("model", key):
         return Merging.load(folder / "merge.json")
     started = time.monotonic()
+    _ = bench.judge, bench.inputs.evaluation  # texts are handed out by the first process to all, who then wait while it merges
     merging = folder.workers.from_first(lambda: _merge_and_write(bench, folder, training))
     files = ["merge.json", *(name for name in ("model", "verification.json", "adapter") if (folder / name).exists())]
     folder.finish("model", key, seconds=time.monotonic() - started, files=files)
