@@ -119,7 +119,7 @@ def test_side_files_are_copied_and_are_nobodys_links(saved, tmp_path):
     source = shutil.copytree(saved, tmp_path / "models--org--name" / "snapshots" / "abc")
     blob = tmp_path / "models--org--name" / "blobs" / "123"
     blob.parent.mkdir()
-    blob.write_text("{}")
+    blob.write_text('{"model": {}}')
     (source / "tokenizer.json").symlink_to(blob)  # as in the hub's cache
     out = rewrite(source, removal(1), tmp_path / "out")
     names = {path.name for path in out.iterdir()}
@@ -140,7 +140,7 @@ def test_side_files_are_copied_and_are_nobodys_links(saved, tmp_path):
 
 def test_in_memory_saving_copies_the_same_side_files(source, tmp_path):
     model = open_model(source).model
-    (source / "tokenizer.json").write_text("{}")
+    (source / "tokenizer.json").write_text('{"model": {}}')
     out = save(cut(DecoderView(model), Student(frozenset({Unit("layer", 1)}))), None, tmp_path / "memory", source=source)
     assert {path.name for path in out.iterdir()} == {
         path.name for path in rewrite(source, removal(1), tmp_path / "files").iterdir()

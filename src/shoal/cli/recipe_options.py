@@ -97,9 +97,9 @@ def refuse_unread(chosen: Recipe, options: Mapping[str, Any]) -> None:
     from shoal.select.table import selector_named
 
     if chosen.is_by_hand:
-        if options.get("samples") is not None and chosen.prune is None:
+        if options.get("samples") is not None and chosen.prune is None and chosen.grow is None:
             raise ValueError(
-                "--samples is text to choose by, and the layers are named, so nothing is chosen; leave it out (a repair reads "
+                "--samples is not read: it is text to choose by, and the layers are named; leave it out (a repair reads "
                 "--fit-tokens)"
             )
         return
