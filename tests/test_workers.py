@@ -43,7 +43,7 @@ def test_one_process_has_everything_and_waits_for_nobody():
 
 
 def test_one_card_for_two_processes_is_refused():
-    with pytest.raises(ValueError, match="--device cuda:1 is the same for 2 processes; use --device cuda"):
+    with pytest.raises(ValueError, match="--device cuda:1 is one card for 2 processes; use --device cuda"):
         Workers(1, 2, local_rank=1, local_size=2).device("cuda:1")
 
 
@@ -110,6 +110,21 @@ def test_shared_sums_of_a_fit_give_the_values_of_one_process(found):
     for layer, values in one["swept"].items():
         for name, value in values.items():
             assert float((first["swept"][layer][name] - value).abs().max()) <= 1e-5 * float(value.abs().max()), (layer, name)
+
+
+def test_shared_thinning_sets_the_zeros_of_one_process(found):
+    """No two scores of these random weights are so close that the last digit of a sum could swap them."""
+    one, (first, _) = found
+    assert len(one["thinned"]) == len(first["thinned"]) > 1
+    for (values, records), (shared, others) in zip(one["thinned"], first["thinned"], strict=True):
+        assert values.keys() == shared.keys() and values
+        for name, value in values.items():
+            assert torch.equal(shared[name] == 0, value == 0), name
+            assert float((shared[name] - value).abs().max()) <= 1e-5 * float(value.abs().max()), name
+        for ours, theirs in zip(map(json.loads, records), map(json.loads, others), strict=True):
+            exact, close = ("layer", "role", "n_weights", "n_zeros"), ("asked", "error")
+            assert [theirs[name] for name in exact] == [ours[name] for name in exact]
+            assert [theirs.get(name) or 0 for name in close] == pytest.approx([ours.get(name) or 0 for name in close], rel=1e-5)
 
 
 @pytest.mark.parametrize("which, n_samples", [(0, 5), (1, 1)])
