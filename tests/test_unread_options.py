@@ -108,7 +108,7 @@ def test_a_student_with_an_added_padding_token_is_held_against_its_teacher(small
 
 def test_samples_beside_named_layers_are_text_that_nothing_reads(small, shoal, tmp_path):
     code, _, err = shoal("compress", small["model"], "--layers", 2, "--samples", 8, "--text", small["text"], "--out", "run")
-    one_line(code, err, "--samples", "nothing is chosen")
+    one_line(code, err, "--samples", "the layers are named")
     assert not (tmp_path / "run").exists()
 
 
