@@ -21,6 +21,7 @@ import json
 import math
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -284,9 +285,10 @@ def shown(bench: Bench) -> dict[str, Any]:
 
 
 def task(name: str) -> Callable[[Bench], dict[str, Any]]:
-    """Which items each student has right: the last word as the likeliest, or the likeliest option per character."""
+    """Which items each student has right (the last word as the likeliest, or the likeliest option per character) and its stability."""
 
     def cell(bench: Bench) -> dict[str, Any]:
+        from shoal.evaluate.stability import stability
         from shoal.evaluate.tasks.choice import score_task
         from shoal.evaluate.tasks.task_files import load_task
 
@@ -294,16 +296,33 @@ def task(name: str) -> Callable[[Bench], dict[str, Any]]:
         one = load_task(bench.options.bench / f"{name}.jsonl").head(TASKS[name])
         tokenizer = bench.opened.need_tokenizer()
         scores = score_task(bench.view, one, tokenizer=tokenizer, students=list(students.values()), window=1024)
-        right = {
-            label: [
-                int(item.is_greedy[0] if one.form == "last_word" else item.answer_norm == item.item.gold)
-                for item in found.items
-            ]
-            for label, found in zip(students, scores, strict=True)
+        found = dict(zip(students, scores, strict=True))
+        weighed = {label: one.weighed or one.counted for label, one in found.items()}
+        compared = {label: stability(weighed["teacher"], one) for label, one in weighed.items()}
+        return {
+            "items": len(one.items),
+            "right": {label: [int(item.is_right) for item in (one.norm or one.counted).items] for label, one in found.items()},
+            "stability": {
+                label: {"value": one.stability.value, "low": one.stability.low, "high": one.stability.high}
+                for label, one in compared.items()
+            },
         }
-        return {"items": len(one.items), "right": right}
 
     return cell
+
+
+def speed(bench: Bench) -> dict[str, Any]:
+    """Tokens per second of prompts and of greedy decoding, teacher and plain cuts in turns; a repair changes weights, not speed."""
+    from shoal.engine.student import TEACHER
+    from shoal.evaluate.generate import model_of
+    from shoal.evaluate.speed import in_turns
+
+    chosen = {share: bench.results["criteria"][share]["cosine (LLM-Streamline)"] for share in SHARES}
+    students = {"teacher": TEACHER, **{share: bench.plain(layers) for share, layers in chosen.items()}}
+    models = [model_of(bench.view, one) for one in students.values()]
+    rates = in_turns(models, prompt_length=128, new_tokens=32, rounds=9)
+    layers = {label: bench.view.n_layers - len(chosen.get(label, ())) for label in students}
+    return {"layers": layers, "rows": {label: one.model_dump(mode="json") for label, one in zip(students, rates, strict=True)}}
 
 
 @torch.no_grad()
@@ -406,6 +425,7 @@ CELLS: dict[str, Callable[[Bench], dict[str, Any]]] = {
         if name != "LLM-Streamline, layer"
     },
     **{f"task {name}": task(name) for name in TASKS},
+    "speed": speed,
     "fit ours, refit 10 %": fitted("ours, refit", "10 %"),
     "chat 25 %": chat("25 %", ["plain cut", "ours, refit", "ours, sweep", "ours, sweep, mixed"]),
     "chat 10 %": chat("10 %", ["plain cut", "ours, refit"]),
@@ -488,6 +508,24 @@ def tables(results: dict[str, Any]) -> str:
         for name, one in asked.items():
             shares = [f"{100 * sum(one['right'][label]) / one['items']:.0f}" for label in labels]
             parts.append(f"| {name} ({one['items']}) | " + " | ".join(shares) + " |")
+        parts += ["", "Stability:\n", "| task | " + " | ".join(labels[1:]) + " |", "|---|" + "---:|" * len(labels[1:])]
+        for name, one in asked.items():
+            kept = [one["stability"][label] for label in labels[1:]]
+            parts.append(
+                f"| {name} | " + " | ".join(f"{s['value']:.2f} ({s['low']:.2f} to {s['high']:.2f})" for s in kept) + " |"
+            )
+    if "speed" in results:
+        rows = results["speed"]["rows"]
+        parts += [
+            "",
+            "| | layers | prompt, tokens/s | decode, tokens/s | decode, of the teacher's |",
+            "|---|---:|---:|---:|---:|",
+        ]
+        layers = results["speed"]["layers"]
+        for label, one in rows.items():
+            prefill, decode = (statistics.median(one[phase]) for phase in ("prefill", "decode"))
+            ratio = statistics.median(a / b for a, b in zip(one["decode"], rows["teacher"]["decode"], strict=True))
+            parts.append(f"| {label} | {layers[label]} | {prefill:.0f} | {decode:.1f} | {ratio:.2f} |")
     return "\n".join(parts)
 
 
