@@ -18,10 +18,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import time
@@ -34,6 +32,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
+from smollm2_tables import tables
 
 LENGTH, SCAN_SAMPLES, MEASURED_SAMPLES = 512, 32, 16
 SHARES = {"10 %": 3, "25 %": 7, "40 %": 12, "50 %": 15}
@@ -234,23 +233,25 @@ def fitted(method: str, share: str, seed: int = 0) -> Callable[[Bench], dict[str
     return cell
 
 
-def command(effort: str) -> Callable[[Bench], dict[str, Any]]:
+def command(effort: str, share: str = "25 %") -> Callable[[Bench], dict[str, Any]]:
     """What `shoal compress --drop 25%layers` takes from start to report, with its defaults, and the student it leaves."""
 
     def cell(bench: Bench) -> dict[str, Any]:
-        folder = Path(bench.options.work) / f"command-{effort}"
+        folder = Path(bench.options.work) / (f"command-{effort}" if share == "25 %" else f"command-{effort}-{share[:2]}")
         wall = folder.with_suffix(".seconds")
         if not wall.exists():
             started = time.monotonic()
-            asked = ["compress", str(bench.options.model), "--drop", "25%layers", "--text", str(bench.options.books)]
-            asked += ["--effort", effort, "--out", str(folder), "--overwrite"]
+            asked = ["compress", str(bench.options.model), "--drop", share.replace(" %", "%layers"), "--effort", effort]
+            asked += ["--text", str(bench.options.books), "--out", str(folder), "--overwrite"]
             subprocess.run([sys.executable, "-m", "shoal", *asked], check=True)
             wall.write_text(f"{time.monotonic() - started:.0f}")
         record = json.loads((folder / "run.json").read_text())
+        plan = json.loads((folder / "plan.json").read_text())
         student = bench.student_in(folder)
         return {
             "seconds": float(wall.read_text()),
             "stages": {name: round(one["seconds"], 1) for name, one in record["stages"].items()},
+            "edits": plan["edits"],
             **{domain: closeness(bench, {effort: student}, getattr(bench.options, domain)) for domain in ("other", "wiki")},
         }
 
@@ -285,7 +286,7 @@ def shown(bench: Bench) -> dict[str, Any]:
 
 
 def task(name: str) -> Callable[[Bench], dict[str, Any]]:
-    """Which items each student has right (the last word as the likeliest, or the likeliest option per character) and its stability."""
+    """Which items each student has right (options per character, last words where they are likeliest), and its stability."""
 
     def cell(bench: Bench) -> dict[str, Any]:
         from shoal.evaluate.stability import stability
@@ -312,7 +313,7 @@ def task(name: str) -> Callable[[Bench], dict[str, Any]]:
 
 
 def speed(bench: Bench) -> dict[str, Any]:
-    """Tokens per second of prompts and of greedy decoding, teacher and plain cuts in turns; a repair changes weights, not speed."""
+    """Tokens per second of prompts and of greedy decoding, teacher and plain cuts in turns; a repair changes no speed."""
     from shoal.engine.student import TEACHER
     from shoal.evaluate.generate import model_of
     from shoal.evaluate.speed import in_turns
@@ -415,6 +416,7 @@ CELLS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "plain 25 % wiki": plain_cuts("25 %", "wiki"),
     "command low": command("low"),
     "command default": command("default"),
+    **{f"command default {share}": command("default", share) for share in ("40 %", "50 %", "10 %")},
     **{f"fit {name} 25 %": fitted(name, "25 %") for name in AT_25},
     "repaired 25 % other": repaired("25 %", "other"),
     "repaired 25 % wiki": repaired("25 %", "wiki"),
@@ -449,103 +451,6 @@ CELLS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "seeds other": seeds("other"),
     "seeds wiki": seeds("wiki"),
 }
-
-
-# -- tables ----------------------------------------------------------------------------------------------------------------
-
-
-def tables(results: dict[str, Any]) -> str:
-    parts = []
-    for share in SHARES:
-        by_domain = {domain: results.get(f"plain {share} {domain}") for domain in ("other", "wiki")}
-        if all(by_domain.values()):
-            chosen = results["criteria"][share]
-            parts += [f"Plain cuts, {share} of the layers:\n", *_table(by_domain, {k: spans(v) for k, v in chosen.items()}), ""]
-    commands = {effort: results[f"command {effort}"] for effort in ("low", "default") if f"command {effort}" in results}
-    if commands:
-        parts += ["| effort | minutes, start to report | KL, other books | KL, WikiText |", "|---|---:|---:|---:|"]
-        for effort, one in commands.items():
-            kl = " | ".join(
-                f"{one[d]['rows'][effort]['kl']:.3f} ± {one[d]['rows'][effort]['kl_stderr']:.3f}" for d in ("other", "wiki")
-            )
-            parts.append(f"| {effort} | {one['seconds'] / 60:.1f} | {kl} |")
-        parts.append("")
-    for share in SHARES:
-        by_domain = {domain: results.get(f"repaired {share} {domain}") for domain in ("other", "wiki")}
-        if all(by_domain.values()):
-            made = {name: results[f"fit {name} {share}"] for name in by_domain["other"]["rows"] if name != "teacher"}
-            notes = {name: f"{spans(one['layers'])}; {one['seconds'] / 60:.1f} min" for name, one in made.items()}
-            tokens = next(iter(made.values()))["tokens"]
-            parts += [f"{share} of the layers, {tokens:,} tokens to repair:\n", *_table(by_domain, notes), ""]
-    by_domain = {domain: results.get(f"seeds {domain}") for domain in ("other", "wiki")}
-    if all(by_domain.values()):
-        parts += ["Other text to scan and to fit (ours, refit, 25 %):\n", *_table(by_domain, {}), ""]
-    rounds = {n: results[f"rounds {n}"] for n in (1, 3, 7) if f"rounds {n}" in results}
-    if rounds:
-        parts += ["| rounds | layers | KL, other books |", "|---:|---|---:|"]
-        for n, one in rounds.items():
-            row = one["rows"]["student"]
-            parts.append(f"| {n} | {spans(one['layers'])} | {row['kl']:.3f} ± {row['kl_stderr']:.3f} |")
-        parts.append("")
-    corpora = {
-        name: results[f"by perplexity {name}"] for name in ("books", "other", "wiki") if f"by perplexity {name}" in results
-    }
-    if corpora:
-        parts += ["| span | " + " | ".join(f"perplexity, {name}" for name in corpora) + " |", "|---|" + "---:|" * len(corpora)]
-        starts = next(iter(corpora.values()))["starts"]
-        for at, start in enumerate(starts):
-            cells = " | ".join(f"{math.exp(one['nll'][at]):.4g}" for one in corpora.values())
-            parts.append(f"| {start}..{start + SHARES['25 %'] - 1} | {cells} |")
-        parts.append("")
-    exact = {label: one for label, one in results.items() if label.startswith("instructions ")}
-    if exact:
-        parts += ["| | right of " + str(next(iter(exact.values()))["items"]) + " |", "|---|---:|"]
-        parts += [f"| {label.removeprefix('instructions ')} | {sum(one['right'])} |" for label, one in exact.items()] + [""]
-    asked = {name: results[f"task {name}"] for name in TASKS if f"task {name}" in results}
-    if asked:
-        labels = list(next(iter(asked.values()))["right"])
-        parts += ["| task (items) | " + " | ".join(labels) + " |", "|---|" + "---:|" * len(labels)]
-        for name, one in asked.items():
-            shares = [f"{100 * sum(one['right'][label]) / one['items']:.0f}" for label in labels]
-            parts.append(f"| {name} ({one['items']}) | " + " | ".join(shares) + " |")
-        parts += ["", "Stability:\n", "| task | " + " | ".join(labels[1:]) + " |", "|---|" + "---:|" * len(labels[1:])]
-        for name, one in asked.items():
-            kept = [one["stability"][label] for label in labels[1:]]
-            parts.append(
-                f"| {name} | " + " | ".join(f"{s['value']:.2f} ({s['low']:.2f} to {s['high']:.2f})" for s in kept) + " |"
-            )
-    if "speed" in results:
-        rows = results["speed"]["rows"]
-        parts += [
-            "",
-            "| | layers | prompt, tokens/s | decode, tokens/s | decode, of the teacher's |",
-            "|---|---:|---:|---:|---:|",
-        ]
-        layers = results["speed"]["layers"]
-        for label, one in rows.items():
-            prefill, decode = (statistics.median(one[phase]) for phase in ("prefill", "decode"))
-            ratio = statistics.median(a / b for a, b in zip(one["decode"], rows["teacher"]["decode"], strict=True))
-            parts.append(f"| {label} | {layers[label]} | {prefill:.0f} | {decode:.1f} | {ratio:.2f} |")
-    return "\n".join(parts)
-
-
-def _table(by_domain: dict[str, Any], notes: dict[str, str]) -> list[str]:
-    rows = [
-        "| | | KL, other books | KL, WikiText | perplexity, other books | perplexity, WikiText |",
-        "|---|---|---:|---:|---:|---:|",
-    ]
-    for name in next(iter(by_domain.values()))["rows"]:
-        found = [by_domain[domain]["rows"][name] for domain in ("other", "wiki")]
-        kl = " | ".join(f"{one['kl']:.3f} ± {one['kl_stderr']:.3f}" for one in found)
-        perplexity = " | ".join(f"{one['perplexity']:.4g}" for one in found)
-        rows.append(f"| {name} | {notes.get(name, '')} | {kl} | {perplexity} |")
-    return rows
-
-
-def spans(layers: Sequence[int]) -> str:
-    from shoal.words.structure import runs_said
-
-    return f"layers {runs_said(layers)}"
 
 
 def main() -> None:
