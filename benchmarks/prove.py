@@ -43,7 +43,7 @@ def students(name: str, model: Path, work: Path) -> dict[str, Path]:
     if not folders["cut"].exists():
         shoal("apply", model, "--layers", whole, "--out", folders["cut"])
     if not (folders["repaired"] / "model").exists():
-        few = ("--fit-tokens", 4000, "--samples", 4, "--no-speed")
+        few = ("--fit-tokens", 4000, "--no-speed")
         shoal("compress", model, "--layers", whole, "--repair", "refit", *few, "--out", folders["repaired"])
     if not folders["sublayers"].exists():
         shoal("apply", model, "--layers", parts, "--out", folders["sublayers"])
