@@ -43,7 +43,7 @@ def test_one_process_has_everything_and_waits_for_nobody():
 
 
 def test_one_card_for_two_processes_is_refused():
-    with pytest.raises(ValueError, match="--device cuda:1 is one card for 2 processes; use --device cuda"):
+    with pytest.raises(ValueError, match="--device cuda:1 is the same for 2 processes; use --device cuda"):
         Workers(1, 2, local_rank=1, local_size=2).device("cuda:1")
 
 
