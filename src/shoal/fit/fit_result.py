@@ -56,6 +56,7 @@ class MapFit(Record):
         scale: the scale of the stream after the cut, where that is what was solved for.
         n_tokens, n_sinks: counts over the text of the fit.
         held_out_error: error of the layer with this map refitted, as in :class:`LayerFit`.
+        taken_back: the solve left the layer worse than it was, so the next one began without it.
     """
 
     form: MapForm = "weight"
@@ -69,6 +70,7 @@ class MapFit(Record):
     n_sinks: int
     held_out_error: float
     scale: float | None = None
+    taken_back: bool = False
 
     @classmethod
     def of(cls, solution: Solution, *, form: MapForm, parameters: tuple[str, ...], held_out_error: float) -> MapFit:
@@ -95,7 +97,7 @@ class LayerFit(Record):
             below 1 where a cut follows and layers behind it are fitted, too.
         error_before, error_after: weighted squared miss of that goal over its squared norm, on samples no fit has seen.
         maps: solves in order; ``n_kept`` of them, from the first, stand (0: none lowered the held-out error), but for those
-            among them that left the layer worse than it was, which were taken back before the next.
+            among them that were taken back.
         seconds: teacher's layers up to the target included.
     """
 
@@ -111,9 +113,7 @@ class LayerFit(Record):
     @property
     def standing(self) -> tuple[MapFit, ...]:
         """The solves whose values are in the layer."""
-        kept = self.maps[: self.n_kept]
-        is_judged = self.n_kept < len(self.maps) or self.error_after < self.error_before
-        return tuple(fit for fit in kept if fit.held_out_error <= self.error_before) if is_judged else kept
+        return tuple(fit for fit in self.maps[: self.n_kept] if not fit.taken_back)
 
     @classmethod
     def of_one(cls, here: Here, solve: MapFit, *, before: float, stands: bool) -> LayerFit:

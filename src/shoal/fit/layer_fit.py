@@ -45,7 +45,7 @@ class LayerSolver:
         values: dict[str, Tensor] = {}
         is_new, known = True, math.nan
         for site in (*sites, None):
-            if site is not None and found.solved and is_new and _holds(*found.solved[-1], site):
+            if site is not None and found.solved and _holds(*found.solved[-1], site):
                 continue
             outputs, error, sums = self._observe(values, site)
             # Where nothing was set since the last run its error is repeated: one from other samples would not be comparable.
@@ -53,6 +53,7 @@ class LayerSolver:
             found.add(values, outputs, known)
             if site is not None:
                 if found.is_ruined:  # The next solve starts from the best values, not from ones that are worse than none.
+                    found.taken_back.add(len(found.solved) - 1)
                     values, known = found.values, min(found.errors)
                     again, _, sums = self._observe(values, site)
                     free(again)
@@ -87,12 +88,14 @@ class LayerSolution:
     Attributes:
         errors: held-out errors, before the first solve and after each.
         solved: the sites with their solutions, in order.
+        taken_back: positions of those that left the layer worse than it was.
         values: new values of the solves that stand; empty: none does. ``outputs``: the states behind the layer with them.
     """
 
     config: FitConfig
     errors: list[float] = field(default_factory=list)
     solved: list[tuple[Site[Any], Solution]] = field(default_factory=list)
+    taken_back: set[int] = field(default_factory=set)
     values: dict[str, Tensor] = field(default_factory=dict)
     outputs: BoundaryStates = ()
 
@@ -118,7 +121,10 @@ class LayerSolution:
             share=here.goal.share,
             error_before=self.errors[0],
             error_after=self.errors[n_kept],
-            maps=tuple(_record(site, found, error) for (site, found), error in zip(self.solved, self.errors[1:], strict=True)),
+            maps=tuple(
+                _record(site, found, error).model_copy(update={"taken_back": at in self.taken_back})
+                for at, ((site, found), error) in enumerate(zip(self.solved, self.errors[1:], strict=True))
+            ),
             n_kept=n_kept,
             seconds=seconds,
         )
