@@ -21,7 +21,7 @@ from shoal.run.job import (
     versions,
     weights_and_room,
 )
-from shoal.run.refusals import refuse_place, refuse_side_files
+from shoal.run.refusals import check_budget, refuse_place, refuse_side_files
 from shoal.words.numbers import in_bytes
 
 Say = Callable[[str], None]
@@ -81,7 +81,12 @@ def open_to_cut(
 ) -> tuple[Inputs, RunFolder]:
     """As :func:`open_to_choose`, for stages that write a checkpoint and open it beside its teacher."""
     refuse_side_files(recipe)
-    return open_to_choose(recipe, out, opening, overwrite=overwrite, command=command, say=say, share=SHARE_BESIDE_STUDENT)
+    inputs, folder = open_to_choose(
+        recipe, out, opening, overwrite=overwrite, command=command, say=say, share=SHARE_BESIDE_STUDENT
+    )
+    with folder.unless_refused():
+        check_budget(inputs)
+    return inputs, folder
 
 
 def open_unopened(recipe: Recipe, out: Path, *, overwrite: bool = False, command: str = "") -> RunFolder:
