@@ -386,6 +386,26 @@ def test_an_interrupt_says_how_to_go_on(number, world, tmp_path):
     assert "run the same command again" in err and "Traceback" not in err
 
 
+def test_an_interrupt_while_a_destructor_runs_is_not_lost():
+    """Python drops what is raised in a destructor, and the run would go on to its end."""
+    program = """
+import os, signal, time
+import shoal.cli
+class Late:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+def run():
+    Late()
+    time.sleep(20)
+    return 0
+shoal.cli._run = run
+shoal.cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130 and "run the same command again" in done.stderr and "Traceback" not in done.stderr, done
+
+
 def test_the_model_is_left_as_it_was(world, shoal):
     before = {path.name: path.read_bytes() for path in (world / "model").iterdir()}
     code, _, err = shoal(

@@ -3,9 +3,11 @@
 Exit codes: 0 done; 2 something the user can mend; 130 interrupted, can be resumed; 1 a fault of ours (with a traceback).
 """
 
+import _thread
 import errno
 import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -30,6 +32,7 @@ def main() -> NoReturn:
     write_in_any_encoding()
     warnings.showwarning = show_warning
     signal.signal(signal.SIGTERM, _interrupt)
+    sys.unraisablehook = _interrupt_again
     try:
         code = _run()
     except KeyboardInterrupt:
@@ -52,6 +55,16 @@ def _run() -> int:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+def _interrupt_again(lost: "sys.UnraisableHookArgs") -> None:
+    """An interrupt that came while a destructor ran, which no exception leaves, comes once more a moment later."""
+    if not issubclass(lost.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(lost)
+        return
+    again = threading.Timer(0.05, _thread.interrupt_main, [signal.SIGTERM])
+    again.daemon = True
+    again.start()
 
 
 def _report(error: Exception) -> int:
