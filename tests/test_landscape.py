@@ -12,7 +12,8 @@ from world import write_model, write_text
 
 from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
-from shoal.evaluate.landscape.connectivity import WeightLine, at, barriers, blend
+from shoal.evaluate.landscape.connectivity import MOST_LAYERS, N_DRAWS, WeightLine, at, barriers, blend
+from shoal.evaluate.landscape.random_point import distance, random_point
 from shoal.evaluate.landscape.read_out import RIDGE, read_outs
 from shoal.evaluate.landscape.removal_path import STEPS, removal_paths, turned_down
 from shoal.fit.sites.of_layer import probe_of
@@ -90,6 +91,82 @@ def test_a_model_has_no_barrier_to_itself():
     found = barriers(WeightLine(ours, DecoderView(tiny_model("llama", n_layers=3))), Oracle(ours, batches()))
     assert len(found) == 3 + 2 + 1 + 1
     assert all(abs(one.of_models) < 1e-7 and abs(one.of_ends) < 1e-7 for one in found)
+    assert all(one.at_random == pytest.approx(one.halfway, abs=1e-7) for one in found if one.part == "layer")
+
+
+def permuted(model, layer, order_F):
+    """A model whose neurons of one layer stand in another order; it computes the same function."""
+    mlp = model.model.layers[layer].mlp
+    with torch.no_grad():
+        for one in (mlp.gate_proj, mlp.up_proj):
+            one.weight.copy_(one.weight[order_F].clone())
+        mlp.down_proj.weight.copy_(mlp.down_proj.weight[:, order_F].clone())
+    return model
+
+
+def sharp(seed=0):
+    """A tiny model whose weights are large enough for it to have opinions."""
+    model = tiny_model("llama", n_layers=3, seed=seed)
+    with torch.no_grad():
+        for value in model.parameters():
+            if value.ndim == 2:
+                value.mul_(10)
+    return model
+
+
+def written_by(model, n=12, length=LENGTH):
+    """What a model says itself: of such text its own loss is low, and any other function's is higher."""
+    ids = torch.randint(3, VOCAB, (n, 2), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        while ids.shape[1] < length:
+            ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], 1)
+    return Samples(ids, torch.full((n,), length), "evaluation", "ids", "hash", 0).batches(3)
+
+
+def test_a_permuted_copy_lies_behind_a_barrier_until_it_is_put_back_in_order():
+    """The two compute one function, and half way between them is another: the barrier is of weights, not of functions."""
+    view, text = DecoderView(sharp()), written_by(sharp())
+    order = torch.randperm(view.model.config.intermediate_size, generator=torch.Generator().manual_seed(0))
+    copy = permuted(sharp(), 1, order)
+    found = {(one.part, one.n): one for one in barriers(WeightLine(view, DecoderView(copy)), Oracle(view, text))}
+    one = found["layer", 1]
+    assert one.swapped == pytest.approx(found["layer", 0].swapped, abs=1e-4), "the copy is the same function"
+    assert one.of_models > 0.01 and one.of_ends == pytest.approx(one.of_models, abs=1e-4)
+    for part in (("first", 2), ("last", 2), ("first", 3), ("all", 3)):
+        assert found[part].of_models == pytest.approx(one.of_models, abs=1e-4), "no other layer differs"
+    for layer in (0, 2):
+        assert abs(found["layer", layer].of_models) < 1e-4
+    back = permuted(copy, 1, order.argsort())
+    assert all(abs(one.of_models) < 1e-7 for one in barriers(WeightLine(view, DecoderView(back)), Oracle(view, text)))
+
+
+def test_a_random_point_lies_as_far_away_as_the_other_model_and_nowhere_else():
+    """Its length is exact, its direction the seed's; beside a model itself there is no other point."""
+    ours, theirs = (dict(DecoderView(tiny_model("llama", n_layers=1, seed=seed)).model.named_parameters()) for seed in (0, 1))
+    far = distance(ours, theirs)
+    points = [random_point(ours, theirs, seed=seed) for seed in (0, 0, 1)]
+    for one in points:
+        assert distance(ours, one) == pytest.approx(far, rel=1e-5)
+    same, again, other = points
+    assert all(torch.equal(value, again[name]) for name, value in same.items())
+    step = {seed: torch.cat([(one[name] - ours[name]).flatten() for name in ours]) for seed, one in enumerate((same, other))}
+    assert abs(float(torch.cosine_similarity(step[0], step[1], dim=0))) < 0.1, "of thousands of dimensions"
+    assert all(torch.equal(value, ours[name]) for name, value in random_point(ours, ours, seed=0).items())
+
+
+def test_the_random_control_is_the_loss_at_such_points():
+    ours, theirs = pair()
+    text = batches()
+    line = WeightLine(ours, theirs)
+    found = {(one.part, one.n): one for one in barriers(line, Oracle(ours, text), seed=3)}
+    assert {part for (part, _), one in found.items() if one.at_random is not None} == {"layer"}
+    losses = []
+    for draw in range(N_DRAWS):
+        seed = (3 * MOST_LAYERS + 1) * N_DRAWS + draw
+        values = random_point(*line.layers[1], seed=seed)
+        losses.append(Oracle(ours, text).measure([Student(overrides={1: values})])[0].nll)
+    assert found["layer", 1].at_random == pytest.approx(np.mean(losses), abs=1e-6)
+    assert found["layer", 1].random_spread == pytest.approx(np.std(losses, ddof=1), abs=1e-6)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

@@ -24,6 +24,7 @@ from shoal.engine.open import open_model
 from shoal.engine.streamed import open_streamed
 from shoal.engine.view import DecoderView
 from shoal.run.apply import apply_plan
+from shoal.run.run_files import plan_file
 from shoal.select.merging.by_merging import Similarities, by_merging, in_step
 from shoal.select.merging.laco import laco
 from shoal.select.merging.merge_config import MergeConfig
@@ -285,6 +286,28 @@ def test_a_merged_layer_is_fitted_in_closed_form(small, tmp_path):
     assert all(fit.error_after <= fit.error_before for fit in outcome.repaired.layers)
     refits = {edit.layer for edit in outcome.plan.edits if isinstance(edit, Refit)}
     assert refits <= {edit.into for edit in merges}
+
+
+TRAIN = {"tokens": 24 * 16, "batch": 4, "micro_batch": 4, "lr": 1e-3, "eval_every": 3}
+
+
+@pytest.mark.parametrize(("repair", "several"), [("refit", "joint"), ("none", "sequential"), ("refit", "teacher_forced")])
+def test_a_merged_layer_is_polished_as_other_replacements_are(repair, several, small, tmp_path):
+    """From the rule's values, or those of its fit; never worse than its start; the plan's files make the same bytes."""
+    changes = {"repair": repair, "fit": {"tokens": 512}, "polish": "hidden", "train": {**TRAIN, "several": several}}
+    outcome = compress(recipe(small, "laco", **changes), tmp_path / "run")
+    merges = [edit for edit in outcome.plan.edits if isinstance(edit, Merge)]
+    polished = load_file(outcome.folder / "train.safetensors")
+    assert {key for edit in merges for key in edit.written()[edit.into].values()} <= set(polished)
+    assert outcome.trained and all(one.best.quality <= one.first.quality for one in outcome.trained)
+    assert any(one.best_step for one in outcome.trained), "a rate of 1e-3 leads somewhere"
+    start = student_of(DecoderView(open_model(small["model"]).model), outcome.plan.model_copy(update={"edits": tuple(merges)}))
+    layer = merges[0].into
+    name = "self_attn.q_proj.weight"  # no refit writes it
+    assert not torch.equal(polished[f"merge.{layer}.{name}"], start.overrides[layer][name])
+    made = apply_plan(plan_file(outcome.folder), tmp_path / "again")
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (made.path, outcome.model))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,15 @@ from safetensors import safe_open
 
 from shoal.checkpoint.rewrite import rewrite
 from shoal.edits.drop import Drop
-from shoal.edits.inits import init_named
+from shoal.edits.inits import INITS, init_named
 from shoal.edits.insert import Insert
 from shoal.edits.merge_edit import Merge
+from shoal.edits.merge_rules import RULES
 from shoal.edits.plan import Plan, choice_hash, structure_of
 from shoal.edits.prune import Prune
 from shoal.edits.refit import Refit
 from shoal.edits.replace.replace_edit import Replace
-from shoal.edits.student_of import student_of, with_derived
+from shoal.edits.student_of import new_attached, student_of, values_of, with_derived
 from shoal.engine.view import DecoderView
 from shoal.select.model_size import model_size
 from shoal.show.report.layer_strip import fates, strip
@@ -36,23 +37,35 @@ def plan_of_edits(edits, n_layers=N):
 
 
 @st.composite
+def merges_of(draw, group):
+    """A merge of some layers by any rule, also by weights of one's own."""
+    rule = draw(st.sampled_from(list(RULES)))
+    own = tuple(draw(st.sampled_from([-0.5, 0.25, 1.0])) for _ in group) if rule == "weighted" else ()
+    return Merge(into=group[0], of=tuple(group[1:]), rule=rule, weights=own, parameters=MERGED)
+
+
+@st.composite
 def edit_lists(draw, replace=True, insert=False, merge=False, prune=False):
-    """Edits of a model of N layers that do not overlap, in random order, at least one layer left."""
+    """Edits of a model of N layers that do not overlap, in random order, at least one layer left.
+
+    Values are written to layers that stay, to merged ones as well, also twice to one parameter.
+    """
     fates_ = draw(st.lists(st.sampled_from(["keep", "drop", "attn", "mlp", "refit", "both"]), min_size=N, max_size=N))
-    edits = []
-    if merge and draw(st.booleans()):
-        group = sorted(draw(st.sets(st.integers(0, N - 1), min_size=2, max_size=3)))
-        rule = draw(st.sampled_from(["sum_diff", "keep_last", "mean"]))
-        edits.append(Merge(into=group[0], of=tuple(group[1:]), rule=rule, parameters=MERGED))
+    edits, merged, free = [], [], set(range(N))
+    for _ in range(draw(st.integers(0, 2)) if merge else 0):
+        group = draw(st.sets(st.sampled_from(sorted(free)), min_size=2, max_size=3))
+        edits.append(draw(merges_of(sorted(group))))
+        merged.append(min(group))
+        free -= group
         for layer in group:
-            fates_[layer] = "inside" if layer != group[0] or fates_[layer] != "refit" else "refit"
+            fates_[layer] = "refit" if layer == min(group) and fates_[layer] == "refit" else "inside"
     start = None
-    if replace and not edits and draw(st.booleans()):
-        start = draw(st.integers(1, N - 2))
-        stop = draw(st.integers(start + 1, N - 1))
+    spans = [(a, b) for a in range(1, N - 1) for b in range(a + 1, N) if set(range(a, b)) <= free]
+    if replace and spans and draw(st.booleans()):
+        start, stop = draw(st.sampled_from(spans))
         edits.append(Replace(start=start, stop=stop, replacement="layer"))
         fates_[start:stop] = ["inside"] * (stop - start)
-    if set(fates_) <= {"drop", "inside"} and not any(isinstance(edit, Merge) for edit in edits):
+    if set(fates_) <= {"drop", "inside"} and not merged:
         fates_[0] = "keep"
     gone = tuple(i for i, fate in enumerate(fates_) if fate == "drop")
     edits += [Drop(indices=gone)] if gone else []
@@ -60,14 +73,17 @@ def edit_lists(draw, replace=True, insert=False, merge=False, prune=False):
         off = tuple(i for i, fate in enumerate(fates_) if fate in (kind, "both"))
         edits += [Drop(kind=kind, indices=off)] if off else []
     edits += [Refit(layer=i, parameters=(MAP,)) for i, fate in enumerate(fates_) if fate == "refit"]
-    kept = [i for i, fate in enumerate(fates_) if fate not in ("drop", "inside")]
+    kept = sorted({*(i for i, fate in enumerate(fates_) if fate not in ("drop", "inside")), *merged})
     thinned = draw(st.sets(st.sampled_from(kept), max_size=2)) if prune and kept else ()
     edits += [Prune(layer=i, parameters=(MAP, "mlp.up_proj.weight"), method="wanda") for i in sorted(thinned)]
     places = draw(st.sets(st.integers(0, N - 1), max_size=3)) if insert else set()
     for after in sorted(places - (set(range(start, stop - 1)) if start else set())):
-        init = draw(st.sampled_from(["identity", "copy", "mean", "interpolate", "slayer"]))
-        most = N - 1 if init_named(init).weights == "source" else N - 2
-        edits.append(Insert(after=after, init=init, of=tuple(draw(st.lists(st.integers(0, most), min_size=1, max_size=2)))))
+        init = draw(st.sampled_from(list(INITS)))
+        weights = init_named(init).weights
+        like = st.lists(
+            st.integers(0, N - 1 if weights == "source" else N - 2), min_size=1, max_size=1 + (weights != "predicted")
+        )
+        edits.append(Insert(after=after, init=init, of=tuple(draw(like))))
     return tuple(draw(st.permutations(edits)))
 
 
@@ -177,14 +193,33 @@ def test_a_value_of_a_refitted_layer_that_no_edit_names_is_refused():
 
 
 def values_for(view, plan, seed):
-    """Random values of the refits of a plan, by the names its file has."""
+    """Random values by the names that a plan's file has: of refits and zeros, of predicted layers, of every other replacement.
+
+    What follows from the source is left out, and a replacement without values is one that nothing has trained yet.
+    """
     generator = torch.Generator().manual_seed(seed)
+
+    def drawn(like):
+        value = 0.05 * torch.randn(like.shape, generator=generator)
+        return value + 1 if value.ndim == 1 else value  # a norm's weight is near 1
+
     found = {}
     for edit in plan.edits:
-        for layer, keys in edit.written().items():
-            with view.residency.layer(layer) as module:
-                shapes = {name: value.shape for name, value in module.named_parameters()}
-            found.update({key: 0.05 * torch.randn(shapes[name], generator=generator) for name, key in keys.items()})
+        if isinstance(edit, (Refit, Prune)):
+            with view.residency.layer(edit.layer) as module:
+                state = dict(module.named_parameters())
+            found.update({key: drawn(state[name]) for name, key in edit.written()[edit.layer].items()})
+        elif isinstance(edit, Insert) and edit.start.weights == "predicted":
+            for number, like in enumerate(edit.of):
+                with view.residency.layer(like) as module:
+                    state = module.state_dict()
+                found.update({f"{edit.prefix_of(number)}{name}": drawn(value) for name, value in state.items()})
+        elif isinstance(edit, Replace) and seed % 2:
+            found.update({name: drawn(value) for name, value in values_of([new_attached(view, edit)]).items()})
+    for edit in plan.edits:
+        if isinstance(edit, Prune):
+            for key in edit.written()[edit.layer].values():
+                found[key] = found[key] * (torch.rand(found[key].shape, generator=generator) < 0.5)
     return found
 
 

@@ -102,6 +102,11 @@ class BaseEdit(Record):
         """What became of a layer through this edit; None where nothing did."""
         return None
 
+    @property
+    def is_trainable(self) -> bool:
+        """Whether it puts values into the student that a polish trains: those of a repair, a replacement or a merged layer."""
+        return False
+
     def replaces(self) -> str:
         """What it puts in the place of layers, for people; empty where it puts nothing."""
         return ""

@@ -36,6 +36,11 @@ class Init:
         """Whether it needs a layer on either side."""
         return self.weights != "source"
 
+    @property
+    def makes_values(self) -> bool:
+        """Whether its layers hold numbers that the source does not store: blends, predictions, zeros."""
+        return self.is_between or self.is_silent
+
 
 INITS: dict[str, Init] = {
     one.name: one

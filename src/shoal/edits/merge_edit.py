@@ -73,6 +73,10 @@ class Merge(BaseEdit):
     def prefix(self) -> str:
         return f"merge.{self.into}."
 
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
     def lay_over(self, overlay: Overlay, view: DecoderView, values: Mapping[str, Tensor]) -> None:
         """Values that are not given follow from the source's weights."""
         from shoal.edits.student_of import parameters_of_layer

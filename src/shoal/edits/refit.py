@@ -16,6 +16,10 @@ class Refit(LayerEdit):
     def prefix(self) -> str:
         return f"refit.{self.layer}."
 
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
     def fate(self, layer: int) -> Fate | None:
         return Fate("refitted", "kept, with new values") if layer == self.layer else None
 

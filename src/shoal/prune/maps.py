@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from shoal.edits.replace.family_mlp import is_transposed
+from shoal.prune.amount import SparsePattern
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,16 @@ def maps_of(layer: nn.Module) -> tuple[list[ThinMap], list[str]]:
             shape = (int(outputs), int(inputs))
             found += [ThinMap(path, f"{path}.{name}", one, turned, shape) for one in range(len(parameter))]
     return found, left
+
+
+def thinnable_maps(layer: nn.Module, pattern: SparsePattern | None) -> tuple[list[ThinMap], list[str]]:
+    """Those maps of a layer that fall into whole groups of the pattern, and why others are left; each reason once."""
+    found, reasons = maps_of(layer)
+    if pattern is not None:
+        unfit = [one for one in found if one.shape[1] % pattern.of]
+        reasons += [f"{one.role}: {one.shape[1]} inputs, no whole groups of {pattern.of}" for one in unfit]
+        found = [one for one in found if not one.shape[1] % pattern.of]
+    return found, list(dict.fromkeys(reasons))
 
 
 def _routers(layer: nn.Module) -> set[str]:

@@ -17,7 +17,7 @@ from shoal.fit.walk import Goal, Here, walk
 from shoal.prune.allocator import MapKey, ThinEvidence
 from shoal.prune.amount import Amount, SparsePattern, share_of
 from shoal.prune.input_sums import InputSums
-from shoal.prune.maps import ThinMap, maps_of
+from shoal.prune.maps import ThinMap, thinnable_maps
 from shoal.prune.pruner import Pruner
 from shoal.prune.pruners.by_wanda import wanda_score
 from shoal.prune.thin_result import ThinnedMap
@@ -92,21 +92,26 @@ def thin_site(
         if step is None or step.module is not None:
             continue
         with view.residency.layer(layer) as module:
-            found, reasons = maps_of(module)
-        if pattern is not None:
-            reasons += [
-                f"{one.role}: {one.shape[1]} inputs, no whole groups of {pattern.of}"
-                for one in found
-                if one.shape[1] % pattern.of
-            ]
-            found = [one for one in found if not one.shape[1] % pattern.of]
-        left += [reason for reason in dict.fromkeys(reasons) if reason not in left]
+            found, reasons = thinnable_maps(module, pattern)
+        left += [reason for reason in reasons if reason not in left]
         if found:
             maps[layer] = found
     if not maps:
-        why = f": {left[0]}" if left else ""
-        raise ValueError(f"no map of this {view.family} model can be thinned{why}")
+        raise _nothing_to_thin(view, left)
     return ThinSite(view, student, batches, workers, maps, tuple(left))
+
+
+def refuse_unthinnable(view: DecoderView, pattern: SparsePattern | None) -> None:
+    """Raises ValueError, from the shapes of the layers alone, where :func:`thin_site` would."""
+    layers = view.model.get_submodule(view.layers_path)
+    found = [thinnable_maps(layer, pattern) for layer in layers]
+    if not any(maps for maps, _ in found):
+        raise _nothing_to_thin(view, [reason for _, reasons in found for reason in reasons])
+
+
+def _nothing_to_thin(view: DecoderView, left: Sequence[str]) -> ValueError:
+    why = f": {left[0]}" if left else ""
+    return ValueError(f"no map of this {view.family} model can be thinned{why}")
 
 
 def evidence_of(

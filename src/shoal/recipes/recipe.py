@@ -85,9 +85,9 @@ class Recipe(Record):
         replace: module in place of each removed span, ``NAME`` or ``NAME:option=value,...`` (``none``: plain removal).
         repair: closed form, no new parameters; its name in :data:`shoal.fit.table.REPAIRS`.
         fit: how much text the repair reads and how tokens count; unused with ``repair: none``.
-        polish: gradient training of exactly what replacement and repair put in: on ``hidden`` states, on the teacher's logits
-            (``kl``), or ``none``. None: as ``train`` says where it names an objective or stages; else ``hidden`` where
-            something is put in place of a span, ``none`` where nothing is.
+        polish: gradient training of exactly what replacement, repair and merges put in: on ``hidden`` states, on the
+            teacher's logits (``kl``), or ``none``. None: as ``train`` says where it names an objective or stages; else
+            ``hidden`` where something is put in place of a span, ``none`` where nothing is.
         train: how it is trained; unused where nothing is.
         grow: new layers; then, too, nothing is chosen. Layers may be named beside it, which go first.
         prune: weights of the layers that stay, set to zero behind all that; None: none are.
@@ -301,7 +301,7 @@ class Recipe(Record):
         states = self.train.objective is not None or bool(self.train.stages)
         if self.polish in ("hidden", "kl") and states:
             yield f"polish {self.polish!r} and train name two objectives; leave out polish, or train.objective and train.stages"
-        if self.polish in ("hidden", "kl") and self.replace == "none" and self.repair == "none":
+        if self.polish in ("hidden", "kl") and not self.puts_in:
             yield (
                 f"polish {self.polish!r} trains what a repair or a replacement put in, and there is neither; "
                 "add --repair sweep or --replace layer, or use --polish none"
@@ -322,7 +322,7 @@ class Recipe(Record):
 
     def _conflicts_of_merging(self) -> Iterator[str]:
         """A selector that merges has run what it proposes; what stands in place of spans, or competes, knows removal alone."""
-        if self.is_by_hand or "weights" not in selector_named(self.select).reads:
+        if not self.merges_layers:
             return
         merges = f"--select {self.select} proposes merged layers"
         if self.guard > 1:
@@ -331,8 +331,6 @@ class Recipe(Record):
             yield f"{merges} one after the other already; leave out --rounds"
         if self.replace != "none":
             yield f"{merges}, and --replace {self.replace} puts something else in place of layers; use --replace none"
-        if self.training() is not None:
-            yield f"{merges}, which polish does not train; use --polish none, and --heal for training"
 
     def _conflicts_of_growing(self) -> Iterator[str]:
         """What is put in is no cut that could be repaired; it is trained by healing."""
@@ -353,11 +351,20 @@ class Recipe(Record):
 
     def training(self) -> TrainConfig | None:
         """How what the plan put in is trained, with its objective; None where nothing is."""
-        puts_in = self.replace != "none" or self.repair != "none"
         if self.train.objective is not None or self.train.stages:
-            return None if self.polish == "none" or not puts_in else self.train
+            return None if self.polish == "none" or not self.puts_in else self.train
         polish = self.polish or ("none" if self.replace == "none" else "hidden")
         return None if polish == "none" else self.train.model_copy(update={"objective": POLISH[polish]})
+
+    @property
+    def puts_in(self) -> bool:
+        """Whether the student holds values that a polish can train: of a replacement, a repair, or merged layers."""
+        return self.replace != "none" or self.repair != "none" or self.merges_layers
+
+    @property
+    def merges_layers(self) -> bool:
+        """Whether its selector proposes merged layers."""
+        return not self.is_by_hand and "weights" in selector_named(self.select).reads
 
     @property
     def is_by_hand(self) -> bool:

@@ -120,14 +120,15 @@ class _Look:
         from shoal.engine.view import DecoderView
         from shoal.evaluate.landscape.connectivity import WeightLine, barriers, blend
 
-        opened = open_model(source, self.inputs.opened.opening)
+        opened, seed = open_model(source, self.inputs.opened.opening), self.inputs.recipe.seed
 
         def make() -> Landscape:
             between = WeightLine(self.inputs.view, DecoderView(opened.model))
             oracle = self._oracle("between the two")
-            return self._part(other=name, blend=blend(between, oracle), barriers=barriers(between, oracle))
+            found = barriers(between, oracle, seed=seed)
+            return self._part(other=name, blend=blend(between, oracle), barriers=found)
 
-        return self._run("barriers", stable_hash(self.key, opened.fingerprint), make)
+        return self._run("barriers", stable_hash(self.key, opened.fingerprint, seed), make)
 
     def write(self, source: str, t: float) -> None:
         """The checkpoint at ``t``, reloaded and compared with the model at that point of the line before it takes its name."""

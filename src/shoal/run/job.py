@@ -220,8 +220,10 @@ def without_new_values(recipe: Recipe, opened: Opened) -> Recipe:
     """The recipe for a quantised model, which gets no new values: the repair that is there unless another is asked for is none.
 
     Raises:
-        ValueError: a replacement, a repair, training or healing was asked for by name, or sublayers, whose maps become zeros.
+        ValueError: a replacement, a repair, training or healing was asked for by name; sublayers, whose maps become zeros;
+            merged layers, zeros among the weights, or new layers that are no copies.
     """
+    from shoal.edits.inits import init_named
     from shoal.engine.quantised import refuse_new_values
     from shoal.fit.table import repair_named
 
@@ -231,7 +233,11 @@ def without_new_values(recipe: Recipe, opened: Opened) -> Recipe:
         "training": recipe.repair != "none" and recipe.training() is not None,
         "healing": recipe.heal is not None,
         f"--units {recipe.units}": recipe.units != "layers",
+        f"--select {recipe.select}": recipe.merges_layers,
+        "--prune": recipe.prune is not None,
     }
+    if recipe.grow is not None:
+        asked[f"--init {recipe.grow.init}"] = init_named(recipe.grow.init).makes_values
     what = next((name for name, is_asked in asked.items() if is_asked), None)
     if what is not None:
         refuse_new_values(opened.path, opened.quantised, what=what)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shoal.run.candidate_repair import repairs_candidates
-from shoal.run.merging import merges_layers
 from shoal.run.searching import runs_the_model
 from shoal.run.unit_scoring import wanted_score
 from shoal.select.table import selector_named
@@ -36,7 +35,7 @@ def choice_key(inputs: Inputs, budget: Budget, request: Request, *, scan: str | 
         if selector_named(recipe.select).refits:
             used.update(refitted=inputs.fitting.data_hash, how_refitted=_how_fitted(recipe))
         used.update(search=repr(recipe.search), searched=f"{inputs.calibration.data_hash} {recipe.seed}")
-    if merges_layers(recipe):
+    if recipe.merges_layers:
         used.update(search=repr(recipe.search), searched=inputs.calibration.data_hash)
     if repairs_candidates(recipe):
         used.update(repair=recipe.repair, fitting=inputs.fitting.data_hash, how_fitted=_how_fitted(recipe))

@@ -7,19 +7,11 @@ from typing import TYPE_CHECKING
 from shoal.words.progress import each_batch
 
 if TYPE_CHECKING:
-    from shoal.recipes.recipe import Recipe
     from shoal.run.folder import RunFolder
     from shoal.run.job import Inputs
     from shoal.run.merge_on_model import MergesOnModel
 
 MERGING = "merging.json"
-
-
-def merges_layers(recipe: Recipe) -> bool:
-    """Whether the selector proposes merged layers."""
-    from shoal.select.table import selector_named
-
-    return not recipe.is_by_hand and "weights" in selector_named(recipe.select).reads
 
 
 def merges_of(inputs: Inputs, *, folder: RunFolder) -> MergesOnModel:

@@ -51,8 +51,8 @@ def check_budget(inputs: Inputs) -> None:
     """Before the model is measured, where all removable layers have one size.
 
     Raises:
-        ValueError: a healing where layers are on disk; protected or named layers that do not exist, named sublayers that this
-            family cannot leave out, or a budget out of reach; says the allowed range.
+        ValueError: a healing where layers are on disk; zeros that no map can take; protected or named layers that do not exist,
+            named sublayers that this family cannot leave out, or a budget out of reach; says the allowed range.
     """
     from shoal.run.asking import budget_of, request_of
     from shoal.run.resource_amounts import amounts_of
@@ -61,6 +61,10 @@ def check_budget(inputs: Inputs) -> None:
 
     if inputs.recipe.heal is not None and inputs.is_streamed:
         raise ValueError("healing runs both models in memory, and here layers are on disk; use --resident all, or --heal none")
+    if inputs.recipe.prune is not None:
+        from shoal.prune.thin import refuse_unthinnable
+
+        refuse_unthinnable(inputs.view, inputs.recipe.prune.fixed_pattern)
     if inputs.recipe.is_by_hand:
         refuse_named(inputs)
         return

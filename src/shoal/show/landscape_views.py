@@ -50,10 +50,15 @@ def barrier_table(found: Landscape) -> Table:
     columns = (
         Column("part half way"), Column("barrier (mean of both models)"),
         *numbers("barrier (ends of the line)", "loss half way", "loss with B's part"),
+        Column("loss as far at random"),
     )  # fmt: skip
     rows = [
-        (_said(one), with_error(one.of_models, one.stderr), one.of_ends, one.halfway, one.swapped) for one in found.barriers
-    ]
+        (
+            _said(one), with_error(one.of_models, one.stderr), one.of_ends, one.halfway, one.swapped,
+            "" if one.at_random is None else with_error(one.at_random, one.random_spread),
+        )
+        for one in found.barriers
+    ]  # fmt: skip
     breaks = [i for i in range(1, len(rows)) if found.barriers[i].part != found.barriers[i - 1].part]
     return Table("Barriers between the two, nats per token", columns, tuple(rows), breaks=tuple(breaks), is_long=True)
 
@@ -76,11 +81,25 @@ def barrier_charts(found: Landscape) -> tuple[Chart, ...]:
         for style, part in enumerate(("first", "last"))
         if (some := found.barrier(part))
     )
-    charts = [Chart("barriers", "Barrier of each layer", "layer", "nats per token", by_layer)]
+    charts = [Chart("barriers", "Barrier of each layer", "layer", "nats per token", by_layer), *_control_charts(alone)]
     if together:
         title = "Barrier of k layers together"
         charts.append(Chart("barriers-together", title, "k", "nats per token", together, rules=(everything,)))
     return tuple(charts)
+
+
+def _control_charts(alone: Sequence[Barrier]) -> tuple[Chart, ...]:
+    """A with B's layer, and with a random one as far away."""
+    drawn = [(one, one.at_random, one.random_spread or 0.0) for one in alone if one.at_random is not None]
+    if not drawn:
+        return ()
+    swapped = tuple(Point(one.n, one.swapped, tip=f"{_said(one)} of B: {number(one.swapped)}") for one in alone)
+    random = tuple(
+        Point(one.n, loss, low=loss - spread, high=loss + spread, tip=f"{_said(one)} at random: {number(loss)}")
+        for one, loss, spread in drawn
+    )
+    series = (Series("B's layer in A", swapped, style=0), Series("a random one as far away", random, style=1))
+    return (Chart("barriers-control", "One layer exchanged", "layer", "loss, nats per token", series),)
 
 
 def _barriers(name: str, style: int, some: Sequence[Barrier], values: Sequence[float], *, errors: bool = False) -> Series:

@@ -62,6 +62,10 @@ class Replace(BaseEdit):
     def prefix(self) -> str:
         return f"replace.{self.start}-{self.stop}."
 
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
     def lay_over(self, overlay: Overlay, view: DecoderView, values: Mapping[str, Tensor]) -> None:
         """Without values the module is untrained, as it starts."""
         from shoal.edits.student_of import load_values, new_attached

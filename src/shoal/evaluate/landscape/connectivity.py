@@ -5,6 +5,7 @@ model itself while a line that moves everything is measured. All losses are of t
 """
 
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -14,9 +15,13 @@ from torch import Tensor
 from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
 from shoal.evaluate.landscape.line import Barrier, LinePoint
+from shoal.evaluate.landscape.random_point import random_point
 from shoal.measure.oracle import Oracle
 
 STEPS_BETWEEN = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+N_DRAWS = 5
+"""Random points for each layer, as in the paper."""
 
 
 class WeightLine:
@@ -77,8 +82,12 @@ def at(a: Mapping[str, Tensor], b: Mapping[str, Tensor], t: float) -> dict[str, 
     return found
 
 
-def barriers(between: WeightLine, oracle: Oracle) -> tuple[Barrier, ...]:
-    """Of each layer alone, of the first and the last k together, and of everything."""
+def barriers(between: WeightLine, oracle: Oracle, *, seed: int = 0) -> tuple[Barrier, ...]:
+    """Of each layer alone, of the first and the last k together, and of everything.
+
+    Args:
+        seed: of the random points beside those of single layers.
+    """
     n_layers = between.ours.n_layers
     parts: list[tuple[str, int, range]] = [("layer", layer, range(layer, layer + 1)) for layer in range(n_layers)]
     parts += [("first", k, range(k)) for k in range(2, n_layers + 1)]
@@ -87,8 +96,20 @@ def barriers(between: WeightLine, oracle: Oracle) -> tuple[Barrier, ...]:
     layers = [part[2] for part in parts]
     halves, swaps = _losses(oracle, between, layers, 0.5), _losses(oracle, between, layers, 1.0)
     found = [_barrier(name, n, a, b, half, swap) for (name, n, _), half, swap in zip(parts, halves, swaps, strict=True)]
+    found[:n_layers] = [_with_control(one, between, oracle, seed) for one in found[:n_layers]]
     middle = _losses(oracle, between, [range(n_layers)], 0.5, rest=0.5)[0]
     return (*found, _barrier("all", n_layers, a, b, middle, b))
+
+
+def _with_control(one: Barrier, between: WeightLine, oracle: Oracle, seed: int) -> Barrier:
+    """A layer's barrier with the loss at random points. Draws of one layer share a pass, and no two layers their draws."""
+    layer = one.n
+    students = [
+        Student(overrides={layer: random_point(*between.layers[layer], seed=(seed * MOST_LAYERS + layer) * N_DRAWS + draw)})
+        for draw in range(N_DRAWS)
+    ]
+    losses = [_mean(sums.per_sample()[:, 2:]) for sums in oracle.sums(students)]
+    return one.model_copy(update=dict(at_random=statistics.fmean(losses), random_spread=statistics.stdev(losses)))
 
 
 def blend(between: WeightLine, oracle: Oracle, *, steps: Sequence[float] = STEPS_BETWEEN) -> tuple[LinePoint, ...]:
@@ -112,6 +133,9 @@ def _losses(
 
 AT_ONCE = 16
 """Students that share a pass: their states and logits are held at once."""
+
+MOST_LAYERS = 100_000
+"""More than any model has, so that the draws of two seeds have nothing in common."""
 
 
 def _mean(per_sample: Tensor) -> float:

@@ -51,6 +51,8 @@ class Barrier(Record):
         of_models: above the mean loss of the two whole models, as in arXiv 2307.06966.
         of_ends: above the mean loss of A and of A with B's part: the ends of the line that is walked.
         stderr: standard error of ``of_models`` over samples, paired.
+        at_random: loss of A with the part as far from A's as B's lies, in random directions: the mean of some draws, and
+            ``random_spread``, their standard deviation. None: of single layers alone is it asked.
     """
 
     part: Literal["layer", "first", "last", "all"]
@@ -60,6 +62,8 @@ class Barrier(Record):
     of_models: float
     of_ends: float
     stderr: float
+    at_random: float | None = None
+    random_spread: float | None = None
 
 
 class ReadOut(Record):

@@ -11,7 +11,7 @@ from shoal.run.candidate_repair import LINEAR_ERROR_BYTES, SHARES_FOR_RANKING, l
 from shoal.run.folder import RunFolder
 from shoal.run.keys import choice_key, scan_key
 from shoal.run.memory_plan.sizes import Sizes, StageNeed, largest
-from shoal.run.merging import MERGING, merges_layers, merges_of, merges_said
+from shoal.run.merging import MERGING, merges_of, merges_said
 from shoal.run.resource_amounts import amounts_of, computed_amounts
 from shoal.run.searching import runs_the_model, search_said, searched_sets, write_search
 from shoal.run.stage import Made, Stage, State
@@ -51,7 +51,7 @@ def run(state: State, folder: RunFolder) -> Made:
     amounts = amounts_of(inputs, budget, folder=folder)
     scores, scored_files = measured_scores(inputs, request, folder=folder)
     value = searched_sets(inputs, request, folder=folder)
-    trial = merges_of(inputs, folder=folder) if merges_layers(recipe) else None
+    trial = merges_of(inputs, folder=folder) if recipe.merges_layers else None
     evidence = Evidence(
         found.tables if found else {},
         lambda structure: why_not(inputs, structure),

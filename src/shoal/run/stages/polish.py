@@ -16,7 +16,7 @@ TRAINED = "train.safetensors"
 
 def key(state: State) -> str | None:
     """None with ``polish: none``, and where a repair that was undone leaves nothing to polish."""
-    if state.inputs.recipe.training() is None or not (state.planned.replacements or state.values.tensors):
+    if state.inputs.recipe.training() is None or not any(edit.is_trainable for edit in state.planned.edits):
         return None
     return train_key(state.inputs, state.planned, state.values.digest)
 
@@ -77,6 +77,8 @@ def takes(sizes: Sizes) -> StageNeed | None:
     kind, refits = parse_replacement(recipe.replace), repair_named(recipe.repair).size(shape, sizes.n_kept)
     n_spans = 0 if kind is None else selector_named(recipe.select).most_spans(sizes.n_cut, recipe.max_spans)
     n_modules, per_span = (0, 0) if kind is None else (max(1, kind.n_layers), kind.most_parameters(shape))
+    if recipe.merges_layers:  # every group leaves one layer, all of which is trained
+        n_spans, n_modules, per_span = max(1, min(sizes.n_cut, sizes.n_kept)), 1, shape.layer_parameters
     n_trained = n_spans * per_span + refits.parameters
     on_logits = any(weighted_sum(stage.objective).needs - {"boundary"} for stage in config.schedule())
     in_turns = config.several == "sequential"
@@ -123,7 +125,7 @@ def claim(folder: RunFolder, name: str, key: str) -> None:
 
 POLISH = Stage(
     "train",
-    "gradient training of exactly what repair and replacements set",
+    "gradient training of exactly what repair, replacements and merges set",
     key,
     run,
     load,

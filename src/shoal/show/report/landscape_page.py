@@ -42,7 +42,8 @@ def _barriers(found: Landscape) -> Section | None:
     said = tag(
         "p",
         "A part of the weights half way between the two models, the rest as in the first. A barrier is the loss there above a "
-        "mean: of the two whole models, or of the ends of the line that is walked. Below 0, half way is better than that mean.",
+        "mean: of the two whole models, or of the ends of the line that is walked. Below 0, half way is better than that mean. "
+        "At random: the layer moved as far as B's lies, in random directions, five of them with their standard deviation.",
     )
     return Section("barriers", "Between the two", SOURCE, (said, *views.barrier_charts(found), views.barrier_table(found)))
 
