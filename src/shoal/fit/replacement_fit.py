@@ -26,7 +26,7 @@ from shoal.fit.fit_job import FitJob
 from shoal.fit.fit_result import CannotRefit, LayerFit, MapFit, Refitted
 from shoal.fit.held_out import LayerEnds, observe
 from shoal.fit.magnitude_ratio import mean_ratio
-from shoal.fit.solve import ridge_change, solve_for
+from shoal.fit.solve import solve, solve_for
 from shoal.fit.sums import MapSums, no_sums
 from shoal.fit.walk import Goal, Here
 
@@ -88,7 +88,11 @@ def _solve(module: StreamModule, here: Here, config: FitConfig) -> LayerFit:
     outputs, before, sums = observe(ends, run, config=config, no_sums=lambda: no_sums(size, size, device=device))
     folds = [one for one in sums if isinstance(one, MapSums)]
     at_start = {name: value.clone() for name, value in module.state_dict().items()}
-    found = solve_for(folds, _change(module.kind, form, ends, config), ridge=config.ridge)
+    change = _change_of_form(module.kind, form, ends, config)
+    if change is None:
+        found = solve(folds, bias=form.bias, ridge=config.ridge)
+    else:
+        found = solve_for(folds, change, ridge=config.ridge)
     module.load_state_dict(form.values(found.change_ED))
     fitted, after, _ = observe(ends, run, config=config, no_sums=None)
     stands = after < before or config.keep == "always"
@@ -98,15 +102,17 @@ def _solve(module: StreamModule, here: Here, config: FitConfig) -> LayerFit:
         module.load_state_dict(at_start)
     free(fitted)
     here.set(outputs=outputs)
-    solve = MapFit.of(found, form="module", parameters=tuple(sorted(at_start)), held_out_error=after)
-    return LayerFit.of_one(here, solve, before=before, stands=stands)
+    of_map = MapFit.of(found, form="module", parameters=tuple(sorted(at_start)), held_out_error=after)
+    return LayerFit.of_one(here, of_map, before=before, stands=stands)
 
 
-def _change(kind: str, form: ClosedForm, ends: LayerEnds, config: FitConfig) -> Callable[[MapSums, float], Tensor]:
-    """The best change of the form, from sums and a ridge."""
+def _change_of_form(
+    kind: str, form: ClosedForm, ends: LayerEnds, config: FitConfig
+) -> Callable[[MapSums, float], Tensor] | None:
+    """The best change of a form of its own, from sums and a ridge; None: any linear map will do."""
     if config.solve == "ratio":
         if form.ratio is None:
             raise CannotRefit(f"the replacement {kind!r} has no values by ratio; use solve: least_squares")
         by_ratio_ED = form.ratio.change(mean_ratio(ends, of=form.ratio.of, config=config))
         return lambda sums, ridge: by_ratio_ED  # The ratio of magnitudes knows no ridge.
-    return form.change or (lambda sums, ridge: ridge_change(sums, ridge, bias=form.bias))
+    return form.change
