@@ -60,7 +60,8 @@ def test_stages_are_those_that_run():
     assert list(estimate(world(repair="none", guard=1), RATES).stages) == ["scan", "evaluation"]
     searched = world(select="greedy", repair="none", guard=1)
     assert list(estimate(searched, RATES).stages) == ["search", "evaluation"]
-    assert list(estimate(world(), RATES).stages) == ["scan", "tournament", "repair", "evaluation"]
+    assert list(estimate(world(), RATES).stages) == ["scan", "search", "tournament", "repair", "evaluation"]
+    assert "search" not in estimate(world(guard=2), RATES).stages  # no place for one more candidate
 
 
 def test_it_is_said_in_minutes():

@@ -77,7 +77,7 @@ def test_fewer_layers_in_memory_take_less_and_one_more_is_read_ahead(model):
     [
         ("train", "work", {"train": {"micro_batch": 4096}}),
         ("train", "states", {"text": {"selection": 10**6}}),
-        ("plan", "states", {"replace": "none", "repair": "none", "guard": 8}),
+        ("plan", "states", {"replace": "none", "repair": "none", "guard": 200}),
         ("fit", "states", {"replace": "none", "repair": "sweep", "fit": {"tokens": 10**6}}),
         ("scan", "states", {"text": {"samples": 10**5}}),
     ],

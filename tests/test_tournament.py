@@ -25,7 +25,7 @@ from shoal.run.tournament import choose, tournament
 from shoal.select.budget import parse_budget
 from shoal.select.model_size import NOTHING, PutBack, model_size, put_back_of
 from shoal.select.plan_of import plan_of
-from shoal.select.proposals import Proposer, other_proposers, propose
+from shoal.select.proposals import Proposer, other_proposers, propose, searches_beside
 from shoal.select.request import Evidence, Request
 from shoal.select.rounds import rescanner
 from shoal.select.shortlist import shortlist, spread_of
@@ -137,9 +137,30 @@ def test_the_score_shown_is_that_of_the_proposer(view, tables):
     for candidate in ask(view, tables, oracle=Oracle(view, SELECTION)).candidates:
         assert candidate.proposed_by
         for name, score in candidate.scores.items():
-            selector, by = name.removeprefix("runner-up ").split()
-            ranked = SELECTORS[selector].propose(Evidence(tables), replace(HOW, n=3, by=by))
+            selector, *by = name.removeprefix("runner-up ").split()
+            asked = replace(HOW, n=3, by=by[0] if by else HOW.by)
+            ranked = SELECTORS[selector].propose(Evidence(tables, value=depth_of(HOW)), asked)
             assert (candidate.layers, score) in [(one.layers, only(one.scores)) for one in ranked]
+
+
+@pytest.mark.parametrize(
+    ("changes", "competes"),
+    [
+        ({}, True),
+        ({"n_candidates": 3}, True),
+        ({"n_candidates": 2}, False),  # the choice that was asked for and a different one
+        ({"selector": "disjoint"}, True),
+        ({"selector": "evolution"}, False),  # it runs the model itself
+        ({"put_back": PUT_BACK["layer"]}, True),
+        ({"put_back": PutBack("swiglu", own_parameters=5)}, False),  # a module for every span
+    ],
+)
+def test_the_set_that_a_search_finds_competes_with_what_scores_propose(view, tables, changes, competes):
+    how = replace(HOW, **changes)
+    candidates = ask(view, tables, how=how, oracle=Oracle(view, SELECTION)).candidates
+    found = [one for one in candidates if "greedy" in one.proposed_by]
+    assert searches_beside(how) == competes == bool(found)
+    assert all(one.layers == (L - 4, L - 3, L - 2) for one in found)
 
 
 def test_choosing_twice_gives_the_same(view, tables):

@@ -18,6 +18,7 @@ from shoal.words.records import Record
 if TYPE_CHECKING:
     from shoal.recipes.recipe import Recipe
     from shoal.run.job import Inputs
+    from shoal.select.request import Request
 
 PROBE_TOKENS, HEAD_TOKENS = 512, 64
 PRODUCT_SIZE, FACTOR_SIZE = 768, 512
@@ -118,7 +119,7 @@ def estimate(inputs: Inputs, rates: StageRates, *, recipe: Recipe | None = None)
     Args:
         recipe: in place of that of the inputs.
     """
-    from shoal.run.asking import needs_scan
+    from shoal.run.asking import needs_scan, request_of
     from shoal.run.candidate_repair import ranking_sizes, repairs_candidates
     from shoal.run.job import default_samples
     from shoal.train.config import DEFAULT_TOKENS
@@ -139,6 +140,8 @@ def estimate(inputs: Inputs, rates: StageRates, *, recipe: Recipe | None = None)
         stages |= _choosing(
             recipe, rates, n_layers=n_layers, n_scan=n_scan, n_searched=min(n_scan, recipe.search.tokens * share)
         )
+        beside = _searching_beside(recipe, request_of(recipe, inputs.view), rates, n_scan=n_scan, share=share)
+        stages |= {"search": stages.get("search", 0.0) + beside} if beside else {}
     if recipe.guard > 1:
         stages["tournament"] = recipe.guard * n_selection * (rates.layers + rates.compared)
         if repairs_candidates(recipe):
@@ -167,27 +170,51 @@ def estimate(inputs: Inputs, rates: StageRates, *, recipe: Recipe | None = None)
 
 def _choosing(recipe: Recipe, rates: StageRates, *, n_layers: int, n_scan: float, n_searched: float) -> dict[str, float]:
     """Seconds of what the recipe runs or measures to choose by, beside the scan; of tokens to scan and to search on."""
-    from shoal.measure.metrics import metric_named
     from shoal.run.unit_scoring import wanted_score
     from shoal.select.table import selector_named
     from shoal.words.types import UNIT_KINDS
 
-    scored, searches = wanted_score(recipe), selector_named(recipe.select).n_evaluations
-    n_units = n_layers * len(UNIT_KINDS[recipe.units])
-    metric = recipe.search.metric
-    if searches is not None:
-        n_sets = searches(n_units, max(1, n_units // 4))
+    scored = wanted_score(recipe)
+    if selector_named(recipe.select).n_evaluations is not None:
+        n_sets = _searching(recipe.select, recipe, n_layers=n_layers)
         n_sets = min(n_sets, recipe.search.evaluations or n_sets)
-    elif scored is not None and scored.of_values is not None:
-        n_sets, metric = scored.n_sets(n_units), scored.metric
-    elif scored is None or scored.reads == "weights":
+        return {"search": _running_sets(n_sets, recipe.search.metric, rates, n_searched)}
+    if scored is not None and scored.of_values is not None:
+        n_sets = scored.n_sets(n_layers * len(UNIT_KINDS[recipe.units]))
+        return {"search": _running_sets(n_sets, scored.metric, rates, n_searched)}
+    if scored is None or scored.reads == "weights":
         return {}
-    else:
-        there_and_back = scored.reads == "gradients"
-        return {"scores": (TRAINING * n_scan if there_and_back else n_searched) * rates.layers}
+    there_and_back = scored.reads == "gradients"
+    return {"scores": (TRAINING * n_scan if there_and_back else n_searched) * rates.layers}
+
+
+def _searching(selector: str, recipe: Recipe, *, n_layers: int) -> int:
+    """Sets of a search that lets a quarter of the units go."""
+    from shoal.select.table import selector_named
+    from shoal.words.types import UNIT_KINDS
+
+    searches, n_units = selector_named(selector).n_evaluations, n_layers * len(UNIT_KINDS[recipe.units])
+    assert searches is not None, f"{selector} runs no set"
+    return searches(n_units, max(1, n_units // 4))
+
+
+def _searching_beside(recipe: Recipe, request: Request, rates: StageRates, *, n_scan: float, share: float) -> float:
+    """Seconds of the search that competes with the selector; 0 where none does."""
+    from shoal.run.searching import search_in_use
+    from shoal.select.proposals import searches_beside
+
+    if not searches_beside(request):
+        return 0.0
+    selector, metric, most = search_in_use(recipe, request)
+    return _running_sets(_searching(selector, recipe, n_layers=request.n_layers), metric, rates, min(n_scan, most * share))
+
+
+def _running_sets(n_sets: int, metric: str, rates: StageRates, n_tokens: float) -> float:
+    """Seconds; a set runs the layers behind its first unit: half of them in the mean."""
+    from shoal.measure.metrics import metric_named
+
     needs_head = metric_named(metric).needs != "hidden"
-    # a set runs the layers behind its first unit: half of them in the mean
-    return {"search": n_sets * n_searched * (rates.layers / 2 + rates.compared * needs_head)}
+    return n_sets * n_tokens * (rates.layers / 2 + rates.compared * needs_head)
 
 
 def _repair(inputs: Inputs, recipe: Recipe, rates: StageRates, n_tokens: float, *, searches: bool) -> float:

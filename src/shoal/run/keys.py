@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shoal.run.candidate_repair import repairs_candidates
-from shoal.run.searching import runs_the_model
+from shoal.run.searching import runs_the_model, search_in_use
 from shoal.run.unit_scoring import wanted_score
+from shoal.select.proposals import searches_beside
 from shoal.select.table import selector_named
 from shoal.words.records import stable_hash
 
@@ -31,6 +32,8 @@ def choice_key(inputs: Inputs, budget: Budget, request: Request, *, scan: str | 
     used = dict(budget=budget.text, kind=budget.kind, request=repr(request), scan=scan)
     if wanted_score(recipe) is not None:
         used.update(scored=f"{recipe.search.tokens} {inputs.calibration.data_hash}")
+    if searches_beside(request):
+        used.update(search=repr(search_in_use(recipe, request)), searched=inputs.calibration.data_hash)
     if runs_the_model(recipe):
         if selector_named(recipe.select).refits:
             used.update(refitted=inputs.fitting.data_hash, how_refitted=_how_fitted(recipe))

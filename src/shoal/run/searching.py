@@ -5,8 +5,10 @@ A run that was killed inside a search finds there what it had measured. ``search
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from shoal.select.proposals import SEARCH_BESIDE, searches_beside
 from shoal.select.search.search_record import SearchRecord
 from shoal.words.progress import each_batch
 
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 
 VALUES_FOLDER, SEARCH_FILE = "search", "search.json"
 
+METRIC_BESIDE, TOKENS_BESIDE = "kl", 1_024
+"""Of the search that competes with a selector of scores. On SmolLM2-135M it goes the same way on 512 tokens and on 1,024 for
+fourteen layers of thirty (docs/choose.md)."""
+
 
 def runs_the_model(recipe: Recipe) -> bool:
     """Whether the selector asks the set function."""
@@ -29,10 +35,21 @@ def runs_the_model(recipe: Recipe) -> bool:
     return not recipe.is_by_hand and "values" in selector_named(recipe.select).reads
 
 
-def searched_text(inputs: Inputs) -> Samples:
-    """The first samples of the calibration slice that hold the tokens of the search; one sample at least."""
-    samples = inputs.calibration
-    return samples.take(max(1, min(samples.n_samples, inputs.recipe.search.tokens // samples.length)))
+def searched_text(inputs: Inputs, *, n_tokens: int | None = None) -> Samples:
+    """The first samples of the calibration slice that hold the tokens of the search; one sample at least.
+
+    Args:
+        n_tokens: in place of the recipe's.
+    """
+    samples, n_tokens = inputs.calibration, n_tokens or inputs.recipe.search.tokens
+    return samples.take(max(1, min(samples.n_samples, n_tokens // samples.length)))
+
+
+def search_in_use(recipe: Recipe, request: Request) -> tuple[str, str, int]:
+    """Selector, metric and tokens of the search that a run makes: the one that was asked for, or the one that competes."""
+    if searches_beside(request):
+        return SEARCH_BESIDE, METRIC_BESIDE, TOKENS_BESIDE
+    return recipe.select, recipe.search.metric, recipe.search.tokens
 
 
 def set_function_of(
@@ -42,27 +59,28 @@ def set_function_of(
     folder: RunFolder,
     metric: str | None = None,
     limit: int | None = None,
+    n_tokens: int | None = None,
 ) -> CountedSets:
     """v(S) over the units that may go, with what an earlier run of the same folder measured.
 
     Args:
-        metric: in place of the recipe's.
+        metric, n_tokens: in place of the recipe's.
         limit: most sets that may be asked for.
     """
     from shoal.measure.removals import removal_function
 
-    search, samples = inputs.recipe.search, searched_text(inputs)
+    samples, metric = searched_text(inputs, n_tokens=n_tokens), metric or inputs.recipe.search.metric
     batches = inputs.batches(samples)
     return removal_function(
         inputs.view,
         batches,
         request.free_units,
-        metric=metric or search.metric,
+        metric=metric,
         limit=limit,
         folder=folder / VALUES_FOLDER,
         about={"model": inputs.model_key, "data": samples.data_hash},
         workers=inputs.workers,
-        after_batch=each_batch(f"{request.selector} by {metric or search.metric}", len(batches)),
+        after_batch=each_batch(f"{request.selector} by {metric}", len(batches)),
     )
 
 
@@ -93,23 +111,26 @@ def refitted_sets_of(inputs: Inputs, request: Request, *, folder: RunFolder) -> 
 
 
 def searched_sets(inputs: Inputs, request: Request, *, folder: RunFolder) -> CountedSets | RefittedSets | None:
-    """The set function that the recipe's selector asks; None where it asks none."""
+    """The set function that the recipe's selector asks, or the search that competes with it; None where neither asks one."""
     from shoal.select.table import selector_named
 
-    if not runs_the_model(inputs.recipe):
+    recipe = inputs.recipe
+    if searches_beside(request):
+        selector, metric, n_tokens = search_in_use(recipe, request)
+        return set_function_of(inputs, replace(request, selector=selector), folder=folder, metric=metric, n_tokens=n_tokens)
+    if not runs_the_model(recipe):
         return None
-    if selector_named(inputs.recipe.select).refits:
+    if selector_named(recipe.select).refits:
         return refitted_sets_of(inputs, request, folder=folder)
-    limit = inputs.recipe.search.evaluations
-    return set_function_of(inputs, request, folder=folder, limit=limit)
+    return set_function_of(inputs, request, folder=folder, limit=recipe.search.evaluations)
 
 
-def search_said(inputs: Inputs, function: CountedSets | RefittedSets | None) -> str:
-    """What a plan's method adds where layers were chosen by running the model: ``; 50 sets run by kl on 16,384 tokens``."""
-    if function is None:
+def search_said(inputs: Inputs, request: Request, function: CountedSets | RefittedSets | None) -> str:
+    """What a plan's method adds where sets were run to choose by: ``; 50 sets run by kl on 16,384 tokens``."""
+    if function is None or not function.n_evaluations:
         return ""
-    n_tokens = searched_text(inputs).n_tokens
-    return f"; {function.n_evaluations} sets run by {inputs.recipe.search.metric} on {n_tokens:,} tokens"
+    _, metric, most = search_in_use(inputs.recipe, request)
+    return f"; {function.n_evaluations} sets run by {metric} on {searched_text(inputs, n_tokens=most).n_tokens:,} tokens"
 
 
 def write_search(inputs: Inputs, function: CountedSets | RefittedSets, request: Request, *, folder: RunFolder) -> list[str]:
@@ -118,7 +139,9 @@ def write_search(inputs: Inputs, function: CountedSets | RefittedSets, request: 
     Args:
         request: with what the budget asks for.
     """
-    recipe, samples, goal = inputs.recipe, searched_text(inputs), request.goal
+    goal = request.goal
+    selector, metric, most = search_in_use(inputs.recipe, request)
+    samples = searched_text(inputs, n_tokens=most)
     curve: list[tuple[int, float]] = []
     n_best = 0
     for place, (units, loss) in enumerate(function.asked.items(), start=1):
@@ -126,8 +149,8 @@ def write_search(inputs: Inputs, function: CountedSets | RefittedSets, request: 
             curve.append((place, loss))
             n_best = len(units)
     record = SearchRecord(
-        selector=recipe.select,
-        metric=recipe.search.metric,
+        selector=selector,
+        metric=metric,
         data=samples.data,
         data_hash=samples.data_hash,
         n_tokens=samples.n_tokens,

@@ -1,7 +1,10 @@
-"""Which candidates the tournament compares: the choice that was asked for, the best of other criteria, and a different one.
+"""Which candidates the tournament compares: the choice that was asked for, what a search finds by running the model, the best
+of other criteria, and a different one.
 
 Criteria that look at the same stream tend to agree, and err together: a layer whose small change the head reads with a large
-gain is cheap to all of them. So one place is kept for the best choice that shares at most half of its layers with the others.
+gain is cheap to all of them. So one place is kept for the best choice that shares at most half of its layers with the others,
+and one for the set that a greedy search finds, which reads no stream but what the model says (docs/choose.md has both before
+and after repair).
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,6 +29,10 @@ OTHERS = (
     ("span", "relative_magnitude/rest"),
     ("span", "euclidean/rest"),
 )
+SEARCH_BESIDE = "greedy"
+"""The selector whose search proposes beside those of scores."""
+FEWEST_FOR_SEARCH = 3
+"""Candidates: fewer leave no place for it beside the choice that was asked for and the different one."""
 MOST_RUNNERS_UP = 24  # looked at per criterion for one that differs
 
 
@@ -58,19 +65,34 @@ class _Proposed:
         return self.first.model_copy(update={"proposed_by": tuple(self.names), "scores": self.scores})
 
 
-def other_proposers(evidence: Evidence, request: Request) -> list[Proposer]:
-    """The house's criteria on the tables at hand, as far as a replacement allows.
+def searches_beside(request: Request) -> bool:
+    """Whether a search competes with the selector that was asked for: one of scores, with candidates enough to compare."""
+    runs_by_itself = SELECTORS[request.selector].reads & {"values", "weights"}
+    return request.n_candidates >= FEWEST_FOR_SEARCH and not runs_by_itself and not _in_one_span(request)
 
-    Layers in several spans need a module for each. Where these are layers of the family that costs no size; other modules cost
-    parameters each, so there one span is looked for.
-    """
-    found: list[Proposer] = []
+
+def _in_one_span(request: Request) -> bool:
+    """Layers in several spans need a module for each. Where these are layers of the family that costs no size; other modules
+    cost parameters each, so there one span is looked for."""
+    return request.put_back.name != "none" and not request.put_back.inherits
+
+
+def found_by_search(evidence: Evidence, request: Request) -> list[Proposer]:
+    """The search that competes with the selector that was asked for; it runs when it is first asked for a candidate."""
+    if evidence.value is None or not searches_beside(request):
+        return []
+    search = replace(request, selector=SEARCH_BESIDE)
+    return [Proposer(SEARCH_BESIDE, SELECTORS[SEARCH_BESIDE].propose(evidence, search))]
+
+
+def other_proposers(evidence: Evidence, request: Request) -> list[Proposer]:
+    """The search, and the house's criteria on the tables at hand, as far as a replacement allows."""
+    found = found_by_search(evidence, request)
     late = evidence.late
     if late is not None and late.name in evidence.tables:
         found.append(Proposer(f"span {late.name}", plain_span_by(evidence, replace(request, by=late.name))))
     for selector, by in OTHERS:
-        one_span = request.put_back.name != "none" and not request.put_back.inherits
-        if by not in evidence.tables or (one_span and not SELECTORS[selector].is_contiguous):
+        if by not in evidence.tables or (_in_one_span(request) and not SELECTORS[selector].is_contiguous):
             continue
         asked = replace(request, by=by)
         found.append(Proposer(f"{selector} {by}", SELECTORS[selector].propose(evidence, asked)))

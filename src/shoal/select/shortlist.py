@@ -10,7 +10,7 @@ from shoal.edits.plan import Candidate, PartChoice
 from shoal.select.amounts import Amounts
 from shoal.select.budget import MEASURED, Budget, ResolvedBudget, resolve
 from shoal.select.model_size import ModelSize
-from shoal.select.proposals import Proposer, other_proposers, propose
+from shoal.select.proposals import Proposer, found_by_search, other_proposers, propose
 from shoal.select.request import Evidence, LateTable, Request, Selector, Tables, most_layers, nothing_refused
 from shoal.select.rounds import Rescan, in_rounds
 from shoal.select.table import selector_named
@@ -75,13 +75,14 @@ def shortlist(
 
 
 def _shortlist_of_units(budget: Budget, size: ModelSize, request: Request, evidence: Evidence, selector: Selector) -> Shortlist:
-    """Sublayers: the asked selector alone proposes, because the house's other criteria look at spans of layers."""
+    """Sublayers: the asked selector and the search propose, because the house's other criteria look at spans of layers."""
     goal = quotas_for(budget, size, request, evidence.amounts)
     goal.refuse_impossible(request.free_units)
     request = replace(request, n=goal.most(request.free_units), quotas=goal)
     resolved = ResolvedBudget(n_net=request.n, n=request.n, n_layers=request.n_layers, asked=budget.text)
     name = f"{request.selector} {request.by}" if "tables" in selector.reads else request.selector
     proposers = [Proposer(name, candidates_or_reason(selector, name, evidence=evidence, request=request))]
+    proposers += found_by_search(evidence, request)
     return Shortlist(resolved, propose(proposers, request.n_candidates), request, evidence)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from shoal.run.asking import budget_of, oracle, request_of, why_not
+from shoal.run.asking import budget_of, oracle, plain_request_of, request_of, why_not
 from shoal.run.by_hand import as_edited, named_key, named_plan
 from shoal.run.candidate_repair import LINEAR_ERROR_BYTES, SHARES_FOR_RANKING, linear_errors_of, repairs_candidates, rungs
 from shoal.run.folder import RunFolder
@@ -13,7 +13,7 @@ from shoal.run.keys import choice_key, scan_key
 from shoal.run.memory_plan.sizes import Sizes, StageNeed, largest
 from shoal.run.merging import MERGING, merges_of, merges_said
 from shoal.run.resource_amounts import amounts_of, computed_amounts
-from shoal.run.searching import runs_the_model, search_said, searched_sets, write_search
+from shoal.run.searching import runs_the_model, search_in_use, search_said, searched_sets, write_search
 from shoal.run.stage import Made, Stage, State
 from shoal.run.unit_scoring import measured_scores, wanted_score
 
@@ -85,13 +85,13 @@ def run(state: State, folder: RunFolder) -> Made:
         own_parameters=request.put_back.own_parameters,
         source=inputs.opened.name,
         source_hash=inputs.opened.fingerprint,
-        method=choice.method + search_said(inputs, value) + merges_said(inputs, trial),
+        method=choice.method + search_said(inputs, request, value) + merges_said(inputs, trial),
         candidates=choice.candidates,
         spread=choice.spread,
         amounts=amounts,
     )
     plan = inputs.workers.from_first(lambda: _written(plan, folder))
-    searched = [] if value is None else write_search(inputs, value, short.request, folder=folder)
+    searched = [] if value is None or not value.n_evaluations else write_search(inputs, value, short.request, folder=folder)
     searched += [] if trial is None else [MERGING]
     standings.clear()
     return Made(replace(state, plan=plan), ("plan.json", *dict.fromkeys([*scored_files, *searched])))
@@ -131,6 +131,7 @@ def takes(sizes: Sizes) -> StageNeed:
     from shoal.fit.linear_error import bytes_per_span
     from shoal.measure.removals import MOST_TOGETHER
     from shoal.run.stages.fit import fitting
+    from shoal.select.proposals import searches_beside
 
     recipe, shape = sizes.recipe, sizes.shape
     n_selection, n_calibration = sizes.tokens("selection"), sizes.tokens("calibration")
@@ -142,9 +143,12 @@ def takes(sizes: Sizes) -> StageNeed:
         states = sizes.states(min(2 * n_spans, shape.n_layers + 1), n_calibration)
         sums = n_spans * bytes_per_span(shape.hidden)
         found.append(sizes.need("plan", states=states, work=sizes.layer_work(sizes.n_batch), sums=sums))
-    scored = wanted_score(recipe)
-    if runs_the_model(recipe) or (scored is not None and scored.reads != "weights"):
-        n_searched = min(n_calibration, max(sizes.length, recipe.search.tokens))
+    scored, request = wanted_score(recipe), plain_request_of(recipe, shape.n_layers)
+    is_scored_by_running = scored is not None and scored.reads != "weights"
+    searches = runs_the_model(recipe) or (searches_beside(request) and not recipe.is_by_hand)
+    if searches or is_scored_by_running:
+        n_tokens = recipe.search.tokens if is_scored_by_running else search_in_use(recipe, request)[2]
+        n_searched = min(n_calibration, max(sizes.length, n_tokens))
         if scored is not None and scored.reads == "gradients":
             n_searched = n_calibration
         # the chain of the teacher and of the sets that grow from it, at every boundary; boundary L of all sets of a pass
