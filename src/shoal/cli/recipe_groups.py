@@ -118,7 +118,7 @@ class ChoiceOptions:
         option(
             "N",
             "Candidates that are repaired on a part of the text and compared by KL to the teacher; 1: none is, the "
-            "score's first choice stands.",
+            "score's first choice stands. From 3 on, a greedy search competes with the scores.",
             DEFAULT.guard,
             under=REMOVED,
         ),

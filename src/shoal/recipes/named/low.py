@@ -15,7 +15,7 @@ LOW = NamedRecipe(
         text=TextChoice(tokens=8_192),
         fit=FitConfig(tokens=32_000),
     ),
-    chooses="as `default`",
+    chooses="as `default`, without the search",
     then="nothing; repair `refit` on 32 k tokens",
     text="yours",
 )
