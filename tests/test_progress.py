@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.words.progress import LogLines, clock, duration, numbered, stage_of, tell, told, watched
+from shoal.words.progress import LogLines, clock, counted, duration, numbered, stage_of, tell, told, watched
 
 
 class Clock:
@@ -133,6 +133,17 @@ def test_who_watches_inside_is_told_alone_even_where_the_block_fails():
             raise ValueError
         tell("outside", 1, 1)
     assert (outer, inner) == (["outside"], ["inside"])
+
+
+def test_many_small_passes_are_said_as_far_as_their_whole_is():
+    found, n_sets = [], 0
+    with watched(lambda *said: found.append(said)):
+        with counted(lambda: n_sets, 50):
+            for n_sets in (29, 57):  # noqa: B007 -- what is counted
+                tell("greedy", 1, 1)
+        with counted(lambda: 0, 9):
+            pass
+    assert found == [("greedy", 29, 50), ("greedy", 50, 50), ("greedy", 50, 50)]
 
 
 def test_parts_that_are_not_asked_for_are_not_counted():

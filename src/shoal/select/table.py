@@ -1,5 +1,7 @@
 """The table of selectors. A new one is a file and a line here."""
 
+from collections.abc import Callable
+
 from shoal.select.by_running import by_running
 from shoal.select.deepest import deepest_layers
 from shoal.select.disjoint import disjoint_spans
@@ -13,6 +15,7 @@ from shoal.select.search.greedy import Greedy
 from shoal.select.search.greedy_refit import GreedyRefit
 from shoal.select.search.one_shot import n_one_shot_evaluations, one_shot
 from shoal.select.search.policy_gradient import PolicyGradient
+from shoal.select.search.search_contract import Search
 from shoal.select.search.surrogate import Surrogate
 from shoal.select.span import span_by
 from shoal.words.records import nearest
@@ -21,6 +24,22 @@ FRONT = 0.4
 """As in the released program of FinerCut."""
 
 VALUES, WEIGHTS = frozenset[Reads]({"values"}), frozenset[Reads]({"weights"})
+
+
+def running(
+    search: Search, about: str, n_evaluations: Callable[[int, int], int], *, refits: bool = False, paper: str = ""
+) -> Selector:
+    """The entry of a search that runs the model; see :class:`~shoal.select.request.Selector` for what it says."""
+    return Selector(
+        by_running(search, n_evaluations),
+        about,
+        takes_units=True,
+        refits=refits,
+        reads=VALUES,
+        paper=paper,
+        n_evaluations=n_evaluations,
+    )
+
 
 SELECTORS: dict[str, Selector] = {
     "span": Selector(span_by, "best contiguous span by one score", is_contiguous=True, paper="LLM-Streamline, UIDL"),
@@ -33,68 +52,42 @@ SELECTORS: dict[str, Selector] = {
         paper="UIDL's simple rule",
     ),
     "disjoint": Selector(disjoint_spans, "best set of up to k separate spans, by the sum of their scores", limits_spans=True),
-    "greedy": Selector(
-        by_running(Greedy()),
-        "one unit after the other, each by running the model without it",
-        takes_units=True,
-        reads=VALUES,
-        paper="SLEB",
-        n_evaluations=Greedy().n_evaluations,
+    "greedy": running(
+        Greedy(), "one unit after the other, each by running the model without it", Greedy().n_evaluations, paper="SLEB"
     ),
-    "greedy-front": Selector(
-        by_running(Greedy(front=FRONT)),
+    "greedy-front": running(
+        Greedy(front=FRONT),
         f"as greedy, but the first {FRONT:.0%} of the units stay until as many are off",
-        takes_units=True,
-        reads=VALUES,
+        Greedy(front=FRONT).n_evaluations,
         paper="FinerCut",
-        n_evaluations=Greedy(front=FRONT).n_evaluations,
     ),
-    "beam": Selector(
-        by_running(Greedy(width=4)),
-        "as greedy, with the four best sets of each round kept",
-        takes_units=True,
-        reads=VALUES,
-        n_evaluations=Greedy(width=4).n_evaluations,
-    ),
-    "greedy-refit": Selector(
-        by_running(GreedyRefit()),
+    "beam": running(Greedy(width=4), "as greedy, with the four best sets of each round kept", Greedy(width=4).n_evaluations),
+    "greedy-refit": running(
+        GreedyRefit(),
         "as greedy, with what stays refitted after every unit that goes",
-        takes_units=True,
+        GreedyRefit().n_evaluations,
         refits=True,
-        reads=VALUES,
         paper="Prune&Comp",
-        n_evaluations=GreedyRefit().n_evaluations,
     ),
-    "surrogate": Selector(
-        by_running(Surrogate()),
+    "surrogate": running(
+        Surrogate(),
         "sets that a quadratic function fitted to all measured sets likes best, measured and fitted anew",
-        takes_units=True,
-        reads=VALUES,
-        n_evaluations=Surrogate().n_evaluations,
+        Surrogate().n_evaluations,
     ),
-    "one-shot": Selector(
-        by_running(one_shot),
-        "the units whose loss is lowest, each run without it once",
-        takes_units=True,
-        reads=VALUES,
-        paper="Reassessing",
-        n_evaluations=n_one_shot_evaluations,
+    "one-shot": running(
+        one_shot, "the units whose loss is lowest, each run without it once", n_one_shot_evaluations, paper="Reassessing"
     ),
-    "evolution": Selector(
-        by_running(Evolution()),
+    "evolution": running(
+        Evolution(),
         "sets that swap units, the best of parents and children live on",
-        takes_units=True,
-        reads=VALUES,
+        Evolution().n_evaluations,
         paper="EvoPress",
-        n_evaluations=Evolution().n_evaluations,
     ),
-    "policy-gradient": Selector(
-        by_running(PolicyGradient()),
+    "policy-gradient": running(
+        PolicyGradient(),
         "probabilities of units that follow the loss of drawn sets",
-        takes_units=True,
-        reads=VALUES,
+        PolicyGradient().n_evaluations,
         paper="Bypass",
-        n_evaluations=PolicyGradient().n_evaluations,
     ),
     "laco": Selector(
         by_merging(laco), "groups of layers become one, from the top down, each tried by running", reads=WEIGHTS, paper="LaCo"

@@ -68,6 +68,25 @@ def labelled(label: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def counted(done: Callable[[], int], total: int) -> Iterator[None]:
+    """While the block runs, whatever is told is as far as ``done`` says, not as far as its own steps; behind it all is done.
+
+    For work in many small passes whose number of steps says nothing of the whole.
+    """
+    above, last = _WATCHERS.get(), ""
+
+    def tell_whole(what: str, _done: int, _total: int) -> None:
+        nonlocal last
+        last = what
+        above(what, min(done(), total), total)
+
+    with watched(tell_whole):
+        yield
+    if last:
+        above(last, total, total)
+
+
 def stage_of(k: int, n: int) -> AbstractContextManager[None]:
     """The block is the ``k``-th of ``n`` stages: what it tells is named ``stage 2 of 6, scan``. One alone needs no number."""
     return nullcontext() if n < 2 else labelled(f"stage {k} of {n}, ")
