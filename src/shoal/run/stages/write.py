@@ -3,13 +3,19 @@
 The folder is ``model/``, or ``cut/`` where the student is to be healed into ``model/``.
 """
 
+from __future__ import annotations
+
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from shoal.run.folder import RunFolder
 from shoal.run.keys import save_key
 from shoal.run.memory_plan.sizes import Sizes, StageNeed
 from shoal.run.stage import Made, Stage, State
 from shoal.words.types import Batch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def key(state: State) -> str | None:
@@ -25,7 +31,10 @@ def proof(state: State) -> str:
 
 
 def run(state: State, folder: RunFolder) -> Made:
-    state.inputs.workers.on_first(lambda: _save_and_verify(state, folder))
+    ids_BT = state.inputs.evaluation.ids_NT[
+        :2
+    ]  # The first process reads text for all of them, and cannot while it works alone.
+    state.inputs.workers.on_first(lambda: _save_and_verify(state, folder, ids_BT))
     return Made(load(state, folder), (record(state), proof(state)))
 
 
@@ -33,8 +42,8 @@ def load(state: State, folder: RunFolder) -> State:
     return replace(state, model=folder / record(state))
 
 
-def _save_and_verify(state: State, folder: RunFolder) -> None:
-    """The checkpoint takes its name when it has been proved to be the student, and not before."""
+def _save_and_verify(state: State, folder: RunFolder, ids_BT: Tensor) -> None:
+    """The checkpoint takes its name when it has been proved, on these tokens, to be the student, and not before."""
     from shoal.checkpoint.new_folder import new_folder
     from shoal.checkpoint.verify import verify, verify_streamed
     from shoal.checkpoint.write import is_bundled, write
@@ -42,7 +51,6 @@ def _save_and_verify(state: State, folder: RunFolder) -> None:
 
     inputs, plan = state.inputs, state.planned
     view, opening = inputs.view, inputs.opened.opening.trusting(is_bundled(inputs.view, plan))
-    ids_BT = inputs.evaluation.ids_NT[:2]
     folder.remove(record(state))  # left by a run that died before it recorded the stage
     with new_folder(folder / record(state)) as made:
         write(view, inputs.opened.path, plan, made, values=state.values.tensors)
