@@ -6,6 +6,7 @@ import signal
 
 import pytest
 import torch
+from shared_work import launch
 from text_world import word_tokenizer
 from world import write_model, write_text
 
@@ -108,6 +109,30 @@ def test_other_ways_to_heal_end_in_a_checkpoint(more, cut, shoal, tmp_path):
     code, out, err = shoal("heal", *healing(cut, "--out", "out", *more))
     assert code == 0, err
     assert (tmp_path / "out" / "model" / "model.safetensors").exists() and "Healed" in out
+
+
+def test_a_teacher_on_disk_heals_as_one_in_memory(cut, shoal, tmp_path):
+    for name, resident in (("memory", "all"), ("disk", 1)):
+        code, _, err = shoal("heal", *healing(cut, "--out", name, "--resident", resident))
+        assert code == 0, err
+    here, there = (json.loads((tmp_path / name / "heal.json").read_text()) for name in ("memory", "disk"))
+    assert [one["kl"] for one in here["curve"]] == pytest.approx([one["kl"] for one in there["curve"]], rel=1e-5)
+    code, _, err = shoal("heal", *healing(cut, "--out", "written", "--resident", 1, "--source", "teacher"))
+    one_line(code, err, "give --resident all")
+
+
+@pytest.mark.slow
+def test_two_processes_heal_through_the_command(cut, tmp_path):
+    given = [str(one) for one in healing(cut, "--micro-batch", 2)]
+    ended = launch(2, "-m", "shoal", "heal", *given, "--out", str(tmp_path / "two"), timeout=400)
+    assert all(one.code == 0 for one in ended), "\n".join(one.err[-3000:] for one in ended)
+    ended = launch(1, "-m", "shoal", "heal", *given, "--out", str(tmp_path / "one"))
+    assert ended[0].code == 0, ended[0].err
+    two, one = (json.loads((tmp_path / name / "heal.json").read_text()) for name in ("two", "one"))
+    assert [point["kl"] for point in two["curve"]] == pytest.approx([point["kl"] for point in one["curve"]], rel=1e-3)
+    two, one = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("two", "one"))
+    assert two["quality"]["kl"] == pytest.approx(one["quality"]["kl"], rel=1e-2)
+    assert (tmp_path / "two" / "model" / "model.safetensors").exists() and (tmp_path / "two" / "report.html").exists()
 
 
 def test_a_killed_healing_goes_on(cut, shoal, tmp_path, monkeypatch):

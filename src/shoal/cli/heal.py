@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from shoal.cli.groups import PlaceOptions, ResultOptions, TextOptions
+from shoal.cli.groups import MachineOptions, ResultOptions, TextOptions
 from shoal.cli.heal_options import HealConfigOptions
 from shoal.cli.option import argument, option
 from shoal.cli.options import LengthOption, OutOption, SeedOption
@@ -23,7 +23,7 @@ def heal(
     out: OutOption,
     config: HealConfigOptions,
     text: TextOptions,
-    place: PlaceOptions,
+    machine: MachineOptions,
     result: ResultOptions,
     teacher: Annotated[
         str | None, option("MODEL", "Reference model, or none for text alone.", "the source of the student's plan")
@@ -48,7 +48,7 @@ def heal(
         healed = heal_checkpoint(
             request,
             out,
-            opening=place.spread,
+            opening=machine.place.spread if machine.place.is_spread else machine.opening,
             overwrite=result.overwrite,
             command=command_line(),
         )
@@ -119,6 +119,8 @@ def show_healed(screen: Any, healed: Healed) -> None:
     screen.say(f"Healed: {training}")
     if training.cached is not None:
         screen.say(f"Teacher: {training.cached}")
+    if training.quantised is not None:
+        screen.say(f"Teacher: {training.quantised}")
     screen.say(f"Speed: {training.tokens_per_second:,.0f} training tokens/s, {training.peak_bytes / 1e9:.2f} GB at most")
     for one in merging.trials:
         kept = "taken" if one.way == merging.way else "not taken"

@@ -105,6 +105,9 @@ class ObjectiveOptions:
             under=TOWARDS,
         ),
     ] = None
+    teacher_bits: Annotated[
+        int | None, option("N", "4: the teacher trains the student in NF4.", "as its checkpoint", under=TOWARDS)
+    ] = None
 
 
 @dataclass(frozen=True)

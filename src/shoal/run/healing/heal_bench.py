@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from shoal.text.samples import Samples
     from shoal.train.heal.config import HealConfig
     from shoal.train.heal.cut_place import CutPlace
+    from shoal.train.heal.result import QuantisedFigures
+    from shoal.train.heal.teachers import Teacher
     from shoal.train.heal.text_rows import TextRows
     from shoal.train.heal.train import Lesson, Pupil
     from shoal.train.objectives import WeightedSum
@@ -68,13 +70,40 @@ class HealBench:
         )
 
     @cached_property
+    def teacher(self) -> Teacher:
+        """Who trains the student: the model that was opened, in memory or read from disk, or its form in few bits."""
+        from shoal.train.heal.qlora import open_in_4_bits
+        from shoal.train.heal.teachers import RunningTeacher
+
+        if self.config.teacher_bits is None:
+            return self.whole_teacher
+        return RunningTeacher(open_in_4_bits(self.inputs.opened.path, replace(self.opening, device=self.device)))
+
+    @property
+    def whole_teacher(self) -> Teacher:
+        """The teacher as its checkpoint is."""
+        from shoal.train.heal.teachers import RunningTeacher, StreamedTeacher
+
+        return StreamedTeacher(self.inputs.view) if self.inputs.is_streamed else RunningTeacher(self.inputs.view.model)
+
+    def quantised(self) -> QuantisedFigures | None:
+        """How far the teacher in few bits is from the whole one, on a part of the selection text."""
+        from shoal.train.heal.quantised_teacher import compare_teachers
+
+        bits = self.config.teacher_bits
+        if bits is None:
+            return None
+        return compare_teachers(
+            self.whole_teacher, self.teacher, self.judge.selection, bits=bits, source=self.inputs.opened.path
+        )
+
+    @cached_property
     def judge(self) -> Lesson:
         """Teacher and selection text; it stands for the training text, too, which only training reads."""
-        from shoal.train.heal.teachers import RunningTeacher
         from shoal.train.heal.text_rows import TextRows
         from shoal.train.heal.train import Lesson
 
-        teacher = RunningTeacher(self.inputs.view.model) if self.request.teacher else None
+        teacher = self.teacher if self.request.teacher else None
         answers = self.config.predict == "answers"
         selection = self._chats("selection") if answers else TextRows.of(self.inputs.selection)
         return Lesson(selection, selection, teacher, self.cut)
@@ -91,6 +120,8 @@ class HealBench:
             return replace(self.judge, training=given)
         if self.request.teacher is None:
             raise ValueError("source teacher needs a teacher that writes; give --teacher, or use --source given")
+        if self.inputs.is_streamed:
+            raise ValueError("source teacher writes with all layers in memory; give --resident all, or use --source given")
         model, n_prompt = self.inputs.view.model, max(1, min(PROMPT_TOKENS, self.inputs.length // 4))
 
         def write() -> TextRows:
@@ -148,6 +179,7 @@ def refuse_apart(config: HealConfig, objective: WeightedSum, opening: Opening) -
     why = {
         "an objective that compares hidden states": "boundary" in objective.needs,
         f"--method {config.method}": config.method == "qlora",
+        f"--teacher-bits {config.teacher_bits}": config.teacher_bits is not None,
         f"--ranks {config.ranks}": schedule_named(config.ranks).needs_scores,
         "--processes shard": config.processes == "shard",
     }

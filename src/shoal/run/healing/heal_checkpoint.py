@@ -15,7 +15,7 @@ from shoal.run.healing.heal_measuring import measure_stage
 from shoal.run.healing.heal_merging import merge_stage
 from shoal.run.healing.heal_request import HealRequest
 from shoal.run.healing.heal_training import train_stage
-from shoal.run.job import Inputs, open_inputs
+from shoal.run.job import SHARE_BESIDE_STUDENT, Inputs, open_inputs
 from shoal.train.heal.quiet import quiet_training
 from shoal.words.progress import numbered, tell
 
@@ -63,7 +63,7 @@ def heal(
 
     Args:
         out: run folder: new, empty, or left by an earlier run, which is continued.
-        opening: its precision is the teacher's; the student keeps its checkpoint's.
+        opening: its precision and the layers in memory are the teacher's; the student keeps its checkpoint's, all in memory.
         overwrite: stages that stand with other inputs may be replaced.
         command: recorded in ``run.json`` and on the card.
     Raises:
@@ -77,7 +77,7 @@ def heal(
     folder = open_folder(Path(out), command=command, overwrite=overwrite)
     asked = Recipe(model=request.teacher or student, text=request.text, seed=request.seed)
     with folder.unless_refused():
-        inputs = open_inputs(asked, opening.in_memory())
+        inputs = open_inputs(asked, opening, share=SHARE_BESIDE_STUDENT)
     with quiet_training():
         with folder.unless_refused():
             bench = HealBench(inputs, request, student)

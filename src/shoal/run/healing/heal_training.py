@@ -39,7 +39,7 @@ def train_stage(bench: HealBench, folder: RunFolder) -> HealTraining:
         device=bench.device,
         tell=partial(tell, "heal"),
     )
-
+    training = training.model_copy(update={"quantised": bench.quantised()})
     values = trained_values(pupil.model)  # asked for by every process: each may hold a part of them
 
     def write() -> None:

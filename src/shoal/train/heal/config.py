@@ -37,6 +37,8 @@ class HealConfig(Record):
         boundaries: where objectives on hidden states compare: behind each cut (``interface``), or behind every layer.
         teacher_cache: likeliest tokens of every position that are kept on disk, so that the teacher does not run in every step;
             None: it does.
+        teacher_bits: of the teacher's linear maps while it trains the student: 4 (NF4, by bitsandbytes). What that moves is
+            measured; the evaluation compares with the teacher as its checkpoint is. None: as its checkpoint.
         predict: what is trained and measured: every token of the text (``all``), or what assistants say in chats (``answers``).
         source: the ``given`` text, or text that the ``teacher`` writes behind the first tokens of each of its samples.
         temperature: at which the teacher writes.
@@ -75,6 +77,7 @@ class HealConfig(Record):
     objective: ObjectiveSum | None = None
     boundaries: Literal["interface", "every"] = "interface"
     teacher_cache: int | None = Field(default=None, ge=1)
+    teacher_bits: Literal[4] | None = None
     predict: Literal["all", "answers"] = "all"
     source: Literal["given", "teacher"] = "given"
     temperature: float = Field(default=1.0, gt=0)

@@ -88,6 +88,8 @@ def objective_of(config: HealConfig, *, has_teacher: bool) -> WeightedSum:
     found = weighted_sum(name)
     if found.needs - {"labels"} and not has_teacher:
         raise ValueError(f"objective {name!r} compares with a teacher; give --teacher, or use --objective next_token")
+    if config.teacher_bits is not None and not found.needs - {"labels"}:
+        raise ValueError(f"teacher_bits={config.teacher_bits} is not read by objective {name!r}; leave it out")
     if config.teacher_cache is None:
         return found
     if "boundary" in found.needs:

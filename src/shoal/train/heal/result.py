@@ -57,6 +57,26 @@ class CacheFigures(Record):
         )
 
 
+class QuantisedFigures(Record):
+    """How far a teacher in few bits is from the teacher as its checkpoint is, on selection text.
+
+    Attributes:
+        n_bytes: of its weights in memory; ``n_bytes_whole``: of those of the checkpoint.
+        kl: KL(teacher || teacher in few bits), nats per token.
+    """
+
+    bits: int
+    n_bytes: int
+    n_bytes_whole: int
+    kl: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.bits} bits, {self.n_bytes / 1e6:,.1f} MB for {self.n_bytes_whole / 1e6:,.1f} MB; "
+            f"{self.kl:.4f} nats per token from the teacher as its checkpoint is"
+        )
+
+
 class HealTraining(Record):
     """A finished training.
 
@@ -70,6 +90,7 @@ class HealTraining(Record):
         peak_bytes: most memory of one process: of its card, else of the process.
         ranks: of each layer's adapters, where there are any.
         cached: what the teacher's cache leaves out, where there was one.
+        quantised: what the teacher's few bits move, where it had them.
         rates: the short runs of ``lr: auto``.
     """
 
@@ -91,6 +112,7 @@ class HealTraining(Record):
     ranks: tuple[int, ...] = ()
     rates: tuple[RateTrial, ...] = ()
     cached: CacheFigures | None = None
+    quantised: QuantisedFigures | None = None
 
     def point(self, step: int) -> HealPoint:
         """The validation at a step."""

@@ -1,4 +1,4 @@
-"""Who answers for the teacher while a student is healed: the model itself, run beside the student."""
+"""Who answers for the teacher while a student is healed: the model itself, run beside the student, in memory or from disk."""
 
 from collections.abc import Iterable
 from typing import Any, Protocol
@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from shoal.engine.families import find_layers
+from shoal.engine.view import DecoderView
 from shoal.train.heal.streams import Streams, run_model
+from shoal.words.types import Batch
 
 
 class Teacher(Protocol):
@@ -36,3 +38,24 @@ class RunningTeacher:
     @torch.no_grad()
     def selection(self, batch: dict[str, Tensor]) -> Tensor:
         return run_model(self.model, list(self.layers), batch).logits_BTV
+
+
+class StreamedTeacher:
+    """The teacher with some of its layers in memory and the rest on disk, read once for every batch."""
+
+    def __init__(self, view: DecoderView) -> None:
+        self.view = view
+
+    @torch.no_grad()
+    def training(self, batch: dict[str, Tensor], boundaries: Iterable[int]) -> Streams:
+        asked, states = set(boundaries), {}
+        reading = self.view.read(Batch(batch["input_ids"], batch.get("attention_mask")))
+        h_BTD = reading.h_BTD
+        for boundary, h_BTD in self.view.stream(reading):
+            if boundary in asked:
+                states[boundary] = h_BTD
+        return Streams(self.view.head(h_BTD, reading), states)
+
+    @torch.no_grad()
+    def selection(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.training(batch, ()).logits_BTV
