@@ -34,3 +34,21 @@ def small(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("small")
     return {"model": str(write_model(folder / "model")), "text": str(write_text(folder / "text.jsonl"))}
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory):
+    """A run folder with a student of four of six layers, its teacher and text for both."""
+    from world import write_model, write_text
+
+    from shoal.recipes.recipe_file import load_recipe
+    from shoal.run.compress import compress
+
+    folder = tmp_path_factory.mktemp("cut")
+    model, text = write_model(folder / "model"), write_text(folder / "text.jsonl")
+    changes = {
+        "model": str(model), "text": {"sources": [str(text)], "samples": 8, "length": 16, "evaluation": 8, "selection": 8},
+        "drop": "2", "repair": "none", "guard": 1,
+    }  # fmt: skip
+    compress(load_recipe("default", changes), folder / "run")
+    return {"run": folder / "run", "text": text, "teacher": model}

@@ -3,7 +3,8 @@
 import copy
 
 import torch
-from families import VOCAB, tiny_model
+from families import VOCAB, tiny_config, tiny_model
+from transformers import AutoModelForCausalLM
 
 from shoal.train.heal.config import HealConfig
 from shoal.train.heal.cut_place import CutPlace
@@ -42,6 +43,15 @@ def student_of(teacher, kept=KEPT):
         config.layer_types = [types[i] for i in kept]
     config.num_hidden_layers = len(kept)
     return other
+
+
+def write_wide(folder, *, n_layers=4, seed=0):
+    """A random checkpoint whose maps are wide enough for blocks of 4-bit numbers."""
+    wide = tiny_config("llama", n_layers=n_layers)
+    wide.hidden_size, wide.intermediate_size, wide.head_dim = 64, 128, 16
+    torch.manual_seed(seed)
+    AutoModelForCausalLM.from_config(wide).save_pretrained(folder)
+    return folder
 
 
 def world(family="llama", *, teacher=True, seed=0, n=24, padded=False):

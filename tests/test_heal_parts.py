@@ -4,23 +4,18 @@ import dataclasses
 
 import pytest
 import torch
-from families import tiny_config, tiny_model
-from heal_world import config, student_of, text, world
-from transformers import AutoModelForCausalLM
+from families import tiny_model
+from heal_world import config, student_of, text, world, write_wide
 
 from shoal.engine.open import load_strictly
-from shoal.engine.streamed import open_streamed
-from shoal.engine.view import DecoderView
 from shoal.train.heal.losses import HealLoss
 from shoal.train.heal.masks import zero_masks
 from shoal.train.heal.merge import adopt_values, measure, merge_pupil, trained_values
 from shoal.train.heal.presets import PRESETS, UIDL_MODELS, preset_named
 from shoal.train.heal.pruned_adapters import pruned
 from shoal.train.heal.qlora import open_in_4_bits, out_of_4_bits
-from shoal.train.heal.quantised_teacher import compare_teachers
 from shoal.train.heal.streams import Streams, run_model
 from shoal.train.heal.teacher_cache import CacheProgress, cut_off, fill_cache
-from shoal.train.heal.teachers import RunningTeacher, StreamedTeacher
 from shoal.train.heal.train import Lesson, open_pupil, prepare, train
 from shoal.train.objectives import weighted_sum
 
@@ -170,13 +165,7 @@ def test_half_of_every_a_is_zero_behind_a_pruning_step(tmp_path):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A student on disk whose maps are wide enough for blocks of 4-bit numbers."""
-    folder = tmp_path_factory.mktemp("quantised") / "student"
-    wide = tiny_config("llama", n_layers=4)
-    wide.hidden_size, wide.intermediate_size, wide.head_dim = 64, 128, 16
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(wide).save_pretrained(folder)
-    return folder
+    return write_wide(tmp_path_factory.mktemp("quantised") / "student")
 
 
 def test_qlora_trains_beside_4_bits_and_merges_three_ways(saved, tmp_path):
@@ -225,26 +214,6 @@ def test_gradients_run_through_4_bits_after_a_validation(saved):
     assert packed.keys() == plain.keys()
     for name, value in plain.items():  # the product of the 4-bit weights is computed in bf16, forward and backward
         assert torch.nn.functional.cosine_similarity(packed[name].flatten(), value.flatten(), dim=0) > 0.99, name
-
-
-def test_a_teacher_in_4_bits_says_how_far_it_is_from_the_whole_one(saved):
-    whole, packed = RunningTeacher(load_strictly(saved)), RunningTeacher(open_in_4_bits(saved))
-    found = compare_teachers(whole, packed, text(8, seed=1), bits=4, source=saved)
-    as_numbers = compare_teachers(whole, RunningTeacher(out_of_4_bits(saved)), text(8, seed=1), bits=4, source=saved)
-    assert found.kl == pytest.approx(as_numbers.kl, rel=0.1) and found.kl > 0  # the product of 4-bit weights is in bf16
-    assert found.n_bytes < found.n_bytes_whole
-    assert compare_teachers(whole, whole, text(8, seed=1), bits=4, source=saved).kl == pytest.approx(0, abs=1e-9)
-
-
-def test_a_teacher_read_from_disk_answers_as_one_in_memory(saved):
-    batch = text(4, padded=True).batches(4)[0]
-    opened, residency = open_streamed(str(saved), n_resident=1)
-    streamed, running = StreamedTeacher(DecoderView(opened.model, residency=residency)), RunningTeacher(load_strictly(saved))
-    ours, theirs = streamed.training(batch, (0, 2, 4)), running.training(batch, (0, 2, 4))
-    real = batch["attention_mask"]
-    torch.testing.assert_close(ours.logits_BTV[real], theirs.logits_BTV[real])
-    for boundary in (0, 2, 4):
-        torch.testing.assert_close(ours.states[boundary][real], theirs.states[boundary][real])
 
 
 def test_narrow_maps_are_refused_in_4_bits_on_a_cpu(tmp_path):

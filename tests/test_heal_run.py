@@ -6,37 +6,9 @@ import signal
 
 import pytest
 import torch
-from shared_work import launch
+from heal_command import FEW, healing, one_line
 from text_world import word_tokenizer
-from world import write_model, write_text
-
-FEW = ("--tokens", 256, "--batch", 4, "--length", 16, "--rank", 2)
-
-
-@pytest.fixture(scope="module")
-def cut(tmp_path_factory):
-    """A run folder with a student of four of six layers, its teacher and text for both."""
-    from shoal.recipes.recipe_file import load_recipe
-    from shoal.run.compress import compress
-
-    folder = tmp_path_factory.mktemp("cut")
-    model, text = write_model(folder / "model"), write_text(folder / "text.jsonl")
-    changes = {
-        "model": str(model), "text": {"sources": [str(text)], "samples": 8, "length": 16, "evaluation": 8, "selection": 8},
-        "drop": "2", "repair": "none", "guard": 1,
-    }  # fmt: skip
-    compress(load_recipe("default", changes), folder / "run")
-    return {"run": folder / "run", "text": text, "teacher": model}
-
-
-def healing(cut, *more):
-    return (cut["run"], "--text", cut["text"], *FEW, *more)
-
-
-def one_line(code, err, said):
-    assert code == 2, err
-    assert len(err.strip().splitlines()) == 1, err
-    assert said in err and "Traceback" not in err
+from world import write_model
 
 
 def test_heals_a_run_folder_and_the_result_is_a_stock_checkpoint(cut, shoal, tmp_path):
@@ -111,31 +83,8 @@ def test_other_ways_to_heal_end_in_a_checkpoint(more, cut, shoal, tmp_path):
     assert (tmp_path / "out" / "model" / "model.safetensors").exists() and "Healed" in out
 
 
-def test_a_teacher_on_disk_heals_as_one_in_memory(cut, shoal, tmp_path):
-    for name, resident in (("memory", "all"), ("disk", 1)):
-        code, _, err = shoal("heal", *healing(cut, "--out", name, "--resident", resident))
-        assert code == 0, err
-    here, there = (json.loads((tmp_path / name / "heal.json").read_text()) for name in ("memory", "disk"))
-    assert [one["kl"] for one in here["curve"]] == pytest.approx([one["kl"] for one in there["curve"]], rel=1e-5)
-    code, _, err = shoal("heal", *healing(cut, "--out", "written", "--resident", 1, "--source", "teacher"))
-    one_line(code, err, "give --resident all")
-
-
-@pytest.mark.slow
-def test_two_processes_heal_through_the_command(cut, tmp_path):
-    given = [str(one) for one in healing(cut, "--micro-batch", 2)]
-    ended = launch(2, "-m", "shoal", "heal", *given, "--out", str(tmp_path / "two"), timeout=400)
-    assert all(one.code == 0 for one in ended), "\n".join(one.err[-3000:] for one in ended)
-    ended = launch(1, "-m", "shoal", "heal", *given, "--out", str(tmp_path / "one"))
-    assert ended[0].code == 0, ended[0].err
-    two, one = (json.loads((tmp_path / name / "heal.json").read_text()) for name in ("two", "one"))
-    assert [point["kl"] for point in two["curve"]] == pytest.approx([point["kl"] for point in one["curve"]], rel=1e-3)
-    two, one = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("two", "one"))
-    assert two["quality"]["kl"] == pytest.approx(one["quality"]["kl"], rel=1e-2)
-    assert (tmp_path / "two" / "model" / "model.safetensors").exists() and (tmp_path / "two" / "report.html").exists()
-
-
-def test_a_killed_healing_goes_on(cut, shoal, tmp_path, monkeypatch):
+@pytest.mark.parametrize("more", [(), ("--resident", 1), ("--resident", 1, "--teacher-cache", 8)], ids=str)
+def test_a_killed_healing_goes_on(more, cut, shoal, tmp_path, monkeypatch):
     from shoal.cli.console import Screen
 
     def stop(self, what, done, total):
@@ -143,14 +92,14 @@ def test_a_killed_healing_goes_on(cut, shoal, tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Screen, "step", stop)
-    code, _, err = shoal("heal", *healing(cut, "--out", "out"))
+    code, _, err = shoal("heal", *healing(cut, "--out", "out", *more))
     assert code == 130 and "go on" in err
     assert not (tmp_path / "out" / "model").exists()
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    code, out, err = shoal("heal", *healing(cut, "--out", "out"))
+    code, out, err = shoal("heal", *healing(cut, "--out", "out", *more))
     assert code == 0, err
-    code, whole, _ = shoal("heal", *healing(cut, "--out", "whole"))
+    code, whole, _ = shoal("heal", *healing(cut, "--out", "whole", *more))
     curves = [json.loads((tmp_path / name / "heal.json").read_text())["curve"] for name in ("out", "whole")]
     assert curves[0] == curves[1]
 
@@ -181,30 +130,7 @@ def test_answers_of_chats_alone_are_predicted(cut, shoal, tmp_path):
 @pytest.mark.parametrize(
     "more, said",
     [
-        (("--rank", 64), "above the width"),
-        (("--lr", "fast"), "needs a number"),
-        (("--method", "lora1"), "did you mean 'lora'"),
-        (("--preset", "uidle"), "did you mean 'uidl'"),
-        (("--targets", "experts"), "targets"),
-        (("--tokens", 10**9), "too little text"),
-        (("--objective", "hidden_mse", "--teacher", "none"), "--teacher"),
-        (("--plan", "nowhere.json"), "no plan at"),
-        (("--predict", "answers"), "chat template"),
-        (("--merge", "sideways"), "sideways"),
-        (("--method", "partial", "--layers", 1, "--objective", "relative_mse"), "does not depend on what is trained"),
-        (("--batch", 6, "--micro-batch", 4), "multiple"),
-    ],
-)
-def test_what_cannot_be_is_one_clear_line(more, said, cut, shoal):
-    code, _, err = shoal("heal", *healing(cut, "--out", "out", *more))
-    one_line(code, err, said)
-
-
-@pytest.mark.parametrize(
-    "more, said",
-    [
         (("--heal", "lorra"), "did you mean 'lora'"),
-        (("--heal", "lora", "--resident", 1), "--resident all"),
         (("--heal-tokens", 100), "add --heal lora"),
     ],
 )
@@ -212,19 +138,6 @@ def test_a_run_that_cannot_heal_says_so_before_it_measures(more, said, cut, shoa
     code, _, err = shoal("compress", cut["teacher"], "--text", cut["text"], "--length", 16, "--out", "run", "--drop", 2, *more)
     assert code == 2 and said in err and "Traceback" not in err
     assert not (tmp_path / "run" / "scan.json").exists()
-
-
-def test_a_teacher_with_another_vocabulary_is_refused(cut, shoal, tmp_path, capfd):
-    from families import tiny_config
-    from transformers import AutoModelForCausalLM
-
-    config = tiny_config("llama")
-    config.vocab_size = 70
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "other")
-    word_tokenizer(40).save_pretrained(tmp_path / "other")
-    capfd.readouterr()
-    code, _, err = shoal("heal", *healing(cut, "--out", "out", "--teacher", tmp_path / "other"))
-    one_line(code, err, "61 tokens, the teacher 70")
 
 
 def test_a_checkpoint_alone_asks_for_its_teacher(cut, shoal, tmp_path, capfd):

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import NoReturn
 
 from shoal.cli.noise import show_warning, silence_libraries, write_in_any_encoding
+from shoal.engine.out_of_memory import is_out_of_memory
 from shoal.engine.workers import LostWorker, join, report_failure
 
 INTERRUPTED = 130
@@ -111,17 +112,6 @@ def _report(error: Exception) -> int:
         return 1
     _fail(f"{''.join(traceback.format_exception(error))}this is a fault of shoal, not of your input: please report it")
     return 1
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """True for memory of the machine or of a card, whoever of torch, its solvers and the system says so."""
-    said = str(error)
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or isinstance(error, RuntimeError)
-        and any(words in said for words in ("not enough memory", "out of memory", "ALLOC_FAILED"))
-    )
 
 
 def _raised_by_us(error: Exception) -> bool:

@@ -51,6 +51,7 @@ def heal(
             opening=machine.place.spread if machine.place.is_spread else machine.opening,
             overwrite=result.overwrite,
             command=command_line(),
+            say=screen.say,
         )
     show_healed(screen, healed)
 

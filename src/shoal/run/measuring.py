@@ -190,7 +190,8 @@ def _refuse_other_tokens(inputs: Inputs, student: Opened, view: DecoderView) -> 
 
 
 def against_teacher(inputs: Inputs, student: DecoderView | Student, *, plain: Quality | None = None) -> Evaluation:
-    """Everything that is measured: quality and cost; of a student that is a model of its own also generations and speed.
+    """Everything that is measured: quality and cost; of a student that is a model of its own also generations and speed, unless
+    the teacher's layers are on disk, which would be read for every token.
 
     Args:
         plain: quality of the same cut without repair, for the table.
@@ -208,7 +209,7 @@ def against_teacher(inputs: Inputs, student: DecoderView | Student, *, plain: Qu
         progress=partial(tell, "evaluate"),
         workers=inputs.workers,
     )
-    if isinstance(student, Student):
+    if isinstance(student, Student) or inputs.is_streamed:
         return found
     # By one process: the others would slow it down. Last, because speed may take a share of all that was before.
     written, timed = inputs.workers.from_first(lambda: _run_models(inputs, student))

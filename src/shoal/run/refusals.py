@@ -51,16 +51,14 @@ def check_budget(inputs: Inputs) -> None:
     """Before the model is measured, where all removable layers have one size.
 
     Raises:
-        ValueError: a healing where layers are on disk; zeros that no map can take; protected or named layers that do not exist,
-            named sublayers that this family cannot leave out, or a budget out of reach; says the allowed range.
+        ValueError: zeros that no map can take; protected or named layers that do not exist, named sublayers that this family
+            cannot leave out, or a budget out of reach; says the allowed range.
     """
     from shoal.run.asking import budget_of, request_of
     from shoal.run.resource_amounts import amounts_of
     from shoal.select.model_size import model_size
     from shoal.select.shortlist import check_reach
 
-    if inputs.recipe.heal is not None and inputs.is_streamed:
-        raise ValueError("healing runs both models in memory, and here layers are on disk; use --resident all, or --heal none")
     if inputs.recipe.prune is not None:
         from shoal.prune.thin import refuse_unthinnable
 

@@ -56,6 +56,7 @@ def heal_card(
         "teacher": f"{coded(teacher)}, hash `{source.model_hash}`",
         "trained": f"{words(training.method)}, {training.n_trainable:,} parameters, for {coded(training.objective)}",
         "training text": f"{words(training.data)}, hash `{training.data_hash}`, {training.n_tokens:,} tokens",
+        **_taught(training),
         "step kept": f"{training.best_step} of {training.n_steps}, by {training.decided_by} on text of its own",
         "learning rate": f"{training.lr:.2g}",
         "merged": words(merging.way),
@@ -71,3 +72,9 @@ def heal_card(
         f"## Again\n\n{fenced(command, 'bash')}" if command else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _taught(training: HealTraining) -> dict[str, str]:
+    """What stood for the teacher while it taught, where that was not the teacher itself."""
+    stood = [str(one) for one in (training.quantised, training.cached) if one is not None]
+    return {"taught by": words("; ".join(stood))} if stood else {}

@@ -6,6 +6,7 @@ Shapes: B samples, T positions, D hidden size, V vocabulary, K terms of a sum.
 """
 
 import functools
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -153,19 +154,27 @@ def weighted_sum(text: str) -> WeightedSum:
     """
     terms = []
     for part in text.split("+"):
-        found = re.fullmatch(r"(?:([0-9.]+(?:e-?[0-9]+)?)\*)?([a-z_0-9]+(?:\([^()]*\))?)", part.replace(" ", "").lower())
+        found = re.fullmatch(r"(?:(-?[0-9.]+(?:e-?[0-9]+)?)\*)?([a-z_0-9]+(?:\([^()]*\))?)", part.replace(" ", "").lower())
         if found is None:
             raise ValueError(
                 f"objective {text!r} needs the form NAME or WEIGHT*NAME + ..., such as hidden_mse + 0.1*forward_kl"
             )
-        weight = float(found[1] or 1)
-        if not weight > 0:
-            raise ValueError(f"objective {text!r}: weight {weight:g} of {found[2]} needs to be above 0")
+        weight = _weight(found[1] or "1")
+        if not 0 < weight < math.inf:
+            raise ValueError(f"objective {text!r}: weight {found[1]} of {found[2]} needs to be a finite number above 0")
         terms.append((weight, objective_named(found[2])))
     names = [one.name.partition("(")[0] for _, one in terms]
     if len(set(names)) < len(names):
         raise ValueError(f"objective {text!r} names one objective twice")
     return WeightedSum(tuple(terms))
+
+
+def _weight(text: str) -> float:
+    """The number, or NaN where it is none, such as 1.2.3."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def n_real_tokens(batch: Batch) -> int:

@@ -49,8 +49,14 @@ class HealBench:
 
         asked = objective_of(self.config, has_teacher=request.teacher is not None)
         refuse_apart(self.config, asked, self.opening)
+        if self.config.teacher_bits is not None and inputs.opened.quantised is not None:
+            raise ValueError(
+                f"{inputs.opened.name} is quantised already ({inputs.opened.quantised}) and teaches as it is; leave out "
+                "--teacher-bits"
+            )
         refuse_other_words(inputs, self.path)
         self.fingerprint = fingerprint(self.path)
+        refuse_no_student_of(inputs, self, compares=bool(asked.needs - {"labels"}))
         self.device = str(inputs.view.device)
 
     @cached_property
@@ -77,7 +83,8 @@ class HealBench:
 
         if self.config.teacher_bits is None:
             return self.whole_teacher
-        return RunningTeacher(open_in_4_bits(self.inputs.opened.path, replace(self.opening, device=self.device)))
+        place = replace(self.opening, device=self.device)
+        return RunningTeacher(open_in_4_bits(self.inputs.opened.path, place, instead="no --teacher-bits"))
 
     @property
     def whole_teacher(self) -> Teacher:
@@ -208,6 +215,27 @@ def cut_of(plan: Plan, student: Path, *, n_teacher_layers: int, opening: Opening
     if len(row) != n_layers:
         raise ValueError(f"the plan leaves {len(row)} layers, the student has {n_layers}; give the plan that made it")
     return CutPlace.of_structure(row, plan.n_layers)
+
+
+def refuse_no_student_of(inputs: Inputs, bench: HealBench, *, compares: bool) -> None:
+    """Raises ValueError where the student is the teacher and is compared with it, or is deeper and no plan grew it."""
+    from shoal.checkpoint.rewrite import read_config
+    from shoal.engine.families import text_config
+
+    request, teacher = bench.request, inputs.opened.name
+    if request.teacher is None:
+        return
+    if compares and bench.fingerprint == inputs.opened.fingerprint:
+        raise ValueError(
+            f"{bench.path} and its teacher {teacher} are the same model, so nothing is there to repair; give the model that it "
+            "was made from, or --teacher none to train on text alone"
+        )
+    ours = text_config(read_config(bench.path, trust_remote_code=bench.opening.trust)).num_hidden_layers
+    if ours > inputs.view.n_layers and request.plan is None:
+        raise ValueError(
+            f"the student {bench.path} has {ours} layers, more than the {inputs.view.n_layers} of its teacher {teacher}; give "
+            "them the other way round, or --plan FILE of the growing that made it, or --teacher none"
+        )
 
 
 def refuse_other_words(inputs: Inputs, student: Path) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shoal.engine.opening import Opening
 from shoal.recipes.recipe import Recipe
-from shoal.run.begin import open_folder
+from shoal.run.begin import Say, open_folder, say_nothing, settled
 from shoal.run.folder import RunFolder
 from shoal.run.healing.heal_bench import HealBench
 from shoal.run.healing.heal_measuring import measure_stage
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from shoal.evaluate.evaluation import Evaluation
     from shoal.measure.oracle import Quality
     from shoal.train.heal.result import HealTraining, Merging
+
+ON_DISK = "2"  # layers in memory: the one that runs and the one that is read ahead
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +60,7 @@ def heal(
     opening: Opening = Opening(),
     overwrite: bool = False,
     command: str = "",
+    say: Say = say_nothing,
 ) -> Healed:
     """Heal a checkpoint.
 
@@ -66,6 +69,7 @@ def heal(
         opening: its precision and the layers in memory are the teacher's; the student keeps its checkpoint's, all in memory.
         overwrite: stages that stand with other inputs may be replaced.
         command: recorded in ``run.json`` and on the card.
+        say: told how many of the teacher's layers are in memory, where nothing was asked for.
     Raises:
         ValueError: one line for anything the user can mend.
         ImportError: an extra that is not installed, named.
@@ -77,12 +81,24 @@ def heal(
     folder = open_folder(Path(out), command=command, overwrite=overwrite)
     asked = Recipe(model=request.teacher or student, text=request.text, seed=request.seed)
     with folder.unless_refused():
-        inputs = open_inputs(asked, opening, share=SHARE_BESIDE_STUDENT)
+        inputs = open_inputs(asked, teacher_opening(request, opening, say=say), share=SHARE_BESIDE_STUDENT)
     with quiet_training():
         with folder.unless_refused():
             bench = HealBench(inputs, request, student)
         inputs.workers.on_first(lambda: request.save(folder / "heal.request.json"))
         return heal_stages(bench, folder, command=command)
+
+
+def teacher_opening(request: HealRequest, opening: Opening, *, say: Say) -> Opening:
+    """With what ``resident="auto"`` means for the teacher: in memory where it fits beside the student; on disk where its form
+    in few bits does the teaching, so that it is read for the measures alone."""
+    if request.teacher is None:
+        return opening.in_memory()  # nothing runs it
+    if request.heal.teacher_bits is not None and opening.resident == "auto":
+        return replace(opening, resident=ON_DISK)
+    return settled(
+        request.teacher, opening, share=SHARE_BESIDE_STUDENT, say=lambda line: say(f"Teacher: {line[0].lower()}{line[1:]}")
+    )
 
 
 def refuse_inside(out: Path, student: str) -> None:

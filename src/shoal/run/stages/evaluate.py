@@ -42,9 +42,9 @@ def run(state: State, folder: RunFolder) -> Made:
     from shoal.show.card import card, inherited_metadata
 
     inputs, plan, healed = state.inputs, state.planned, state.healed
-    # of a streamed model: equal to the checkpoint, as was verified
+    # of a streamed model: equal to the checkpoint, as was verified, unless that was healed
     student: DecoderView | Student = replace(state.student(), name="student")
-    if not inputs.is_streamed:
+    if not inputs.is_streamed or healed is not None:
         opening = inputs.opened.opening.trusting(is_bundled(inputs.view, plan))
         student = DecoderView(load_strictly(folder / "model", device=str(inputs.view.device), trust_remote_code=opening.trust))
     plain = None

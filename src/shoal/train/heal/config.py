@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal
 
@@ -135,8 +136,8 @@ class HealConfig(Record):
         return self
 
     def _conflicts(self) -> Iterator[str]:
-        if isinstance(self.lr, float) and not self.lr > 0:
-            yield f"lr={self.lr:g} needs to be above 0, or auto"
+        if isinstance(self.lr, float) and not 0 < self.lr < math.inf:
+            yield f"lr={self.lr:g} needs to be a finite number above 0, or auto"
         if self.batch % self.micro_batch:
             yield f"batch={self.batch} needs to be a multiple of micro_batch={self.micro_batch}"
         if self.processes == "shard" and self.method != "full":

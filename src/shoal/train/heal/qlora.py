@@ -13,9 +13,11 @@ from shoal.engine.open import load_strictly, quiet_loading
 from shoal.engine.opening import Opening
 
 
-def open_in_4_bits(path: Path, opening: Opening = Opening()) -> Any:
+def open_in_4_bits(path: Path, opening: Opening = Opening(), *, instead: str = "--method lora") -> Any:
     """The checkpoint with the linear maps of its layers in 4 bits; embeddings, norms and head keep their dtype.
 
+    Args:
+        instead: what to ask for where that cannot be.
     Raises:
         ImportError: bitsandbytes is not installed.
         ValueError: it cannot quantise this model.
@@ -42,9 +44,9 @@ def open_in_4_bits(path: Path, opening: Opening = Opening()) -> Any:
             )
         except (OSError, ValueError, RuntimeError, TypeError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise ValueError(f"{path} cannot be opened in 4 bits: {type(error).__name__}: {reason}") from None
+            raise ValueError(f"{path} cannot be opened in 4 bits: {type(error).__name__}: {reason}. Use {instead}") from None
     if opening.device.startswith("cpu"):
-        _refuse_narrow(model)
+        _refuse_narrow(model, instead=instead)
         _keep_differentiable(model)
     return model.eval()
 
@@ -60,14 +62,14 @@ def _keep_differentiable(model: nn.Module) -> None:
         module.support_avx512bf16_for_cpu = False
 
 
-def _refuse_narrow(model: Any) -> None:
+def _refuse_narrow(model: Any, *, instead: str) -> None:
     """Raises ValueError for maps whose rows are no whole blocks of 4-bit numbers: the product on a CPU cannot read them."""
     for name, module in model.named_modules():
         weight: Any = getattr(module, "weight", None)
         if getattr(weight, "quant_state", None) is not None and weight.quant_state.shape[1] % weight.quant_state.blocksize:
             raise ValueError(
-                f"qlora on a CPU needs maps with a multiple of {weight.quant_state.blocksize} inputs; {name} has "
-                f"{weight.quant_state.shape[1]}. Use --method lora, or --device cuda"
+                f"4 bits on a CPU need maps with a multiple of {weight.quant_state.blocksize} inputs; {name} has "
+                f"{weight.quant_state.shape[1]}. Use {instead}, or --device cuda"
             )
 
 
@@ -101,4 +103,4 @@ def _need_bitsandbytes() -> None:
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
-        raise ImportError("qlora needs bitsandbytes; install it with: pip install 'shoal[heal]'") from None
+        raise ImportError("weights in 4 bits need bitsandbytes; install it with: pip install 'shoal[heal]'") from None

@@ -138,7 +138,7 @@ def prepare(model: Any, config: HealConfig, lesson: Lesson) -> Pupil:
     """Make a model in memory ready for a method, which changes it.
 
     Raises:
-        ValueError: anything the method refuses.
+        ValueError: anything the method refuses; a method that finds nothing to train.
     """
     method = trainable_named(config.method)
     layers, n_parameters = list(find_layers(model)[1]), n_parameters_of(model)
@@ -151,6 +151,11 @@ def prepare(model: Any, config: HealConfig, lesson: Lesson) -> Pupil:
             parameter.data = parameter.data.float()  # the steps of training are smaller than the last digit of bf16
     if masks and method.has_adapters:
         mask_adapters(made, masks)
+    if not any(parameter.requires_grad for parameter in made.parameters()):
+        raise ValueError(
+            f"method {config.method} with these options trains nothing of this {model.config.model_type!r} model; use "
+            "--method lora"
+        )
     width = text_config(model.config).hidden_size
     return Pupil(made, method, layers, width, n_parameters, adapter_ranks(layers), in_bf16, dtypes, masks)
 

@@ -16,6 +16,7 @@ def healing(data: RunData) -> Section | None:
     if done is None:
         return None
     parts: list[Part] = [tag("p", f"Healed: {done}."), tag("p", _said(done))]
+    parts += [tag("p", f"Teacher: {one}.") for one in (done.quantised, done.cached) if one is not None]
     if data.merging is not None and data.merging.trials:
         parts.append(tag("p", _merged(done, data.merging)))
     parts.append(_chart(done, "loss", "Objective on the training text", "objective", lambda p: p.loss))

@@ -1,0 +1,15 @@
+"""What tests of the verb ``heal`` share: its options for a small world, and what a refusal looks like."""
+
+FEW = ("--tokens", 256, "--batch", 4, "--length", 16, "--rank", 2)
+
+
+def healing(cut, *more):
+    """Arguments of a short healing of a cut student."""
+    return (cut["run"], "--text", cut["text"], *FEW, *more)
+
+
+def one_line(code, err, said):
+    """A refusal: exit code 2, one line on stderr, which says this."""
+    assert code == 2, err
+    assert len(err.strip().splitlines()) == 1, err
+    assert said in err and "Traceback" not in err
