@@ -9,7 +9,7 @@ def healing(cut, *more):
 
 
 def one_line(code, err, said):
-    """A refusal: exit code 2, one line on stderr, which says this."""
+    """A refusal: exit code 2, one line on stderr, which says this; a slow machine may have told how far the work was before."""
     assert code == 2, err
-    assert len(err.strip().splitlines()) == 1, err
-    assert said in err and "Traceback" not in err
+    lines = [line for line in err.strip().splitlines() if not line.startswith("[")]
+    assert len(lines) == 1 and said in lines[0], err
