@@ -79,7 +79,7 @@ def test_models_that_do_not_belong_together_are_refused(cut, shoal, tmp_path, ca
     alone = (cut["run"] / "model", "--text", cut["text"], *FEW, "--out", "out")
     planned = given(cut, deeper, cut["teacher"], "--plan", cut["run"] / "plan.json", "--objective", "relative_mse")
     refused(shoal, tmp_path, "the plan leaves 4 layers, the student has 8", *planned)
-    refused(shoal, tmp_path, "no such model folder", *alone, "--teacher", "nobody/nothing")
+    refused(shoal, tmp_path, "is no folder here", *alone, "--teacher", "nobody/nothing")
 
 
 def test_an_adapter_is_no_student(cut, shoal, tmp_path):
