@@ -103,7 +103,8 @@ def test_a_text_that_holds_no_step_is_refused(cut, shoal, tmp_path):
     short = write_text(tmp_path / "short.jsonl", n_documents=24)
     more = ("--text", short, "--length", 16, "--out", "out")
     refused(shoal, tmp_path, "too little text", cut["run"], *more, "--tokens", 4096)
-    refused(shoal, tmp_path, "less than one step of 512 samples", cut["run"], *more, "--batch", 512)
+    enough = ("--text", cut["text"], *more[2:])
+    refused(shoal, tmp_path, "less than one step of 2048 samples", cut["run"], *enough, "--batch", 2048)
 
 
 def test_a_loss_that_is_no_number_leaves_no_folder(cut, shoal, tmp_path, monkeypatch):
