@@ -91,7 +91,7 @@ def share_everything(workers: Workers, folder: Path) -> dict[str, object]:
     other = DecoderView(tiny_model("llama", seed=1))
     ids_T = torch.randint(3, VOCAB, (101,), generator=torch.Generator().manual_seed(3))
     text = perplexities(view, ids_T, window=8, stride=5, students=students(3), batch_size=4, workers=workers)
-    near, by_position = closeness(view, students(3)[1], batches, workers=workers)
+    near, by_position, _ = closeness(view, students(3)[1], batches, workers=workers)
     single = Oracle(view, batches[:1], workers=workers).measure(students(2))  # one batch: the second worker has nothing to do
     trained = train(view, workers, folder)
     swept = sweep(view, workers)

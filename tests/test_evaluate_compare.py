@@ -8,7 +8,7 @@ from families import FAMILIES, VOCAB, tiny_model
 
 from shoal.engine.student import TEACHER, Student
 from shoal.engine.view import DecoderView
-from shoal.evaluate.evaluation import Evaluation, compare, token_stream
+from shoal.evaluate.evaluation import Evaluation, closeness, compare, token_stream
 from shoal.evaluate.generate import Generation
 from shoal.evaluate.speed import speed
 from shoal.measure.oracle import Oracle
@@ -65,6 +65,15 @@ def test_an_overlay_equals_the_model_of_its_own():
     assert overlay.quality.kl > 0 and overlay.quality.agreement < 1
 
 
+@pytest.mark.parametrize("own_model", [True, False])
+def test_a_plain_cut_is_measured_in_the_pass_of_the_student_and_changes_no_bit_of_it(own_model):
+    view, gone = DecoderView(tiny_model("llama", n_layers=4)), frozenset({Unit("layer", 1)})
+    student = DecoderView(tiny_model("llama", n_layers=3, seed=1)) if own_model else Student(frozenset({Unit("layer", 2)}))
+    alone, both = (closeness(view, student, BATCHES, plain=plain) for plain in (None, Student(gone)))
+    assert both.quality == alone.quality and both.by_position == alone.by_position
+    assert alone.plain is None and both.plain == Oracle(view, BATCHES).value(gone) != both.quality
+
+
 def test_defaults_of_the_perplexity_and_of_the_cost():
     view = DecoderView(tiny_model("llama", n_layers=2))
     got = compare(view, TEACHER, BATCHES, provenance=FROM)
@@ -93,8 +102,8 @@ def test_survives_json_with_everything_in_it(tmp_path):
     view, other = (DecoderView(tiny_model("llama", n_layers=n)) for n in (3, 2))
     timed = speed(view, other, prompt_length=4, new_tokens=2, rounds=2, warmup=0)
     said = (Generation(prompt="a", teacher="b [bold]", student="c", n_agreed=1, n_tokens=3),)
-    plain = Oracle(view, BATCHES).value({Unit("layer", 1)})
-    got = compare(view, other, BATCHES, provenance=FROM, plain=plain, generated=said, timed=timed)
+    plain, cut = Oracle(view, BATCHES).value({Unit("layer", 1)}), Student(removed=frozenset({Unit("layer", 1)}))
+    got = compare(view, other, BATCHES, provenance=FROM, plain=cut, generated=said, timed=timed)
     got.save(tmp_path / "evaluation.json")
     assert Evaluation.load(tmp_path / "evaluation.json") == got
     assert got.speed == timed and got.generations == said and got.plain == plain

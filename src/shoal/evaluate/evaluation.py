@@ -5,7 +5,7 @@ side: perplexity of both, KL and agreement between them, greedy generations, cos
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from shoal.evaluate.positions import ByPosition, PositionSums
 from shoal.evaluate.speed import Speed
 from shoal.evaluate.tasks.benchmark import Benchmark, TaskFigures
 from shoal.evaluate.whole import WholeText
-from shoal.measure.counted import CountedBlock, head_blocks, model_blocks
+from shoal.measure.counted import CountedBlock, end_of, head_blocks, model_blocks
 from shoal.measure.divergence import predicts
 from shoal.measure.oracle import Quality, QualitySums, token_figures
 from shoal.words.records import Provenance, Record
@@ -78,7 +78,7 @@ def compare(
     start: Sequence[int] = (),
     generated: Sequence[Generation] = (),
     timed: Speed | None = None,
-    plain: Quality | None = None,
+    plain: Student | None = None,
     progress: Callable[[int, int], None] | None = None,
     workers: Workers = ALONE,
 ) -> Evaluation:
@@ -91,8 +91,9 @@ def compare(
             The longest batch is the window of the perplexity, with half of it as stride, and the context that cost is counted
             at; the largest says how many windows a forward takes.
         start: the tokens that every sample of ``batches`` begins with; every window of the perplexity gets them, too.
-        generated, timed, plain: what was measured already (by :func:`~shoal.evaluate.generate.generations`,
-            :func:`~shoal.evaluate.speed.speed`, an :class:`~shoal.measure.oracle.Oracle`), kept with the rest.
+        generated, timed: what was measured already (by :func:`~shoal.evaluate.generate.generations` and
+            :func:`~shoal.evaluate.speed.speed`), kept with the rest.
+        plain: the same cut without repair, whose quality is measured in the same pass.
         progress: called with (batches done, batches in all), over all passes.
         workers: who share every pass; all of them get the same figures, bit for bit those of one.
     Raises:
@@ -117,7 +118,7 @@ def compare(
 
     sharing: dict[str, Any] = {"after_batch": step, "workers": workers}
     reading = {"window": window, "stride": stride, "start": start, "batch_size": batch_size, **sharing}
-    quality, by_position = closeness(teacher, student, batches, **sharing)
+    close = closeness(teacher, student, batches, plain=plain, **sharing)
     if isinstance(student, Student):
         texts = perplexities(teacher, stream_T, students=[TEACHER, student], **reading)
         costs = [cost(teacher, context=window, student=one) for one in (TEACHER, student)]
@@ -130,13 +131,25 @@ def compare(
     return Evaluation(
         teacher=both[0],
         student=both[1],
-        quality=quality,
-        by_position=by_position,
-        plain=plain,
+        quality=close.quality,
+        by_position=close.by_position,
+        plain=close.plain,
         generations=tuple(generated),
         speed=timed,
         provenance=provenance,
     )
+
+
+class Closeness(NamedTuple):
+    """How close next-token distributions are to the teacher's, over all tokens and by position.
+
+    Attributes:
+        plain: of the student that was measured beside it; None: none was.
+    """
+
+    quality: Quality
+    by_position: ByPosition
+    plain: Quality | None
 
 
 @torch.no_grad()
@@ -145,36 +158,43 @@ def closeness(
     student: Student | DecoderView,
     batches: Sequence[Batch],
     *,
+    plain: Student | None = None,
     after_batch: Callable[[Batch], None] | None = None,
     workers: Workers = ALONE,
-) -> tuple[Quality, ByPosition]:
-    """How close a student's next-token distributions are to the teacher's, over all tokens and by position, in one pass
-    that the workers share.
+) -> Closeness:
+    """How close a student is to its teacher, in one pass over the text that the workers share.
 
+    Args:
+        plain: a second student, an overlay on the teacher's view, whose quality is measured in the same pass.
     Raises:
         ValueError: different vocabularies, no token that can be measured, NaN or infinite states.
     """
-    quality, positions = QualitySums(workers), PositionSums(workers)
+    quality, positions, beside = QualitySums(workers), PositionSums(workers), QualitySums(workers)
+    own_model = None if isinstance(student, Student) else student
+    if own_model is not None:
+        refuse_other_vocabulary(teacher, own_model)
 
     def count(blocks: Iterable[CountedBlock], batch: Batch) -> None:
-        (found,) = token_figures(blocks, batch, with_overlap=True)
+        *others, found = token_figures(blocks, batch, with_overlap=True)
         quality.add(found)
         positions.add(found)
+        for one in others:
+            beside.add(one)
 
-    if isinstance(student, Student):
+    def sink(reading: Reading, finals: list[Tensor]) -> None:
+        batch, models = reading.batch, [] if own_model is None else [own_model]
+        ends = [*finals, *(end_of(model, batch) for model in models)]
+        count(head_blocks([teacher] * len(finals) + models, ends, predicts(batch.ids_BT, batch.mask_BT)), batch)
 
-        def sink(reading: Reading, finals: list[Tensor]) -> None:
-            batch = reading.batch
-            count(head_blocks([teacher, teacher], finals, predicts(batch.ids_BT, batch.mask_BT)), batch)
-
-        run_pass(teacher, batches, students=[TEACHER, student], sink=sink, after_batch=after_batch, workers=workers)
-        return quality.result(), positions.result()
-    refuse_other_vocabulary(teacher, student)
-    for batch in workers.share(batches):
-        count(model_blocks([teacher, student], batch), batch)
-        if after_batch is not None:
-            after_batch(batch)
-    return quality.result(), positions.result()
+    overlays = [one for one in (plain, student) if isinstance(one, Student)]
+    if overlays:
+        run_pass(teacher, batches, students=[TEACHER, *overlays], sink=sink, after_batch=after_batch, workers=workers)
+    else:
+        for batch in workers.share(batches):
+            count(model_blocks([teacher, *filter(None, [own_model])], batch), batch)
+            if after_batch is not None:
+                after_batch(batch)
+    return Closeness(quality.result(), positions.result(), None if plain is None else beside.result())
 
 
 def token_stream(batches: Sequence[Batch], *, start: Sequence[int] = ()) -> Tensor:

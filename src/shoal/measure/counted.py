@@ -51,11 +51,15 @@ def head_blocks(views: Sequence[DecoderView], ends_BTD: Sequence[Tensor], where_
 @torch.no_grad()
 def model_blocks(views: Sequence[DecoderView], batch: Batch) -> Iterator[CountedBlock]:
     """As :func:`head_blocks`, for whole models: the logits of every real token that is followed by one."""
-    ends = []
-    for view in views:
-        ((_, h_BTD),) = deque(view.stream(view.read(batch)), maxlen=1)  # keeps one boundary at a time
-        ends.append(h_BTD)
+    ends = [end_of(view, batch) for view in views]
     yield from head_blocks(views, ends, predicts(batch.ids_BT, batch.mask_BT))
+
+
+@torch.no_grad()
+def end_of(view: DecoderView, batch: Batch) -> Tensor:
+    """(B, T, D) boundary L of a whole model on a batch; one boundary at a time is in memory."""
+    ((_, end_BTD),) = deque(view.stream(view.read(batch)), maxlen=1)
+    return end_BTD
 
 
 def head_of(view: DecoderView, h_ND: Tensor) -> Tensor:

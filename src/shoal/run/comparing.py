@@ -136,7 +136,7 @@ class _Side:
         quality, by_position = None, None
         if why_not is None:
             what, n_batches = f"{name} against the first", len(self.batches)
-            quality, by_position = closeness(
+            quality, by_position, _ = closeness(
                 self.inputs.view,
                 view,
                 self.batches,

@@ -163,7 +163,7 @@ def estimate(inputs: Inputs, rates: StageRates, *, recipe: Recipe | None = None)
     spoken = (
         SPEED_ROUNDS * DEPTHS * rates.layers * (min(PROBE_TOKENS, length) + 16 * NEW_TOKENS)
     )  # one token costs as 16 of many
-    measured = n_evaluation * (3 * (2 * rates.layers + rates.compared) + 2 * rates.layers)
+    measured = n_evaluation * (7 * rates.layers + 2.5 * rates.compared)
     stages["evaluation"] = measured + spoken
     return Estimate(stages=stages)
 

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from shoal.evaluate.speed import Speed
     from shoal.evaluate.tasks.benchmark import TaskFigures
     from shoal.evaluate.whole import WholeText
-    from shoal.measure.oracle import Quality
     from shoal.text.samples import Samples
 
 N_PROMPTS = 3
@@ -189,12 +188,12 @@ def _refuse_other_tokens(inputs: Inputs, student: Opened, view: DecoderView) -> 
         )
 
 
-def against_teacher(inputs: Inputs, student: DecoderView | Student, *, plain: Quality | None = None) -> Evaluation:
+def against_teacher(inputs: Inputs, student: DecoderView | Student, *, plain: Student | None = None) -> Evaluation:
     """Everything that is measured: quality and cost; of a student that is a model of its own also generations and speed, unless
     the teacher's layers are on disk, which would be read for every token.
 
     Args:
-        plain: quality of the same cut without repair, for the table.
+        plain: the same cut without repair, for the table.
     """
     from shoal.engine.student import Student
     from shoal.evaluate.evaluation import compare

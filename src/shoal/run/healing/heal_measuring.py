@@ -36,7 +36,7 @@ def measure_stage(
     started = time.monotonic()
     inputs, trusts, place = bench.inputs, bench.opening.trust, bench.opening.device
     student = DecoderView(load_strictly(bench.path, device=place, trust_remote_code=trusts))
-    before, _ = closeness(inputs.view, student, inputs.batches(inputs.evaluation), workers=inputs.workers)
+    before = closeness(inputs.view, student, inputs.batches(inputs.evaluation), workers=inputs.workers).quality
     healed = DecoderView(load_strictly(folder / "model", device=place, trust_remote_code=trusts))
     evaluation = against_teacher(inputs, healed)
 

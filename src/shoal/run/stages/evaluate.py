@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shoal.recipes.listing import bibtex
-from shoal.run.asking import oracle
 from shoal.run.folder import RunFolder
 from shoal.run.keys import evaluation_key
 from shoal.run.measuring import against_teacher
@@ -48,11 +47,8 @@ def run(state: State, folder: RunFolder) -> Made:
         opening = inputs.opened.opening.trusting(is_bundled(inputs.view, plan))
         student = DecoderView(load_strictly(folder / "model", device=str(inputs.view.device), trust_remote_code=opening.trust))
     plain = None
-    if plan.absent_layers and (
-        state.values.tensors or state.healed is not None
-    ):  # the same number of layers without repair, on the same text
-        judge = oracle(inputs, inputs.evaluation, what="evaluate the plain cut")
-        plain = judge.measure([Student(removed=units_of(plan.structure, plan.n_layers), name="plain cut")])[0]
+    if plan.absent_layers and (state.values.tensors or state.healed is not None):
+        plain = Student(removed=units_of(plan.structure, plan.n_layers), name="plain cut")
     evaluation = without_zeros(against_teacher(inputs, student, plain=plain), student, plan)
 
     def write() -> None:
@@ -77,7 +73,7 @@ def run(state: State, folder: RunFolder) -> Made:
 def takes(sizes: Sizes) -> StageNeed:
     n = sizes.tokens("evaluation")
     work = sizes.judging(n)
-    return sizes.need("evaluation", second_model=sizes.second_model, states=sizes.states(2, n), work=work)
+    return sizes.need("evaluation", second_model=sizes.second_model, states=sizes.states(3, n), work=work)
 
 
 def without_zeros(evaluation: Evaluation, student: DecoderView | Student, plan: Plan) -> Evaluation:
