@@ -78,6 +78,7 @@ TABLES = (
     ("prune", "ALLOCATORS"),
     ("train", "OBJECTIVES"),
     ("train/heal", "TRAINABLE"),
+    ("engine/packed", "PACKINGS"),
     ("export", "EXPORTERS"),
     ("recipes", "RECIPES"),
 )

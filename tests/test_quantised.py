@@ -152,7 +152,7 @@ def test_new_values_are_refused_with_the_order_to_use(sources, shoal, tmp_path, 
     verb, asked, said = NEW_VALUES[name]
     text = () if verb == "plan" else ("--text", write_text(tmp_path / "t.jsonl"), "--length", 16)
     code, _, err = shoal(verb, sources(kind), "--out", "run", *text, *asked)
-    one_line(code, err, said, "unquantised checkpoint")
+    one_line(code, err, said, "unquantised checkpoint", "shoal export plain")
     assert not (tmp_path / "run" / "model").exists()
 
 

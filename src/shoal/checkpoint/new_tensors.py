@@ -126,7 +126,8 @@ class NewTensors:
                     if kind is None or not kind.is_floating_point or kind.itemsize == 1:
                         raise ValueError(
                             f"{name!r} is quantised ({shard.slots[name].dtype}), so layer {self.structure[at].like} can get "
-                            "no new values; remove whole layers, or start from the unquantised checkpoint"
+                            "no new values; remove whole layers, or start from the unquantised checkpoint, or from what shoal "
+                            "export plain makes of this one"
                         )
 
     def _value(self, key: str | None, like: Tensor) -> Tensor:

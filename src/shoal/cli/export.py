@@ -41,7 +41,12 @@ def export(
     ] = None,
     kind: Annotated[
         str | None,
-        option("NAME", "gguf: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0.", "f16; q8_0 with --like", name="--type"),
+        option(
+            "NAME",
+            "gguf: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0; plain: f32, f16, bf16.",
+            "f16; q8_0 with --like; plain: the dtype that config.json states",
+            name="--type",
+        ),
     ] = None,
     overwrite: Annotated[bool, flag("--overwrite", "Replace a file at --out.")] = False,
     push: PushOptions,

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from shoal.engine.packed.table import PACKINGS
 from shoal.engine.shards import Shard
 
 PACKAGES: Mapping[str, tuple[str, ...]] = {
@@ -29,6 +30,13 @@ PLAIN = ("F64", "F32", "F16", "BF16")
 """Types of tensors that hold weights themselves."""
 
 ORDER = "the order is cut, repair, heal, quantise: start from the unquantised checkpoint and quantise the result"
+
+
+def order_for(method: str, path: str | Path) -> str:
+    """What to do where a checkpoint of this method would get new values, as the end of a sentence."""
+    if method not in PACKINGS:
+        return ORDER
+    return f"{ORDER}; where there is none, shoal export plain {path} --out DIR takes this one out of its blocks"
 
 
 def why_not_openable(method: str) -> str | None:
@@ -70,7 +78,7 @@ def refuse_new_values(path: Path, method: str | None, *, what: str) -> None:
     if method is not None:
         raise ValueError(
             f"{path} is quantised ({method}): layers can be taken out of it and what is left can be measured, but {what} needs "
-            f"plain weights; {ORDER}"
+            f"plain weights; {order_for(method, path)}"
         )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.edits.plan import Plan
+from shoal.engine.hub import fetched, is_hub_id
 from shoal.engine.source import needs_code
 from shoal.words.reading import read_json
 from shoal.words.structure import Structure, intact, stored
@@ -60,7 +61,7 @@ class Options:
 
     Attributes:
         like: a GGUF file of the teacher, whose metadata, tokenizer and untouched tensors are taken.
-        kind: block format of written matrices, e.g. ``q8_0``.
+        kind: block format of written matrices, e.g. ``q8_0``, or the type of plain ones.
     """
 
     like: Path | None = None
@@ -109,14 +110,16 @@ class Exporter:
 
 
 def find_student(path: Path, *, trust_remote_code: bool = False) -> StudentFolder:
-    """A student from a run folder, its ``model`` folder, or any checkpoint folder.
+    """A student from a run folder, its ``model`` folder, any checkpoint folder, or a hub id.
 
     Args:
         trust_remote_code: code that comes with it may run to say what its config states.
     Raises:
-        ValueError: none of these; a plan that cannot be read.
+        ValueError: none of these; a plan that cannot be read; a hub id that cannot be fetched.
     """
     path = Path(path)
+    if not path.exists() and len(path.parts) == 2 and is_hub_id(str(path)) and not path.parent.exists():
+        path = fetched(str(path), trust_remote_code=trust_remote_code)
     folder = path if (path / "config.json").is_file() else path / "model"
     if not (folder / "config.json").is_file():
         raise ValueError(f"{path} is no checkpoint folder and no run folder with a model in it; shoal compress writes one")

@@ -9,10 +9,11 @@ from shoal.export.exporter import Exported, Exporter, Options, StudentFolder, fi
 from shoal.export.gguf_exporter import GGUF
 from shoal.export.hf import HF
 from shoal.export.mergekit import MERGEKIT
+from shoal.export.plain import PLAIN
 from shoal.export.prune_layers import PRUNE_LAYERS
 from shoal.words.records import nearest
 
-EXPORTERS: dict[str, Exporter] = {one.name: one for one in (HF, GGUF, BLOCKS, MERGEKIT, PRUNE_LAYERS)}
+EXPORTERS: dict[str, Exporter] = {one.name: one for one in (HF, GGUF, BLOCKS, PLAIN, MERGEKIT, PRUNE_LAYERS)}
 
 
 def exporter_named(name: str) -> Exporter:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from shoal.engine.opening import Opening
-from shoal.engine.quantised import ORDER
+from shoal.engine.quantised import order_for
 from shoal.engine.workers import join
 from shoal.recipes.recipe import Recipe
 from shoal.run.folder import RunFolder
@@ -66,7 +66,8 @@ def open_to_choose(
             opening = settled(recipe.model, opening, share=share, say=say)
         inputs = open_inputs(recipe, opening, share=share)
     if inputs.opened.quantised is not None:
-        say(f"Quantised ({inputs.opened.quantised}): layers are taken out file to file, and nothing is repaired; {ORDER}")
+        order = order_for(inputs.opened.quantised, inputs.opened.path)
+        say(f"Quantised ({inputs.opened.quantised}): layers are taken out file to file, and nothing is repaired; {order}")
     return inputs, folder
 
 

@@ -129,7 +129,7 @@ def refuse_inseparable(units: Iterable[Unit], layers: nn.ModuleList, *, quantise
     if quantised is not None and any(unit.kind != "layer" for unit in units):
         raise ValueError(
             f"single sublayers go by a map of zeros, and this model is quantised ({quantised}): remove whole layers, or start "
-            "from the unquantised checkpoint"
+            "from the unquantised checkpoint, or from what shoal export plain makes of this one"
         )
     bad: dict[str, list[int]] = {}
     for unit in sorted(units):

@@ -32,6 +32,6 @@ def inherited_layer(view: DecoderView, index: int) -> InheritedLayer:
         if packed:
             raise ValueError(
                 f"layer {index} of this {view.family} model is quantised ({packed[0]!r} holds integers) and cannot be "
-                "trained; use --replace none, or start from the unquantised model"
+                "trained; use --replace none, or start from the unquantised model, or from what shoal export plain makes of it"
             )
         return InheritedLayer(copy.deepcopy(layer).eval())
