@@ -1,10 +1,11 @@
-"""Students in every engine that is installed: cut, cut and repaired, with sublayers out; of the bundled model and of SmolLM2.
+"""Students in every engine: cut, cut and repaired, with sublayers out; of the bundled model and of SmolLM2.
 
-    python benchmarks/prove.py [SMOLLM2-FOLDER] [--engines NAME,NAME] [--work DIR]
+    python benchmarks/prove.py [SMOLLM2-FOLDER] [--engines NAME,NAME] [--work DIR] [--results FILE]
 
 `make prove` installs the engines and runs this. Every row is `shoal verify FILE --against MODEL --engine NAME`: the same 96
-token ids in the engine and in transformers, and 16 greedy tokens. A row that stands in the results with the same version of
-engine and transformers is not run again. Results: benchmarks/results/prove.json.
+token ids in the engine and in transformers, and 16 greedy tokens. A row is written as soon as it is there, and one that stands
+in the results with the same version of engine and transformers is not run again, so a run that was killed goes on where it was.
+An engine that is not installed gives a row that says why, unless it was proved before. Results: benchmarks/results/prove.json.
 """
 
 import argparse
@@ -12,21 +13,58 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import transformers
 
-from shoal.export.engines.table import ENGINES
+from shoal.export.engines.table import ENGINES, Engine, engine_named
 from shoal.export.exporter import Options
-from shoal.export.prove import prove
+from shoal.export.proof_record import Proof
+from shoal.export.prove import prove_each
 from shoal.export.table import export
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "prove.json"
+BUNDLED = ROOT / "src" / "shoal" / "assets" / "books-16l"
 SHOAL = [sys.executable, "-c", "from shoal.cli import main; main()"]
-FOLDERS = ("transformers", "transformers-4", "vllm", "mlx", "onnxruntime-genai", "ctranslate2")
 # Per model: the layers of the cut, and the sublayers that go alone (attention here, MLP there).
 CUTS = {"books-16l": ("5..6", "attn:5..6,mlp:9"), "smollm2": ("12..18", "attn:12..14,mlp:17..18")}
+STUDENTS = ("cut", "repaired", "sublayers")
+KEY = ("model", "student", "artefact", "engine")
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A file or folder of a student: how results name it, the format and the type it is exported in, and who reads it.
+
+    Attributes:
+        form: None for the student's checkpoint itself.
+        ending: of its name.
+    """
+
+    name: str
+    form: str | None
+    stored: str | None
+    ending: str
+    engines: tuple[str, ...]
+
+
+FOLDER = Artefact(
+    "folder", None, None, "", ("transformers", "transformers-4", "vllm", "mlx", "onnxruntime-genai", "ctranslate2")
+)
+WHOLE = (
+    FOLDER,
+    Artefact("gguf f32", "gguf", "f32", "-f32.gguf", ("transformers", "llama.cpp")),
+    Artefact("gguf f16", "gguf", "f16", "-f16.gguf", ("llama.cpp", "openvino")),
+)
+UNEVEN = (
+    *WHOLE,
+    Artefact("blocks f32", "blocks", "f32", "-blocks.gguf", ("llama.cpp",)),
+    Artefact("blocks folder", "blocks", None, "-blocks", ("vllm", "mlx")),
+)
 
 
 def shoal(*words: object) -> None:
@@ -36,79 +74,99 @@ def shoal(*words: object) -> None:
         sys.exit(ran.stderr)
 
 
-def students(name: str, model: Path, work: Path) -> dict[str, Path]:
-    """The checkpoints of three students."""
+def student(name: str, kind: str, model: Path, work: Path) -> Path:
+    """The checkpoint of a student, made where it is not there."""
     whole, parts = CUTS[name]
-    folders = {kind: work / f"{name}-{kind}" for kind in ("cut", "repaired", "sublayers")}
-    if not folders["cut"].exists():
-        shoal("apply", model, "--layers", whole, "--out", folders["cut"])
-    if not (folders["repaired"] / "model").exists():
-        few = ("--fit-tokens", 4000, "--no-speed")
-        shoal("compress", model, "--layers", whole, "--repair", "refit", *few, "--out", folders["repaired"])
-    if not folders["sublayers"].exists():
-        shoal("apply", model, "--layers", parts, "--out", folders["sublayers"])
-    return {**folders, "repaired": folders["repaired"] / "model"}
+    folder = work / f"{name}-{kind}"
+    if kind == "repaired":
+        if not (folder / "model").exists():  # a run that was killed goes on in its folder
+            few = ("--fit-tokens", 4000, "--no-speed")
+            shoal("compress", model, "--layers", whole, "--repair", "refit", *few, "--out", folder)
+        return folder / "model"
+    if not folder.exists():
+        shoal("apply", model, "--layers", whole if kind == "cut" else parts, "--out", folder)
+    return folder
 
 
-def artefacts(folder: Path, kind: str, work: Path) -> list[tuple[str, Path, tuple[str, ...]]]:
-    """What is proved of a student: its folder and files, each with the engines that read it."""
-    stem = f"{work}/{folder.parent.name if folder.name == 'model' else folder.name}"
-    wanted = [("gguf", "f32", Path(f"{stem}-f32.gguf"), ("transformers", "llama.cpp"))]
-    wanted += [("gguf", "f16", Path(f"{stem}-f16.gguf"), ("llama.cpp", "openvino"))]
-    if kind == "sublayers":
-        wanted += [("blocks", "f32", Path(f"{stem}-blocks.gguf"), ("llama.cpp",))]
-        wanted += [("blocks", None, Path(f"{stem}-blocks"), ("vllm", "mlx"))]
-    made = [("folder", folder, FOLDERS)]
-    for form, stored, path, engines in wanted:
-        if not path.exists():
-            export(form, folder, path, Options(kind=stored))
-        made.append((f"{form} {stored or 'folder'}", path, engines))
-    return made
+def made(artefact: Artefact, folder: Path, stem: Path) -> Path:
+    """The artefact of a student, written where it is not there."""
+    if artefact.form is None:
+        return folder
+    path = stem.with_name(stem.name + artefact.ending)
+    if not path.exists():
+        export(artefact.form, folder, path, Options(kind=artefact.stored))
+    return path
 
 
-def main() -> None:
+class Rows:
+    """The rows of the results, written after every change."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
+
+    def stands(self, key: tuple[str, ...], engine: Engine) -> bool:
+        """Whether a row is there, of this version; any row will do where the engine is not here."""
+        row = next((one for one in self.rows if tuple(one[name] for name in KEY) == key), None)
+        if row is None or row["version"] is None:
+            return False
+        here = engine.interpreter() is not None
+        return not here or (row["version"], row["transformers"]) == (engine.version, transformers.__version__)
+
+    def put(self, key: tuple[str, ...], path: Path, proof: Proof) -> None:
+        row = dict(zip(KEY[:3], key, strict=False)) | {"transformers": transformers.__version__}
+        row |= proof.model_dump(mode="json", exclude={"uncut"})
+        row |= {"bytes": sum(one.stat().st_size for one in ([path] if path.is_file() else path.iterdir()))}
+        self.rows = [one for one in self.rows if tuple(one[name] for name in KEY) != key] + [row]
+        order = {name: i for i, name in enumerate(ENGINES)}
+        self.rows.sort(key=lambda one: (one["model"], one["student"], one["artefact"], order[one["engine"]]))
+        content = {"about": (__doc__ or "").split("\n")[0], "command": "make prove", "rows": self.rows}
+        half = self._path.with_suffix(".part")
+        half.write_text(json.dumps(content, indent=1) + "\n")
+        os.replace(half, self._path)
+
+
+def wanted(models: dict[str, Path], engines: list[str]) -> Iterator[tuple[str, str, Artefact, list[str]]]:
+    """Model, student, artefact and engines of every row."""
+    for name in models:
+        for kind in STUDENTS:
+            for artefact in UNEVEN if kind == "sublayers" else WHOLE:
+                yield name, kind, artefact, [one for one in artefact.engines if one in engines]
+
+
+def main() -> int:
+    """Run what is missing; 1 where an engine says something else, with a line for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("smollm2", nargs="?", type=Path, help="folder that make smollm2 writes")
     parser.add_argument("--engines", default=",".join(ENGINES), help="names, with commas")
     parser.add_argument("--work", type=Path, default=ROOT / ".prove" / "students", help="where students are kept")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where rows are kept")
     given = parser.parse_args()
     os.environ.setdefault("SHOAL_ENGINES", str(ROOT / ".prove"))
     given.work.mkdir(parents=True, exist_ok=True)
-    rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
-    known = {tuple(row[key] for key in ("model", "student", "artefact", "engine", "version", "transformers")) for row in rows}
-    models = {"books-16l": ROOT / "src" / "shoal" / "assets" / "books-16l"}
+    rows, models = Rows(given.results), {"books-16l": BUNDLED}
     if given.smollm2:
         models["smollm2"] = given.smollm2.resolve()
-    for name, model in models.items():
-        for kind, folder in students(name, model, given.work).items():
-            for artefact, path, engines in artefacts(folder, kind, given.work):
-                key = (name, kind, artefact)
-                here = transformers.__version__
-                wanted = [
-                    ENGINES[one]
-                    for one in engines
-                    if one in given.engines.split(",")
-                    and ENGINES[one].interpreter()
-                    and (*key, one, ENGINES[one].version, here) not in known
-                ]
-                for proof in prove(path, folder, wanted, trust_remote_code=True) if wanted else ():
-                    row = dict(zip(("model", "student", "artefact"), key, strict=True)) | {"transformers": here}
-                    row |= proof.model_dump(mode="json", exclude={"uncut"})
-                    row |= {"bytes": sum(one.stat().st_size for one in ([path] if path.is_file() else path.iterdir()))}
-                    print(
-                        f"{name} {kind} {artefact} | {proof.engine} {proof.version}: {proof.verdict}; {proof.found}", flush=True
-                    )
-                    rows = [
-                        one
-                        for one in rows
-                        if (*(one[k] for k in ("model", "student", "artefact")), one["engine"]) != (*key, proof.engine)
-                    ]
-                    rows.append(row)
-                    order = {one: i for i, one in enumerate(ENGINES)}
-                    rows.sort(key=lambda one: (one["model"], one["student"], one["artefact"], order[one["engine"]]))
-                    content = {"about": __doc__.split("\n")[0], "command": "make prove", "rows": rows}
-                    RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+    engines = [engine_named(name).name for name in given.engines.split(",")]
+    for name, kind, artefact, readers in wanted(models, engines):
+        keys = {one: (name, kind, artefact.name, one) for one in readers}
+        missing = [ENGINES[one] for one in readers if not rows.stands(keys[one], ENGINES[one])]
+        if not missing:
+            continue
+        folder = student(name, kind, models[name], given.work)
+        path = made(artefact, folder, given.work / f"{name}-{kind}")
+        for proof in prove_each(path, folder, missing, trust_remote_code=True):
+            rows.put(keys[proof.engine], path, proof)
+            found = f"; {proof.found}" if proof.found else ""
+            engine = f"{proof.engine} {proof.version}" if proof.version else proof.engine
+            print(f"{name} {kind} {artefact.name} | {engine}: {proof.verdict}{found}", flush=True)
+    wrong = [one for one in rows.rows if one["verdict"].startswith(("differs", "fails"))]
+    absent = [one for one in rows.rows if one["version"] is None]
+    print(f"{len(rows.rows)} rows: {len(absent)} not proved here, {len(wrong)} wrong; {given.results}")
+    for one in wrong:
+        print(" ".join(one[name] for name in KEY), one["verdict"], file=sys.stderr)
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -269,6 +269,7 @@ class TestInstalling:
         assert install_module.main(["llama.cpp"]) == 2
         assert "llama.cpp cannot be installed: ERROR: no index" in capsys.readouterr().err
         assert ENGINES["llama.cpp"].interpreter() is None
+        assert ENGINES["llama.cpp"].missing == "llama.cpp cannot be installed: ERROR: no index", "the reason stays"
 
     def test_what_stands_is_not_installed_again(self, monkeypatch):
         engine = ENGINES["llama.cpp"]

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ EXACT = ("F32", "F16", "BF16")  # formats that hold a student's values as they a
 ERROR = re.compile(r"^(\w+\.)*\w*(Error|Exception)\b: ")
 
 
-def prove(
+def prove_each(
     file: Path,
     against: Path,
     engines: Sequence[Engine],
@@ -35,8 +35,8 @@ def prove(
     uncut: Path | None = None,
     text: str | None = None,
     trust_remote_code: bool = False,
-) -> list[Proof]:
-    """Run a file in engines and compare each with transformers on ``against``.
+) -> Iterator[Proof]:
+    """Run a file in engines and compare each with transformers on ``against``; a proof comes as soon as it is there.
 
     Args:
         file: GGUF file or checkpoint folder.
@@ -55,21 +55,32 @@ def prove(
     with tempfile.TemporaryDirectory(prefix="shoal-") as folder:
         rig = _Rig(Path(folder), text if text is not None else _sample(), trust_remote_code)
         exact = is_exact(file) and is_exact(against)
-        proofs = []
         for engine in engines:
             interpreter = engine.interpreter()
             if interpreter is None:
-                proofs.append(Proof(engine=engine.name, verdict=f"not proved here: {engine.install}"))
+                yield Proof(engine=engine.name, verdict=f"not proved here: {engine.missing}")
                 continue
             try:
                 found, version = rig.agreement(engine, interpreter, file, against)
                 floor = None if uncut is None else rig.agreement(engine, interpreter, checked(uncut), checked(uncut))[0]
             except EngineError as error:
-                proofs.append(Proof(engine=engine.name, verdict=f"fails: {error.why}", version=engine.version))
+                yield Proof(engine=engine.name, verdict=f"fails: {error.why}", version=engine.version)
                 continue
             said = verdict(found, is_exact=exact, floor=floor)
-            proofs.append(Proof(engine=engine.name, verdict=said, version=version, found=found, uncut=floor))
-    return proofs
+            yield Proof(engine=engine.name, verdict=said, version=version, found=found, uncut=floor)
+
+
+def prove(
+    file: Path,
+    against: Path,
+    engines: Sequence[Engine],
+    *,
+    uncut: Path | None = None,
+    text: str | None = None,
+    trust_remote_code: bool = False,
+) -> list[Proof]:
+    """As :func:`prove_each`, all of them."""
+    return list(prove_each(file, against, engines, uncut=uncut, text=text, trust_remote_code=trust_remote_code))
 
 
 def engines_for(file: Path) -> list[Engine]:

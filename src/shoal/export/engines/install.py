@@ -27,9 +27,13 @@ def install(engine: Engine) -> bool:
     mark, python = engine.home / UNFINISHED, engine.home / "bin" / "python"
     venv.create(engine.home, with_pip=True, clear=True)
     mark.touch()
-    _pip(engine, "install", "--quiet", *engine.packages, *COMMON)
-    if engine.unwanted:
-        _pip(engine, "uninstall", "--quiet", "--yes", *engine.unwanted)
+    try:
+        _pip(engine, "install", "--quiet", *engine.packages, *COMMON)
+        if engine.unwanted:
+            _pip(engine, "uninstall", "--quiet", "--yes", *engine.unwanted)
+    except ValueError as error:
+        mark.write_text(f"{error}\n", encoding="utf-8")  # whoever asks for the engine later is told
+        raise
     if engine.beside:
         asked = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
         theirs = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()

@@ -10,7 +10,7 @@ from shoal.words.records import nearest
 
 HERE = Path(__file__).parent
 HOME = ".prove"  # where environments of engines lie unless $SHOAL_ENGINES says otherwise
-UNFINISHED = "unfinished"  # a file in an environment whose installation has not come to its end
+UNFINISHED = "unfinished"  # a file in an environment whose installation has not come to its end; says why where it failed
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,13 @@ class Engine:
     def install(self) -> str:
         """The command that installs it where it is looked for; the environment takes torch from Shoal's own."""
         return f"python -m shoal.export.engines.install {self.name}"
+
+    @property
+    def missing(self) -> str:
+        """Of an engine that is not there: what its installation said when it failed, else the command that installs it."""
+        mark = self.home / UNFINISHED
+        said = mark.read_text(encoding="utf-8").strip() if mark.is_file() else ""
+        return said or self.install
 
     @property
     def version(self) -> str:
