@@ -79,6 +79,7 @@ PLACES = {
     "inside the model": ("model/sub", "inside"),
     "where nothing can be": ("/proc/x", "cannot be made"),
     "of too many folders": ("a/" * 2000, "folders"),
+    "at the home of nobody": ("~nouser/x", "which is not known here"),
 }
 
 
@@ -94,6 +95,19 @@ def test_a_place_that_takes_no_result_is_one_line(small, shoal, tmp_path, place,
     one_line(code, err, said)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "model"]
     assert (tmp_path / "file").read_text() == "mine" and not (model / "sub").exists()
+
+
+def test_a_home_is_expanded_wherever_a_path_is_given(small, shoal, tmp_path, monkeypatch):
+    """A shell leaves the ~ of ``--out=~/x`` as it is, and a folder of that name was made."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    shutil.copytree(small["model"], tmp_path / "home" / "model")
+    assert shoal("apply", "~/model", "--layers", 2, "--out=~/x")[0] == 0
+    assert (tmp_path / "home" / "x" / "model.safetensors").exists() and not list(tmp_path.glob("~*"))
+    for args in (("scan", "~nouser/m", "--out", "o"), ("scan", small["model"], "--text", "~nouser/t.txt", "--out", "o")):
+        code, _, err = shoal(*args)
+        one_line(code, err, "nouser", "not known here")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home"]
 
 
 def test_too_little_text_leaves_no_folder(small, shoal, tmp_path):

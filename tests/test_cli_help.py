@@ -65,6 +65,16 @@ def test_every_option_that_may_be_left_out_states_what_it_is_then(verb):
             assert "[default" not in said, (one.name, said)  # said once
 
 
+@pytest.mark.parametrize("verb", ["run", "grow"])
+def test_a_verb_with_a_recipe_says_that_what_the_recipe_states_comes_first(verb):
+    """``shoal run --help`` said that a quarter goes, whatever the recipe says."""
+    stated = {"run": ("--drop", "--params", "--size", "--layers", "--text", "--seed"), "grow": ("--to", "--init", "--heal")}
+    for flag in stated[verb]:
+        assert default_of(verb, flag).startswith("the recipe's, else "), flag
+    assert default_of("run", "--drop").endswith(DEFAULT.drop) and default_of("run", "--device") == "cpu"
+    assert default_of("compress", "--drop") == DEFAULT.drop, "the option itself is as it was"
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_help_screen_says_everything_in_80_columns(verb, shoal, monkeypatch):
     """Nothing is cut off, no type of the program's language is shown, and no line is longer than the terminal."""
@@ -148,7 +158,7 @@ def test_the_rates_that_are_said_are_those_that_are_used():
 def test_what_a_search_runs_is_said_for_a_size_that_people_know():
     said = default_of("compress", "--evaluations")
     for name, one in SELECTORS.items():
-        if one.n_evaluations is not None:
+        if one.n_evaluations is not None and "values" in one.reads:  # merging takes no limit
             assert f"{name} {one.n_evaluations(32, 8):,}" in said
 
 

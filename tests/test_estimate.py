@@ -51,6 +51,26 @@ def test_a_search_takes_as_long_as_the_sets_it_runs():
     assert search(search={"metric": "hidden_cosine"}) == pytest.approx(search() / 2), "no head is run"
 
 
+@pytest.mark.parametrize("select", ["laco", "sliding"])
+def test_merging_takes_as_long_as_the_rows_it_tries(select):
+    """It was left out; the number of rows is played on a model whose layers cost alike."""
+    found = estimate(world(select=select, repair="none", search={"metric": "hidden_cosine", "tokens": 4096}), RATES).stages
+    assert list(found) == ["search", "evaluation"]
+    n_rows = found["search"] / (4096 * RATES.layers / 2)
+    assert 8 <= n_rows <= 30 * 13, "13 thresholds ask for a row per layer at most"
+
+
+def test_zeros_take_as_long_as_what_is_read_and_solved_for_them():
+    def zeros(method, **changes):
+        found = estimate(world(prune={"method": method, **changes}), RATES).stages
+        assert list(found) == ["scan", "tournament", "repair", "prune", "evaluation"]
+        return found["prune"]
+
+    assert zeros("magnitude") == 0 < zeros("wanda") < zeros("sparsegpt")
+    assert zeros("wanda", allocate="owl") == 2 * zeros("wanda")
+    assert zeros("wanda", pattern="2:4") == zeros("wanda")
+
+
 def test_two_processes_share_the_text():
     one, two = world(), World(world().recipe, workers=SimpleNamespace(size=2))
     assert estimate(two, RATES).stages["scan"] == estimate(one, RATES).stages["scan"] / 2
@@ -81,7 +101,10 @@ def test_no_times(text):
 
 
 def test_the_most_that_fits_is_taken_and_more_time_never_buys_less():
-    taken, cost = [], {rung: seconds(repair=rung[0], guard=rung[1], fit={"tokens": rung[2]}) for rung in efforts()}
+    taken, cost = (
+        [],
+        {rung: seconds(repair=rung[0], guard=rung[1], fit={"tokens": rung[2]}) for rung in efforts(world().recipe)},
+    )
     for given in (60, 300, 900, 3600, 36_000):
         chosen, _ = in_time(world(), RATES, given)
         recipe = chosen.recipe
@@ -118,7 +141,26 @@ def test_a_run_that_goes_on_keeps_what_it_chose(tmp_path):
         in_time(world(drop="8"), RATES, 900, begun=begun)
 
 
-def test_a_time_and_what_it_sets_are_not_both_given():
-    for changes in ({"repair": "none"}, {"fit": {"tokens": 5000}}, {"replace": "layer", "repair": "sweep"}):
-        with pytest.raises(ValueError, match="--time sets"):
-            in_time(world(**changes), RATES, 900)
+@pytest.mark.parametrize("name", [name for name, one in REPAIRS.items() if one.efforts])
+@pytest.mark.parametrize("given", [60, 900, 36_000])
+def test_what_is_asked_for_is_kept_and_the_rest_is_chosen(name, given):
+    """``--repair sweep --time 10m`` is a sweep; more time buys more of it."""
+    asked = world(repair=name, guard=3)
+    chosen, said = in_time(asked, RATES, given)
+    assert chosen.recipe.repair == name or name == "auto"
+    assert chosen.recipe.guard <= 3 and f"{chosen.recipe.guard} candidates" in said
+    spent = estimate(asked, RATES, recipe=chosen.recipe).seconds
+    assert spent <= SAFETY * given or "the least there is" in said
+    tokens = in_time(world(repair=name, fit={"tokens": 5000}), RATES, given)[0].recipe.fit.tokens
+    assert tokens == 5000
+
+
+def test_no_repair_is_one_that_another_comes_to_and_told_twice():
+    every = efforts(world().recipe)
+    assert {name for name, *_ in every} == {"auto", "refit"} and len(every) == len(set(every))
+
+
+@pytest.mark.parametrize("changes", [{"repair": "none"}, {"repair": "bias"}, {"replace": "layer", "repair": "sweep"}])
+def test_a_time_needs_a_repair_that_it_can_be_spent_on(changes):
+    with pytest.raises(ValueError, match=r"--time chooses .* \(auto, refit, sweep\), and --re"):
+        in_time(world(**changes), RATES, 900)

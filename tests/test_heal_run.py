@@ -67,6 +67,17 @@ def test_a_merge_that_loses_too_much_is_refused_and_the_adapter_kept(cut, shoal,
     assert healed.merging.way == "apart" and healed.merging.trials[0].lost > 0
 
 
+def test_a_training_that_diverges_leaves_no_folder(cut, shoal, tmp_path):
+    """Its steps are nothing to go on with; a folder that stood before loses nothing else."""
+    asked = healing(cut, "--method", "full", "--out", "healed", "--lr", 1e30)
+    code, _, err = shoal("heal", *asked)
+    assert code == 2 and "lower --lr" in err and "Traceback" not in err
+    assert not (tmp_path / "healed").exists()
+    (tmp_path / "healed").mkdir()
+    shoal("heal", *asked)
+    assert {path.name for path in (tmp_path / "healed").iterdir()} <= {"run.json", "heal.request.json"}
+
+
 @pytest.mark.parametrize(
     "more",
     [

@@ -3,6 +3,7 @@
 import pytest
 from test_import_contract import SRC
 
+from shoal.cli.recipe_options import with_options
 from shoal.edits.replace.table import REPLACEMENTS
 from shoal.recipes.listing import recipes_said
 from shoal.recipes.recipe import Recipe
@@ -31,8 +32,85 @@ def test_every_named_recipe_says_what_it_is(name):
 
 @pytest.mark.parametrize("name", sorted(SELECTORS))
 def test_every_selector_can_be_named(name):
-    guard = {"guard": 1} if "weights" in SELECTORS[name].reads else {}  # what it merges was compared by running it
-    assert load_recipe("default", {"select": name, **guard}).select == name
+    assert load_recipe("default", {"select": name}).select == name
+
+
+MERGING = [name for name, one in SELECTORS.items() if "weights" in one.reads]
+
+
+@pytest.mark.parametrize("base", ["", "recipe: default\n", "recipe: low\n"])
+@pytest.mark.parametrize("select", MERGING)
+def test_a_file_and_the_command_line_set_one_guard_for_merges(select, base, tmp_path):
+    """The command line left nothing to compete with what was compared by running it, and a file had to say so by hand."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"{base}select: {select}\nrepair: none\n")
+    by_file, name = load_recipe(str(path)), "low" if "low" in base else "default"
+    by_option = with_options(name, select=select, repair="none")
+    for_people = {"name", "about", "papers"}
+    assert by_file.guard == 1 and by_file.model_dump(exclude=for_people) == by_option.model_dump(exclude=for_people)
+    assert Recipe(select=select, repair="none").guard == load_recipe("default", {"select": select, "repair": "none"}).guard == 1
+    with pytest.raises(ValueError, match="use --guard 1"):
+        load_recipe("default", {"select": select, "guard": 4})
+
+
+def test_a_file_and_the_command_line_set_one_floor_below_a_learning_rate(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("recipe: llm-streamline\ntrain: {lr: 1.0e-5}\n")
+    by_file, by_option = load_recipe(str(path)).train, with_options("llm-streamline", lr=1e-5).train
+    assert by_file == by_option and by_file.schedule()[0].rates(64) == (1e-5, pytest.approx(1e-6))
+
+
+def integers_of(schema, where="", *, defs=None):
+    """Every place of a JSON schema that holds a whole number, with what is said of it."""
+    defs = defs or schema.get("$defs", {})
+    if "$ref" in schema:
+        yield from integers_of(defs[schema["$ref"].rsplit("/", 1)[1]], where, defs=defs)
+    if schema.get("type") == "integer" and "const" not in schema:
+        yield where, schema
+    for name, below in schema.get("properties", {}).items():
+        yield from integers_of(below, f"{where}.{name}".strip("."), defs=defs)
+    for below in [*schema.get("anyOf", ()), *schema.get("allOf", ()), *schema.get("prefixItems", ()), schema.get("items")]:
+        if isinstance(below, dict):
+            yield from integers_of(below, where, defs=defs)
+
+
+NUMBERS = dict(integers_of(Recipe.model_json_schema()))
+CHECKED_WITH_THE_MODEL = {"protect"}
+
+
+def test_every_whole_number_of_a_recipe_has_a_largest_value():
+    unbounded = {where for where, said in NUMBERS.items() if not {"maximum", "exclusiveMaximum"} & set(said)}
+    assert unbounded == CHECKED_WITH_THE_MODEL and len(NUMBERS) > 30
+
+
+@pytest.mark.parametrize("where", sorted(set(NUMBERS) - CHECKED_WITH_THE_MODEL))
+def test_a_number_far_too_large_is_one_line(where, tmp_path):
+    """``guard: 10000000000000`` was accepted."""
+    *above, name = where.split(".")
+    path = tmp_path / "large.yaml"
+    value = f"{{{name}: {10**13}}}"
+    if above == ["train", "stages"]:
+        value = f"{{stages: [{value}]}}"
+    path.write_text(f"{above[0]}: {value}\n" if above else f"{name}: {10**13}\n")
+    with pytest.raises(ValueError, match=f"{name}: input should be less than") as error:
+        load_recipe(str(path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "heal: {clip: .inf}", "heal: {alpha: .nan}", "heal: {betas: [1, 2]}", "heal: {temperature: .inf}", "heal: {lr: .inf}",
+        "heal: {warmup: .inf}", "heal: {weight_decay: .inf}", "heal: {most_lost: .inf}", "train: {clip: .inf}",
+        "train: {betas: [1, 1]}", "prune: {outlier: .inf}", "grow: {to: 99999999}", "grow: {to: 9999999999999999999999}",
+    ],
+)  # fmt: skip
+def test_a_number_that_is_none_is_one_line(content, tmp_path):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="wrong.yaml: ") as error:
+        load_recipe(str(path))
+    assert "\n" not in str(error.value)
 
 
 def test_a_recipe_may_name_what_the_tables_hold_and_nothing_else():

@@ -15,17 +15,20 @@ from shoal.edits.replace.table import REPLACEMENTS, replacement_named
 from shoal.engine.opening import Opening
 from shoal.engine.view import DecoderView
 from shoal.recipes.recipe_file import load_recipe, merge
+from shoal.run.asking import budget_of
 from shoal.run.memory_plan.machine import Machine
-from shoal.run.memory_plan.needs import needs_of, sizes_of, stage_needs
+from shoal.run.memory_plan.needs import needs_of, sizes_of, stage_needs, unopened_amounts
 from shoal.run.memory_plan.shape import shape_of
 from shoal.run.memory_plan.sizes import TRAINED_BYTES
-from shoal.select.model_size import model_size
+from shoal.run.resource_amounts import computed_amounts
+from shoal.select.budget import resolve
+from shoal.select.model_size import NOTHING, model_size
 from shoal.train.heal.config import HealConfig
 from shoal.train.heal.ranks import RankEvidence
 from shoal.train.heal.table import TRAINABLE
 from shoal.words.model_shape import ModelShape
 from shoal.words.numbers import in_bytes
-from shoal.words.types import Span
+from shoal.words.types import Span, Unit
 
 GB = 10**9
 ROOT = Path(__file__).parent.parent
@@ -88,6 +91,32 @@ def test_what_takes_more_is_said_to_take_more(stage, part, changes, model):
     before, after = ask(model, base, resident="1"), ask(model, changes, resident="1")
     of = [{one.stage: one for one in found.stages}[stage].parts[part] for found in (before, after)]
     assert of[0] < of[1]
+
+
+AT_A_BUDGET = [
+    {"drop": "25%kv"}, {"drop": "20%macs"}, {"drop": "20%active"}, {"drop": "{layer}KB"}, {"drop": "20%params,40%kv"},
+    {"size": "{left}KB"}, {"parameters": "{active} active"}, {"drop": "34%sublayers"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("budget", AT_A_BUDGET, ids=str)
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "mixtral"])
+def test_every_budget_cuts_as_many_layers_in_the_plan_of_memory_as_in_the_run(family, budget, tmp_path):
+    """Bytes were read as layers: 2GB asked for the removal of "16666666666.7% of the as if all layers were alike"."""
+    model = tiny_model(family, n_layers=8)
+    model.save_pretrained(tmp_path)
+    view = DecoderView(model)
+    amounts = computed_amounts(view, context=16)
+    layer, whole = amounts["bytes"].of_unit[Unit("layer", 3)], amounts["bytes"].total
+    figures = {"layer": 2 * layer / 1000, "left": (whole - 3 * layer) / 1000, "active": int(0.7 * amounts["active"].total)}
+    said = {name: value.format(**{k: f"{v:.3f}" if k != "active" else v for k, v in figures.items()})
+            for name, value in budget.items()}  # fmt: skip
+    recipe = load_recipe("default", {"model": str(tmp_path), "text": {"length": 16}, "protect": [], **said})
+    shape, machine = shape_of(str(tmp_path)), Machine(base=0, free=10**9, spill=0)
+    opening = Opening()
+    planned = sizes_of(recipe, shape, machine, amounts=unopened_amounts(recipe, shape, opening)).n_cut
+    size, free = model_size(view), tuple(range(8))
+    assert planned == resolve(budget_of(recipe), size, put_back=NOTHING, removable=free, n_most=7, amounts=amounts).n
 
 
 def stage_of(found, name):

@@ -9,7 +9,7 @@ from shoal.cli.option import option
 from shoal.cli.options import ModelOption, NoSpeedOption, OutOption
 from shoal.cli.recipe_groups import HealOptions
 from shoal.cli.recipe_options import with_options
-from shoal.cli.verb import given, verb
+from shoal.cli.verb import OF_THE_RECIPE, given, verb
 from shoal.edits.inits import INITS
 from shoal.recipes.table import RECIPES
 from shoal.select.grow_config import GrowConfig
@@ -39,10 +39,10 @@ class GrowOptions:
 def grow(
     model: ModelOption,
     out: OutOption,
-    new: GrowOptions,
-    text: TextOptions,
-    sampling: SampleOptions,
-    healing: HealOptions,
+    new: Annotated[GrowOptions, OF_THE_RECIPE],
+    text: Annotated[TextOptions, OF_THE_RECIPE],
+    sampling: Annotated[SampleOptions, OF_THE_RECIPE],
+    healing: Annotated[HealOptions, OF_THE_RECIPE],
     machine: MachineOptions,
     result: ResultOptions,
     recipe: Annotated[

@@ -83,7 +83,11 @@ TrainTokensOption = Annotated[
 ]
 TimeOption = Annotated[
     str | None,
-    option("TIME", "Make the best of that much time, such as 10m: sets repair, candidates and tokens.", "no limit"),
+    option(
+        "TIME",
+        "Make the best of that much time, such as 10m: chooses repair, candidates and tokens, but for those that are given.",
+        "no limit",
+    ),
 ]
 ItemsOption = Annotated[int | None, option("N", "The first items of every task.", "all", under=TASKS)]
 DeviceOption = Annotated[

@@ -31,7 +31,11 @@ EFFORTS = ("low", "default", "high")
 def evaluations_said() -> str:
     """What the searches of the table ask for, at one size that people know."""
     n_layers, n_removed = 32, 8
-    counts = [f"{name} {one.n_evaluations(n_layers, n_removed):,}" for name, one in SELECTORS.items() if one.n_evaluations]
+    counts = [
+        f"{name} {one.n_evaluations(n_layers, n_removed):,}"
+        for name, one in SELECTORS.items()
+        if one.n_evaluations and "values" in one.reads
+    ]
     return f"all that the search asks for; for {n_removed} of {n_layers} layers {', '.join(counts)}"
 
 

@@ -38,11 +38,6 @@ def with_options(recipe: str, **options: Any) -> Recipe:
     if "params" in given:
         given["parameters"] = given.pop("params")
     refuse_beside_named(given, search, recipe)
-    merges = given.get("select") in SELECTORS and "weights" in SELECTORS[given["select"]].reads
-    if merges and "guard" not in given:
-        given["guard"] = 1  # what it proposes was compared by running it, so nothing is left to compete
-    if train and "lr" in train:
-        train["min_lr"] = train["lr"] / 10
     if asked:
         given = {"seed": asked.seed, "observers": asked.observers, **given}
         text = {**{name: value for name, value in asked.text.items() if value is not None}, **text}

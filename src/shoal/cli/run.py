@@ -8,20 +8,20 @@ from shoal.cli.option import argument, option
 from shoal.cli.options import NoSpeedOption, OutOption, SeedOption
 from shoal.cli.recipe_groups import BudgetOptions
 from shoal.cli.recipe_options import with_options
-from shoal.cli.verb import given, verb
+from shoal.cli.verb import OF_THE_RECIPE, given, verb
 
 
 @verb
 def run(
     recipe: Annotated[str, argument("RECIPE", "YAML file, or a name of the list below.")],
     out: OutOption,
-    budget: BudgetOptions,
-    text: TextOptions,
+    budget: Annotated[BudgetOptions, OF_THE_RECIPE],
+    text: Annotated[TextOptions, OF_THE_RECIPE],
     machine: MachineOptions,
     result: ResultOptions,
     model: Annotated[str | None, option("MODEL", "Hub id or folder.", "as the recipe names it")] = None,
     no_speed: NoSpeedOption = False,
-    seed: SeedOption = None,
+    seed: Annotated[SeedOption, OF_THE_RECIPE] = None,
 ) -> None:
     """Run a recipe from end to end."""
     speed = False if no_speed else None

@@ -11,7 +11,7 @@ from shoal.engine.beside import refuse_adapter, refuse_damaged_texts, refuse_irr
 from shoal.engine.gguf_source import dequantised, gguf_in
 from shoal.engine.hub import fetched, is_hub_id
 from shoal.engine.shards import Shard, read_shards
-from shoal.words.reading import read_json, reason_of, shortened
+from shoal.words.reading import at_home, read_json, reason_of, shortened
 from shoal.words.records import nearest, stable_hash
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
@@ -33,7 +33,7 @@ def resolve_source(source: str | Path, *, trust_remote_code: bool = False) -> Pa
     Raises:
         ValueError: no such folder; a hub id that cannot be reached and is not in the cache; a GGUF file that cannot be read.
     """
-    folder, text = Path(source).expanduser(), str(source)
+    folder, text = at_home(Path(source)), str(source)
     try:
         packed, is_folder, is_there = gguf_in(folder), folder.is_dir(), folder.exists()
     except (OSError, ValueError) as error:  # No file can have such a name.

@@ -23,15 +23,15 @@ stores it (zeroed); replacement modules are counted in full.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from torch import nn
 
 from shoal.edits.replace.modules import StreamModule
 from shoal.engine.families import output_map, sublayer
 from shoal.engine.quantised import bytes_of
 from shoal.engine.student import TEACHER, Student
-from shoal.engine.view import DecoderView
 from shoal.words.records import Record
 
 # Families name the same fact differently in their configs.
@@ -70,6 +70,28 @@ class Cost(Record):
     kv_bytes_per_token: float
 
 
+class Sized(Protocol):
+    """A decoder as far as its cost is counted: an opened one, or its config built without weights."""
+
+    @property
+    def model(self) -> Any: ...
+
+    @property
+    def shapes(self) -> Any: ...
+
+    @property
+    def layers_path(self) -> str: ...
+
+    @property
+    def n_layers(self) -> int: ...
+
+    @property
+    def config(self) -> Any: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+
 @dataclass(frozen=True)
 class Block:
     """One module of the stream.
@@ -86,7 +108,7 @@ class Block:
     is_inserted: bool = False
 
 
-def cost(view: DecoderView, *, context: int, student: Student = TEACHER) -> Cost:
+def cost(view: Sized, *, context: int, student: Student = TEACHER) -> Cost:
     """Cost of a student of a view (of the viewed model itself unless given), for a token that sees ``context`` tokens.
 
     Raises:
@@ -116,7 +138,7 @@ def cost(view: DecoderView, *, context: int, student: Student = TEACHER) -> Cost
     )
 
 
-def _file_bytes(view: DecoderView) -> int | None:
+def _file_bytes(view: Sized) -> int | None:
     folder = Path(str(getattr(view.model, "name_or_path", "") or ""))
     files = list(folder.glob("*.safetensors")) if folder.name and folder.is_dir() else []
     return sum(file.stat().st_size for file in files) or None
@@ -167,7 +189,7 @@ def _parameters(model: Any, layers: nn.ModuleList, blocks: list[Block]) -> list[
     return [*found.values(), *again]
 
 
-def _weight_bytes(view: DecoderView, blocks: list[Block], stored: list[nn.Parameter], *, is_packed: bool) -> int:
+def _weight_bytes(view: Sized, blocks: list[Block], stored: list[nn.Parameter], *, is_packed: bool) -> int:
     if not is_packed:
         return sum(parameter.numel() * parameter.element_size() for parameter in stored)
     layers = view.model.get_submodule(view.layers_path)
@@ -262,7 +284,7 @@ def _head_dims(config: Any) -> tuple[int, int]:
     return size, size
 
 
-def _attention_macs(view: DecoderView, block: Block, context: int) -> int:
+def _attention_macs(view: Sized, block: Block, context: int) -> int:
     module = _attention(block)
     if module is None:
         return 0
@@ -270,7 +292,7 @@ def _attention_macs(view: DecoderView, block: Block, context: int) -> int:
     return config.num_attention_heads * sum(_head_dims(config)) * n_keys(view.config, block.layer, context=context)
 
 
-def _kv_numbers(view: DecoderView, block: Block, context: int) -> int:
+def _kv_numbers(view: Sized, block: Block, context: int) -> int:
     """Numbers that the cache of one block holds after ``context`` tokens."""
     module = _attention(block)
     if module is None:

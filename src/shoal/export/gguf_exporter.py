@@ -10,6 +10,7 @@ from shoal.export.gguf.file_parts import open_model
 from shoal.export.gguf.graft import Source, graft
 from shoal.export.gguf.layers import lists_windows
 from shoal.export.gguf.stored_weights import StoredWeights
+from shoal.words.reading import at_home
 
 WINDOWS = "its sliding windows are listed layer by layer: llama.cpp reads that from build b11434 (October 2026) on"
 
@@ -54,7 +55,7 @@ def _source(student: StudentFolder, order: list[int]) -> Source | None:
     """The checkpoint the student was cut from, where it lies on this machine and still is the same."""
     from shoal.engine.source import fingerprint, resolve_source
 
-    if student.plan is None or not Path(student.plan.source).expanduser().exists():
+    if student.plan is None or not at_home(Path(student.plan.source)).exists():
         return None
     folder = resolve_source(student.plan.source)
     if fingerprint(folder) != student.plan.source_hash:

@@ -34,7 +34,7 @@ class PruneConfig(Record):
     pattern: str | None = None
     allocate: str = "uniform"
     spread: float = Field(default=0.08, ge=0, le=0.5)
-    outlier: float = Field(default=5.0, gt=0)
+    outlier: float = Field(default=5.0, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _fits_together(self) -> PruneConfig:

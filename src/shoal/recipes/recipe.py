@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from shoal.edits.base import MOST_LAYERS
 from shoal.edits.replace.table import parse_replacement
 from shoal.fit.fit_config import LINEAR_ERROR, FitConfig
 from shoal.fit.repair import TrainedOn
@@ -25,7 +26,7 @@ from shoal.select.search.search_config import SearchConfig
 from shoal.select.table import SELECTORS, selector_named
 from shoal.train.config import ON_THE_STREAM, POLISH, TrainConfig
 from shoal.train.heal.config import HealConfig
-from shoal.words.counts import TokenCount
+from shoal.words.counts import MOST_LENGTH, SampleCount, SeedNumber, TokenCount
 from shoal.words.records import Record, is_asked, nearest, refuse
 from shoal.words.types import UnitChoice
 from shoal.words.unit_names import parse_units
@@ -47,11 +48,11 @@ class TextChoice(Record):
     sources: tuple[str, ...] = ()
     field: str | None = Field(default=None, min_length=1)
     tokens: TokenCount = 16_384
-    samples: int | None = Field(default=None, ge=1)
-    length: int | None = Field(default=None, ge=2)
+    samples: SampleCount | None = None
+    length: int | None = Field(default=None, ge=2, le=MOST_LENGTH)
     packing: Literal["packed", "padded"] = "packed"
-    selection: int | None = Field(default=None, ge=1)
-    evaluation: int | None = Field(default=None, ge=1)
+    selection: SampleCount | None = None
+    evaluation: SampleCount | None = None
 
 
 CHOOSING = {
@@ -59,6 +60,9 @@ CHOOSING = {
     "merge": "merge", "by": "--by", "max_spans": "max_spans", "rounds": "--rounds", "protect": "--protect", "guard": "--guard",
 }  # fmt: skip
 """Fields that say how layers are chosen, with their options; none of them is read where the layers are named."""
+
+MOST_CANDIDATES = 1000
+"""That many are repaired and compared at most: each takes a repair, and selectors propose far fewer."""
 
 
 class Recipe(Record):
@@ -113,10 +117,10 @@ class Recipe(Record):
     search: SearchConfig = SearchConfig()
     merge: MergeConfig = MergeConfig()
     by: str = "cosine/rest"
-    max_spans: int = Field(default=3, ge=1)
-    rounds: int = Field(default=1, ge=1)
+    max_spans: int = Field(default=3, ge=1, le=MOST_LAYERS)
+    rounds: int = Field(default=1, ge=1, le=MOST_LAYERS)
     protect: tuple[int, ...] = (0, -1)
-    guard: int = Field(default=4, ge=1)
+    guard: int = Field(default=4, ge=1, le=MOST_CANDIDATES)
     replace: str = "none"
     repair: str = "auto"
     fit: FitConfig = FitConfig()
@@ -125,7 +129,7 @@ class Recipe(Record):
     prune: PruneConfig | None = None
     heal: HealConfig | None = None
     speed: bool = True
-    seed: int = Field(default=0, ge=0)
+    seed: SeedNumber = 0
 
     @field_validator("text", mode="before")
     @classmethod
@@ -230,10 +234,12 @@ class Recipe(Record):
     @model_validator(mode="before")
     @classmethod
     def _nothing_to_choose(cls, content: Any) -> Any:
-        """Where the layers are named no candidates compete, whatever the recipe below says."""
-        if isinstance(content, dict) and any(content.get(name) is not None for name in ("layers", "keep", "grow")):
+        """Where layers are named no candidates compete, nor where merges were compared by running them, unless asked to."""
+        if not isinstance(content, dict):
+            return content
+        if any(content.get(name) is not None for name in ("layers", "keep", "grow")):
             return {**content, "guard": 1, "rounds": 1}
-        return content
+        return {"guard": 1, **content} if selects_merges(content.get("select")) else content
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
@@ -382,6 +388,11 @@ class Recipe(Record):
         if bad:
             raise ValueError(f"protect={bad[0]} is not a layer of this {n_layers}-layer model (-{n_layers}..{n_layers - 1})")
         return frozenset(layer % n_layers for layer in self.protect)
+
+
+def selects_merges(select: object) -> bool:
+    """Whether a name is that of a selector that merges layers and has compared what it proposes by running it."""
+    return isinstance(select, str) and select in SELECTORS and "weights" in SELECTORS[select].reads
 
 
 def _observed(observers: tuple[str, ...]) -> list[str]:

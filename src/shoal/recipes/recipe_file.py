@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shoal.recipes.recipe import CHOOSING, Recipe
+from shoal.recipes.recipe import CHOOSING, Recipe, selects_merges
 from shoal.recipes.table import RECIPES
 from shoal.words.reading import shortened
 from shoal.words.records import nearest
@@ -38,13 +38,19 @@ def with_changes(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
 def _one_method(changes: Mapping[str, Any]) -> Mapping[str, Any]:
     """Who names a replacement means it alone: a repair that the recipe would add has to be named, too.
 
-    Who names a polish means it instead of what the recipe trains for.
+    Who names a polish means it instead of what the recipe trains for, and who names a learning rate means a tenth of it as its
+    floor. A selector that has compared its merges by running them leaves nothing to the recipe's guard.
     """
     changes = {"repair": "none", **changes} if "replace" in changes else changes
+    changes = {"guard": 1, **changes} if selects_merges(changes.get("select")) else changes
     train = changes.get("train") or {}
-    if changes.get("polish") is None or not isinstance(train, Mapping):
+    if not isinstance(train, Mapping):
         return changes
-    return {**changes, "train": {"objective": None, "stages": [], **train}}
+    if train.get("lr") is not None:
+        train = {"min_lr": None, **train}
+    if changes.get("polish") is not None:
+        train = {"objective": None, "stages": [], **train}
+    return {**changes, "train": train} if train else changes
 
 
 BUDGETS = ("drop", "parameters", "size")

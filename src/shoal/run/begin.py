@@ -23,6 +23,7 @@ from shoal.run.job import (
 )
 from shoal.run.refusals import check_budget, refuse_place, refuse_side_files
 from shoal.words.numbers import in_bytes
+from shoal.words.reading import at_home
 
 Say = Callable[[str], None]
 """Takes one line for people."""
@@ -38,7 +39,9 @@ def open_folder(out: Path, *, command: str = "", overwrite: bool = False) -> Run
     """The run folder, checked before anything is loaded."""
     from shoal import __version__
 
-    return RunFolder(out, version=__version__, command=command, versions=versions(), overwrite=overwrite, workers=join())
+    return RunFolder(
+        at_home(out), version=__version__, command=command, versions=versions(), overwrite=overwrite, workers=join()
+    )
 
 
 def open_to_choose(
@@ -92,6 +95,7 @@ def open_to_cut(
 
 def open_unopened(recipe: Recipe, out: Path, *, overwrite: bool = False, command: str = "") -> RunFolder:
     """The folder alone, for a plan that follows from config and names."""
+    out = at_home(out)
     refuse_place(out, recipe.model)
     return open_folder(out, command=command, overwrite=overwrite)
 

@@ -16,6 +16,7 @@ from shoal.words.model_shape import ModelShape
 from shoal.words.records import Record
 
 if TYPE_CHECKING:
+    from shoal.prune.prune_config import PruneConfig
     from shoal.recipes.recipe import Recipe
     from shoal.run.job import Inputs
     from shoal.select.request import Request
@@ -158,6 +159,8 @@ def estimate(inputs: Inputs, rates: StageRates, *, recipe: Recipe | None = None)
         stages["repair"] = _repair(inputs, recipe, rates, fit, searches=recipe.fit.ridge is None) + judged
     if (trained := recipe.training()) is not None:
         stages["training"] = TRAINING * rates.layers * (trained.all_tokens() or DEFAULT_TOKENS) * share
+    if recipe.prune is not None:
+        stages["prune"] = _pruning(inputs, recipe.prune, rates, n_scan)
     if recipe.heal is not None:
         stages["healing"] = TRAINING * rates.layers * (recipe.heal.tokens or DEFAULT_TOKENS) * share
     spoken = (
@@ -215,6 +218,28 @@ def _running_sets(n_sets: int, metric: str, rates: StageRates, n_tokens: float) 
 
     needs_head = metric_named(metric).needs != "hidden"
     return n_sets * n_tokens * (rates.layers / 2 + rates.compared * needs_head)
+
+
+def _pruning(inputs: Inputs, config: PruneConfig, rates: StageRates, n_tokens: float) -> float:
+    """Seconds of setting weights of all layers to zero.
+
+    A layer runs twice for its sums, as it is and with its zeros, and once more for each of the two where outliers divide the
+    share. SparseGPT factorises and inverts the second moments of every map (4/3 n^3 and 1/3 n^3) and goes through its columns.
+    """
+    from shoal.prune.table import allocator_named, pruner_named
+
+    view = inputs.view
+    width = view.hidden_size
+    wide = int(getattr(view.config, "intermediate_size", None) or 4 * width)
+    reads = pruner_named(config.method).reads
+    n_walks = (reads != "weights") + (allocator_named(config.allocate).reads == "inputs" and config.fixed_pattern is None)
+    seconds = 2 * n_walks * n_tokens * rates.layers
+    if reads == "moments":
+        maps = [(width, width)] * 4 + [(width, wide)] * 2 + [(wide, width)]  # (inputs, outputs)
+        sums = sum(2 * n**2 for n in (width, width, width, wide))  # maps that read one tensor share them
+        seconds += view.n_layers * n_tokens * sums / rates.products
+        seconds += view.n_layers * sum(5 * n**3 / 3 + n**2 * n_outputs for n, n_outputs in maps) / rates.solves
+    return seconds
 
 
 def _repair(inputs: Inputs, recipe: Recipe, rates: StageRates, n_tokens: float, *, searches: bool) -> float:

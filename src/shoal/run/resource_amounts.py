@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from shoal.words.types import Unit
 
 if TYPE_CHECKING:
-    from shoal.engine.view import DecoderView
-    from shoal.evaluate.cost import Cost
+    from shoal.evaluate.cost import Cost, Sized
     from shoal.run.folder import RunFolder
     from shoal.run.job import Inputs
     from shoal.select.amounts import Amounts
@@ -26,7 +25,7 @@ def amounts_of(inputs: Inputs, budget: Budget, *, folder: RunFolder | None = Non
     return found
 
 
-def computed_amounts(view: DecoderView, *, context: int) -> dict[str, Amounts]:
+def computed_amounts(view: Sized, *, context: int) -> dict[str, Amounts]:
     """Weights, cache and multiply-accumulates of every layer and sublayer, for a token that sees ``context`` tokens."""
     from shoal.engine.student import Student
     from shoal.evaluate.cost import cost
@@ -51,3 +50,11 @@ def computed_amounts(view: DecoderView, *, context: int) -> dict[str, Amounts]:
         "macs": amounts(f"multiply-accumulates per token at {context:,} tokens", lambda one: one.macs_per_token),
     }
     return {kind: one for kind, one in found.items() if one is not None}
+
+
+def amounts_as_if_alike(about: str, n_layers: int, *, of_layer: float = 1, outside: float = 0) -> Amounts:
+    """The same for every layer, where no more is known."""
+    from shoal.select.amounts import Amounts
+
+    layers = {Unit("layer", layer): of_layer for layer in range(n_layers)}
+    return Amounts(about, outside + n_layers * of_layer, layers)

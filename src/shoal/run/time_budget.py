@@ -1,7 +1,8 @@
 """``--time``: what to spend the time that is given on.
 
-The repairs of the table say what may be spent on them; of all that, what takes longest and still fits is taken. It stands in
-``recipe.yaml`` as plain numbers, so the run can be repeated on any machine, and a run that goes on takes them from there.
+The repairs of the table say what may be spent on them; of all that, what takes longest and still fits is taken. A repair and a
+number of tokens that were asked for stay as they are. What was taken stands in ``recipe.yaml`` as plain numbers, so the run can
+be repeated on any machine, and a run that goes on takes them from there.
 """
 
 from __future__ import annotations
@@ -45,14 +46,10 @@ def in_time(inputs: Inputs, rates: StageRates, seconds: float, *, begun: Path | 
     Args:
         begun: ``recipe.yaml`` of a run that goes on: what it chose stands.
     Raises:
-        ValueError: the recipe sets by itself what the ladder would.
+        ValueError: the recipe has no repair that more or less time could be spent on.
     """
     recipe = inputs.recipe
-    if not repair_named(recipe.repair).efforts or recipe.fit.tokens is not None or recipe.replace != "none":
-        raise ValueError(
-            "--time sets repair, candidates and tokens of the repair; leave out --effort, --repair, --replace and --fit-tokens"
-        )
-    recipes = {effort: _with(recipe, effort) for effort in efforts()}
+    recipes = {effort: _with(recipe, effort) for effort in efforts(recipe)}
     if begun is not None:
         text = begun.read_text(encoding="utf-8")
         for effort, tried in recipes.items():
@@ -69,14 +66,34 @@ def in_time(inputs: Inputs, rates: StageRates, seconds: float, *, begun: Path | 
     return replace(inputs, recipe=recipes[least]), said
 
 
-def efforts() -> list[Effort]:
-    """Everything that time may be spent on."""
-    return [(name, *spent) for name, entry in REPAIRS.items() for spent in entry.efforts]
+def efforts(recipe: Recipe) -> list[Effort]:
+    """Everything that time may be spent on: by the repair that the recipe names, or by all where it leaves the choice.
+
+    Raises:
+        ValueError: nothing of what the recipe names takes more or less time.
+    """
+    asked = repair_named(recipe.repair)
+    spent_on = [
+        name for name, one in REPAIRS.items() if one.efforts and not any(name == other.comes_to for other in REPAIRS.values())
+    ]
+    if not asked.efforts or recipe.replace != "none":
+        named = f"--replace {recipe.replace}" if recipe.replace != "none" else f"--repair {recipe.repair}"
+        known = ", ".join(name for name, one in REPAIRS.items() if one.efforts)
+        raise ValueError(
+            f"--time chooses how much is spent on a repair ({known}), and {named} has no such choice; leave one out"
+        )
+    names = spent_on if asked.comes_to else [asked.name]
+    found = [
+        (name, min(guard, recipe.guard), recipe.fit.tokens or tokens)
+        for name in names
+        for guard, tokens in REPAIRS[name].efforts
+    ]
+    return list(dict.fromkeys(found))
 
 
 def _with(recipe: Recipe, effort: Effort) -> Recipe:
     repair, guard, tokens = effort
-    changes = {"repair": repair, "guard": min(guard, recipe.guard), "fit": recipe.fit.model_copy(update={"tokens": tokens})}
+    changes = {"repair": repair, "guard": guard, "fit": recipe.fit.model_copy(update={"tokens": tokens})}
     return recipe.model_copy(update=changes)
 
 

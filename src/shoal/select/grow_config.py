@@ -5,7 +5,9 @@ from fractions import Fraction
 
 from pydantic import Field, field_validator
 
+from shoal.edits.base import MOST_LAYERS
 from shoal.edits.inits import init_named
+from shoal.words.reading import shortened
 from shoal.words.records import Record
 
 SIZES = "40 (layers) or 150% (of the source's)"
@@ -24,7 +26,7 @@ class GrowConfig(Record):
     to: str = "125%"
     init: str = "identity"
     where: str | None = Field(default=None, min_length=1)
-    cut: int = Field(default=0, ge=0)
+    cut: int = Field(default=0, ge=0, le=MOST_LAYERS)
 
     @field_validator("to", mode="before")
     @classmethod
@@ -47,11 +49,12 @@ def parse_depth(to: str, n_layers: int) -> int:
     """How many layers ``to`` means for a source of ``n_layers``; halves are rounded down.
 
     Raises:
-        ValueError: neither a number nor a percentage.
+        ValueError: neither a number nor a percentage, or deeper than any model.
     """
-    match = re.fullmatch(r"\s*(\d+)\s*(%?)\s*", to)
+    match = re.fullmatch(r"\s*([0-9]{1,18})\s*(%?)\s*", to)
     if match is None:
-        raise ValueError(f"--to {to[:40]!r} is not a depth; write {SIZES}")
-    if not match[2]:
-        return int(match[1])
-    return -int(-(Fraction(match[1]) / 100 * n_layers - Fraction(1, 2)) // 1)
+        raise ValueError(f"--to {shortened(to, 40)!r} is not a depth; write {SIZES}")
+    depth = int(match[1]) if not match[2] else -int(-(Fraction(match[1]) / 100 * n_layers - Fraction(1, 2)) // 1)
+    if depth > MOST_LAYERS:
+        raise ValueError(f"--to {shortened(to, 40)} is deeper than any model; give at most {MOST_LAYERS:,} layers")
+    return depth

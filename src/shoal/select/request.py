@@ -227,7 +227,8 @@ class Selector:
         reads: what of the evidence it looks at; a selector that reads nothing needs no scan, and no opened model. One that
             reads weights proposes layers made of others, which it has run itself.
         paper: where it is from, for help and card.
-        n_evaluations: most sets that it runs, from the number of layers that may go and of those to go; None: it runs none.
+        n_evaluations: most sets that it runs, from the number of layers that may go and of those to go; of a selector that
+            merges about the rows that it tries. None: it runs none.
     """
 
     propose: Propose

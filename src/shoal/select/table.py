@@ -1,6 +1,7 @@
 """The table of selectors. A new one is a file and a line here."""
 
 from collections.abc import Callable
+from functools import partial
 
 from shoal.select.by_running import by_running
 from shoal.select.deepest import deepest_layers
@@ -8,6 +9,7 @@ from shoal.select.disjoint import disjoint_spans
 from shoal.select.lowest import lowest_units
 from shoal.select.merging.by_merging import by_merging
 from shoal.select.merging.laco import laco
+from shoal.select.merging.rows_tried import rows_tried
 from shoal.select.merging.sliding import sliding
 from shoal.select.request import Reads, Selector
 from shoal.select.search.evolution import Evolution
@@ -90,13 +92,18 @@ SELECTORS: dict[str, Selector] = {
         paper="Bypass",
     ),
     "laco": Selector(
-        by_merging(laco), "groups of layers become one, from the top down, each tried by running", reads=WEIGHTS, paper="LaCo"
+        by_merging(laco),
+        "groups of layers become one, from the top down, each tried by running",
+        reads=WEIGHTS,
+        paper="LaCo",
+        n_evaluations=partial(rows_tried, laco),
     ),
     "sliding": Selector(
         by_merging(sliding),
         "a window from the top that grows while its layers can be one, each tried by running",
         reads=WEIGHTS,
         paper="sliding layer merging",
+        n_evaluations=partial(rows_tried, sliding),
     ),
 }
 

@@ -18,6 +18,7 @@ from shoal.text.formats import (
 )
 from shoal.text.rows import COLUMNS, Chat, at, text_of
 from shoal.text.slices import content_digest
+from shoal.words.reading import at_home
 
 ROW_FORMATS: Mapping[str, Callable[[Path], Iterator[TextRow]]] = {
     ".jsonl": jsonl_rows,
@@ -136,9 +137,9 @@ def path_of(spec: str) -> Path:
         ValueError: a name that no file can have.
     """
     try:
-        path = Path(spec).expanduser()
+        path = at_home(Path(spec))
         path.exists()
-    except (OSError, ValueError, RuntimeError) as error:  # 5,000 characters, a link to itself, a user who is not there
+    except (OSError, ValueError) as error:  # 5,000 characters, a link to itself, a user who is not there
         raise ValueError(f"the text {spec[:60]!r} cannot be opened ({getattr(error, 'strerror', None) or error})") from None
     return path
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
-from shoal.words.counts import TokenCount
+from shoal.words.counts import SampleCount, SeedNumber, StepCount, TokenCount
 from shoal.words.records import Record, refuse
 
 Beta = Annotated[float, Field(ge=0, lt=1)]  # share of an average that stays from step to step
@@ -124,11 +124,11 @@ class TrainConfig(Record):
     weight_decay: float = Field(default=1e-3, ge=0, allow_inf_nan=False)
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     clip: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    batch: int = Field(default=4, ge=1)
-    micro_batch: int = Field(default=4, ge=1)
+    batch: SampleCount = 4
+    micro_batch: SampleCount = 4
     dtype: Literal["float32", "bfloat16"] = "float32"
-    eval_every: int | None = Field(default=None, ge=1)
-    seed: int = 0
+    eval_every: StepCount | None = None
+    seed: SeedNumber = 0
 
     @model_validator(mode="after")
     def _one_answer(self) -> TrainConfig:

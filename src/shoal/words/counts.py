@@ -1,4 +1,4 @@
-"""Counts as people write them: ``20M`` tokens, ``1.5k``, or a plain number."""
+"""Counts as people write them, ``20M`` tokens, ``1.5k`` or a plain number, and the largest that a recipe may ask for."""
 
 import re
 from fractions import Fraction
@@ -33,5 +33,19 @@ def _as_count(value: object) -> object:
     return parse_count(value) if isinstance(value, str) else value
 
 
-TokenCount = Annotated[int, BeforeValidator(_as_count), Field(ge=1)]
+# No text, model or training is as large: a number above these is a slip, and memory or time would run out far below it.
+MOST_TOKENS = 10**12
+MOST_SAMPLES = MOST_STEPS = 10**9
+MOST_LENGTH = 2**24
+
+TokenCount = Annotated[int, Field(ge=1, le=MOST_TOKENS), BeforeValidator(_as_count)]
 """A number of tokens in a recipe: a whole number, or ``20M``."""
+
+SampleCount = Annotated[int, Field(ge=1, le=MOST_SAMPLES)]
+"""A number of samples in a recipe."""
+
+StepCount = Annotated[int, Field(ge=1, le=MOST_STEPS)]
+"""A number of optimiser steps, or of sets that a search runs."""
+
+SeedNumber = Annotated[int, Field(ge=0, lt=2**32)]
+"""What random numbers start from: as much as every library takes."""

@@ -38,6 +38,22 @@ def refuse_long_path(path: Path) -> None:
         raise ValueError(f"{shortened(str(path))} goes through {len(path.parts):,} folders; give a shorter path")
 
 
+def at_home(path: Path) -> Path:
+    """The path with a ``~`` at its start as the folder it stands for, which a shell leaves as it is in ``--out=~/x``.
+
+    Raises:
+        ValueError: nobody of that name has a home here.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        said, user = shortened(str(path)), shortened(path.parts[0][1:] or "nobody")
+        raise ValueError(
+            f"{said} begins with the home of {user!r}, which is not known here; give the whole path, or ./{said} for a name "
+            "that begins so"
+        ) from None
+
+
 def read_bytes(path: Path, *, most: int = MOST_JSON) -> bytes:
     """The bytes of a regular file.
 

@@ -1,6 +1,7 @@
 """Every kept layer from the one before the first cut on, front to back; MLPs before a cut take neurons of removed layers."""
 
 from shoal.fit.repair import Fit, Repair, RepairSize
+from shoal.fit.repairs.auto import EFFORTS
 from shoal.words.model_shape import ModelShape
 
 
@@ -21,4 +22,5 @@ SWEEP = Repair(
     "that layer as refit does, and the maps of every kept layer after it",
     fit,
     size,
+    efforts=EFFORTS,
 )

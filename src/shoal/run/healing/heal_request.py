@@ -2,6 +2,7 @@
 
 from shoal.recipes.recipe import TextChoice
 from shoal.train.heal.config import HealConfig
+from shoal.words.counts import SeedNumber
 from shoal.words.records import Record
 
 
@@ -19,4 +20,4 @@ class HealRequest(Record):
     plan: str | None = None
     text: TextChoice = TextChoice()
     heal: HealConfig = HealConfig()
-    seed: int = 0
+    seed: SeedNumber = 0

@@ -7,13 +7,14 @@ is the card's, and the machine's is told beside it.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shoal.engine.opening import Opening
 from shoal.recipes.recipe import Recipe
-from shoal.run.job import SHARE_BESIDE_STUDENT, layers_in_memory
+from shoal.run.job import LONGEST_DEFAULT, SHARE_BESIDE_STUDENT, layers_in_memory
 from shoal.run.memory_plan.machine import Machine, machine_of
 from shoal.run.memory_plan.shape import shape_of
 from shoal.run.memory_plan.sizes import Sizes, StageNeed
@@ -23,6 +24,7 @@ from shoal.words.numbers import in_bytes
 from shoal.words.records import Record
 
 if TYPE_CHECKING:
+    from shoal.select.amounts import Amounts
     from shoal.show.table import Table
 
 
@@ -80,7 +82,7 @@ def needs_of(
     held = layers_in_memory(recipe.model, opening, share=SHARE_BESIDE_STUDENT)
     machine = machine_of(opening.device)
     folder = next(place for place in (Path(out or "."), *Path(out or ".").absolute().parents) if place.exists())
-    sizes = sizes_of(recipe, shape, machine, held=held)
+    sizes = sizes_of(recipe, shape, machine, held=held, amounts=unopened_amounts(recipe, shape, opening))
     found = MemoryNeeds(
         model=recipe.model,
         resident=held,
@@ -93,21 +95,41 @@ def needs_of(
     return found.model_copy(update={"advice": tuple(_advice(found, streamed))})
 
 
-def sizes_of(recipe: Recipe, shape: ModelShape, machine: Machine, *, held: int | None = None) -> Sizes:
+def unopened_amounts(recipe: Recipe, shape: ModelShape, opening: Opening) -> dict[str, Amounts]:
+    """What the budget is a share of, where it is one of cache, arithmetic, bytes or active parameters; else nothing."""
+    from shoal.run.asking import is_measured
+    from shoal.run.memory_plan.shape import amounts_without_weights
+    from shoal.run.resource_amounts import amounts_as_if_alike
+
+    if recipe.is_by_hand or recipe.model is None or not is_measured(recipe):
+        return {}
+    context = recipe.text.length or min(shape.window or LONGEST_DEFAULT, LONGEST_DEFAULT)
+    found = amounts_without_weights(recipe.model, dtype=opening.dtype, trust_remote_code=opening.trust, context=context)
+    return {"latency": amounts_as_if_alike("time per token, as if all layers took the same", shape.n_layers), **found}
+
+
+def sizes_of(
+    recipe: Recipe,
+    shape: ModelShape,
+    machine: Machine,
+    *,
+    held: int | None = None,
+    amounts: Mapping[str, Amounts] | None = None,
+) -> Sizes:
     """The run with as many layers cut as its budget says, as if all were alike; what a replacement has beyond its layers does
     not count.
 
+    Args:
+        amounts: what a budget of other than layers and parameters is a share of.
     Raises:
         ValueError: a budget out of reach.
     """
     from shoal.edits.replace.table import parse_replacement
     from shoal.run.asking import budget_of
     from shoal.run.by_hand import named_gone
-    from shoal.select.amounts import Amounts
-    from shoal.select.budget import MEASURED, resolve
+    from shoal.select.budget import resolve
     from shoal.select.grow_config import parse_depth
     from shoal.select.model_size import NOTHING, ModelSize, PutBack
-    from shoal.words.types import Unit
 
     total = shape.other_parameters + shape.n_layers * shape.layer_parameters
     size = ModelSize(total=total, layers=(shape.layer_parameters,) * shape.n_layers)
@@ -122,8 +144,6 @@ def sizes_of(recipe: Recipe, shape: ModelShape, machine: Machine, *, held: int |
         return Sizes(recipe, shape, machine, n_removed=n_removed, n_cut=gone, held=held)
     if recipe.units != "layers":  # a stock layer without a sublayer takes as much as with it
         return Sizes(recipe, shape, machine, n_removed=0, n_cut=0, held=held)
-    alike = Amounts("as if all layers were alike", shape.n_layers, {Unit("layer", i): 1 for i in range(shape.n_layers)})
-    amounts: dict[str, Amounts] = {kind: alike for kind in MEASURED}
     cut = resolve(budget_of(recipe), size, put_back=put_back, removable=removable, n_most=len(removable), amounts=amounts)
     return Sizes(recipe, shape, machine, n_removed=cut.n_net, n_cut=cut.n, held=held)
 

@@ -2,6 +2,7 @@
 
 from pydantic import Field, field_validator
 
+from shoal.edits.base import MOST_LAYERS
 from shoal.edits.merge_rules import RULES, rule_named
 from shoal.words.records import Record
 
@@ -18,8 +19,8 @@ class MergeConfig(Record):
     """
 
     rule: str = "sum_diff"
-    group: int = Field(default=4, ge=2)
-    interval: int = Field(default=2, ge=1)
+    group: int = Field(default=4, ge=2, le=MOST_LAYERS)
+    interval: int = Field(default=2, ge=1, le=MOST_LAYERS)
     threshold: float | None = Field(default=None, ge=-1, le=1)
 
     @field_validator("rule")

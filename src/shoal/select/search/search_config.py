@@ -2,6 +2,7 @@
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from shoal.words.counts import MOST_TOKENS, StepCount
 from shoal.words.records import Record, is_asked
 
 
@@ -15,8 +16,8 @@ class SearchConfig(Record):
     """
 
     metric: str = "kl"
-    tokens: int = Field(default=16_384, ge=2)
-    evaluations: int | None = Field(default=None, ge=1)
+    tokens: int = Field(default=16_384, ge=2, le=MOST_TOKENS)
+    evaluations: StepCount | None = None
 
     @field_validator("metric")
     @classmethod

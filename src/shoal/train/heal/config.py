@@ -8,10 +8,12 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from shoal.train.config import ObjectiveSum
+from shoal.edits.base import MOST_LAYERS
+from shoal.edits.replace.contract import MOST_WIDTH
+from shoal.train.config import Beta, ObjectiveSum
 from shoal.train.heal.quiet import quiet_training
 from shoal.train.heal.ranks import schedule_named
-from shoal.words.counts import TokenCount
+from shoal.words.counts import SampleCount, SeedNumber, StepCount, TokenCount
 from shoal.words.records import Record, is_asked, refuse
 
 DEFAULT_HEAL_TOKENS = 1_000_000
@@ -64,44 +66,44 @@ class HealConfig(Record):
     """
 
     method: str = "lora"
-    rank: int = Field(default=16, ge=1)
-    alpha: float | None = Field(default=None, gt=0)
+    rank: int = Field(default=16, ge=1, le=MOST_WIDTH)
+    alpha: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: Literal["all", "mlp", "attention"] = "all"
     variant: Literal["plain", "rslora", "dora"] = "plain"
     ranks: str = "uniform"
     pruned: float = Field(default=0.0, ge=0, lt=1)
-    prune_every: int = Field(default=40, ge=1)
+    prune_every: StepCount = 40
     prune_decay: float = Field(default=0.9, ge=0, lt=1)
-    layers: int = Field(default=3, ge=0)
+    layers: int = Field(default=3, ge=0, le=MOST_LAYERS)
     head: Literal["train", "keep"] = "train"
     objective: ObjectiveSum | None = None
     boundaries: Literal["interface", "every"] = "interface"
-    teacher_cache: int | None = Field(default=None, ge=1)
+    teacher_cache: int | None = Field(default=None, ge=1, le=MOST_WIDTH)
     teacher_bits: Literal[4] | None = None
     predict: Literal["all", "answers"] = "all"
     source: Literal["given", "teacher"] = "given"
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     tokens: TokenCount | None = None
     lr: float | Literal["auto"] | None = None
     floor: float = Field(default=0.1, ge=0, le=1)
-    warmup: float = Field(default=0.05, ge=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip: float = Field(default=1.0, gt=0)
-    batch: int = Field(default=8, ge=1)
-    micro_batch: int = Field(default=MICRO_BATCH, ge=1)
+    warmup: float = Field(default=0.05, ge=0, allow_inf_nan=False)
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    clip: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    batch: SampleCount = 8
+    micro_batch: SampleCount = MICRO_BATCH
     checkpointing: bool = False
     processes: Literal["replicate", "shard"] = "replicate"
-    eval_every: int | None = Field(default=None, ge=1)
-    patience: int | None = Field(default=None, ge=1)
+    eval_every: StepCount | None = None
+    patience: StepCount | None = None
     merge: str = "auto"
-    most_lost: float = Field(default=0.01, ge=0)
+    most_lost: float = Field(default=0.01, ge=0, allow_inf_nan=False)
     keep_zeros: bool = False
     regrow: float = Field(default=0.0, ge=0, lt=1)
-    regrow_every: int = Field(default=100, ge=1)
+    regrow_every: StepCount = 100
     regrow_in: Literal["all", "map"] = "all"
-    seed: int = Field(default=0, ge=0)
+    seed: SeedNumber = 0
 
     @field_validator("method")
     @classmethod

@@ -97,9 +97,11 @@ def best_rate(trials: Sequence[RateTrial]) -> float:
     """The rate of the lowest measure.
 
     Raises:
-        ValueError: all of them diverged.
+        DivergedError: all of them diverged.
     """
+    from shoal.train.heal.trainer import DivergedError
+
     good = [(one.measure, one.lr) for one in trials if one.measure is not None]
     if not good:
-        raise ValueError(f"all learning rates from {trials[0].lr:.2g} to {trials[-1].lr:.2g} diverged; give --lr yourself")
+        raise DivergedError(f"all learning rates from {trials[0].lr:.2g} to {trials[-1].lr:.2g} diverged; give --lr yourself")
     return min(good)[1]
