@@ -131,7 +131,7 @@ def say_time(screen: Screen, expected: Estimate, folder: RunFolder) -> None:
         screen.expect(left.seconds)
 
 
-CHOICE = ("scan", "search", "tournament")
+CHOICE = ("scan", "search", "scores", "tournament")
 """Stages of an estimate that end with a plan."""
 
 

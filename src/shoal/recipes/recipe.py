@@ -23,7 +23,7 @@ from shoal.select.budget import parse_budget, parse_parameters, parse_size
 from shoal.select.grow_config import GrowConfig
 from shoal.select.merging.merge_config import MergeConfig
 from shoal.select.search.search_config import SearchConfig
-from shoal.select.table import SELECTORS, selector_named
+from shoal.select.table import SELECTORS, selector_named, selects_merges
 from shoal.train.config import ON_THE_STREAM, POLISH, TrainConfig
 from shoal.train.heal.config import HealConfig
 from shoal.words.counts import MOST_LENGTH, SampleCount, SeedNumber, TokenCount
@@ -370,7 +370,7 @@ class Recipe(Record):
     @property
     def merges_layers(self) -> bool:
         """Whether its selector proposes merged layers."""
-        return not self.is_by_hand and "weights" in selector_named(self.select).reads
+        return not self.is_by_hand and selects_merges(self.select)
 
     @property
     def is_by_hand(self) -> bool:
@@ -388,11 +388,6 @@ class Recipe(Record):
         if bad:
             raise ValueError(f"protect={bad[0]} is not a layer of this {n_layers}-layer model (-{n_layers}..{n_layers - 1})")
         return frozenset(layer % n_layers for layer in self.protect)
-
-
-def selects_merges(select: object) -> bool:
-    """Whether a name is that of a selector that merges layers and has compared what it proposes by running it."""
-    return isinstance(select, str) and select in SELECTORS and "weights" in SELECTORS[select].reads
 
 
 def _observed(observers: tuple[str, ...]) -> list[str]:

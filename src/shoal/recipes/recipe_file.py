@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shoal.recipes.recipe import CHOOSING, Recipe, selects_merges
+from shoal.recipes.recipe import CHOOSING, Recipe
 from shoal.recipes.table import RECIPES
+from shoal.select.table import selects_merges
 from shoal.words.reading import shortened
 from shoal.words.records import nearest
 from shoal.words.yaml_text import read_yaml

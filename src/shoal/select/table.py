@@ -113,3 +113,8 @@ def selector_named(name: str) -> Selector:
     if name not in SELECTORS:
         raise ValueError(f"no selector {name!r}; {nearest(name, SELECTORS)}")
     return SELECTORS[name]
+
+
+def selects_merges(select: object) -> bool:
+    """Whether a name is that of a selector that merges layers and has compared what it proposes by running it."""
+    return isinstance(select, str) and select in SELECTORS and "weights" in SELECTORS[select].reads
