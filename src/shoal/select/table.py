@@ -7,9 +7,8 @@ from shoal.select.by_running import by_running
 from shoal.select.deepest import deepest_layers
 from shoal.select.disjoint import disjoint_spans
 from shoal.select.lowest import lowest_units
-from shoal.select.merging.by_merging import by_merging
+from shoal.select.merging.by_merging import by_merging, rows_tried
 from shoal.select.merging.laco import laco
-from shoal.select.merging.rows_tried import rows_tried
 from shoal.select.merging.sliding import sliding
 from shoal.select.request import Reads, Selector
 from shoal.select.search.evolution import Evolution
