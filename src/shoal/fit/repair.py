@@ -24,6 +24,9 @@ N_SUMS = 4 + 3
 """Matrices of sums alive during a solve: one per training fold, plus the sum over the folds, that sum without one fold, and its
 Cholesky factor."""
 
+EFFORTS_OF_SWEEPS = ((2, 16_000), (4, 32_000), (4, 48_000), (4, 96_000), (4, 192_000), (4, 384_000))
+"""Candidates and tokens that ``--time`` may spend on one. docs/smollm2.md has what they leave."""
+
 
 class Fit(Protocol):
     """Solves the cuts of a plan."""

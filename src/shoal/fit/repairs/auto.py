@@ -1,6 +1,6 @@
 """A sweep where the family has an exact one, else the plain cut."""
 
-from shoal.fit.repair import Fit, Repair, RepairSize
+from shoal.fit.repair import EFFORTS_OF_SWEEPS, Fit, Repair, RepairSize
 from shoal.words.model_shape import ModelShape
 
 
@@ -16,15 +16,12 @@ def size(shape: ModelShape, n_kept: int) -> RepairSize:
     return whole_sweep_size(shape, n_kept)
 
 
-EFFORTS = ((2, 16_000), (4, 32_000), (4, 48_000), (4, 96_000), (4, 192_000), (4, 384_000))
-"""docs/smollm2.md has what they leave."""
-
 AUTO = Repair(
     "auto",
     "sweep where the family has an exact one, else the plain cut, said aloud",
     fit,
     size,
-    efforts=EFFORTS,
+    efforts=EFFORTS_OF_SWEEPS,
     else_plain=True,
     comes_to="sweep",
 )

@@ -1,7 +1,6 @@
 """Every kept layer from the one before the first cut on, front to back; MLPs before a cut take neurons of removed layers."""
 
-from shoal.fit.repair import Fit, Repair, RepairSize
-from shoal.fit.repairs.auto import EFFORTS
+from shoal.fit.repair import EFFORTS_OF_SWEEPS, Fit, Repair, RepairSize
 from shoal.words.model_shape import ModelShape
 
 
@@ -22,5 +21,5 @@ SWEEP = Repair(
     "that layer as refit does, and the maps of every kept layer after it",
     fit,
     size,
-    efforts=EFFORTS,
+    efforts=EFFORTS_OF_SWEEPS,
 )
