@@ -50,7 +50,8 @@ def merged_parameters(view: DecoderView, layers: Sequence[int], rule: MergeRule)
     packed = next((name for name, one in first.named_parameters() if not one.is_floating_point()), None)
     if packed is not None:
         raise ValueError(
-            f"layer {layers[0]} of this {view.family} model is quantised ({packed!r} holds integers); it cannot be merged"
+            f"layer {layers[0]} of this {view.family} model is quantised ({packed!r} holds integers); it cannot be "
+            "merged: start from the unquantised checkpoint, or from what shoal export plain makes of this one"
         )
     return tuple(name for name, _ in first.named_parameters() if not rule.maps_alone or _is_of_a_map(first, name))
 

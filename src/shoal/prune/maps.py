@@ -61,7 +61,9 @@ def maps_of(layer: nn.Module) -> tuple[list[ThinMap], list[str]]:
         is_linear = isinstance(module, nn.Linear) or is_transposed(module)
         if is_linear and isinstance(weight, Tensor) and path not in routers:
             if not weight.is_floating_point() or weight.ndim != 2:
-                raise ValueError(f"{path!r} is quantised; thin the model before it is quantised")
+                raise ValueError(
+                    f"{path!r} is quantised; thin the model before it is quantised, or what shoal export plain makes of it"
+                )
             outputs, inputs = weight.shape[::-1] if is_transposed(module) else weight.shape
             found.append(ThinMap(path, f"{path}.weight", None, is_transposed(module), (int(outputs), int(inputs))))
         for name, parameter in module.named_parameters(recurse=False):
