@@ -1,4 +1,4 @@
-"""Write the lists of docs/recipes.md and all of docs/recipe_keys.md: run it after a recipe or a key was added or changed."""
+"""Write the lists of docs/recipes.md, and docs/recipe_keys.md and docs/names.md: run it after an entry or a key changed."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from pathlib import Path
 
 from shoal.recipes.listing import as_markdown_table, open_points
 from shoal.recipes.recipe_keys import keys_page
+from shoal.run.every_name import names_page
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGE, KEYS = DOCS / "recipes.md", DOCS / "recipe_keys.md"
+PAGE, KEYS, NAMES = DOCS / "recipes.md", DOCS / "recipe_keys.md", DOCS / "names.md"
 
 
 def filled(page: str) -> str:
@@ -23,3 +24,4 @@ def filled(page: str) -> str:
 if __name__ == "__main__":
     PAGE.write_text(filled(PAGE.read_text()))
     KEYS.write_text(keys_page())
+    NAMES.write_text(names_page())

@@ -13,6 +13,7 @@ from shoal.recipes.listing import as_markdown_table, open_points
 from shoal.recipes.recipe import Recipe
 from shoal.recipes.recipe_file import load_recipe
 from shoal.recipes.recipe_keys import described, keys_page, sections
+from shoal.run.every_name import names_page
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -60,6 +61,11 @@ def test_the_page_of_keys_is_that_of_the_records():
     assert (ROOT / "docs/recipe_keys.md").read_text() == keys_page()
     for _, kind in sections(Recipe):
         assert sorted(name for names, _ in described(kind) for name in names) == sorted(kind.model_fields), kind
+
+
+def test_the_page_of_names_is_that_of_the_tables():
+    """``python scripts/list_recipes.py`` writes it."""
+    assert (ROOT / "docs/names.md").read_text() == names_page()
 
 
 def test_the_table_of_metrics_is_complete():

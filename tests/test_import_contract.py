@@ -61,6 +61,9 @@ LIGHT = (
     "shoal.recipes.recipe_file",
     "shoal.fit.table",
     "shoal.prune.prune_config",
+    "shoal.measure.metrics",
+    "shoal.train.objectives",
+    "shoal.train.heal.table",
     "shoal.engine.workers",
     "shoal.cli.malloc",
     "shoal.cli",
@@ -71,6 +74,7 @@ HEAVY = ("torch", "transformers", "datasets", "matplotlib", "accelerate")
 # Tables of interchangeable entries; the file of one entry never imports the file of another.
 TABLES = (
     ("measure", "CRITERIA"),
+    ("measure", "METRICS"),
     ("edits/replace", "REPLACEMENTS"),
     ("select", "SELECTORS"),
     ("fit", "REPAIRS"),
@@ -98,6 +102,17 @@ class Import:
         return f"{self.file}:{self.line} imports {self.module}"
 
 
+def late_name(node: ast.AST) -> tuple[str, str] | None:
+    """Module and name of a call ``late("module:name")``."""
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "late"):
+        return None
+    where = node.args[0]
+    if not isinstance(where, ast.Constant):
+        return None
+    module, _, name = where.value.partition(":")
+    return module, name
+
+
 def imports_of(path: Path) -> Iterator[Import]:
     def walk(node: ast.AST, in_function: bool, for_types: bool) -> Iterator[Import]:
         for child in ast.iter_child_nodes(node):
@@ -108,8 +123,10 @@ def imports_of(path: Path) -> Iterator[Import]:
                 assert child.level == 0, f"{path}:{child.lineno}: write shoal.… imports in full"
                 module = child.module or ""
                 names = [f"{module}.{alias.name}" for alias in child.names] if module == "shoal" else [module]
-            for name in names:
-                yield Import(path.relative_to(SRC).as_posix(), child.lineno, name, in_function, for_types)
+            named = late_name(child)
+            for name in names + ([] if named is None else [named[0]]):
+                is_later = in_function or named is not None
+                yield Import(path.relative_to(SRC).as_posix(), child.lineno, name, is_later, for_types)
             function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
             typed = isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING")
             yield from walk(child, in_function or function, for_types or typed)
@@ -182,7 +199,9 @@ def entry_files(room: str, table: str) -> set[str]:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
             if [t.id for t in targets if isinstance(t, ast.Name)] == [table]:
                 shared = names_in(node.annotation) if isinstance(node, ast.AnnAssign) else set()  # the type of an entry
-                return {home[name] for name in names_in(node.value) - shared if name in home}
+                late = [named[0] for inner in ast.walk(node.value) if (named := late_name(inner)) is not None]
+                late_files = {f"{module.removeprefix('shoal.').replace('.', '/')}.py" for module in late}
+                return {home[name] for name in names_in(node.value) - shared if name in home} | late_files
     raise AssertionError(f"no file of {room}/ assigns {table}")
 
 
@@ -231,6 +250,19 @@ def test_what_benchmarks_scripts_and_tests_import_is_there():
                 missing = {alias.name for alias in node.names} - there - below
                 wrong += [f"{path.name}:{node.lineno}: {node.module} has no {one}" for one in sorted(missing)]
     assert wrong == []
+
+
+def test_what_is_named_to_be_imported_late_is_there():
+    """``late`` is given a text, which no checker of names reads."""
+    wrong, n_named = [], 0
+    for path in SRC.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (named := late_name(node)) is not None:
+                file = SRC.parent / f"{named[0].replace('.', '/')}.py"
+                n_named += 1
+                if not file.is_file() or named[1] not in names_of(file):
+                    wrong.append(f"{path.name}:{node.lineno}: {named}")
+    assert wrong == [] and n_named > 10
 
 
 # One file per verb, stage and recipe, named after what it runs; a table is what its room is a table of.

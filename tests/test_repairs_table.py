@@ -1,23 +1,15 @@
-"""One table of repairs: a new one is a file and a line, and is then found wherever repairs are named."""
+"""The table of repairs: what its entries say to others. A new one is tried in ``test_toy_entries.py``."""
 
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from shoal import compress, load_recipe
 from shoal.cli.recipe_options import with_options
 from shoal.edits.replace.table import REPLACEMENTS, replacement_named
 from shoal.fit.fit_plan import fit_plan
-from shoal.fit.repair import Repair, RepairSize
-from shoal.fit.sites.of_layer import Sites
-from shoal.fit.sweep import Sweep
-from shoal.fit.table import REPAIRS, repair_named, repairs_said
-from shoal.fit.targets import before_cuts
-from shoal.run.memory_plan.needs import needs_of
+from shoal.fit.table import REPAIRS, repair_named
 from shoal.words.model_shape import ModelShape
 
 SHAPE = ModelShape(
@@ -26,54 +18,11 @@ SHAPE = ModelShape(
 )  # fmt: skip
 
 
-@pytest.fixture
-def toy(monkeypatch):
-    """The MLP's map of the layer before the cut; not with replacements."""
-    entry = Repair(
-        "toy",
-        "a map of the layer before the cut, to play with",
-        lambda: Sweep(before_cuts, Sites(("mlp",))),
-        lambda shape, n_kept: RepairSize(parameters=7, layers=1, sums=12345),
-        conflict=lambda replacement, trained_on: "toys go with plain removal" if replacement is not None else "",
-    )
-    monkeypatch.setitem(REPAIRS, "toy", entry)
-
-
-def recipe(small, **changes):
-    text = {"sources": [small["text"]], "samples": 12, "length": 16, "selection": 8, "evaluation": 8}
-    return load_recipe("default", {"model": small["model"], "drop": "2", "text": text, "fit": {"tokens": 1600}, **changes})
-
-
-def test_a_toy_repair_runs_from_its_table_line_alone(toy, small, tmp_path):
-    outcome = compress(recipe(small, repair="toy"), tmp_path / "run")
-    assert outcome.repaired.repair == "toy" and outcome.repaired.kept
-    assert outcome.repaired.kl_after < outcome.repaired.kl_before
-    assert any(one.kl_plain is not None for one in outcome.plan.candidates), "its candidates were compared repaired"
-    assert (outcome.model / "model.safetensors").exists()
-
-
-def test_recipe_planner_and_words_read_the_line(toy, small):
-    assert with_options("default", repair="toy").repair == "toy"
-    with pytest.raises(ValueError, match="toys go with plain removal"):
-        recipe(small, repair="toy", replace="layer")
-    with pytest.raises(ValueError, match="unknown repair 'tyo'; did you mean 'toy'"):
-        recipe(small, repair="tyo")
-    stages = {one.stage: one.parts for one in needs_of(recipe(small, repair="toy")).stages}
-    assert stages["fit"]["sums"] == 12345
-    assert "toy: a map of the layer before the cut, to play with" in repairs_said()
+def test_the_page_of_repairs_names_every_entry():
     page = (Path(__file__).parent.parent / "docs/repair.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| .+? \|$", page.split("| `--repair` |")[1].split("\n\n")[0], re.MULTILINE)
-    assert [*rows, "toy"] == list(REPAIRS), "the page names every entry, so the toy is what it lacks"
-
-
-def test_the_help_of_the_command_says_what_the_table_says():
-    add = "table.REPAIRS['toy'] = replace(table.REPAIRS['bias'], name='toy', about='to play with')"
-    code = (
-        f"from dataclasses import replace; from shoal.fit import table; {add}; import sys; "
-        "sys.argv = ['shoal', 'compress', '--help']; from shoal.cli import main; main()"
-    )
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "toy: to play with" in " ".join(re.sub(r"[│\s]+", " ", shown.stdout).split())
+    assert rows == list(REPAIRS)
+    assert with_options("default", repair="bias").repair == "bias"
 
 
 @pytest.mark.parametrize("name", REPAIRS)

@@ -71,7 +71,7 @@ def test_another_key_needs_a_word(tmp_path):
 
 def test_a_new_stage_is_one_line_of_the_table(recipe, tmp_path, monkeypatch):
     log = []
-    monkeypatch.setattr("shoal.run.compress.STAGES", [*STAGES, counting("toy", log)])
+    monkeypatch.setitem(STAGES, "toy", counting("toy", log))
     compress(recipe, tmp_path / "run")
     assert log == ["run toy"] and (tmp_path / "run" / "toy.txt").exists()
     compress(recipe, tmp_path / "run")
@@ -84,7 +84,7 @@ def test_no_stage_writes_a_file_of_another(recipe, tmp_path):
     from shoal.run.job import open_inputs
 
     state = State(open_inputs(recipe))
-    for stage in STAGES:
+    for stage in STAGES.values():
         state = run_stage(stage, state, folder)
         for name, digest in seen.items():
             assert file_digest(folder / name) == digest, f"{stage.name} changed {name}"
@@ -103,24 +103,6 @@ def test_a_run_without_a_repair_has_no_values(recipe, tmp_path):
     assert NO_VALUES.digest == ""
 
 
-@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
 def test_every_stage_says_what_it_does(stage):
     assert stage.about and stage.about[0].islower() and not stage.about.endswith(".")
-
-
-def test_a_new_selector_is_one_line_of_its_table(recipe, tmp_path, monkeypatch):
-    """Recipe, refusals, keys and the run itself know it from there; it reads nothing, so nothing is scanned."""
-    from shoal.recipes.recipe_file import load_recipe as load
-    from shoal.select.request import Selector
-    from shoal.select.table import SELECTORS
-
-    def shallowest(evidence, request):
-        yield request.candidate(request.removable[: request.n], by="shallowest")
-
-    with pytest.raises(ValueError, match="shallowest"):
-        load("default", {"select": "shallowest"})
-    monkeypatch.setitem(SELECTORS, "shallowest", Selector(shallowest, "the first layers that may go", reads=frozenset()))
-    asked = load("default", {**recipe.model_dump(exclude_defaults=True), "select": "shallowest", "repair": "none", "guard": 1})
-    outcome = compress(asked, tmp_path / "run")
-    assert outcome.plan.removed_layers == (1, 2) and outcome.scan is None
-    assert "shallowest" in outcome.plan.method

@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from shoal.cli.help import ADAPTERS, STEPS, TOWARDS, TRAINED
-from shoal.cli.option import flag, option
+from shoal.cli.option import flag, listed, option
 from shoal.train.heal.config import DEFAULT_HEAL_TOKENS, HealConfig
 from shoal.train.heal.presets import PRESETS
 from shoal.train.heal.ranks import RANKS
+from shoal.train.heal.table import TRAINABLE
+from shoal.train.objectives import OBJECTIVES
 from shoal.words.counts import parse_count
 
 USUAL = HealConfig()
@@ -17,7 +19,7 @@ USUAL = HealConfig()
 class TrainedOptions:
     """What is trained, and for how long."""
 
-    method: Annotated[str | None, option("NAME", "lora, qlora, partial, new, full or norms.", USUAL.method)] = None
+    method: Annotated[str | None, option("NAME", listed(TRAINABLE), USUAL.method)] = None
     tokens: Annotated[
         int | None,
         option("N", "Training tokens.", f"{DEFAULT_HEAL_TOKENS:,}, or all that the text holds", parser=parse_count),
@@ -76,7 +78,7 @@ class ObjectiveOptions:
         str | None,
         option(
             "SUM",
-            "Weighted sum, such as next_token + 0.5*forward_kl.",
+            f"Weighted sum, such as next_token + 0.5*forward_kl, of {', '.join(OBJECTIVES)}.",
             "forward_kl, or next_token without a teacher",
             under=TOWARDS,
         ),

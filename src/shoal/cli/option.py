@@ -4,9 +4,15 @@ An option is called as its field or parameter is (``fit_tokens`` becomes ``--fit
 unless it belongs on the first screen, and the value it has where it is not given: from the tables, never by hand.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import typer
+
+
+def listed(table: Mapping[str, Any]) -> str:
+    """All entries of a table, as a help text lists them: ``none: plain removal; auto: ...``."""
+    return "; ".join(f"{name}: {one.about}" for name, one in table.items()) + "."
 
 
 def argument(metavar: str, about: str) -> Any:

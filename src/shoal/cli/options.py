@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 from shoal.cli.help import MACHINE, REMOVED, REPAIRED, TASKS, TEXT
-from shoal.cli.option import argument, flag, option
+from shoal.cli.option import argument, flag, listed, option
 from shoal.fit.fit_config import FEWEST_TOKENS, TOKENS_PER_INPUT
-from shoal.measure.observers import observers_said
+from shoal.measure.observers import OBSERVERS
 from shoal.recipes.table import RECIPES
 from shoal.run.job import LONGEST_DEFAULT
 from shoal.train.config import DEFAULT_TOKENS
@@ -63,7 +63,7 @@ ProtectOption = Annotated[
     ),
 ]
 ObserveOption = Annotated[
-    list[str] | None, option("NAME", f"Measure more of every span; may be repeated. {observers_said()}.", "none")
+    list[str] | None, option("NAME", f"Measure more of every span; may be repeated. {listed(OBSERVERS)}", "none")
 ]
 FitTokensOption = Annotated[
     int | None,

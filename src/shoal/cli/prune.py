@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from shoal.cli.compress import run_recipe
 from shoal.cli.groups import MachineOptions, ResultOptions, SampleOptions, TextOptions
-from shoal.cli.option import argument, option
+from shoal.cli.option import argument, listed, option
 from shoal.cli.options import NoSpeedOption, OutOption
 from shoal.cli.recipe_options import with_options
 from shoal.cli.verb import given, verb
@@ -15,13 +15,8 @@ from shoal.prune.table import ALLOCATORS, PRUNERS
 USUAL = PruneConfig()
 
 
-def about(table: dict[str, Any]) -> str:
-    """All entries of a table, each with its line."""
-    return "; ".join(f"{name}: {one.about}" for name, one in table.items()) + "."
-
-
 CheckpointOption = Annotated[str, argument("CHECKPOINT", "Hub id or folder of a causal language model.")]
-MethodOption = Annotated[str | None, option("NAME", about(PRUNERS), USUAL.method)]
+MethodOption = Annotated[str | None, option("NAME", listed(PRUNERS), USUAL.method)]
 SparsityOption = Annotated[
     str | None,
     option(
@@ -31,7 +26,7 @@ SparsityOption = Annotated[
     ),
 ]
 PatternOption = Annotated[str | None, option("N:M", "Of every M neighbouring inputs N stay: 2:4, 4:8.", "zeros anywhere")]
-AllocateOption = Annotated[str | None, option("NAME", about(ALLOCATORS), USUAL.allocate)]
+AllocateOption = Annotated[str | None, option("NAME", listed(ALLOCATORS), USUAL.allocate)]
 SpreadOption = Annotated[float | None, option("X", "Half the range of the shares that owl gives.", USUAL.spread)]
 OutlierOption = Annotated[
     float | None,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from shoal.cli.groups import SampleOptions, TextOptions
 from shoal.cli.help import HEALED, METHOD, REMOVED, REPAIRED, ZEROS
-from shoal.cli.option import option
+from shoal.cli.option import listed, option
 from shoal.cli.options import (
     DEFAULT,
     ByOption,
@@ -17,12 +17,14 @@ from shoal.cli.options import (
     TrainTokensOption,
 )
 from shoal.edits.replace.table import REPLACEMENTS
-from shoal.fit.table import repairs_said
+from shoal.fit.table import REPAIRS
+from shoal.measure.metrics import METRICS
 from shoal.prune.table import PRUNERS
 from shoal.recipes.table import RECIPES
 from shoal.select.table import SELECTORS
 from shoal.train.config import MOST_LR, RATE_TIMES_WIDTH
 from shoal.train.heal.config import DEFAULT_HEAL_TOKENS
+from shoal.train.heal.table import TRAINABLE
 from shoal.words.counts import parse_count
 
 EFFORTS = ("low", "default", "high")
@@ -48,7 +50,7 @@ class MethodOptions:
         option(
             "NAME",
             "low: two candidates, only the layer before each cut is refitted; default: four, and every kept layer from "
-            "there on; high: then trains every weight on the teacher's logits.",
+            "there on; high: then trains what was set.",
             "default",
         ),
     ] = None
@@ -111,7 +113,10 @@ class ChoiceOptions:
     metric: Annotated[
         str | None,
         option(
-            "NAME", "What a selector that runs the model goes by, such as kl, js or ce.", DEFAULT.search.metric, under=REMOVED
+            "NAME",
+            f"What a selector that runs the model goes by: {', '.join(METRICS)}.",
+            DEFAULT.search.metric,
+            under=REMOVED,
         ),
     ] = None
     evaluations: Annotated[
@@ -139,7 +144,7 @@ class RepairOptions:
         str | None,
         option(
             "NAME",
-            "Closed form: no training and, without a replacement, no new parameters. " + repairs_said() + ".",
+            "Closed form: no training and, without a replacement, no new parameters. " + listed(REPAIRS),
             f"{DEFAULT.repair}, or none with --replace",
             under=REPAIRED,
         ),
@@ -203,7 +208,7 @@ class HealOptions:
         str | None,
         option(
             "NAME",
-            "Then train more than the repair set: lora, qlora, partial, new, full, norms, or none (`shoal heal --help`).",
+            f"Then train more than the repair set: {', '.join(TRAINABLE)}, or none (`shoal heal --help`).",
             "none",
         ),
     ] = None

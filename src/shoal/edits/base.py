@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -41,7 +41,13 @@ class Fate:
 
 
 class BaseEdit(Record):
-    """One change of a student. Subclasses are frozen records with a literal field ``edit`` that names their kind."""
+    """One change of a student. Subclasses are frozen records with a literal field ``edit`` that names their kind.
+
+    Attributes:
+        about: what the kind does, in one line for people.
+    """
+
+    about: ClassVar[str]
 
     def touches(self) -> frozenset[Unit]:
         """Units whose slots it changes. Two edits of a plan may not touch one unit; none where only values are written."""

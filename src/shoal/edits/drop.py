@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from shoal.edits.base import BaseEdit, Fate, Index
 from shoal.words.structure import SUBLAYERS, Structure, runs_said, without_sublayer
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 class Drop(BaseEdit):
     """Remove units of one kind: zero their contribution to the residual stream."""
 
+    about: ClassVar[str] = "layers or sublayers give nothing to the stream any more"
     edit: Literal["drop"] = "drop"
     kind: UnitKind = "layer"
     indices: tuple[Index, ...]

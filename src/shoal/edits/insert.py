@@ -8,7 +8,7 @@ the layer adds nothing to the stream until it is trained.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -31,6 +31,7 @@ class Insert(BaseEdit):
         of: for each new layer, the layer of the source that it is like, in order.
     """
 
+    about: ClassVar[str] = "new layers behind a layer"
     edit: Literal["insert"] = "insert"
     after: Index
     init: str

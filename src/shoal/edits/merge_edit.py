@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -28,6 +28,7 @@ class Merge(BaseEdit):
         parameters: names inside the layer that are merged.
     """
 
+    about: ClassVar[str] = "several layers become one, in the place of one of them"
     edit: Literal["merge"] = "merge"
     into: Index
     of: tuple[Index, ...] = Field(min_length=1)

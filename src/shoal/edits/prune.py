@@ -5,7 +5,7 @@ The values are whole weights with their zeros, so the mask is what is zero in th
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from shoal.edits.base import Fate
 from shoal.edits.layer_edit import LayerEdit
@@ -14,6 +14,7 @@ from shoal.edits.layer_edit import LayerEdit
 class Prune(LayerEdit):
     """Values with zeros; ``method`` says who chose them."""
 
+    about: ClassVar[str] = "weights of a layer that stays become zero"
     edit: Literal["prune"] = "prune"
     method: str = ""
 

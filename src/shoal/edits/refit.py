@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from shoal.edits.base import Fate
 from shoal.edits.layer_edit import LayerEdit
@@ -11,6 +11,7 @@ from shoal.edits.layer_edit import LayerEdit
 class Refit(LayerEdit):
     """Values that a repair found."""
 
+    about: ClassVar[str] = "new values for maps of a layer that stays"
     edit: Literal["refit"] = "refit"
 
     def prefix(self) -> str:

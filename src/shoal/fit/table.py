@@ -26,11 +26,6 @@ def fit_of(name: str) -> Fit:
     return entry.fit()
 
 
-def repairs_said() -> str:
-    """All entries for a help text: ``none: plain removal; auto: ...``."""
-    return "; ".join(f"{name}: {one.about}" for name, one in REPAIRS.items())
-
-
 def repair_named(name: str) -> Repair:
     """The entry of a name.
 

@@ -4,26 +4,27 @@
 A metric compares aligned tokens: row t of the teacher with row t of the student. It is given real tokens alone, those that are
 followed by a real token, so padding cannot enter. What a metric ``needs`` decides what is run: ``hidden`` looks at boundary L,
 before the final norm, and needs no output matrix; ``text`` looks at the student and the next token, and needs no teacher.
-Lower is better, and 0 means that nothing was lost, except for ``text``, whose values are those of a model alone.
+Lower is better, and 0 means that nothing was lost, except for ``text``, whose values are those of a model alone. The table is
+plain data, free of torch: recipes, the command's help and the planner read it.
 
 Shapes: N tokens, X: V (vocabulary) for logits and text, D (hidden size) for hidden.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Literal, Protocol
 
-import torch
-from torch import Tensor
-
-from shoal.measure.centred_alignment import LostAlignment
-from shoal.measure.divergence import jensen_shannon, reverse_kl, token_nll, top1_agreement
-from shoal.measure.one_pass import compare_tokens
-from shoal.measure.vector_distance import angle, distance, lost_cosine
+from shoal.words.late import late
 from shoal.words.records import nearest
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Needs = Literal["logits", "hidden", "text"]
-PerToken = Callable[[Tensor, Tensor, Tensor], Tensor]
+PerToken = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
 """(teacher (N, X), student (N, X), next token (N,)) to one number per token, (N,); for ``text`` the teacher's rows are the
 student's."""
 
@@ -47,6 +48,8 @@ class TokenMean:
     per_token: PerToken
 
     def add(self, teacher_NX: Tensor, student_NX: Tensor, next_N: Tensor) -> Tensor:
+        import torch
+
         total = self.per_token(teacher_NX, student_NX, next_N).double().sum().cpu()
         return torch.stack([total, torch.tensor(float(len(student_NX)), dtype=torch.float64)])
 
@@ -62,7 +65,7 @@ class Metric:
     Attributes:
         about: what it is, its unit and its range, for people.
         needs: what it compares.
-        sums: how it adds up over the text.
+        sums: gives how it adds up over the text.
         source: where it comes from.
         per_sample: its sums are additive over samples alone, so a sample comes whole; else it may come in pieces.
     """
@@ -70,30 +73,37 @@ class Metric:
     name: str
     about: str
     needs: Needs
-    sums: AdditiveSums
+    sums: Callable[[], AdditiveSums]
     source: str = ""
     per_sample: bool = False
 
 
 def token_metric(name: str, about: str, needs: Needs, per_token: PerToken, source: str = "") -> Metric:
     """A metric that is the mean of a number per token."""
-    return Metric(name, about, needs, TokenMean(per_token), source)
+    return Metric(name, about, needs, partial(TokenMean, per_token), source)
 
 
-def _of_logits(function: Callable[[Tensor, Tensor], Tensor]) -> PerToken:
-    """A function of two tensors as a metric, which is given the next tokens, too."""
+def _of_both(where: str) -> PerToken:
+    """A function of two tensors, named as for :func:`late`, as a metric, which is given the next tokens, too."""
+    function = late(where)
     return lambda teacher_NX, student_NX, next_N: function(teacher_NX, student_NX)
 
 
 def _kl(teacher_NV: Tensor, student_NV: Tensor, next_N: Tensor) -> Tensor:
+    from shoal.measure.one_pass import compare_tokens
+
     return compare_tokens(teacher_NV, [student_NV], next_N)[0].kl_N  # the very figure that the oracle reports
 
 
-def _disagreement(teacher_NV: Tensor, student_NV: Tensor) -> Tensor:
+def _disagreement(teacher_NV: Tensor, student_NV: Tensor, next_N: Tensor) -> Tensor:
+    from shoal.measure.divergence import top1_agreement
+
     return (~top1_agreement(teacher_NV, student_NV)).float()
 
 
 def _cross_entropy(teacher_NV: Tensor, student_NV: Tensor, next_N: Tensor) -> Tensor:
+    from shoal.measure.divergence import token_nll
+
     return token_nll(student_NV, next_N)
 
 
@@ -101,32 +111,34 @@ METRICS: dict[str, Metric] = {
     one.name: one
     for one in (
         token_metric("kl", "KL(teacher || student), nats per token", "logits", _kl),
-        token_metric("reverse_kl", "KL(student || teacher), nats per token", "logits", _of_logits(reverse_kl)),
+        token_metric(
+            "reverse_kl", "KL(student || teacher), nats per token", "logits", _of_both("shoal.measure.divergence:reverse_kl")
+        ),
         token_metric(
             "js",
             "Jensen-Shannon divergence, nats per token, at most ln 2",
             "logits",
-            _of_logits(jensen_shannon),
+            _of_both("shoal.measure.divergence:jensen_shannon"),
             "FinerCut, arXiv 2405.18218; its released code sums the KLs to the mixture the other way round",
         ),
         token_metric(
             "disagreement",
             "share of tokens whose most likely next token differs",
             "logits",
-            _of_logits(_disagreement),
+            _disagreement,
         ),
         token_metric(
             "angular_logits",
             "angle between the logits, in units of pi, 0 to 1",
             "logits",
-            _of_logits(angle),
+            _of_both("shoal.measure.vector_distance:angle"),
             "FinerCut, arXiv 2405.18218",
         ),
         token_metric(
             "l2_logits",
             "Euclidean distance of the logits",
             "logits",
-            _of_logits(distance),
+            _of_both("shoal.measure.vector_distance:distance"),
             "A deeper look at depth pruning, arXiv 2407.16286",
         ),
         token_metric("ce", "cross-entropy of the text, nats per token", "text", _cross_entropy, "SLEB, arXiv 2402.09025"),
@@ -134,14 +146,14 @@ METRICS: dict[str, Metric] = {
             "hidden_cosine",
             "1 - cosine of the states before the final norm, 0 to 2",
             "hidden",
-            _of_logits(lost_cosine),
+            _of_both("shoal.measure.vector_distance:lost_cosine"),
             "Sliding-window merging, arXiv 2502.19159",
         ),
         Metric(
             "lost_cka",
             "1 - debiased linear CKA of the states before the final norm; blind to rotations, which the head is not",
             "hidden",
-            LostAlignment(),
+            late("shoal.measure.centred_alignment:LostAlignment"),
             "Effective layer pruning through a similarity metric, arXiv 2405.17081",
             per_sample=True,
         ),

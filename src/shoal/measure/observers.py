@@ -65,8 +65,3 @@ def observer_named(name: str) -> NamedObserver:
     if name not in OBSERVERS:
         raise ValueError(f"no observer {name!r}; {nearest(name, OBSERVERS)}")
     return OBSERVERS[name]
-
-
-def observers_said() -> str:
-    """All entries for a help text: ``cka: debiased linear CKA of ...``."""
-    return "; ".join(f"{name}: {one.about}" for name, one in OBSERVERS.items())

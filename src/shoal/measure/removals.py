@@ -120,7 +120,7 @@ class MetricSums:
         filled = [one for one in self._workers.gather(self._per_batch) if len(one)]
         if not filled:
             raise ValueError("no token to measure on: every sample is shorter than 2 tokens; give longer text")
-        return self.metric.sums.result(torch.stack(filled).sum(0))
+        return self.metric.sums().result(torch.stack(filled).sum(0))
 
 
 def compare_ends(
@@ -140,7 +140,7 @@ def compare_ends(
             is_teacher = end_BTD is teacher_BTD and teacher_nX is not None  # no second head for a student that lacks nothing
             student_nX = teacher_nX if is_teacher else _compared(view, h_nD, metric)
             assert student_nX is not None
-            found.append(metric.sums.add(student_nX if teacher_nX is None else teacher_nX, student_nX, next_n))
+            found.append(metric.sums().add(student_nX if teacher_nX is None else teacher_nX, student_nX, next_n))
     for found, one in zip(pieces, sums, strict=True):
         one.add_batch(found)
 

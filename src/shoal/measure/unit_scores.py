@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from shoal.measure.metrics import METRICS, metric_named
+from shoal.words.late import late
 from shoal.words.records import nearest
 from shoal.words.types import Batch, Unit, UnitTable
 
@@ -50,18 +52,6 @@ class UnitScore:
     n_sets: Callable[[int], int] = lambda n_units: 0
 
 
-def _update(view: DecoderView, batches: Sequence[Batch], units: Sequence[Unit]) -> tuple[UnitTable, ...]:
-    from shoal.measure.update_norm import update_norms
-
-    return update_norms(view, batches, units)
-
-
-def _taylor(view: DecoderView, batches: Sequence[Batch], units: Sequence[Unit]) -> tuple[UnitTable, ...]:
-    from shoal.measure.taylor import taylor_scores
-
-    return taylor_scores(view, batches, units)
-
-
 def _magnitude(view: DecoderView, batches: Sequence[Batch], units: Sequence[Unit]) -> tuple[UnitTable, ...]:
     from shoal.measure.weight_magnitude import weight_magnitudes
 
@@ -76,7 +66,7 @@ UNIT_SCORES: dict[str, UnitScore] = {
             "norm of what a unit adds to the stream, absolute and relative",
             "text",
             ("update_norm", "relative_update"),
-            _update,
+            late("shoal.measure.update_norm:update_norms"),
             ("2407.16286",),
         ),
         UnitScore(
@@ -84,7 +74,7 @@ UNIT_SCORES: dict[str, UnitScore] = {
             "first-order change of the loss with the unit's weights at zero, weight by weight and together",
             "gradients",
             ("taylor_weights", "taylor_unit"),
-            _taylor,
+            late("shoal.measure.taylor:taylor_scores"),
             ("2411.15558", "2402.02834"),
         ),
         UnitScore(
@@ -104,12 +94,6 @@ N_ORDERS = 50
 
 WINDOW = 3
 """Longest window of the windowed estimator, as its paper has it."""
-
-
-def _left_out(function: SetFunction) -> UnitTable:
-    from shoal.measure.leave_one_out import leave_one_out
-
-    return leave_one_out(function)
 
 
 def _windowed(function: SetFunction) -> UnitTable:
@@ -135,7 +119,12 @@ class OfValues:
 
 
 OF_VALUES: dict[str, OfValues] = {
-    "left_out": OfValues("growth of the loss without the unit", _left_out, lambda n: n + 1, ("2407.16286", "2405.17081")),
+    "left_out": OfValues(
+        "growth of the loss without the unit",
+        late("shoal.measure.leave_one_out:leave_one_out"),
+        lambda n: n + 1,
+        ("2407.16286", "2405.17081"),
+    ),
     "windowed": OfValues(
         f"mean growth of the loss at the ends of windows of up to {WINDOW} units",
         _windowed,
@@ -154,8 +143,6 @@ OF_VALUES: dict[str, OfValues] = {
 
 def of_values_by(word: str, metric: str) -> UnitScore:
     """The score ``WORD_METRIC``. Raises ValueError: no such metric."""
-    from shoal.measure.metrics import metric_named
-
     entry, measured, name = OF_VALUES[word], metric_named(metric), f"{word}_{metric}"
 
     def of_values(function: SetFunction) -> UnitTable:
@@ -173,8 +160,6 @@ def of_values_by(word: str, metric: str) -> UnitScore:
 
 def unit_score_names() -> tuple[str, ...]:
     """All scores, those of every metric included."""
-    from shoal.measure.metrics import METRICS
-
     return (*UNIT_SCORES, *(f"{word}_{metric}" for word in OF_VALUES for metric in METRICS))
 
 
@@ -194,7 +179,7 @@ def unit_tables() -> tuple[str, ...]:
 
 
 def is_unit_table(name: str) -> bool:
-    """Whether a name is meant as a table of units; whether there is such a metric is not asked, which would need torch."""
+    """Whether a name is meant as a table of units, be there such a metric or not."""
     return any(name in one.tables for one in UNIT_SCORES.values()) or name.startswith(tuple(f"{word}_" for word in OF_VALUES))
 
 

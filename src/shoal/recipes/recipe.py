@@ -24,7 +24,7 @@ from shoal.select.grow_config import GrowConfig
 from shoal.select.merging.merge_config import MergeConfig
 from shoal.select.search.search_config import SearchConfig
 from shoal.select.table import SELECTORS, selector_named, selects_merges
-from shoal.train.config import ON_THE_STREAM, POLISH, TrainConfig
+from shoal.train.config import POLISH, TrainConfig
 from shoal.train.heal.config import HealConfig
 from shoal.words.counts import MOST_LENGTH, SampleCount, SeedNumber, TokenCount
 from shoal.words.records import Record, is_asked, nearest, refuse
@@ -124,7 +124,7 @@ class Recipe(Record):
     replace: str = "none"
     repair: str = "auto"
     fit: FitConfig = FitConfig()
-    polish: Literal["none", "hidden", "kl"] | None = None
+    polish: str | None = None
     train: TrainConfig = TrainConfig()
     prune: PruneConfig | None = None
     heal: HealConfig | None = None
@@ -231,6 +231,13 @@ class Recipe(Record):
     def _known_repair(cls, value: str) -> str:
         return repair_named(value).name
 
+    @field_validator("polish")
+    @classmethod
+    def _known_polish(cls, value: str | None) -> str | None:
+        if value is not None and value not in ("none", *POLISH):
+            raise ValueError(f"unknown polish {value!r}; {nearest(value, ('none', *POLISH))}")
+        return value
+
     @model_validator(mode="before")
     @classmethod
     def _nothing_to_choose(cls, content: Any) -> Any:
@@ -305,9 +312,9 @@ class Recipe(Record):
 
     def _conflicts_of_repair(self) -> Iterator[str]:
         states = self.train.objective is not None or bool(self.train.stages)
-        if self.polish in ("hidden", "kl") and states:
+        if self.polish in POLISH and states:
             yield f"polish {self.polish!r} and train name two objectives; leave out polish, or train.objective and train.stages"
-        if self.polish in ("hidden", "kl") and not self.puts_in:
+        if self.polish in POLISH and not self.puts_in:
             yield (
                 f"polish {self.polish!r} trains what a repair or a replacement put in, and there is neither; "
                 "add --repair sweep or --replace layer, or use --polish none"
@@ -350,10 +357,8 @@ class Recipe(Record):
     def _trained_on(self) -> TrainedOn:
         """What the training of this recipe compares with the teacher's."""
         trained = self.training()
-        names = "" if trained is None else " ".join(stage.objective for stage in trained.schedule())
-        if not names:
-            return frozenset()
-        return frozenset({"stream" if any(name in names for name in ON_THE_STREAM) else "logits"})
+        needs = frozenset() if trained is None else trained.needs()
+        return frozenset({"stream"} if "boundary" in needs else {"logits"} if needs else ())
 
     def training(self) -> TrainConfig | None:
         """How what the plan put in is trained, with its objective; None where nothing is."""

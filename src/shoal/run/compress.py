@@ -98,7 +98,7 @@ def run_stages(inputs: Inputs, folder: RunFolder, *, command: str = "") -> Outco
         folder.overwrite or not recipe_file.exists()
     ):  # else at the end: a refused run leaves the recipe of what stands
         write_atomically(recipe_file, recipe)
-    state = run_all(STAGES, State(inputs, command=command), folder)
+    state = run_all(STAGES.values(), State(inputs, command=command), folder)
     inputs.workers.on_first(lambda: write_atomically(recipe_file, recipe))
     inputs.workers.on_first(lambda: report_stage(folder.path))
     assert state.model is not None and state.evaluation is not None, "the stages end with a model and its evaluation"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from shoal.train.objectives import ObjectiveNeed, weighted_sum
 from shoal.words.counts import SampleCount, SeedNumber, StepCount, TokenCount
 from shoal.words.records import Record, refuse
 
@@ -23,19 +24,12 @@ RATE_TIMES_WIDTH = 2e-4 * 4096
 
 DEFAULT_OBJECTIVE = "hidden_mse"
 
-ON_THE_STREAM = ("hidden_mse", "relative_mse", "cosine")
-"""Objectives that compare hidden states."""
-
 POLISH = {"hidden": DEFAULT_OBJECTIVE, "kl": "forward_kl"}
 """What ``--polish`` trains for. docs/repair.md has the figures behind it."""
 
 
-def _known(value: str, info: ValidationInfo) -> str:
-    """An objective of a file or an option is looked up; those of recipes in Python are looked up by the tests."""
-    if info.mode == "json" and value != DEFAULT_OBJECTIVE:
-        from shoal.train.objectives import weighted_sum
-
-        weighted_sum(value)
+def _known(value: str) -> str:
+    weighted_sum(value)
     return value
 
 
@@ -157,6 +151,10 @@ class TrainConfig(Record):
         """The stages in order; one where none are listed."""
         one = TrainingPhase(objective=self.objective or DEFAULT_OBJECTIVE, tokens=self.tokens, lr=self.lr, min_lr=self.min_lr)
         return self.stages or (one,)
+
+    def needs(self) -> frozenset[ObjectiveNeed]:
+        """What the objectives of all stages read."""
+        return frozenset().union(*(weighted_sum(stage.objective).needs for stage in self.schedule()))
 
     @property
     def has_rates(self) -> bool:

@@ -1,33 +1,25 @@
 """What a student is trained to do, by name: pure functions of a student's and a teacher's tensors, and weighted sums of them.
 
 Every objective is a mean over positions, and says over which, so that the loop can weigh pieces of a batch by their positions
-and get the whole batch's value.
+and get the whole batch's value. The table is plain data, free of torch: recipes, the command's help and the planner read it.
 Shapes: B samples, T positions, D hidden size, V vocabulary, K terms of a sum.
 """
+
+from __future__ import annotations
 
 import functools
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
-
-from shoal.measure.divergence import predicts
-from shoal.train.logit_losses import (
-    forward_kl_loss,
-    jensen_shannon_loss,
-    next_token,
-    reverse_kl_loss,
-    skewed_forward_kl,
-    skewed_reverse_kl,
-    topk_forward_kl,
-)
-from shoal.train.stream_losses import cosine_loss, hidden_mse, relative_mse
+from shoal.words.late import late
 from shoal.words.records import nearest
 from shoal.words.types import Batch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ObjectiveNeed = Literal["boundary", "logits", "labels"]
 
@@ -53,22 +45,51 @@ class Objective:
 
     def count(self, batch: Batch) -> int:
         """Positions of a batch that the mean is over."""
+        from shoal.measure.divergence import predicts
+
         return int(predicts(batch.ids_BT, batch.mask_BT).sum()) if self.needs == "labels" else n_real_tokens(batch)
 
 
 OBJECTIVES: dict[str, Objective] = {
     one.name: one
     for one in (
-        Objective("hidden_mse", "boundary", hidden_mse, "mean squared error of the stream"),
-        Objective("relative_mse", "boundary", relative_mse, "squared error of each token over its squared norm"),
-        Objective("cosine", "boundary", cosine_loss, "one minus the cosine of each token's stream"),
-        Objective("next_token", "labels", next_token, "negative log-likelihood of the text"),
-        Objective("forward_kl", "logits", forward_kl_loss, "KL(teacher || student)"),
-        Objective("reverse_kl", "logits", reverse_kl_loss, "KL(student || teacher)"),
-        Objective("skewed_forward_kl", "logits", skewed_forward_kl, "KL(teacher || alpha teacher + rest student)", "alpha"),
-        Objective("skewed_reverse_kl", "logits", skewed_reverse_kl, "KL(student || alpha student + rest teacher)", "alpha"),
-        Objective("jensen_shannon", "logits", jensen_shannon_loss, "mean KL of both to their average"),
-        Objective("topk_forward_kl", "logits", topk_forward_kl, "KL over the teacher's k best tokens and the rest as one", "k"),
+        Objective("hidden_mse", "boundary", late("shoal.train.stream_losses:hidden_mse"), "mean squared error of the stream"),
+        Objective(
+            "relative_mse",
+            "boundary",
+            late("shoal.train.stream_losses:relative_mse"),
+            "squared error of each token over its squared norm",
+        ),
+        Objective(
+            "cosine", "boundary", late("shoal.train.stream_losses:cosine_loss"), "one minus the cosine of each token's stream"
+        ),
+        Objective("next_token", "labels", late("shoal.train.logit_losses:next_token"), "negative log-likelihood of the text"),
+        Objective("forward_kl", "logits", late("shoal.train.logit_losses:forward_kl_loss"), "KL(teacher || student)"),
+        Objective("reverse_kl", "logits", late("shoal.train.logit_losses:reverse_kl_loss"), "KL(student || teacher)"),
+        Objective(
+            "skewed_forward_kl",
+            "logits",
+            late("shoal.train.logit_losses:skewed_forward_kl"),
+            "KL(teacher || alpha teacher + rest student)",
+            "alpha",
+        ),
+        Objective(
+            "skewed_reverse_kl",
+            "logits",
+            late("shoal.train.logit_losses:skewed_reverse_kl"),
+            "KL(student || alpha student + rest teacher)",
+            "alpha",
+        ),
+        Objective(
+            "jensen_shannon", "logits", late("shoal.train.logit_losses:jensen_shannon_loss"), "mean KL of both to their average"
+        ),
+        Objective(
+            "topk_forward_kl",
+            "logits",
+            late("shoal.train.logit_losses:topk_forward_kl"),
+            "KL over the teacher's k best tokens and the rest as one",
+            "k",
+        ),
     )
 }
 
@@ -91,6 +112,8 @@ def objective_named(name: str) -> Objective:
         value = float(number.removesuffix(")"))
     except ValueError:
         raise ValueError(f"objective {name!r} needs a number in its brackets, its {one.parameter}") from None
+    import torch
+
     chosen = functools.partial(one.loss, **{one.parameter: value})
     still = torch.zeros(1, 2, 1)
     chosen(still, still, None)  # a number out of range is refused here, before any work
@@ -110,10 +133,14 @@ class WeightedSum:
     @property
     def weights(self) -> Tensor:
         """(K,), fp64."""
+        import torch
+
         return torch.tensor([weight for weight, _ in self.terms], dtype=torch.float64)
 
     def counts(self, batch: Batch) -> Tensor:
         """Positions (K,) of a batch that each term's mean is over, fp64."""
+        import torch
+
         return torch.tensor([objective.count(batch) for _, objective in self.terms], dtype=torch.float64)
 
     def means(
@@ -130,6 +157,8 @@ class WeightedSum:
             boundaries: the student's and the teacher's stream at each target; a term on streams is the mean over them.
             logits, teacher_BTV: the student's and the teacher's, where a term needs them.
         """
+        import torch
+
         means = []
         for _, objective in self.terms:
             mask_BT = batch.mask_BT
@@ -179,4 +208,4 @@ def _weight(text: str) -> float:
 
 def n_real_tokens(batch: Batch) -> int:
     """Tokens of a batch without padding: its weight in a mean over several."""
-    return batch.ids_BT.numel() if batch.mask_BT is None else int(torch.count_nonzero(batch.mask_BT))
+    return batch.ids_BT.numel() if batch.mask_BT is None else int(batch.mask_BT.count_nonzero())

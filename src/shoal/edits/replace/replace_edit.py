@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from shoal.edits.base import BaseEdit, Fate, Index
 from shoal.edits.replace.contract import Replacement
@@ -23,6 +23,7 @@ HELD = {"stock": ", held by a stock layer with silent attention", "code": ", att
 class Replace(BaseEdit):
     """Put a module in place of the layers ``start .. stop-1``. ``options`` belong to the replacement's own description."""
 
+    about: ClassVar[str] = "a module in place of a run of layers"
     edit: Literal["replace"] = "replace"
     start: Index
     stop: Index

@@ -1,15 +1,8 @@
 """One scale per cut: the norm of the stream (Prune&Comp, arXiv 2507.18212)."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from shoal.edits.replace.contract import Replacement
 from shoal.fit.repair import N_SUMS, Fit, Repair, RepairSize, TrainedOn, bytes_of_sums
 from shoal.words.model_shape import ModelShape
-
-if TYPE_CHECKING:
-    pass
 
 
 def fit() -> Fit:

@@ -4,9 +4,12 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from shoal.edits.replace.table import REPLACEMENTS
+from shoal.fit.table import REPAIRS
 from shoal.recipes.recipe import Recipe
 from shoal.recipes.table import RECIPES
 from shoal.run.refusals import refuse_place
+from shoal.train.config import POLISH
 from shoal.words.records import nearest
 
 
@@ -23,11 +26,8 @@ def method_choice(name: str) -> tuple[str, dict[str, str]]:
     Raises:
         ValueError: an unknown part, or two parts that say the same.
     """
-    from shoal.edits.replace.table import REPLACEMENTS
-    from shoal.fit.table import REPAIRS
-
     repairs = set(REPAIRS) - {"none"}
-    known = {"repair": repairs, "replace": set(REPLACEMENTS), "polish": {"hidden", "kl"}}
+    known = {"repair": repairs, "replace": set(REPLACEMENTS), "polish": set(POLISH)}
     recipe: str | None = None
     changes: dict[str, str] = {}
     for part in [] if name == "none" else name.split("+"):

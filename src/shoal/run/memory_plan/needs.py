@@ -150,7 +150,7 @@ def sizes_of(
 
 def stage_needs(sizes: Sizes) -> tuple[StageNeed, ...]:
     """What each stage says of itself, in order; stages with nothing to do say nothing."""
-    return tuple(need for stage in STAGES if (need := stage.takes(sizes)) is not None)
+    return tuple(need for stage in STAGES.values() if (need := stage.takes(sizes)) is not None)
 
 
 LESS = {

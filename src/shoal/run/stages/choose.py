@@ -129,6 +129,7 @@ def load(state: State, folder: RunFolder) -> State:
 def takes(sizes: Sizes) -> StageNeed:
     """Candidates are judged, ranked by their linear error, searched for, and repaired: one after the other."""
     from shoal.fit.linear_error import bytes_per_span
+    from shoal.measure.metrics import metric_named
     from shoal.measure.removals import MOST_TOGETHER
     from shoal.run.stages.fit import fitting
     from shoal.select.proposals import searches_beside
@@ -154,7 +155,11 @@ def takes(sizes: Sizes) -> StageNeed:
         # the chain of the teacher and of the sets that grow from it, at every boundary; boundary L of all sets of a pass
         cache = min(sizes.machine.spill, sizes.all_states(2 * shape.n_layers, n_searched))
         states = sizes.states(MOST_TOGETHER + 1, n_searched)
-        found.append(sizes.need("plan", states=states, cache=cache, work=sizes.judging(n_searched)))
+        compared = [search_in_use(recipe, request)[1]] if searches else []
+        compared += [scored.metric] if scored is not None and is_scored_by_running else []
+        needs_head = any(not metric or metric_named(metric).needs != "hidden" for metric in compared)
+        work = sizes.judging(n_searched) if needs_head else sizes.layer_work(n_searched)
+        found.append(sizes.need("plan", states=states, cache=cache, work=work))
     if repairs_candidates(recipe):
         found.append(fitting(sizes, "plan", share=min(SHARES_FOR_RANKING), n_states=6))
     return largest(*found)

@@ -68,7 +68,6 @@ def takes(sizes: Sizes) -> StageNeed | None:
     from shoal.fit.table import repair_named
     from shoal.select.table import selector_named
     from shoal.train.config import DEFAULT_TOKENS
-    from shoal.train.objectives import weighted_sum
 
     recipe, shape = sizes.recipe, sizes.shape
     config = recipe.training()
@@ -80,7 +79,7 @@ def takes(sizes: Sizes) -> StageNeed | None:
     if recipe.merges_layers:  # every group leaves one layer, all of which is trained
         n_spans, n_modules, per_span = max(1, min(sizes.n_cut, sizes.n_kept)), 1, shape.layer_parameters
     n_trained = n_spans * per_span + refits.parameters
-    on_logits = any(weighted_sum(stage.objective).needs - {"boundary"} for stage in config.schedule())
+    on_logits = bool(config.needs() - {"boundary"})
     in_turns = config.several == "sequential"
     runs_on = on_logits or not in_turns and (n_spans > 1 or refits.layers > 1)
     n_run = sizes.n_kept if runs_on else max(1, n_modules if in_turns else n_spans * n_modules)

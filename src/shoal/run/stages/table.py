@@ -14,4 +14,4 @@ from shoal.run.stages.write import WRITE
 TO_A_STUDENT = (CHOOSE, PREDICT, FIT, POLISH, PRUNE)
 """From a scan to a plan with its values; a curve measures those students without writing their checkpoints."""
 
-STAGES: list[Stage] = [SCAN, *TO_A_STUDENT, WRITE, HEAL, EVALUATE]
+STAGES: dict[str, Stage] = {one.name: one for one in (SCAN, *TO_A_STUDENT, WRITE, HEAL, EVALUATE)}

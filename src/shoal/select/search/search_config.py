@@ -1,9 +1,10 @@
 """How a search runs the model: by which metric, on how much text, and how often at most. Plain data, free of torch."""
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, field_validator
 
+from shoal.measure.metrics import metric_named
 from shoal.words.counts import MOST_TOKENS, StepCount
-from shoal.words.records import Record, is_asked
+from shoal.words.records import Record
 
 
 class SearchConfig(Record):
@@ -21,9 +22,5 @@ class SearchConfig(Record):
 
     @field_validator("metric")
     @classmethod
-    def _known_metric(cls, value: str, info: ValidationInfo) -> str:
-        if is_asked(cls, value, info):
-            from shoal.measure.metrics import metric_named
-
-            metric_named(value)
-        return value
+    def _known_metric(cls, value: str) -> str:
+        return metric_named(value).name

@@ -13,6 +13,7 @@ from shoal.edits.replace.contract import MOST_WIDTH
 from shoal.train.config import Beta, ObjectiveSum
 from shoal.train.heal.quiet import quiet_training
 from shoal.train.heal.ranks import schedule_named
+from shoal.train.heal.table import trainable_named
 from shoal.words.counts import SampleCount, SeedNumber, StepCount, TokenCount
 from shoal.words.records import Record, is_asked, refuse
 
@@ -107,13 +108,8 @@ class HealConfig(Record):
 
     @field_validator("method")
     @classmethod
-    def _known_method(cls, value: str, info: ValidationInfo) -> str:
-        if is_asked(cls, value, info):
-            with quiet_training():
-                from shoal.train.heal.table import trainable_named
-
-            trainable_named(value)
-        return value
+    def _known_method(cls, value: str) -> str:
+        return trainable_named(value).name
 
     @field_validator("ranks")
     @classmethod
@@ -127,7 +123,6 @@ class HealConfig(Record):
         if is_asked(cls, value, info):
             with quiet_training():
                 from shoal.train.heal.merge import merge_named
-                from shoal.train.heal.table import trainable_named
 
             merge_named(value, is_quantised="method" not in info.data or trainable_named(info.data["method"]).is_quantised)
         return value

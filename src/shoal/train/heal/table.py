@@ -1,4 +1,7 @@
-"""The methods of healing by name. A new one is one file with its ``prepare``, and one line here."""
+"""The methods of healing by name. A new one is one file with its ``prepare``, and one line here.
+
+The table is plain data, free of torch: recipes, the command's help and the planner read it.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shoal.engine.open import load_strictly, refuse_nonfinite
 from shoal.engine.opening import Opening
-from shoal.train.heal.full import all_of_them, thaw_all
-from shoal.train.heal.lora import add_adapters, most_adapters
-from shoal.train.heal.new_layers import most_new_layers, thaw_new_layers
-from shoal.train.heal.norms import most_vectors, thaw_vectors
-from shoal.train.heal.partial import most_of_the_end, thaw_the_end
-from shoal.train.heal.qlora import open_in_4_bits
+from shoal.words.late import late
 from shoal.words.records import nearest
 
 if TYPE_CHECKING:
@@ -27,6 +24,8 @@ MOST_HEAL_LR = 1e-2
 
 def open_plainly(path: Path, opening: Opening = Opening()) -> Any:
     """The checkpoint in its own dtype. Raises ValueError for a damaged one: what holds NaN trains to NaN at any rate."""
+    from shoal.engine.open import load_strictly, refuse_nonfinite
+
     model = load_strictly(path, device=opening.device, trust_remote_code=opening.trust)
     refuse_nonfinite(model, str(path))
     return model
@@ -42,7 +41,8 @@ class Trainable:
         most_trained: parameters that it trains at most, from sizes, the number of layers and the config, for the memory plan.
         rate: the learning rate at a hidden size of 4096; narrower models take more, in inverse proportion.
         has_adapters: what is trained lies beside the weights, so it has to be merged into them.
-        open: how the checkpoint is opened: plainly, or in 4 bits (``is_quantised``).
+        open: how the checkpoint is opened.
+        is_quantised: the adapters are trained beside weights in 4 bits.
     """
 
     name: str
@@ -52,11 +52,7 @@ class Trainable:
     rate: float
     has_adapters: bool = False
     open: Callable[[Path, Opening], Any] = open_plainly
-
-    @property
-    def is_quantised(self) -> bool:
-        """The adapters are trained beside weights in 4 bits."""
-        return self.open is open_in_4_bits
+    is_quantised: bool = False
 
     def learning_rate(self, hidden_size: int) -> float:
         """The peak rate where none is asked for: the step of Adam on a d x d matrix moves its output in proportion to d."""
@@ -69,24 +65,45 @@ TRAINABLE: dict[str, Trainable] = {
         Trainable(
             "lora",
             "low-rank adapters beside every linear map, merged at the end",
-            add_adapters,
-            most_adapters,
+            late("shoal.train.heal.lora:add_adapters"),
+            late("shoal.train.heal.lora:most_adapters"),
             2e-4,
             has_adapters=True,
         ),
         Trainable(
             "qlora",
             "the same beside weights in 4 bits",
-            add_adapters,
-            most_adapters,
+            late("shoal.train.heal.lora:add_adapters"),
+            late("shoal.train.heal.lora:most_adapters"),
             2e-4,
             has_adapters=True,
-            open=open_in_4_bits,
+            open=late("shoal.train.heal.qlora:open_in_4_bits"),
+            is_quantised=True,
         ),
-        Trainable("partial", "the output head, the final norm and the last layers", thaw_the_end, most_of_the_end, 1e-4),
-        Trainable("new", "the layers that a growing put in", thaw_new_layers, most_new_layers, 1e-4),
-        Trainable("full", "every parameter", thaw_all, all_of_them, 5e-5),
-        Trainable("norms", "gains and biases alone", thaw_vectors, most_vectors, 1e-3),
+        Trainable(
+            "partial",
+            "the output head, the final norm and the last layers",
+            late("shoal.train.heal.partial:thaw_the_end"),
+            late("shoal.train.heal.partial:most_of_the_end"),
+            1e-4,
+        ),
+        Trainable(
+            "new",
+            "the layers that a growing put in",
+            late("shoal.train.heal.new_layers:thaw_new_layers"),
+            late("shoal.train.heal.new_layers:most_new_layers"),
+            1e-4,
+        ),
+        Trainable(
+            "full", "every parameter", late("shoal.train.heal.full:thaw_all"), late("shoal.train.heal.full:all_of_them"), 5e-5
+        ),
+        Trainable(
+            "norms",
+            "gains and biases alone",
+            late("shoal.train.heal.norms:thaw_vectors"),
+            late("shoal.train.heal.norms:most_vectors"),
+            1e-3,
+        ),
     )
 }
 
