@@ -1,6 +1,6 @@
 """What tests of the verb ``heal`` share: its options for a small world, and what a refusal looks like."""
 
-FEW = ("--tokens", 256, "--batch", 4, "--length", 16, "--rank", 2)
+FEW = ("--tokens", 256, "--batch", 4, "--length", 16)
 
 
 def healing(cut, *more):

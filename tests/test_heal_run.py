@@ -159,7 +159,19 @@ def test_a_checkpoint_alone_asks_for_its_teacher(cut, shoal, tmp_path, capfd):
     code, _, err = shoal("heal", student, "--teacher", cut["teacher"], "--text", cut["text"], *FEW, "--out", student / "out")
     one_line(code, err, "overlap")
     code, _, err = shoal(
-        "heal", student, "--teacher", cut["teacher"], "--text", cut["text"], *FEW, "--out", "out", "--ranks", "near_cut"
+        "heal",
+        student,
+        "--teacher",
+        cut["teacher"],
+        "--text",
+        cut["text"],
+        *FEW,
+        "--out",
+        "out",
+        "--rank",
+        2,
+        "--ranks",
+        "near_cut",
     )
     one_line(code, err, "--plan")
 

@@ -35,6 +35,16 @@ def test_every_selector_can_be_named(name):
     assert load_recipe("default", {"select": name}).select == name
 
 
+def test_a_file_writes_pruning_and_healing_as_the_command_line_does(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("prune: wanda:sparsity=40%,allocate=owl\nheal: norms\n")
+    found = load_recipe(str(path))
+    by_option = with_options("default", prune="wanda:sparsity=40%,allocate=owl", heal="norms")
+    assert (found.prune, found.heal) == (by_option.prune, by_option.heal) and found.heal.method == "norms"
+    path.write_text("recipe: owl\nprune: none\nheal: none\nlayers: 3\n")
+    assert load_recipe(str(path)).prune is None and load_recipe(str(path)).heal is None
+
+
 MERGING = [name for name, one in SELECTORS.items() if "weights" in one.reads]
 
 

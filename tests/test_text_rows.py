@@ -104,6 +104,8 @@ BROKEN = {
     "no turns": ({"messages": []}, None, "messages has no turns"),
     "an answer that is a number": ({"question": "w1", "answer": 7}, None, "answer is a number (7); it must be a text"),
     "a text that is an object": ({"text": {"a": 1}}, None, "text is an object"),
+    "a text that is null": ({"id": 3, "text": None}, None, "text is empty (null), and nothing else of the row is text"),
+    "a field that is null": ({"body": None}, "body", "body is empty (null); leave the row out"),
 }
 
 

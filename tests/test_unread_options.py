@@ -74,6 +74,23 @@ def test_a_score_beside_a_selector_that_reads_none_is_refused_everywhere(small, 
     one_line(code, err, "--select deepest reads none")
 
 
+UNHEARD = {
+    "--rank of whole parameters": ("--method", "full", "--rank", 4),
+    "--merge of whole parameters": ("--method", "norms", "--merge", "apart"),
+    "--layers of adapters": ("--layers", 4),
+    "--head of adapters": ("--head", "keep"),
+    "--temperature of given text": ("--temperature", 0.5),
+    "--teacher-cache of no teacher": ("--teacher-cache", 8),
+}
+
+
+@pytest.mark.parametrize("asked", UNHEARD)
+def test_a_healing_refuses_what_it_does_not_read(small, shoal, tmp_path, asked):
+    code, _, err = shoal("heal", small["model"], "--teacher", "none", "--out", "run", *UNHEARD[asked])
+    one_line(code, err, f"{asked.split()[0]} is not read")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("fault", ["nan", "zero"])
 def test_damaged_weights_are_named_as_such(small, shoal, tmp_path, fault):
     write_model(tmp_path / "m")

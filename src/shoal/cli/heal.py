@@ -12,6 +12,8 @@ from shoal.cli.options import LengthOption, OutOption, SeedOption
 from shoal.cli.verb import command_line, given, verb
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from shoal.run.healing.heal_checkpoint import Healed
     from shoal.run.healing.heal_request import HealRequest
     from shoal.show.table import Table
@@ -100,7 +102,29 @@ def request_of(
         "heal": given | seeded,
         **seeded,
     }
-    return HealRequest.from_json(json.dumps(content), where="options")
+    request = HealRequest.from_json(json.dumps(content), where="options")
+    refuse_unheard(options, request)
+    return request
+
+
+READ_WITH_ADAPTERS = ("rank", "alpha", "targets", "variant", "ranks", "pruned", "merge")
+
+
+def refuse_unheard(options: Mapping[str, Any], request: HealRequest) -> None:
+    """Raises ValueError for an option that was given and that this healing does not read: it would be dropped in silence."""
+    from shoal.train.heal.table import trainable_named
+
+    config, method = request.heal, trainable_named(request.heal.method)
+    unread = {} if method.has_adapters else dict.fromkeys(READ_WITH_ADAPTERS, f"--method {method.name} has no adapters")
+    if config.method != "partial":
+        unread |= dict.fromkeys(("layers", "head"), f"it is about --method partial, not {config.method}")
+    if config.source != "teacher":
+        unread["temperature"] = "the teacher writes no text without --source teacher"
+    if request.teacher is None:
+        unread["teacher_cache"] = "there is no teacher"
+    heard = [name for name, value in options.items() if value is not None and name in unread]
+    if heard:
+        raise ValueError(f"--{heard[0].replace('_', '-')} is not read: {unread[heard[0]]}; leave it out")
 
 
 def _rate(text: str | None) -> float | str | None:

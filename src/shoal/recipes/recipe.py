@@ -18,7 +18,7 @@ from shoal.fit.fit_config import LINEAR_ERROR, FitConfig
 from shoal.fit.repair import TrainedOn
 from shoal.fit.table import repair_named
 from shoal.measure.observers import observer_named
-from shoal.prune.prune_config import PruneConfig
+from shoal.prune.prune_config import PruneConfig, parse_prune
 from shoal.select.budget import parse_budget, parse_parameters, parse_size
 from shoal.select.grow_config import GrowConfig
 from shoal.select.merging.merge_config import MergeConfig
@@ -138,10 +138,13 @@ class Recipe(Record):
         alone = [value] if isinstance(value, str) else value
         return {"sources": alone} if isinstance(alone, (list, tuple)) else value
 
-    @field_validator("observers", mode="before")
+    @field_validator("observers", "prune", "heal", mode="before")
     @classmethod
-    def _one_observer(cls, value: object) -> object:
-        return [value] if isinstance(value, str) else value
+    def _one_name(cls, value: object, info: ValidationInfo) -> object:
+        """As on the command line: ``cka``, ``wanda:pattern=2:4``, ``lora``, ``none``."""
+        if not isinstance(value, str) or info.field_name == "observers":
+            return [value] if isinstance(value, str) else value
+        return parse_prune(value) if info.field_name == "prune" else None if value == "none" else {"method": value}
 
     @field_validator("protect", mode="before")
     @classmethod

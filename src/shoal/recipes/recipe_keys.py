@@ -17,7 +17,7 @@ A recipe file states what differs from the recipe `default`, or from another one
 is listed here with the value it has when it is left out. How methods are put together is in [recipes](recipes.md).
 
 A single text may be given as `text: mine.jsonl`, several as `text: [a.txt, b.txt]`; layers as `protect: 0,1,-1` or as
-`protect: [0, 1, -1]`."""
+`protect: [0, 1, -1]`; pruning and healing as on the command line, `prune: wanda:pattern=2:4` and `heal: lora`."""
 
 
 def keys_page() -> str:

@@ -75,6 +75,8 @@ def text_of(row: Mapping[str, Any], where: str, chat: Chat, *, field: str | None
     """
     if field is not None:
         value = at(row, field)
+        if value is None and field in row:
+            raise ValueError(f"{where}: {field} is empty (null); leave the row out")
         if value is None:
             raise ValueError(f"{where} has no {field!r}, only {names_of(row)}; name another with --field")
         return _said(value, where, field, chat)
@@ -84,6 +86,9 @@ def text_of(row: Mapping[str, Any], where: str, chat: Chat, *, field: str | None
             if len(values) == 1:
                 return _said(values[0], where, form.columns[0], chat)
             return _pair(row, where, form, chat)
+    empty = next((name for form in FORMS for name in form.columns if name in row and row[name] is None), None)
+    if empty is not None:
+        raise ValueError(f"{where}: {empty} is empty (null), and nothing else of the row is text; leave the row out")
     raise ValueError(
         f"{where} has no column that Shoal knows as text, only {names_of(row)}; name the one that holds it with --field NAME"
     )
