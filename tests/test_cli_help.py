@@ -133,6 +133,9 @@ FROM_TABLES = {
     ("heal", "--batch"): USUAL.batch,
     ("heal", "--micro-batch"): USUAL.micro_batch,
     ("heal", "--merge"): USUAL.merge,
+    ("heal", "--most-lost"): USUAL.most_lost,
+    ("heal", "--dropout"): f"{USUAL.dropout:g}",
+    ("heal", "--warmup"): USUAL.warmup,
     ("heal", "--ranks"): USUAL.ranks,
 }
 

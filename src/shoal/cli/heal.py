@@ -151,7 +151,8 @@ def show_healed(screen: Any, healed: Healed) -> None:
         kept = "taken" if one.way == merging.way else "not taken"
         screen.say(f"Merge {one.way}: {training.decided_by} {one.lost:+.5f} nats per token, {kept}")
     if healed.model is None:
-        why = f"it lost more than {training.config.most_lost:g}" if merging.trials else "as asked"
+        least = min((one.lost for one in merging.trials), default=None)
+        why = "as asked" if least is None else f"it lost {least:.3g} nats per token, more than --most-lost allows"
         screen.say(f"Not merged ({why}); the adapter is the result: load it beside the student with peft")
     if healed.evaluation is not None:
         screen.show(figure_table(healed))

@@ -46,6 +46,15 @@ class TrainedOptions:
         str | None,
         option("NAME", "original, dequantised, apart, or auto: the best measured.", USUAL.merge, under=ADAPTERS),
     ] = None
+    most_lost: Annotated[
+        float | None,
+        option(
+            "X",
+            "Nats per token that a merge may lose; above it the adapter stays apart.",
+            f"{USUAL.most_lost:g}",
+            under=ADAPTERS,
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,9 @@ class AdapterOptions:
         str | None, option("NAME", "Maps that get adapters: all, mlp or attention.", USUAL.targets, under=ADAPTERS)
     ] = None
     variant: Annotated[str | None, option("NAME", "plain, rslora or dora.", USUAL.variant, under=ADAPTERS)] = None
+    dropout: Annotated[
+        float | None, option("SHARE", "Of the adapters' input, while training.", f"{USUAL.dropout:g}", under=ADAPTERS)
+    ] = None
     ranks: Annotated[
         str | None,
         option("NAME", f"Division of ranks among layers: {', '.join(RANKS)}.", USUAL.ranks, under=ADAPTERS),
@@ -124,6 +136,12 @@ class StepOptions:
             "2e-4 x 4096 / hidden size, in place of 2e-4 1e-4 for partial, 1e-4 for new, 5e-5 for full, "
             "1e-3 for norms; at most 0.01",
             under=STEPS,
+        ),
+    ] = None
+    warmup: Annotated[
+        float | None,
+        option(
+            "N", "First steps with a rising rate: a share of all below 1, else their number.", f"{USUAL.warmup:g}", under=STEPS
         ),
     ] = None
     batch: Annotated[int | None, option("N", "Samples per optimiser step.", USUAL.batch, under=STEPS)] = None
