@@ -7,14 +7,18 @@ import sys
 import time
 
 import pytest
-from heal_command import healing
+from heal_command import FEW
+from world import write_text
 
 pytestmark = pytest.mark.slow  # four processes that import everything
 
 
 def started(cut, out, *more):
     """The command as a process of its own, which trains 300 steps and leaves about 20 checkpoints on its way."""
-    arguments = [str(one) for one in healing(cut, "--out", out, "--tokens", 19200, *more)]
+    text = out.parent / "text.jsonl"
+    if not text.exists():
+        write_text(text, n_documents=1500)
+    arguments = [str(one) for one in (cut["run"], "--text", text, "--out", out, *FEW, "--tokens", 19200, *more)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "shoal", "heal", *arguments]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
