@@ -323,6 +323,13 @@ def test_a_type_that_no_weight_has_and_a_model_that_is_not_there(sources, shoal)
     one_line(code, err, "nowhere is no checkpoint folder")
 
 
+def test_a_model_of_the_hub_is_fetched(sources, shoal, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("shoal.export.exporter.fetched", lambda name, **options: asked.append(name) or sources("fp8"))
+    assert shoal("export", "plain", "org/name", "--out", "out")[0] == 0
+    assert asked == ["org/name"] and (tmp_path / "out" / "model.safetensors").exists()
+
+
 def test_every_method_has_forms_that_tell_themselves_apart():
     for name, packing in PACKINGS.items():
         assert packing.method == name and packing.forms

@@ -5,11 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from families import tiny_model
+from text_world import BOS, word_tokenizer
+from world import write_text
 
 from shoal.engine.tensors import exact_bmm
 from shoal.engine.view import Tap
 from shoal.measure import gram as gram_file
 from shoal.measure.gram import GramObserver, mean_and_stderr
+from shoal.measure.scan import Scan
 from shoal.measure.sinks import TOKENS, massive_tokens, sink_tokens
 from shoal.words.types import Batch, Span
 
@@ -162,3 +166,18 @@ def test_products_are_in_full_fp32_whatever_the_process_has_set(asked, monkeypat
         torch.set_float32_matmul_precision("highest")
         for one, precision in zip(backends, start, strict=True):
             one.fp32_precision = precision
+
+
+def test_a_start_token_that_embeds_as_zero_stops_nothing(shoal, tmp_path):
+    """Where padding and start share a row of the embedding, training leaves it at zero: such tokens count nowhere."""
+    model = tiny_model("llama", n_layers=4)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[BOS] = 0.0
+    model.save_pretrained(tmp_path / "m")
+    word_tokenizer(40).save_pretrained(tmp_path / "m")
+    text = ("--text", write_text(tmp_path / "t.jsonl"), "--length", 16, "--samples", 8)
+    code, out, err = shoal("scan", "m", "--out", "run", *text, "--json")
+    assert code == 0, err
+    found = Scan.load(tmp_path / "run").anatomy
+    assert found.n_sinks == 0 and found.n_zero == found.n_samples and all(math.isnan(one) for one in found.norm_sink)
+    assert shoal("report", "run")[0] == 0

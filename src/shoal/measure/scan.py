@@ -195,7 +195,8 @@ def finish(gram: GramObserver, observers: Sequence[TableObserver] = (), *, prove
                 "of the embedding are all zero; the checkpoint is damaged, use another"
             )
         raise ValueError("the scan got no samples; give it text for at least one")
-    if not math.isfinite(sum(anatomy.norm_sink)):
+    norms = anatomy.norm_sink if anatomy.n_sinks else anatomy.norm_rest  # a start token that embeds as zero is no sink
+    if not math.isfinite(sum(norms)):
         raise ValueError("the hidden states are NaN or infinite on this text; check the weights, or use float32 or bfloat16")
     tables = [table for observer in (gram, *observers) for table in observer.tables()]
     counted = provenance.model_copy(update={"n_samples": anatomy.n_samples, "n_tokens": anatomy.n_tokens})
