@@ -1,9 +1,9 @@
-"""The main job on real models: the default and ``--effort high`` against the same cut without repair, on held-out text.
+"""The main job on real models: the default, and training behind it, against the same cut without repair, on held-out text.
 
     python benchmarks/compress.py --model A=text.txt --model B=text.txt [--drop 25%] [--fit-tokens N] [--train-tokens N]
 
-Every model is compressed by the recipes ``default`` and ``high``; the checkpoints are reloaded by plain transformers. Without
-``--model`` the bundled model and text are used, and the results go to a file of their own.
+Every model is compressed by the recipes ``default``, ``polished`` and ``high``; checkpoints are reloaded by plain transformers.
+Without ``--model`` the bundled model and text are used, and the results go to a file of their own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from shoal.run.job import bundled_model, versions
 from shoal.words.records import write_atomically
 
 HERE = Path(__file__).parent
-RECIPES = ("default", "high")
+RECIPES = ("default", "polished", "high")
 
 
 def measure(recipe: str, model: str, text: str, *, changes: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -47,6 +47,7 @@ def measure(recipe: str, model: str, text: str, *, changes: dict[str, Any], fold
         "perplexity": [found.teacher.perplexity.value, plain.perplexity, found.student.perplexity.value],
         "fit_tokens": outcome.repaired.n_tokens if outcome.repaired else 0,
         "trained_tokens": sum(one.n_tokens for one in outcome.trained),
+        "healed_tokens": outcome.healed.training.n_tokens if outcome.healed else 0,
         "seconds": round(seconds, 1),
         "candidates": [
             {"layers": list(c.layers), "kl": c.kl, "kl_plain": c.kl_plain, "proposed_by": list(c.proposed_by)}
@@ -61,16 +62,20 @@ def main() -> None:
     parser.add_argument("--drop", default="25%")
     parser.add_argument("--fit-tokens", type=int, default=None)
     parser.add_argument("--train-tokens", type=int, default=None)
+    parser.add_argument(
+        "--recipes", type=lambda text: text.split(","), default=list(RECIPES), help="the rows of others in the file are kept"
+    )
     parser.add_argument("--out", type=Path, help="default: results/compress.json, or compress-bundled.json")
     args = parser.parse_args()
     out = args.out or HERE / "results" / ("compress.json" if args.model else "compress-bundled.json")
     changes = {"drop": args.drop, "fit": {"tokens": args.fit_tokens}, "train": {"tokens": args.train_tokens}}
-    rows = []
+    rows = [row for row in json.loads(out.read_text())["rows"] if row["recipe"] not in args.recipes] if out.exists() else []
     for one in args.model or [f"{bundled_model()}="]:
         model, _, text = one.partition("=")
-        for recipe in RECIPES:
+        for recipe in args.recipes:
+            healing = {"heal": {"tokens": args.train_tokens}} if load_recipe(recipe).heal else {}
             with tempfile.TemporaryDirectory() as folder:
-                row = measure(recipe, model, text, changes=changes, folder=Path(folder) / "run")
+                row = measure(recipe, model, text, changes={**changes, **healing}, folder=Path(folder) / "run")
             rows.append({"model": Path(model).name, "text": Path(text).name or "bundled", **row})
             figures = f"KL without repair {row['kl_without_repair']:.4f}, with {row['kl']:.4f}"
             print(f"{Path(model).name:16} {recipe:8} {row['layers']}  {figures}  {row['seconds']:.0f} s", flush=True)

@@ -58,7 +58,6 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 OBJECTIVES = {"kd": "forward_kl", "text": "next_token", "hidden": "hidden_mse"}
 STARTS = ("plain", "repaired")
-TIMES = (1 / 3, 1.0, 3.0)
 VALIDATIONS = 4
 Row = dict[str, Any]
 
@@ -342,7 +341,7 @@ class Bench:
         own = pupil.method.learning_rate(pupil.hidden_size)
         lr, rates = self.known_rate(name, own), []
         if lr is None:
-            rates = find_rate(pupil, config, lesson, work, device="cpu", times=TIMES)
+            rates = find_rate(pupil, config, lesson, work, device="cpu")
             lr = best_rate(rates)
         done = train(pupil, config.model_copy(update={"lr": lr}), lesson, work)
         merging, model = merge_pupil(pupil, config, lesson, path)
@@ -367,7 +366,7 @@ class Bench:
         """The inherited layer, behind the cut or behind the repair, whose values are then trained with it."""
         from shoal.engine.open import load_strictly
         from shoal.train.config import MOST_LR, RATE_TIMES_WIDTH
-        from shoal.train.heal.rates import FEWEST_STEPS, SHARE
+        from shoal.train.heal.rates import FEWEST_STEPS, SHARE, TIMES
 
         own = min(MOST_LR, RATE_TIMES_WIDTH / self.opened.model.config.hidden_size)
         repair = "none" if start == "plain" else self.args.repair

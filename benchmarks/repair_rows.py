@@ -219,9 +219,9 @@ def polished_layer(cut: Cut) -> Made:
 
 
 def full(cut: Cut) -> Made:
-    """As :func:`polished_layer`, in the stages, at the rates and with the batch of the recipe ``high``."""
+    """As :func:`polished_layer`, in the stages, at the rates and with the batch of the recipe ``polished``."""
     start = cut.fitted.get("sweep") or repaired("sweep")(cut)
-    config = RECIPES["high"].recipe.train.model_copy(update={"tokens": cut.long})
+    config = RECIPES["polished"].recipe.train.model_copy(update={"tokens": cut.long})
     stages = [
         TrainingPhase(objective=one.objective, tokens=spent, lr=one.rates(cut.view.hidden_size)[0])
         for one, spent in zip(config.schedule(), config.stage_tokens(cut.long), strict=True)

@@ -61,7 +61,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "ours, refit, mixed": ("default", {"repair": "refit", "text": "mixed"}),
     "ours, sweep": ("default", {"repair": "sweep"}),
     "ours, sweep, mixed": ("default", {"repair": "sweep", "text": "mixed"}),
-    "ours, high": ("high", {"repair": "sweep", "train": {}}),
+    "ours, polished": ("polished", {"repair": "sweep", "train": {}}),
 }
 """Recipe and changes of each row. All cut the span that the recipe's own criterion ranks first."""
 AFTER_A_REPAIR = ("plain cut", "ReplaceMe", "LLM-Streamline, layer", "ours, refit", "ours, sweep", "ours, sweep, mixed")
@@ -409,7 +409,7 @@ def in_rounds(n_rounds: int) -> Callable[[Bench], dict[str, Any]]:
 
 
 AT_25 = tuple(METHODS)
-ELSEWHERE = tuple(name for name in METHODS if "mixed" not in name and name != "ours, high")
+ELSEWHERE = tuple(name for name in METHODS if "mixed" not in name and name != "ours, polished")
 CELLS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "criteria": criteria,
     "plain 25 % other": plain_cuts("25 %", "other"),

@@ -220,22 +220,31 @@ def test_who_names_a_replacement_means_it_alone():
     assert load_recipe("default", {"replace": "none"}).repair == "none"
     assert load_recipe("default", {"replace": "layer", "repair": "sweep"}).repair == "sweep"
     assert load_recipe("default", {"repair": "map"}).replace == "none"
-    assert load_recipe("high").training() is not None and load_recipe("high").repair == "auto"
+    assert load_recipe("polished").training() is not None and load_recipe("polished").repair == "auto"
+
+
+def test_high_trains_every_weight_behind_the_default_and_its_method_can_be_named():
+    high, default = load_recipe("high"), load_recipe("default")
+    same = {"name", "about", "papers", "heal"}
+    assert high.model_dump(exclude=same) == default.model_dump(exclude=same)
+    assert (high.heal.method, high.heal.lr, high.heal.objective) == ("full", "auto", None)
+    assert load_recipe("high", {"heal": {"method": "lora"}}).heal.lr == "auto"
+    assert load_recipe("high", {"heal": None}).heal is None
 
 
 def test_who_names_a_polish_means_it_instead_of_the_stages_of_the_recipe():
-    stages = load_recipe("high").training().schedule()
+    stages = load_recipe("polished").training().schedule()
     assert [stage.objective for stage in stages] == ["hidden_mse", "forward_kl"]
-    (one,) = load_recipe("high", {"polish": "kl"}).training().schedule()
+    (one,) = load_recipe("polished", {"polish": "kl"}).training().schedule()
     assert one.objective == "forward_kl"
-    assert load_recipe("high", {"polish": "none"}).training() is None
+    assert load_recipe("polished", {"polish": "none"}).training() is None
     with pytest.raises(ValueError, match="two objectives"):
-        load_recipe("high", {"polish": "kl", "train": {"stages": [{"objective": "cosine"}]}})
+        load_recipe("polished", {"polish": "kl", "train": {"stages": [{"objective": "cosine"}]}})
 
 
 def test_a_scaled_stream_is_not_trained_towards_the_teachers():
     with pytest.raises(ValueError, match="'magnitude' scales the stream"):
-        load_recipe("high", {"repair": "magnitude"})
+        load_recipe("polished", {"repair": "magnitude"})
 
 
 def test_what_starts_at_random_cannot_be_repaired():

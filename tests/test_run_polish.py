@@ -80,11 +80,11 @@ def test_without_polish_the_values_of_the_repair_stand_again(small, whole, tmp_p
     assert same(beside(bare.folder), load_file(whole.folder / "fit.safetensors"))
 
 
-def test_high_trains_the_layer_before_each_cut_whole_from_the_repair_of_the_plan_it_chose(small, tmp_path):
+def test_polished_trains_the_layer_before_each_cut_whole_from_the_repair_of_the_plan_it_chose(small, tmp_path):
     changes = {key: value for key, value in TRAIN.items() if key != "lr"}
     text = {"sources": [small["text"]], "samples": 12, "length": LENGTH, "selection": 8, "evaluation": 8}
     base = {"model": small["model"], "drop": "2", "text": text, "guard": 3, "fit": {"tokens": 100 * LENGTH}, "train": changes}
-    outcome = compress(load_recipe("high", base), tmp_path / "run")
+    outcome = compress(load_recipe("polished", base), tmp_path / "run")
     default = compress(
         load_recipe("default", {key: value for key, value in base.items() if key != "train"}), tmp_path / "default"
     )

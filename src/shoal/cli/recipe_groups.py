@@ -50,7 +50,7 @@ class MethodOptions:
         option(
             "NAME",
             "low: two candidates, only the layer before each cut is refitted; default: four, and every kept layer from "
-            "there on; high: then trains what was set.",
+            "there on; high: then trains every weight on the teacher's logits.",
             "default",
         ),
     ] = None

@@ -57,7 +57,8 @@ def with_options(recipe: str, **options: Any) -> Recipe:
     refuse_unread(found, options)
     if train and found.training() is None:
         raise ValueError(
-            "--train-tokens and --lr are for training, and nothing is trained; add --polish kl, or --replace layer"
+            "--train-tokens and --lr are for training, and nothing is trained; add --polish kl, or --replace layer; the tokens "
+            "of a healing are --heal-tokens"
         )
     running = [name for name, one in SELECTORS.items() if "values" in one.reads]
     if search and found.select not in running:

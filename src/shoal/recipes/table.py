@@ -13,7 +13,6 @@ from shoal.recipes.named.finercut import FINERCUT
 from shoal.recipes.named.ghosted_layers import GHOSTED_LAYERS
 from shoal.recipes.named.grow import GROW
 from shoal.recipes.named.high import HIGH
-from shoal.recipes.named.high_heal import HIGH_HEAL
 from shoal.recipes.named.laco import LACO
 from shoal.recipes.named.lamp import LAMP_ZEROS
 from shoal.recipes.named.layer_importance import LAYER_IMPORTANCE
@@ -23,6 +22,7 @@ from shoal.recipes.named.llama_pro import LLAMA_PRO
 from shoal.recipes.named.llm_streamline import LLM_STREAMLINE
 from shoal.recipes.named.low import LOW
 from shoal.recipes.named.owl import OWL_ZEROS
+from shoal.recipes.named.polished import POLISHED
 from shoal.recipes.named.prune_comp import PRUNE_COMP
 from shoal.recipes.named.reassessing import REASSESSING
 from shoal.recipes.named.replaceme import REPLACEME
@@ -47,11 +47,11 @@ RECIPES: dict[str, NamedRecipe] = {
         DEFAULT,
         LOW,
         HIGH,
+        POLISHED,
         LLM_STREAMLINE,
         UIDL,
         UIDL_SIMPLE,
         REASSESSING,
-        HIGH_HEAL,
         STREAMLINE_KD,
         SHORTGPT,
         SLEB,

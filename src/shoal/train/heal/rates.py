@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 SHARE = 0.1
 FEWEST_STEPS = 20
-TIMES = (1 / 9, 1 / 3, 1.0, 3.0, 9.0)
-"""The rates that are tried, in multiples of the method's own; beyond the ends while the best is at an end."""
+TIMES = (1 / 3, 1.0, 3.0)
+"""The rates that are tried first, in multiples of the method's own; beyond the ends while the best is at an end."""
 STEP, MOST_TRIALS = 3.0, 9
 
 
@@ -35,14 +35,11 @@ def find_rate(
     *,
     device: str,
     tell: Callable[[int, int], None] | None = None,
-    times: Sequence[float] = TIMES,
 ) -> tuple[RateTrial, ...]:
     """Train a tenth of the tokens (at least 20 steps) at several rates, each from the same start; the student is left there.
 
     The text of the trials is the beginning of the run's own, and they are measured on the selection text when they end.
 
-    Args:
-        times: the rates tried first, in multiples of the method's own.
     Returns: the trials in order of their rates.
     """
     from shoal.train.heal.train import steps_of, train_at
@@ -71,14 +68,14 @@ def find_rate(
         return found
 
     trials = {one.lr: one for one in (RateTrials.load(record).trials if record.exists() else ())}
-    waiting = [own * one for one in times]
+    waiting = [own * one for one in TIMES]
     while waiting:
         for lr in waiting:
             if lr not in trials:
                 trials[lr] = measure(lr)
                 RateTrials(trials=tuple(trials.values())).save(record)
                 if tell is not None:
-                    tell(len(trials), max(len(trials), len(times)))
+                    tell(len(trials), max(len(trials), len(TIMES)))
         waiting = _beyond(trials.values()) if len(trials) < MOST_TRIALS else []
     return tuple(sorted(trials.values(), key=lambda one: one.lr))
 

@@ -241,10 +241,13 @@ class _Watch(TrainerCallback):
 
 
 class StepProgress(TrainerCallback):
-    """Tells somebody how many steps are done."""
+    """Tells somebody how many steps are done, from the beginning on, where the student is measured before the first."""
 
     def __init__(self, tell: Callable[[int, int], None]) -> None:
         self.tell = tell
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.tell(state.global_step, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.tell(state.global_step, state.max_steps)
