@@ -40,6 +40,7 @@ def test_more_work_takes_longer():
     assert seconds(text={"samples": 8}) < seconds(text={"samples": 64})
     assert seconds() < seconds(replace="layer", repair="sweep", polish="hidden", train={"tokens": 100_000})
     assert seconds() < seconds(heal={"tokens": 10_000}) < seconds(heal={"tokens": 100_000})
+    assert seconds(heal={"tokens": 100_000, "lr": "auto"}) > seconds(heal={"tokens": 100_000})
 
 
 def test_a_search_takes_as_long_as_the_sets_it_runs():

@@ -138,6 +138,8 @@ def _rate(text: str | None) -> float | str | None:
 
 def show_healed(screen: Any, healed: Healed) -> None:
     """Learning rates that were tried, the training, the merge, the figures and where the files are."""
+    from shoal.show.before_after import before_after
+
     training, merging = healed.training, healed.merging
     if training.rates:
         screen.show(rate_table(healed))
@@ -154,8 +156,8 @@ def show_healed(screen: Any, healed: Healed) -> None:
         least = min((one.lost for one in merging.trials), default=None)
         why = "as asked" if least is None else f"it lost {least:.3g} nats per token, more than --most-lost allows"
         screen.say(f"Not merged ({why}); the adapter is the result: load it beside the student with peft")
-    if healed.evaluation is not None:
-        screen.show(figure_table(healed))
+    if healed.evaluation is not None and healed.before is not None:
+        screen.show(before_after(healed.before, healed.evaluation))
     files = [("checkpoint", healed.model), ("adapter", healed.adapter), ("training", healed.folder / "heal.json")]
     if healed.evaluation is not None:
         files.append(("report", healed.folder / "report.html"))
@@ -185,20 +187,3 @@ def rate_table(healed: Healed) -> Table:
     )
     measure = f"{training.decided_by} after {training.rates[0].n_tokens:,} tokens"
     return Table("Learning rates", numbers("learning rate", measure, ""), rows)
-
-
-def figure_table(healed: Healed) -> Table:
-    """Teacher, student and healed student on the evaluation slice."""
-    from shoal.show.table import Column, Table, numbers
-    from shoal.words.numbers import number, percent
-
-    assert healed.evaluation is not None and healed.before is not None
-    both = (healed.before, healed.evaluation.quality)
-    texts = healed.evaluation.teacher.perplexity.value, healed.evaluation.student.perplexity.value
-    rows = (
-        ("KL to the teacher, nats per token", "0", *(number(one.kl) for one in both)),
-        ("top-1 agreement with the teacher", "100 %", *(f"{percent(one.agreement)} %" for one in both)),
-        ("damage repaired (share of the KL)", None, None, f"{percent(healed.repaired or 0.0)} %"),
-        ("perplexity", number(texts[0]), None, number(texts[1])),
-    )
-    return Table("Before and after, on the evaluation slice", (Column(""), *numbers("teacher", "before", "healed")), rows)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from shoal.fit.table import repair_named
+from shoal.train.heal.rates import usual_tokens
 from shoal.words.model_shape import ModelShape
 from shoal.words.records import Record
 
@@ -162,7 +163,9 @@ def estimate(inputs: Inputs, rates: StageRates, *, recipe: Recipe | None = None)
     if recipe.prune is not None:
         stages["prune"] = _pruning(inputs, recipe.prune, rates, n_scan)
     if recipe.heal is not None:
-        stages["healing"] = TRAINING * rates.layers * (recipe.heal.tokens or DEFAULT_TOKENS) * share
+        n_healing = recipe.heal.tokens or DEFAULT_TOKENS
+        n_searching = usual_tokens(n_healing) if recipe.heal.lr == "auto" else 0
+        stages["healing"] = TRAINING * rates.layers * (n_healing + n_searching) * share
     spoken = (
         SPEED_ROUNDS * DEPTHS * rates.layers * (min(PROBE_TOKENS, length) + 16 * NEW_TOKENS)
     )  # one token costs as 16 of many

@@ -74,6 +74,7 @@ def read_run(folder: Path) -> RunData:
     from shoal.checkpoint.verify import Verification
     from shoal.edits.plan import Plan
     from shoal.evaluate.evaluation import Evaluation
+    from shoal.measure.oracle import Quality
     from shoal.measure.scan import Scan
     from shoal.measure.unit_score_record import UnitScores
     from shoal.prune.thin_result import ThinResult
@@ -118,6 +119,7 @@ def read_run(folder: Path) -> RunData:
         thinned=ThinResult.load(folder / "prune.json") if (folder / "prune.json").is_file() else None,
         verification=Verification.load(folder / "verification.json") if has["verification.json"] else None,
         healing=HealTraining.load(folder / "heal.json") if (folder / "heal.json").is_file() else None,
+        before=Quality.load(folder / "before.json") if (folder / "before.json").is_file() else None,
         search=SearchRecord.load(folder / "search.json") if (folder / "search.json").is_file() else None,
         scores=UnitScores.load(folder / "scores.json") if (folder / "scores.json").is_file() else None,
         proved=_proved(folder),

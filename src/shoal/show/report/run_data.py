@@ -10,6 +10,7 @@ from shoal.evaluate.evaluation import Evaluation
 from shoal.evaluate.tasks.benchmark import Benchmark
 from shoal.export.proof_record import ProofRecord
 from shoal.fit.fit_result import FitResult
+from shoal.measure.oracle import Quality
 from shoal.measure.scan import Scan
 from shoal.measure.unit_score_record import UnitScores
 from shoal.prune.thin_result import ThinResult
@@ -63,6 +64,7 @@ class RunData:
 
     Attributes:
         name: the model that was cut, for others to read.
+        before: the student as it came to a healing of its own, on the text of ``evaluation``.
         proved: files of this student in engines.
         answers: what ``shoal eval --task … --json`` printed, kept in the folder as ``tasks.json``.
         missing: files that a finished run of this kind would have, each with the step that writes it.
@@ -79,6 +81,7 @@ class RunData:
     thinned: ThinResult | None = None
     verification: Verification | None = None
     healing: HealTraining | None = None
+    before: Quality | None = None
     merging: Merging | None = None
     ratios: RatioCurves | None = None
     search: SearchRecord | None = None

@@ -80,6 +80,11 @@ def find_rate(
     return tuple(sorted(trials.values(), key=lambda one: one.lr))
 
 
+def usual_tokens(tokens: int) -> float:
+    """What a search trains beside a run of so many tokens, where the best of the rates tried first is not at an end."""
+    return len(TIMES) * SHARE * tokens
+
+
 def _beyond(trials: Iterable[RateTrial]) -> list[float]:
     """The next rate to try where the best is at an end of those tried."""
     ordered = sorted(trials, key=lambda one: one.lr)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+from shoal.show.before_after import before_after
 from shoal.show.chart import Chart, Point, Rule, Series
 from shoal.show.html import tag
 from shoal.show.report.run_data import Part, RunData, Section
@@ -19,12 +20,16 @@ def healing(data: RunData) -> Section | None:
     parts += [tag("p", f"Teacher: {one}.") for one in (done.quantised, done.cached) if one is not None]
     if data.merging is not None and data.merging.trials:
         parts.append(tag("p", _merged(done, data.merging)))
+    files = "heal.json, merge.json"
+    if data.before is not None and data.evaluation is not None:
+        parts.append(before_after(data.before, data.evaluation))
+        files += ", before.json, evaluation.json"
     parts.append(_chart(done, "loss", "Objective on the training text", "objective", lambda p: p.loss))
     if done.start.kl is not None:
         parts.append(_chart(done, "kl", "KL to the teacher on selection", "KL, nats per token", lambda p: p.kl))
     parts.append(_chart(done, "nll", "Loss of the text on selection", "NLL, nats per token", lambda p: p.nll))
     parts.append(_table(done))
-    return Section("healing", "How it healed", "heal.json, merge.json", tuple(parts))
+    return Section("healing", "How it healed", files, tuple(parts))
 
 
 def _said(done: HealTraining) -> str:
