@@ -77,6 +77,8 @@ def test_a_score_beside_a_selector_that_reads_none_is_refused_everywhere(small, 
 UNHEARD = {
     "--rank of whole parameters": ("--method", "full", "--rank", 4),
     "--merge of whole parameters": ("--method", "norms", "--merge", "apart"),
+    "--most-lost of whole parameters": ("--method", "full", "--most-lost", 0.1),
+    "--dropout of whole parameters": ("--method", "full", "--dropout", 0.1),
     "--layers of adapters": ("--layers", 4),
     "--head of adapters": ("--head", "keep"),
     "--temperature of given text": ("--temperature", 0.5),

@@ -107,7 +107,7 @@ def request_of(
     return request
 
 
-READ_WITH_ADAPTERS = ("rank", "alpha", "targets", "variant", "ranks", "pruned", "merge")
+READ_WITH_ADAPTERS = ("rank", "alpha", "targets", "variant", "ranks", "pruned", "dropout", "merge", "most_lost")
 
 
 def refuse_unheard(options: Mapping[str, Any], request: HealRequest) -> None:
