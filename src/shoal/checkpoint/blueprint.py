@@ -16,9 +16,10 @@ from shoal.engine.families import find_layers, refuse_coupled_layers, text_confi
 from shoal.engine.model_config import build_empty
 from shoal.words.reading import guarded
 
-IGNORED = ("layer_idx", "training", "gradient_checkpointing")  # layer_idx is renumbered; the others are state, not structure
+# ``layer_idx`` is renumbered; the others are state, not structure.
+IGNORED = ("layer_idx", "training", "gradient_checkpointing")
 SETTINGS = (bool, int, float, str, tuple, list, type(None))
-MOST_BUILT = 8  # spans for which models are built before a family is refused
+MOST_BUILT = 8  # Models are built for so many spans before a family is refused.
 IMPLEMENTATIONS = ("_attn_implementation_internal", "_experts_implementation_internal", "_name_or_path", "_commit_hash")
 
 
@@ -87,7 +88,7 @@ def check_can_be_cut(config: Any, *, model_class: Any | None = None, trust_remot
     for start, stop in sorted(spans_that_may_go(n), key=lambda span: (span[1] - span[0], abs(sum(span) - n))):
         kept = [layer for layer in range(n) if not start <= layer < stop]
         try:
-            edited_config_dict(content, kept)  # fast; most of what a family cannot lose shows here
+            edited_config_dict(content, kept)  # This is fast, and shows most of what a family cannot lose.
             n_built += 1
             check_layers(config, kept, model_class=model_class, trust_remote_code=trust_remote_code)
             return

@@ -76,7 +76,7 @@ NEEDED: dict[str, tuple[Any, ...]] = {
     "hybrid_layer_ids": ((), [], None),
 }
 RECURRENT = ("linear_attention", "conv", "mamba", "mamba2", "recurrent", "short_conv", "moe", "mlp")
-LENGTH_FROM_FIRST = ("minimax",)  # cached generation is wrong, without an error, when the first layer has no key-value cache
+LENGTH_FROM_FIRST = ("minimax",)  # Cached generation is wrong, without an error, when the first layer has no key-value cache.
 LOOKS_PER_LAYER = re.compile(r"layers?(_|$)|_idxs?$|indices|per_layer|period|interval")
 
 
@@ -196,7 +196,7 @@ def edited_config_dict(config: dict[str, Any], order: Sequence[int]) -> dict[str
         if isinstance(decoder.get(field), list):
             decoder[field] = [j for j, layer in enumerate(order) if layer in decoder[field]]
     known.update(_edit_special(decoder, order, n, where))
-    if edited.get("replacements"):  # of a checkpoint with code of ours: modules go and move with the layer they follow
+    if edited.get("replacements"):  # Modules of a checkpoint with our code go and move with the layer they follow.
         modules = edited["replacements"]
         edited["replacements"] = {str(j): modules[str(layer)] for j, layer in enumerate(order) if str(layer) in modules}
         known.add("replacements")
@@ -255,10 +255,10 @@ def _edit_pattern(decoder: dict[str, Any], pattern: Pattern, order: Sequence[int
 
 def _edit_special(decoder: dict[str, Any], order: Sequence[int], n: int, where: str) -> set[str]:
     """Fields with a form of their own. Returns their names."""
-    if decoder.get("attention_types"):  # gpt_neo: [[kinds, repeats], ...]; attention_layers is derived from it on loading
+    if decoder.get("attention_types"):  # gpt_neo has [[kinds, repeats], ...], from which loading derives attention_layers.
         kinds = [kind for some, repeats in decoder["attention_types"] for _ in range(repeats) for kind in some]
         decoder["attention_types"] = [[[kinds[layer]], 1] for layer in order]
-    if decoder.get("block_types"):  # recurrent_gemma: a cycle; an explicit cycle as long as the model describes anything
+    if decoder.get("block_types"):  # recurrent_gemma has a cycle; an explicit cycle as long as the model describes anything.
         cycle = decoder["block_types"]
         decoder["block_types"] = [cycle[layer % len(cycle)] for layer in order]
     if decoder.get("per_layer_config"):
@@ -266,9 +266,10 @@ def _edit_special(decoder: dict[str, Any], order: Sequence[int], n: int, where: 
         decoder["per_layer_config"] = {str(j): by_layer[layer] for j, layer in enumerate(order) if layer in by_layer}
     if decoder.get("kv_source_layers"):
         decoder["kv_source_layers"] = list(range(len(order)))
-    if decoder.get("scale_depth"):  # minicpm3: layers use scale_depth / sqrt(n)
+    if decoder.get("scale_depth"):  # Layers of minicpm3 use scale_depth / sqrt(n).
         decoder["scale_depth"] = _scaled(decoder["scale_depth"], n, len(order))
-    if decoder.get("num_nextn_predict_layers"):  # multi-token prediction layers are not part of the decoder and are not kept
+    # Layers for multi-token prediction are not part of the decoder and are not kept.
+    if decoder.get("num_nextn_predict_layers"):
         decoder["num_nextn_predict_layers"] = 0
     for field, listed in DEFAULT_OF.items():
         if decoder.get(field) not in (None, 0, 1) and not decoder.get(listed) and listed != "indexer_types":

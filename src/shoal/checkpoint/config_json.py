@@ -14,7 +14,7 @@ from typing import Any
 
 from shoal.checkpoint.config_fields import NESTED
 
-WHO_READ_IT = ("transformers_version", "_name_or_path")  # what says who read a config, and where, is nothing of the model
+WHO_READ_IT = ("transformers_version", "_name_or_path")  # These keys say who read a config, and where: nothing of the model.
 NOT_COMPARED = (*WHO_READ_IT, "architectures", "dtype", "torch_dtype")
 ABSENT = object()
 CONFIG = "config.json"
@@ -28,7 +28,7 @@ NESTED_NAMES = {
     "gemma3n_text": ("rope_theta", "rope_local_base_freq"),
     "modernbert-decoder": ("global_rope_theta", "local_rope_theta"),
 }
-SPLIT_OFF = ("rope_theta", "partial_rotary_factor")  # keys of rope_parameters that never were in rope_scaling
+SPLIT_OFF = ("rope_theta", "partial_rotary_factor")  # These keys of rope_parameters never were in rope_scaling.
 
 
 def write_config(path: Path, stated: Mapping[str, Any], before: Any, after: Any) -> None:
@@ -80,7 +80,7 @@ def state_both_names(content: dict[str, Any], full: Mapping[str, Any]) -> None:
         if part.get("dtype") or part.get("torch_dtype"):
             part["dtype"] = part["torch_dtype"] = whole.get("dtype") or part.get("dtype") or part["torch_dtype"]
         _state_rotary(part, whole)
-    if "text_config" in full and "text_config" not in content:  # the text model's fields stand at the top of older wrappers
+    if "text_config" in full and "text_config" not in content:  # The text model's fields stand at the top of older wrappers.
         _state_rotary(content, full["text_config"])
 
 

@@ -39,7 +39,7 @@ def cut(view: DecoderView, student: Student) -> Any:
     rebuilt = nn.ModuleList()
     memo[id(layers)] = rebuilt
     result = copy.deepcopy(model, memo)
-    around = dict(memo)  # a layer that stands in several places is copied anew for each
+    around = dict(memo)  # A layer that stands in several places is copied anew for each.
     for place in row:
         if place.module is not None:
             new = _stock_copy(place, layers[place.layer], memo, family)
@@ -132,7 +132,7 @@ def _stock_copy(place: _LayerToBe, stock: nn.Module, memo: dict[int, Any], famil
     tensors = {id(t): t for t in [*inside.parameters(), *inside.buffers()]}
     new = copy.deepcopy(inside, {**memo, **tensors})
     theirs = dict(stock.named_modules())
-    for path, module in new.named_modules():  # a replacement may have been copied with a config of its own
+    for path, module in new.named_modules():  # A replacement may have been copied with a config of its own.
         for name, value in vars(theirs[path]).items() if path in theirs else ():
             if id(value) in memo and hasattr(value, "model_type"):
                 setattr(module, name, memo[id(value)])

@@ -20,13 +20,13 @@ from shoal.words.reading import shortened
 Matches = Callable[[str], bool]
 MARKS = ("re:", "+:", "-:")
 LITERAL = re.compile(r"[\w.\-/]*")
-BOUNDARY = r"(?:(?<=\.)|(?=\.|$))"  # transformers.quantizers.quantizers_utils.should_convert_module
+BOUNDARY = r"(?:(?<=\.)|(?=\.|$))"  # The rule is that of transformers.quantizers.quantizers_utils.should_convert_module.
 # What can stand for a layer number in a pattern: digits, a class or a group of such, one after the other.
 NUMBER = re.compile(
     r"(?:(?:\((?:\?:)?(?:[\d|\[\]\-^]|\\d)*\d(?:[\d|\[\]\-^]|\\d)*\)|\[[\d\-^]+\]|\\d|\d)(?:[?+*]|\{\d+(?:,\d*)?\})?)+"
 )
 NUMBERED_LAYERS = re.compile(r"(?:layers?|blocks?|(?:^|\.)h)\\?[./\[(]+(?:\?:)?\d", re.IGNORECASE)
-GLOB = re.compile(r"[\w.\-/*?]*(?<![.\])])\*[\w.\-/*?]*")  # a star that no regular expression would have there
+GLOB = re.compile(r"[\w.\-/*?]*(?<![.\])])\*[\w.\-/*?]*")  # No regular expression would have a star there.
 PER_LAYER = re.compile(r"layers?(?:_|$)|_idxs?$|indices")
 NEVER = "(?!)"  # This regular expression matches nowhere.
 
@@ -145,7 +145,7 @@ def _text(text: str, names: Names, where: str, is_about_modules: bool) -> tuple[
     if text in names.after:  # The text is a name as it stands.
         return names.after[text]
     if LITERAL.fullmatch(text) and not re.search(r"\d", text):
-        return (text,)  # without a number or a wildcard it means the same modules in any numbering
+        return (text,)  # Without a number or a wildcard the text means the same modules in any numbering.
     readings = [(make, found) for make in readings_of(text) if (found := make(text)) is not None]
     meant = [names.meant(matches) for _, matches in readings]
     if all(names.found(matches) == wanted for (_, matches), wanted in zip(readings, meant, strict=True)):
@@ -215,10 +215,11 @@ def _candidates(text: str, names: Names) -> Iterator[str]:
     for place, number in places:
         if number:
             yield text[: place.start()] + number + text[place.end() :]
-            yield f"{text[: place.start()]}(?:{number}|{place[0]}){text[place.end() :]}"  # a tower's layers keep their numbers
+            # The layers of a tower keep their numbers.
+            yield f"{text[: place.start()]}(?:{number}|{place[0]}){text[place.end() :]}"
     if len(places) > 1:
         whole = text
-        for place, number in reversed(places):  # from the end, so that the places before stay where they are
+        for place, number in reversed(places):  # The last place goes first, so that those before it stay where they are.
             whole = whole[: place.start()] + (number or NEVER) + whole[place.end() :]
         yield whole
 

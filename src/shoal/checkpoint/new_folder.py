@@ -38,13 +38,14 @@ def new_folder(out: Path, *, n_bytes: int = 0) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         refuse_full_disk(out.parent, n_bytes)
         temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:  # a file on the way, a place that takes none
+    except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
+        # A file is in the way, or the place takes no folder.
         raise ValueError(f"--out {out} cannot be made ({error.strerror}); give a folder in a place that can hold it") from None
     try:
         yield temporary
         os.chmod(temporary, 0o755)
         os.replace(temporary, out)  # The target is an empty folder or nothing.
-    except ValueError as error:  # the reader knows the folder by its final name only
+    except ValueError as error:  # The reader of the message knows the folder by its final name only.
         if str(temporary) not in str(error):
             raise
         raise ValueError(str(error).replace(str(temporary), str(out))) from None

@@ -50,7 +50,8 @@ class NewTensors:
         for edit in edits:
             for layer, keys in edit.written().items():
                 written.setdefault(layer, {}).update(keys)
-        self._keys: dict[int, dict[str, str | None]] = {}  # position -> name in its layer -> key of its value; None: zeros
+        # The keys are position and name in its layer, the value is the key of its value; None: zeros.
+        self._keys: dict[int, dict[str, str | None]] = {}
         for position, slot in enumerate(structure):
             zero = self._zero(slot)
             keys = dict(written.get(slot.like, {})) if slot.is_of_source else self._own_keys(slot, without=zero)
@@ -74,7 +75,7 @@ class NewTensors:
     def value(self, name: str, position: int | None) -> Tensor | None:
         if position is None or name not in self._changed.get(position, ()):
             return None
-        if self._last[0] != position:  # a layer's tensors lie together, so the last one is the one asked for next
+        if self._last[0] != position:  # The tensors of a layer lie together, so the next one asked for is of the same layer.
             self._last = (position, self._stored(position, self._value))
         return self._last[1][name]
 

@@ -31,10 +31,10 @@ from shoal.text.chat import deadline
 from shoal.words.reading import read_json
 from shoal.words.structure import Structure
 
-ABOUT_MODULES = ("quantization_config", "compression_config")  # sections whose texts may name modules
+ABOUT_MODULES = ("quantization_config", "compression_config")  # Texts of these sections may name modules.
 # Files beside the config in which engines look for the same.
 QUANTISATION_FILES = ("quantize_config.json", "quant_config.json", "quantization_config.json", "hf_quant_config.json")
-MOST_SECONDS = 120.0  # for matching all patterns of a config; one that takes longer is made to take for ever
+MOST_SECONDS = 120.0  # All patterns of a config are matched in this time; one that takes longer was made to take for ever.
 NO_MODULES = ("architectures", "auto_map", "model_type", "id2label", "label2id", "transformers_version", *NESTED)
 
 
@@ -63,7 +63,8 @@ def rewrite(
             ``out`` is not empty; too little disk space.
     """
     source = Path(source)
-    brings_code = model is not None and not type(model).__module__.startswith("transformers.")  # it ran, so it was trusted
+    # The code ran, so it was trusted.
+    brings_code = model is not None and not type(model).__module__.startswith("transformers.")
     described = describe(source, trust_remote_code=trust_remote_code or brings_code)
     shards, skeleton = described.shards, described.model
     config = described.config if model is None else read_config(source, like=model)
@@ -151,7 +152,7 @@ def renamed(names: Mapping[str, TensorSlot], prefix: str, order: Sequence[int]) 
 def other_dtype(model: Any, config: Any, shards: Sequence[Shard]) -> torch.dtype | None:
     """The dtype a model was opened in where it is not the one its checkpoint is stored in."""
     stated = text_config(config).dtype or getattr(config, "dtype", None)
-    if stated is None:  # as the library reads such a checkpoint: by its first floating tensor
+    if stated is None:  # The library reads such a checkpoint by its first floating tensor.
         kinds = (TORCH_DTYPES.get(slot.dtype) for shard in shards for slot in shard.slots.values())
         stated = next((kind for kind in kinds if kind is not None and kind.is_floating_point), model.dtype)
     return None if model.dtype == stated else model.dtype

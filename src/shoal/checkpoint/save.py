@@ -24,7 +24,7 @@ def save(model: Any, tokenizer: Any | None, out: Path, *, source: Path | None = 
     """
     from shoal.engine.open import quiet_loading
 
-    n_bytes = sum(p.numel() * p.element_size() for p in model.parameters())  # tied ones once, as on disk
+    n_bytes = sum(p.numel() * p.element_size() for p in model.parameters())  # Tied parameters count once, as on disk.
     if source is not None:
         n_bytes += sum(path.stat().st_size for path in side_files(source))
     with new_folder(out, n_bytes=n_bytes) as folder, quiet_loading():
@@ -39,6 +39,6 @@ def save(model: Any, tokenizer: Any | None, out: Path, *, source: Path | None = 
         else:
             stated = {"architectures": written.get("architectures"), **read_json(source / CONFIG)}
             write_config(config_file, stated, read_config(source, like=model), model.config)
-            (folder / "generation_config.json").unlink(missing_ok=True)  # the source's is copied as it stands
+            (folder / "generation_config.json").unlink(missing_ok=True)  # The file of the source is copied as it stands.
             copy_side_files(source, folder)
     return Path(out)

@@ -29,8 +29,10 @@ class StoredNames:
         self._slots = {name: slot for shard in shards for name, slot in shard.slots.items()}
         self._mapping = get_model_conversion_mapping(self._model)
         self._known = model.state_dict()
-        self.in_memory: dict[str, str] = {}  # name on disk -> name in memory, of tensors that the model has
-        self._stored: dict[str, set[str]] = {}  # the first of the names that a conversion fills -> names on disk
+        # The keys are names on disk, the values names in memory, of tensors that the model has.
+        self.in_memory: dict[str, str] = {}
+        # The key is the first of the names that a conversion fills, the value holds names on disk.
+        self._stored: dict[str, set[str]] = {}
         for name in self._slots:
             target = self._forward(name)
             if target in self._known:

@@ -31,7 +31,7 @@ from shoal.engine.source import quantisation
 from shoal.words.reading import guarded, read_json
 
 SHARD_BYTES = 2 * 2**30
-COUNTS = ("I64", "BOOL")  # types of tables of positions and masks, which are no weights
+COUNTS = ("I64", "BOOL")  # Tables of positions and masks have these types; they are no weights.
 SECTIONS = ("quantization_config", "compression_config")
 
 

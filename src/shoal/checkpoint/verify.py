@@ -77,7 +77,7 @@ def verify(path: Path, *, ids_BT: Tensor, reference: Reference | None = None, op
     model = load_strictly(path, device=opening.device, trust_remote_code=opening.trust)
     refuse_nonfinite(model, str(path))
     shapes = shapes_of(model)
-    if shapes is model:  # packed tensors have names and shapes of their own, which loading has asked for
+    if shapes is model:  # Packed tensors have names and shapes of their own, which loading has asked for.
         refuse_other_tensors(model, build_empty(model.config, model_class=type(model)), str(path))
     ids_BT = ids_BT.to(home_of(opening.device))
     logits_BTV = model(input_ids=ids_BT, use_cache=False).logits.float()

@@ -20,7 +20,7 @@ from shoal.engine.out_of_memory import is_out_of_memory
 from shoal.engine.workers import LostWorker, join, report_failure
 
 INTERRUPTED = 130
-UNTIL_THE_LAUNCHER_ACTS = 6.0  # seconds; launchers look at their processes more often
+UNTIL_THE_LAUNCHER_ACTS = 6.0  # Launchers look at their processes more often than every so many seconds.
 HERE = Path(__file__).parent.parent
 
 
@@ -48,9 +48,9 @@ def _run() -> int:
 
     try:
         return app(prog_name="shoal", standalone_mode=False) or 0
-    except Exception as error:  # the last line of defence: everything is named and given its exit code here
+    except Exception as error:  # This is the last line of defence: every error is named and given its exit code here.
         return _report(error)
-    except SystemExit as exit:  # how the parser ends an interrupted verb
+    except SystemExit as exit:  # The parser ends an interrupted verb in this way.
         return int(exit.code or 0)
 
 
@@ -79,7 +79,7 @@ def _report(error: Exception) -> int:
         print(error.format_message(), file=sys.stderr)  # type: ignore[attr-defined]  # the whole help, as it is
         return 2
     if isinstance(error, click.ClickException) or hasattr(error, "format_message"):
-        message = error.format_message().replace("Value error, ", "")  # what pydantic puts before our own words
+        message = error.format_message().replace("Value error, ", "")  # pydantic puts this before our own words.
         context = getattr(error, "ctx", None)
         hint = f" (see '{context.command_path} --help')" if context else ""
         _fail(f"error: {' '.join(message.split())}{hint}")
@@ -107,7 +107,8 @@ def _report(error: Exception) -> int:
         )
         return 2
     if isinstance(error, LostWorker):
-        time.sleep(UNTIL_THE_LAUNCHER_ACTS)  # it knows who went first; leaving now, this one could be taken for it
+        # The launcher should see first who failed; if this process left now, it could be taken for that one.
+        time.sleep(UNTIL_THE_LAUNCHER_ACTS)
         _fail(f"error: {error}; run the same command again to go on")
         return 1
     _fail(f"{''.join(traceback.format_exception(error))}this is a fault of shoal, not of your input: please report it")
@@ -137,6 +138,6 @@ def _fail(text: str) -> None:
 
 def _say(text: str) -> None:
     if join().is_first:
-        from shoal.show.clean_text import clean  # here, so that ``--help`` reads no tables
+        from shoal.show.clean_text import clean  # The import stands here, so that ``--help`` reads no tables.
 
         print(f"shoal: {clean(text)}", file=sys.stderr)

@@ -18,7 +18,7 @@ from rich.text import Text
 from shoal.engine.workers import join
 from shoal.words.progress import LogLines, watched
 
-PLAIN_WIDTH = 120  # columns of tables in a file or a pipe
+PLAIN_WIDTH = 120  # Tables in a file or a pipe have so many columns.
 
 
 class Rate(ProgressColumn):
@@ -46,7 +46,8 @@ class Screen:
         self._bars: Progress | None = None
         self._tasks: dict[str, Any] = {}
         self._lines = LogLines(self._line)
-        self._expected: tuple[float, float] | None = None  # when the work began, and the seconds it should take
+        # The pair says when the work began and how many seconds it should take.
+        self._expected: tuple[float, float] | None = None
 
     def expect(self, seconds: float) -> None:
         """From here on progress also says how far the whole is, in minutes."""
@@ -97,13 +98,13 @@ class Screen:
         self._bars.update(self._tasks[what], completed=done, total=total, description=escape(what) + self._whole())
 
     def _line(self, line: str) -> None:
-        from shoal.show.clean_text import clean  # here, so that ``--help`` reads no tables
+        from shoal.show.clean_text import clean  # The import stands here, so that ``--help`` reads no tables.
 
         print(clean(line) + self._whole(), file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
         """A line for people, above the bars where there are some."""
-        from shoal.show.clean_text import clean  # here, so that ``--help`` reads no tables
+        from shoal.show.clean_text import clean  # The import stands here, so that ``--help`` reads no tables.
 
         with self._without_bars():
             self.console.print(clean(text), highlight=False, markup=False, soft_wrap=True)

@@ -8,7 +8,7 @@ from shoal.cli.options import OutOption
 from shoal.cli.recipe_options import with_options
 from shoal.cli.verb import verb
 
-DEMO_TOKENS = 40_000  # of the repair, so that the demo takes one to two minutes on two cores
+DEMO_TOKENS = 40_000  # With so many tokens of the repair the demo takes one to two minutes on two cores.
 
 
 @verb

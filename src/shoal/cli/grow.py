@@ -64,7 +64,7 @@ def grow(
         )
     asked: dict[str, str | None] = {name: value for name, value in given(new).items() if value is not None}
     if new.init is not None and new.where is None:
-        asked["where"] = None  # the place of this init, not that of the recipe's
+        asked["where"] = None  # The place follows from this init, not from that of the recipe.
     speed = False if no_speed else None
     chosen = with_options(recipe, model=model, grow=asked or None, speed=speed, **given(text, sampling, healing))
     run_recipe(chosen, out, machine, result)

@@ -91,7 +91,7 @@ def request_of(
         raise ValueError(f"{student} has no plan beside it that names its teacher; give --teacher MODEL, or --teacher none")
     given = preset_named(preset).for_model(teacher) if preset is not None else {}
     given.update({name: value for name, value in options.items() if value is not None})
-    if "batch" in given and "micro_batch" not in given:  # a batch that the usual pieces do not fill is one piece
+    if "batch" in given and "micro_batch" not in given:  # A batch that the usual pieces do not fill is one piece.
         given.update({} if given["batch"] % MICRO_BATCH == 0 else {"micro_batch": given["batch"]})
     seeded = {} if seed is None else {"seed": seed}
     content = {

@@ -37,7 +37,8 @@ class VerbHelp(TyperCommand):
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None:
-                name = record[0].split(" <")[0]  # an argument's name without its type, which is a word of programmers
+                # The name of an argument is shown without its type, which is a word of programmers.
+                name = record[0].split(" <")[0]
                 sections.setdefault(heading_of(parameter), []).append((name, record[1]))
         if self.name == "run":
             sections["Recipes"] = recipes_said()

@@ -8,7 +8,7 @@ process keeps its peak size until it ends, which is why the command does this an
 import ctypes
 import platform
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # The numbers stand in malloc.h.
 LARGE = 1 << 30
 
 

@@ -78,7 +78,7 @@ def refuse_beside_named(given: Mapping[str, Any], search: Mapping[str, Any], rec
     if budget is not None and load_recipe(recipe).grow is not None:
         raise ValueError(f"{recipe} puts layers in, and {budget} is what goes; use shoal grow --to, or another recipe")
     if any(name in given for name in ("drop", "parameters", "size", "layers", "keep")):
-        return  # an option means its own way; two of them that do not go together are refused where they meet
+        return  # An option means its own way; two options that do not go together are refused where they meet.
     unread = next((option for name, option in CHOOSING.items() if name in given or (name == "search" and search)), None)
     if unread is not None and load_recipe(recipe).is_by_hand:
         raise ValueError(f"{recipe} names its layers, so nothing is chosen and {unread} is not read; leave it out")

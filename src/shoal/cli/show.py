@@ -81,7 +81,7 @@ def is_run_folder(target: str) -> bool:
     """Whether a name is a folder with a scan."""
     try:
         return (Path(target) / "scan.json").exists()
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):  # No file can have such a name.
         return False
 
 
@@ -105,7 +105,7 @@ def settle_time(screen: Screen, inputs: Inputs, folder: RunFolder, *, seconds: f
     from shoal.run.estimate import estimate, measure_rates
     from shoal.run.time_budget import in_time
 
-    if inputs.is_streamed:  # its time is that of the disk
+    if inputs.is_streamed:  # The time of such a run is that of the disk.
         if seconds is not None:
             raise ValueError("--time needs all layers in memory; leave it out, or give --resident all")
         return inputs
@@ -212,7 +212,7 @@ def next_steps(folder: Path, plan: Plan, *, is_healed: bool) -> list[str]:
         # Zeros are what was asked for: pruned weights, and sublayers that are gone.
         has_zeros = any(isinstance(edit, Prune) for edit in plan.edits) or bool(units_off(plan.structure))
         steps["train it on"] = f"shoal heal {run}{' --keep-zeros' if has_zeros else ''} --out {run}-healed"
-    if not plan.brings_code:  # other engines do not run it
+    if not plan.brings_code:  # Other engines do not run a checkpoint with code.
         steps["llama.cpp"] = f"shoal export gguf {run} --out student.gguf"
     return ["What next:", *(f"  {what + ':':<15}{command}" for what, command in steps.items())]
 

@@ -20,8 +20,9 @@ OBJECTS: Mapping[str, str | None] = {"tokenizer.json": "model", "tokenizer_confi
 """Files beside the weights that are JSON objects, with a key that each has to state."""
 
 PREDICTION_COUNTS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers", "mtp_num_layers")
-PREDICTION_NAME = re.compile(r"(?:^|\.)mtp(?:_\w+)?\.")  # a head for multi-token prediction under a name of its own
-PREDICTION_PARTS = ("eh_proj", "enorm", "hnorm", "shared_head")  # what such a layer has and a layer of a decoder has not
+PREDICTION_NAME = re.compile(r"(?:^|\.)mtp(?:_\w+)?\.")  # A head for multi-token prediction may have a name of its own.
+# A layer for multi-token prediction has these parts, and a layer of a decoder has none of them.
+PREDICTION_PARTS = ("eh_proj", "enorm", "hnorm", "shared_head")
 
 
 def refuse_adapter(folder: Path) -> None:

@@ -17,11 +17,11 @@ from typing import Any
 from shoal.words.records import stable_hash
 
 MAGIC = b"GGUF"
-VERSION = 1  # of what is written: a folder of another version is not used
-WHOLE_BYTES = 256 * 2**20  # files up to this size are hashed whole ...
-N_PIECES, PIECE_BYTES = 256, 64 * 1024  # ... and of larger ones evenly spread pieces, head and tail among them
-STATED = ("general.name", "general.license", "split.count", "tokenizer.ggml.model")  # transformers reads the rest
-KEPT_TYPES = {"F32": "float32", "F16": "float16"}  # of files without blocks; everything else becomes bfloat16
+VERSION = 1  # A folder that was written by another version is not used.
+WHOLE_BYTES = 256 * 2**20  # Files up to this size are hashed whole.
+N_PIECES, PIECE_BYTES = 256, 64 * 1024  # Of larger files these pieces are hashed, evenly spread.
+STATED = ("general.name", "general.license", "split.count", "tokenizer.ggml.model")  # transformers reads the other keys.
+KEPT_TYPES = {"F32": "float32", "F16": "float16"}  # Files without blocks keep these types; everything else becomes bfloat16.
 
 
 class DequantisedSource(UserWarning):
@@ -91,7 +91,7 @@ def write_dequantised(path: Path, folder: Path, *, card: str | None = None) -> N
         for made in unfinished.iterdir():
             made.chmod(0o644)
         unfinished.chmod(0o755)
-        if not folder.exists():  # another process may have been faster, with the same content
+        if not folder.exists():  # Another process may have been faster, with the same content.
             os.rename(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -172,7 +172,7 @@ def _load(path: Path, *, dtype: str, has_tokenizer: bool) -> tuple[Any, Any | No
 
     options: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
     packed: dict[str, Any] = {}
-    if hasattr(transformers, "GgufConfig"):  # older versions always unpack; newer ones keep the blocks unless asked not to
+    if hasattr(transformers, "GgufConfig"):  # Older versions always unpack; newer ones keep the blocks unless asked not to.
         packed["quantization_config"] = transformers.GgufConfig(dequantize=True)
     where = str(path.parent)
     with quiet_loading():

@@ -38,8 +38,8 @@ def fetched(text: str, *, trust_remote_code: bool = False) -> Path:
     wanted = [*FETCHED, *(["*.py"] if trust_remote_code else [])]
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
-    except Exception as error:  # the client raises errors of its own, of its network library, and of the disk
-        if isinstance(error, OSError) and error.errno in (28, 122):  # the command says of a full disk what to do
+    except Exception as error:  # The client raises errors of its own, of its network library, and of the disk.
+        if isinstance(error, OSError) and error.errno in (28, 122):  # The command says of a full disk what to do.
             raise
         raise ValueError(why_not(error, name, revision or "main")) from None
 
@@ -48,7 +48,7 @@ def why_not(error: Exception, name: str, revision: str) -> str:
     """One line for an error of the hub's client."""
     from huggingface_hub import constants
 
-    chain = [error, *([error.__cause__] if error.__cause__ is not None else [])]  # the client wraps what the hub answered
+    chain = [error, *([error.__cause__] if error.__cause__ is not None else [])]  # The client wraps what the hub answered.
     kinds = {kind.__name__ for one in chain for kind in type(one).__mro__}
     statuses = [getattr(getattr(one, "response", None), "status_code", None) for one in chain]
     status = next((one for one in statuses if one is not None), None)

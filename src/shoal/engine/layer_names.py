@@ -3,8 +3,9 @@
 import re
 from collections.abc import Iterable
 
-NUMBERED = re.compile(r"^((?:[^.]*[^.\d][^.]*\.)*)(\d+)\.(.+)$")  # prefix up to the first all-digit part, index, rest
-MOST_DIGITS = 7  # of a layer number; longer ones are names, not numbers
+# The groups are the prefix up to the first part of digits alone, the index, and the rest.
+NUMBERED = re.compile(r"^((?:[^.]*[^.\d][^.]*\.)*)(\d+)\.(.+)$")
+MOST_DIGITS = 7  # A layer number has at most so many digits; longer ones are names, not numbers.
 
 
 def layer_of(name: str, prefix: str) -> int | None:
@@ -36,7 +37,7 @@ def decoder_prefix(names: Iterable[str], n_layers: int, path_in_memory: str) -> 
         raise ValueError(f"no tensor names numbered 0..{n_layers - 1} in the weights; they are not those of this config")
     if len(whole) == 1:
         return whole[0]
-    # transformers renames on loading, e.g. language_model.model.layers to model.language_model.layers: the same words; or some
+    # On loading transformers renames, e.g. language_model.model.layers to model.language_model.layers: the same words; or some
     # of them, where the text model was not wrapped when it was stored (Qwen2.5-VL: model.layers).
     words = set(path_in_memory.split("."))
     same = [prefix for prefix in whole if sorted(prefix.split(".")) == sorted(f"{path_in_memory}.".split("."))]

@@ -24,9 +24,9 @@ from shoal.engine.source import auto_class, check_source, quantisation
 from shoal.words.reading import guarded, read_json, shortened
 
 COUNT_OF_MODULES = re.compile(r"(?:^|_)(?:layers?|depths?|blocks?|experts|heads|stages|codebooks|n_head)(?:$|_per_)")
-MOST_MODULES = 20_000  # the deepest models have some hundred layers, the widest some thousand experts
-MOST_SIZE = 2**40  # no size, width or position of a model is as large
-MOST_EMPTY_BUFFERS = 4 * 2**30  # bytes of tables that are computed when a model is built
+MOST_MODULES = 20_000  # The deepest models have some hundred layers, the widest some thousand experts.
+MOST_SIZE = 2**40  # No size, width or position of a model is as large.
+MOST_EMPTY_BUFFERS = 4 * 2**30  # Tables that are computed when a model is built have at most so many bytes.
 
 
 def read_config(folder: Path, *, trust_remote_code: bool = False, like: Any | None = None) -> Any:

@@ -92,11 +92,11 @@ def usable_device(device: str) -> torch.device:
     """A torch device that works here. Raises ValueError when it does not."""
     try:
         found = torch.zeros(1, device=torch.device(device), dtype=torch.float64)
-        found.item()  # sums are fp64, which mps has not; meta holds no values
+        found.item()  # Sums are fp64, which mps has not, and meta holds no values.
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")[:80]
         raise ValueError(f"device {device!r} cannot be used here ({reason}); try cpu or cuda") from None
-    return found.device  # with its number, so that it equals the device of what lives there
+    return found.device  # The device has its number, so that it equals the device of what lives there.
 
 
 def load_strictly(path: Path, *, dtype: str | None = None, device: str = "cpu", trust_remote_code: bool = False) -> Any:
@@ -114,7 +114,7 @@ def load_strictly(path: Path, *, dtype: str | None = None, device: str = "cpu", 
         refuse_spread_packed(path, method)
         shapes = describe(path, trust_remote_code=trust_remote_code).model
         where = {"device_map": device_map(shapes, devices, dtype=kept or getattr(shapes.config, "dtype", None))}
-    if method is not None:  # quantised weights are put where they run while they are read
+    if method is not None:  # Quantised weights are put where they run while they are read.
         refuse_plain_weights(path, method, read_shards(path))
         refuse_unopenable(path, method)
         where = {"device_map": {"": devices[0]}}
@@ -125,7 +125,7 @@ def load_strictly(path: Path, *, dtype: str | None = None, device: str = "cpu", 
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             local_files_only=True,
-            ignore_mismatched_sizes=True,  # so that they are listed, then refused below
+            ignore_mismatched_sizes=True,  # Such tensors are listed here, then refused below.
             output_loading_info=True,
             **where,
         )
@@ -172,10 +172,11 @@ def refuse_nonfinite(model: nn.Module, where: str) -> None:
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and parameter.numel() and not parameter.is_meta:
             names.append(name)
-            values = parameter.detach().float() if parameter.element_size() == 1 else parameter.detach()  # fp8 has no order
-            finite.append(torch.isfinite(torch.stack(torch.aminmax(values))).all())  # no copy of a plain weight is made
+            # Numbers in fp8 have no order.
+            values = parameter.detach().float() if parameter.element_size() == 1 else parameter.detach()
+            finite.append(torch.isfinite(torch.stack(torch.aminmax(values))).all())  # No copy of a plain weight is made.
     where_asked = {one.device for one in finite}
-    said = torch.stack(finite).tolist() if len(where_asked) == 1 else [bool(one) for one in finite]  # a card is asked once
+    said = torch.stack(finite).tolist() if len(where_asked) == 1 else [bool(one) for one in finite]  # A card is asked once.
     for name, is_finite in zip(names, said, strict=True):
         if not is_finite:
             raise ValueError(f"{where}: weight {name!r} holds NaN or infinite values; the checkpoint is damaged, use another")
@@ -188,7 +189,7 @@ def refuse_two_way(model: Any, where: str) -> None:
         model(input_ids=torch.tensor([[0, *rest]], device=model.device), use_cache=False).logits[0, 0].float()
         for rest in ((0, 0), (1, 1))
     )
-    # a causal model gives equal logits up to the order of sums (experts are batched by choice); a two-way one is far off
+    # A causal model gives equal logits up to the order of sums (experts are batched by choice); a two-way one is far off.
     limit = (1e-3 if model.dtype == torch.float32 else 5e-2) * float(first.abs().max())
     if float((first - second).abs().max()) > limit:
         raise ValueError(

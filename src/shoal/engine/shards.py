@@ -15,7 +15,7 @@ from shoal.words.reading import parse_json, plain_name, read_json, refuse_irregu
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_HEADER = 100_000_000  # This many bytes are the limit of the safetensors library itself.
-LFS_POINTER = b"version "  # how the text file begins that Git leaves where a large file was not fetched
+LFS_POINTER = b"version "  # The text file that Git leaves where a large file was not fetched begins so.
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
     "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,

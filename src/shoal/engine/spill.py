@@ -17,7 +17,7 @@ from torch import Tensor
 
 from shoal.engine.workers import join
 
-ONE_IN = 4  # a pass may keep states in a quarter of the memory that is free when it starts, and of that of the card
+ONE_IN = 4  # A pass may keep states in a quarter of the memory that is free when it starts, and of that of the card.
 
 
 @dataclass(frozen=True)

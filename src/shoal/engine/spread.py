@@ -18,7 +18,7 @@ from shoal.engine.families import find_layers
 from shoal.words.numbers import in_bytes
 
 AUTO = "auto"
-SHARE_OF_A_CARD = 0.9  # of its free memory, at most, for weights; the rest is for what runs through them
+SHARE_OF_A_CARD = 0.9  # Weights take at most this share of the free memory; the rest is for what runs through them.
 
 
 def is_spread(device: str) -> bool:
@@ -67,7 +67,7 @@ def device_map(model: nn.Module, devices: Sequence[str], *, dtype: torch.dtype |
     layers = find_layers(model)[1]
     free = {int(device.removeprefix("cuda:")): torch.cuda.mem_get_info(device)[0] for device in devices}
     total, largest = _n_bytes(model, dtype), max(_n_bytes(layer, dtype) for layer in layers)
-    even = total // len(devices) + 2 * largest  # accelerate keeps room for one layer more on the first card
+    even = total // len(devices) + 2 * largest  # accelerate keeps room for one more layer on the first card.
     room = {card: min(even, int(SHARE_OF_A_CARD * n)) for card, n in free.items()}
     names = sorted({type(layer).__name__ for layer in layers})
     found = infer_auto_device_map(model, max_memory=dict(room), no_split_module_classes=names, dtype=dtype)

@@ -131,7 +131,8 @@ class Streamed:
 
     def _make_room(self) -> None:
         while len(self._loaded) >= self.n_resident:
-            # passes go front to back, so the next one needs the newest last; the two before it may be in use, or soon again
+            # The third newest layer goes. Passes run front to back, so the layer loaded last is the one needed latest; but
+            # the newest two may be running, or be read again right away.
             self._push_out(list(self._loaded)[max(0, len(self._loaded) - 1 - IN_USE)])
 
     def _push_out(self, index: int) -> None:
@@ -143,7 +144,7 @@ class Streamed:
         for stale in [i for i in self._ahead if i != index]:
             dropped = self._ahead.pop(stale)
             if not dropped.cancel():
-                dropped.exception()  # wait: what it reads into is in use until it is done
+                dropped.exception()  # The call waits: the memory that is read into is in use until the reading is done.
         if index < len(self._layers) and index not in self._loaded and index not in self._ahead:
             self._ahead[index] = self._reader.submit(self._read, index)
 
@@ -290,7 +291,7 @@ def private_map(file: int, offset: int, n_bytes: int) -> ctypes.Array[ctypes.c_u
     place = map_(None, n_bytes, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, file, offset)
     if place in (None, ctypes.c_void_p(-1).value):
         return None
-    advise(place, n_bytes, mmap.MADV_WILLNEED)  # one large request to the disk instead of many small ones
+    advise(place, n_bytes, mmap.MADV_WILLNEED)  # The disk gets one large request instead of many small ones.
     pages = (ctypes.c_ubyte * n_bytes).from_address(place)
     weakref.finalize(pages, unmap, place, n_bytes).atexit = False  # Tensors may live on until the very end.
     return pages
@@ -339,7 +340,7 @@ def load_tensors(model: Any, tensors: Mapping[str, Tensor], *, device: torch.dev
 
     settings = LoadStateDictConfig(
         dtype=model.dtype,
-        dtype_plan=model._get_dtype_plan(model.dtype),  # some families keep router biases or norms in fp32
+        dtype_plan=model._get_dtype_plan(model.dtype),  # Some families keep router biases or norms in fp32.
         weight_mapping=get_model_conversion_mapping(model),
         device_map={"": device},
     )

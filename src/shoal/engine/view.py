@@ -99,7 +99,7 @@ class DecoderView:
         self._calls: OrderedDict[tuple[Any, ...], tuple[LayerCall, ...]] = OrderedDict()
         self._left_out = LeftOut(self.family)
         self._n_returned = 0
-        self._beside: Any = None  # what stubs return beside the hidden states
+        self._beside: Any = None  # Stubs return this beside the hidden states.
         self._probe()
 
     @property
@@ -121,7 +121,7 @@ class DecoderView:
     def read(self, batch: Batch) -> Reading:
         """Boundary 0 and every layer's arguments for a batch. The arguments are cached per shape and padding pattern."""
         batch = batch.to(self.device)
-        if batch.branches is not None:  # arguments that no other batch has
+        if batch.branches is not None:  # No other batch has such arguments.
             recorded = self._dry_pass(batch, n_stubs=self.n_layers)
             return Reading(batch, recorded[0][0], tuple(call for _, call in recorded))
         key = (batch.ids_BT.shape, None if batch.mask_BT is None else batch.mask_BT.cpu().numpy().tobytes())
@@ -164,7 +164,7 @@ class DecoderView:
 
     def run_step(self, step: Step, h_BTD: Tensor, reading: Reading) -> Tensor:
         """One step of a student: (B, T, D) to (B, T, D), on the device it came from."""
-        return self._run_step(step, h_BTD, reading).to(h_BTD.device)  # a layer of a spread model may live elsewhere
+        return self._run_step(step, h_BTD, reading).to(h_BTD.device)  # A layer of a spread model may live elsewhere.
 
     def _run_step(self, step: Step, h_BTD: Tensor, reading: Reading) -> Tensor:
         if step.module is not None:
@@ -234,7 +234,8 @@ class DecoderView:
         return self.model(input_ids=batch.ids_BT, attention_mask=mask, use_cache=False, return_dict=True)
 
     def _forward_branches(self, ids_BT: Tensor, branches: Branches) -> Any:
-        # additive, the form that eager attention and SDPA both take; the least finite number, as the library itself writes it
+        # The mask is additive, the form that eager attention and SDPA both take, with the least finite number, as the library
+        # writes it.
         sees_B1TT = branches.sees_BTT[:, None]
         mask_B1TT = torch.zeros(sees_B1TT.shape, dtype=self.dtype, device=sees_B1TT.device)
         mask_B1TT.masked_fill_(~sees_B1TT, torch.finfo(self.dtype).min)
@@ -347,7 +348,7 @@ def _listen(layer: nn.Module, tap: Tap, values: dict[Tap, Tensor]) -> Any:
         return place.register_forward_pre_hook(before, with_kwargs=True)
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
-        values[tap] = _first(output).clone()  # falcon adds the attention's answer to the MLP's in place
+        values[tap] = _first(output).clone()  # Falcon adds the answer of the attention to that of the MLP in place.
 
     return place.register_forward_hook(after)
 
@@ -363,7 +364,7 @@ def _arguments(call: LayerCall) -> list[tuple[str, Any]]:
 def _differing_argument(a: LayerCall, b: LayerCall) -> str | None:
     """Name of an argument that carries layer-to-layer state or differs between two texts of one shape."""
     for (name, x), (_, y) in zip(_arguments(a), _arguments(b), strict=True):
-        shared_state = isinstance(x, (dict, list)) and not x  # an empty container is there to be filled by the layers
+        shared_state = isinstance(x, (dict, list)) and not x  # An empty container is there to be filled by the layers.
         if shared_state or not _same(x, y):
             return name
     return None

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Shares are equal up to one batch, so this is far more than the slowest of them needs ...
+# Shares are equal up to one batch, so this is far more than the slowest of them needs.
 LONGEST_SHARE = timedelta(minutes=30)
-# ... and this is what the first worker may take for what it does alone: reading text, writing and checking a checkpoint.
+# The first worker may take this long for what it does alone: reading text, writing and checking a checkpoint.
 LONGEST_WAIT = timedelta(hours=12)
 
-ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where the launcher looks for the reason of a failure
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # The launcher looks there for the reason of a failure.
 
 
 class LostWorker(RuntimeError):
@@ -45,9 +45,9 @@ class Workers:
 
     def __init__(self, rank: int = 0, size: int = 1, *, local_rank: int = 0, local_size: int = 1) -> None:
         self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
-        self._sharing: Any = None  # process groups of torch.distributed
+        self._sharing: Any = None  # The value holds process groups of torch.distributed.
         self._waiting: Any = None
-        self._alone_in = ""  # what the first worker is doing while the others wait for it
+        self._alone_in = ""  # The text says what the first worker is doing while the others wait for it.
 
     @property
     def is_first(self) -> bool:
@@ -120,7 +120,7 @@ class Workers:
                 raise
             finally:
                 self._alone_in = ""
-                if told[0] is not None:  # else it was interrupted, and so are the others
+                if told[0] is not None:  # Without a word it was interrupted, and so are the others.
                     self._tell(told)
             return value
         self._tell(told)
@@ -164,7 +164,7 @@ class Workers:
             self._connect()
         try:
             yield dist
-        except RuntimeError as error:  # gloo and torch have no narrower class for a lost peer
+        except RuntimeError as error:  # gloo and torch have no narrower class for a lost peer.
             reason = " ".join(str(error).split())[:160]
             raise LostWorker(f"worker {self.rank} of {self.size} lost the others while {what} ({reason})") from error
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 LIMIT = 1e-4  # KL in nats; a cache in half precision gives 1e-6, a file with one layer too few 2e-2
-TIMES_FLOOR = 3.0  # how much farther than the uncut pair a quantised student may be
+TIMES_FLOOR = 3.0  # A quantised student may be so many times farther off than the uncut pair.
 
 AWKWARD = (
     "", " ", "  two spaces", "tab\there", "line\nbreak", "line\r\nbreak", "\n\n\n", "1234567890", "3.14159", "1,000,000",
@@ -68,9 +68,9 @@ def compare(
     if not listed.any():
         raise ValueError("the engine listed no distribution at any position; there is nothing to compare")
     p, q = reference[listed].astype(np.float64), found[listed].astype(np.float64)
-    gone = ~np.isfinite(q) & (p > -30)  # candidates that an engine does not list are lost probability, not agreement
+    gone = ~np.isfinite(q) & (p > -30)  # Candidates that an engine does not list are lost probability, not agreement.
     difference = np.where(np.isfinite(q), p - np.where(np.isfinite(q), q, 0.0), np.where(gone, 30.0, 0.0))
-    kl = np.maximum((np.exp(p) * difference).sum(-1), 0.0)  # below zero is rounding of the log-probabilities
+    kl = np.maximum((np.exp(p) * difference).sum(-1), 0.0)  # A value below zero is rounding of the log-probabilities.
     top = p.argmax(-1)
     rows = np.arange(len(p))
     greedy, mine = said_reference["greedy"], said["greedy"]

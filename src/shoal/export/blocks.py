@@ -28,8 +28,8 @@ LAYERS = "model.layers."
 OUTPUT_MAPS = {"attn": "self_attn.o_proj.weight", "mlp": "mlp.down_proj.weight"}
 PARTS = {"attn": ("self_attn.", "input_layernorm."), "mlp": ("mlp.", "post_attention_layernorm.")}
 FAMILIES = ("llama", "mistral")
-MULTIPLE = 256  # engines round the width of the MLP, which is stated as a multiple of the model's, up to this
-NARROW = 32  # width of the zero MLP that llama.cpp needs where there is none: without it the attention's output is lost
+MULTIPLE = 256  # Engines round the width of the MLP, which is stated as a multiple of that of the model, up to this.
+NARROW = 32  # llama.cpp needs a zero MLP of this width where there is none: without it the output of the attention is lost.
 CONFIG_FILE = "configuration_blocks"
 CONFIG_CODE = '''"""A Llama whose layers may lack attention or MLP: what engines read as nemotron-nas. Written by Shoal."""
 

@@ -32,10 +32,10 @@ def checked_place(out: Path, *, overwrite: bool, outside: Path) -> Iterator[Path
     around = _folder_beside(out)
     try:
         yield around / out.name
-        if is_empty_folder:  # a file cannot take the place of a folder
+        if is_empty_folder:  # A file cannot take the place of a folder.
             out.rmdir()
         os.replace(around / out.name, out)
-    except ValueError as error:  # people know the place by its final name only
+    except ValueError as error:  # People know the place by its final name only.
         if str(around) not in str(error):
             raise
         raise ValueError(str(error).replace(str(around / out.name), str(out))) from None
@@ -47,5 +47,6 @@ def _folder_beside(out: Path) -> Path:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:  # a file on the way, a place that takes none
+    except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
+        # A file is in the way, or the place takes no folder.
         raise ValueError(f"--out {out} cannot be made ({error.strerror}); give another place") from None

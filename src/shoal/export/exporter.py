@@ -129,7 +129,7 @@ def find_student(path: Path, *, trust_remote_code: bool = False) -> StudentFolde
     plan = next((Plan.load(place) for place in places if place.is_file()), None)
     config = read_json(folder / "config.json")
     if trust_remote_code or not needs_code(config):
-        stated = read_config(folder, trust_remote_code=trust_remote_code).to_dict()  # with every default
+        stated = read_config(folder, trust_remote_code=trust_remote_code).to_dict()  # The config states every default.
         config = {**stated, **{key: config[key] for key in ("auto_map",) if key in config}}
     return StudentFolder(folder, config, plan, trust_remote_code)
 

@@ -12,7 +12,8 @@ from shoal.export.exporter import Exported, Exporter, Options, StudentFolder
 from shoal.words.reading import read_json
 
 DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-MOST_DIFFERENCE = 0.25  # root mean square, in units of the spread of the logits; kernels give 0.05, wrong numbers more than 1
+# The root mean square, in units of the spread of the logits: kernels give 0.05, wrong numbers more than 1.
+MOST_DIFFERENCE = 0.25
 SHARE_OF_MEMORY = 0.7
 
 

@@ -23,7 +23,7 @@ from shoal.export.proof_record import Proof
 from shoal.words.reading import read_json, reason_of
 
 N_TOKENS, N_GREEDY = 96, 16
-EXACT = ("F32", "F16", "BF16")  # formats that hold a student's values as they are, but for rounding that no limit sees
+EXACT = ("F32", "F16", "BF16")  # These formats hold the values of a student as they are, but for rounding that no limit sees.
 ERROR = re.compile(r"^(\w+\.)*\w*(Error|Exception)\b: ")
 
 
@@ -145,7 +145,7 @@ class _Rig:
             asked = {**request, "positions": list(range(N_TOKENS)), "texts": list(AWKWARD)}
             try:
                 self._known[path] = self._ask(sys.executable, ENGINES["transformers"].script, asked)
-            except EngineError as error:  # without a reference nothing is proved in any engine
+            except EngineError as error:  # Without a reference nothing is proved in any engine.
                 raise ValueError(str(error)) from None
         return self._known[path]
 

@@ -77,7 +77,7 @@ def push(plan: Push, *, endpoint: str | None = None, overwrite: bool = False) ->
     api = HfApi(endpoint=endpoint)
     operations: list[Any] = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(path)) for name, path in plan.files]
     try:
-        with guarded(f"{plan.name} was not pushed"):  # the client's HTTP library, and its errors, differ by version
+        with guarded(f"{plan.name} was not pushed"):  # The HTTP library of the client, and its errors, differ by version.
             api.create_repo(plan.name, private=plan.is_private, exist_ok=overwrite)
             done = api.create_commit(plan.name, operations=operations, commit_message="Student written by Shoal")
     except ValueError as error:

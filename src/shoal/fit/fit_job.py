@@ -52,5 +52,5 @@ class FitJob:
 
     def alone(self) -> FitJob:
         """The same job for a process that reads all of the text itself: its sums are small, so sharing it would save little."""
-        known = self.known if self.workers.size == 1 else None  # those are of this process's share alone
+        known = self.known if self.workers.size == 1 else None  # The known states are of the share of this process alone.
         return replace(self, workers=ALONE, known=known)

@@ -24,7 +24,7 @@ from shoal.engine.view import DecoderView
 from shoal.words.records import Record
 
 HIDDEN = 256
-HELD_OUT = 5  # every fifth triple is held out, the first one always
+HELD_OUT = 5  # Every fifth triple is held out, the first one always.
 
 
 class PredictorConfig(Record):

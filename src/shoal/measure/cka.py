@@ -20,7 +20,7 @@ from shoal.measure.gram import as_table
 from shoal.measure.sinks import massive_tokens, real_lengths, sink_tokens
 from shoal.words.types import Batch, SpanTable
 
-FEWEST_TOKENS = 4  # the unbiased estimator divides by n - 3
+FEWEST_TOKENS = 4  # The unbiased estimator divides by n - 3.
 
 
 def hsic_between(features_END: Tensor) -> Tensor:

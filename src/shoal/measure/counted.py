@@ -18,8 +18,8 @@ from shoal.words.types import Batch
 CountedBlock = tuple[slice, list[Tensor]]
 """Which of the counted tokens, and their logits (n, V) for every stream."""
 
-TOKENS_PER_HEAD = 256  # on a CPU: the output matrix is read once per block, the logits of a block are some tens of MB
-ELSEWHERE = 4096  # a card needs large products
+TOKENS_PER_HEAD = 256  # On a CPU the output matrix is read once per block, and the logits of a block are some tens of MB.
+ELSEWHERE = 4096  # A card needs large products.
 
 
 def head_blocks(views: Sequence[DecoderView], ends_BTD: Sequence[Tensor], where_BT: Tensor) -> Iterator[CountedBlock]:

@@ -13,8 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-CHUNK_ELEMENTS = {"cpu": 1 << 20}  # of one fp32 temporary (4 MB): a handful of them stay in cache ...
-CHUNK_ELSEWHERE = 1 << 25  # ... which a card has not; there each operation costs a launch, so they are few and large
+CHUNK_ELEMENTS = {"cpu": 1 << 20}  # One fp32 temporary has 4 MB, so that a handful of them stay in cache.
+CHUNK_ELSEWHERE = 1 << 25  # A card has no such cache, and each operation costs a launch, so chunks are few and large.
 
 
 def tokens_per_chunk(logits_V: Tensor) -> int:
@@ -110,7 +110,7 @@ def kl_of_log_probs(log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:
     d = log_p_NV - log_q_NV
     p = log_p_NV.exp()
     term = torch.neg(d).expm1_().add_(d).mul_(p)
-    # where p vanishes against q (or both vanish, and d is not a number) the term is q itself; exp(-d) would overflow
+    # Where p vanishes against q (or both vanish, and d is not a number) the term is q itself; exp(-d) would overflow.
     return torch.where((d > -80) & (p > 0), term, log_q_NV.exp()).sum(-1).clamp_(min=0)
 
 

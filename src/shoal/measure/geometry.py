@@ -47,7 +47,7 @@ class SpanGeometry:
         return (self.norm_start.square() + self.norm_stop.square() - self.dist2).mul_(0.5)
 
 
-@cache  # a copy to a card waits for it, and every sample would make one
+@cache  # A copy to a card waits for it, and every sample would make one.
 def span_ends(n_layers: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """(S,) starts and stops of all spans of ``n_layers`` layers, sorted by start, then stop. Shared: not to be edited."""
     starts, stops = torch.triu_indices(n_layers + 1, n_layers + 1, offset=1, device=device)
@@ -64,7 +64,8 @@ def span_geometry(gram_TLL: Tensor, norms_ET: Tensor) -> SpanGeometry:
     n_tokens, n_layers, _ = gram_TLL.shape
     starts, stops = span_ends(n_layers, gram_TLL.device)
     n_ends = n_layers + 1
-    # fp64 double prefix sums: block_EET[l, m] = <x_l - x_0, x_m - x_0>. A zero update repeats a row and a column exactly.
+    # Double prefix sums in fp64 give block_EET[l, m] = <x_l - x_0, x_m - x_0>. A zero update repeats a row and a column
+    # exactly.
     block_EET = torch.zeros(n_ends, n_ends, n_tokens, dtype=torch.float64, device=gram_TLL.device)
     block_EET[1:, 1:] = gram_TLL.permute(1, 2, 0)
     flat = block_EET.cumsum_(0).cumsum_(1).view(n_ends * n_ends, n_tokens)

@@ -74,7 +74,7 @@ class GramObserver:
         n_tokens, hidden = states[0].shape
         deltas_TLD = self._delta_buffer(states[0])
         grams_TLL = deltas_TLD.new_empty(n_tokens, self.n_layers, self.n_layers)
-        # fp64: the chord of a small angle is a difference of squared lengths
+        # The sums are fp64, because the chord of a small angle is a difference of squared lengths.
         norms_ET = deltas_TLD.new_empty(self.n_layers + 1, n_tokens, dtype=torch.float64)
         for tokens in _chunks(n_tokens, len(deltas_TLD)):
             chunk_TLD = deltas_TLD[: tokens.stop - tokens.start]
@@ -96,7 +96,7 @@ class GramObserver:
         deltas_TLD = self._deltas
         is_like = deltas_TLD is not None and (deltas_TLD.dtype, deltas_TLD.device) == (dtype, like_TD.device)
         if deltas_TLD is None or not is_like or len(deltas_TLD) < chunk:
-            self._deltas = deltas_TLD = None  # gone before the larger one is taken
+            self._deltas = deltas_TLD = None  # The smaller tensor is let go before the larger one is taken.
             deltas_TLD = torch.empty(chunk, self.n_layers, like_TD.shape[1], dtype=dtype, device=like_TD.device)
             self._deltas = deltas_TLD
         return deltas_TLD

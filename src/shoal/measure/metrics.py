@@ -92,7 +92,7 @@ def _of_both(where: str) -> PerToken:
 def _kl(teacher_NV: Tensor, student_NV: Tensor, next_N: Tensor) -> Tensor:
     from shoal.measure.one_pass import compare_tokens
 
-    return compare_tokens(teacher_NV, [student_NV], next_N)[0].kl_N  # the very figure that the oracle reports
+    return compare_tokens(teacher_NV, [student_NV], next_N)[0].kl_N  # This is the very figure that the oracle reports.
 
 
 def _disagreement(teacher_NV: Tensor, student_NV: Tensor, next_N: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ class _Scratch:
 
     def read_teacher(self, logits_nV: Tensor) -> _Teacher:
         a_nV, exp_nV = self._blocks[0, : len(logits_nV)], self._blocks[1, : len(logits_nV)]
-        highest_n, best_n = a_nV.copy_(logits_nV).max(-1)  # argmax alone is ten times as slow on a CPU
+        highest_n, best_n = a_nV.copy_(logits_nV).max(-1)  # The function argmax is ten times as slow on a CPU.
         torch.exp(a_nV.sub_(highest_n[:, None]), out=exp_nV)
         return _Teacher(a_nV, exp_nV, best_n, exp_nV.sum(-1).double())
 
@@ -92,7 +92,7 @@ class _Scratch:
         at_next_n = b_nV.gather(-1, next_n[:, None])[:, 0].double()
         gap_n = torch.sub(ours.a_nV, b_nV, out=work_nV).mul_(ours.exp_nV).sum(-1).double()
         sum_n = b_nV.exp_().sum(-1).double()
-        # fp64 from the sums on: a logarithm of up to 11 in fp32 would carry an error of 5e-7
+        # Everything from the sums on is fp64: a logarithm of up to 11 in fp32 would carry an error of 5e-7.
         kl_n = (gap_n / ours.sum_n - (ours.sum_n / sum_n).log()).clamp_(min=0).float()
         figures = (kl_n, best_n == ours.best_n, (sum_n.log() - at_next_n).float())
         if not with_overlap:

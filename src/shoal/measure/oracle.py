@@ -105,7 +105,7 @@ class QualitySums:
     def add(self, found: TokenFigures) -> None:
         """Count one batch."""
         figures = (found.kl_BT, found.agreement_BT, found.nll_BT)
-        # where, not multiplication: a padded position may hold anything, NaN included
+        # The mask selects instead of multiplying: a padded position may hold anything, NaN included.
         sums = [torch.where(found.counted_BT, one.double(), 0.0).sum(1) for one in figures]
         self._per_batch.append(torch.stack([*sums, found.counted_BT.sum(1).double()], 1).cpu())
 
@@ -178,7 +178,7 @@ class Oracle:
             if not known:
                 new.append(student)
         measured = self._run(new) if new else []
-        # by identity: a student holds tensors and modules, which have no value to compare
+        # Students are told apart by identity: they hold tensors and modules, which have no value to compare.
         results = {id(student): quality for student, quality in zip(new, measured, strict=True)}
         self._known.update((s.removed, q) for s, q in zip(new, measured, strict=True) if s.is_removal)
         return [self._known[s.removed] if s.is_removal else results[id(s)] for s in students]

@@ -137,7 +137,7 @@ def compare_ends(
         rows = [end_BTD[row][at.to(end_BTD.device)] for end_BTD in (teacher_BTD, *students_BTD)]
         teacher_nX = None if metric.needs == "text" else _compared(view, rows[0], metric)
         for found, end_BTD, h_nD in zip(pieces, students_BTD, rows[1:], strict=True):
-            is_teacher = end_BTD is teacher_BTD and teacher_nX is not None  # no second head for a student that lacks nothing
+            is_teacher = end_BTD is teacher_BTD and teacher_nX is not None  # A student that lacks nothing needs no second head.
             student_nX = teacher_nX if is_teacher else _compared(view, h_nD, metric)
             assert student_nX is not None
             found.append(metric.sums().add(student_nX if teacher_nX is None else teacher_nX, student_nX, next_n))

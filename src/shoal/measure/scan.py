@@ -133,7 +133,7 @@ class Scan:
         return cls(tables, file.anatomy, file.provenance, file.asked)
 
 
-MOST_VALUES = 2**30  # bytes; a table of a hundred layers has 80 kB
+MOST_VALUES = 2**30  # A file of scores has at most so many bytes; a table of a hundred layers has 80 kB.
 ARRAYS = ("values", "stderr", "parts")
 
 

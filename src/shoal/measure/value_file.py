@@ -29,7 +29,7 @@ class ValueFile:
         self._workers = workers
         self.about = {"format": FORMAT, **about}
         self.path = Path(folder) / f"values-{stable_hash(self.about)}.jsonl"
-        self._n_bytes = 0  # of whole lines
+        self._n_bytes = 0  # The number counts whole lines.
 
     def load(self) -> dict[frozenset[Unit], float]:
         """All values that were written whole; none where there is no file yet.

@@ -69,7 +69,7 @@ def maps_of(layer: nn.Module) -> tuple[list[ThinMap], list[str]]:
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.ndim != 3 or not parameter.is_floating_point():
                 continue
-            turned = getattr(module, "is_transposed", None)  # set by transformers on experts whose forward it can dispatch
+            turned = getattr(module, "is_transposed", None)  # transformers sets it on experts whose forward it can dispatch.
             if not isinstance(turned, bool):
                 left.append(f"{path}.{name}: experts of another form than transformers dispatches")
                 continue

@@ -127,7 +127,7 @@ def _run_again(
         return value if real_N is None or len(value) != len(real_N) else value[real_N.to(value.device)]
 
     if real_N is not None and len(_first(args, kwargs)) != len(real_N):
-        _real(_first(args, kwargs), real_N)  # raises: which of them are padding is not known
+        _real(_first(args, kwargs), real_N)  # The call raises: which of the tokens are padding is not known.
     weights = {f"{path}.{name}": value for name, value in module._parameters.items() if value is not None and value.ndim == 3}
     # Weights that replace the module's own stand in its parameters while the layer runs with them.
     config: Any = module.config

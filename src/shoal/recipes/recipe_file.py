@@ -101,7 +101,7 @@ def _read(name_or_path: str) -> dict[str, Any]:
         merged = merge(RECIPES[base].recipe.model_dump(mode="json"), _one_choice(_one_method(content)))
     else:
         raise ValueError(f"{path}: recipe: {base!r} is unknown; {nearest(str(base), RECIPES)}")
-    # checked here as well, so that a fault of the file is not reported as one of the options
+    # The file is checked here as well, so that its fault is not reported as one of the options.
     try:
         as_json = json.dumps(merged, default=str)
     except (ValueError, TypeError) as error:  # A value holds itself, or a key is no text.

@@ -82,7 +82,7 @@ def _applied_to(plan: Plan, folder: Path | None, out: Path, opening: Opening, *,
             f"{plan.source_hash}); give the right one with --model, or make a plan for this one"
         )
     beside = describe(source, trust_remote_code=opening.trust).beside
-    with new_folder(out) as made:  # it takes its name when it has been verified
+    with new_folder(out) as made:  # The folder takes its name when it has been verified.
         if plan.needs_no_weights:
             rewrite(source, plan, made, trust_remote_code=opening.trust)
             verification = _check_rewritten(made, opening)

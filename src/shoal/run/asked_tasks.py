@@ -140,7 +140,7 @@ def answer_tasks(
     from shoal.evaluate.tasks.lm_eval_tasks import ask_tasks, written_task
     from shoal.evaluate.tasks.tokenised import task_pairs
 
-    for task in tasks.scored:  # before the first is scored, which may take hours
+    for task in tasks.scored:  # All are checked before the first is scored, which may take hours.
         task_pairs(task, tokenizer=tokenizer, window=window)
     students = [TEACHER if student is None else student]
     found: list[TaskAnswers] = []
@@ -207,6 +207,6 @@ def stability_of_files(teacher: Path, student: Path, *, seed: int = 0) -> FromFi
         name: official_stability(ours[name], theirs[name])
         for name in ours
         if ours[name].variant == "mean_nll"
-        and [a.key for a in ours[name].items] == [b.key for b in theirs[name].items]  # it reads line by line
+        and [a.key for a in ours[name].items] == [b.key for b in theirs[name].items]  # The condition compares line by line.
     }
     return FromFiles(found, official)

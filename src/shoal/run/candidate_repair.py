@@ -142,7 +142,7 @@ def refit_without(inputs: Inputs) -> tuple[RefitOf, str]:
                 progress=partial(tell, "refit between two rounds"),
                 workers=inputs.workers,
             )
-        except CannotRefit:  # this cut leaves nothing that can be refitted: the search goes on in the plain one
+        except CannotRefit:  # This cut leaves nothing that can be refitted, so the search goes on in the plain one.
             return {}
         return student_of(inputs.view, fitted.plan, fitted.values).overrides
 
@@ -176,7 +176,7 @@ def repairer(inputs: Inputs, size: ModelSize, samples: Samples, prefix: TeacherP
                 progress=partial(tell, "repair a candidate"),
                 workers=inputs.workers,
             )
-        except CannotRefit:  # this cut leaves nothing that can be refitted: it competes as it is
+        except CannotRefit:  # This cut leaves nothing that can be refitted, so it competes as it is.
             return None
         return student_of(inputs.view, fitted.plan, fitted.values)
 

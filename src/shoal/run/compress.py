@@ -96,7 +96,7 @@ def run_stages(inputs: Inputs, folder: RunFolder, *, command: str = "") -> Outco
     recipe_file, recipe = folder / "recipe.yaml", inputs.recipe.to_yaml().encode()
     if inputs.workers.is_first and (
         folder.overwrite or not recipe_file.exists()
-    ):  # else at the end: a refused run leaves the recipe of what stands
+    ):  # Where results of another run stand, the recipe is written at the end: a refused run leaves theirs.
         write_atomically(recipe_file, recipe)
     state = run_all(STAGES.values(), State(inputs, command=command), folder)
     inputs.workers.on_first(lambda: write_atomically(recipe_file, recipe))

@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 PROBE_TOKENS, HEAD_TOKENS = 512, 64
 PRODUCT_SIZE, FACTOR_SIZE = 768, 512
 RIDGES_SOLVED, FOLDS = 3.5, 4
-SPECTRUM = 2  # solves that the condition and the effective rank of a fit take
-PASSES = 5  # runs of a layer that is refitted: before, after each of three solves, and the teacher's
-TRAINING = 5  # forwards that a trained token takes: the student's, its gradient's, what is computed again, the teacher's
-SPEED_ROUNDS, NEW_TOKENS, DEPTHS = 10, 32, 2.7  # teacher, student, and two smaller depths of the teacher
+SPECTRUM = 2  # The condition and the effective rank of a fit take so many solves.
+PASSES = 5  # A layer that is refitted runs before, after each of three solves, and once in the teacher.
+TRAINING = 5  # A trained token takes so many forwards: of the student, its gradient, what is computed again, the teacher.
+# The depths are those of teacher, student, and two smaller depths of the teacher.
+SPEED_ROUNDS, NEW_TOKENS, DEPTHS = 10, 32, 2.7
 
 
 class StageRates(Record):
@@ -84,7 +85,7 @@ def _measured(inputs: Inputs) -> StageRates:
     def through_layers() -> None:
         *_, (_, end_BTD) = view.stream(view.read(Batch(ids)))
         ends[:] = [end_BTD]
-        end_BTD.float().sum().item()  # a card is waited for
+        end_BTD.float().sum().item()  # The sum waits for a card.
 
     @torch.no_grad()
     def through_head() -> None:
@@ -168,7 +169,7 @@ def estimate(inputs: Inputs, rates: StageRates, *, recipe: Recipe | None = None)
         stages["healing"] = TRAINING * rates.layers * (n_healing + n_searching) * share
     spoken = (
         SPEED_ROUNDS * DEPTHS * rates.layers * (min(PROBE_TOKENS, length) + 16 * NEW_TOKENS)
-    )  # one token costs as 16 of many
+    )  # One token alone costs as much as 16 of many.
     measured = n_evaluation * (7 * rates.layers + 2.5 * rates.compared)
     stages["evaluation"] = measured + spoken
     return Estimate(stages=stages)
@@ -239,7 +240,7 @@ def _pruning(inputs: Inputs, config: PruneConfig, rates: StageRates, n_tokens: f
     seconds = 2 * n_walks * n_tokens * rates.layers
     if reads == "moments":
         maps = [(width, width)] * 4 + [(width, wide)] * 2 + [(wide, width)]  # (inputs, outputs)
-        sums = sum(2 * n**2 for n in (width, width, width, wide))  # maps that read one tensor share them
+        sums = sum(2 * n**2 for n in (width, width, width, wide))  # Maps that read one tensor share its sums.
         seconds += view.n_layers * n_tokens * sums / rates.products
         seconds += view.n_layers * sum(5 * n**3 / 3 + n**2 * n_outputs for n, n_outputs in maps) / rates.solves
     return seconds

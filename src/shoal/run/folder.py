@@ -70,7 +70,7 @@ class RunFolder:
         )
         if (
             workers.is_first and not (self.path / RECORD).exists()
-        ):  # else when a stage is done: a refused run leaves it as it was
+        ):  # Otherwise the record is written when a stage is done: a refused run leaves it as it was.
             self._save()
 
     def _take(self) -> dict[str, StageRecord]:
@@ -79,7 +79,8 @@ class RunFolder:
             raise ValueError(f"--out {self.path} is a file; give a new or empty folder")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:  # a file on the way, a place that takes none
+        except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
+            # A file is in the way, or the place takes no folder.
             raise ValueError(
                 f"--out {self.path} cannot be made ({error.strerror}); give a folder in a place that can hold it"
             ) from None
@@ -138,9 +139,9 @@ class RunFolder:
         entry = StageRecord(key=key, seconds=round(seconds, 3), files=tuple(files))
         self.record = self.record.model_copy(update={"stages": {**self.record.stages, stage: entry}})
         self.workers.on_first(self._save)
-        from shoal.engine.streamed import return_freed_memory  # a stage has loaded torch; reading a folder has not
+        from shoal.engine.streamed import return_freed_memory  # A stage has loaded torch; reading a folder has not.
 
-        return_freed_memory()  # its peak would otherwise stay for all stages after it
+        return_freed_memory()  # The peak of a stage would otherwise stay for all stages after it.
 
     def forget(self, stages: Iterable[str]) -> None:
         """Drop stages from the record, then their files: a crash in between leaves files that are simply written again."""

@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from shoal.words.types import Batch
 
 
-SHARE_FOR_WEIGHTS = 0.7  # of the free memory; the rest is for activations ...
-SHARE_BESIDE_STUDENT = 0.45  # ... and where the student is opened beside its teacher, to be verified and measured
+SHARE_FOR_WEIGHTS = 0.7  # Weights take this share of the free memory; the rest is for activations.
+SHARE_BESIDE_STUDENT = 0.45  # They take less where the student is opened beside its teacher, to be verified.
 TOKENS_PER_BATCH = 4096
 LONGEST_DEFAULT = 1024
-MOST_DEFAULT = {"calibration": 128, "selection": 64, "evaluation": 64}  # samples of a slice ...
-PARTS = {"calibration": 2, "selection": 1, "evaluation": 1}  # ... or fewer, of so many times text.tokens
+MOST_DEFAULT = {"calibration": 128, "selection": 64, "evaluation": 64}  # A slice has at most so many samples.
+PARTS = {"calibration": 2, "selection": 1, "evaluation": 1}  # A slice may have fewer samples: so many times text.tokens.
 FEWEST_DEFAULT = 8
 
 
@@ -156,7 +156,7 @@ class Inputs:
         """Samples of the training slice with about that many tokens, or what the text holds."""
         most = max(FEWEST_DEFAULT, wanted // self.length)
         found = self._samples("training", None, most=most)
-        # padded samples are rarely full
+        # Padded samples are rarely full.
         while self.recipe.text.packing == "padded" and found.n_tokens < wanted and found.n_samples == most:
             most *= 2
             found = self._samples("training", None, most=most)
@@ -265,7 +265,7 @@ def layers_in_memory(model: str, opening: Opening, *, share: float = SHARE_FOR_W
         if n_bytes < share * room:
             return None
         outside, of_layer = bytes_by_layer(read_shards(resolve_source(model, trust_remote_code=opening.trust)))
-        return max(2, int((share * room / 2 - outside) / of_layer) - 1)  # one more is read ahead
+        return max(2, int((share * room / 2 - outside) / of_layer) - 1)  # One more layer is read ahead.
     if not (resident.isascii() and resident.isdigit()) or int(resident) < 1:
         raise ValueError(f"--resident {resident!r} needs all, auto, or a number of layers from 1")
     return int(resident)
@@ -286,7 +286,8 @@ def weights_and_room(model: str, opening: Opening) -> tuple[int, int]:
     check_source(path, trust_remote_code=opening.trust)
     n_bytes = sum(slot.n_bytes for shard in read_shards(path) for slot in shard.slots.values())
     room, place = free_memory(), usable_device(opening.device)
-    return n_bytes, min(room, free_on_card(place)) if place.type == "cuda" else room  # they pass through memory
+    # The weights of a card pass through memory.
+    return n_bytes, min(room, free_on_card(place)) if place.type == "cuda" else room
 
 
 def refuse_unknown_tokens(ids: Tensor, opened: Opened) -> None:

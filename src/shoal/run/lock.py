@@ -24,7 +24,7 @@ def _hold(folder: str) -> None:
         import fcntl
     except ImportError:  # Windows: folders cannot be locked there
         return
-    handle = os.open(folder, os.O_RDONLY)  # stays open: closing it would give the lock up
+    handle = os.open(folder, os.O_RDONLY)  # The handle stays open: closing it would give the lock up.
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

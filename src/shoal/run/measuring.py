@@ -67,7 +67,8 @@ def evaluate_alone(
         return tuple(task_figures(one, seed=recipe.seed) for one in answers)
 
     with of_tasks:
-        scored = inputs.workers.from_first(ask) if tasks else ()  # first: a task may hold an item that cannot be scored
+        # Tasks come first: one may hold an item that cannot be scored.
+        scored = inputs.workers.from_first(ask) if tasks else ()
     start = inputs.evaluation.start
     stream_T, stride = token_stream(inputs.batches(inputs.evaluation), start=start), usual_stride(inputs.length, start)
     total = n_batches(len(stream_T), window=inputs.length, stride=stride, batch_size=inputs.batch_size, n_start=len(start))
@@ -173,7 +174,7 @@ def _refuse_other_tokens(inputs: Inputs, student: Opened, view: DecoderView) -> 
     from shoal.evaluate.comparison import other_tokenizer
     from shoal.evaluate.evaluation import refuse_other_vocabulary
 
-    # a student saved without a tokenizer reads the teacher's
+    # A student saved without a tokenizer reads with that of the teacher.
     why = student.tokenizer and other_tokenizer(inputs.opened.need_tokenizer(), student.tokenizer)
     if why:
         raise ValueError(

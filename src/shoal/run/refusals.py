@@ -79,7 +79,7 @@ def refuse_units(view: DecoderView, units: Sequence[Unit]) -> None:
     from shoal.run.by_hand import refuse_inseparable
 
     refuse_inseparable(units, view.model.get_submodule(view.layers_path))
-    refuse_inexact_sublayers(view, Student(removed=frozenset(units[:1])))  # the others when they run
+    refuse_inexact_sublayers(view, Student(removed=frozenset(units[:1])))  # The other units are refused when they run.
 
 
 def refuse_named(inputs: Inputs) -> None:

@@ -134,7 +134,7 @@ def run_stage(stage: Stage, state: State, folder: RunFolder) -> State:
         key, name = stage.key(state), stage.name if stage.record is None else stage.record(state)
         if key is None:
             if name in folder.record.stages:
-                folder.is_done(name, "none")  # refused without --overwrite, else forgotten
+                folder.is_done(name, "none")  # The stage that stands is refused without --overwrite, else forgotten.
             return state
         if folder.is_done(name, key):
             return stage.load(state, folder)

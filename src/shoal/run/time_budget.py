@@ -25,7 +25,7 @@ UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 Effort = tuple[str, int, int]
 """Repair, candidates and tokens of its fit."""
 
-SAFETY = 0.8  # of the time: an estimate may be off, and a run that ends late breaks a promise
+SAFETY = 0.8  # This share of the time is planned: an estimate may be off, and a run that ends late breaks a promise.
 
 
 def parse_time(text: str) -> float:

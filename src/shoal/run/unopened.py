@@ -78,7 +78,8 @@ def plan_unopened(recipe: Recipe, folder: RunFolder, *, trust_remote_code: bool 
     standing = folder.record.stages.get("plan")
     if standing is not None and standing.key == key and folder.is_done("plan", key):
         return as_edited(Plan.load(folder / "plan.json"), source.size)
-    plan = chosen_unopened(recipe, source)  # before the one that stands is forgotten: a refusal must not cost it
+    # The plan is made before the one that stands is forgotten: a refusal must not cost it.
+    plan = chosen_unopened(recipe, source)
     folder.is_done("plan", key)
     folder.workers.on_first(lambda: plan.save(folder / "plan.json"))
     folder.finish("plan", key, seconds=0.0, files=["plan.json"])

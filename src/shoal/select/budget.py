@@ -185,7 +185,8 @@ def resolve(
     Raises:
         ValueError: the budget removes nothing, or more than can be removed; says the allowed range.
     """
-    extra = put_back.layers - put_back.inherits  # what is inherited is given back; a layer that starts as zero is one more
+    # A replacement that copies a layer keeps it; one that starts as zero is one layer more.
+    extra = put_back.layers - put_back.inherits
     reach = _Reach(size, put_back, tuple(removable), n_most - extra, extra, layers_of, amounts or {})
     if reach.n_most < 1:
         raise ValueError(f"nothing can be removed: {n_most} of {size.n_layers} layers are free to go; protect fewer layers")
@@ -217,7 +218,7 @@ class _Reach:
             after = size_without(self.size, self.layers_of(n_net + self.extra), self.put_back)
             return Fraction(self.size.total - after.parameters)
         mean = Fraction(sum(self.size.layers[layer] for layer in self.removable), len(self.removable))
-        return mean * n_net - self.put_back.own_parameters  # of the layers it counts as, each is as large as a removed one
+        return mean * n_net - self.put_back.own_parameters  # Each of the layers it counts as is as large as a removed one.
 
     def other(self, kind: str, n_net: int) -> Fraction:
         """Of what a budget of another kind is a share of, put-back layers included."""
@@ -232,9 +233,9 @@ class _Reach:
 
 def _nearest(budget: Budget, reach: _Reach) -> int:
     size, most = reach.size, reach.n_most
-    if budget.kind in ("layers", "layer_share", "sublayer_share"):  # a layer is two sublayers of twice as many
+    if budget.kind in ("layers", "layer_share", "sublayer_share"):  # A layer is two sublayers of twice as many.
         target = budget.amount if budget.kind == "layers" else budget.amount * size.n_layers
-        n_net = -int(-(target - Fraction(1, 2)) // 1)  # nearest, exact halves down
+        n_net = -int(-(target - Fraction(1, 2)) // 1)  # The nearest number is taken, exact halves go down.
         if not 1 <= n_net <= most:
             raise ValueError(
                 f"--drop {budget.text} removes {n_net} of {size.n_layers} layers; this model allows 1..{most} "

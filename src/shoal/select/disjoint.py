@@ -14,7 +14,7 @@ from shoal.select.request import Evidence, Request, change_costs
 
 # Partial solution, ordered as solutions are: cost, spans used, then the layers negated (deeper first).
 _Partial = tuple[float, int, tuple[int, ...]]
-DEPTHS = (1, 8, 32)  # how many of the best are worked out at once; more only when the first ones are refused or used up
+DEPTHS = (1, 8, 32)  # So many of the best are worked out at once; more only when the first ones are refused or used up.
 
 
 def disjoint_spans(evidence: Evidence, request: Request) -> Iterator[Candidate]:

@@ -12,7 +12,7 @@ from shoal.select.request import Evidence, Request
 from shoal.select.search.search_contract import Aim, first_that_may_go
 from shoal.words.types import Unit
 
-MOST_SETS = 20_000  # a constraint that refuses nearly every set would otherwise have all of them tried
+MOST_SETS = 20_000  # A constraint that refuses nearly every set would otherwise have all of them tried.
 
 
 def lowest_units(evidence: Evidence, request: Request) -> Iterator[Candidate]:

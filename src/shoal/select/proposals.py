@@ -33,7 +33,7 @@ SEARCH_BESIDE = "greedy"
 """The selector whose search proposes beside those of scores."""
 FEWEST_FOR_SEARCH = 3
 """Candidates: fewer leave no place for it beside the choice that was asked for and the different one."""
-MOST_RUNNERS_UP = 24  # looked at per criterion for one that differs
+MOST_RUNNERS_UP = 24  # So many are looked at per criterion for one that differs.
 
 
 @dataclass

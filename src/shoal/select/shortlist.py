@@ -68,7 +68,8 @@ def shortlist(
                 f"rounds={request.n_rounds} measures the student anew after each cut; this needs the model and text"
             )
         found = in_rounds(selector, evidence, request, rescan=rescan)
-        proposers.insert(0, Proposer(f"{name} in {request.n_rounds} rounds", iter([found])))  # the one-shot choice competes too
+        # The one-shot choice competes, too.
+        proposers.insert(0, Proposer(f"{name} in {request.n_rounds} rounds", iter([found])))
     if request.n_candidates > 1:
         proposers += [one for one in other_proposers(evidence, request) if one.name != name]
     return Shortlist(resolved, propose(proposers, request.n_candidates), request, evidence)
@@ -158,7 +159,7 @@ def cut_for(budget: Budget, size: ModelSize, *, evidence: Evidence, request: Req
     """The number of layers a budget means for the asked selector. Where layers differ in size, by the layers it would pick."""
     selector, removable = selector_named(request.selector), request.removable
     same_size = len({size.layers[layer] for layer in removable}) < 2
-    counts_alike = same_size or "values" in selector.reads  # a search for each number of layers would cost too much
+    counts_alike = same_size or "values" in selector.reads  # A search for each number of layers would cost too much.
 
     def layers_of(n: int) -> tuple[int, ...]:
         found = next(selector.propose(evidence, replace(request, n=n)), None)

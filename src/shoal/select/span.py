@@ -20,7 +20,8 @@ def span_by(evidence: Evidence, request: Request) -> Iterator[Candidate]:
     Raises:
         ValueError: no such table.
     """
-    goes_only = evidence.is_late(request.by) or not request.put_back.scores_inherited  # exactly the layers that go
+    # These are scored on exactly the layers that go.
+    goes_only = evidence.is_late(request.by) or not request.put_back.scores_inherited
     n_inherited = 0 if goes_only else request.put_back.inherits
     return _ranked(evidence, request, name=f"span {request.by}", n_inherited=n_inherited)
 

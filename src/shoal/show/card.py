@@ -150,7 +150,7 @@ def _figures(evaluation: Evaluation) -> str:
 
 def _removed(plan: Plan, heading: str) -> str:
     lines = [f"## {heading}", "", f"Layer numbers are those of the source. In short: {plan}."]
-    details = [f"- {edit}" for edit in plan.edits if not isinstance(edit, Prune)]  # zeros have a section of their own
+    details = [f"- {edit}" for edit in plan.edits if not isinstance(edit, Prune)]  # Zeros have a section of their own.
     lines += ["", *details] if details else []
     lines += ["", f"How it was chosen: {words(plan.method)}"] if plan.method else []
     lines += ["", f"Choice {spread_said(plan.spread)}."] if plan.spread else []

@@ -19,9 +19,9 @@ from shoal.show.report.run_data import Drawing
 from shoal.words.records import write_atomically
 
 FORMATS = ("svg", "png")
-SHAPES = ("o", "s", "^", "D", "v", "|")  # in the order of chart.MARKERS
+SHAPES = ("o", "s", "^", "D", "v", "|")  # The order is that of chart.MARKERS.
 LINES = ("-", "--", "-.", ":")
-MOST_COLUMNS = 3  # of panels
+MOST_COLUMNS = 3  # A figure has at most so many columns of panels.
 
 
 def can_draw() -> bool:

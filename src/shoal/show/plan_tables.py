@@ -102,7 +102,7 @@ def removed_said(plan: Plan) -> str:
     """What of everything a plan removes, side by side; empty where it was not counted."""
     removed = dict(plan.removed)
     if plan.before.active in (None, plan.before.parameters):
-        removed.pop("active", None)  # without experts a token meets all of them
+        removed.pop("active", None)  # Without experts a token meets all of the parameters.
     return ", ".join(f"{share:.1%} of {SHARE_WORDS.get(name, name)}" for name, share in removed.items())
 
 

@@ -14,7 +14,7 @@ from shoal.show.html import Child, Html, join, tag
 WIDTH, HEIGHT = 420, 264
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 10, 42
 ROW = 34  # This is the height of one named row.
-N_COLOURS = 6  # page.css has so many colours of series.
+N_COLOURS = 6  # The style sheet page.css has so many colours of series.
 CORNERS: dict[str, tuple[tuple[float, float], ...]] = {
     "square": ((-3.6, -3.6), (3.6, -3.6), (3.6, 3.6), (-3.6, 3.6)),
     "triangle": ((0, -5), (4.6, 3.6), (-4.6, 3.6)),
@@ -52,9 +52,9 @@ def draw(chart: Chart) -> Html:
 def _drawing(chart: Chart) -> Html:
     n_rows = len(chart.rows)
     left = min(150.0, 12 + CHARACTER * max(map(len, chart.rows))) if n_rows else LEFT
-    low = (TOP + ROW * n_rows) if n_rows else HEIGHT - BOTTOM  # the lower edge of the plot
+    low = (TOP + ROW * n_rows) if n_rows else HEIGHT - BOTTOM  # This is the lower edge of the plot.
     x = Scale(*chart.x_range, left + 8 * bool(n_rows), WIDTH - RIGHT)
-    ends = (TOP, low) if n_rows else (low, TOP)  # rows are read from the top, values from below
+    ends = (TOP, low) if n_rows else (low, TOP)  # Rows are read from the top, values from below.
     y = Scale(*chart.y_range, *ends, log=chart.log_y)
     x_ticks = ticks(*chart.x_range, most=5) if n_rows else ticks(*chart.x_range, whole=chart.whole_x)
     labels = [_text(x(t), low + 16, said(t), anchor="middle") for t in x_ticks]

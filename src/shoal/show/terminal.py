@@ -10,9 +10,9 @@ from typing import Any, Literal
 from shoal.show.clean_text import clean
 from shoal.show.table import Column, Table
 
-GAP = 3  # between two columns, as rich draws this box
-NARROWEST, WIDEST = 18, 30  # of a column of words that folds; the longest word decides between them
-KEY_SHARE = 0.5  # of the width, at most, for the keys
+GAP = 3  # The gap is between two columns, as rich draws this box.
+NARROWEST, WIDEST = 18, 30  # A column of words that folds has a width between these; its longest word decides.
+KEY_SHARE = 0.5  # The keys take at most this share of the width.
 
 
 def drawn(table: Table, width: int) -> Iterator[Any]:

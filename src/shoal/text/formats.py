@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-# A .txt document closes at the first blank line after this many characters ...
+# A .txt document closes at the first blank line after this many characters.
 DOCUMENT_CHARACTERS = 2000
-# ... or, in text without blank lines, at the first line end after this many; longer lines are cut.
+# Text without blank lines closes at the first line end after this many; longer lines are cut.
 LONGEST_PARAGRAPH = 8000
 
 TextRow = tuple[str, dict[str, Any]]

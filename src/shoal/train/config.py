@@ -11,7 +11,7 @@ from shoal.train.objectives import ObjectiveNeed, weighted_sum
 from shoal.words.counts import SampleCount, SeedNumber, StepCount, TokenCount
 from shoal.words.records import Record, refuse
 
-Beta = Annotated[float, Field(ge=0, lt=1)]  # share of an average that stays from step to step
+Beta = Annotated[float, Field(ge=0, lt=1)]  # The number is the share of an average that stays from step to step.
 
 # Training tokens where none are asked for, and the text holds as many.
 DEFAULT_TOKENS = 1_000_000
@@ -126,7 +126,7 @@ class TrainConfig(Record):
 
     @model_validator(mode="after")
     def _one_answer(self) -> TrainConfig:
-        self.schedule()  # checks the rates
+        self.schedule()  # The call checks the rates.
         single = {"objective": self.objective, "tokens": self.tokens, "lr": self.lr, "min_lr": self.min_lr}
         if self.has_shares:
             del single["tokens"]

@@ -69,7 +69,8 @@ class Trainees(nn.Module):
         needed = self.layers_of_a_step(objective)
         held = self._view.residency.n_resident
         if len(needed) > held:
-            cures = ["an objective on hidden states"] * has_head  # with logits every layer behind a part runs, one part or not
+            # With logits every layer behind a part runs, be it one part or several.
+            cures = ["an objective on hidden states"] * has_head
             cures += ["train.several=sequential"] * any(len(member.parts) > 1 for member in self.members)
             cure = " and ".join(cures) + ", " if cures else ""
             raise ValueError(
@@ -165,9 +166,9 @@ def accumulate(
     """
     whole = pieces if of is None else of
     count_K = torch.stack([objective.counts(piece) for piece in whole]).sum(0).clamp(min=1)
-    # all workers take part in the exchange, also those that have no sample of a small batch
+    # All workers take part in the exchange, also those that have no sample of a small batch.
     is_idle = workers.rank >= sum(len(piece.ids_BT) for piece in whole)
-    weights_K = objective.weights * (0 if is_idle else workers.size)  # the exchange ends in a mean over workers
+    weights_K = objective.weights * (0 if is_idle else workers.size)  # The exchange ends in a mean over workers.
     total = torch.zeros((), dtype=torch.float64)
     for number, piece in enumerate(pieces, start=1):
         with nullcontext() if number == len(pieces) else without_exchange(trainees):

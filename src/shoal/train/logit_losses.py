@@ -74,7 +74,7 @@ def skewed_forward_kl(student_BTV: Tensor, teacher_BTV: Tensor, mask_BT: Tensor 
         return kl_of_log_probs(log_p_NV, mixed(log_p_NV, log_q_NV, share=alpha))
 
     def slope(log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:
-        # p r as one exponent: r alone overflows nothing, but p / m does where both are tiny
+        # The product p r is one exponent: r alone overflows nothing, but p / m does where both are tiny.
         log_m_NV = mixed(log_p_NV, log_q_NV, share=alpha)
         pr_NV = _exp(log_p_NV + log_q_NV - log_m_NV) * (1 - alpha)
         return log_q_NV.exp() * pr_NV.sum(-1, keepdim=True) - pr_NV
@@ -136,7 +136,7 @@ def topk_forward_kl(student_BTV: Tensor, teacher_BTV: Tensor, mask_BT: Tensor | 
 
     def slope(log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:
         top_NK, p_rest_N1, q_rest_N1 = split(log_p_NV, log_q_NV)
-        spread_NV = _exp(log_q_NV - q_rest_N1 + p_rest_N1)  # the teacher's rest, spread as the student's own
+        spread_NV = _exp(log_q_NV - q_rest_N1 + p_rest_N1)  # The rest of the teacher is spread as that of the student.
         goal_NV = spread_NV.scatter(-1, top_NK, log_p_NV.gather(-1, top_NK).exp())
         return log_q_NV.exp() - goal_NV
 
@@ -146,7 +146,7 @@ def topk_forward_kl(student_BTV: Tensor, teacher_BTV: Tensor, mask_BT: Tensor | 
 def _mean(divergence: Divergence, student_BTV: Tensor, teacher_BTV: Tensor, mask_BT: Tensor | None) -> Tensor:
     if student_BTV.shape != teacher_BTV.shape:
         raise ValueError(f"logits of shapes {tuple(student_BTV.shape)} and {tuple(teacher_BTV.shape)} cannot be compared")
-    # chosen, not multiplied by 0: padding may hold anything, NaN included
+    # Tokens are chosen, not multiplied by 0: padding may hold anything, NaN included.
     chosen = (one.flatten(0, -2) if mask_BT is None else one[mask_BT] for one in (student_BTV, teacher_BTV))
     student_NV, teacher_NV = chosen
     per_token_N: Tensor = _PerToken.apply(student_NV, teacher_NV, divergence)

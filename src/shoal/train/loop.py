@@ -150,7 +150,7 @@ class _Run:
         path = None if self.folder is None else self.folder / CHECKPOINT
         if path is None or not self.workers.from_first(path.exists):
             return
-        # at the very end of a stage its optimisers are still the ones that were saved
+        # At the very end of a stage its optimisers are still the ones that were saved.
         step = read_progress(path, self.progress.key).step
         self._enter(next(i for i, course in enumerate(self.courses) if step <= course.end))
         self.progress, self.best = load_checkpoint(path, self.progress.key, members=self.members, optimizers=self.optimizers)
@@ -181,14 +181,15 @@ class _Run:
         norms = [float(torch.nn.utils.clip_grad_norm_(m.parameters(), self.config.clip)) for m in self.members]
         for value in [*losses.tolist(), *norms]:
             self._refuse_nonfinite(value, "training loss or gradient", self.progress.step)
-        self._settle()  # gradients stay, what they were computed from goes before the moments come
+        self._settle()  # Gradients stay; what they were computed from goes before the moments come.
         self.whole = False
         rate = self._rate(self.progress.step)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.step()
-        self.trainees.zero_grad(set_to_none=True)  # now, so that they are not there while a whole student is measured
+        # Gradients go now, so that they are not there while a whole student is measured.
+        self.trainees.zero_grad(set_to_none=True)
         done = [
             m.model_copy(update={"loss_sum": m.loss_sum + loss, "norm_sum": m.norm_sum + norm})
             for m, loss, norm in zip(self.progress.members, losses.tolist(), norms, strict=True)
@@ -240,7 +241,7 @@ class _Run:
         """Of the run's step ``step``, by its stage's own warm-up and cosine."""
         number, course = next((i, course) for i, course in enumerate(self.courses) if step < course.end)
         lr, min_lr = self.config.stages[number].lr, self.config.stages[number].min_lr
-        assert lr is not None and min_lr is not None  # set by with_rates
+        assert lr is not None and min_lr is not None  # The method with_rates has set them.
         at = step - course.first_step
         return learning_rate(at, n_steps=course.n_steps, lr=lr, min_lr=min_lr, warmup=self.config.warmup)
 

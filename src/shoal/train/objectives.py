@@ -116,7 +116,7 @@ def objective_named(name: str) -> Objective:
 
     chosen = functools.partial(one.loss, **{one.parameter: value})
     still = torch.zeros(1, 2, 1)
-    chosen(still, still, None)  # a number out of range is refused here, before any work
+    chosen(still, still, None)  # A number out of range is refused here, before any work.
     return replace(one, name=name, loss=chosen)
 
 

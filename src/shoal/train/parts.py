@@ -144,7 +144,8 @@ class Trainee(nn.Module):
 
     def adopt(self, values: Mapping[str, Tensor]) -> None:
         """Make what :meth:`values` returned the deployed copy itself: the student is then in memory once."""
-        values = {name: value.to(self._view.device) for name, value in values.items()}  # a checkpoint's are not on the card
+        # The values of a checkpoint are not on the card.
+        values = {name: value.to(self._view.device) for name, value in values.items()}
         overrides = dict(self.deployed.overrides)
         for part in self.parts:
             if part.kind == "module":

@@ -90,7 +90,7 @@ class Rounds:
         self._view, self._n_bytes = view, n_bytes
         self._held: Spill | None = None
         self._key: tuple[object, ...] = ()
-        self._asked: AskedBoundaries | None = None  # keeps the students alive whose ids are in the key
+        self._asked: AskedBoundaries | None = None  # This keeps the students alive whose ids are in the key.
         self.n_readings = 0
 
     def ahead(self, steps: Steps, asked: AskedBoundaries) -> Iterator[tuple[int, list[Batch]]]:
@@ -118,7 +118,7 @@ class Rounds:
         if key == self._key or not batches:
             return
         if self._held is not None:
-            self._held.close()  # before the next round takes its share of what is free
+            self._held.close()  # The states go before the next round takes its share of what is free.
         self._held, self._key = Spill(self._view.residency.state_bytes), key
         self._asked = asked
         read_round(self._view, batches, asked, into=self._held)

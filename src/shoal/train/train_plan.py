@@ -82,7 +82,7 @@ def train_plan(
         results = tuple(one.result for one in trained)
         found = {keys.get(name, name): value for one in trained for name, value in one.values.items()}
         whole = student_of(view, plan, {**values, **found})
-        if quality is not None and quality(whole) > quality(student):  # each helped in the teacher, but not all together
+        if quality is not None and quality(whole) > quality(student):  # Each part helped in the teacher, but not all together.
             return TrainedPlan(student, values, tuple(one.model_copy(update={"best_step": 0}) for one in results))
         return TrainedPlan(whole, {**values, **found}, results)
     together = [parts] if config.several == "joint" else [(part,) for part in parts]

@@ -18,7 +18,7 @@ class Bounded(Protocol):
     def high(self) -> float: ...
 
 
-LARGEST_EXPONENT = 709.0  # exp of more is no fp64 number
+LARGEST_EXPONENT = 709.0  # The exponential of more is no fp64 number.
 
 
 def saturating_exp(x: float) -> float:

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-MOST_JSON = 64 * 2**20  # bytes; the largest tokenizer files and scans are a tenth of this
+MOST_JSON = 64 * 2**20  # The largest tokenizer files and scans have a tenth of so many bytes.
 MOST_FOLDERS = 200  # This bounds a path; the longest that systems take has 4,096 bytes.
 MOST_DEPTH = 100  # This bounds nested lists and objects; configs and records nest less than ten deep.
-HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")  # an escape of a surrogate, which may stand alone
+HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")  # This is an escape of a surrogate, which may stand alone.
 AGAIN = "download or write it again"
 
 
@@ -93,7 +93,7 @@ def parse_json(raw: bytes | str, where: str, *, unique: bool = False) -> Any:
         raise ValueError(f"{where} is not valid JSON (no UTF-8 text: {error.reason}); {AGAIN}") from None
     except DoubleKey:
         raise
-    except ValueError:  # the interpreter's own limit on the digits of a number
+    except ValueError:  # The interpreter limits the digits of a number.
         raise ValueError(f"{where} holds a number of too many digits; {AGAIN}") from None
     _refuse_deep(content, where)
     if HALF_CHARACTER.search(raw.encode("utf-8", "replace") if isinstance(raw, str) else raw):

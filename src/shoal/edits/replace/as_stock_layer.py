@@ -28,8 +28,8 @@ from shoal.words.types import Batch
 
 # Of what a random module adds, relative to its largest entry: rounding of the stream. A wrong form is off by its whole size.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
-SUM_IS_INPUT = ("silu", "gelu", "gelu_tanh", "relu")  # act(x) - act(-x) = x
-OPEN_GATE = 2.0  # any bias where the activation is far from 0
+SUM_IS_INPUT = ("silu", "gelu", "gelu_tanh", "relu")  # These activations have act(x) - act(-x) = x.
+OPEN_GATE = 2.0  # Any bias will do where the activation is far from 0.
 
 
 class NotStock(ValueError):
@@ -66,7 +66,7 @@ def _gain(view: DecoderView, index: int, module: StreamModule) -> float:
     probe = copy.deepcopy(module).to("cpu", torch.float32)
     for parameter in probe.parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * (0.5 if parameter.ndim == 1 else 0.2))
-        if parameter.ndim == 2:  # few units own the output, so its length differs from token to token and a norm on it shows
+        if parameter.ndim == 2:  # Few units own the output, so its length differs from token to token and a norm on it shows.
             parameter.mul_((1.5 * torch.randn(len(parameter), 1, generator=generator)).exp())
     probe = probe.to(view.device, view.dtype)
     h_BTD = torch.randn(1, 16, view.hidden_size, generator=generator).to(view.device, view.dtype)

@@ -92,7 +92,7 @@ class StreamReplacement(Record):
         """The module at its start, fp32, in memory; of a description whose options are resolved, but perhaps for the layout."""
         import torch
 
-        with torch.device("meta"):  # torch's own random start would move the global generator
+        with torch.device("meta"):  # The random start of torch would move the global generator.
             module = self._empty(hidden_size)
         module = module.to_empty(device="cpu")
         module.start(torch.Generator().manual_seed(0))

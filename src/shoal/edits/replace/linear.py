@@ -79,7 +79,7 @@ def low_rank_change(rank: int) -> Change:
         n, mean_F, mean_D = sums.hh_EE[-1, -1], sums.hh_EE[-1, :-1], sums.hr_ED[-1]
         if float(n) <= 0:
             return found_ED
-        a_FF = sums.hh_EE[:-1, :-1] - torch.outer(mean_F, mean_F) / n  # the bias, never shrunk, takes the means
+        a_FF = sums.hh_EE[:-1, :-1] - torch.outer(mean_F, mean_F) / n  # The bias, which is never shrunk, takes the means.
         hr_FD = sums.hr_ED[:-1] - torch.outer(mean_F, mean_D) / n
         a_FF.diagonal().add_(ridge * sums.mean_diagonal)
         full_FD = torch.linalg.solve(a_FF, hr_FD)

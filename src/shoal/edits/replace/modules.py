@@ -25,7 +25,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-HOSTED = "replacements"  # where a layer keeps the modules that follow it
+HOSTED = "replacements"  # A layer keeps the modules that follow it under this name.
 
 
 class Norm(nn.Module):
@@ -44,7 +44,8 @@ class Norm(nn.Module):
         x_BTD = x_BTD * torch.rsqrt(x_BTD.square().mean(-1, keepdim=True) + self.eps)
         if self.bias is not None:
             return (x_BTD * self.weight + self.bias).to(h_BTD.dtype)
-        return x_BTD.to(h_BTD.dtype) * self.weight  # rounded before the gain, as Llama's norm does: equal bits in a stock layer
+        # The value is rounded before the gain, as by the norm of Llama: equal bits in a stock layer.
+        return x_BTD.to(h_BTD.dtype) * self.weight
 
 
 STREAM_MODULES: dict[str, type[StreamModule]] = {}
@@ -244,7 +245,7 @@ def hosting(layer_class: Any) -> Any:
 def rotate(x_BTD: Tensor, *, inverse: bool) -> Tensor:
     """``H x``, or ``H^T x`` with ``inverse``, over the last axis; H is that of :class:`Hadamard`."""
     d = x_BTD.shape[-1]
-    n = d & -d  # the largest power of two that divides d
+    n = d & -d  # This is the largest power of two that divides d.
     m = d // n
     y = x_BTD.reshape(*x_BTD.shape[:-1], m, n)
     half = 1

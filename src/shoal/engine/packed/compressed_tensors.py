@@ -13,7 +13,7 @@ from shoal.engine.packed.codes import fields, fp4, powers, spread
 from shoal.engine.packed.packing import PackedForm, PackingMethod, Parts
 
 BITS = (2, 4, 8)
-FP4_GROUPS = (16, 32)  # numbers per scale of NVFP4 and of MXFP4
+FP4_GROUPS = (16, 32)  # These are the numbers per scale of NVFP4 and of MXFP4.
 SPARSE = ("marlin-24", "sparse-24-bitmask", "sparse-bitmask", "dense-sparse")
 
 
@@ -46,7 +46,7 @@ def packed(parts: Parts, stated: Mapping[str, Any]) -> Tensor:
     codes, zero, middle = fields(words, bits).flatten(-2)[:, :k].float(), parts.get(".weight_zero_point"), 2 ** (bits - 1)
     if zero is None:
         shift = torch.full((1, 1), float(middle))
-    elif zero.dtype == torch.int32:  # packed as the codes are, along the outputs
+    elif zero.dtype == torch.int32:  # The zeros are packed as the codes are, along the outputs.
         shift = fields(zero.T, bits).flatten(-2).T[:n].float()
     else:
         shift = zero.float() + middle
@@ -55,7 +55,7 @@ def packed(parts: Parts, stated: Mapping[str, Any]) -> Tensor:
 
 def _scaled(codes: Tensor, parts: Parts, stated: Mapping[str, Any], zero: Tensor | None) -> Tensor:
     scale, order, blocks = _scale(parts), parts.get(".weight_g_idx"), _blocks(stated)
-    if order is not None and bool((order >= 0).all()):  # inputs are grouped in the order of their importance
+    if order is not None and bool((order >= 0).all()):  # Inputs are grouped in the order of their importance.
         at = order.long()
         return (codes - (0 if zero is None else zero[:, at] if zero.numel() > 1 else zero)) * scale[:, at]
     shift = torch.zeros(()) if zero is None else spread(zero, codes.shape, blocks)

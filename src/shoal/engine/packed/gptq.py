@@ -10,7 +10,7 @@ from shoal.engine.packed.codes import fields
 from shoal.engine.packed.packing import PackedForm, PackingMethod, Parts
 
 BITS = (2, 4, 8)
-LOWERED = "gptq"  # this layout stores every zero lowered by one, modulo the number of codes; the second one as it is
+LOWERED = "gptq"  # This layout stores every zero lowered by one, modulo the number of codes; the second one as it is.
 LAYOUTS = (LOWERED, "gptq_v2")
 
 
@@ -25,7 +25,8 @@ def grouped(parts: Parts, stated: Mapping[str, Any]) -> Tensor:
     """(code - zero) times scale, each of the group that the input is in; (N outputs, K inputs)."""
     words, scale_GN = parts[".qweight"], parts[".scales"].float()
     order = parts.get(".g_idx")
-    bits = int(stated["bits"]) if order is None else 32 * words.shape[0] // max(order.numel(), 1)  # some maps may have others
+    # Some maps may have another number of bits.
+    bits = int(stated["bits"]) if order is None else 32 * words.shape[0] // max(order.numel(), 1)
     if bits not in BITS:
         raise ValueError(f"packed in {bits} bits, known: {', '.join(map(str, BITS))}")
     code_KN = fields(words.T, bits).flatten(-2).T

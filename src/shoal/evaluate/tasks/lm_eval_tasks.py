@@ -94,7 +94,7 @@ def named_tasks(names: Sequence[str], *, shots: int | None = None, include: Path
 def _load(manager: Any, name: str) -> dict[str, Any]:
     try:
         tasks: dict[str, Any] = manager.load([name])["tasks"]
-    except Exception as error:  # datasets, its readers and the task's own code raise errors of any kind.
+    except Exception as error:  # The package datasets, its readers and the code of the task raise errors of any kind.
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"the data of task {name!r} cannot be loaded ({type(error).__name__}: {reason}); it needs the network once, "

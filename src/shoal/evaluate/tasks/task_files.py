@@ -94,7 +94,7 @@ def load_task(path: Path | str, *, shots: int = 0) -> Task:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); a task file is JSON lines") from None
     for number, line in enumerate(
         text.split("\n"), start=1
-    ):  # splitlines would also split at U+2028, which JSON strings may hold.
+    ):  # The method splitlines would also split at U+2028, which JSON strings may hold.
         if line.strip():
             rows.append((number, _parsed(path, number, line)))
     if not rows:

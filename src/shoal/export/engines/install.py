@@ -11,7 +11,7 @@ import venv
 
 from shoal.export.engines.table import ENGINES, UNFINISHED, Engine, engine_named
 
-LINK = "zz_shoal.pth"  # read last, so that what the engine has of its own goes first
+LINK = "zz_shoal.pth"  # The link is read last, so that what the engine has of its own goes first.
 COMMON = ("numpy",)
 LINES_SHOWN = 3
 
@@ -32,7 +32,7 @@ def install(engine: Engine) -> bool:
         if engine.unwanted:
             _pip(engine, "uninstall", "--quiet", "--yes", *engine.unwanted)
     except ValueError as error:
-        mark.write_text(f"{error}\n", encoding="utf-8")  # whoever asks for the engine later is told
+        mark.write_text(f"{error}\n", encoding="utf-8")  # Whoever asks for the engine later is told.
         raise
     if engine.beside:
         asked = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]

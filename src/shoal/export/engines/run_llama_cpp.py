@@ -61,7 +61,7 @@ def tokenised(address: str, text: str) -> list[int]:
     """A text as token ids, without start and end tokens."""
     body = json.dumps({"content": text, "add_special": False, "parse_special": False}).encode()
     asked = urllib.request.Request(f"{address}/tokenize", body, {"Content-Type": "application/json"})
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the address is on this machine
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # The address is on this machine.
     with opener.open(asked, timeout=60) as answer:
         return list(json.loads(answer.read())["tokens"])
 

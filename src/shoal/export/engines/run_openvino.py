@@ -32,7 +32,7 @@ def main(request_file: str, reply_file: str) -> None:
                 "position_ids": np.arange(n, dtype=np.int64)[None],
                 "beam_idx": np.zeros(1, dtype=np.int32),
             }
-            asked = graph.create_infer_request()  # with an empty cache
+            asked = graph.create_infer_request()  # The request begins with an empty cache.
             asked.infer({name: value for name, value in whole.items() if name in names})
             return np.array(asked.get_tensor("logits").data, dtype=np.float64)[0]
 

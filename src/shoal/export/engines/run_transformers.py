@@ -35,7 +35,7 @@ def main(request_file: str, reply_file: str) -> None:
     try:
         tokenizer = None if not has_files else transformers.AutoTokenizer.from_pretrained(where, **options)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # a model without a tokenizer is compared on token ids alone
+        pass  # A model without a tokenizer is compared on token ids alone.
     ids = request["ids"] or first_ids(tokenizer, request, model.config)
     positions = [position for position in request["positions"] if position < len(ids)]
     with torch.no_grad():

@@ -9,8 +9,9 @@ from pathlib import Path
 from shoal.words.records import nearest
 
 HERE = Path(__file__).parent
-HOME = ".prove"  # where environments of engines lie unless $SHOAL_ENGINES says otherwise
-UNFINISHED = "unfinished"  # a file in an environment whose installation has not come to its end; says why where it failed
+HOME = ".prove"  # Environments of engines lie here unless $SHOAL_ENGINES says otherwise.
+# An environment whose installation has not come to its end holds this file, which says why it failed.
+UNFINISHED = "unfinished"
 
 
 @dataclass(frozen=True)

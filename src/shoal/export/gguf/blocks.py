@@ -7,7 +7,7 @@ import numpy as np
 from shoal.engine.gguf_head import Place, block_sizes
 
 KINDS = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
-NORMS = "f32"  # llama.cpp wants vectors in single precision
+NORMS = "f32"  # llama.cpp wants vectors in single precision.
 
 
 def kind_number(name: str) -> int:

@@ -164,7 +164,7 @@ def with_provenance(
                 new[f"{BASE}0.{part}"] = stated
         new["general.name"] = Value.of(f"{name.value}, {len(order)} layers", STRING)
     if "general.size_label" in new:
-        if f"{architecture}.expert_count" in new:  # a label of experts times size says nothing of single layers
+        if f"{architecture}.expert_count" in new:  # A label of experts times size says nothing of single layers.
             del new["general.size_label"]
         else:
             new["general.size_label"] = Value.of(size_label(n_parameters), STRING)

@@ -12,7 +12,7 @@ from shoal.engine.gguf_head import GgufHead, Place, Value, read_head
 
 PART = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
-CHUNK = 8 * 2**20  # bytes held in memory while copying
+CHUNK = 8 * 2**20  # So many bytes are held in memory while copying.
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from shoal.export.gguf.stored_weights import StoredWeights
 from shoal.export.gguf.write_file import Outgoing, write_gguf
 
 Array = np.ndarray[Any, Any]
-NEAR = 0.6  # largest relative distance of new values to those of the file; another order of rows gives about 1.4
-CLEARLY = 2.0  # how many times farther the next layout must be
+NEAR = 0.6  # New values differ from those of the file by at most this, relatively; another order of rows gives about 1.4.
+CLEARLY = 2.0  # The next layout must be so many times farther off.
 NUMBER = re.compile(r"\.(\d+)\.")
 
 
@@ -109,7 +109,7 @@ def _names(weights: StoredWeights, architecture: str, n_layers: int, known: set[
     for name in weights.names:
         given = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if given == "output.weight" and given not in known:
-            continue  # tied to the embeddings
+            continue  # The head is tied to the embeddings.
         if given is None or given not in known:
             raise ValueError(
                 f"the student's tensor {name!r} has no place in the teacher's file; it is of another kind of model"
@@ -150,7 +150,7 @@ class _Changed:
         for name, layout in self._known.items():
             try:
                 made = layout(values)
-            except ValueError:  # rows that are no whole heads
+            except ValueError:  # These rows are no whole heads.
                 continue
             if made.shape == theirs.shape:
                 found[name] = layout
@@ -178,7 +178,7 @@ class _Changed:
         fitting = self._fitting(values, old)
         if not fitting:
             raise ValueError(f"{name!r} has shape {old.shape} in the file and {values.shape} in the student; they do not fit")
-        if not values.any():  # a sublayer that was removed: zeros are zeros in every order
+        if not values.any():  # The sublayer was removed, and zeros are zeros in every order.
             plain = next((n for n in fitting if not n.startswith("one added")), None)
             return fitting[plain] if plain else next(iter(fitting.values()))
         norm = float(np.linalg.norm(old)) or 1.0

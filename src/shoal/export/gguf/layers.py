@@ -24,7 +24,8 @@ PER_LAYER = (
     PATTERN,
     "attention.rope_pattern",
 )
-PER_LAYER_EVERYWHERE = ("xielu.alpha_n", "xielu.alpha_p", "xielu.beta", "xielu.eps")  # keys that go without the architecture
+# These keys go without the name of the architecture.
+PER_LAYER_EVERYWHERE = ("xielu.alpha_n", "xielu.alpha_p", "xielu.beta", "xielu.eps")
 # Numbers that the rules below read.
 COUNTS = (LEADING, PATTERN, "interleave_moe_layer_step", "attention.sliding_window")
 # Lists that are about something else, whatever their length.
@@ -98,12 +99,12 @@ ARCHITECTURES: dict[str, Rules] = {
     **{name: Rules() for name in PLAIN},
     "afmoe": Rules(window_period=4, by_number=_no_rope_each_fourth),
     "cohere2": Rules(window_period=4, needs_window=False),
-    "command-r": Rules(at_least=64),  # from 64 layers on, queries and keys are normalised
-    "deepseek2": Rules(switches=(26, 27, 47, 48)),  # without compressed queries; the scale of the experts
+    "command-r": Rules(at_least=64),  # From 64 layers on queries and keys are normalised.
+    "deepseek2": Rules(switches=(26, 27, 47, 48)),  # These depths have no compressed queries, or another scale of the experts.
     "ernie4_5-moe": Rules(by_number=_ernie_moe),
-    "exaone4": Rules(switches=(64,)),  # windows and rotary embeddings of the 32B model
-    "gemma2": Rules(window_period=2, needs_window=False, switches=(46,)),  # attention is scaled otherwise in the 27B model
-    "gemma3": Rules(window_period=6, switches=(62,)),  # as gemma2
+    "exaone4": Rules(switches=(64,)),  # The model of 32B has other windows and rotary embeddings.
+    "gemma2": Rules(window_period=2, needs_window=False, switches=(46,)),  # The model of 27B scales its attention otherwise.
+    "gemma3": Rules(window_period=6, switches=(62,)),  # The rule is that of gemma2.
     "gpt-oss": Rules(window_period=2, needs_window=False),
     "llama4": Rules(window_period=4, needs_window=False, by_number=_llama4),
     "minicpm": Rules(writes={"residual_scale": lambda n: 1.4 / math.sqrt(n)}),
@@ -222,7 +223,7 @@ def _write_pattern(new: dict[str, Value], key: str, rules: Rules, n_layers: int,
     """Leave the period where it still describes the layers, else list which of them have a window."""
     stated = new.get(key)
     if stated is not None and stated.is_array:
-        return  # filtered already
+        return  # The list is filtered already.
     period = rules.window_period if stated is None else int(stated.value)
     assert period is not None
     kinds = [has_window(layer, period, is_full_first=rules.is_full_first) for layer in range(n_layers)]

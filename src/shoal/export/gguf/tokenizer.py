@@ -13,7 +13,7 @@ from shoal.engine.gguf_head import BOOL, FLOAT32, INT32, STRING, UINT32, Value
 from shoal.words.reading import read_bytes, read_json
 
 PREFIX = "tokenizer.ggml."
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # kinds of tokens; SentencePiece numbers them alike
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # These are kinds of tokens, which SentencePiece numbers alike.
 CURE = "export with --like TEACHER.gguf, which takes the tokenizer of that file"
 
 
@@ -157,7 +157,7 @@ def _special(folder: Path, n_vocab: int) -> dict[str, Value]:
 
     logging.getLogger("gguf.vocab").setLevel(logging.ERROR)
     found = SpecialVocab(folder, n_vocab=n_vocab)
-    names = {"pad": "padding", "unk": "unknown", "sep": "seperator"}  # the format's own spelling
+    names = {"pad": "padding", "unk": "unknown", "sep": "seperator"}  # The format spells it so.
     keys = {f"{PREFIX}{names.get(k, k)}_token_id": Value.of(int(i), UINT32) for k, i in found.special_token_ids.items()}
     keys |= {f"{PREFIX}add_{k}_token": Value.of(bool(yes), BOOL) for k, yes in found.add_special_token.items()}
     template = found.chat_template

@@ -55,7 +55,7 @@ def new_file(out: Path, *, n_bytes: int, overwrite: bool = False) -> Iterator[Pa
     except OSError as error:
         if not is_full_disk(error):
             raise
-        temporary.unlink(missing_ok=True)  # first, so that the free space is what the next try will find
+        temporary.unlink(missing_ok=True)  # The file goes first, so that the free space is what the next try will find.
         raise ValueError(no_space(out.parent, n_bytes)) from None
     finally:
         temporary.unlink(missing_ok=True)

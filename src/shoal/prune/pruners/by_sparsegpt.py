@@ -64,7 +64,7 @@ def _thin_block(w_DC: Tensor, upper_CC: Tensor, amount: Amount) -> Tensor:
     errors_DC = w_DC.new_zeros(w_DC.shape)
     for at in range(w_DC.shape[1]):
         if isinstance(amount, SparsePattern):
-            if at % amount.of == 0:  # a group is decided when its first column is reached, on the weights as they are by then
+            if at % amount.of == 0:  # A group is decided when its first column is reached, on the weights as they are by then.
                 group = slice(at, at + amount.of)
                 gone_group = lowest_of_groups((w_DC[:, group] / steps_C[group]).square(), amount)
             gone_D = gone_group[:, at % amount.of]

@@ -82,7 +82,7 @@ def measure_curves(
     folder = open_folder(Path(out), command=command, overwrite=overwrite)
     first = next(iter(methods.values()))
     observers = tuple(dict.fromkeys(name for recipe in methods.values() for name in recipe.observers))
-    shared = first.model_copy(update={"observers": observers})  # one scan for all
+    shared = first.model_copy(update={"observers": observers})  # One scan serves all methods.
     with folder.unless_refused():
         base = open_inputs(shared, opening, share=SHARE_BESIDE_STUDENT)
         size = model_size(base.view)

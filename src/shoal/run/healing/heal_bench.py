@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from shoal.train.objectives import WeightedSum
 
 FOR_MERGING = ("merge", "most_lost")
-PROMPT_TOKENS = 8  # of given text before what the teacher writes; a quarter of a sample that is shorter than 32
+PROMPT_TOKENS = 8  # So many tokens of given text stand before what the teacher writes; a quarter of a sample shorter than 32.
 MOST_CHATS, MOST_CHATS_TO_SELECT = 10**6, 64
 
 
@@ -250,7 +250,7 @@ def refuse_other_words(inputs: Inputs, student: Path) -> None:
     tokenizer = load_tokenizer(student, trust_remote_code=trust)
     ours, theirs = config.vocab_size, text_config(inputs.view.config).vocab_size
     why = f"it has {ours} tokens, the teacher {theirs}" if ours != theirs else None
-    if why is None and tokenizer is not None:  # a student saved without a tokenizer reads the teacher's
+    if why is None and tokenizer is not None:  # A student saved without a tokenizer reads with that of the teacher.
         why = other_tokenizer(inputs.opened.need_tokenizer(), tokenizer)
     if why:
         raise ValueError(f"{student} cannot be healed by {inputs.opened.name}: {why}; give the teacher it was made from")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from shoal.measure.oracle import Quality
     from shoal.train.heal.result import HealTraining, Merging
 
-ON_DISK = "2"  # layers in memory: the one that runs and the one that is read ahead
+ON_DISK = "2"  # The layer that runs is in memory, and the one that is read ahead.
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +93,7 @@ def teacher_opening(request: HealRequest, opening: Opening, *, say: Say) -> Open
     """With what ``resident="auto"`` means for the teacher: in memory where it fits beside the student; on disk where its form
     in few bits does the teaching, so that it is read for the measures alone."""
     if request.teacher is None:
-        return opening.in_memory()  # nothing runs it
+        return opening.in_memory()  # Nothing runs this model.
     if request.heal.teacher_bits is not None and opening.resident == "auto":
         return replace(opening, resident=ON_DISK)
     return settled(

@@ -23,7 +23,7 @@ def merge_stage(bench: HealBench, folder: RunFolder, training: HealTraining) -> 
     if folder.is_done("model", key):
         return Merging.load(folder / "merge.json")
     started = time.monotonic()
-    _ = bench.judge, bench.inputs.evaluation  # texts are handed out by the first process to all, who then wait while it merges
+    _ = bench.judge, bench.inputs.evaluation  # The first process hands out texts to all, who then wait while it merges.
     merging = folder.workers.from_first(lambda: _merge_and_write(bench, folder, training))
     files = ["merge.json", *(name for name in ("model", "verification.json", "adapter") if (folder / name).exists())]
     folder.finish("model", key, seconds=time.monotonic() - started, files=files)
@@ -36,7 +36,7 @@ def _merge_and_write(bench: HealBench, folder: RunFolder, training: HealTraining
     from shoal.engine.tensors import each_tensor
     from shoal.train.heal.merge import adopt_values, merge_pupil
 
-    for name in ("model", "adapter"):  # left by a run that died before it recorded the stage
+    for name in ("model", "adapter"):  # A run that died before it recorded the stage may have left it.
         shutil.rmtree(folder / name, ignore_errors=True)
     pupil = bench.pupil
     adopt_values(pupil.model, dict(each_tensor(folder / HEALED)))
@@ -57,7 +57,7 @@ def _merge_and_write(bench: HealBench, folder: RunFolder, training: HealTraining
                 reference=lambda ids: reference,
                 opening=bench.opening,
             )
-        except ValueError:  # a checkpoint that is not the healed student must not be found under the final name
+        except ValueError:  # A checkpoint that is not the healed student must not be found under the final name.
             shutil.rmtree(folder / "model")
             raise
         checked.model_copy(update={"path": "model"}).save(folder / "verification.json")

@@ -32,7 +32,7 @@ def train_stage(bench: HealBench, folder: RunFolder) -> HealTraining:
         if folder.is_done("heal", bench.key):
             return HealTraining.load(folder / "heal.json")
         started = time.monotonic()
-        pupil = bench.pupil  # opened, and perhaps refused, before anything of the training is written
+        pupil = bench.pupil  # The pupil is opened, and perhaps refused, before anything of the training is written.
     with folder.unless_refused():
         folder.workers.on_first(lambda: claim(folder, "heal", bench.key))
         with dropped_if_refused(bench, folder):
@@ -45,7 +45,7 @@ def train_stage(bench: HealBench, folder: RunFolder) -> HealTraining:
                 tell=partial(tell, "heal"),
             )
     training = training.model_copy(update={"quantised": bench.quantised()})
-    values = trained_values(pupil.model)  # asked for by every process: each may hold a part of them
+    values = trained_values(pupil.model)  # Every process asks for them, because each may hold a part of them.
 
     def write() -> None:
         save_tensors(folder / HEALED, values)
@@ -53,7 +53,7 @@ def train_stage(bench: HealBench, folder: RunFolder) -> HealTraining:
 
     folder.workers.on_first(write)
     if bench.config.processes == "shard":
-        del bench.pupil, pupil  # its parameters are parts; merging opens the student anew
+        del bench.pupil, pupil  # Parameters of this pupil are parts; merging opens the student anew.
     folder.finish("heal", bench.key, seconds=time.monotonic() - started, files=[HEALED, "heal.json"])
     folder.workers.on_first(lambda: shutil.rmtree(folder / "heal", ignore_errors=True))
     return training
@@ -76,7 +76,7 @@ def dropped_if_refused(bench: HealBench, folder: RunFolder) -> Iterator[None]:
         if not (is_memory or isinstance(error, ValueError)):
             raise
         leads_nowhere = isinstance(error, DivergedError) or last_whole_checkpoint(folder / "heal" / "trainer") is None
-        if folder.workers.is_first and leads_nowhere:  # without asking the others, who may have met no error
+        if folder.workers.is_first and leads_nowhere:  # The others are not asked: they may have met no error.
             shutil.rmtree(folder / "heal", ignore_errors=True)
         if is_memory:
             raise ValueError(f"healing ran out of memory; give {less_memory(bench)}") from None

@@ -48,7 +48,7 @@ def machine_of(device: str) -> Machine:
     if where.type != "cuda":
         return machine
     free = free_on_card(where)
-    # the updates of a chunk in a scan, and its geometry
+    # These are the updates of a chunk in a scan, and its geometry.
     return Machine(CONTEXT, free + CONTEXT, free // ONE_IN, 2 * OTHER_CHUNK_BYTES, N_DIVERGENCE * 4 * CHUNK_ELSEWHERE, machine)
 
 
@@ -60,9 +60,10 @@ def process_memory() -> int:
     from shoal.checkpoint import blueprint  # noqa: F401  (and transformers with it)
     from shoal.show.chart_files import can_draw
 
-    can_draw()  # and loads what it draws with
+    can_draw()  # The call loads what pictures are drawn with.
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
-    except (OSError, StopIteration):  # no such file outside Linux: what a process with these libraries has there
+    except (OSError, StopIteration):
+        # There is no such file outside Linux; a process with these libraries takes this much there.
         return 600 << 20

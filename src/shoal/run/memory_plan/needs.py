@@ -142,7 +142,7 @@ def sizes_of(
         if recipe.grow is not None:
             n_removed = shape.n_layers - parse_depth(recipe.grow.to, shape.n_layers)
         return Sizes(recipe, shape, machine, n_removed=n_removed, n_cut=gone, held=held)
-    if recipe.units != "layers":  # a stock layer without a sublayer takes as much as with it
+    if recipe.units != "layers":  # A stock layer without a sublayer takes as much as with it.
         return Sizes(recipe, shape, machine, n_removed=0, n_cut=0, held=held)
     cut = resolve(budget_of(recipe), size, put_back=put_back, removable=removable, n_most=len(removable), amounts=amounts)
     return Sizes(recipe, shape, machine, n_removed=cut.n_net, n_cut=cut.n, held=held)

@@ -17,7 +17,8 @@ from shoal.run.searching import runs_the_model, search_in_use, search_said, sear
 from shoal.run.stage import Made, Stage, State
 from shoal.run.unit_scoring import measured_scores, wanted_score
 
-STANDINGS = "tournament"  # candidates that were measured so far, so that a stopped run does not repair them again
+# The file holds candidates that were measured so far, so that a stopped run does not repair them again.
+STANDINGS = "tournament"
 
 if TYPE_CHECKING:
     from shoal.edits.plan import Plan
@@ -152,7 +153,8 @@ def takes(sizes: Sizes) -> StageNeed:
         n_searched = min(n_calibration, max(sizes.length, n_tokens))
         if scored is not None and scored.reads == "gradients":
             n_searched = n_calibration
-        # the chain of the teacher and of the sets that grow from it, at every boundary; boundary L of all sets of a pass
+        # The cache holds the chain of the teacher and of the sets that grow from it, at every boundary, and boundary L of all
+        # sets of a pass.
         cache = min(sizes.machine.spill, sizes.all_states(2 * shape.n_layers, n_searched))
         states = sizes.states(MOST_TOGETHER + 1, n_searched)
         compared = [search_in_use(recipe, request)[1]] if searches else []

@@ -41,7 +41,7 @@ def run(state: State, folder: RunFolder) -> Made:
     from shoal.show.card import card, inherited_metadata
 
     inputs, plan, healed = state.inputs, state.planned, state.healed
-    # of a streamed model: equal to the checkpoint, as was verified, unless that was healed
+    # The student of a streamed model equals the checkpoint, as was verified, unless that was healed.
     student: DecoderView | Student = replace(state.student(), name="student")
     if not inputs.is_streamed or healed is not None:
         opening = inputs.opened.opening.trusting(is_bundled(inputs.view, plan))

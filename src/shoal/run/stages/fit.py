@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from shoal.fit.kept_layers import KeptLayers
 
 VALUES, FITTED = "fit.safetensors", "fitted.json"
-LAYERS = "fit-layers"  # those that a sweep has fitted so far, so that a stopped run does not solve them again
+# The folder holds the layers that a sweep has fitted so far, so that a stopped run does not solve them again.
+LAYERS = "fit-layers"
 
 
 def key(state: State) -> str | None:

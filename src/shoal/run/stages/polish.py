@@ -76,7 +76,7 @@ def takes(sizes: Sizes) -> StageNeed | None:
     kind, refits = parse_replacement(recipe.replace), repair_named(recipe.repair).size(shape, sizes.n_kept)
     n_spans = 0 if kind is None else selector_named(recipe.select).most_spans(sizes.n_cut, recipe.max_spans)
     n_modules, per_span = (0, 0) if kind is None else (max(1, kind.n_layers), kind.most_parameters(shape))
-    if recipe.merges_layers:  # every group leaves one layer, all of which is trained
+    if recipe.merges_layers:  # Every group leaves one layer, all of which is trained.
         n_spans, n_modules, per_span = max(1, min(sizes.n_cut, sizes.n_kept)), 1, shape.layer_parameters
     n_trained = n_spans * per_span + refits.parameters
     on_logits = bool(config.needs() - {"boundary"})

@@ -99,11 +99,11 @@ def read_run(folder: Path) -> RunData:
     evaluation = Evaluation.load(folder / "evaluation.json") if has["evaluation.json"] else None
     facts, reads_scan = _facts(folder)
     needed = [name for name in STEPS if name != "scan.json" or reads_scan]
-    if (folder / "heal.request.json").is_file():  # a student that was cut elsewhere
+    if (folder / "heal.request.json").is_file():  # The student was cut elsewhere.
         needed = ["evaluation.json"]
     answers = _answers(folder)
     missing = [f"{name} (step {STEPS[name]})" for name in needed if not has[name]]
-    if answers and evaluation and not _are_of_one_run(answers, evaluation):  # left by a run before this one
+    if answers and evaluation and not _are_of_one_run(answers, evaluation):  # A run before this one left the answers.
         answers = None
         missing.append(f"tasks of this student ({TASKS} is of another one; score them again)")
     source = plan.source if plan else scan.provenance.model if scan else evaluation.provenance.model  # type: ignore[union-attr]
@@ -193,7 +193,8 @@ def _curves(folder: Path) -> tuple[LearningCurve, ...]:
     from shoal.show.report.run_data import LearningCurve
     from shoal.train.train_result import CurvePoint, TrainResults
 
-    for file in (folder / "train.json", folder / "fit.json"):  # the second where nothing but a replacement has values
+    # The second file is read where nothing but a replacement has values.
+    for file in (folder / "train.json", folder / "fit.json"):
         if file.is_file() and "results" in read_json(file):
             results = TrainResults.load(file).results
             return tuple(

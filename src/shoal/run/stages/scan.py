@@ -77,7 +77,8 @@ def draw(found: Scan, folder: Path, *, by: str) -> list[str]:
     from shoal.show.heat import Heat
 
     table = found.tables.get(by) or found["angular/last"]
-    return [path.name for path in save_figures([Heat((table,))], folder)]  # none without matplotlib: the command says so
+    # Without matplotlib there is none, and the command says so.
+    return [path.name for path in save_figures([Heat((table,))], folder)]
 
 
 SCAN = Stage(

@@ -51,12 +51,12 @@ def _save_and_verify(state: State, folder: RunFolder, ids_BT: Tensor) -> None:
 
     inputs, plan = state.inputs, state.planned
     view, opening = inputs.view, inputs.opened.opening.trusting(is_bundled(inputs.view, plan))
-    folder.remove(record(state))  # left by a run that died before it recorded the stage
+    folder.remove(record(state))  # A run that died before it recorded the stage may have left it.
     with new_folder(folder / record(state)) as made:
         write(view, inputs.opened.path, plan, made, values=state.values.tensors)
         reference = view.logits(Batch(ids_BT), student=state.student())
         if isinstance(view.residency, Streamed):
-            view.residency.settle(())  # the checkpoint's own layers are read next
+            view.residency.settle(())  # The layers of the checkpoint are read next.
             checked = verify_streamed(made, ids_BT=ids_BT, reference_BTV=reference, trust_remote_code=opening.trust)
         else:
             checked = verify(made, ids_BT=ids_BT, reference=lambda ids: reference, opening=opening)

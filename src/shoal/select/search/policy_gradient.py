@@ -107,7 +107,7 @@ def projected(values: Sequence[float], *, most: float, held: Sequence[float] | N
     step may have left that range.
     """
     weights = [1.0] * len(values) if held is None else held
-    scale = max(weights)  # the shift is found on weights up to 1, whatever their unit
+    scale = max(weights)  # The shift is found on weights up to 1, whatever their unit.
 
     def shifted(by: float) -> list[float]:
         return [min(max(value - by * w / scale, 0.0), 1.0) for value, w in zip(values, weights, strict=True)]
@@ -115,7 +115,7 @@ def projected(values: Sequence[float], *, most: float, held: Sequence[float] | N
     if _sum(shifted(0.0), weights) <= most:
         return shifted(0.0)
     smallest = min(w for w in weights if w > 0) / scale
-    low, high = 0.0, max(values) / smallest  # the sum is too large at low, and 0 at high
+    low, high = 0.0, max(values) / smallest  # The sum is too large at low, and 0 at high.
     for _ in range(100):
         middle = (low + high) / 2
         low, high = (middle, high) if _sum(shifted(middle), weights) > most else (low, middle)

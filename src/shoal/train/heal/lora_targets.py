@@ -44,7 +44,7 @@ def linear_maps(model: Any, targets: str) -> list[TargetMap]:
             weight: Any = module.weight
             if type(module).__name__ == "Conv1D":
                 n_in, n_out = weight.shape
-            else:  # the weight of a 4-bit map is packed, its widths are not
+            else:  # The weight of a 4-bit map is packed, its widths are not.
                 n_in, n_out = module.in_features, module.out_features
             found.append(TargetMap(f"{path}.{index}.{inside}", index, module, int(n_in), int(n_out)))
     if not found:
@@ -63,7 +63,7 @@ def _chosen(layer: nn.Module, targets: str) -> list[tuple[str, nn.Module]]:
         place = attention
     else:
         place = sublayer(layer, "mlp")
-        if place is None:  # fc1 and fc2 that are the layer's own
+        if place is None:  # The maps fc1 and fc2 belong to the layer itself.
             own = [(name, module) for name, module in layer.named_modules() if is_linear(module)]
             return [(name, module) for name, module in own if attention is None or not name.startswith(f"{attention[0]}.")]
     if place is None:

@@ -38,7 +38,7 @@ def moved(
         asked = {name: min(n, int((~masks[name]).sum())) for name, n in asked.items()}
         return {name: _moved(weights, gradients, masks, name, n, n) for name, n in asked.items()}
     n_zeros = sum(int((~mask).sum()) for mask in masks.values())
-    if sum(asked.values()) > n_zeros:  # more would go than can grow
+    if sum(asked.values()) > n_zeros:  # More weights would go than can grow.
         asked = {name: math.floor(n * n_zeros / sum(asked.values())) for name, n in asked.items()}
     grown = _grown(gradients, masks, sum(asked.values()))
     return {name: _moved(weights, gradients, masks, name, asked[name], grown[name]) for name in masks}
@@ -62,7 +62,7 @@ def _moved(
     slope = gradients[name].abs().masked_fill(mask, -1.0).flatten()
     found = mask.flatten().clone()
     found[size.argsort(stable=True)[:n_gone]] = False
-    found[slope.argsort(descending=True, stable=True)[:n_grown]] = True  # what has just gone does not come back
+    found[slope.argsort(descending=True, stable=True)[:n_grown]] = True  # A weight that has just gone does not come back.
     return found.view_as(mask)
 
 

@@ -20,7 +20,7 @@ UIDL_MODELS: Mapping[str, tuple[float, int, int]] = {
     "Mistral-7B-v0.1": (3e-6, 4, 164_000_000),
     "phi-2": (2e-4, 64, 164_000_000),
 }
-UIDL_START = (3e-4, 64, 164_000_000)  # where the paper's own search starts
+UIDL_START = (3e-4, 64, 164_000_000)  # The search of the paper starts here.
 
 
 @dataclass(frozen=True)

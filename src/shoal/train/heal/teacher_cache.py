@@ -18,7 +18,7 @@ from shoal.train.heal.text_rows import TextRows
 from shoal.words.records import Record
 
 IDS, LOGS, DONE = "ids.npy", "logs.npy", "done.json"
-PER_WRITE = 8  # samples between two records of how far the writing has come
+PER_WRITE = 8  # So many samples lie between two records of how far the writing has come.
 
 
 class CacheProgress(Record):

@@ -62,7 +62,7 @@ def write_text(
                 temperature=temperature,
                 top_k=0,
                 top_p=1.0,
-                min_new_tokens=length - n_prompt,  # an end inside a sample is text like any other, as in packed blocks
+                min_new_tokens=length - n_prompt,  # An end inside a sample is text like any other, as in packed blocks.
                 max_new_tokens=length - n_prompt,
                 pad_token_id=0,
             )

@@ -30,7 +30,7 @@ from shoal.train.heal.teachers import Teacher
 from shoal.train.heal.text_rows import TextRows
 from shoal.words.records import stable_hash
 
-N_SEEN = 8  # batches of the selection text for figures of which the first digits are enough
+N_SEEN = 8  # So many batches of the selection text serve figures of which the first digits are enough.
 
 Tell = Callable[[int, int], None]
 
@@ -148,7 +148,7 @@ def prepare(model: Any, config: HealConfig, lesson: Lesson) -> Pupil:
     made = method.prepare(model, config, lesson.evidence(config, model, layers))
     for parameter in made.parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.float()  # the steps of training are smaller than the last digit of bf16
+            parameter.data = parameter.data.float()  # The steps of training are smaller than the last digit of bf16.
     if masks and method.has_adapters:
         mask_adapters(made, masks)
     if not any(parameter.requires_grad for parameter in made.parameters()):
@@ -200,7 +200,7 @@ def train_at(
     from shoal.train.heal.arguments import arguments
     from shoal.train.heal.trainer import HealTrainer, last_whole_checkpoint, stop_on_signal
 
-    join().on_first(lambda: None)  # opens the connections of a job, which are closed again when its processes end
+    join().on_first(lambda: None)  # The call opens the connections of a job, which are closed again when its processes end.
     loss = lesson.loss(config)
     n_steps = steps_of(config, lesson.training)
     rows = lesson.training.shuffled(config.seed, n_steps * config.batch)
@@ -220,7 +220,7 @@ def train_at(
         patience=config.patience,
         watchers=watchers_of(pupil, config, tell),
     )
-    pupil.model.config.use_cache = uses_cache  # the Trainer switches it off, and the config is the checkpoint's
+    pupil.model.config.use_cache = uses_cache  # The Trainer switches it off, and the config is that of the checkpoint.
     started = time.monotonic()
     with stop_on_signal(trainer):
         trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))

@@ -119,7 +119,7 @@ class HealTrainer(Trainer):
         """NLL and KL on the selection text; a new best keeps its values."""
         last = self.state.log_history[-1] if self.state.log_history else {}
         if last.get("step") == self.state.global_step and "eval_nll" in last:
-            return last  # the Trainer asks once more when the text ends
+            return last  # The Trainer asks once more when the text ends.
         started = time.monotonic()
         metrics = self._validated()
         measure = metrics[f"eval_{self.decided_by}"]
@@ -189,7 +189,7 @@ class HealTrainer(Trainer):
         save_file(self.best, folder / self._best_file)
         if not self.args.should_save:
             return
-        if not self.is_fsdp_enabled:  # there, accelerate saves the shards beside this
+        if not self.is_fsdp_enabled:  # With FSDP accelerate saves the shards beside this.
             save_file({name: value.detach().cpu().contiguous() for name, value in self.trainable()}, folder / TRAINABLE_FILE)
         for watcher in self.callback_handler.callbacks:
             if hasattr(watcher, "save_to"):
@@ -197,7 +197,7 @@ class HealTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if self.saved_step == self.state.global_step:
-            return  # the Trainer saves once more when the text ends
+            return  # The Trainer saves once more when the text ends.
         self.saved_step = self.state.global_step
         super()._save_checkpoint(model, trial)
 
@@ -234,7 +234,7 @@ class _Watch(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
         asked = float(trainer.stopping)
-        if args.world_size > 1:  # all processes stop behind the same step
+        if args.world_size > 1:  # All processes stop behind the same step.
             asked = float(trainer.accelerator.gather(torch.tensor([asked], device=args.device)).max())
         if asked:
             trainer.stopping = control.should_save = control.should_training_stop = True
@@ -259,7 +259,7 @@ def last_whole_checkpoint(folder: Path) -> str | None:
     for path in sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
         try:
             json.loads((path / TRAINER_STATE_NAME).read_text())
-        except (OSError, ValueError):  # the process died while it wrote this one; the one before it still stands
+        except (OSError, ValueError):  # The process died while it wrote this one; the one before it still stands.
             continue
         return str(path)
     return None
@@ -277,7 +277,7 @@ def stop_on_signal(trainer: HealTrainer) -> Iterator[None]:
     kinds = (signal.SIGTERM, signal.SIGINT)
     try:
         before = [signal.signal(kind, ask) for kind in kinds]
-    except ValueError:  # not the main thread, which alone hears signals
+    except ValueError:  # Only the main thread hears signals, and this is another one.
         yield
         return
     try:
