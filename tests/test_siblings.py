@@ -182,7 +182,7 @@ PLACES = {
     "a format of no name": (lambda s: ("export", "ggml", s["model"], "--out", "o"), ""),
     "a file that is not there": (lambda s: ("verify", "nope.gguf", "--against", s["model"]), "nope.gguf"),
     "a time in words": (lambda s: ("compress", s["model"], "--time", "soon", "--out", "o"), "such as 10m"),
-    "a depth below the source's": (lambda s: ("grow", s["model"], "--text", s["text"], *FEW, "--to", 3, "--out", "o"), "--to 3"),
+    "too few layers": (lambda s: ("grow", s["model"], "--text", s["text"], *FEW, "--to", 3, "--out", "o"), "--to 3"),
     "twice of all weights": (lambda s: ("prune", s["model"], "--sparsity", "200%", "--out", "o"), "sparsity"),
     "a range backwards": (lambda s: ("curve", s["model"], "--text", s["text"], *FEW, "--drop", "90..10%", "--out", "o"), ""),
     "writing at no temperature": (
