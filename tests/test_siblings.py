@@ -64,11 +64,11 @@ def ends_well(code, err, *, said):
 
 
 ROWS = {
-    "a text and a null": ([{"text": None}, {"text": LONG}], (), "row 1: text is empty (null)"),
+    "a text and a null": ([{"text": None}, {"text": LONG}], (), "line 1: text is empty (null)"),
     "preferences": ([{"prompt": "w1", "chosen": LONG, "rejected": LONG}] * 3, (), "name the one that holds it with --field"),
     "turns that are texts": ([{"data": [LONG, LONG]}], ("--field", "data"), "data, turn 1 is a text"),
     "a row that is a number": ([7], (), "is a JSON int"),
-    "a system alone": ([{"messages": [{"role": "system", "content": ""}]}] * 3, (), "too little text"),
+    "a system alone": ([{"messages": [{"role": "system", "content": ""}]}] * 3, (), "holds no text"),
 }
 
 
@@ -115,7 +115,7 @@ CONFIGS = {
     "heads of nothing": ({"head_dim": 0}, ""),
     "rotations in words": ({"rope_parameters": "x"}, ""),
     "rotations in a list": ({"rope_parameters": [1]}, ""),
-    "rotations by nothing": ({"rope_parameters": {"rope_type": "default", "rope_theta": 0}}, ""),
+    "rotations by nothing": ({"rope_parameters": {"rope_type": "default", "rope_theta": 0}}, "holds NaN, before any weight"),
     "rotations of no kind": ({"rope_parameters": {"rope_type": "zzz", "rope_theta": 1e4}}, ""),
     "half a layer": ({"num_hidden_layers": 6.5}, ""),
     "layers in words": ({"num_hidden_layers": "6"}, ""),
@@ -124,7 +124,7 @@ CONFIGS = {
     "keys for three heads": ({"num_key_value_heads": 3}, ""),
     "a padding that is no token": ({"pad_token_id": 10**6}, ""),
     "too few kinds": ({"layer_types": ["full_attention"]}, ""),
-    "a range in words": ({"initializer_range": "x"}, None),
+    "a range in words": ({"initializer_range": "x"}, "cannot be read"),
 }
 
 
@@ -139,9 +139,8 @@ BESIDE = {
     "generation in words": ("generation_config.json", {"max_length": "x", "temperature": "hot"}, None),
     "an end that is a list": ("generation_config.json", {"eos_token_id": [[]]}, None),
     "a template that is a number": ("tokenizer_config.json", {"chat_template": 5}, None),
-    "added tokens in a list": ("tokenizer_config.json", {"added_tokens_decoder": []}, None),
     "a tokenizer of no class": ("tokenizer_config.json", {"tokenizer_class": "Nope"}, None),
-    "special tokens in a list": ("special_tokens_map.json", [1], None),
+    "special tokens in a list": ("special_tokens_map.json", [1], "an object is needed"),
     "a template that is a pipe": ("chat_template.jinja", None, ""),
     "a template that is none": ("chat_template.jinja", "{% for %}", None),
     "a card that is a pipe": ("README.md", None, ""),
@@ -184,6 +183,10 @@ PLACES = {
     "a time in words": (lambda s: ("compress", s["model"], "--time", "soon", "--out", "o"), "such as 10m"),
     "too few layers": (lambda s: ("grow", s["model"], "--text", s["text"], *FEW, "--to", 3, "--out", "o"), "--to 3"),
     "twice of all weights": (lambda s: ("prune", s["model"], "--sparsity", "200%", "--out", "o"), "sparsity"),
+    "a time for no repair": (
+        lambda s: ("compress", s["model"], "--text", s["text"], *FEW, "--time", "9m", "--repair", "none", "--out", "o"),
+        "--time chooses",
+    ),
     "a range backwards": (lambda s: ("curve", s["model"], "--text", s["text"], *FEW, "--drop", "90..10%", "--out", "o"), ""),
     "writing at no temperature": (
         lambda s: ("write", s["model"], "--text", s["text"], "--n", 1, "--temperature", "nan", "--out", "o.jsonl"), "above 0",
@@ -200,8 +203,8 @@ def test_places_and_options(name, small, shoal):
 
 
 EDITED = {
-    "no indices": (lambda plan: plan["edits"][0].update(indices=[]), ""),
-    "no edits": (lambda plan: plan.update(edits=[]), ""),
+    "no indices": (lambda plan: plan["edits"][0].update(indices=[]), None),
+    "no edits": (lambda plan: plan.update(edits=[]), None),
     "one edit twice": (lambda plan: plan["edits"].append(plan["edits"][0]), ""),
     "all layers": (lambda plan: plan["edits"][0].update(indices=list(range(6))), ""),
     "half an index": (lambda plan: plan["edits"][0].update(indices=[2.5]), ""),

@@ -53,7 +53,8 @@ def run_recipe(chosen: Recipe, out: Path, machine: MachineOptions, result: Resul
         inputs, folder = open_to_cut(
             chosen, out, machine.opening, overwrite=result.overwrite, command=command_line(), say=screen.say
         )
-        inputs = settle_time(screen, inputs, folder, seconds=seconds)
+        with folder.unless_refused():
+            inputs = settle_time(screen, inputs, folder, seconds=seconds)
     with screen.progress():
         outcome = run_stages(inputs, folder, command=command_line())
     show_outcome(screen, outcome)

@@ -16,7 +16,12 @@ from shoal.engine.layer_names import layer_of
 from shoal.words.reading import read_json, refuse_irregular, shortened
 
 ADAPTER = "adapter_config.json"
-OBJECTS: Mapping[str, str | None] = {"tokenizer.json": "model", "tokenizer_config.json": None, "generation_config.json": None}
+OBJECTS: Mapping[str, str | None] = {
+    "tokenizer.json": "model",
+    "tokenizer_config.json": None,
+    "special_tokens_map.json": None,
+    "generation_config.json": None,
+}
 """Files beside the weights that are JSON objects, with a key that each has to state."""
 
 PREDICTION_COUNTS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers", "mtp_num_layers")

@@ -294,6 +294,12 @@ class DecoderView:
         first, second = (Batch(torch.full((1, 3), token, dtype=torch.long, device=self.device)) for token in (0, 1))
         ours, other = (self._dry_pass(batch, n_stubs=self.n_layers) for batch in (first, second))
         for index, ((_, a), (_, b)) in enumerate(zip(ours, other, strict=True)):
+            broken = next((name for name, value in _arguments(a) if _holds_nan(value)), None)
+            if broken is not None:
+                raise ValueError(
+                    f"model type {self.family!r}: layer {index} receives {broken!r} that holds NaN, before any weight was used; "
+                    "config.json states what cannot be computed, such as a rotation by 0: mend it"
+                )
             name = _differing_argument(a, b)
             if name is not None:
                 self._refuse(f"layer {index} receives {name!r}, which depends on more than the positions")
@@ -368,6 +374,12 @@ def _differing_argument(a: LayerCall, b: LayerCall) -> str | None:
         if shared_state or not _same(x, y):
             return name
     return None
+
+
+def _holds_nan(x: Any) -> bool:
+    if isinstance(x, Tensor):
+        return x.is_floating_point() and bool(torch.isnan(x).any())
+    return isinstance(x, (tuple, list)) and any(_holds_nan(part) for part in x)
 
 
 def _same(x: Any, y: Any) -> bool:

@@ -21,7 +21,7 @@ from shoal.run.job import (
     versions,
     weights_and_room,
 )
-from shoal.run.refusals import check_budget, refuse_place, refuse_side_files
+from shoal.run.refusals import check_budget, refuse_little_text, refuse_place, refuse_side_files
 from shoal.words.numbers import in_bytes
 from shoal.words.reading import at_home
 
@@ -90,6 +90,8 @@ def open_to_cut(
     )
     with folder.unless_refused():
         check_budget(inputs)
+        if not folder.record.stages:
+            refuse_little_text(inputs)
     return inputs, folder
 
 

@@ -72,6 +72,12 @@ def check_budget(inputs: Inputs) -> None:
     check_reach(budget, model_size(inputs.view), request, amounts=amounts_of(inputs, budget))
 
 
+def refuse_little_text(inputs: Inputs) -> None:
+    """Raises ValueError where the text does not fill what a run reads behind its first stage: all work before would be lost."""
+    prune = inputs.recipe.prune
+    _ = inputs.evaluation, inputs.calibration if prune is not None and prune.reads_text else None
+
+
 def refuse_units(view: DecoderView, units: Sequence[Unit]) -> None:
     """Raises ValueError, before a search, for sublayers that this family cannot leave out."""
     from shoal.checkpoint.in_memory import refuse_inexact_sublayers
