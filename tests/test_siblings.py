@@ -115,7 +115,7 @@ CONFIGS = {
     "heads of nothing": ({"head_dim": 0}, ""),
     "rotations in words": ({"rope_parameters": "x"}, ""),
     "rotations in a list": ({"rope_parameters": [1]}, ""),
-    "rotations by nothing": ({"rope_parameters": {"rope_type": "default", "rope_theta": 0}}, "holds NaN, before any weight"),
+    "rotations by nothing": ({"rope_parameters": {"rope_type": "default", "rope_theta": 0}}, "holds NaN before any weight"),
     "rotations of no kind": ({"rope_parameters": {"rope_type": "zzz", "rope_theta": 1e4}}, ""),
     "half a layer": ({"num_hidden_layers": 6.5}, ""),
     "layers in words": ({"num_hidden_layers": "6"}, ""),

@@ -297,7 +297,7 @@ class DecoderView:
             broken = next((name for name, value in _arguments(a) if _holds_nan(value)), None)
             if broken is not None:
                 raise ValueError(
-                    f"model type {self.family!r}: layer {index} receives {broken!r} that holds NaN, before any weight was used; "
+                    f"model type {self.family!r}: layer {index} receives {broken!r} that holds NaN before any weight was used; "
                     "config.json states what cannot be computed, such as a rotation by 0: mend it"
                 )
             name = _differing_argument(a, b)
