@@ -41,6 +41,8 @@ def test_the_adapter_beside_the_student_is_the_healed_model(cut, shoal, tmp_path
     code, out, err = shoal("heal", *healing(cut, "--out", "apart", "--merge", "apart"))
     assert code == 0 and "Not merged" in out, err
     assert not (tmp_path / "apart" / "model").exists()
+    page = (tmp_path / "apart" / "report.html").read_text()
+    assert "How it healed" in page and 'class="missing"' not in page
     code, _, err = shoal("heal", *healing(cut, "--out", "apart", "--overwrite"))
     assert code == 0 and "heal:" not in err  # merged another way without training once more
     ids = torch.arange(3, 15)[None]
@@ -48,6 +50,21 @@ def test_the_adapter_beside_the_student_is_the_healed_model(cut, shoal, tmp_path
     beside = PeftModel.from_pretrained(base, tmp_path / "apart" / "adapter")(input_ids=ids).logits
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "apart" / "model")(input_ids=ids).logits
     torch.testing.assert_close(merged, beside, rtol=1e-4, atol=1e-5)
+
+
+def test_text_alone_says_what_it_changed(cut, shoal, tmp_path):
+    code, out, err = shoal("heal", *healing(cut, "--out", "out", "--teacher", "none", "--method", "norms", "--json"))
+    assert code == 0, err
+    drift = json.loads(out)["drift"]
+    assert drift["kl"] > 0 and drift["perplexity"] != drift["perplexity_before"]
+    assert drift == json.loads((tmp_path / "out" / "drift.json").read_text())
+    card, page = (tmp_path / "out" / "model" / "README.md").read_text(), (tmp_path / "out" / "report.html").read_text()
+    assert "KL from the student as it came" in card and "- teacher: none" in card
+    assert "How it healed" in page and "Before and after" in page and 'class="missing"' not in page
+    code, _, err = shoal("report", "out", "--overwrite")
+    assert code == 0, err
+    again = shoal("heal", *healing(cut, "--out", "out", "--teacher", "none", "--method", "norms"))
+    assert again[0] == 0 and "heal:" not in again[2] and "Before and after" in again[1]
 
 
 def test_a_merge_that_loses_too_much_is_refused_and_the_adapter_kept(cut, shoal, tmp_path, monkeypatch):

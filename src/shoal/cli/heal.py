@@ -138,7 +138,7 @@ def _rate(text: str | None) -> float | str | None:
 
 def show_healed(screen: Any, healed: Healed) -> None:
     """Learning rates that were tried, the training, the merge, the figures and where the files are."""
-    from shoal.show.before_after import before_after
+    from shoal.show.before_after import before_after, drift_table
 
     training, merging = healed.training, healed.merging
     if training.rates:
@@ -158,9 +158,10 @@ def show_healed(screen: Any, healed: Healed) -> None:
         screen.say(f"Not merged ({why}); the adapter is the result: load it beside the student with peft")
     if healed.evaluation is not None and healed.before is not None:
         screen.show(before_after(healed.before, healed.evaluation))
+    if healed.drift is not None:
+        screen.show(drift_table(healed.drift))
     files = [("checkpoint", healed.model), ("adapter", healed.adapter), ("training", healed.folder / "heal.json")]
-    if healed.evaluation is not None:
-        files.append(("report", healed.folder / "report.html"))
+    files.append(("report", healed.folder / "report.html"))
     for what, path in files:
         if path is not None:
             screen.say(f"{what + ':':<12}{path}")
@@ -171,6 +172,7 @@ def show_healed(screen: Any, healed: Healed) -> None:
             "merging": merging.model_dump(mode="json"),
             "repaired": healed.repaired,
             "evaluation": healed.evaluation and healed.evaluation.model_dump(mode="json"),
+            "drift": healed.drift and healed.drift.model_dump(mode="json"),
         }
     )
 

@@ -1,9 +1,12 @@
-"""A student before and after its healing, as one table for the terminal and the page."""
+"""A student before and after its healing, as one table for the terminal, the page and the card."""
 
 from shoal.evaluate.evaluation import Evaluation
 from shoal.measure.oracle import Quality
 from shoal.show.table import Column, Table, numbers
+from shoal.train.heal.result import Drift
 from shoal.words.numbers import number, percent
+
+CAPTION = "Before and after, on the evaluation slice"
 
 
 def before_after(before: Quality, evaluation: Evaluation) -> Table:
@@ -22,4 +25,14 @@ def before_after(before: Quality, evaluation: Evaluation) -> Table:
         ("perplexity", number(teacher), None, number(perplexity)),
     )
     columns = (Column(""), *numbers("teacher", "before", "healed"))
-    return Table("Before and after, on the evaluation slice", columns, rows)
+    return Table(CAPTION, columns, rows)
+
+
+def drift_table(drift: Drift) -> Table:
+    """The student as it came and healed, where text alone trained it."""
+    rows = (
+        ("perplexity", number(drift.perplexity_before), number(drift.perplexity)),
+        ("KL from the student as it came, nats per token", "0", number(drift.kl)),
+        ("top-1 agreement with the student as it came", "100 %", f"{percent(drift.agreement)} %"),
+    )
+    return Table(CAPTION, (Column(""), *numbers("before", "healed")), rows)

@@ -5,11 +5,12 @@ from typing import Any
 
 import yaml
 
-from shoal.evaluate.evaluation import Evaluation
-from shoal.measure.oracle import Quality
+from shoal.show import markdown
 from shoal.show.headline import source_name
 from shoal.show.markdown import coded, fenced, words
+from shoal.show.table import Table
 from shoal.train.heal.result import HealTraining, Merging
+from shoal.words.records import Provenance
 
 
 def heal_card(
@@ -17,8 +18,9 @@ def heal_card(
     training: HealTraining,
     merging: Merging,
     *,
-    before: Quality,
-    evaluation: Evaluation,
+    figures: Table,
+    measured: Provenance,
+    has_teacher: bool,
     command: str,
     inherited: Mapping[str, Any],
 ) -> str:
@@ -26,48 +28,36 @@ def heal_card(
 
     Args:
         student: the checkpoint that was healed.
-        before: its closeness to the teacher, on the text of ``evaluation``, which is of the healed one.
+        figures: before and after.
+        measured: the text of the figures, and the model they compare with: the teacher, or the student as it came.
         command: the command line that makes this checkpoint again; empty when there was none.
         inherited: licence and language of the student's own card.
     """
-    name, teacher = source_name(student), source_name(evaluation.provenance.model)
+    name, reference = source_name(student), source_name(measured.model)
     metadata = {
-        "base_model": teacher,
+        "base_model": reference,
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["shoal", "depth-pruning", "layer-pruning", "model-compression"],
         **inherited,
     }
-    after = evaluation.quality
-    repaired = f"{100 * (1 - after.kl / before.kl):.1f} %" if before.kl else "–"
-    ours, theirs = evaluation.teacher.perplexity.value, evaluation.student.perplexity.value
-    rows = (
-        ("KL to the teacher, nats per token", "0", f"{before.kl:.4f}", f"{after.kl:.4f}"),
-        ("top-1 agreement with the teacher", "100 %", f"{100 * before.agreement:.1f} %", f"{100 * after.agreement:.1f} %"),
-        ("perplexity, window by window", f"{ours:.2f}", "", f"{theirs:.2f}"),
-        ("share of the KL that healing took away", "", "", repaired),
-    )
-    figures = "\n".join(
-        ["| | teacher | before | healed |", "|---|---:|---:|---:|", *(f"| {' | '.join(row)} |" for row in rows)]
-    )
-    source = evaluation.provenance
     facts = {
         "student": coded(name),
-        "teacher": f"{coded(teacher)}, hash `{source.model_hash}`",
+        "teacher": f"{coded(reference)}, hash `{measured.model_hash}`" if has_teacher else "none",
         "trained": f"{words(training.method)}, {training.n_trainable:,} parameters, for {coded(training.objective)}",
         "training text": f"{words(training.data)}, hash `{training.data_hash}`, {training.n_tokens:,} tokens",
         **_taught(training),
         "step kept": f"{training.best_step} of {training.n_steps}, by {training.decided_by} on text of its own",
         "learning rate": f"{training.lr:.2g}",
         "merged": words(merging.way),
-        "evaluation text": f"{words(source.data)}, hash `{source.data_hash}`, {source.n_tokens:,} tokens",
+        "evaluation text": f"{words(measured.data)}, hash `{measured.data_hash}`, {measured.n_tokens:,} tokens",
         "seed": str(training.config.seed),
     }
     parts = [
         f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---",
         f"# {words(name)}, healed",
         "A stock checkpoint of its architecture; load it with `AutoModelForCausalLM.from_pretrained`.",
-        f"## Figures\n\n{figures}",
+        f"## Figures\n\n{markdown.table(figures)}",
         "## How\n\n" + "\n".join(f"- {what}: {fact}" for what, fact in facts.items()),
         f"## Again\n\n{fenced(command, 'bash')}" if command else "",
     ]

@@ -22,7 +22,7 @@ from shoal.words.progress import numbered, tell
 if TYPE_CHECKING:
     from shoal.evaluate.evaluation import Evaluation
     from shoal.measure.oracle import Quality
-    from shoal.train.heal.result import HealTraining, Merging
+    from shoal.train.heal.result import Drift, HealTraining, Merging
 
 ON_DISK = "2"  # The layer that runs is in memory, and the one that is read ahead.
 
@@ -35,6 +35,7 @@ class Healed:
         model: the healed checkpoint; None where the merge was refused or not asked for, and ``adapter`` is the result.
         before, evaluation: the student before and after healing against its teacher, on the evaluation slice; None without a
             teacher.
+        drift: the same without a teacher: what text alone changed.
     """
 
     folder: Path
@@ -44,6 +45,7 @@ class Healed:
     merging: Merging
     before: Quality | None
     evaluation: Evaluation | None
+    drift: Drift | None = None
 
     @property
     def repaired(self) -> float | None:
@@ -110,7 +112,7 @@ def refuse_inside(out: Path, student: str) -> None:
 
 def heal_stages(bench: HealBench, folder: RunFolder, *, command: str) -> Healed:
     """Train, merge and write, evaluate."""
-    of_training, of_merge, of_measures = numbered(True, True, bench.request.teacher is not None)
+    of_training, of_merge, of_measures = numbered(True, True, True)
     with of_training:
         training = train_stage(bench, folder)
     with of_merge:
@@ -118,15 +120,16 @@ def heal_stages(bench: HealBench, folder: RunFolder, *, command: str) -> Healed:
         merging = merge_stage(bench, folder, training)
     model, adapter = folder / "model", folder / "adapter"
     with of_measures:
-        before, evaluation = measure_stage(bench, folder, training, merging, command=command)
+        measured = measure_stage(bench, folder, training, merging, command=command)
     return Healed(
         folder.path,
         model if merging.way != "apart" else None,
         adapter if adapter.is_dir() else None,
         training,
         merging,
-        before,
-        evaluation,
+        measured.before,
+        measured.evaluation,
+        measured.drift,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shoal.run.folder import RunFolder
@@ -10,52 +11,140 @@ from shoal.run.healing.heal_bench import HealBench
 from shoal.words.records import stable_hash, write_atomically
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from shoal.engine.view import DecoderView
     from shoal.evaluate.evaluation import Evaluation
     from shoal.measure.oracle import Quality
-    from shoal.train.heal.result import HealTraining, Merging
+    from shoal.show.table import Table
+    from shoal.train.heal.result import Drift, HealTraining, Merging
+    from shoal.words.records import Provenance
 
 
-def measure_stage(
-    bench: HealBench, folder: RunFolder, training: HealTraining, merging: Merging, *, command: str
-) -> tuple[Quality | None, Evaluation | None]:
-    """``evaluation.json``, ``before.json``, card and report: the student before and after, on text nothing was chosen on."""
-    from shoal.engine.open import load_strictly
-    from shoal.engine.view import DecoderView
+@dataclass(frozen=True)
+class Measured:
+    """What was measured on the evaluation slice; nothing where there is no healed checkpoint.
+
+    Attributes:
+        before, evaluation: the student as it came and healed, against the teacher.
+        drift: the same of a student that text alone trained.
+    """
+
+    before: Quality | None = None
+    evaluation: Evaluation | None = None
+    drift: Drift | None = None
+
+
+def measure_stage(bench: HealBench, folder: RunFolder, training: HealTraining, merging: Merging, *, command: str) -> Measured:
+    """``evaluation.json`` and ``before.json``, or ``drift.json`` without a teacher; card and report."""
+    from shoal.run.stages.report import report_stage
+
+    found = Measured()
+    if merging.way != "apart":
+        found = (
+            _by_teacher(bench, folder, training, merging, command)
+            if bench.request.teacher
+            else _alone(bench, folder, training, merging, command)
+        )
+    bench.inputs.workers.on_first(lambda: report_stage(folder.path))
+    return found
+
+
+def _by_teacher(bench: HealBench, folder: RunFolder, training: HealTraining, merging: Merging, command: str) -> Measured:
+    """Before and after, each against the teacher."""
     from shoal.evaluate.evaluation import Evaluation, closeness
     from shoal.measure.oracle import Quality
     from shoal.run.measuring import against_teacher
-    from shoal.run.stages.report import report_stage
-    from shoal.show.card import inherited_metadata
-    from shoal.show.heal_card import heal_card
+    from shoal.show.before_after import before_after
 
-    if bench.request.teacher is None or merging.way == "apart":
-        return None, None
-    key = stable_hash("measured", bench.key, merging.way, bench.inputs.evaluation.data_hash)
+    inputs = bench.inputs
+    key = stable_hash("measured", bench.key, merging.way, inputs.evaluation.data_hash)
     if folder.is_done("evaluation", key):
-        return Quality.load(folder / "before.json"), Evaluation.load(folder / "evaluation.json")
+        return Measured(Quality.load(folder / "before.json"), Evaluation.load(folder / "evaluation.json"))
     started = time.monotonic()
-    inputs, trusts, place = bench.inputs, bench.opening.trust, bench.opening.device
-    student = DecoderView(load_strictly(bench.path, device=place, trust_remote_code=trusts))
-    before = closeness(inputs.view, student, inputs.batches(inputs.evaluation), workers=inputs.workers).quality
-    healed = DecoderView(load_strictly(folder / "model", device=place, trust_remote_code=trusts))
-    evaluation = against_teacher(inputs, healed)
+    before = closeness(
+        inputs.view, _opened(bench, bench.path), inputs.batches(inputs.evaluation), workers=inputs.workers
+    ).quality
+    evaluation = against_teacher(inputs, _opened(bench, folder / "model"))
 
     def write() -> None:
         before.save(folder / "before.json")
         evaluation.save(folder / "evaluation.json")
-        text = heal_card(
-            bench.request.student,
-            training,
-            merging,
-            before=before,
-            evaluation=evaluation,
-            command=command,
-            inherited=inherited_metadata(bench.path),
-        )
-        write_atomically(folder / "model" / "README.md", text.encode())
+        figures = before_after(before, evaluation)
+        _write_card(bench, folder, training, merging, figures=figures, measured=evaluation.provenance, command=command)
 
     inputs.workers.on_first(write)
     files = ["before.json", "evaluation.json", "model/README.md"]
     folder.finish("evaluation", key, seconds=time.monotonic() - started, files=files)
-    inputs.workers.on_first(lambda: report_stage(folder.path))
-    return before, evaluation
+    return Measured(before, evaluation)
+
+
+def _alone(bench: HealBench, folder: RunFolder, training: HealTraining, merging: Merging, command: str) -> Measured:
+    """The healed student against the student as it came, which is the model of the inputs where there is no teacher."""
+    from shoal.evaluate.evaluation import compare
+    from shoal.show.before_after import drift_table
+    from shoal.train.heal.result import Drift
+
+    inputs = bench.inputs
+    key = stable_hash("measured alone", bench.key, merging.way, inputs.evaluation.data_hash)
+    if folder.is_done("evaluation", key):
+        return Measured(drift=Drift.load(folder / "drift.json"))
+    started = time.monotonic()
+    provenance = inputs.provenance(inputs.evaluation)
+    both = compare(
+        inputs.view,
+        _opened(bench, folder / "model"),
+        inputs.batches(inputs.evaluation),
+        provenance=provenance,
+        start=inputs.evaluation.start,
+        workers=inputs.workers,
+    )
+    drift = Drift(
+        provenance=provenance,
+        perplexity_before=both.teacher.perplexity.value,
+        perplexity=both.student.perplexity.value,
+        kl=both.quality.kl,
+        agreement=both.quality.agreement,
+    )
+
+    def write() -> None:
+        drift.save(folder / "drift.json")
+        _write_card(bench, folder, training, merging, figures=drift_table(drift), measured=provenance, command=command)
+
+    inputs.workers.on_first(write)
+    folder.finish("evaluation", key, seconds=time.monotonic() - started, files=["drift.json", "model/README.md"])
+    return Measured(drift=drift)
+
+
+def _opened(bench: HealBench, path: Path) -> DecoderView:
+    from shoal.engine.open import load_strictly
+    from shoal.engine.view import DecoderView
+
+    place = bench.opening
+    return DecoderView(load_strictly(path, device=place.device, trust_remote_code=place.trust))
+
+
+def _write_card(
+    bench: HealBench,
+    folder: RunFolder,
+    training: HealTraining,
+    merging: Merging,
+    *,
+    figures: Table,
+    measured: Provenance,
+    command: str,
+) -> None:
+    from shoal.show.card import inherited_metadata
+    from shoal.show.heal_card import heal_card
+
+    text = heal_card(
+        bench.request.student,
+        training,
+        merging,
+        figures=figures,
+        measured=measured,
+        has_teacher=bench.request.teacher is not None,
+        command=command,
+        inherited=inherited_metadata(bench.path),
+    )
+    write_atomically(folder / "model" / "README.md", text.encode())

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from shoal.evaluate.evaluation import Evaluation
     from shoal.export.proof_record import ProofRecord
     from shoal.fit.fit_result import FitResult
+    from shoal.run.healing.heal_request import HealRequest
     from shoal.show.report.run_data import Facts, LearningCurve, RunData
     from shoal.train.train_result import TrainResult
 
@@ -81,7 +82,7 @@ def read_run(folder: Path) -> RunData:
     from shoal.select.search.search_record import SearchRecord
     from shoal.show.headline import source_name
     from shoal.show.report.run_data import RunData
-    from shoal.train.heal.result import HealTraining, Merging
+    from shoal.train.heal.result import Drift, HealTraining, Merging
 
     folder = Path(folder)
     if not folder.is_dir():
@@ -89,7 +90,8 @@ def read_run(folder: Path) -> RunData:
     has = {name: (folder / name).is_file() for name in (*STEPS, RECORD, "verification.json")}
     if (folder / CURVES).is_file():
         return _read_curves(folder)
-    if not any(has[name] for name in STEPS):
+    request = _healing(folder)
+    if request is None and not any(has[name] for name in STEPS):
         started = f"; {RECORD} says that a run was started, its first step has not finished" if has[RECORD] else ""
         raise ValueError(
             f"{folder} holds none of {', '.join([*STEPS, CURVES])}{started}; give the run folder of a shoal command (its --out)"
@@ -99,14 +101,17 @@ def read_run(folder: Path) -> RunData:
     evaluation = Evaluation.load(folder / "evaluation.json") if has["evaluation.json"] else None
     facts, reads_scan = _facts(folder)
     needed = [name for name in STEPS if name != "scan.json" or reads_scan]
-    if (folder / "heal.request.json").is_file():  # The student was cut elsewhere.
-        needed = ["evaluation.json"]
+    merging = Merging.load(folder / "merge.json") if (folder / "merge.json").is_file() else None
+    if request is not None:  # The student was cut elsewhere.
+        # Without a teacher, or without a checkpoint, nothing is compared.
+        needed = ["evaluation.json"] if request.teacher and (merging is None or merging.way != "apart") else []
     answers = _answers(folder)
     missing = [f"{name} (step {STEPS[name]})" for name in needed if not has[name]]
     if answers and evaluation and not _are_of_one_run(answers, evaluation):  # A run before this one left the answers.
         answers = None
         missing.append(f"tasks of this student ({TASKS} is of another one; score them again)")
-    source = plan.source if plan else scan.provenance.model if scan else evaluation.provenance.model  # type: ignore[union-attr]
+    known = (plan and plan.source, scan and scan.provenance.model, evaluation and evaluation.provenance.model)
+    source = next((one for one in (*known, request and request.student) if one), "")
     return RunData(
         name=source_name(source),
         facts=facts,
@@ -119,13 +124,22 @@ def read_run(folder: Path) -> RunData:
         thinned=ThinResult.load(folder / "prune.json") if (folder / "prune.json").is_file() else None,
         verification=Verification.load(folder / "verification.json") if has["verification.json"] else None,
         healing=HealTraining.load(folder / "heal.json") if (folder / "heal.json").is_file() else None,
+        drift=Drift.load(folder / "drift.json") if (folder / "drift.json").is_file() else None,
         before=Quality.load(folder / "before.json") if (folder / "before.json").is_file() else None,
         search=SearchRecord.load(folder / "search.json") if (folder / "search.json").is_file() else None,
         scores=UnitScores.load(folder / "scores.json") if (folder / "scores.json").is_file() else None,
         proved=_proved(folder),
-        merging=Merging.load(folder / "merge.json") if (folder / "merge.json").is_file() else None,
+        merging=merging,
         missing=tuple(missing),
     )
+
+
+def _healing(folder: Path) -> HealRequest | None:
+    """What a healing of its own was asked for, once its training has ended."""
+    from shoal.run.healing.heal_request import HealRequest
+
+    request = folder / "heal.request.json"
+    return HealRequest.load(request) if request.is_file() and (folder / "heal.json").is_file() else None
 
 
 def _read_curves(folder: Path) -> RunData:

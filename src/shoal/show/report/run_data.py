@@ -19,7 +19,7 @@ from shoal.show.chart import Chart
 from shoal.show.heat import Heat
 from shoal.show.html import Html
 from shoal.show.table import Table
-from shoal.train.heal.result import HealTraining, Merging
+from shoal.train.heal.result import Drift, HealTraining, Merging
 from shoal.train.train_result import CurvePoint, TrainResult
 from shoal.words.records import Provenance
 
@@ -64,7 +64,8 @@ class RunData:
 
     Attributes:
         name: the model that was cut, for others to read.
-        before: the student as it came to a healing of its own, on the text of ``evaluation``.
+        before: the student as it came to a healing of its own, on the text of ``evaluation``; ``drift``: what such a healing
+            changed where text alone trained.
         proved: files of this student in engines.
         answers: what ``shoal eval --task … --json`` printed, kept in the folder as ``tasks.json``.
         missing: files that a finished run of this kind would have, each with the step that writes it.
@@ -82,6 +83,7 @@ class RunData:
     verification: Verification | None = None
     healing: HealTraining | None = None
     before: Quality | None = None
+    drift: Drift | None = None
     merging: Merging | None = None
     ratios: RatioCurves | None = None
     search: SearchRecord | None = None
@@ -102,6 +104,7 @@ class RunData:
         files = {
             "scan.json": self.scan,
             "evaluation.json": self.evaluation,
+            "drift.json": self.drift,
             "tasks.json": self.answers,
             "curve.json": self.ratios,
         }

@@ -1,7 +1,7 @@
 """What a healing did, as a record that is a file: its settings, its curve, and which step was kept."""
 
 from shoal.train.heal.config import HealConfig
-from shoal.words.records import Record
+from shoal.words.records import Provenance, Record
 
 
 class HealPoint(Record):
@@ -160,3 +160,18 @@ class Merging(Record):
     @property
     def taken(self) -> MergeTrial | None:
         return next((one for one in self.trials if one.way == self.way), None)
+
+
+class Drift(Record):
+    """What training on text alone changed, on the evaluation slice: the student as it came, and healed.
+
+    Attributes:
+        perplexity_before, perplexity: of the text, window by window.
+        kl: KL(as it came || healed), nats per token; agreement: share of tokens where both find the same one most likely.
+    """
+
+    provenance: Provenance
+    perplexity_before: float
+    perplexity: float
+    kl: float
+    agreement: float

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from shoal.show.before_after import before_after
+from shoal.show.before_after import before_after, drift_table
 from shoal.show.chart import Chart, Point, Rule, Series
 from shoal.show.html import tag
 from shoal.show.report.run_data import Part, RunData, Section
@@ -24,6 +24,9 @@ def healing(data: RunData) -> Section | None:
     if data.before is not None and data.evaluation is not None:
         parts.append(before_after(data.before, data.evaluation))
         files += ", before.json, evaluation.json"
+    if data.drift is not None:
+        parts.append(drift_table(data.drift))
+        files += ", drift.json"
     parts.append(_chart(done, "loss", "Objective on the training text", "objective", lambda p: p.loss))
     if done.start.kl is not None:
         parts.append(_chart(done, "kl", "KL to the teacher on selection", "KL, nats per token", lambda p: p.kl))
