@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Measured:
+class BeforeAfter:
     """What was measured on the evaluation slice; nothing where there is no healed checkpoint.
 
     Attributes:
@@ -35,11 +35,13 @@ class Measured:
     drift: Drift | None = None
 
 
-def measure_stage(bench: HealBench, folder: RunFolder, training: HealTraining, merging: Merging, *, command: str) -> Measured:
+def measure_stage(
+    bench: HealBench, folder: RunFolder, training: HealTraining, merging: Merging, *, command: str
+) -> BeforeAfter:
     """``evaluation.json`` and ``before.json``, or ``drift.json`` without a teacher; card and report."""
     from shoal.run.stages.report import report_stage
 
-    found = Measured()
+    found = BeforeAfter()
     if merging.way != "apart":
         found = (
             _by_teacher(bench, folder, training, merging, command)
@@ -50,7 +52,7 @@ def measure_stage(bench: HealBench, folder: RunFolder, training: HealTraining, m
     return found
 
 
-def _by_teacher(bench: HealBench, folder: RunFolder, training: HealTraining, merging: Merging, command: str) -> Measured:
+def _by_teacher(bench: HealBench, folder: RunFolder, training: HealTraining, merging: Merging, command: str) -> BeforeAfter:
     """Before and after, each against the teacher."""
     from shoal.evaluate.evaluation import Evaluation, closeness
     from shoal.measure.oracle import Quality
@@ -60,7 +62,7 @@ def _by_teacher(bench: HealBench, folder: RunFolder, training: HealTraining, mer
     inputs = bench.inputs
     key = stable_hash("measured", bench.key, merging.way, inputs.evaluation.data_hash)
     if folder.is_done("evaluation", key):
-        return Measured(Quality.load(folder / "before.json"), Evaluation.load(folder / "evaluation.json"))
+        return BeforeAfter(Quality.load(folder / "before.json"), Evaluation.load(folder / "evaluation.json"))
     started = time.monotonic()
     before = closeness(
         inputs.view, _opened(bench, bench.path), inputs.batches(inputs.evaluation), workers=inputs.workers
@@ -76,10 +78,10 @@ def _by_teacher(bench: HealBench, folder: RunFolder, training: HealTraining, mer
     inputs.workers.on_first(write)
     files = ["before.json", "evaluation.json", "model/README.md"]
     folder.finish("evaluation", key, seconds=time.monotonic() - started, files=files)
-    return Measured(before, evaluation)
+    return BeforeAfter(before, evaluation)
 
 
-def _alone(bench: HealBench, folder: RunFolder, training: HealTraining, merging: Merging, command: str) -> Measured:
+def _alone(bench: HealBench, folder: RunFolder, training: HealTraining, merging: Merging, command: str) -> BeforeAfter:
     """The healed student against the student as it came, which is the model of the inputs where there is no teacher."""
     from shoal.evaluate.evaluation import compare
     from shoal.show.before_after import drift_table
@@ -88,7 +90,7 @@ def _alone(bench: HealBench, folder: RunFolder, training: HealTraining, merging:
     inputs = bench.inputs
     key = stable_hash("measured alone", bench.key, merging.way, inputs.evaluation.data_hash)
     if folder.is_done("evaluation", key):
-        return Measured(drift=Drift.load(folder / "drift.json"))
+        return BeforeAfter(drift=Drift.load(folder / "drift.json"))
     started = time.monotonic()
     provenance = inputs.provenance(inputs.evaluation)
     both = compare(
@@ -113,7 +115,7 @@ def _alone(bench: HealBench, folder: RunFolder, training: HealTraining, merging:
 
     inputs.workers.on_first(write)
     folder.finish("evaluation", key, seconds=time.monotonic() - started, files=["drift.json", "model/README.md"])
-    return Measured(drift=drift)
+    return BeforeAfter(drift=drift)
 
 
 def _opened(bench: HealBench, path: Path) -> DecoderView:
