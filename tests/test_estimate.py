@@ -87,6 +87,10 @@ def test_stages_are_those_that_run():
 
 def test_it_is_said_in_minutes():
     assert str(Estimate(stages={"scan": 30.0, "repair": 600.0})) == "about 10 min (scan 0.5, repair 10)"
+    assert (
+        str(Estimate(stages={"scan": 0.2, "repair": 4.1})) == "about 4 s"
+        and str(Estimate(stages={"scan": 0.01})) == "about 1 s"
+    )
     assert [minutes(s) for s in (3, 60, 600, 7800)] == ["0.1", "1.0", "10", "130"]
 
 

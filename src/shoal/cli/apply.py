@@ -1,12 +1,13 @@
 """The verb ``apply``."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 from shoal.cli.option import argument, option
 from shoal.cli.options import DeviceOption, JsonOption, KeepOption, LayersOption, RemoteOption
 from shoal.cli.recipe_options import with_options
-from shoal.cli.show import say_beside
+from shoal.cli.show import say_beside, steps_said
 from shoal.cli.verb import verb
 
 
@@ -52,4 +53,7 @@ def apply(
     screen.say(f"{made.plan}\ncheckpoint: {out}")
     if plan.name == CHOSEN and (plan.parent / FITTED).exists():
         screen.say(f"this is the cut as it was chosen; {plan.parent / FITTED} is the same plan with its repair")
+    student, teacher = shlex.quote(str(out)), shlex.quote(model or made.plan.source)
+    for line in steps_said({"measure it": f"shoal eval {student} --teacher {teacher}"}):
+        screen.say(line)
     screen.result({"model": str(out), "layers": made.plan.after.layers, "verification": made.verification})

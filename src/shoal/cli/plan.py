@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,15 @@ from shoal.cli.groups import MachineOptions, ResultOptions
 from shoal.cli.option import argument, flag, option
 from shoal.cli.recipe_groups import MethodOptions, RecipeOptions
 from shoal.cli.recipe_options import refuse_unopened, with_options
-from shoal.cli.show import is_run_folder, say_beside, say_files, say_removed, say_spread, say_time_of_choice
+from shoal.cli.show import (
+    is_run_folder,
+    say_beside,
+    say_files,
+    say_removed,
+    say_spread,
+    say_time_of_choice,
+    steps_said,
+)
 from shoal.cli.verb import command_line, given, verb
 
 if TYPE_CHECKING:
@@ -52,6 +61,9 @@ def plan(
     screen.say(f"Plan: {made} ({sizes_said(made)})")
     say_removed(screen, made)
     say_files(screen, out, ("plan", "plan.json"), ("scores", "scores.json"), ("search", "search.json"))
+    where = shlex.quote(str(out))
+    for line in steps_said({"write the cut": f"shoal apply {where}/plan.json --out {where}-cut"}):
+        screen.say(line)
     screen.result(made.model_dump(mode="json"))
 
 

@@ -1,9 +1,11 @@
 """The verb ``scan``."""
 
+import shlex
+
 from shoal.cli.groups import MachineOptions, ResultOptions, SampleOptions, TextOptions
 from shoal.cli.options import ByOption, ModelOption, ObserveOption, OutOption
 from shoal.cli.recipe_options import with_options
-from shoal.cli.show import HEAT_MAP, say_beside, say_files
+from shoal.cli.show import HEAT_MAP, say_beside, say_files, steps_said
 from shoal.cli.verb import command_line, given, verb
 
 
@@ -36,4 +38,6 @@ def scan(
     assert found is not None, "the recipe default reads a scan"
     screen.show(best_spans(found, lengths=telling_lengths(max(1, found.n_layers - 1))))
     say_files(screen, out, ("scan", "scan.json"), HEAT_MAP)
+    for line in steps_said({"choose layers": f"shoal plan {shlex.quote(str(out))} --drop 25%"}):
+        screen.say(line)
     screen.result({"scan": str(out / "scan.json"), "provenance": found.provenance.model_dump(mode="json")})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -214,6 +214,11 @@ def next_steps(folder: Path, plan: Plan, *, is_healed: bool) -> list[str]:
         steps["train it on"] = f"shoal heal {run}{' --keep-zeros' if has_zeros else ''} --out {run}-healed"
     if not plan.brings_code:  # Other engines do not run a checkpoint with code.
         steps["llama.cpp"] = f"shoal export gguf {run} --out student.gguf"
+    return steps_said(steps)
+
+
+def steps_said(steps: Mapping[str, str]) -> list[str]:
+    """Lines for people: what can be done next, with its command."""
     return ["What next:", *(f"  {what + ':':<15}{command}" for what, command in steps.items())]
 
 

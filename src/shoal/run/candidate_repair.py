@@ -173,7 +173,7 @@ def repairer(inputs: Inputs, size: ModelSize, samples: Samples, prefix: TeacherP
                 batch_size=inputs.batch_size,
                 config=config,
                 reuse=Reuse(kept, prefix),
-                progress=partial(tell, "repair a candidate"),
+                progress=partial(tell, "repair"),
                 workers=inputs.workers,
             )
         except CannotRefit:  # This cut leaves nothing that can be refitted, so it competes as it is.

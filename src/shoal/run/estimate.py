@@ -51,6 +51,8 @@ class Estimate(Record):
         return sum(self.stages.values())
 
     def __str__(self) -> str:
+        if self.seconds < 30:
+            return f"about {max(1, round(self.seconds))} s"
         parts = ", ".join(f"{name} {minutes(seconds)}" for name, seconds in self.stages.items())
         return f"about {minutes(self.seconds)} min ({parts})"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from shoal.edits.plan import Candidate
 from shoal.engine.student import Student
 from shoal.engine.workers import ALONE, Workers
 from shoal.fit.kept_layers import KeptLayers
+from shoal.words.progress import labelled
 from shoal.words.records import stable_hash
 
 RepairOfCandidate = Callable[[Candidate, KeptLayers | None], Student | None]
@@ -83,10 +84,17 @@ def race(
     for i, rung in enumerate(rungs if len(running) > 2 else rungs[-1:]):
         if i and len(running) < 2:
             break
-        measured = ranked([measure(one, rung) for one in running])
+        measured = ranked(list(_each(running, rung, measure)))
         n_left = still_in(measured) if rung is not rungs[-1] else len(measured)
         running, behind = measured[:n_left], measured[n_left:] + behind
     return running + behind
+
+
+def _each(running: Sequence[Candidate], rung: Rung, measure: Callable[[Candidate, Rung], Candidate]) -> Iterator[Candidate]:
+    """All of them measured in turn; what that tells says which candidate of how many it is."""
+    for k, one in enumerate(running, start=1):
+        with labelled(f"candidate {k} of {len(running)}, "):
+            yield measure(one, rung)
 
 
 def ranked(measured: Sequence[Candidate]) -> list[Candidate]:
