@@ -37,7 +37,6 @@ def test_the_walk_from_a_scan_to_a_report(small, shoal, tmp_path, monkeypatch):
     seen = {}
     for name, args in asked.items():
         code, out, err = shoal(*args)
-        print(f"===== {name}\n{out}----- log\n{err}")
         assert code == 0, err
         seen[name] = (out, err)
         wide = [line for line in table_lines(out) if len(line) > 80 or "…" in line]
