@@ -25,14 +25,23 @@ def test_values_are_what_the_scorer_finds(view, form, tmp_path):
     task = task_of(*items, form=form)
     found = score_task(view, task, tokenizer=TOKENIZER, students=[Student(removed=one) for one in SETS])
     right = [sum(item.chosen == item.gold for item in one.counted.items) / len(items) for one in found]
-    v = task_function(view, task, UNITS, tokenizer=TOKENIZER, folder=tmp_path, model_hash="m")
+    v = task_function(view, [task], UNITS, tokenizer=TOKENIZER, folder=tmp_path, model_hash="m")
     assert v.values(SETS) == [1 - one for one in right]
-    again = task_function(view, task, UNITS, tokenizer=TOKENIZER, folder=tmp_path, model_hash="m")
+    again = task_function(view, [task], UNITS, tokenizer=TOKENIZER, folder=tmp_path, model_hash="m")
     assert again.values(SETS) == v.values(SETS) and again.n_measured == 0
+
+
+def test_tasks_count_alike_whatever_their_items(view):
+    several = [task_of(*ITEMS), task_of(*ITEMS[:2])]
+    alone = [task_function(view, [task], UNITS, tokenizer=TOKENIZER).values(SETS) for task in several]
+    together = task_function(view, several, UNITS, tokenizer=TOKENIZER).values(SETS)
+    assert together == pytest.approx([(one + other) / 2 for one, other in zip(*alone, strict=True)])
 
 
 def test_written_answers_and_nameless_models_are_refused(view, tmp_path):
     with pytest.raises(ValueError, match="written answers"):
-        task_function(view, task_of((words(1), [""], 0), form="generation"), UNITS, tokenizer=TOKENIZER)
+        task_function(view, [task_of((words(1), [""], 0), form="generation")], UNITS, tokenizer=TOKENIZER)
     with pytest.raises(ValueError, match="model_hash"):
-        task_function(view, task_of(*ITEMS), UNITS, tokenizer=TOKENIZER, folder=tmp_path)
+        task_function(view, [task_of(*ITEMS)], UNITS, tokenizer=TOKENIZER, folder=tmp_path)
+    with pytest.raises(ValueError, match="no task"):
+        task_function(view, [], UNITS, tokenizer=TOKENIZER)

@@ -193,7 +193,7 @@ def test_a_lost_worker_is_an_error_of_the_others_and_not_a_wait(does, code):
 def test_the_first_process_speaks_at_once_and_the_others_only_if_they_are_left_alone():
     """Also: a verb that several processes cannot share is refused by all of them."""
     first, second = launch(2, "-m", "shoal", "stability", "a", "b")
-    said = "error: stability runs in one process, not in 2; compress, eval, heal, plan, prune, run, scan share work"
+    said = "error: stability runs in one process, not in 2; compress, eval, grow, heal, plan, prune, run, scan share work"
     assert (first.code, second.code) == (2, 2)
     assert (first.out, second.out) == ("", "")
     assert first.err == f"shoal: {said}\n"

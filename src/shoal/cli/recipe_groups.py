@@ -19,6 +19,7 @@ from shoal.cli.options import (
 from shoal.edits.replace.table import REPLACEMENTS
 from shoal.fit.table import REPAIRS
 from shoal.measure.metrics import METRICS
+from shoal.measure.task_metric import TASK
 from shoal.prune.table import PRUNERS
 from shoal.recipes.table import RECIPES
 from shoal.select.table import SELECTORS
@@ -114,11 +115,21 @@ class ChoiceOptions:
         str | None,
         option(
             "NAME",
-            f"What a selector that runs the model goes by: {', '.join(METRICS)}.",
+            f"What a selector that runs the model goes by: {', '.join(METRICS)}; {TASK}: answers to --task.",
             DEFAULT.search.metric,
             under=REMOVED,
         ),
     ] = None
+    task: Annotated[
+        list[str] | None,
+        option(
+            "FILE",
+            "Task file that --metric task, or a score such as windowed_task, asks; repeat for several, each counts alike.",
+            "none",
+            under=REMOVED,
+        ),
+    ] = None
+    items: Annotated[int | None, option("N", "The first items of each such task.", "all", under=REMOVED)] = None
     evaluations: Annotated[
         int | None, option("N", "Most sets that such a selector runs.", evaluations_said(), under=REMOVED)
     ] = None

@@ -31,7 +31,9 @@ def with_options(recipe: str, **options: Any) -> Recipe:
         text["sources"] = given.pop("text")
     train = {field: given.pop(name) for name, field in (("train_tokens", "tokens"), ("lr", "lr")) if name in given}
     fit = {"tokens": given.pop("fit_tokens")} if "fit_tokens" in given else {}
-    search: dict[str, Any] = {name: given.pop(name) for name in ("metric", "evaluations") if name in given}
+    search: dict[str, Any] = {name: given.pop(name) for name in ("metric", "evaluations", "items") if name in given}
+    if "task" in given:
+        search["tasks"] = list(given.pop("task"))
     budgets = [name for name in ("drop", "params", "size") if name in given]
     if len(budgets) > 1:
         raise ValueError(f"--{budgets[0]} and --{budgets[1]} are two budgets; give one of them")
@@ -60,12 +62,20 @@ def with_options(recipe: str, **options: Any) -> Recipe:
             "--train-tokens and --lr are for training, and nothing is trained; add --polish kl, or --replace layer; the tokens "
             "of a healing are --heal-tokens"
         )
-    running = [name for name, one in SELECTORS.items() if "values" in one.reads]
-    if search and found.select not in running:
-        raise ValueError(f"--metric and --evaluations are for selectors that run the model: --select {', '.join(running)}")
+    _refuse_unread_search(found, search)
     if fit and found.repair == "none":
         raise ValueError("--fit-tokens is for a repair, and there is none; add --repair auto")
     return found
+
+
+def _refuse_unread_search(found: Recipe, search: Mapping[str, Any]) -> None:
+    """Raises ValueError for an option of a search that the selector does not read; a merging one has a metric, too."""
+    running = [name for name, one in SELECTORS.items() if "values" in one.reads]
+    merging = [name for name, one in SELECTORS.items() if "weights" in one.reads]
+    read = {"metric": [*running, *merging], "evaluations": running}
+    unread = next((name for name, by in read.items() if name in search and found.select not in by), None)
+    if unread is not None:
+        raise ValueError(f"--{unread} is for selectors that run the model: --select {', '.join(read[unread])}")
 
 
 def refuse_beside_named(given: Mapping[str, Any], search: Mapping[str, Any], recipe: str) -> None:

@@ -58,7 +58,7 @@ OTHERS = {
 }
 """The steps of ``compress`` one by one, studies, and work on files."""
 
-SHARED = ("compress", "eval", "heal", "plan", "prune", "run", "scan")
+SHARED = ("compress", "eval", "grow", "heal", "plan", "prune", "run", "scan")
 """Verbs whose work several processes can share."""
 
 

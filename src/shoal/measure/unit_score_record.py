@@ -8,7 +8,7 @@ class UnitScores(Record):
 
     Attributes:
         by: its name. ``values``, ``stderr``: by unit, such as ``attn.3``; errors that are not known are left out.
-        data, data_hash, n_tokens: the text; no tokens where none is read.
+        data, data_hash, n_tokens: the text, or the items of tasks; no tokens where no text is read.
         n_evaluations: sets that were run for it.
     """
 

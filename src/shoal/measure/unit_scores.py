@@ -1,6 +1,7 @@
 """Scores of units by name, beside the tables of spans. A new one is a file and a line here.
 
-Those that run the model without units come once for each metric: ``left_out_kl``, ``windowed_js``, ``shapley_ce``.
+Those that run the model without units come once for each metric: ``left_out_kl``, ``windowed_js``, ``shapley_ce``; and once for
+the answers to tasks: ``windowed_task``.
 
 An entry says what it reads, so that callers know what a score costs: ``text`` is one pass, ``weights`` none, ``gradients`` a
 pass forward and one back, ``values`` a run of the model for every unit. Plain data, free of torch: an entry's own file is
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from shoal.measure.metrics import METRICS, metric_named
+from shoal.measure.task_metric import TASK, TASK_ABOUT
 from shoal.words.late import late
 from shoal.words.records import nearest
 from shoal.words.types import Batch, Unit, UnitTable
@@ -142,8 +144,9 @@ OF_VALUES: dict[str, OfValues] = {
 
 
 def of_values_by(word: str, metric: str) -> UnitScore:
-    """The score ``WORD_METRIC``. Raises ValueError: no such metric."""
-    entry, measured, name = OF_VALUES[word], metric_named(metric), f"{word}_{metric}"
+    """The score ``WORD_METRIC``, or ``WORD_task``. Raises ValueError: no such metric."""
+    entry, name = OF_VALUES[word], f"{word}_{metric}"
+    measured = TASK_ABOUT if metric == TASK else metric_named(metric).about
 
     def of_values(function: SetFunction) -> UnitTable:
         return replace(entry.of_values(function), criterion=name)
@@ -151,16 +154,18 @@ def of_values_by(word: str, metric: str) -> UnitScore:
     def score(view: DecoderView, batches: Sequence[Batch], units: Sequence[Unit]) -> tuple[UnitTable, ...]:
         from shoal.measure.removals import removal_function
 
+        if metric == TASK:
+            raise ValueError(f"score {name!r} asks tasks, and is given text alone; call it on a task_function")
         found = of_values(removal_function(view, batches, units, metric=metric))
         return (replace(found, n_samples=sum(len(batch.ids_BT) for batch in batches)),)
 
-    about = f"{entry.about}: {measured.about}"
+    about = f"{entry.about}: {measured}"
     return UnitScore(name, about, "values", (name,), score, entry.papers, of_values, metric, entry.n_sets)
 
 
 def unit_score_names() -> tuple[str, ...]:
     """All scores, those of every metric included."""
-    return (*UNIT_SCORES, *(f"{word}_{metric}" for word in OF_VALUES for metric in METRICS))
+    return (*UNIT_SCORES, *(f"{word}_{metric}" for word in OF_VALUES for metric in (*METRICS, TASK)))
 
 
 def unit_score_named(name: str) -> UnitScore:

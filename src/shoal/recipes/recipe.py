@@ -19,6 +19,7 @@ from shoal.fit.repair import TrainedOn
 from shoal.fit.table import repair_named
 from shoal.measure.observers import observer_named
 from shoal.prune.prune_config import PruneConfig, parse_prune
+from shoal.recipes.task_choice import task_conflicts
 from shoal.select.budget import parse_budget, parse_parameters, parse_size
 from shoal.select.grow_config import GrowConfig
 from shoal.select.merging.merge_config import MergeConfig
@@ -261,6 +262,7 @@ class Recipe(Record):
             self._conflicts_of_nothing,
             self._conflicts_of_growing,
             self._conflicts_of_merging,
+            lambda: task_conflicts(self),
         )
         refuse([said for one in conflicts for said in one()])
         return self

@@ -179,18 +179,19 @@ def estimate(inputs: Inputs, rates: StageRates, *, recipe: Recipe | None = None)
 
 def _choosing(recipe: Recipe, rates: StageRates, *, n_layers: int, n_scan: float, n_searched: float) -> dict[str, float]:
     """Seconds of what the recipe runs or measures to choose by, beside the scan; of tokens to scan and to search on."""
+    from shoal.recipes.task_choice import asks_tasks
     from shoal.run.unit_scoring import wanted_score
     from shoal.select.table import selector_named
     from shoal.words.types import UNIT_KINDS
 
-    scored = wanted_score(recipe)
+    scored, n_read = wanted_score(recipe), _tokens_of_items(recipe) if asks_tasks(recipe) else n_searched
     if selector_named(recipe.select).n_evaluations is not None:
         n_sets = _searching(recipe.select, recipe, n_layers=n_layers)
         n_sets = min(n_sets, recipe.search.evaluations or n_sets)
-        return {"search": _running_sets(n_sets, recipe.search.metric, rates, n_searched)}
+        return {"search": _running_sets(n_sets, recipe.search.metric, rates, n_read)}
     if scored is not None and scored.of_values is not None:
         n_sets = scored.n_sets(n_layers * len(UNIT_KINDS[recipe.units]))
-        return {"search": _running_sets(n_sets, scored.metric, rates, n_searched)}
+        return {"search": _running_sets(n_sets, scored.metric, rates, n_read)}
     if scored is None or scored.reads == "weights":
         return {}
     there_and_back = scored.reads == "gradients"
@@ -221,8 +222,9 @@ def _searching_beside(recipe: Recipe, request: Request, rates: StageRates, *, n_
 def _running_sets(n_sets: int, metric: str, rates: StageRates, n_tokens: float) -> float:
     """Seconds; a set runs the layers behind its first unit: half of them in the mean."""
     from shoal.measure.metrics import metric_named
+    from shoal.measure.task_metric import TASK
 
-    needs_head = metric_named(metric).needs != "hidden"
+    needs_head = metric == TASK or metric_named(metric).needs != "hidden"
     return n_sets * n_tokens * (rates.layers / 2 + rates.compared * needs_head)
 
 
@@ -246,6 +248,17 @@ def _pruning(inputs: Inputs, config: PruneConfig, rates: StageRates, n_tokens: f
         seconds += view.n_layers * n_tokens * sums / rates.products
         seconds += view.n_layers * sum(5 * n**3 / 3 + n**2 * n_outputs for n, n_outputs in maps) / rates.solves
     return seconds
+
+
+def _tokens_of_items(recipe: Recipe) -> float:
+    """About how many tokens the answers to a recipe's tasks read: every option with its context."""
+    from shoal.run.choosing_tasks import tasks_of
+
+    items = [item for task in tasks_of(recipe) for item in task.items]
+    return sum(len(item.ctx) + len(choice) for item in items for choice in item.choices) / CHARACTERS_PER_TOKEN
+
+
+CHARACTERS_PER_TOKEN = 4
 
 
 def _repair(inputs: Inputs, recipe: Recipe, rates: StageRates, n_tokens: float, *, searches: bool) -> float:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shoal.recipes.task_choice import asks_tasks
 from shoal.run.candidate_repair import repairs_candidates
+from shoal.run.choosing_tasks import tasks_of
 from shoal.run.searching import runs_the_model, search_in_use
 from shoal.run.unit_scoring import wanted_score
 from shoal.select.proposals import searches_beside
@@ -30,6 +32,8 @@ def choice_key(inputs: Inputs, budget: Budget, request: Request, *, scan: str | 
     """``scan``: key of the scan that is read, if any."""
     recipe = inputs.recipe
     used = dict(budget=budget.text, kind=budget.kind, request=repr(request), scan=scan)
+    if asks_tasks(recipe):
+        used.update(tasks=stable_hash([task.data_hash for task in tasks_of(recipe)]))
     if wanted_score(recipe) is not None:
         used.update(scored=f"{recipe.search.tokens} {inputs.calibration.data_hash}")
     if searches_beside(request):

@@ -51,14 +51,18 @@ def check_budget(inputs: Inputs) -> None:
     """Before the model is measured, where all removable layers have one size.
 
     Raises:
-        ValueError: zeros that no map can take; protected or named layers that do not exist, named sublayers that this family
-            cannot leave out, or a budget out of reach; says the allowed range.
+        ValueError: tasks to choose by that cannot be read; zeros that no map can take; protected or named layers that do not
+            exist, named sublayers that this family cannot leave out, or a budget out of reach; says the allowed range.
     """
+    from shoal.recipes.task_choice import asks_tasks
     from shoal.run.asking import budget_of, request_of
+    from shoal.run.choosing_tasks import tasks_of
     from shoal.run.resource_amounts import amounts_of
     from shoal.select.model_size import model_size
     from shoal.select.shortlist import check_reach
 
+    if asks_tasks(inputs.recipe):
+        tasks_of(inputs.recipe)
     if inputs.recipe.prune is not None:
         from shoal.prune.thin import refuse_unthinnable
 

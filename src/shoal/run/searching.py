@@ -1,4 +1,4 @@
-"""The set function of a run: its model, a part of its calibration text, its metric; values are kept in the run folder.
+"""The set function of a run: its model, its metric, a part of its calibration text or tasks; values are kept in the run folder.
 
 A run that was killed inside a search finds there what it had measured. ``search.json`` says how the search went.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from shoal.measure.task_metric import TASK
+from shoal.run.choosing_tasks import SearchedData, items_read, task_sets_of
 from shoal.select.proposals import SEARCH_BESIDE, searches_beside
 from shoal.select.search.search_record import SearchRecord
 from shoal.words.progress import each_batch
@@ -69,7 +71,10 @@ def set_function_of(
     """
     from shoal.measure.removals import removal_function
 
-    samples, metric = searched_text(inputs, n_tokens=n_tokens), metric or inputs.recipe.search.metric
+    metric = metric or inputs.recipe.search.metric
+    if metric == TASK:
+        return task_sets_of(inputs, request, folder=folder / VALUES_FOLDER, limit=limit)
+    samples = searched_text(inputs, n_tokens=n_tokens)
     batches = inputs.batches(samples)
     return removal_function(
         inputs.view,
@@ -82,6 +87,14 @@ def set_function_of(
         workers=inputs.workers,
         after_batch=each_batch(f"{request.selector} by {metric}", len(batches)),
     )
+
+
+def searched_data(inputs: Inputs, metric: str, *, n_tokens: int | None = None) -> SearchedData:
+    """What sets are run on by a metric, for records: so much of the text, or the items of the recipe's tasks."""
+    if metric == TASK:
+        return items_read(inputs.recipe)
+    samples = searched_text(inputs, n_tokens=n_tokens)
+    return SearchedData(samples.data, samples.data_hash, samples.n_tokens)
 
 
 def refitted_sets_of(inputs: Inputs, request: Request, *, folder: RunFolder) -> RefittedSets:
@@ -130,7 +143,7 @@ def search_said(inputs: Inputs, request: Request, function: CountedSets | Refitt
     if function is None or not function.n_evaluations:
         return ""
     _, metric, most = search_in_use(inputs.recipe, request)
-    return f"; {function.n_evaluations} sets run by {metric} on {searched_text(inputs, n_tokens=most).n_tokens:,} tokens"
+    return f"; {function.n_evaluations} sets run by {metric} on {searched_data(inputs, metric, n_tokens=most)}"
 
 
 def write_search(inputs: Inputs, function: CountedSets | RefittedSets, request: Request, *, folder: RunFolder) -> list[str]:
@@ -141,7 +154,7 @@ def write_search(inputs: Inputs, function: CountedSets | RefittedSets, request: 
     """
     goal = request.goal
     selector, metric, most = search_in_use(inputs.recipe, request)
-    samples = searched_text(inputs, n_tokens=most)
+    data = searched_data(inputs, metric, n_tokens=most)
     curve: list[tuple[int, float]] = []
     n_best = 0
     for place, (units, loss) in enumerate(function.asked.items(), start=1):
@@ -151,9 +164,9 @@ def write_search(inputs: Inputs, function: CountedSets | RefittedSets, request: 
     record = SearchRecord(
         selector=selector,
         metric=metric,
-        data=samples.data,
-        data_hash=samples.data_hash,
-        n_tokens=samples.n_tokens,
+        data=data.name,
+        data_hash=data.hash,
+        n_tokens=data.n_tokens,
         units=request.units,
         n_units=len(function.units),
         n=n_best,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shoal.measure.unit_score_record import UnitScores
-from shoal.run.searching import VALUES_FOLDER, searched_text, set_function_of
+from shoal.run.choosing_tasks import SearchedData
+from shoal.run.searching import VALUES_FOLDER, searched_data, searched_text, set_function_of
 from shoal.words.progress import tell
 
 if TYPE_CHECKING:
@@ -39,15 +40,17 @@ def measured_scores(inputs: Inputs, request: Request, *, folder: RunFolder) -> t
     entry = wanted_score(inputs.recipe)
     if entry is None:
         return {}, []
-    samples, n_evaluations, files = searched_text(inputs), 0, [SCORES_FILE]
+    data, n_evaluations, files = searched_data(inputs, entry.metric), 0, [SCORES_FILE]
     if entry.of_values is not None:
         function = set_function_of(inputs, request, folder=folder, metric=entry.metric)
         table = entry.of_values(function)
         n_evaluations, files = function.n_evaluations, [SCORES_FILE, VALUES_FOLDER]
     else:
+        samples = searched_text(inputs)
         if entry.reads == "gradients":
             samples = inputs.calibration
             refuse_few_samples(samples.n_samples, entry.name)
+            data = SearchedData(samples.data, samples.data_hash, samples.n_tokens)
         tell(f"score units by {entry.name}", 0, 1)
         tables = entry.score(inputs.view, inputs.batches(samples), request.free_units)
         table = next(one for one in tables if one.criterion == inputs.recipe.by)
@@ -58,9 +61,9 @@ def measured_scores(inputs: Inputs, request: Request, *, folder: RunFolder) -> t
         about=entry.about,
         unit=table.unit,
         higher_is_more_redundant=table.higher_is_more_redundant,
-        data=samples.data if is_read else "",
-        data_hash=samples.data_hash if is_read else "",
-        n_tokens=samples.n_tokens if is_read else 0,
+        data=data.name if is_read else "",
+        data_hash=data.hash if is_read else "",
+        n_tokens=data.n_tokens if is_read else 0,
         n_evaluations=n_evaluations,
         values={str(unit): float(value) for unit, value in zip(table.units, table.values, strict=True)},
         stderr={str(unit): float(error) for unit, error in zip(table.units, table.stderr, strict=True) if error == error},

@@ -26,6 +26,7 @@ LAYER_IMPORTANCE = NamedRecipe(
     text="tasks",
     title="Investigating Layer Importance",
     differs="The paper removes nothing and asks for the accuracy on six tasks; a hundred items cannot tell apart what "
-    "differs by less than 0.01, so here it is KL (`task_function` of the library has accuracies). It calls its estimate a "
-    "Shapley value, which it is not: it looks at nearly whole models alone, and its values do not add up.",
+    "differs by less than 0.01, so here it is KL; the paper's is `--by windowed_task` with a `--task FILE` for each task. "
+    "It calls its estimate a Shapley value, which it is not: it looks at nearly whole models alone, and its values do not "
+    "add up.",
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from shoal.recipes.task_choice import asks_tasks
 from shoal.run.asking import budget_of, oracle, plain_request_of, request_of, why_not
 from shoal.run.by_hand import as_edited, named_key, named_plan
 from shoal.run.candidate_repair import LINEAR_ERROR_BYTES, SHARES_FOR_RANKING, linear_errors_of, repairs_candidates, rungs
@@ -16,6 +17,7 @@ from shoal.run.resource_amounts import amounts_of, computed_amounts
 from shoal.run.searching import runs_the_model, search_in_use, search_said, searched_sets, write_search
 from shoal.run.stage import Made, Stage, State
 from shoal.run.unit_scoring import measured_scores, wanted_score
+from shoal.select.proposals import searches_beside
 
 # The file holds candidates that were measured so far, so that a stopped run does not repair them again.
 STANDINGS = "tournament"
@@ -130,10 +132,7 @@ def load(state: State, folder: RunFolder) -> State:
 def takes(sizes: Sizes) -> StageNeed:
     """Candidates are judged, ranked by their linear error, searched for, and repaired: one after the other."""
     from shoal.fit.linear_error import bytes_per_span
-    from shoal.measure.metrics import metric_named
-    from shoal.measure.removals import MOST_TOGETHER
     from shoal.run.stages.fit import fitting
-    from shoal.select.proposals import searches_beside
 
     recipe, shape = sizes.recipe, sizes.shape
     n_selection, n_calibration = sizes.tokens("selection"), sizes.tokens("calibration")
@@ -145,26 +144,43 @@ def takes(sizes: Sizes) -> StageNeed:
         states = sizes.states(min(2 * n_spans, shape.n_layers + 1), n_calibration)
         sums = n_spans * bytes_per_span(shape.hidden)
         found.append(sizes.need("plan", states=states, work=sizes.layer_work(sizes.n_batch), sums=sums))
-    scored, request = wanted_score(recipe), plain_request_of(recipe, shape.n_layers)
-    is_scored_by_running = scored is not None and scored.reads != "weights"
-    searches = runs_the_model(recipe) or (searches_beside(request) and not recipe.is_by_hand)
-    if searches or is_scored_by_running:
-        n_tokens = recipe.search.tokens if is_scored_by_running else search_in_use(recipe, request)[2]
-        n_searched = min(n_calibration, max(sizes.length, n_tokens))
-        if scored is not None and scored.reads == "gradients":
-            n_searched = n_calibration
-        # The cache holds the chain of the teacher and of the sets that grow from it, at every boundary, and boundary L of all
-        # sets of a pass.
-        cache = min(sizes.machine.spill, sizes.all_states(2 * shape.n_layers, n_searched))
-        states = sizes.states(MOST_TOGETHER + 1, n_searched)
-        compared = [search_in_use(recipe, request)[1]] if searches else []
-        compared += [scored.metric] if scored is not None and is_scored_by_running else []
-        needs_head = any(not metric or metric_named(metric).needs != "hidden" for metric in compared)
-        work = sizes.judging(n_searched) if needs_head else sizes.layer_work(n_searched)
-        found.append(sizes.need("plan", states=states, cache=cache, work=work))
+    found += _searching(sizes)
     if repairs_candidates(recipe):
         found.append(fitting(sizes, "plan", share=min(SHARES_FOR_RANKING), n_states=6))
     return largest(*found)
+
+
+def _searching(sizes: Sizes) -> list[StageNeed]:
+    """Sets that are run to choose by: on a text with what is kept of it, or on items of tasks, a batch after the other."""
+    from shoal.evaluate.tasks.choice import TOKENS_ON_DEVICES, TOKENS_PER_BATCH
+    from shoal.evaluate.tasks.task_loss import MOST_TOGETHER as MOST_ANSWERING
+    from shoal.measure.metrics import metric_named
+    from shoal.measure.removals import MOST_TOGETHER
+
+    recipe, shape = sizes.recipe, sizes.shape
+    found: list[StageNeed] = []
+    by_task = asks_tasks(recipe)
+    if by_task:
+        n_read = TOKENS_ON_DEVICES if sizes.machine.host is not None else TOKENS_PER_BATCH["cpu"]
+        found.append(sizes.need("plan", states=sizes.states(MOST_ANSWERING + 1, n_read), work=sizes.judging(n_read)))
+    scored, request = wanted_score(recipe), plain_request_of(recipe, shape.n_layers)
+    is_scored_by_running = scored is not None and scored.reads != "weights" and not by_task
+    searches = runs_the_model(recipe) and not by_task or (searches_beside(request) and not recipe.is_by_hand)
+    if not searches and not is_scored_by_running:
+        return found
+    n_tokens = recipe.search.tokens if is_scored_by_running else search_in_use(recipe, request)[2]
+    n_searched = min(sizes.tokens("calibration"), max(sizes.length, n_tokens))
+    if scored is not None and scored.reads == "gradients":
+        n_searched = sizes.tokens("calibration")
+    # The cache holds the chain of the teacher and of the sets that grow from it, at every boundary, and boundary L of all
+    # sets of a pass.
+    cache = min(sizes.machine.spill, sizes.all_states(2 * shape.n_layers, n_searched))
+    states = sizes.states(MOST_TOGETHER + 1, n_searched)
+    compared = [search_in_use(recipe, request)[1]] if searches else []
+    compared += [scored.metric] if scored is not None and is_scored_by_running else []
+    needs_head = any(not metric or metric_named(metric).needs != "hidden" for metric in compared)
+    work = sizes.judging(n_searched) if needs_head else sizes.layer_work(n_searched)
+    return [*found, sizes.need("plan", states=states, cache=cache, work=work)]
 
 
 def _written(plan: Plan, folder: RunFolder) -> Plan:

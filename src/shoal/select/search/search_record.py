@@ -9,7 +9,7 @@ class SearchRecord(Record):
 
     Attributes:
         selector, metric: what searched, and by which metric.
-        data, data_hash, n_tokens: the text that every set was run on.
+        data, data_hash, n_tokens: the text that every set was run on, or the items of tasks, which count no tokens.
         units: what might go: layers, sublayers, attention or mlp.
         n_units, n: how many of them might go, and how many went.
         n_evaluations: different sets that were asked for; those of an earlier, killed run are counted like others.

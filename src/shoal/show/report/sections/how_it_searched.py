@@ -23,9 +23,15 @@ def search(data: RunData) -> Section | None:
 def _searched(found: SearchRecord) -> str:
     return (
         f"{found.selector} by {found.metric}: {found.n} of {found.n_units} {found.units} that may go, "
-        f"{found.n_evaluations:,} sets run on {found.n_tokens:,} tokens of {found.data}. Losses are of plain cuts, before any "
-        "repair."
+        f"{found.n_evaluations:,} sets run{_on(found)}. Losses are of plain cuts, before any repair."
     )
+
+
+def _on(found: SearchRecord | UnitScores) -> str:
+    """The text with its tokens, the items of tasks, or nothing where nothing was read."""
+    if found.n_tokens:
+        return f" on {found.n_tokens:,} tokens of {found.data}"
+    return f" on {found.data}" if found.data else ""
 
 
 def _curve(found: SearchRecord) -> Chart:
@@ -42,9 +48,8 @@ def _curve(found: SearchRecord) -> Chart:
 
 
 def _scored(found: UnitScores) -> str:
-    text = f" on {found.n_tokens:,} tokens of {found.data}" if found.n_tokens else ""
     lower = "highest" if found.higher_is_more_redundant else "lowest"
-    return f"{found.by}: {found.about}{text}; the {lower} goes first."
+    return f"{found.by}: {found.about}{_on(found)}; the {lower} goes first."
 
 
 def _scores(found: UnitScores) -> Chart:
