@@ -1,24 +1,38 @@
-"""Every recipe that has a name runs by one command and ends in a checkpoint that plain transformers loads."""
+"""Every recipe that has a name runs by one command and ends in a checkpoint that transformers loads."""
 
 import importlib.util
 
 import pytest
 import yaml
 from transformers import AutoModelForCausalLM
+from world import write_model, write_text
 
 from shoal import load_recipe
+from shoal.edits.plan import Plan
 from shoal.recipes.table import RECIPES
+from shoal.run.run_files import plan_file
 
 HAS_BITSANDBYTES = importlib.util.find_spec("bitsandbytes") is not None
+N_LAYERS = 10
 TEXT = {"samples": 32, "length": 16, "selection": 4, "evaluation": 4}
 OFTEN = ("evopress-depth", "bypass", "shapley")
 """Those that run hundreds of sets where nothing bounds them."""
 
 
-def small_recipe(name, small):
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Enough layers for the recipe that keeps the first four and the last two."""
+    folder = tmp_path_factory.mktemp("place")
+    return {
+        "model": str(write_model(folder / "model", n_layers=N_LAYERS)),
+        "text": str(write_text(folder / "text.jsonl", n_documents=1_000)),
+    }
+
+
+def small_recipe(name, place):
     """The recipe as it is, on as little text as it takes."""
     recipe = load_recipe(name)
-    file = {"recipe": name, "model": small["model"], "speed": False, "text": {**TEXT, "sources": [small["text"]]}}
+    file = {"recipe": name, "model": place["model"], "speed": False, "text": {**TEXT, "sources": [place["text"]]}}
     file["search"] = {"tokens": 32, **({"evaluations": 40} if name in OFTEN else {})}
     if recipe.repair != "none":
         file["fit"] = {"tokens": 1024}
@@ -31,15 +45,22 @@ def small_recipe(name, small):
 
 @pytest.mark.slow  # a minute: forty runs from end to end
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_named_recipe_runs_by_one_command(name, small, shoal, tmp_path):
-    recipe, file = small_recipe(name, small)
+def test_a_named_recipe_runs_by_one_command(name, place, shoal, tmp_path):
+    recipe, file = small_recipe(name, place)
     if recipe.heal is not None and recipe.heal.method == "qlora" and not HAS_BITSANDBYTES:
         pytest.skip("qlora needs bitsandbytes")
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(file))
     code, _, err = shoal("run", "small.yaml", "--out", "run")
     assert code == 0, err
-    model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model", output_loading_info=True)
+    plan = Plan.load(plan_file(tmp_path / "run"))
+    model, info = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "run" / "model", output_loading_info=True, trust_remote_code=plan.brings_code
+    )
     assert not any(info.values())
-    stays = recipe.units != "layers" or recipe.layers == "none"
     n_layers = model.config.num_hidden_layers
-    assert n_layers == 6 if stays else n_layers > 6 if recipe.grow is not None else n_layers < 6
+    if recipe.layers == "none":
+        assert n_layers == N_LAYERS
+    elif recipe.units != "layers":
+        assert n_layers <= N_LAYERS and plan.removed_units
+    else:
+        assert n_layers > N_LAYERS if recipe.grow is not None else n_layers < N_LAYERS
