@@ -19,7 +19,7 @@ from shoal.fit.repair import TrainedOn
 from shoal.fit.table import repair_named
 from shoal.measure.observers import observer_named
 from shoal.prune.prune_config import PruneConfig, parse_prune
-from shoal.recipes.task_choice import task_conflicts
+from shoal.recipes.named_choice import OF_NAMED
 from shoal.select.budget import parse_budget, parse_parameters, parse_size
 from shoal.select.grow_config import GrowConfig
 from shoal.select.merging.merge_config import MergeConfig
@@ -258,23 +258,9 @@ class Recipe(Record):
             self._conflicts_of_choice,
             self._conflicts_of_units,
             self._conflicts_of_repair,
-            self._conflicts_of_sublayers,
-            self._conflicts_of_nothing,
-            self._conflicts_of_growing,
-            self._conflicts_of_merging,
-            lambda: task_conflicts(self),
         )
-        refuse([said for one in conflicts for said in one()])
+        refuse([said for one in conflicts for said in one()] + [said for one in OF_NAMED for said in one(self)])
         return self
-
-    def _conflicts_of_nothing(self) -> Iterator[str]:
-        """Where no layer goes, nothing can be put in its place, and something else has to be done."""
-        if self.layers is None or parse_units(self.layers, option="--layers"):
-            return
-        if self.replace != "none" or self.repair != "none":
-            yield "--layers none removes nothing, so there is nothing to repair; use --replace none --repair none"
-        if self.prune is None and self.heal is None:
-            yield "--layers none removes nothing, and nothing is pruned or healed; name layers, or add --prune wanda"
 
     def _conflicts_of_choice(self) -> Iterator[str]:
         if self.parameters and self.size:
@@ -327,37 +313,6 @@ class Recipe(Record):
         refusal = repair_named(self.repair).refusal(parse_replacement(self.replace), self._trained_on())
         if refusal:
             yield refusal
-
-    def _conflicts_of_sublayers(self) -> Iterator[str]:
-        """What stands in place of whole layers, or needs them, goes with no single sublayers."""
-        if self.layers is None or all(one.kind == "layer" for one in parse_units(self.layers, option="--layers")):
-            return
-        named = f"--layers {self.layers} names single sublayers"
-        if self.replace != "none":
-            yield f"--replace {self.replace} stands in place of whole layers, and {named}; use --replace none"
-        if repair_named(self.repair).needs_layers:
-            yield f"--repair {self.repair} is of whole layers, and {named}; use --repair refit, auto or none"
-
-    def _conflicts_of_merging(self) -> Iterator[str]:
-        """A selector that merges has run what it proposes; what stands in place of spans, or competes, knows removal alone."""
-        if not self.merges_layers:
-            return
-        merges = f"--select {self.select} proposes merged layers"
-        if self.guard > 1:
-            yield f"{merges}, which were compared by running them; use --guard 1"
-        if self.rounds > 1:
-            yield f"{merges} one after the other already; leave out --rounds"
-        if self.replace != "none":
-            yield f"{merges}, and --replace {self.replace} puts something else in place of layers; use --replace none"
-
-    def _conflicts_of_growing(self) -> Iterator[str]:
-        """What is put in is no cut that could be repaired; it is trained by healing."""
-        if self.grow is None:
-            return
-        if self.replace != "none" or self.repair != "none":
-            yield f"new layers go with no repair ({self.repair}) and no replacement ({self.replace}); --heal new trains them"
-        if self.grow.cut and (self.layers is not None or self.keep is not None):
-            yield f"grow.cut={self.grow.cut} removes the deepest layers, and others are named; leave out one of them"
 
     def _trained_on(self) -> TrainedOn:
         """What the training of this recipe compares with the teacher's."""
