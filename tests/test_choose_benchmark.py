@@ -22,7 +22,7 @@ SETTINGS = (
     "--draws",
     2,
     "--orders",
-    1,
+    8,
     "--repair",
     "refit",
 )
