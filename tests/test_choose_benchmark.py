@@ -54,7 +54,7 @@ def test_cells_of_sublayers_of_a_gpt2_are_measured_once(run, capsys):
         one = found["cells"][name]
         assert 0 < one["removed"]["parameters"] <= 0.25 + 0.15 and one["kl_repaired"] >= 0
         units = one.get("units") or one["draws"][0]["units"]
-        assert units and any(unit.startswith(("attn", "mlp")) or unit.isdigit() for unit in units)
+        assert units and {unit.partition(".")[0] for unit in units} <= {"attn", "mlp", "layer"}
     assert found["cells"][names[0]]["sets"] > 0 and found["cells"][names[1]]["sets"] == 0
     correlations = found["cells"][names[3]]["correlation"]
     assert {"relative_update", "left_out_kl", "windowed_kl"} <= set(correlations)
