@@ -19,6 +19,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,7 @@ def tables(results: dict[str, Any]) -> Iterator[str]:
                 + " | ".join("" if r is None else f"{value(r):.{digits}f}" for r in rows)
                 + " |"
             )
-    yield "\nTransition (the step of one layer at which the loss rises most), layers out, from -> to:\n"
+    yield "\nTransition (between which two numbers of layers the loss rises most per layer):\n"
     for domain in teacher["domains"]:
         for way, kind in columns:
             losses = {0: math.log(teacher["domains"][domain]["perplexity"])}
@@ -198,13 +199,9 @@ def tables(results: dict[str, Any]) -> Iterator[str]:
                 for n in counts
                 if (str(n), way, kind) in found
             }
-            steps = [
-                (losses[b] - losses[a], a, b) for a, b in zip(sorted(losses), sorted(losses)[1:], strict=False) if b - a == 1
-            ]
-            if steps:
-                rise, a, b = max(steps)
-                healed = ", healed" if kind == "healed" else ""
-                yield f"- {domain}, {names[way]}{healed}: {a} -> {b}, {rise:+.3f} nats per token"
+            rise, a, b = max(((losses[b] - losses[a]) / (b - a), a, b) for a, b in pairwise(sorted(losses)))
+            healed = ", healed" if kind == "healed" else ""
+            yield f"- {domain}, {names[way]}{healed}: {a} -> {b}, {rise:+.3f} nats per token and layer"
 
 
 if __name__ == "__main__":

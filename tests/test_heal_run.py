@@ -52,6 +52,21 @@ def test_the_adapter_beside_the_student_is_the_healed_model(cut, shoal, tmp_path
     torch.testing.assert_close(merged, beside, rtol=1e-4, atol=1e-5)
 
 
+def test_high_heals_every_weight_at_a_rate_that_it_found(cut, shoal, tmp_path):
+    made = ("--text", cut["text"], "--length", 16, "--drop", 2, "--guard", 1, "--repair", "refit", "--no-speed")
+    code, _, err = shoal(
+        "compress", cut["teacher"], *made, "--effort", "high", "--heal-tokens", 2048, "--out", "run", "--fit-tokens", 1600
+    )
+    assert code == 0, err
+    healed = json.loads((tmp_path / "run" / "heal.json").read_text())
+    assert healed["method"] == "full" and healed["objective"] == "forward_kl" and len(healed["rates"]) >= 3
+    assert healed["n_trainable"] == healed["n_parameters"]
+    best = min(healed["rates"], key=lambda one: one["measure"])
+    assert healed["lr"] == best["lr"]
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"fit.safetensors", "cut", "model", "heal.json", "report.html"} <= names
+
+
 def test_text_alone_says_what_it_changed(cut, shoal, tmp_path):
     code, out, err = shoal("heal", *healing(cut, "--out", "out", "--teacher", "none", "--method", "norms", "--json"))
     assert code == 0, err
