@@ -114,6 +114,7 @@ def test_the_command_heals_by_a_teacher_in_4_bits(cut, shoal, tmp_path, capfd):
         (("--teacher-bits", 4, "--teacher", "none"), "not read by objective 'next_token'"),
         (("--resident", 0), "--resident '0' needs"),
         (("--resident", "some"), "--resident 'some' needs"),
+        (("--resident", 1, "--device", "cuda:0,1"), "leave out --resident, or name one card"),
     ],
 )
 def test_a_teacher_that_cannot_be_so_is_one_line_and_leaves_nothing(more, said, cut, shoal, tmp_path):

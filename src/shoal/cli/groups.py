@@ -132,6 +132,22 @@ class MachineOptions:
         """As one value."""
         return replace(self.place.opening, resident=self.resident)
 
+    @property
+    def spread(self) -> Opening:
+        """As one value, for verbs that run models as they are: on several cards all layers are in memory.
+
+        Raises:
+            ValueError: several cards, and a number of layers in memory.
+        """
+        if not self.place.is_spread:
+            return self.opening
+        if self.resident not in ("auto", "all"):
+            raise ValueError(
+                f"--device {self.place.device} spreads all layers over cards, and --resident {self.resident} leaves some on "
+                "disk; leave out --resident, or name one card"
+            )
+        return self.place.spread
+
 
 @dataclass(frozen=True)
 class ResultOptions:

@@ -50,7 +50,7 @@ def heal(
         healed = heal_checkpoint(
             request,
             out,
-            opening=machine.place.spread if machine.place.is_spread else machine.opening,
+            opening=machine.spread,
             overwrite=result.overwrite,
             command=command_line(),
             say=screen.say,
