@@ -92,7 +92,7 @@ def by_width(cell: str, asked: argparse.Namespace, text: dict[str, Any]) -> dict
     model, config = inputs.opened.model, inputs.view.config
     if cell == "slicegpt":
         kept = width_for(config, int(total * (1 - gone)))
-        quality, _ = closeness(inputs.view, DecoderView(sliced(model, calibration, kept)), evaluation)
+        quality = closeness(inputs.view, DecoderView(sliced(model, calibration, kept)), evaluation).quality
         return {"left": sliced_parameters(config, kept) / total, "kept": kept, **figures(quality)}
     layer = sum(one.numel() for name, one in model.model.layers[0].named_parameters() if "norm" not in name)
     share = float(gone * total / (layer * len(pruned_layers(inputs.view.n_layers))))
