@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from test_unread_options import one_line
+from text_world import word_tokenizer
 from transformers import AutoModelForCausalLM, JambaConfig
-from world import write_model
+from world import N_WORDS, write_model
 
 from shoal import compress, load_recipe
 from shoal.edits.plan import Plan
@@ -142,14 +143,33 @@ def test_a_sublayer_that_a_family_cannot_leave_out_is_refused_before_any_work(sh
     assert shoal("apply", "m", "--layers", "attn:1", "--out", "out")[0] == 0, "its attention can go"
 
 
-def test_a_family_refuses_named_layers_with_its_own_reason(shoal, tmp_path):
+def write_jamba(folder):
+    """Sixteen layers in two periods of eight, with a tokenizer."""
     jamba = dict(attn_layer_period=8, attn_layer_offset=4, expert_layer_period=2, expert_layer_offset=1, num_experts=2)
     sizes = dict(hidden_size=32, intermediate_size=48, vocab_size=64, num_attention_heads=4, num_key_value_heads=2)
     config = JambaConfig(num_hidden_layers=16, mamba_d_state=8, mamba_dt_rank=4, use_mamba_kernels=False, **jamba, **sizes)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "m")
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    word_tokenizer(N_WORDS).save_pretrained(folder)
+
+
+def test_a_family_refuses_named_layers_with_its_own_reason(shoal, tmp_path):
+    write_jamba(tmp_path / "m")
     code, _, err = shoal("plan", "m", "--layers", "7", "--out", "run")
     one_line(code, err, "--layers 7 cannot be done: model type 'jamba'")
     assert shoal("plan", "m", "--layers", "4..11", "--out", "ok")[0] == 0
+
+
+def test_a_periodic_family_is_planned_within_its_periods_and_refused_by_candidate(small, shoal, tmp_path):
+    """Every budget was refused for a cut that nobody had asked for."""
+    write_jamba(tmp_path / "m")
+    few = ("--text", small["text"], "--length", 16, "--samples", 8, "--guard", 1, "--repair", "none")
+    for drop, left in ((2, 14), (8, 8)):
+        code, out, err = shoal("plan", "m", *few, "--drop", drop, "--out", f"run{drop}")
+        assert code == 0, err
+        assert f"16 -> {left} layers" in out
+    code, _, err = shoal("plan", "m", *few, "--drop", 3, "--out", "run3")
+    one_line(code, err, "jamba")
+    assert not (tmp_path / "run3" / "plan.json").exists()
 
 
 def test_a_plan_edited_by_hand_says_so_and_has_the_sizes_of_its_edits(small, shoal, tmp_path):
