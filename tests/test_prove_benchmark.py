@@ -2,13 +2,13 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from text_world import word_tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from shoal.export.agreement import Agreement
@@ -101,10 +101,11 @@ def test_an_unknown_engine_is_named(run):
 def test_the_students_of_a_model_as_deep_as_smollm2(run, monkeypatch, prove_script, tmp_path):
     """Plain, repaired and with sublayers out, made by the command and proved in transformers; killed in between, it goes on."""
     torch.manual_seed(0)
-    sizes = dict(hidden_size=32, intermediate_size=64, num_attention_heads=2, num_key_value_heads=1, vocab_size=64)
+    sizes = dict(hidden_size=32, intermediate_size=64, num_attention_heads=2, num_key_value_heads=1, vocab_size=4096)
     model = AutoModelForCausalLM.from_config(LlamaConfig(**sizes, num_hidden_layers=30, max_position_embeddings=256))
     model.save_pretrained(tmp_path / "deep")
-    word_tokenizer(40).save_pretrained(tmp_path / "deep")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(prove_script.ROOT / "src" / "shoal" / "assets" / "books-16l" / name, tmp_path / "deep")
     monkeypatch.setattr(prove_script, "wanted", only_smollm2(prove_script.wanted))
     code, rows = run(tmp_path / "deep", "--engines", "transformers")
     assert code == 0 and len(rows) == 6 and all(one["verdict"] == "agrees" for one in rows)
