@@ -43,7 +43,7 @@ def small_recipe(name, place):
     return recipe, file
 
 
-@pytest.mark.slow  # a minute: forty runs from end to end
+@pytest.mark.slow  # Forty runs from end to end take minutes.
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_named_recipe_runs_by_one_command(name, place, shoal, tmp_path):
     recipe, file = small_recipe(name, place)
