@@ -180,7 +180,7 @@ def run_all(args: argparse.Namespace, found: dict[str, Any]) -> None:
             continue
         try:
             row = run_cell(args, name, judge)
-        except ValueError as reason:  # of one cell; the others do not need it
+        except ValueError as reason:  # One cell needs it, the others do not.
             print(f"{name}: {str(reason)[:400]}", file=sys.stderr)
             continue
         n += 1

@@ -34,7 +34,7 @@ def measure(recipe: str, model: str, text: str, *, changes: dict[str, Any], fold
     _, info = AutoModelForCausalLM.from_pretrained(outcome.model, output_loading_info=True)
     assert not any(info.values()), info
     found, plan = outcome.evaluation, outcome.plan
-    plain = found.plain or found.quality  # a repair that was undone leaves the plain cut
+    plain = found.plain or found.quality  # A repair that was undone leaves the plain cut.
     return {
         "recipe": recipe,
         "layers": [plan.before.layers, plan.after.layers],

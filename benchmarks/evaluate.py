@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from choice import fitting  # beside this file, as the next
+from choice import fitting  # The module lies beside this file, as the next one does.
 from criteria import compare, open_texts
 
 from shoal.engine.open import open_model

@@ -62,7 +62,7 @@ KL_TOLERANCE = {"default": 2e-3, "layer": 2e-2, "polished": 2e-2}
 CASES: dict[str, tuple[dict[str, Any], str]] = {
     "default": ({"fit": {"tokens": 8192}}, "1"),
     "layer": ({"replace": "layer", "repair": "none", "train": {"tokens": 4096}}, "1"),
-    # on logits every layer behind the cut runs at every step, so all are held; the engine still goes layer by layer
+    # On logits every layer behind the cut runs at every step, so all are held; the engine still goes layer by layer.
     "polished": ({"fit": {"tokens": 4096}, "train": {"tokens": 4096}}, "16"),
 }
 FILES = ("scan.safetensors", "plan.json", "fit.safetensors", "train.safetensors", "model/model.safetensors")
@@ -134,7 +134,7 @@ def random_model(asked: Asked) -> Any:
     config = LlamaConfig(**asked.shape)
     with torch.device(asked.device):
         model = AutoModelForCausalLM.from_config(config, dtype=asked.dtype).eval()
-    # the table of rotary frequencies as a model that is loaded has it: computed on the card its last bits differ
+    # A loaded model has this table of rotary frequencies: computed on the card its last bits differ.
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(asked.device)
     return model
 
@@ -246,7 +246,7 @@ def scan_speed(asked: Asked) -> dict[str, Any]:
             scanned(view, batches)
 
         row: dict[str, Any] = {"batch": per_batch, "length": asked.length, "tokens": n_tokens}
-        for work in (plain, replay, scan):  # warm-up, and the peaks
+        for work in (plain, replay, scan):  # The first run is a warm-up, and shows the peaks.
             with peak_of(asked.device, row, f"{work.__name__}_peak_gb"):
                 work()
         rounds = [[timed(asked.device, work) for work in (plain, scan, plain, replay, plain)] for _ in range(5)]
@@ -275,7 +275,7 @@ def streamed(asked: Asked) -> dict[str, Any]:
         sizes = {"small": 4096 if asked.tiny else 32768, "large": 8192 if asked.tiny else 131072}
         texts = {name: random_batches(asked, n_tokens=size, per_batch=2) for name, size in sizes.items()}
         view = DecoderView(model)
-        scanned(view, texts["small"])  # warm-up
+        scanned(view, texts["small"])  # The first run is a warm-up.
         resident = {}
         for name, batches in texts.items():
             with peak_of(asked.device, row, f"{name}_resident_peak_gb"):
@@ -294,7 +294,7 @@ def streamed(asked: Asked) -> dict[str, Any]:
                     pass
             layers.settle(())
 
-        read()  # pinned memory is taken, and the files were just written
+        read()  # Pinned memory is taken, and the files were just written.
         for file in folder.glob("*.safetensors"):
             handle = os.open(file, os.O_RDONLY)
             os.fsync(handle)
@@ -451,7 +451,7 @@ def memory(asked: Asked) -> list[dict[str, Any]]:
                     asked.say("memory", case=case, resident=resident, seconds=round(took, 1))
                     for stage in planned.stages:
                         peak = peaks.get(stage.stage)
-                        ours = stage.memory - stage.parts["process"]  # the driver's part is not the allocator's
+                        ours = stage.memory - stage.parts["process"]  # The part of the driver is not that of the allocator.
                         row = {
                             "case": case,
                             "resident": resident,
@@ -505,7 +505,7 @@ def main() -> None:
         started = time.monotonic()
         try:
             asked.keep(part, work(asked))
-        except Exception:  # one part that fails must not cost the others; the file and the exit code say so
+        except Exception:  # One part that fails must not cost the others; the file and the exit code say so.
             traceback.print_exc()
             failed.append(part)
             asked.keep(part, {"failed": traceback.format_exc().splitlines()[-12:]})

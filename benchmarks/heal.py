@@ -51,7 +51,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora": {"method": "lora"},
     "full": {"method": "full"},
     "streamline": {},
-    "partial": {"method": "partial", "head": "keep"},  # the head of the models measured here is tied
+    "partial": {"method": "partial", "head": "keep"},  # The head of the models measured here is tied.
     "qlora": {"method": "qlora"},
     "norms": {"method": "norms"},
     "dora": {"method": "lora", "variant": "dora"},

@@ -33,7 +33,7 @@ CASES = {
     "sweep": [*SMALL, "--replace", "none", "--repair", "sweep", "--fit-tokens", "8000"],
 }
 SAME_BYTES = ("scan.safetensors", "fit.safetensors", "model/model.safetensors", "model/config.json", "plan.json", "recipe.yaml")
-TIMED = {"seconds", "speed", "generated_at", "command", "started"}  # what a clock says differs between any two runs
+TIMED = {"seconds", "speed", "generated_at", "command", "started"}  # What a clock says differs between any two runs.
 RUN = "from shoal.cli import main; main()"
 
 
@@ -112,7 +112,7 @@ def main() -> None:
                 longest, last = whole, ""
                 while (place := kill_one(case, out, draw=draw, startup=startup, whole=longest)) is not None:
                     where[place] += 1
-                    longest *= 1.5 if place == last else 1.0  # a machine that became slower must not keep it from its end
+                    longest *= 1.5 if place == last else 1.0  # A machine that became slower must not keep it from its end.
                     last = place
                     print(f"{case}: kill {sum(where.values())}, {place}", flush=True)
                 found = result_of(out)

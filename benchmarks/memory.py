@@ -30,9 +30,9 @@ CASES: dict[str, dict[str, Any]] = {
         "repair": "sweep",
         "fit": {"tokens": 16384},
         "polish": "hidden",
-        "train": {"tokens": 4096, "several": "sequential"},  # joint, all layers behind the cut would have to stay
+        "train": {"tokens": 4096, "several": "sequential"},  # Jointly trained, all layers behind the cut would have to stay.
     },
-    "heal": {"replace": "none", "repair": "none", "heal": {"tokens": 4096}},  # with all layers in memory alone
+    "heal": {"replace": "none", "repair": "none", "heal": {"tokens": 4096}},  # Healing needs all layers in memory.
 }
 
 CASE = """
@@ -72,7 +72,7 @@ def write_model(folder: Path, *, gigabytes: float, dtype: str) -> None:
         hidden_size=HIDDEN, intermediate_size=FFN, num_attention_heads=8, num_key_value_heads=8, vocab_size=len(tokenizer),
         num_hidden_layers=max(6, round(gigabytes * 1e9 / layer)), max_position_embeddings=256,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        initializer_range=0.05,  # layers that do something, so that a repair helps, stands, and can be polished
+        initializer_range=0.05,  # The layers do something, so that a repair helps, stands, and can be polished.
     )  # fmt: skip
     AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).save_pretrained(folder, max_shard_size="200MB")
     tokenizer.save_pretrained(folder)
@@ -105,7 +105,7 @@ def main() -> None:
                 out = Path(scratch) / f"{name}-{resident}"
                 found = measure(changes, out, resident=resident, dtype=asked.dtype)
                 planned = {one["stage"]: one["memory"] for one in found["planned"]["stages"]}
-                planned.setdefault("model", planned.get("heal", 0))  # of a run that heals, the checkpoint is what was merged
+                planned.setdefault("model", planned.get("heal", 0))  # The checkpoint of a run that heals is what was merged.
                 process = found["planned"]["stages"][0]["parts"]["process"]
                 rows = [row for row in rows if (row["case"], row["resident"]) != (name, resident)]
                 for stage, took in found["peaks"].items():

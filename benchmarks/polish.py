@@ -37,7 +37,7 @@ FIT_TOKENS = 30_000
 
 # name, has a replacement, is swept first, training tokens, options of the training
 Row = tuple[str, bool, bool, int, dict[str, object]]
-FEW: dict[str, object] = {"batch": 1, "micro_batch": 1}  # one sample a step: with few tokens steps are what is short
+FEW: dict[str, object] = {"batch": 1, "micro_batch": 1}  # A step has one sample: with few tokens steps are what is short.
 PAPER: dict[str, object] = {"lr": 2e-4, "min_lr": 5e-5, "warmup": 0.01, "betas": (0.9, 0.999), "clip": 5.0}
 ROWS: tuple[Row, ...] = (
     ("sweep", False, True, 0, {}),

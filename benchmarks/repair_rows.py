@@ -289,7 +289,7 @@ def layer(*, batch: int = BATCH) -> Method:
         span = Span(cut.span.start - 1, cut.span.stop)
         stage = TrainingPhase(objective="hidden_mse", tokens=cut.long)
         made = trained(cut, cut.with_replacement("layer", span=span), stage, batch=batch)
-        return replace(made, new_parameters=0)  # it is the kept layer's own
+        return replace(made, new_parameters=0)  # The values belong to the kept layer itself.
 
     return method
 

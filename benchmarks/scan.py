@@ -33,7 +33,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 
 N_LAYERS, HIDDEN, LENGTH, BATCH, N_BATCHES, REFERENCE_N = 24, 512, 256, 2, 3, 6
-REFERENCE_EVERY = 5  # rounds
+REFERENCE_EVERY = 5  # The reference runs once in so many rounds.
 CASES = ("plain", "scan", "reference")
 SHAPE = dict(hidden_size=HIDDEN, intermediate_size=1376, num_hidden_layers=N_LAYERS, num_attention_heads=8, vocab_size=512)
 
@@ -99,7 +99,7 @@ def time_all(rounds: int) -> dict[str, Any]:
     model, batches = random_model(), random_batches(N_BATCHES)
     view = DecoderView(model)
     contestants: dict[str, tuple[Any, Any]] = {"scan": (full_scan, view), "reference": (reference, model)}
-    for work, subject in contestants.values():  # warm up
+    for work, subject in contestants.values():  # The first call warms up.
         work(subject, batches)
     ratios: dict[str, list[float]] = {"scan": [], "reference": []}
     for turn in range(rounds):
@@ -134,9 +134,9 @@ def run_case(case: str, n_batches: int) -> float:
 
     model, batches = random_model(), random_batches(n_batches)
     view = DecoderView(model)
-    plain(model, random_batches(1, batch=1))  # what the process needs for any forward
+    plain(model, random_batches(1, batch=1))  # The process needs this for any forward.
     before = resident_mb("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    Path("/proc/self/clear_refs").write_text("5")  # The peak counts from here.
     if case == "scan":
         full_scan(view, batches)
     else:

@@ -84,7 +84,7 @@ def student_model(view: DecoderView, kind: str, n: int) -> Any:
         return (done, *out[1:]) if isinstance(out, tuple) else done
 
     before.forward = with_module
-    bare.add_module("beside_the_layers", one.module)  # so that its weights are counted
+    bare.add_module("beside_the_layers", one.module)  # With this its weights are counted.
     return bare
 
 

@@ -59,7 +59,7 @@ def main() -> None:
             for read in WAYS:
                 recipe = load_recipe("default", {"model": str(copies[read]), "text": text})
                 found = evaluate_pair(recipe, str(student.model))
-                first = found.by_position.octaves[:4] if found.by_position else ()  # positions 0..7
+                first = found.by_position.octaves[:4] if found.by_position else ()  # These are positions 0..7.
                 n_first = sum(one.n_tokens for one in first)
                 row = {
                     "cut_and_repaired": chosen,

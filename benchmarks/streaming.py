@@ -33,8 +33,8 @@ HIDDEN, FFN, HEADS, VOCAB = 1536, 4096, 12, 8192
 LAYER_PARAMETERS = 4 * HIDDEN * HIDDEN + 3 * HIDDEN * FFN + 2 * HIDDEN
 LAYER_BYTES = 2 * LAYER_PARAMETERS
 OUTSIDE_BYTES = 2 * (2 * VOCAB * HIDDEN + HIDDEN)
-TRAINED_BYTES = 4 + 4 + 8 + 3 * 2  # per parameter of the trained layer
-STATE_BYTES = 64 << 20  # of hidden states that a streamed case may keep in memory
+TRAINED_BYTES = 4 + 4 + 8 + 3 * 2  # Each parameter of the trained layer takes so many bytes.
+STATE_BYTES = 64 << 20  # A streamed case may keep so many bytes of hidden states in memory.
 
 CASE = """
 import json, sys, threading, time

@@ -89,7 +89,7 @@ def sliced_parameters(config: Any, kept: int) -> int:
     size = getattr(config, "head_dim", None) or width // config.num_attention_heads
     heads = size * (2 * config.num_attention_heads + 2 * config.num_key_value_heads)
     layer = kept * (heads + 3 * ffn) + 2 * kept * kept
-    last = (width - kept) * (ffn + kept)  # the last down map and shortcut write all of the stream
+    last = (width - kept) * (ffn + kept)  # The last down map and shortcut write all of the stream.
     return n * layer + last + config.vocab_size * (kept + width)
 
 

@@ -34,7 +34,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 END = "<|endoftext|>"
 HELD_OUT = 0.01
-CHUNK = 1 << 20  # characters tokenised at a time
+CHUNK = 1 << 20  # So many characters are tokenised at a time.
 
 
 @dataclass(frozen=True)

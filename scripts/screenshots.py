@@ -121,7 +121,7 @@ def point_at_span(browser: Any, *, start: int, n: int) -> None:
 
     cell = browser.find_elements("css selector", ".cells rect")
     n_layers = browser.execute_script("return JSON.parse(document.querySelector('.heatmap script').textContent).layers")
-    index = sum(n_layers - k + 1 for k in range(1, n)) + start  # row by row from n = 1
+    index = sum(n_layers - k + 1 for k in range(1, n)) + start  # The rows begin at n = 1.
     ActionChains(browser).move_to_element(cell[index]).perform()
 
 

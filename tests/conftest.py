@@ -6,7 +6,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
-os.environ["COLUMNS"] = "140"  # tables are laid out alike in every runner
+os.environ["COLUMNS"] = "140"  # Tables are laid out alike in every runner.
 sys.path.insert(0, str(Path(__file__).parent))
 
 from shoal.cli import main  # noqa: E402  (after the environment above)

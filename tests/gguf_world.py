@@ -12,7 +12,7 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import LlamaConfig, LlamaForCausalLM
 
-WIDTH, FFN, HEADS, KV_HEADS = 64, 96, 4, 2  # rows are whole blocks of 32 values
+WIDTH, FFN, HEADS, KV_HEADS = 64, 96, 4, 2  # Rows are whole blocks of 32 values.
 BYTES = sorted(ByteLevel.alphabet())
 MERGES = ["t h", "th e", "Ġ the"]
 TOKENS = [*BYTES, *(merge.replace(" ", "") for merge in MERGES), "<|end|>"]

@@ -52,7 +52,7 @@ class Watch(TorchDispatchMode):
     def __init__(self, tags):
         super().__init__()
         self.tags = tags
-        self.inside = None  # the card that an operation was asked for on: what it makes on the way is there, too
+        self.inside = None  # What an operation makes on its way is on the card that it was asked for on, too.
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -84,7 +84,7 @@ class Rename(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
-        if function == torch._C._nn._parse_to:  # reads the arguments of Module.to
+        if function == torch._C._nn._parse_to:  # The call reads the arguments of Module.to.
             return function(*args, **kwargs)
         pinned = kwargs.pop("pin_memory", False)
         assert not pinned or kwargs.get("device") is None
@@ -110,7 +110,7 @@ class Rename(TorchFunctionMode):
         on = [one for one in tree_leaves([args, kwargs]) if isinstance(one, Tensor) and self._on(one)]
         if function == Tensor.copy_ or not on:
             return function(*args, **kwargs)
-        if function == torch.histc and not on[0].is_floating_point():  # which only the card has
+        if function == torch.histc and not on[0].is_floating_point():  # Only the card has this attribute.
             return function(on[0].float(), *args[1:], **kwargs).to(on[0].dtype)
         before, self.watch.inside = self.watch.inside, self.tags.card(on[0])
         try:
@@ -209,7 +209,7 @@ def pretend_card(*, free=1 << 30, n_cards=1):
         stack.enter_context(patch(torch.cuda, "get_device_name", lambda *a: "a card that is not there"))
         stack.enter_context(mock.patch("shoal.engine.streamed.ThreadPoolExecutor", AtOnce))
         stack.enter_context(mock.patch.dict("os.environ", {"HF_DEACTIVATE_ASYNC_LOAD": "1"}))
-        # grouping by device is done in C++, which sees the CPU alone
+        # Grouping by device is done in C++, which sees the CPU alone.
         stack.enter_context(mock.patch("torch.optim.adam._default_to_fused_or_foreach", lambda *a, **k: (False, False)))
         watch = stack.enter_context(Watch(tags))
         stack.enter_context(Rename(watch))

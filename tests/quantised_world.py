@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GptOssConfig,
 N_WORDS = 40
 SIZES = dict(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=16, vocab_size=64)
 SIZES |= dict(max_position_embeddings=64, tie_word_embeddings=False)
-BLOCK = 32  # rows and columns of a block of fp8, inputs of a block of mxfp4
+BLOCK = 32  # A block of fp8 has so many rows and columns, a block of mxfp4 so many inputs.
 FP8_MOST = 448.0
 
 

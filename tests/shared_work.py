@@ -92,7 +92,8 @@ def share_everything(workers: Workers, folder: Path) -> dict[str, object]:
     ids_T = torch.randint(3, VOCAB, (101,), generator=torch.Generator().manual_seed(3))
     text = perplexities(view, ids_T, window=8, stride=5, students=students(3), batch_size=4, workers=workers)
     near, by_position, _ = closeness(view, students(3)[1], batches, workers=workers)
-    single = Oracle(view, batches[:1], workers=workers).measure(students(2))  # one batch: the second worker has nothing to do
+    # There is one batch, so the second worker has nothing to do.
+    single = Oracle(view, batches[:1], workers=workers).measure(students(2))
     trained = train(view, workers, folder)
     swept = sweep(view, workers)
     return {
@@ -100,7 +101,8 @@ def share_everything(workers: Workers, folder: Path) -> dict[str, object]:
         "trained": trained.values,
         "swept": swept.values,
         "thinned": [
-            (one.values, [record.to_json() for record in one.maps])  # as text: a file of tensors holds no classes of ours
+            # The values are text, because a file of tensors holds no classes of ours.
+            (one.values, [record.to_json() for record in one.maps])
             for name in PRUNERS
             for one in thinned(view, batches, name, workers)
         ],

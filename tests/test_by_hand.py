@@ -17,7 +17,7 @@ from shoal.edits.plan import Plan
 from shoal.words.types import Unit
 from shoal.words.unit_names import removed_by_hand, units_named
 
-N = 6  # layers of the small model
+N = 6  # The small model has so many layers.
 
 
 def layers(*indices):
@@ -32,7 +32,7 @@ READ = {
     "-3..-2,0": layers(3, 4, 0),
     "2,2..3": layers(2, 3),
     "attn:1..2": {Unit("attn", 1), Unit("attn", 2)},
-    "attention:1,2": {Unit("attn", 1), Unit("attn", 2)},  # a kind holds until another is written
+    "attention:1,2": {Unit("attn", 1), Unit("attn", 2)},  # A kind holds until another is written.
     "0,mlp:3,attn:4,layers:5": {*layers(0, 5), Unit("mlp", 3), Unit("attn", 4)},
 }
 

@@ -223,7 +223,7 @@ def test_wrong_text_is_one_clear_line(make, world, shoal, tmp_path):
 )  # fmt: skip
 def test_a_wrong_option_is_one_clear_line(args, said, world, shoal):
     given = [arg for arg in options(world) if arg is not None]
-    for name in args[::2]:  # an option may stand once
+    for name in args[::2]:  # An option may stand once.
         if name in given:
             place = given.index(name)
             del given[place : place + 2]
@@ -344,7 +344,7 @@ def test_run_takes_a_recipe_file(world, shoal, tmp_path):
 
 def test_help_names_every_entry_of_the_tables(shoal):
     _, out, _ = shoal("compress", "--help")
-    said = " ".join(out.split()).replace("- ", "-")  # lines are broken behind hyphens, too
+    said = " ".join(out.split()).replace("- ", "-")  # Lines are broken behind hyphens, too.
     missing = [name for name in (*RECIPES, *SELECTORS, *REPLACEMENTS, *DTYPES) if name not in said]
     missing += [f"mix:{name}" for name in PRESETS if f"mix:{name}" not in said]
     assert not missing
@@ -374,7 +374,7 @@ def test_an_interrupt_says_how_to_go_on(number, world, tmp_path):
             7000,
         )
     ]
-    # a suite that a shell runs in the background ignores Ctrl-C, and so would what it starts
+    # A suite that a shell runs in the background ignores Ctrl-C, and so would what it starts.
     heeds = functools.partial(signal.signal, number, signal.SIG_DFL)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=heeds)
     deadline = time.monotonic() + 120

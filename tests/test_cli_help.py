@@ -52,7 +52,7 @@ def test_six_verbs_come_first():
 @pytest.mark.parametrize("verb", VERBS)
 def test_at_most_twelve_options_come_before_the_headings(verb):
     first = [one for one in options_of(verb) if heading_of(one) == "Options"]
-    assert len(first) + 1 <= FIRST_SCREEN, [one.name for one in first]  # and --help
+    assert len(first) + 1 <= FIRST_SCREEN, [one.name for one in first]  # The option --help is counted, too.
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -62,7 +62,7 @@ def test_every_option_that_may_be_left_out_states_what_it_is_then(verb):
         if not one.is_flag and not one.required:
             said = default_of(verb, one.opts[0])
             assert said and "recipe says" not in said and "method's" not in said, (one.name, said)
-            assert "[default" not in said, (one.name, said)  # said once
+            assert "[default" not in said, (one.name, said)  # The default is said once.
 
 
 @pytest.mark.parametrize("verb", ["run", "grow"])
@@ -79,7 +79,7 @@ def test_a_verb_with_a_recipe_says_that_what_the_recipe_states_comes_first(verb)
 def test_a_help_screen_says_everything_in_80_columns(verb, shoal, monkeypatch):
     """Nothing is cut off, no type of the program's language is shown, and no line is longer than the terminal."""
     shown = screen(shoal, monkeypatch, verb)
-    described = re.sub(r"content, [.]{3}|A B \[C[.]{3}\]", "", shown.split("\n\n", 1)[1])  # two that are meant so
+    described = re.sub(r"content, [.]{3}|A B \[C[.]{3}\]", "", shown.split("\n\n", 1)[1])  # These two are meant so.
     assert max(map(len, shown.splitlines())) <= 80 and "..." not in described
     assert not re.search(r"<(list|str|int|path)", shown), shown
     words = "".join(shown.split())

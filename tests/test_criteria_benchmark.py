@@ -37,7 +37,7 @@ def test_every_score_of_the_stream_finds_the_idle_layer_on_every_text(inputs):
     found = compare(inputs, 1)
     assert len(found) == 2 * 2 * 5
     for one in found:
-        if one.criterion != PERPLEXITY:  # without any other layer this random model may read random text better
+        if one.criterion != PERPLEXITY:  # Without any other layer this random model may read random text better.
             assert one.layers == (IDLE,) and one.kl == (0.0, 0.0)
 
 

@@ -54,7 +54,7 @@ def test_a_scan_has_the_cpus_values_up_to_rounding_and_one_set_of_bits_on_the_ca
     for name, table in on_cpu.tables.items():
         ours, theirs = (torch.tensor(one.tables[name].values) for one in on_card)
         assert torch.equal(ours.nan_to_num(), theirs.nan_to_num()), name
-        # fp32 products of another order; angles near 0 are roots of them
+        # Products are fp32 in another order, and angles near 0 are roots of them.
         torch.testing.assert_close(ours, torch.tensor(table.values), rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
@@ -63,7 +63,7 @@ def test_states_come_back_as_they_were_wherever_they_wait(limits):
     limit, card_limit = limits
     spill = Spill(limit, card_limit=card_limit)
     states = [torch.randn(2, 7, 33, device="cuda", dtype=torch.bfloat16) for _ in range(50)]
-    for _ in range(3):  # places are taken again while copies of them may be under way
+    for _ in range(3):  # Places are taken again while copies of them may be under way.
         for key, state in enumerate(states):
             spill.put(key, state * 1)
         for key, state in enumerate(states):
@@ -84,7 +84,7 @@ def test_a_run_on_the_card_is_the_cpus_up_to_rounding(case, small, tmp_path):
     """Fit, training, generations, speed, verification; resident and streamed."""
     text = {"sources": [small["text"]], "samples": 6, "length": 16, "selection": 4, "evaluation": 4}
     recipe = load_recipe("default", {"model": small["model"], "drop": "2", "guard": 2, "text": text, **CASES[case]})
-    held = "6" if case == "kl" else "1"  # on logits every layer behind the cut runs at every step
+    held = "6" if case == "kl" else "1"  # On logits every layer behind the cut runs at every step.
     runs = {"cpu": ("cpu", "all"), "card": ("cuda", "all"), "streamed": ("cuda", held)}
     done = {
         name: compress(recipe, tmp_path / name, opening=Opening(device=where, resident=layers))
@@ -92,10 +92,10 @@ def test_a_run_on_the_card_is_the_cpus_up_to_rounding(case, small, tmp_path):
     }
     kl = {name: one.evaluation.quality.kl for name, one in done.items()}
     assert done["cpu"].plan.edits == done["card"].plan.edits == done["streamed"].plan.edits
-    # fp32 on both; in training the rounding of every step goes into the next
+    # Both are fp32, and in training the rounding of every step goes into the next.
     assert kl["card"] == pytest.approx(kl["cpu"], rel=1e-2) and kl["streamed"] == pytest.approx(kl["card"], rel=1e-2)
     speed = done["card"].evaluation.speed
     assert speed is not None and speed.teacher.peak_bytes > 0 and "cpu" not in speed.device
-    if case == "sweep":  # nothing of a card's own order of sums in it
+    if case == "sweep":  # The order of sums of a card has no part in it.
         ours, theirs = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("card", "streamed"))
         assert ours == theirs

@@ -120,7 +120,7 @@ def test_students_of_one_pass_equal_students_alone(model):
 
 def test_students_share_their_common_prefix():
     view = DecoderView(tiny_model("llama"))
-    view.read(PLAIN)  # layer arguments are cached from here on; a further reading touches layer 0 only
+    view.read(PLAIN)  # Layer arguments are cached from here on; a further reading touches layer 0 only.
     calls = []
     for index, layer in enumerate(view.model.model.layers):
         layer.register_forward_pre_hook(lambda *_, index=index: calls.append(index))

@@ -30,7 +30,7 @@ def problem(words):
     """What the parser would say of verb and options, or None."""
     verb = words[1].strip(".,;:")
     if verb.startswith("-") or not re.fullmatch(r"[a-z]+", verb):
-        return None  # options of the command itself, or a placeholder for verbs
+        return None  # These are options of the command itself, or a placeholder for verbs.
     if verb not in COMMANDS:
         return f"no verb {verb}"
     known = {option for one in COMMANDS[verb].params for option in one.opts} | {"--help", "-h"}

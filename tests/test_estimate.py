@@ -82,7 +82,7 @@ def test_stages_are_those_that_run():
     searched = world(select="greedy", repair="none", guard=1)
     assert list(estimate(searched, RATES).stages) == ["search", "evaluation"]
     assert list(estimate(world(), RATES).stages) == ["scan", "search", "tournament", "repair", "evaluation"]
-    assert "search" not in estimate(world(guard=2), RATES).stages  # no place for one more candidate
+    assert "search" not in estimate(world(guard=2), RATES).stages  # There is no place for one more candidate.
 
 
 def test_it_is_said_in_minutes():

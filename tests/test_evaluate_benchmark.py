@@ -79,7 +79,8 @@ def test_the_average_is_of_accuracies_and_its_interval_is_paired():
     good, best = [1] * 60 + [0] * 20, [1] * 40
     got = compare_tasks([made("a", good), made("b", best)], [made("a", good), made("b", best)])
     assert (got.teacher_average, got.retained.value) == (pytest.approx((0.75 + 1) / 2), 1.0)
-    assert (got.retained.low, got.retained.high) == (1.0, 1.0)  # same items, same draws: no spread although 60 of 80 has one
+    # The items and draws are the same, so there is no spread, although 60 of 80 has one.
+    assert (got.retained.low, got.retained.high) == (1.0, 1.0)
     assert got.tasks[0].teacher.low < 0.75
 
 
@@ -93,7 +94,7 @@ def test_the_interval_of_what_is_retained_covers_the_truth_as_often_as_it_says()
         student = np.where(teacher, draw.random(60) < 0.8, draw.random(60) < 0.1)
         found = compare_tasks([made("a", teacher)], [made("a", student)], n_resamples=200, seed=study).tasks[0].retained
         covered += found.low <= truth <= found.high
-    assert 0.88 <= covered / 100  # one standard error is 2.2 %, and so few items cost a little
+    assert 0.88 <= covered / 100  # One standard error is 2.2 %, and so few items cost a little.
 
 
 def test_kinds_of_tasks_stand_apart_above_chance():
@@ -118,12 +119,12 @@ def test_a_warning_when_the_measures_disagree():
     lost = [teacher[0], made("last", [1] * 20 + [0] * 60 + [1] * 20, form="last_word")]
     same, worse = compare_tasks(teacher, teacher), compare_tasks(teacher, lost)
     assert disagreement(said(same, 0.0)) is None
-    assert disagreement(said(same, -1.0)) is None  # a better student keeps everything
+    assert disagreement(said(same, -1.0)) is None  # A better student keeps everything.
     assert disagreement(said(same, 0.05)) is None  # 5 %: apart, but not worth a warning
     assert "multiple choice 100 %, last words 100 %, perplexity 37 %" in disagreement(said(same, 1.0))
     warning = disagreement(said(worse, 0.0))
     assert "last words 50 % (" in warning and "\n" not in warning
-    assert disagreement(said(None, 1.0)) is None  # one measure alone disagrees with nothing
+    assert disagreement(said(None, 1.0)) is None  # One measure alone disagrees with nothing.
     shares = said(worse, 0.5)
     assert shares["perplexity"].value == pytest.approx(math.exp(-0.5)) and shares["last words"].value == pytest.approx(0.5)
     assert set(kept_shares(worse)) == {"multiple choice", "last words"}

@@ -20,9 +20,9 @@ from shoal.words.types import Unit
 
 N_WORDS = 40
 TOKENIZER = word_tokenizer(N_WORDS)
-# fp32 logits of order 1: the order of sums differs between a tree and its lines
+# Logits are fp32 of order 1, and the order of sums differs between a tree and its lines.
 TOLERANCE = 2e-5
-# no positions as an argument, or windows of 5 tokens, or positions by ALiBi: contexts cannot be shared exactly
+# Without positions as an argument, with windows of 5 tokens, or with ALiBi contexts cannot be shared exactly.
 LINES_ONLY = {"bloom", "mpt", "mistral", "qwen2", "gemma2", "gemma3_text", "gpt_oss", "cohere2"}
 
 
@@ -113,7 +113,7 @@ def test_a_greedy_option_is_marked_in_a_tree_and_in_a_line():
         logits_V[:N_SPECIAL] = -math.inf
         logits_V[N_SPECIAL + N_WORDS :] = -math.inf
         tokens.append(int(logits_V.argmax()))
-    with torch.no_grad():  # words only: the head never prefers a special or an unused token
+    with torch.no_grad():  # There are words only: the head never prefers a special or an unused token.
         model.get_output_embeddings().weight[:N_SPECIAL] = 0
         model.get_output_embeddings().weight[N_SPECIAL + N_WORDS :] = 0
     best = " " + words(*(token - N_SPECIAL for token in tokens[len(context) :]))

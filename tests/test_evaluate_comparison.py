@@ -36,7 +36,7 @@ def world(tmp_path_factory):
     rows = [{"ctx": some(6), "choices": [f" {some(2)}", f" {some(1)}"], "gold": draw.randrange(2)} for _ in range(10)]
     rows.append({"ctx": some(50), "choices": [" w1", " w2"], "gold": 0})
     (folder / "quiz.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    stranger = tiny_model("gpt2", n_layers=2, seed=2)  # other words, another family, a shorter window
+    stranger = tiny_model("gpt2", n_layers=2, seed=2)  # The models have other words, another family, or a shorter window.
     stranger.config.n_positions = 32
     stranger.transformer.wpe.weight = torch.nn.Parameter(stranger.transformer.wpe.weight[:32].clone())
     stranger.save_pretrained(folder / "stranger")
@@ -71,7 +71,8 @@ def test_figures_are_those_of_eval(found, world, shoal):
     assert (got.figures.perplexity, got.figures.cost) == (pair.student.perplexity, pair.student.cost)
     assert found[0].models[0].figures.perplexity == pair.teacher.perplexity
     code, out, _ = shoal("eval", world / "run" / "model", *text, "--task", world / "quiz.jsonl", "--json")
-    alone = Measured.from_json(out).tasks[0]  # its own window is longer than the shortest of all: one context is whole there
+    # Its own window is longer than the shortest of all, so one context is whole there.
+    alone = Measured.from_json(out).tasks[0]
     assert (alone.facts.n_truncated, got.tasks[0].facts.n_truncated) == (0, 1)
     assert {one.tasks[0].facts.n_truncated for one in found[0].models} == {1}
 
@@ -86,7 +87,7 @@ def test_another_vocabulary_has_bits_per_byte_and_no_kl(found, world):
     assert comparison.n_bytes == sum(len(text.encode()) for text in texts)
     opened = open_model(world / "stranger")
     stream = [token for text in texts for token in opened.tokenizer(text, add_special_tokens=False)["input_ids"]]
-    nats, done = 0.0, 0  # windows of BOS and 15 tokens, every 8; each token is scored once, in the first window it is in
+    nats, done = 0.0, 0  # Windows of BOS and 15 tokens begin every 8; each token is scored once, in the first window it is in.
     for start in range(0, len(stream), 8):
         window = [opened.tokenizer.bos_token_id, *stream[start : start + 15]]
         with torch.no_grad():

@@ -14,7 +14,7 @@ from shoal.engine.view import DecoderView
 from shoal.evaluate.cost import cost, n_keys
 from shoal.words.types import Span, Unit
 
-T = 5  # within the window of the tiny sliding-window models, so eager T x T products are the formula's
+T = 5  # The length is within the window of the tiny sliding-window models, so eager T x T products are those of the formula.
 
 
 @pytest.fixture(params=sorted(FAMILIES), scope="module")
@@ -45,7 +45,7 @@ def test_parameters_and_bytes_are_the_models_own(model):
 
 
 def test_kv_bytes_equal_a_real_cache(model):
-    n = 4  # a sliding-window cache keeps window - 1 tokens between steps
+    n = 4  # A sliding-window cache keeps window - 1 tokens between steps.
     with torch.no_grad():
         cache = model(input_ids=torch.arange(3, 3 + n)[None], use_cache=True).past_key_values
     real = sum(part.numel() * part.element_size() for layer in cache.layers for part in (layer.keys, layer.values))
@@ -101,7 +101,7 @@ def test_removed_sublayers_cost_nothing_and_keep_the_rest():
 
 
 def test_windows_bound_the_keys_of_their_layers_only():
-    view = DecoderView(tiny_model("gemma3_text", n_layers=4))  # layers 0 and 2 see 5 tokens, 1 and 3 all
+    view = DecoderView(tiny_model("gemma3_text", n_layers=4))  # Layers 0 and 2 see 5 tokens, 1 and 3 see all.
     short, long = cost(view, context=5), cost(view, context=50)
     assert long.macs_per_token - short.macs_per_token == 2 * 2 * 32 * 45
     assert long.kv_bytes_per_token == 2 * 2 * 16 * 4 * (50 + 5) / 50

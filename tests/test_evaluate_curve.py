@@ -71,7 +71,7 @@ def test_a_smooth_curve_has_no_cliff(shape):
     exact = cliff_of(curve(np.stack([SMOOTH[shape](SHARES)] * 3)), method="m")
     assert not exact.found and exact.last is None and "smooth" in exact.why_not
     n_found = sum(cliff_of(noisy(SMOOTH[shape], seed=seed), method="m").found for seed in range(20))
-    assert n_found <= 1  # a level of 95 %
+    assert n_found <= 1  # The level is 95 %.
 
 
 def test_an_improvement_is_no_cliff():

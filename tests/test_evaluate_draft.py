@@ -32,7 +32,7 @@ def test_a_simulation_agrees():
         n = 0
         while n < k and rng.random() < a:
             n += 1
-        made += n + 1  # the teacher's own token comes on top
+        made += n + 1  # The token of the teacher itself comes on top.
         cost += 1 + k * c
     assert made / cost == pytest.approx(draft_speed(a, c, k), rel=0.01)
 

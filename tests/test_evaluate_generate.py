@@ -127,7 +127,7 @@ def test_a_row_is_done_at_its_stop_string_and_the_others_go_on():
     for index, tokens in free.items():
         texts = [" ".join(tokens[:n]) for n in range(1, 13)]
         until = next((text for text in texts if stop in text), texts[-1])
-        assert got[index].startswith(until)  # what a row says after its stop, while others go on, is cut off by who asks
+        assert got[index].startswith(until)  # Whoever asks cuts off what a row says after its stop, while others go on.
     (alone,) = said(model, PROMPTS[:1], max_new_tokens=12, stop=[stop]).values()
     assert alone.endswith(stop) and alone.count(stop) == 1 and got[0].startswith(alone)
 

@@ -22,7 +22,7 @@ def naive(model, ids, *, window, stride, start=()):
         k = 0 if target < room else math.ceil((target + 1 - room) / stride)
         context_T = torch.cat([start_T, ids[k * stride : target]])
         if not len(context_T):
-            continue  # only without a start token: the first token, and with stride == window that of every block
+            continue  # Without a start token the first token is not scored, and with stride == window that of every block.
         with torch.no_grad():
             logits = model(input_ids=context_T[None], use_cache=False).logits[0, -1]
         total -= logits.double().log_softmax(-1)[ids[target]].item()

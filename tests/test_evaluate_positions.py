@@ -26,7 +26,7 @@ def drawn(*shape, seed=0):
 def test_overlap_is_the_sum_of_the_smaller_probabilities():
     p, q = drawn(5, 7, 11), drawn(5, 7, 11, seed=1)
     naive = torch.minimum(p.double().softmax(-1), q.double().softmax(-1)).sum(-1)
-    torch.testing.assert_close(overlap(p, q).double(), naive, rtol=0, atol=1e-6)  # fp32 sums of 11 terms up to 1
+    torch.testing.assert_close(overlap(p, q).double(), naive, rtol=0, atol=1e-6)  # Sums are fp32 of 11 terms up to 1.
     assert torch.equal(overlap(p, p), torch.ones(5, 7)) and torch.equal(overlap(p, q), overlap(q, p))
     even, sure = torch.zeros(1, 4), torch.tensor([[1e4, 0.0, 0.0, 0.0]])
     assert overlap(even, sure).item() == pytest.approx(1 / 4)
@@ -71,7 +71,7 @@ def test_equals_loops_over_tokens():
         got = found if one is None else one
         assert got.n_tokens == len(rows)
         means = [math.fsum(column) / len(rows) for column in zip(*rows, strict=True)]
-        assert (got.kl, got.acceptance, got.agreement) == pytest.approx(means, abs=1e-5)  # fp32 logits of order 1
+        assert (got.kl, got.acceptance, got.agreement) == pytest.approx(means, abs=1e-5)  # Logits are fp32 of order 1.
     assert (found.kl, found.agreement, found.n_tokens) == pytest.approx((quality.kl, quality.agreement, quality.n_tokens))
     assert sum(one.n_tokens for one in found.octaves) == found.n_tokens
 

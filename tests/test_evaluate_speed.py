@@ -110,7 +110,7 @@ def test_the_line_of_layer_times_is_recovered():
 
 
 def test_the_bound_has_its_closed_form_and_the_student_takes_no_part():
-    times = {1: 4.0, 8: 11.0, 16: 19.0}  # t0 = 3, t1 = 1
+    times = {1: 4.0, 8: 11.0, 16: 19.0}  # The times are t0 = 3 and t1 = 1.
 
     def rates(seconds):
         return dict(prefill=(8 / seconds,) * 3, decode=(2 / seconds,) * 3)
@@ -141,7 +141,7 @@ def test_the_interval_covers_the_median_as_often_as_it_says():
     generator = torch.Generator().manual_seed(0)
     draws, median = torch.rand(4000, 9, generator=generator).exp(), math.exp(0.5)
     hits = sum(one.low <= median <= one.high for one in map(median_interval, draws.tolist()))
-    assert hits / 4000 == pytest.approx(0.961, abs=0.01)  # three standard errors of the simulation
+    assert hits / 4000 == pytest.approx(0.961, abs=0.01)  # The tolerance is three standard errors of the simulation.
 
 
 def test_a_model_against_itself_is_as_fast_as_itself(monkeypatch):
@@ -175,7 +175,7 @@ def test_peak_bytes_has_a_closed_form():
         b = a * 2  # 8000
         del a  # 4000
         c = torch.cat([b, b])  # 12000
-        d = c.view(2, 1000).t()  # a view: nothing
+        d = c.view(2, 1000).t()  # A view adds nothing.
         del b
         return d.sum()
 

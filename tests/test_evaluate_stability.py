@@ -38,14 +38,16 @@ def turned(answers, order):
 def test_the_definition_by_hand():
     teacher = answers_of((0, [1.0, 3.0]), (1, [2.0, 2.5]), (0, [4.0, 1.0]))
     student = answers_of((0, [1.0, 2.0]), (1, [2.6, 2.5]), (0, [1.5, 1.6]))
-    weights = [math.exp(s) for s in (1.0, 0.25, 1.5)]  # half the distance of two options is their standard deviation
+    weights = [math.exp(s) for s in (1.0, 0.25, 1.5)]  # Half the distance of two options is their standard deviation.
     got = stability(teacher, student, **FEW)
-    assert got.stability.value == pytest.approx(weights[0] / sum(weights))  # right, right; wrong, right; wrong, right
+    # Teacher and student are right, right; wrong, right; wrong, right.
+    assert got.stability.value == pytest.approx(weights[0] / sum(weights))
     assert got.correctness.value == pytest.approx(1 / 3)
     assert got.answers.value == pytest.approx(1 / 3)
     assert (got.teacher_accuracy.value, got.student_accuracy.value) == pytest.approx((1 / 3, 1.0))
     assert got.effective_items == pytest.approx(sum(weights) ** 2 / sum(w * w for w in weights))
-    assert got.right_to_wrong == () and [flip.key for flip in got.wrong_to_right] == ["k2", "k1"]  # the surest first
+    # The surest item comes first.
+    assert got.right_to_wrong == () and [flip.key for flip in got.wrong_to_right] == ["k2", "k1"]
     assert got.wrong_to_right[0].teacher_scores == (4.0, 1.0) and got.wrong_to_right[0].student_scores == (1.5, 1.6)
 
 
@@ -108,7 +110,7 @@ def test_kl_between_options_is_that_of_the_softmax():
     p, q = (np.exp(-np.array(x)) / np.exp(-np.array(x)).sum() for x in ((1.0, 2.0, 0.5), (2.0, 0.3, 0.4)))
     assert option_kl((1.0, 2.0, 0.5), (2.0, 0.3, 0.4)) == pytest.approx(float((p * np.log(p / q)).sum()))
     assert option_kl((1e4, 0.0), (1e4, 0.0)) == 0.0
-    assert option_kl((1.0, 2.0), (501.0, 502.0)) == pytest.approx(0.0, abs=1e-12)  # a constant changes no probability
+    assert option_kl((1.0, 2.0), (501.0, 502.0)) == pytest.approx(0.0, abs=1e-12)  # A constant changes no probability.
 
 
 def test_the_official_number_is_the_first_m_weights_in_file_order():
@@ -162,7 +164,7 @@ def test_resampled_sums_have_the_mean_and_spread_of_sampling():
     column_N = np.random.default_rng(0).normal(size=80)
     sums_R = resampled_sums(np.stack([column_N, np.ones(80)], axis=1), n_resamples=4000, seed=3)
     assert (sums_R[:, 1] == 80).all()
-    # standard errors over 4000 draws: 1.6 % of the spread for the mean, 1.1 % for the spread itself
+    # Over 4000 draws the standard errors are 1.6 % of the spread for the mean, and 1.1 % for the spread itself.
     spread = math.sqrt(80) * column_N.std()
     assert sums_R[:, 0].mean() == pytest.approx(column_N.sum(), abs=0.07 * spread)
     assert sums_R[:, 0].std() == pytest.approx(spread, rel=0.05)
@@ -212,7 +214,7 @@ def test_the_interval_of_stability_covers_the_stability_of_the_population():
         chosen = draw.choice(20_000, 120, replace=False)
         found = stability(turned(teacher, chosen), turned(student, chosen), n_resamples=200, seed=study).stability
         covered += found.low <= truth <= found.high
-    assert 0.89 <= covered / 200 <= 0.99  # one standard error is 1.5 %
+    assert 0.89 <= covered / 200 <= 0.99  # One standard error is 1.5 %.
 
 
 def test_figures_that_do_not_exist_in_some_draws_have_an_interval_and_in_none_have_nan():

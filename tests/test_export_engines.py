@@ -136,7 +136,7 @@ def windowed(tmp_path_factory):
     )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():  # attention that matters, else a wrong window would hardly show
+    with torch.no_grad():  # Attention has to matter, or a wrong window would hardly show.
         for parameter in model.parameters():
             parameter.normal_(0.0, 0.2 if parameter.ndim > 1 else 0.1)
     model.save_pretrained(folder / "m")

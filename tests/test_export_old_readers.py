@@ -54,7 +54,7 @@ def with_other_frequencies(name):
     rotary = getattr(config, "rope_parameters", None)
     if not rotary:
         return model
-    scaling = {} if name in ("phi3", "olmo2") else {"rope_type": "linear", "factor": 3.0}  # they allow no such scaling
+    scaling = {} if name in ("phi3", "olmo2") else {"rope_type": "linear", "factor": 3.0}  # Old readers allow no such scaling.
     if "full_attention" in rotary:
         rotary["full_attention"].update(rope_theta=777.0, **scaling)
         rotary["sliding_attention"].update(rope_theta=333.0)
@@ -69,7 +69,7 @@ def test_every_family_says_the_same_in_version_4(tmp_path):
     for name in FAMILIES:
         folder = tmp_path / "all" / name
         with_other_frequencies(name).save_pretrained(folder / "source")
-        if name == "qwen3_moe":  # version 5 names the experts of the tiny model as version 4 does not
+        if name == "qwen3_moe":  # Version 5 names the experts of the tiny model as version 4 does not.
             stated = json.loads((folder / "source" / "config.json").read_text())
             (folder / "source" / "config.json").write_text(json.dumps({**stated, "num_experts": 4}))
         rewrite(folder / "source", removal(1, 2), folder / "student")

@@ -68,7 +68,7 @@ def test_errors_equal_a_naive_reference():
     table = linear_errors(view, BATCHES, spans=SPANS)
     assert table.name == LINEAR_ERROR and not table.higher_is_more_redundant
     for span in SPANS:
-        assert table[span] == pytest.approx(naive(view, span), rel=1e-4)  # products of the sums are in fp32
+        assert table[span] == pytest.approx(naive(view, span), rel=1e-4)  # Products of the sums are in fp32.
     assert math.isnan(table[Span(0, 1)]) and math.isnan(table[Span(1, 2)])
 
 
@@ -130,7 +130,7 @@ def test_padding_changes_nothing():
     padded = linear_errors(view, [Batch(wide_BT, mask_BT, 0)], spans=SPANS)
     plain = linear_errors(view, BATCHES, spans=SPANS)
     for span in SPANS:
-        assert padded[span] == pytest.approx(plain[span], rel=1e-4)  # fp32 states under another mask
+        assert padded[span] == pytest.approx(plain[span], rel=1e-4)  # States are fp32 under another mask.
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

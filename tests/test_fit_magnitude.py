@@ -46,7 +46,8 @@ def test_folding_equals_scaling_the_stream(family, monkeypatch):
     """Exact up to rounding where norms have no epsilon; tied heads included. Most norms compute in fp32 whatever they read."""
     view = DecoderView(without_epsilon(family))
     plan, text = plan_without(2, 4), samples(12)
-    monkeypatch.setattr("shoal.fit.norm_scale.mean_ratio", lambda *args, **options: 1.25)  # whatever it is, it must fold
+    # Whatever the scale is, it must fold.
+    monkeypatch.setattr("shoal.fit.norm_scale.mean_ratio", lambda *args, **options: 1.25)
     monkeypatch.setattr("shoal.fit.norm_scale._record", always_kept())
     if family in ABSENT:
         with pytest.raises(CannotRefit, match=rf"this {family} model adds {ABSENT[family]}"):

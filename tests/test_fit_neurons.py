@@ -264,7 +264,7 @@ def test_the_map_on_the_kept_neurons_is_the_ridge_solution_with_what_the_others_
     written, others = place._written(torch.device("cpu")), torch.randn(n, 32, generator=draw, dtype=torch.float64)
     own, wanted = torch.arange(n) < place.map.n_inputs, torch.arange(n) % 2 == 0
     others = torch.where(own[:, None], -written * ~wanted[:, None], others * wanted[:, None])
-    r = h @ others + 1e-3 * noise  # every second own neuron should write nothing, and every second other one something new
+    r = h @ others + 1e-3 * noise  # Every second own neuron should write nothing, and every second other one something new.
     sums = place.no_sums(torch.device("cpu"))
     sums.add_tokens(h, r, weights_N=torch.ones(500, dtype=torch.float64), sinks_N=torch.zeros(500, dtype=torch.bool))
     change = place.solve([sums], ridge=ridge).change_ED[:-1]
@@ -280,7 +280,7 @@ def test_the_map_on_the_kept_neurons_is_the_ridge_solution_with_what_the_others_
 def test_saliency_is_what_leaving_one_out_costs():
     draw = torch.Generator().manual_seed(0)
     h, r = (torch.randn(shape, generator=draw, dtype=torch.float64) for shape in ((60, 6), (60, 3)))
-    h[:, 1] = h[:, 0] + 0.1 * h[:, 1]  # alike: each can stand for the other
+    h[:, 1] = h[:, 0] + 0.1 * h[:, 1]  # The two are alike: each can stand for the other.
     sums = no_sums(6, 3)
     sums.add_tokens(h, r, weights_N=torch.ones(60, dtype=torch.float64), sinks_N=torch.zeros(60, dtype=torch.bool))
     unit = 0.01 * h.square().sum(0).mean()

@@ -95,7 +95,7 @@ def test_the_values_of_a_module_are_the_change_that_was_solved(kind):
         expected = x_ND + torch.nn.functional.pad(read_ND, (0, 1), value=1.0) @ change_ED
         torch.testing.assert_close(module(x_ND).detach(), expected, rtol=1e-9, atol=1e-9)
         assert float(squared_error(sums, change_ED)) == pytest.approx(float((y_ND - expected).square().sum()), rel=1e-9)
-    torch.testing.assert_close(module(x_ND).detach(), x_ND)  # an infinite ridge is plain removal
+    torch.testing.assert_close(module(x_ND).detach(), x_ND)  # An infinite ridge is plain removal.
 
 
 def test_each_form_is_never_better_than_the_one_that_holds_it():

@@ -53,7 +53,7 @@ def test_without_ridge_the_change_is_weighted_least_squares(bias):
     h_NF, r_ND, weights_N, sinks_N = data()
     found_ED = ridge_change(sums_of(h_NF, r_ND, weights_N, sinks_N), 0.0, bias=bias)
     expected = torch.linalg.lstsq(*weighted_rows(h_NF, r_ND, weights_N, bias=bias)).solution
-    # products are summed in fp32 within a batch
+    # Products are summed in fp32 within a batch.
     torch.testing.assert_close(found_ED[: F + bias], expected, rtol=1e-4, atol=1e-5)
     assert bias or not found_ED[F].any()
 
@@ -100,7 +100,7 @@ def test_the_mean_sink_is_met_exactly_and_at_the_least_cost(ridge, bias):
     change_ED = ridge_change(sums, ridge, bias=bias)
     sink_E = torch.cat([h_NF[:4].double().mean(0), torch.ones(1, dtype=torch.float64)])
     torch.testing.assert_close(sink_E @ change_ED, r_ND[:4].double().mean(0), rtol=1e-5, atol=1e-5)
-    # the objective cannot fall along any direction that keeps the constraint: its gradient is a multiple of the sink
+    # The objective cannot fall along any direction that keeps the constraint: its gradient is a multiple of the sink.
     a_EE = sums.hh_EE + ridge * sums.mean_diagonal * torch.diag(torch.tensor([1.0] * F + [0.0], dtype=torch.float64))
     gradient = (a_EE @ change_ED - sums.hr_ED)[: F + bias]
     along = sink_E[: F + bias] / sink_E[: F + bias].norm()
@@ -230,7 +230,7 @@ def test_mixtures_explain_what_the_outputs_do():
     assert mixed.hr_ED.shape == (F + 1, N_MIXTURES) and mixed.rr == sums.rr
     for ridge in (1e-3, 1.0, 10.0):
         left, of_mixed = (squared_error(one, ridge_change(one, ridge, bias=True)) for one in (sums, mixed))
-        # the spread of a mean over 128 mixtures is a tenth; ridges are compared on the same mixtures
+        # The spread of a mean over 128 mixtures is a tenth; ridges are compared on the same mixtures.
         assert float(sums.rr) - of_mixed == pytest.approx(float(sums.rr) - left, rel=0.2)
     few = sums_of(*data())
     assert mixed_outputs(few) is few
@@ -279,7 +279,7 @@ def test_rank_and_condition_of_known_spectra():
     one = torch.zeros(10, F)
     one[:, 0] = 1.0
     single = sums_of(one, torch.zeros(10, D), torch.ones(10), torch.zeros(10, dtype=torch.bool))
-    assert spectrum(single, 1.0) == pytest.approx((1.0 + F, 1.0))  # the mean diagonal is a seventh of the only value
+    assert spectrum(single, 1.0) == pytest.approx((1.0 + F, 1.0))  # The mean diagonal is a seventh of the only value.
     assert math.isinf(spectrum(single, 0.0)[0])
 
 

@@ -33,7 +33,7 @@ from shoal.words.structure import Size
 from shoal.words.types import Batch, Unit
 
 POST_NORM = {"gemma2", "gemma3_text", "olmo2"}
-EXPERTS = {"qwen3_moe", "mixtral", "gpt_oss"}  # in layer 2; deepseek_v3 has experts from layer 2 on, too
+EXPERTS = {"qwen3_moe", "mixtral", "gpt_oss"}  # The experts are those of layer 2; deepseek_v3 has experts from layer 2 on, too.
 EXPERTS_IN_2 = EXPERTS | {"deepseek_v3"}
 LENGTH = 12
 
@@ -334,7 +334,7 @@ def test_padding_changes_nothing():
     assert together.layers[0].maps[0].n_tokens == one_by_one.layers[0].maps[0].n_tokens
     assert together.layers[0].error_after == pytest.approx(one_by_one.layers[0].error_after, rel=1e-3)
     for name, value in together.values[1].items():
-        torch.testing.assert_close(value, one_by_one.values[1][name], rtol=1e-2, atol=1e-4)  # fp32 sums in another order
+        torch.testing.assert_close(value, one_by_one.values[1][name], rtol=1e-2, atol=1e-4)  # Sums are fp32 in another order.
 
 
 def test_layers_read_from_disk_give_the_same_bits(tmp_path):

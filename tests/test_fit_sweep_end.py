@@ -34,8 +34,8 @@ def swept(*, without, config=WHOLE, off=(), damaged=()):
     view = DecoderView(tiny_model("llama", n_layers=N_LAYERS))
     maps = {one: view.model.model.layers[one].mlp.down_proj.weight.data for one in damaged}
     for value in maps.values():
-        value.mul_(30.0)  # else a random layer adds next to nothing to the stream
-    for one in without if damaged else ():  # what is cut does nothing, so that the damage is all there is to repair
+        value.mul_(30.0)  # Otherwise a random layer adds next to nothing to the stream.
+    for one in without if damaged else ():  # What is cut does nothing, so that the damage is all there is to repair.
         view.model.model.layers[one].self_attn.o_proj.weight.data.zero_()
         view.model.model.layers[one].mlp.down_proj.weight.data.zero_()
     kept = [layer for layer in range(N_LAYERS) if layer not in without]

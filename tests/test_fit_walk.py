@@ -183,7 +183,7 @@ def test_pruners_are_bodies(keep, family):
     found = None
     for here in walk(view, before, batches, goals={3: Goal(4)}, teacher=False):
         found = inputs_of(here, site)
-    torch.testing.assert_close(found, naive, rtol=1e-5, atol=1e-6)  # products in fp32
+    torch.testing.assert_close(found, naive, rtol=1e-5, atol=1e-6)  # Products are in fp32.
 
 
 def test_sparse_gpt_on_the_walks_moments_loses_less_than_cutting_the_same_share_by_size():

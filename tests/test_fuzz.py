@@ -32,7 +32,7 @@ from shoal.text import open_corpus
 from shoal.words.records import Provenance, stable_hash
 
 QUICK, SLOW = 12, 10_000
-SECONDS = 1500  # of the slow run, in all
+SECONDS = 1500  # The slow run makes so many in all.
 
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 3, 2**31, 2**63, 10**30, 10**4000, 0.5, -0.0, 1e308, float("inf"), float("nan"), "", "x",
@@ -246,7 +246,7 @@ def attempt(kind: str, sound: Sound, folder: Path, seed: int) -> bool:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_few_mutations_of_every_kind(kind, sound, tmp_path):
     accepted = sum(attempt(kind, sound, tmp_path / "x", seed) for seed in range(QUICK))
-    assert accepted < QUICK  # some are refused, else nothing was tried
+    assert accepted < QUICK  # Some are refused, or nothing was tried.
 
 
 @pytest.mark.slow

@@ -73,7 +73,7 @@ def check(raw, folder):
         elif name == f"{architecture}.attention.sliding_window_pattern":
             assert len(after[name]) == len(KEPT)
         else:
-            assert repr(after[name]) == repr(value), name  # repr, because a number may be no number
+            assert repr(after[name]) == repr(value), name  # The function repr is used because a number may be no number.
     assert after[f"{architecture}.block_count"] == len(KEPT)
     return True
 

@@ -134,7 +134,7 @@ def test_what_is_no_file_is_named(kind, tmp_path):
 def test_every_shorter_file_is_refused(tmp_path):
     raw = write_file(tmp_path / "m.gguf", n_layers=1).read_bytes()
     path = tmp_path / "short.gguf"
-    for n in range(0, len(raw) - 32, 7):  # the last tensor is followed by less than 32 bytes of padding
+    for n in range(0, len(raw) - 32, 7):  # The last tensor is followed by less than 32 bytes of padding.
         path.write_bytes(raw[:n])
         with pytest.raises(ValueError):
             open_model(path)

@@ -64,7 +64,7 @@ def test_a_file_is_unpacked_once_and_never_changed(file, cache):
         first = resolve_source(file)
     written = (first / "model.safetensors").stat().st_mtime_ns
     with pytest.warns(DequantisedSource):
-        assert resolve_source(str(file.parent)) == first  # the folder that holds it
+        assert resolve_source(str(file.parent)) == first  # The folder holds the file.
     assert (first / "model.safetensors").stat().st_mtime_ns == written and file.read_bytes() == before
     assert [one.name for one in cache.iterdir()] == [first.name]
 
@@ -138,7 +138,7 @@ def test_what_cannot_be_read_is_refused_in_one_line(file, cache, teacher, spoil,
     with pytest.raises(ValueError, match=said) as caught:
         open_model(file.parent)
     assert "\n" not in str(caught.value)
-    assert not cache.exists() or not list(cache.iterdir())  # nothing half-written
+    assert not cache.exists() or not list(cache.iterdir())  # Nothing half-written is left.
 
 
 def test_without_the_package_the_message_names_the_extra(file, monkeypatch):

@@ -52,7 +52,7 @@ def test_lora_trains_rank_times_inputs_and_outputs(targets):
     mlp = 3 * (d + ffn)
     per_rank = {"all": attention + mlp, "mlp": mlp, "attention": attention}[targets]
     pupil = prepare(student, config(targets=targets), lesson)
-    assert pupil.n_trainable == 4 * 4 * per_rank  # four layers of rank 4
+    assert pupil.n_trainable == 4 * 4 * per_rank  # There are four layers of rank 4.
     assert pupil.ranks == (4, 4, 4, 4)
 
 
@@ -123,7 +123,8 @@ def test_merged_equals_unmerged(variant, family, tmp_path):
 
 
 def test_the_optimum_of_rank_r_is_the_truncated_svd():
-    # y = W x with W = W0 + D: the least error a rank-r addition leaves is the tail of D's singular values (Eckart and Young).
+    # With y = W x and W = W0 + D the least error that a rank-r addition leaves is the tail of D's singular values (Eckart and
+    # Young).
     import peft
 
     torch.manual_seed(0)

@@ -206,13 +206,13 @@ def test_gradients_run_through_4_bits_after_a_validation(saved):
 
     def gradients(model, method):
         pupil = prepare(model, config(method=method, objective="next_token"), lesson)
-        measure(pupil.model.eval(), lesson, batch_size=4)  # a forward without gradients comes first, as in every training
+        measure(pupil.model.eval(), lesson, batch_size=4)  # A forward without gradients comes first, as in every training.
         lesson.loss(config(objective="next_token"))(run_model(pupil.model.train(), pupil.layers, batch), None, batch).backward()
         return {name: p.grad for name, p in pupil.model.named_parameters() if p.requires_grad and "lora_B" in name}
 
     packed, plain = gradients(open_in_4_bits(saved), "qlora"), gradients(out_of_4_bits(saved), "lora")
     assert packed.keys() == plain.keys()
-    for name, value in plain.items():  # the product of the 4-bit weights is computed in bf16, forward and backward
+    for name, value in plain.items():  # The product of the 4-bit weights is computed in bf16, forward and backward.
         assert torch.nn.functional.cosine_similarity(packed[name].flatten(), value.flatten(), dim=0) > 0.99, name
 
 

@@ -66,7 +66,7 @@ def test_scores_are_measured_and_the_cut_is_counted_to_the_layer_before_it():
     student, lesson = world()
     pupil = prepare(student, config(ranks="from_scores", rank=3), lesson)
     assert KEPT == (0, 1, 4, 5) and pupil.ranks[1] == max(pupil.ranks)
-    assert pupil.ranks[0] == 1  # before the cut nothing differs
+    assert pupil.ranks[0] == 1  # Before the cut nothing differs.
 
 
 def test_schedules_that_read_the_cut_or_the_teacher_ask_for_them():

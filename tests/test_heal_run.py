@@ -44,7 +44,7 @@ def test_the_adapter_beside_the_student_is_the_healed_model(cut, shoal, tmp_path
     page = (tmp_path / "apart" / "report.html").read_text()
     assert "How it healed" in page and 'class="missing"' not in page
     code, _, err = shoal("heal", *healing(cut, "--out", "apart", "--overwrite"))
-    assert code == 0 and "heal:" not in err  # merged another way without training once more
+    assert code == 0 and "heal:" not in err  # The student is merged another way without training once more.
     ids = torch.arange(3, 15)[None]
     base = AutoModelForCausalLM.from_pretrained(cut["run"] / "model")
     beside = PeftModel.from_pretrained(base, tmp_path / "apart" / "adapter")(input_ids=ids).logits
@@ -186,7 +186,7 @@ def test_a_run_that_cannot_heal_says_so_before_it_measures(more, said, cut, shoa
 
 def test_a_checkpoint_alone_asks_for_its_teacher(cut, shoal, tmp_path, capfd):
     student = write_model(tmp_path / "student", n_layers=4)
-    capfd.readouterr()  # what saving a model says
+    capfd.readouterr()  # Saving a model says this.
     code, _, err = shoal("heal", student, "--text", cut["text"], *FEW, "--out", "out")
     one_line(code, err, "--teacher")
     code, _, err = shoal("heal", student, "--teacher", cut["teacher"], "--text", cut["text"], *FEW, "--out", student / "out")

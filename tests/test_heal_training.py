@@ -36,7 +36,7 @@ def test_healing_lowers_what_it_trains_for(method, objective, tmp_path):
 
 
 def test_the_model_is_left_with_the_values_of_the_best_step(tmp_path):
-    done, pupil, lesson = healed(tmp_path, config(lr=0.2, tokens=288))  # so fast that later steps are worse
+    done, pupil, lesson = healed(tmp_path, config(lr=0.2, tokens=288))  # The rate is so fast that later steps are worse.
     assert measure(pupil.model, lesson, batch_size=2)["kl"] == pytest.approx(done.best.kl, rel=1e-6)
     assert done.best.kl == min(point.kl for point in done.curve)
 
@@ -80,7 +80,7 @@ def test_stopped_and_continued_equals_unbroken(method, tmp_path):
 def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(tmp_path):
     asked = config(tokens=288)
     unbroken, _, _ = healed(tmp_path / "unbroken", asked)
-    half = tmp_path / "broken" / "checkpoint-5"  # killed while it was written
+    half = tmp_path / "broken" / "checkpoint-5"  # The process was killed while it wrote the file.
     half.mkdir(parents=True)
     (half / "trainable.safetensors").write_bytes(b"")
     assert healed(tmp_path / "broken", asked)[0].curve == unbroken.curve
@@ -136,7 +136,7 @@ def test_a_rate_is_found_by_short_runs_from_one_start(tmp_path):
     assert len(tried) == MOST_TRIALS or tried[0] < done.lr < tried[-1]  # the search goes on beyond an end that is the best
     assert done.rates[tried.index(done.lr)].measure == min(one.measure for one in done.rates)
     fixed, _, _ = healed(tmp_path / "fixed", asked.model_copy(update={"lr": done.lr}))
-    assert fixed.curve == done.curve  # the trials leave no trace
+    assert fixed.curve == done.curve  # The trials leave no trace.
 
 
 def test_a_rate_that_diverges_is_said_so(tmp_path):

@@ -28,7 +28,7 @@ def hub(saved, tmp_path, monkeypatch):
     with serving(Hub(saved)) as served:
         monkeypatch.setattr(constants, "ENDPOINT", served.url)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", served.url + "/{repo_id}/resolve/{revision}/{filename}")
-        monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the tries of the client
+        monkeypatch.setattr("time.sleep", lambda seconds: None)  # The client waits so long between its tries.
         monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 2)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -111,7 +111,7 @@ def test_a_file_of_another_size_than_it_claims_is_refused(hub):
     hub.wrong_size = "model.safetensors"
     assert "was not fetched whole" in refusal("org/name")
     hub.wrong_size = None
-    assert open_model("org/name").model.config.num_hidden_layers == 2  # the same command again goes on
+    assert open_model("org/name").model.config.num_hidden_layers == 2  # The same command goes on when it is given again.
 
 
 @pytest.mark.parametrize(

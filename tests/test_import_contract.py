@@ -198,7 +198,8 @@ def entry_files(room: str, table: str) -> set[str]:
         for node in tree.body:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
             if [t.id for t in targets if isinstance(t, ast.Name)] == [table]:
-                shared = names_in(node.annotation) if isinstance(node, ast.AnnAssign) else set()  # the type of an entry
+                # The annotation names the type of an entry.
+                shared = names_in(node.annotation) if isinstance(node, ast.AnnAssign) else set()
                 late = [named[0] for inner in ast.walk(node.value) if (named := late_name(inner)) is not None]
                 late_files = {f"{module.removeprefix('shoal.').replace('.', '/')}.py" for module in late}
                 return {home[name] for name in names_in(node.value) - shared if name in home} | late_files

@@ -115,7 +115,7 @@ def test_insert_then_drop_gives_the_source_back(saved, tmp_path):
     ours, theirs = load_file(tmp_path / "back" / "model.safetensors"), load_file(saved / "model.safetensors")
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     config, source = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "back", saved))
-    assert {**config, **source} == config  # it states some fields under the names of older versions, too
+    assert {**config, **source} == config  # The config states some fields under the names of older versions, too.
 
 
 def test_blends_are_what_their_formula_says():
@@ -140,7 +140,7 @@ def test_layers_on_a_line_are_filled_in_by_interpolation():
             value.copy_((dict(layers[0].named_parameters())[name] + dict(layers[2].named_parameters())[name]) / 2)
     whole = view.logits(Batch(IDS_BT))
     plan = grown(view, Drop(indices=(1,)), Insert(after=0, init="mean", of=(0,)))
-    # layer 1 is gone, so the layer behind 0 blends 0 with the next one of the source, which is 1; blend 0 and 2 by hand
+    # Layer 1 is gone, so the layer behind 0 blends 0 with the next one of the source, which is 1; 0 and 2 are blended by hand.
     values = {
         f"insert.0.0.{name}": torch.lerp(value, layers[2].state_dict()[name], 0.5)
         for name, value in layers[0].state_dict().items()

@@ -251,7 +251,7 @@ def test_the_verb_writes_figures_and_a_page_and_goes_on_where_it_was(shoal, tmp_
     assert {one["part"] for one in found["barriers"]} == {"layer", "first", "last", "all"} and len(found["blend"]) == 5
     page = (tmp_path / "look" / "report.html").read_text()
     assert page.count("<svg") >= 6 and "linear read-out" in page and "linear read-out" in err
-    monkeypatch.setattr("shoal.evaluate.landscape.removal_path.removal_paths", None)  # read back, not run
+    monkeypatch.setattr("shoal.evaluate.landscape.removal_path.removal_paths", None)  # The stage is read back, not run.
     code, again, err = shoal(*args, "--at", 0.25, "--json")
     assert code == 0 and json.loads(again) == found, err
     a, b, made = (load_file(tmp_path / name / "model.safetensors") for name in ("a", "b", "look/model"))

@@ -91,7 +91,7 @@ def test_loglikelihoods_are_those_of_its_own_model(both):
     pairs += [(row["ctx"], row["target"]) for row in FILES["last"]] + [("w1 w2  ", "w3")]
     ours, theirs = (one.loglikelihood(asked("loglikelihood", *pairs)) for one in both)
     for a, b in zip(ours, theirs, strict=True):
-        assert a[0] == pytest.approx(b[0], abs=2e-5) and a[1] == b[1]  # fp32 logits of order 1, summed in another order
+        assert a[0] == pytest.approx(b[0], abs=2e-5) and a[1] == b[1]  # Logits are fp32 of order 1, summed in another order.
 
 
 def test_loglikelihoods_of_whole_texts_are_those_of_its_own_model(both):
@@ -182,7 +182,7 @@ def test_a_student_is_not_its_teacher_and_the_teacher_is_itself(view, named):
     assert got.answers.kl.value > 1e-6 and got.stability.variant == "mean_nll"
 
 
-@pytest.mark.slow  # reads the index of all of lm-eval's tasks
+@pytest.mark.slow  # The call reads the index of all tasks of lm-eval.
 def test_unknown_names_and_data_out_of_reach_are_one_clear_line(named):
     with pytest.raises(ValueError, match="lm-eval has no task 'shoal_animal'; did you mean shoal_animals"):
         open_tasks(["shoal_animal"], include=named)
@@ -225,7 +225,7 @@ def test_accuracy_is_the_share_that_was_planted(view, tmp_path):
 
 def test_prompts_that_leave_no_room_lose_their_beginning_and_are_counted(view, tmp_path):
     long = words(*(n % 40 for n in range(30)))
-    whole = words(*range(WINDOW // 2 - 1))  # with the start token exactly the room there is
+    whole = words(*range(WINDOW // 2 - 1))  # With the start token this is exactly the room there is.
     assert len(encode_prompt(TOKENIZER, whole)) == WINDOW // 2
     rows = [{"ctx": long, "answer": written(view.model, long)}, {"ctx": whole, "answer": "w2"}]
     got = answered(view, task_file(tmp_path, rows))

@@ -303,7 +303,7 @@ def test_a_merged_layer_is_polished_as_other_replacements_are(repair, several, s
     assert any(one.best_step for one in outcome.trained), "a rate of 1e-3 leads somewhere"
     start = student_of(DecoderView(open_model(small["model"]).model), outcome.plan.model_copy(update={"edits": tuple(merges)}))
     layer = merges[0].into
-    name = "self_attn.q_proj.weight"  # no refit writes it
+    name = "self_attn.q_proj.weight"  # No refit writes it.
     assert not torch.equal(polished[f"merge.{layer}.{name}"], start.overrides[layer][name])
     made = apply_plan(plan_file(outcome.folder), tmp_path / "again")
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (made.path, outcome.model))

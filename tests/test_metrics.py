@@ -72,7 +72,7 @@ NAIVE = {
 @pytest.mark.parametrize("name", NAIVE)
 def test_a_metric_equals_its_definition_on_unpadded_samples(view, name):
     for removed, value in zip(SETS[:2], RemovalLosses(view, BATCHES, name)(SETS[:2]), strict=True):
-        # fp32 logits of a padded and of an unpadded batch differ by rounding
+        # Logits in fp32 of a padded and of an unpadded batch differ by rounding.
         assert value == pytest.approx(naive_mean(view, removed, NAIVE[name]), rel=2e-4)
 
 
@@ -108,7 +108,7 @@ def test_heads_run_only_where_the_metric_compares_logits(view, name, n_heads, mo
     heads, head = [], DecoderView.head
     monkeypatch.setattr(DecoderView, "head", lambda *args: heads.append(1) or head(*args))
     RemovalLosses(view, BATCHES, name)(SETS[:2])
-    assert len(heads) == n_heads * 7  # eight samples, one of which has a single token
+    assert len(heads) == n_heads * 7  # There are eight samples, one of which has a single token.
 
 
 def test_text_without_two_tokens_in_a_row_is_an_error(view):

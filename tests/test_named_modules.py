@@ -177,7 +177,7 @@ def test_a_checkpoint_is_written_with_its_patterns_in_the_students_numbers(secti
     stated = SECTIONS[section](r".*layers\.5\.mlp.*")
     config = json.loads((tmp_path / "source" / "config.json").read_text())
     (tmp_path / "source" / "config.json").write_text(json.dumps({**config, "quantization_config": stated}))
-    (tmp_path / "source" / "quantize_config.json").write_text(json.dumps(stated))  # where other engines look
+    (tmp_path / "source" / "quantize_config.json").write_text(json.dumps(stated))  # Other engines look there.
     size = Size(layers=6, parameters=0)
     plan = Plan(source="m", source_hash="", teacher="m", n_layers=6, edits=(Drop(indices=(1, 2)),), before=size, after=size)
     out = rewrite(tmp_path / "source", plan, tmp_path / "out")

@@ -44,13 +44,13 @@ def naive_kl(p_logits, q_logits):
 @pytest.mark.parametrize("scale", [0.01, 1.0, 8.0])
 def test_kl_equals_the_definition_in_fp64(dtype, scale):
     p, q = logits(5, 7, 50, scale=scale, dtype=dtype), logits(5, 7, 50, scale=scale, dtype=dtype)
-    # fp32 arithmetic: a few units in the last of 24 bits, summed over 50 entries
+    # Arithmetic in fp32 errs by a few units in the last of 24 bits, summed over 50 entries.
     torch.testing.assert_close(forward_kl(p, q).double(), naive_kl(p, q), rtol=2e-5, atol=1e-9)
     torch.testing.assert_close(reverse_kl(p, q).double(), naive_kl(q, p), rtol=2e-5, atol=1e-9)
 
 
 def test_two_tokens_closed_form():
-    # p = (3/4, 1/4), q = (1/2, 1/2)
+    # The distributions are p = (3/4, 1/4) and q = (1/2, 1/2).
     p, q = torch.tensor([math.log(3.0), 0.0]), torch.zeros(2)
     expected = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
     assert forward_kl(p, q).item() == pytest.approx(expected, rel=1e-6)
@@ -89,7 +89,7 @@ def test_small_divergences_keep_their_digits():
     p32 = p.float()
     q32 = (p32.double() + e).float()
     exact = naive_kl(p32, q32)
-    # differences of log-probabilities of size 10 carry 1e-6 rounding noise each, averaged over the vocabulary
+    # Differences of log-probabilities of size 10 carry 1e-6 of rounding each, averaged over the vocabulary.
     torch.testing.assert_close(forward_kl(p32, q32).double().mean(), exact.mean(), rtol=0.1, atol=0)
 
 
@@ -162,7 +162,7 @@ def test_oracle_equals_a_naive_measurement_of_unpadded_samples(family):
     students = [without(2), without(1, 4), Student(removed=frozenset({Unit("mlp", 3)}))]
     for student, quality in zip(students, Oracle(view, BATCHES).measure(students), strict=True):
         kl, stderr, agreement, nll, n_tokens, n_samples = naive_quality(view, student, BATCHES)
-        # fp32 logits of a padded and of an unpadded batch differ by rounding
+        # Logits in fp32 of a padded and of an unpadded batch differ by rounding.
         assert quality.kl == pytest.approx(kl, rel=1e-4) and kl > 1e-4
         assert quality.kl_stderr == pytest.approx(stderr, rel=1e-3)
         assert quality.agreement == agreement
@@ -198,7 +198,7 @@ def test_common_prefixes_run_once(monkeypatch):
 
     monkeypatch.setattr(DecoderView, "run_step", counted)
     Oracle(view, BATCHES[:1]).measure([without(4), without(5), without(4, 5)])
-    # layers 0..3 once for all; 4 for {teacher, -5}; 5 for the teacher and for -4
+    # Layers 0..3 run once for all, 4 for {teacher, -5}, and 5 for the teacher and for -4.
     assert sorted(ran) == [0, 1, 2, 3, 4, 5, 5]
 
 
@@ -307,13 +307,13 @@ def test_one_pass_of_equal_logits_is_exact():
 
 
 def test_one_pass_knows_tokens_that_cannot_come(monkeypatch):
-    monkeypatch.setattr(divergence, "CHUNK_ELEMENTS", {"cpu": 3 * 50})  # blocks of three tokens
+    monkeypatch.setattr(divergence, "CHUNK_ELEMENTS", {"cpu": 3 * 50})  # Blocks have three tokens.
     p, q = logits(8, 50), logits(8, 50)
     ids = torch.zeros(8, dtype=torch.long)
     p[2:5, 7:20] = -math.inf
-    q[3, 7:20] = -math.inf  # both
-    q[6, 30] = -math.inf  # the student alone: infinite
-    q[7, 0] = -math.inf  # the very token that comes
+    q[3, 7:20] = -math.inf  # Both give the token no probability.
+    q[6, 30] = -math.inf  # The student alone gives it none, so the divergence is infinite.
+    q[7, 0] = -math.inf  # This is the very token that comes.
     (found,) = compare_tokens(p, [q], ids)
     torch.testing.assert_close(found.kl_N, forward_kl(p, q), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(found.nll_N, token_nll(q, ids), rtol=1e-6, atol=1e-6)

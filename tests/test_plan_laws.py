@@ -201,7 +201,7 @@ def values_for(view, plan, seed):
 
     def drawn(like):
         value = 0.05 * torch.randn(like.shape, generator=generator)
-        return value + 1 if value.ndim == 1 else value  # a norm's weight is near 1
+        return value + 1 if value.ndim == 1 else value  # The weight of a norm is near 1.
 
     found = {}
     for edit in plan.edits:

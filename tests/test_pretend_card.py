@@ -40,11 +40,11 @@ def test_a_run_stays_on_the_card_and_equals_that_of_the_cpu(case, small, tmp_pat
     text = {**TEXT, "sources": [small["text"]], "packing": "padded" if "padded" in case else "packed"}
     recipe = load_recipe("default", {"model": model, "drop": "2", "guard": 2, "text": text, **changes})
     on_cpu = compress(recipe, tmp_path / "cpu", opening=Opening(resident=resident))
-    with pretend_card(free=0 if "layer" in case else 1 << 30):  # without room on the card states wait in pinned memory
+    with pretend_card(free=0 if "layer" in case else 1 << 30):  # Without room on the card states wait in pinned memory.
         on_card = compress(recipe, tmp_path / "card", opening=Opening(device="cuda", resident=resident))
     assert on_card.evaluation.quality == on_cpu.evaluation.quality
     for file in (tmp_path / "cpu").glob("**/*.safetensors"):
-        if file.name != "checkpoint.safetensors":  # its header has seconds
+        if file.name != "checkpoint.safetensors":  # The header of the file has seconds.
             assert file.read_bytes() == (tmp_path / "card" / file.relative_to(tmp_path / "cpu")).read_bytes(), file
 
 
@@ -63,5 +63,5 @@ def test_the_plan_counts_the_cards_memory_and_the_machines_beside_it(small):
     large, full = (found[free] for free in found)
     assert large.fits and not full.fits and full.free_host is not None and full.free_host > full.free_memory
     scans = [one.stages[0] for one in (large, full)]
-    assert scans[0].host < scans[1].host and not scans[1].scratch  # states that the card has no room for wait in memory
+    assert scans[0].host < scans[1].host and not scans[1].scratch  # States that the card has no room for wait in memory.
     assert sum(scans[0].parts.values()) == scans[0].memory

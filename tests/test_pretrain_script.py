@@ -23,7 +23,7 @@ N_STEPS = 60
 def script():
     spec = importlib.util.spec_from_file_location("pretrain_bundled", SCRIPT)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
+    sys.modules[spec.name] = module  # Dataclasses look their module up there.
     spec.loader.exec_module(module)
     return module
 
@@ -60,7 +60,7 @@ def test_plain_transformers_opens_the_checkpoint(trained, script, text):
     tokenizer = AutoTokenizer.from_pretrained(out)
     ids_NT = script.blocks(text.read_text(), tokenizer, length=16)
     held_NT = ids_NT[-round(0.01 * len(ids_NT)) :]
-    # bf16 keeps 8 bits of each weight; 0.05 nats is some twenty times what that costs here.
+    # The type bf16 keeps 8 bits of each weight; 0.05 nats is some twenty times what that costs here.
     assert script.validation_loss(model, held_NT, batch=8, device="cpu") == pytest.approx(loss, abs=0.05)
 
 

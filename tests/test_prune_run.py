@@ -77,7 +77,7 @@ def test_after_a_cut_and_a_repair_the_checkpoint_is_the_overlay(family, world, t
         "zeros come last, in every layer that stays"
     )
     assert found.thinned.total.share == pytest.approx(0.5, abs=0.02)
-    assert zero_share(found.model) == pytest.approx(0.5, abs=0.05)  # routers of the tiny model are part of what is counted
+    assert zero_share(found.model) == pytest.approx(0.5, abs=0.05)  # Routers of the tiny model are part of what is counted.
     plan = Plan.load(plan_file(found.folder))
     assert plan.edits == found.plan.edits and set(values_for(plan, found.folder)) >= {
         f"prune.{edit.layer}.{name}" for edit in plan.edits if edit.edit == "prune" for name in edit.parameters

@@ -69,7 +69,7 @@ def test_the_cut_checkpoint_is_the_quantised_model_without_the_layers(sources, s
 def test_packed_numbers_are_counted_as_the_weights_they_stand_for(sources, kind):
     """Against the count by hand: of every map its inputs times its outputs."""
     view, n = DecoderView(open_model(sources(kind)).model), 6
-    maps = 64 * 64 + 2 * 64 * 32 + 64 * 64  # q, k and v, o
+    maps = 64 * 64 + 2 * 64 * 32 + 64 * 64  # The maps are q, k and v, and o.
     if kind == "mxfp4":
         biases, sinks = 64 + 2 * 32 + 64, 4
         experts = 4 * (64 * 256 + 256 + 128 * 64 + 64)

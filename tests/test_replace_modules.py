@@ -112,7 +112,7 @@ def naive(module, x):
         return x + n @ p["map.weight"].T + p["map.bias"]
     if kind == "free":
         return x + x @ p["map.weight"].T + p.get("map.bias", 0)
-    h_DD = rotate(torch.eye(x.shape[-1], dtype=torch.float64), inverse=True)  # rows are H^T e_i: this is H
+    h_DD = rotate(torch.eye(x.shape[-1], dtype=torch.float64), inverse=True)  # The rows are H^T e_i, so this is H.
     return x @ (h_DD @ torch.diag(1 + p["delta"]) @ h_DD.T).T
 
 
@@ -141,7 +141,7 @@ def test_formulas(form, hidden_size):
     module.start(torch.Generator().manual_seed(0))
     shaken(module)
     x_BTD = torch.randn(2, 5, hidden_size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    assert torch.allclose(module(x_BTD), naive(module, x_BTD), rtol=0, atol=1e-12)  # fp64; sums in another order
+    assert torch.allclose(module(x_BTD), naive(module, x_BTD), rtol=0, atol=1e-12)  # Sums are fp64 in another order.
     assert torch.allclose(x_BTD + module.change(x_BTD), module(x_BTD), rtol=0, atol=1e-12)
     assert not torch.allclose(module(x_BTD), x_BTD, atol=0.05)
 
@@ -151,14 +151,14 @@ def test_the_rotation_of_hadamard_is_orthogonal_and_mixes_every_channel(d):
     h_DD = rotate(torch.eye(d, dtype=torch.float64), inverse=False)
     assert torch.allclose(h_DD @ h_DD.T, torch.eye(d, dtype=torch.float64), atol=1e-12)
     assert torch.allclose(rotate(h_DD, inverse=True), torch.eye(d, dtype=torch.float64), atol=1e-12)
-    if d & (d - 1) == 0:  # the paper's: all entries of one size, symmetric
+    if d & (d - 1) == 0:  # The matrix of the paper is symmetric, with all entries of one size.
         assert torch.allclose(h_DD.abs(), torch.full((d, d), 1 / math.sqrt(d), dtype=torch.float64), atol=1e-12)
         assert torch.allclose(h_DD, h_DD.T, atol=1e-12)
 
 
 def test_half_precision_norms_are_computed_in_single(llama):
     module = replacement_named("swiglu").build(llama, SPAN)
-    x_BTD = 1e3 * torch.randn(1, 2, 32)  # squares overflow half precision
+    x_BTD = 1e3 * torch.randn(1, 2, 32)  # Squares overflow half precision.
     assert torch.isfinite(module.half()(x_BTD.half())).all()
 
 
@@ -242,11 +242,11 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.b
     ("family", "replacement", "layout"),
     [
         ("llama", "swiglu", "stock"),
-        ("granite", "swiglu", "stock"),  # the scale of its residual is divided out
+        ("granite", "swiglu", "stock"),  # The scale of its residual is divided out.
         ("stablelm", "swiglu", "stock"),
         ("gpt2", "ffn", "stock"),
         ("phi", "linear:rank=2", "stock"),
-        ("gemma2", "swiglu", "code"),  # a norm behind the MLP
+        ("gemma2", "swiglu", "code"),  # There is a norm behind the MLP.
     ],
 )
 def test_what_a_stock_layer_can_hold_is_the_same_in_every_precision(family, replacement, layout, dtype):

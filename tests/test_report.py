@@ -115,7 +115,8 @@ def test_the_heat_map_holds_every_value_of_the_scan(pages, runs, index):
     page = read_page(pages["plain"])
     data = json.loads(page.all("script", type="application/json")[0].text)
     arrays = load_file(runs["plain"] / "scan.safetensors")
-    name = ("cosine/rest", "cosine/every", "angular/last", "block_influence/rest")[index]  # the recipe's first
+    # The first score is that of the recipe.
+    name = ("cosine/rest", "cosine/every", "angular/last", "block_influence/rest")[index]
     one, n_layers = data["tables"][index], data["layers"]
     for n in range(1, n_layers + 1):
         for part, key in (("values", "values"), ("errors", "stderr")):
@@ -390,7 +391,7 @@ SECTIONS_OF = {
     "plan.json": {"candidates"},
     "evaluation.json": {"figures", "generations", "speed"},
     "tasks.json": {"tasks"},
-    "fit.json": set(),  # the curve of an unfinished training is in train/
+    "fit.json": set(),  # The curve of an unfinished training is in train/.
     "verification.json": set(),
     "run.json": set(),
     "recipe.yaml": set(),
@@ -470,7 +471,7 @@ def test_tasks_of_another_model_are_left_out_and_said(run):
 
 
 def test_only_our_own_page_is_replaced(run, shoal, tmp_path, monkeypatch):
-    monkeypatch.setattr("shoal.show.chart_files.save_figures", lambda charts, folder: [])  # drawing takes seconds
+    monkeypatch.setattr("shoal.show.chart_files.save_figures", lambda charts, folder: [])  # Drawing takes seconds.
     assert shoal("report", run)[0] == 0 and shoal("report", run)[0] == 0
     mine = tmp_path / "thesis.html"
     mine.write_text("<p>months of work")

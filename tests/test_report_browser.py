@@ -134,7 +134,7 @@ def test_another_score_brings_its_own_colours_and_values(browser, run):
     assert browser.execute_script(colours) != before
     assert find(browser, ".heatmap figcaption").text == "angular (pi rad), last token"
     drawing = find(browser, ".heat")
-    drawing.send_keys("\ue014")  # right
+    drawing.send_keys("\ue014")  # The key is the arrow to the right.
     table = load_file(run / "scan.safetensors")["angular/last.values"]
     row = np.diagonal(table, offset=1)
     assert f"{float(f'{row.min():.4g}')} " in find(browser, ".heatmap .readout").text, "the first key goes to the best of n = 1"
@@ -152,7 +152,7 @@ def test_keys_walk_over_the_heat_map_and_stay_inside(browser, run):
     assert readout.text.startswith("layers 0..11 (n = 12)")
     drawing.send_keys(down, right, right, right)
     assert readout.text.startswith("layers 1..11 (n = 11)")
-    drawing.send_keys("\ue00c")  # escape
+    drawing.send_keys("\ue00c")  # The key is escape.
     assert readout.text == ""
 
 

@@ -50,9 +50,9 @@ def equal(a, b):
 
 def test_a_route_is_the_tree_of_what_the_students_do():
     route = route_of([TEACHER, without_layers(2), without_layers(2, 3), without("mlp.3")], 4)
-    assert [len(hops) for hops in route.hops] == [1, 1, 1, 3]  # layer 3: the teacher, "no layer 2", "no MLP 3"
+    assert [len(hops) for hops in route.hops] == [1, 1, 1, 3]  # Layer 3 runs for the teacher, "no layer 2" and "no MLP 3".
     assert len(set(route.ends)) == 4
-    assert route.ends[2] == route.hops[1][0].after  # nothing runs behind layer 1
+    assert route.ends[2] == route.hops[1][0].after  # Nothing runs behind layer 1.
     assert [h is not None for h in route.histories] == [True] * 7
 
 
@@ -80,7 +80,7 @@ def test_work_is_what_leads_to_the_ends_and_is_not_known():
     rest = work_for(route, route.ends, is_known=lambda node: node == third, is_tapped=lambda _: False)
     assert (rest.n_runs, rest.borrowed) == (1, {third})
     tapped = work_for(route, route.ends, is_known=lambda node: node == third, is_tapped=lambda hop: hop.step.layer == 1)
-    assert tapped.n_runs == 3  # the tapped layer, and what leads to it
+    assert tapped.n_runs == 3  # The tapped layer runs, and what leads to it.
 
 
 def test_a_pass_that_begins_with_kept_states_gives_the_same_bits(view):

@@ -30,11 +30,11 @@ def recipe(small, name=None, **changes):
     """A named one as it is, else one that trains a layer."""
     if name is None:
         name, changes = "default", {"replace": "layer", **changes}
-    ranks_by_gradients = load_recipe(name).by.startswith("taylor")  # fewer samples are refused
+    ranks_by_gradients = load_recipe(name).by.startswith("taylor")  # Fewer samples are refused.
     samples = FEWEST_FOR_GRADIENTS if ranks_by_gradients else 12
     text = {"sources": [small["text"]], "samples": samples, "length": LENGTH, "selection": 8, "evaluation": 8}
     train = {"tokens": 40 * LENGTH, "batch": 8, "micro_batch": 4, "eval_every": 2}
-    healed = load_recipe(name).heal is not None  # by lora for qlora: in 4 bits a CPU wants maps of 64 inputs
+    healed = load_recipe(name).heal is not None  # The method lora stands for qlora: in 4 bits a CPU wants maps of 64 inputs.
     heal = (
         {
             "tokens": 16 * LENGTH,
@@ -48,7 +48,7 @@ def recipe(small, name=None, **changes):
         if healed
         else None
     )
-    budget = {} if load_recipe(name).is_by_hand else {"drop": "2"}  # a budget would stand in place of the named layers
+    budget = {} if load_recipe(name).is_by_hand else {"drop": "2"}  # A budget would stand in place of the named layers.
     return load_recipe(name, {"model": small["model"], **budget, "text": text, "train": train, "heal": heal, **changes})
 
 
@@ -86,8 +86,8 @@ def test_every_recipe_ends_in_a_checkpoint_of_the_planned_size(name, small, tmp_
     world, n_layers = world_of(name, small, tmp_path)
     asked = recipe(world, name)
     outcome = compress(asked, tmp_path / "run")
-    model = reloaded(outcome.model, trust_remote_code=asked.replace in ("hadamard", "free"))  # layouts with code
-    n_gone = 0 if asked.is_by_hand else 2  # the recipes that name layers name none, and set weights to zero instead
+    model = reloaded(outcome.model, trust_remote_code=asked.replace in ("hadamard", "free"))  # Layouts with code are left out.
+    n_gone = 0 if asked.is_by_hand else 2  # The recipes that name layers name none, and set weights to zero instead.
     layers_go = asked.units == "layers"
     assert model.config.num_hidden_layers == outcome.plan.after.layers == n_layers - (n_gone if layers_go else 0)
     assert sum(len(slot.off) for slot in outcome.plan.structure) == (0 if layers_go else n_gone)
@@ -117,7 +117,7 @@ def test_every_recipe_ends_in_a_checkpoint_of_the_planned_size(name, small, tmp_
     assert (outcome.healed is not None) == healed == (outcome.folder / "cut").is_dir()
     if healed:
         assert "healed" in (outcome.model / "README.md").read_text()
-        again = compress(asked, tmp_path / "run")  # every stage stands
+        again = compress(asked, tmp_path / "run")  # Every stage stands.
         assert again.healed.training == outcome.healed.training and again.evaluation == outcome.evaluation
 
 
@@ -137,7 +137,7 @@ def test_selection_decides_and_evaluation_is_reported(small, tmp_path):
         Oracle(inputs.view, inputs.batches(samples)).measure([plain, student])
         for samples in (inputs.selection, inputs.evaluation)
     )
-    close = functools.partial(pytest.approx, rel=1e-5)  # the saved student is a model of its own
+    close = functools.partial(pytest.approx, rel=1e-5)  # The saved student is a model of its own.
     assert plan.candidates[0].kl == close(decided[0].kl) != close(reported[0].kl)
     assert outcome.trained[0].best.quality == close(decided[1].kl) != close(reported[1].kl)
     assert outcome.evaluation.plain.kl == close(reported[0].kl)

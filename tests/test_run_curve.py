@@ -82,7 +82,7 @@ def test_a_point_is_what_compress_makes_of_the_same_recipe(name, small, swept, t
     point = next(one for one in found.points if (one.method, one.n_net) == (name, 2))
     outcome = compress(recipe(small, name, drop="2"), tmp_path / "run")
     assert outcome.plan.removed_layers == point.layers_out
-    close = functools.partial(pytest.approx, rel=1e-5)  # the saved student is a model of its own
+    close = functools.partial(pytest.approx, rel=1e-5)  # The saved student is a model of its own.
     assert outcome.evaluation.quality.kl == close(point.quality.kl)
     assert outcome.evaluation.quality.nll == close(point.quality.nll)
     assert outcome.evaluation.student.cost.parameters == point.size.parameters

@@ -87,4 +87,4 @@ def test_a_folder_serves_one_process_at_a_time_and_is_free_when_that_ends(tmp_pa
             folder(tmp_path / "run")
         other.kill()
     folder(tmp_path / "run")
-    folder(tmp_path / "run")  # the same process may open it again
+    folder(tmp_path / "run")  # The same process may open it again.

@@ -63,11 +63,11 @@ def changed(base, changes, **options):
 
 TEXT = {
     "samples": (11, {"scan", "plan"}),
-    "length": (17, STAGES),  # the batches are others, too
+    "length": (17, STAGES),  # The batches are others, too.
     "packing": ("padded", STAGES - {"model"}),
     "selection": (7, {"plan", "train"}),
     "evaluation": (7, {"evaluation"}),
-    "tokens": (160, set()),  # of slices whose samples are not asked for
+    "tokens": (160, set()),  # The tokens count for slices whose samples are not asked for.
 }
 CHOICE = {
     "drop": "1", "parameters": "30K", "select": "disjoint", "by": "angular/last", "max_spans": 2, "rounds": 2, "protect": (0,),

@@ -125,7 +125,7 @@ def stage_of(found, name):
 
 def test_training_counts_what_a_repair_set_and_every_replacement(model):
     shape = shape_of(model)
-    both = (shape.ffn + shape.hidden) * shape.hidden  # of each of 6 layers less 2; one MLP is filled as a whole
+    both = (shape.ffn + shape.hidden) * shape.hidden  # Each of 6 layers less 2 has them; one MLP is filled as a whole.
 
     def trained(changes):
         return stage_of(ask(model, changes), "train").parts["trained"] / TRAINED_BYTES
@@ -133,12 +133,12 @@ def test_training_counts_what_a_repair_set_and_every_replacement(model):
     sweep = 4 * both + 2 * shape.ffn * shape.hidden
     assert trained({}) == shape.layer_parameters
     assert trained({"select": "disjoint", "max_spans": 2}) == 2 * shape.layer_parameters
-    # both of --drop 2, each with a layer in its place
+    # Both layers of --drop 2 go, each with a layer in its place.
     assert trained({"select": "lowest"}) == 2 * shape.layer_parameters
     assert trained({"replace": "none", "repair": "refit", "polish": "hidden"}) == both + 2 * shape.ffn * shape.hidden
     assert trained({"replace": "none", "repair": "sweep", "polish": "kl"}) == sweep
     assert trained({"repair": "sweep"}) == shape.layer_parameters + sweep
-    # one after the other: a layer at a time; the others are among the values
+    # Layers are trained one after the other; the others are among the values.
     assert trained({"repair": "sweep", "train": {"several": "sequential"}}) == shape.layer_parameters
     assert "train" not in [one.stage for one in ask(model, {"replace": "none", "repair": "sweep"}).stages]
 
@@ -196,7 +196,7 @@ def test_every_peak_that_was_measured_lies_under_its_bound_and_above_two_thirds_
         recipe = load_recipe("default", {"model": "m", **benchmark.EVERY_CASE, **benchmark.CASES[row["case"]]})
         sizes = sizes_of(recipe, shape, machine, held=None if row["resident"] == "all" else int(row["resident"]))
         bounds = {one.stage: one.memory / 1e6 for one in stage_needs(sizes)}
-        bound = bounds[row["stage"]] if row["stage"] in bounds else bounds["heal"]  # the merge of a healing is its model
+        bound = bounds[row["stage"]] if row["stage"] in bounds else bounds["heal"]  # The merge of a healing is its model.
         if not row["measured_mb"] <= bound <= 1.5 * row["measured_mb"]:
             wrong.append((row, bound))
     assert len(results["stages"]) >= 32 and not wrong
@@ -220,10 +220,10 @@ def test_training_that_a_streamed_run_would_refuse_is_said_before(model):
 
 def test_candidates_ranked_by_their_linear_error_take_its_sums(model, monkeypatch):
     monkeypatch.setattr("shoal.fit.linear_error.bytes_per_span", lambda hidden: GB)
-    assert stage_of(ask(model), "plan").parts["sums"] == 3 * GB  # of layers 1..4, two at a time
+    assert stage_of(ask(model), "plan").parts["sums"] == 3 * GB  # There are layers 1..4, two at a time.
     assert "sums" not in stage_of(ask(model, {"guard": 1}), "plan").parts
     monkeypatch.setattr("shoal.fit.linear_error.bytes_per_span", lambda hidden: 3 * GB)
-    assert stage_of(ask(model), "plan").parts["sums"] == 3 * GB  # no more spans than the share for them
+    assert stage_of(ask(model), "plan").parts["sums"] == 3 * GB  # There are no more spans than their share of memory holds.
 
 
 @pytest.mark.parametrize(("repair", "less"), [("map", "refit"), ("bias", "map")])

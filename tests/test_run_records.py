@@ -211,7 +211,7 @@ def test_plan_takes_the_text_that_the_scan_states(shoal, small, tmp_path):
     code, _, err = shoal("plan", "sc", *CUT)
     assert code == 0, err
     assert (tmp_path / "sc" / "scan.json").read_bytes() == before and (tmp_path / "sc" / "plan.json").exists()
-    code, _, err = shoal("plan", "sc", *CUT, "--seed", 4)  # asked for otherwise: said, and nothing is replaced
+    code, _, err = shoal("plan", "sc", *CUT, "--seed", 4)  # What is asked for otherwise is said, and nothing is replaced.
     one_line(code, err, "--overwrite")
     assert (tmp_path / "sc" / "scan.json").read_bytes() == before
 

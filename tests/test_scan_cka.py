@@ -63,7 +63,7 @@ def test_standard_error_agrees_with_the_spread_of_repetitions():
 def test_standard_error_is_the_delta_method_by_automatic_gradients():
     states = draw(3, 9, 16, 5)
     states[1:] += 2 * states[0]
-    states *= torch.linspace(0.5, 2.0, 9, dtype=torch.float64)[:, None, None]  # samples whose variances go together
+    states *= torch.linspace(0.5, 2.0, 9, dtype=torch.float64)[:, None, None]  # The variances of samples go together.
     got = observe(states).tables()[0]
     per_sample = [observe(states[:, [row]]).state()["hsic"] for row in range(9)]
     for start, stop in ((0, 1), (0, 2), (1, 2)):

@@ -109,7 +109,7 @@ def test_small_angles_of_bf16_states_survive(exact):
     other -= (other * first).sum(-1, keepdim=True) / first.square().sum(-1, keepdim=True) * first
     other *= first.norm(dim=-1, keepdim=True) / other.norm(dim=-1, keepdim=True)
     second = math.cos(exact * math.pi) * first + math.sin(exact * math.pi) * other
-    dtype = torch.bfloat16 if exact > 1e-3 else torch.float32  # below, the rounding of bf16 states is itself larger
+    dtype = torch.bfloat16 if exact > 1e-3 else torch.float32  # Below this the rounding of bf16 states is itself larger.
     states = torch.stack([first, 1.25 * second])[:, None].to(dtype)
     gram = GramObserver(1)
     gram.update(Batch(torch.zeros(1, 200, dtype=torch.long)), {Tap("boundary", place): states[place] for place in (0, 1)})
@@ -129,7 +129,7 @@ def test_a_sample_longer_than_a_chunk_is_measured_whole(monkeypatch):
     states = planted(n_tokens=40)
     states[1, 0, 33] *= 30.0
     whole = observe(states)
-    monkeypatch.setattr(gram_file, "CHUNK_BYTES", {"cpu": 1})  # chunks of the least size, 16 tokens
+    monkeypatch.setattr(gram_file, "CHUNK_BYTES", {"cpu": 1})  # Chunks have the least size, 16 tokens.
     pieces = observe(states)
     for one, other in zip(whole.tables(), pieces.tables(), strict=True):
         np.testing.assert_allclose(other.values, one.values, rtol=1e-12, err_msg=one.name)

@@ -101,7 +101,7 @@ def test_every_table_equals_a_naive_reference(family):
         scale = np.nanmax(np.abs(table.values))
         for span in spans:
             mean, stderr = naive(states, table.criterion, table.tokens, span)
-            # fp32 products of fp32 states, and fp32 layers whose padded and unpadded kernels differ
+            # Products and states are fp32, and padded and unpadded kernels of fp32 layers differ.
             assert table[span] == pytest.approx(mean, rel=2e-4, abs=2e-5 * scale), (table.name, span)
             assert table.stderr[span.start, span.stop] == pytest.approx(stderr, rel=2e-2, abs=2e-5 * scale), (table.name, span)
         assert table.n_samples == len(texts)
@@ -134,7 +134,7 @@ def test_identity_layers_score_exactly_nothing_and_come_first(family, dtype):
             assert table.stderr[span.start, span.stop] == 0.0
         assert best_span(table, 2) == Span(2, 4)
         assert best_span(table, 1) in (Span(2, 3), Span(3, 4))
-        # around an identity nothing changes: the same states, the same bits
+        # Around an identity nothing changes: the same states give the same bits.
         assert table[Span(0, 2)] == table[Span(0, 3)] == table[Span(0, 4)]
 
 
@@ -153,7 +153,7 @@ def test_padding_and_batch_size_do_not_matter(family):
     alone = scan(view, singles(texts), provenance=SOURCE)
     together = scan(view, [padded(texts)], provenance=SOURCE)
     for name in alone.tables:
-        # kernels of another shape round differently
+        # Kernels of another shape round differently.
         np.testing.assert_allclose(together[name].values, alone[name].values, rtol=3e-4, atol=2e-6, err_msg=name)
     assert together.anatomy.n_tokens == alone.anatomy.n_tokens == sum(len(text) for text in texts)
     assert together.provenance.n_samples == len(texts)
@@ -196,7 +196,7 @@ def test_shards_add_up_to_the_whole_and_a_loaded_state_continues_bit_for_bit():
     joined = add_states([left.state(), right.state()])
     for name, total in whole.state().items():
         assert torch.equal(resumed.state()[name], total)
-        torch.testing.assert_close(joined[name], total, rtol=1e-12, atol=1e-12)  # fp64 sums in another order
+        torch.testing.assert_close(joined[name], total, rtol=1e-12, atol=1e-12)  # Sums are fp64 in another order.
     merged = GramObserver(N_LAYERS)
     merged.load_state(joined)
     table = finish(merged, provenance=SOURCE)["cosine/rest"]
@@ -265,4 +265,4 @@ def test_every_part_is_the_scan_of_its_own_samples():
                 assert np.isnan(table.parts[part]).all()
                 continue
             alone = scan(view, singles(own), provenance=SOURCE)[name]
-            np.testing.assert_allclose(table.parts[part], alone.values, rtol=1e-5, atol=1e-6)  # fp32 states, padded or not
+            np.testing.assert_allclose(table.parts[part], alone.values, rtol=1e-5, atol=1e-6)  # States are fp32, padded or not.

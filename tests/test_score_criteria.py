@@ -25,7 +25,7 @@ def test_closed_forms_in_the_plane(degrees):
     angle = math.radians(degrees)
     got = scores([2.0, 0.0], [3 * math.cos(angle), 3 * math.sin(angle)])
     got = {name: values[0, 1] for name, values in got.items()}
-    assert got["angular"] == pytest.approx(degrees / 180, rel=1e-6)  # fp64 keeps 1e-16 of the growth
+    assert got["angular"] == pytest.approx(degrees / 180, rel=1e-6)  # The type fp64 keeps 1e-16 of the growth.
     assert got["cosine"] == pytest.approx(math.cos(angle), abs=1e-12)
     assert got["block_influence"] == pytest.approx(2 * math.sin(angle / 2) ** 2, abs=1e-12)
     assert got["euclidean"] == pytest.approx(math.sqrt(13 - 12 * math.cos(angle)))

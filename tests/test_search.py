@@ -104,7 +104,7 @@ def test_a_search_that_runs_out_of_evaluations_answers_with_its_best(name):
     n_needed = run_search(SEARCHES[name], function(loss, 8), Aim(count(3))).n_evaluations
     with pytest.raises(ValueError, match="evaluations end before a set of 3 units"):
         run_search(SEARCHES[name], function(loss, 8, limit=0), Aim(count(3)))
-    if n_needed > 9:  # one shot measures its only complete set last
+    if n_needed > 9:  # One shot measures its only complete set last.
         answer = run_search(SEARCHES[name], function(loss, 8, limit=n_needed - 2), Aim(count(3)))
         assert answer.is_cut_short and answer.n_evaluations == n_needed - 2
 
@@ -288,7 +288,7 @@ def test_the_estimated_gradient_is_exact_on_average(baseline):
     found = np.zeros(4)
     for mask in itertools.product([False, True], repeat=4):
         found += probability(mask, kept) * np.array(estimated_gradient([value(mask)], [mask], kept, baseline=baseline))
-    for u in range(4):  # the expected loss is linear in each probability
+    for u in range(4):  # The expected loss is linear in each probability.
         one, zero = ([*kept[:u], end, *kept[u + 1 :]] for end in (1.0, 0.0))
         assert found[u] == pytest.approx(expected(one) - expected(zero))
 

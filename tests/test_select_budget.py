@@ -124,7 +124,7 @@ def test_a_replacement_that_starts_as_zero_in_a_layer_of_its_own_takes_a_layer_m
 def test_layers_of_different_size_count_as_what_they_are():
     size = ModelSize(total=1000, layers=(10, 300, 20, 20, 300, 10))
     assert cut(parse_budget("4%"), size, removable=(1, 2, 3, 4), layers_of=lambda n: (2, 3, 1, 4)[:n]).n == 2
-    with pytest.raises(ValueError, match="1..2 layers"):  # the mean layer holds 160: 1 is already four times the budget
+    with pytest.raises(ValueError, match="1..2 layers"):  # The mean layer holds 160, so 1 is already four times the budget.
         cut(parse_budget("4%"), size, removable=(1, 2, 3, 4), n_most=2)
 
 
@@ -316,7 +316,7 @@ def test_a_token_meets_all_parameters_but_those_of_experts_that_are_not_chosen(f
     view = DecoderView(tiny_model(family))
     found = cost(view, context=8)
     experts = sum(p.numel() for name, p in view.model.named_parameters() if ".experts." in name)
-    assert found.active_parameters == found.parameters - experts / 2  # two of four
+    assert found.active_parameters == found.parameters - experts / 2  # Two of four go.
     assert (experts > 0) == (family == "mixtral")
 
 

@@ -132,7 +132,7 @@ def test_disjoint_spans_equal_brute_force(wish, max_spans, n, criterion, higher,
 
     expected = sorted((layers for layers in sets_of(n, want, **wish) if len(spans_of(layers)) <= max_spans), key=key)
     got = picks("disjoint", one, want, **wish)
-    # the dynamic programme works out the 32 best before refusals
+    # The dynamic programme works out the 32 best before refusals.
     assert [pick.layers for pick in got] == expected[: len(got)] and len(got) >= min(len(expected), 1)
     assert all(score(pick) == pytest.approx(key(pick.layers)[0]) for pick in got)
     assert wish or len(got) == min(len(expected), 32)

@@ -53,7 +53,8 @@ def first_tokens(monkeypatch):
         return read(self, batch)
 
     monkeypatch.setattr(DecoderView, "read", spy)
-    monkeypatch.setattr(shoal.evaluate.tasks.choice, "shares_context", lambda view, longest: False)  # it reads random tokens
+    # The model reads random tokens.
+    monkeypatch.setattr(shoal.evaluate.tasks.choice, "shares_context", lambda view, longest: False)
     return seen
 
 

@@ -103,7 +103,7 @@ def test_each_weight_is_read_once_a_pass_and_one_layer_is_held(pair):
     persistent = {name for name, _ in layers.state_dict().items()}
     n_bytes = sum(value.numel() * value.element_size() for name, value in layers.state_dict().items() if name in persistent)
     assert stored
-    everything(streamed)  # whatever was read ahead before is now behind us
+    everything(streamed)  # Whatever was read ahead before is now behind us.
     before = streamed.residency.bytes_read
     held = []
     for layer in streamed._stub_layers:
@@ -230,7 +230,7 @@ def test_auto_holds_as_many_layers_as_half_of_the_share_for_weights(room, is_all
         outside, layer = bytes_by_layer(read_shards(tmp_path))
         assert outside + 12 * layer == n_bytes
         half = SHARE_FOR_WEIGHTS * int(room * n_bytes) / 2
-        assert held == 2 or outside + (held + 1) * layer <= half  # one is read ahead
+        assert held == 2 or outside + (held + 1) * layer <= half  # One layer is read ahead.
         assert outside + (held + 2) * layer > half
 
 
@@ -256,7 +256,7 @@ def test_layers_in_memory_keep_no_file_open(tmp_path):
 
 def test_auto_leaves_room_for_the_student_beside_its_teacher_and_says_what_it_decided(small, shoal, monkeypatch):
     n_bytes, _ = weights_and_room(small["model"], Opening())
-    monkeypatch.setattr("shoal.engine.spill.free_memory", lambda: 2 * n_bytes)  # for one of them, not for both
+    monkeypatch.setattr("shoal.engine.spill.free_memory", lambda: 2 * n_bytes)  # There is room for one of them, not for both.
     options = [small["model"], "--text", small["text"], "--length", "16", "--samples", "8"]
     code, said, _ = shoal("scan", *options, "--out", "scan")
     assert code == 0 and "Layers: all in memory" in said
@@ -279,7 +279,7 @@ def test_a_further_pass_reads_only_the_layers_that_do_not_stay(tmp_path):
     opened, streamed = open_streamed(tmp_path, n_resident=4)
     view = DecoderView(opened.model, residency=streamed)
     sizes = [sum(slot.n_bytes for _, slot in streamed._places[layer].values()) for layer in range(6)]
-    streamed.settle(())  # of what opening looked at
+    streamed.settle(())  # The bytes are those that opening looked at.
     before, logits = streamed.bytes_read, []
     for _ in range(3):
         run_pass(view, BATCHES, students=[TEACHER], sink=lambda reading, finals: logits.append(view.head(finals[0], reading)))

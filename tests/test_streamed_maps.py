@@ -47,7 +47,7 @@ def test_a_map_is_gone_with_its_layer(family, tmp_path):
             if index + 1 in streamed._ahead:
                 streamed._ahead[index + 1].result()
             seen.append(mapped_bytes(tmp_path))
-    pages = 3 * mmap.PAGESIZE * len(streamed._places[0])  # a tensor begins and ends inside a page
+    pages = 3 * mmap.PAGESIZE * len(streamed._places[0])  # A tensor begins and ends inside a page.
     assert max(seen) <= outside + 2 * of_layer + pages and max(seen) >= of_layer
     streamed.settle(())
     assert mapped_bytes(tmp_path) <= outside + pages
@@ -66,7 +66,7 @@ def test_a_mapped_tensor_has_the_bits_of_the_file_wherever_it_lies(dtype, shift,
     shard = Shard(tmp_path / "file", {"x": slot}, {}, 100)
     found = map_tensor(shard, slot)
     assert torch.equal(found.view(torch.uint8), value.view(torch.uint8))
-    found.view(torch.uint8).fill_(0)  # a private map: the file stays as it is
+    found.view(torch.uint8).fill_(0)  # The map is private: the file stays as it is.
     assert (tmp_path / "file").read_bytes().endswith(raw)
     with (tmp_path / "file").open("rb+") as file:
         file.truncate(200)

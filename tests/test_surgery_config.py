@@ -224,7 +224,7 @@ OUT_OF_STEP = {
 def test_layers_out_of_step_with_their_config_are_seen(name):
     config, kept = tiny_config(name), (1, 2, 4, 5)
     stale = edited_config(config, kept)
-    value = getattr(config, OUT_OF_STEP[name])  # what counting alone leaves
+    value = getattr(config, OUT_OF_STEP[name])  # Counting alone leaves this.
     setattr(stale, OUT_OF_STEP[name], value[:4] if isinstance(value, list) and len(value) == N else value)
     built, source = find_layers(blueprint(stale))[1], find_layers(blueprint(config))[1]
     assert any(first_difference(built[j], source[layer]) for j, layer in enumerate(kept))
@@ -236,7 +236,7 @@ def test_a_setting_that_depends_on_the_position_is_refused_by_name():
         num_hidden_layers=4,
     )  # fmt: skip
     check_layers(config, (0, 1, 2))
-    check_can_be_cut(config)  # its last layer may go; what may not is said of each candidate
+    check_can_be_cut(config)  # Its last layer may go; what may not is said of each candidate.
     with pytest.raises(ValueError, match="'diffllama'.*layer 2.*lambda_init"):
         check_layers(config, (0, 2, 3))
 
@@ -260,7 +260,7 @@ def jamba(n_layers):
 def test_a_periodic_family_can_be_cut_where_its_periods_allow():
     config = jamba(16)
     check_can_be_cut(config)
-    check_layers(config, [*range(4), *range(12, 16)])  # a whole period
+    check_layers(config, [*range(4), *range(12, 16)])  # A whole period goes.
     check_layers(config, [*range(13), 15])
     with pytest.raises(ValueError, match="remove whole periods"):
         check_layers(config, [layer for layer in range(16) if layer != 8])

@@ -224,7 +224,7 @@ def test_verify_sees_a_broken_cache(checkpoint, monkeypatch):
 
     def stale(self, config, layer_idx):
         init(self, config, layer_idx)
-        self.layer_idx = layer_idx // 2 * 2  # two layers write to one place of the cache
+        self.layer_idx = layer_idx // 2 * 2  # Two layers write to one place of the cache.
 
     monkeypatch.setattr(Gemma3Attention, "__init__", stale)
     with pytest.raises(ValueError, match="with and without cache"):

@@ -107,7 +107,7 @@ def test_shards_with_nothing_left_vanish(saved, source, tmp_path):
     rewrite(saved, removal(1, 2), tmp_path / "single")
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) == 5
     assert_same_tensors(tensors_of(tmp_path / "sharded"), tensors_of(tmp_path / "single"))
-    read_shards(tmp_path / "sharded")  # index and shards agree
+    read_shards(tmp_path / "sharded")  # Index and shards agree.
     index = json.loads((tmp_path / "sharded" / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(
         t.numel() * t.element_size() for t in tensors_of(tmp_path / "sharded").values()
@@ -120,7 +120,7 @@ def test_side_files_are_copied_and_are_nobodys_links(saved, tmp_path):
     blob = tmp_path / "models--org--name" / "blobs" / "123"
     blob.parent.mkdir()
     blob.write_text('{"model": {}}')
-    (source / "tokenizer.json").symlink_to(blob)  # as in the hub's cache
+    (source / "tokenizer.json").symlink_to(blob)  # The cache of the hub has such links.
     out = rewrite(source, removal(1), tmp_path / "out")
     names = {path.name for path in out.iterdir()}
     assert names == {

@@ -186,7 +186,7 @@ def test_a_fresh_process_without_shoal_generates_as_the_student(source, tmp_path
 
 PLAIN_MLP = {"bloom", "gpt2", "gpt_neox", "gptj", "opt", "phi", "starcoder2"}
 GATED = {"granite", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3", "stablelm"}
-NO_BIAS = {"falcon"}  # a plain MLP without biases: its ffn is stock, a linear one is not
+NO_BIAS = {"falcon"}  # The MLP is plain and has no biases: its ffn is stock, a linear one is not.
 STOCK = {"swiglu": GATED, "ffn": PLAIN_MLP | NO_BIAS, "linear": PLAIN_MLP}
 
 
@@ -199,7 +199,8 @@ def test_where_a_stock_layer_is_exact_it_is_chosen_and_equals_the_module(family,
         assert resolved.layout == ("stock" if family in families else "code"), name
         if resolved.layout == "stock":
             plan = plan_with(replaced(2, 4, name, **resolved.options()))
-            _, checked = written(view, folder, plan, tmp_path / name)  # within the logit tolerance: sums in another order
+            # The logits are within the tolerance: sums are in another order.
+            _, checked = written(view, folder, plan, tmp_path / name)
             assert checked.layout == "stock" and checked.size.layers == 5
             assert json.loads((tmp_path / name / "config.json").read_text())["model_type"] == view.model.config.model_type
 
@@ -254,7 +255,7 @@ def test_code_needs_a_layer_before_it(source, tmp_path):
     with pytest.raises(ValueError, match="starts at layer 0 and no layer before it is kept"):
         write(view, folder, plan_with(replaced(0, 2, "free")), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    assert split(view, plan_with(replaced(0, 2, "swiglu")), {}).hosted == {}  # a stock layer stands on its own
+    assert split(view, plan_with(replaced(0, 2, "swiglu")), {}).hosted == {}  # A stock layer stands on its own.
 
 
 def test_values_left_over_are_refused(source, tmp_path):
@@ -278,7 +279,7 @@ def test_a_checkpoint_with_code_can_lose_further_layers(source, tmp_path):
     student, values = trained(view, plan_with(replaced(2, 3, "free"), replaced(4, 5, "hadamard")))
     write(view, folder, plan_with(replaced(2, 3, "free"), replaced(4, 5, "hadamard")), tmp_path / "once", values=values)
     once = DecoderView(load_strictly(tmp_path / "once", trust_remote_code=True))
-    for gone, modules in ((0, {"0", "1"}), (1, {"1"}), (3, {"1", "2"})):  # a layer takes the module that follows it along
+    for gone, modules in ((0, {"0", "1"}), (1, {"1"}), (3, {"1", "2"})):  # A layer takes the module that follows it along.
         plan = plan_with(Drop(indices=(gone,)), n_layers=4)
         out = tmp_path / f"without {gone}"
         write(once, tmp_path / "once", plan, out)

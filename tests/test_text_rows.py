@@ -12,12 +12,12 @@ from shoal.text.rows import COLUMNS, text_of, turns_of
 from shoal.text.slices import SLICE_SHARES
 from shoal.text.sources import TextSource
 
-PLAIN = chat_of(word_tokenizer())  # a base model: no template
+PLAIN = chat_of(word_tokenizer())  # A base model has no template.
 TURNS = chat_of(word_tokenizer(chat_template="{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"))
 ASK, SAY = {"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}
 
 ROWS = {
-    # columns: (row, text of a base model, text through a template)
+    # The columns are the row, the text of a base model, and the text through a template.
     "text": ({"text": "w1 w2", "id": 7}, "w1 w2", "w1 w2"),
     "text before all others": ({"text": "w9", "instruction": "w1", "output": "w2"}, "w9", "w9"),
     "OpenAI": ({"messages": [ASK, SAY]}, "w1\n\nw2", "<user>w1<assistant>w2"),

@@ -29,10 +29,10 @@ SEPARATORS = [
     (word_tokenizer(), [EOS], [BOS]),
     (word_tokenizer(special=("eos",)), [EOS], []),
     (word_tokenizer(special=("bos",)), [BOS], [BOS]),
-    (word_tokenizer(special=(), eos_token="<bos>"), [0], []),  # id 0 is an id
+    (word_tokenizer(special=(), eos_token="<bos>"), [0], []),  # The id 0 is an id.
     (word_tokenizer(special=()), [], []),
-    (word_tokenizer(start=("<unk>", "<bos>")), [EOS], [UNK, BOS]),  # as GLM's two
-    (word_tokenizer(start=()), [EOS], []),  # has a BOS, and does not add it
+    (word_tokenizer(start=("<unk>", "<bos>")), [EOS], [UNK, BOS]),  # GLM has two of them.
+    (word_tokenizer(start=()), [EOS], []),  # The tokenizer has a BOS, and does not add it.
 ]
 
 
@@ -46,7 +46,7 @@ def test_packing_equals_a_naive_reference(path, tokenizer, between, start, lengt
         stream += (between if stream else []) + naive_ids(document.text)
     room = length - len(start)
     n = len(stream) // room
-    if start == between:  # where the separator is the start token, a block that begins with it has it once
+    if start == between:  # Where the separator is the start token, a block that begins with it has it once.
         blocks, at = [], 0
         while True:
             own = [] if stream[at : at + 1] == start else start
@@ -66,7 +66,7 @@ def test_packing_equals_a_naive_reference(path, tokenizer, between, start, lengt
 def test_start_tokens_that_a_text_spells_are_not_doubled(tmp_path):
     """Chat templates write BOS themselves."""
     texts = [f"<bos> {text}" for text in own_words([9] * 200)]
-    tokenizer = word_tokenizer(special=("bos",))  # documents are joined by BOS, too
+    tokenizer = word_tokenizer(special=("bos",))  # Documents are joined by BOS, too.
     for packing in ("packed", "padded"):
         samples = open_corpus(write_jsonl(tmp_path / "a.jsonl", texts), tokenizer).samples(
             "training", n=8, length=10, packing=packing
@@ -113,7 +113,7 @@ def test_batches_lose_nothing_and_mask_exactly_the_padding(lengths, batch_size):
     for batch in batches:
         mask_BT = torch.ones_like(batch.ids_BT, dtype=torch.bool) if batch.mask_BT is None else batch.mask_BT
         assert batch.mask_BT is None or not mask_BT.all()
-        assert mask_BT.dtype == torch.bool and mask_BT.any(0).all()  # trimmed to the longest
+        assert mask_BT.dtype == torch.bool and mask_BT.any(0).all()  # Samples are trimmed to the longest.
         back += [ids[mask].tolist() for ids, mask in zip(batch.ids_BT, mask_BT, strict=True)]
     assert back == rows
 

@@ -57,7 +57,7 @@ def test_no_token_of_one_slice_is_in_another(sizes, packing, length):
         seen: set[int] = set()
         for name, slice_texts in found.items():
             n_tokens = sum(len(text.split()) + 1 for text in slice_texts) - 1
-            n = n_tokens // (length - 1) if packing == "packed" else len(slice_texts)  # beside BOS
+            n = n_tokens // (length - 1) if packing == "packed" else len(slice_texts)  # BOS comes on top.
             if n < 1:
                 continue
             samples = corpus.samples(name, n=n, length=length, packing=packing)

@@ -178,6 +178,7 @@ def test_of_a_parquet_file_only_the_columns_that_are_looked_at_are_read(tmp_path
     rows = {"text": ["a b", "c d"], "meta": [{"domain": "x"}, {"domain": "y"}], "embedding": [[0.5] * 8] * 2}
     pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet")
     assert [row for _, row in parquet_rows(tmp_path / "a.parquet", ("text", "messages"))] == [{"text": "a b"}, {"text": "c d"}]
-    assert [set(row) for _, row in parquet_rows(tmp_path / "a.parquet", ("words",))] == [set(rows)] * 2  # to name what is there
+    # The message names what is there.
+    assert [set(row) for _, row in parquet_rows(tmp_path / "a.parquet", ("words",))] == [set(rows)] * 2
     found = TextSource(str(tmp_path / "a.parquet"), no_chat, domain_key="meta.domain").documents()
     assert [(one.text, one.domain) for one in found] == [("a b", "x"), ("c d", "y")]

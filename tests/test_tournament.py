@@ -59,7 +59,7 @@ def planted():
     model.model.embed_tokens.weight[:, 0] = 0
     for index, layer in enumerate(model.model.layers):
         for weight in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight):
-            # the neighbours change little, so that spans that hold X are the cheapest
+            # The neighbours change little, so that spans that hold X are the cheapest.
             weight.mul_({X: 0.0, X - 1: 0.3, X + 1: 0.6}.get(index, 1.0))
             weight[0] = 0
     model.model.layers[X].mlp.down_proj.bias[0] = 1e-3
@@ -148,11 +148,11 @@ def test_the_score_shown_is_that_of_the_proposer(view, tables):
     [
         ({}, True),
         ({"n_candidates": 3}, True),
-        ({"n_candidates": 2}, False),  # the choice that was asked for and a different one
+        ({"n_candidates": 2}, False),  # The choice that was asked for competes, and a different one.
         ({"selector": "disjoint"}, True),
-        ({"selector": "evolution"}, False),  # it runs the model itself
+        ({"selector": "evolution"}, False),  # The selector runs the model itself.
         ({"put_back": PUT_BACK["layer"]}, True),
-        ({"put_back": PutBack("swiglu", own_parameters=5)}, False),  # a module for every span
+        ({"put_back": PutBack("swiglu", own_parameters=5)}, False),  # There is a module for every span.
     ],
 )
 def test_the_set_that_a_search_finds_competes_with_what_scores_propose(view, tables, changes, competes):

@@ -76,7 +76,7 @@ def test_stages_that_state_shares_divide_the_tokens_of_the_run(tokens):
         (dict(stages=(TrainingPhase(share=0.7), TrainingPhase(share=0.7))), "add up to 1.4"),
         (dict(stages=(TrainingPhase(share=0.5), TrainingPhase())), "its own tokens, or each its share"),
         (dict(stages=(TrainingPhase(tokens=5), TrainingPhase(tokens=5)), tokens=9), "leave out tokens"),
-        (dict(stages=THIRDS, lr=1e-3), "leave out lr"),  # only one of them multiplies it
+        (dict(stages=THIRDS, lr=1e-3), "leave out lr"),  # Only one of them multiplies it.
     ],
 )
 def test_stages_give_one_answer(wrong, said):

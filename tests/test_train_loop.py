@@ -109,7 +109,7 @@ def test_the_loss_is_the_naive_one(view):
             model(input_ids=batch.ids_BT, attention_mask=batch.mask_BT.long(), use_cache=False)
     expected = (ends[0] - ends[1])[batch.mask_BT].square().mean()
     got = Trainees(view, [start(view)], MSE)(batch)
-    assert float(got.detach()) == pytest.approx(float(expected), rel=1e-6)  # one fp32 mean, other order of rows
+    assert float(got.detach()) == pytest.approx(float(expected), rel=1e-6)  # The mean is fp32, with another order of rows.
 
 
 def test_the_trained_layer_is_causal(view):
@@ -135,10 +135,11 @@ def test_the_teacher_does_not_change_and_keeps_no_gradient(view):
 def test_no_layer_after_the_span_runs(view):
     calls = []
     for index, layer in enumerate(view.model.model.layers):
-        layer.mlp.register_forward_pre_hook(lambda *_, index=index: calls.append(index))  # inside: stubs do not reach it
+        # The layer is inside, where stubs do not reach it.
+        layer.mlp.register_forward_pre_hook(lambda *_, index=index: calls.append(index))
     train(view)
     assert set(calls) == {0, 1, 2, 3}
-    n_batches = 16 + 5 * 2  # training pieces, and two validation batches at steps 0, 2, 4, 6, 8
+    n_batches = 16 + 5 * 2  # These are training pieces, and two validation batches at steps 0, 2, 4, 6, 8.
     assert calls.count(3) == n_batches
 
 
@@ -252,7 +253,7 @@ def test_killed_and_resumed_equals_unbroken_bit_for_bit(view, tmp_path, stop_aft
 
     with pytest.raises(signal):
         train(view, starts=starts, folder=tmp_path, progress=stop)
-    torch.randn(7)  # another state of the global generator
+    torch.randn(7)  # The global generator is in another state.
     steps = []
     resumed = train(view, starts=starts, folder=tmp_path, progress=lambda step, *_: steps.append(step))
     first = stop_after if signal is KeyboardInterrupt else stop_after - stop_after % 2

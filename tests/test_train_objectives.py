@@ -76,7 +76,7 @@ def test_value_and_gradient_equal_the_definition(name, mask, elements, monkeypat
     loss, expected = loss_of(name)(ours, reference_of(name), mask), naive(name, theirs, reference_of(name), mask)
     loss.backward()
     expected.backward()
-    # fp32 against fp64: sums of 8 terms of order 1
+    # The sums of 8 terms of order 1 are fp32 against fp64.
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-7)
 
@@ -87,7 +87,7 @@ def test_equal_tensors_cost_nothing_and_pull_nowhere(name):
     loss = loss_of(name)(student, A, MASK_BT)
     loss.backward()
     assert loss.item() == 0.0
-    assert float(student.grad.abs().max()) < 1e-7  # probabilities add up to 1 to the last bit only in exact arithmetic
+    assert float(student.grad.abs().max()) < 1e-7  # Probabilities add up to 1 to the last bit only in exact arithmetic.
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -179,7 +179,7 @@ def test_pieces_weighed_by_their_positions_give_the_whole(text):
     pieces = [means(slice(i, i + 1)) for i in range(3)]
     assert torch.equal(sum(count for count, _ in pieces), counts)
     total = sum(count / counts * mean for count, mean in pieces)
-    torch.testing.assert_close(total, whole.double(), rtol=1e-6, atol=0)  # fp32 means
+    torch.testing.assert_close(total, whole.double(), rtol=1e-6, atol=0)  # The means are fp32.
 
 
 def test_unpadded_batches_weigh_all_their_tokens():

@@ -62,7 +62,7 @@ def naive_training(view, training, config, *, clips=True, decays=True):
 
 def test_training_equals_the_formulas():
     view, training = DecoderView(tiny_model("llama")), samples(16)
-    falling = itertools.count(0, -1)  # so that the last step is the best
+    falling = itertools.count(0, -1)  # With this the last step is the best.
     (trained,) = train_starts(
         view,
         [start(view)],
@@ -76,7 +76,7 @@ def test_training_equals_the_formulas():
     expected = naive_training(view, training, CONFIG)
     assert {p.ndim for p in values.values()} == {1, 2}
     for name, value in expected.items():
-        # the first steps of Adam divide a rounded gradient by its own size: elements near zero move by up to lr x 1e-3
+        # The first steps of Adam divide a rounded gradient by its own size: elements near zero move by up to lr x 1e-3.
         torch.testing.assert_close(values[name], value, rtol=1e-5, atol=1e-5, msg=name)
     for other in (naive_training(view, training, CONFIG, clips=False), naive_training(view, training, CONFIG, decays=False)):
         assert any(not torch.allclose(values[name], value, rtol=1e-5, atol=1e-5) for name, value in other.items())

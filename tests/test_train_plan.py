@@ -45,7 +45,7 @@ def test_the_second_cut_is_measured_after_the_trained_first(view):
     first_only = {name: value for name, value in trained.values.items() if name.startswith("replace.1-3.")}
     untrained_second = student_of(view, TWO, first_only)
     with torch.no_grad():
-        target = dict(view.stream(reading))[7]  # layer 6 is gone
+        target = dict(view.stream(reading))[7]  # Layer 6 is gone.
         for student, point in ((untrained_second, trained.results[1].first), (trained.student, trained.results[1].best)):
             h = dict(view.stream(reading, student=student))[6]
             assert point.validation == pytest.approx(float((h - target).square().mean()), rel=1e-6)

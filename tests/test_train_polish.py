@@ -138,7 +138,7 @@ def naive_gradients(view, student, batch, objective):
     model.config.num_hidden_layers = 4
     ours = model(batch.ids_BT, use_cache=False).logits.log_softmax(-1)
     theirs = teacher(batch.ids_BT, use_cache=False).logits.detach().log_softmax(-1)
-    if objective == "hidden_mse":  # boundary l + 1 is the output of layer l; the first part's target is boundary 4
+    if objective == "hidden_mse":  # Boundary l + 1 is the output of layer l; the target of the first part is boundary 4.
         loss = sum((ends[layer] - goals[goal]).square().mean() for layer, goal in ((1, 3), (4, 4), (5, 5))) / 3
     else:
         loss = (theirs.exp() * (theirs - ours)).sum(-1).mean()
@@ -159,7 +159,7 @@ def test_the_gradient_runs_through_everything_behind(view, objective):
     }
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
-        # fp32, sums in another order: against the gradient's own size
+        # Sums are fp32 in another order, so the error is held against the size of the gradient.
         torch.testing.assert_close(found[name], gradient, rtol=0, atol=2e-5 * float(gradient.abs().max()))
 
 
@@ -178,7 +178,7 @@ def test_the_exact_optimum_stays(objective):
         for layer, own in start.overrides.items()
     }
     config = TrainConfig(objective=objective, lr=1e-2, weight_decay=0.0, batch=8, micro_batch=8, eval_every=3)
-    if objective in ("hidden_mse", "relative_mse", "forward_kl"):  # their slopes are 0 to the last bit
+    if objective in ("hidden_mse", "relative_mse", "forward_kl"):  # Their slopes are 0 to the last bit.
         (done,) = train_starts(view, [Start(Student(GONE, exact))], config=config, quality=lambda s: 0.0, **TEXT)
         assert done.result.first.validation == 0.0 and done.result.curve[-1].grad_norm == 0.0
     trainees = Trainees(view, [Start(Student(GONE, exact))], weighted_sum(objective))

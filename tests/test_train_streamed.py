@@ -162,12 +162,12 @@ def test_a_round_reads_each_layer_of_the_prefix_once(pair):
     asked = AskedBoundaries((teacher, student), (frozenset({2, 4}), frozenset({3})))
     batches = TEXT["training"].batches(4)
     source = Rounds(streamed)
-    with residency.layer(5):  # so that nothing of the prefix is there, nor read ahead
+    with residency.layer(5):  # With this nothing of the prefix is there, nor read ahead.
         pass
     before = residency.bytes_read
     list(source.ahead([(0, batches)], asked))
-    residency._reader.submit(lambda: None).result()  # what was begun is done
-    assert residency.bytes_read - before == sum(sizes[:5])  # layer 4 was read ahead, for whoever comes next
+    residency._reader.submit(lambda: None).result()  # What was begun is done.
+    assert residency.bytes_read - before == sum(sizes[:5])  # Layer 4 was read ahead, for whoever comes next.
     before = residency.bytes_read
     list(source.ahead([(0, batches)], asked))
     assert residency.bytes_read == before, "the same batches are still there"
@@ -283,7 +283,7 @@ def test_a_run_killed_in_a_round_goes_on_with_the_same_bits(pair, tmp_path, at):
     resumed = train_plan(streamed, ONE, config=CONFIG, folder=tmp_path / "broken", **TEXT)
     assert_same_training(resumed, unbroken)
     in_memory = train_plan(pair[0], ONE, config=CONFIG, folder=tmp_path / "unbroken", **TEXT)
-    assert_same_training(in_memory, unbroken)  # read back from the checkpoint of the streamed run
+    assert_same_training(in_memory, unbroken)  # The values are read back from the checkpoint of the streamed run.
 
 
 def test_a_full_disk_says_where_and_what_to_do(pair, monkeypatch):

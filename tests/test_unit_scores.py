@@ -57,7 +57,7 @@ def test_a_unit_that_does_nothing_scores_zero_and_goes_first(view, name, choice)
     for table in unit_score_named(name).score(view, BATCHES, units):
         planted = [unit for unit in units if unit.index == PLANTED]
         assert all(abs(table[unit]) <= 1e-12 for unit in planted), table.criterion
-        if (table.values > -1e-12).all():  # where a score can be below 0, a unit that does harm goes before it
+        if (table.values > -1e-12).all():  # Where a score can be below 0, a unit that does harm goes before it.
             assert set(table.ranked()[: len(planted)]) == set(planted)
         assert table.units == units and table.criterion in unit_score_named(name).tables
 
@@ -129,7 +129,7 @@ def test_updates_are_what_units_add_to_the_stream(family):
         assert relative[unit] == pytest.approx(values[:, 1].mean().item(), rel=1e-4)
         place = units.index(unit)
         expected = values[:, 0].std().item() / len(values) ** 0.5
-        # where all samples move alike, their spread is of the size of fp32 rounding
+        # Where all samples move alike, their spread is of the size of fp32 rounding.
         assert norm.stderr[place] == pytest.approx(expected, rel=1e-3, abs=1e-6 * norm[unit])
 
 

@@ -135,7 +135,7 @@ def test_new_values_work_in_a_layer_that_lacks_a_sublayer(family):
     off = frozenset({Unit("attn", 1)})
     with torch.no_grad():
         both = view.run_layer(1, reading.h_BTD, reading, student=Student(off, changed))
-    assert torch.equal(both, reading.h_BTD)  # no attention, and an MLP that writes zero
+    assert torch.equal(both, reading.h_BTD)  # The layer has no attention, and an MLP that writes zero.
 
 
 # -- the command -----------------------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def draw(count):
     for model_type in rest:
         try:
             model = shrunken(model_type)
-        except Exception:  # the family itself cannot be built this small; that says nothing about the engine
+        except Exception:  # The family itself cannot be built this small; that says nothing about the engine.
             continue
         if model is not None:
             yield model_type, model

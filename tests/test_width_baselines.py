@@ -39,7 +39,7 @@ def test_a_stream_of_low_rank_is_sliced_without_loss():
                 writer.weight.copy_(basis @ basis.mT @ writer.weight)
     view, text = DecoderView(model), batches()
     same, less = (closeness(view, DecoderView(sliced(model, text, kept)), text)[0].kl for kept in (20, 16))
-    assert same < 1e-6 < 1e-4 < less  # the basis is of fp32 states, so logits are right to some 1e-4
+    assert same < 1e-6 < 1e-4 < less  # The basis is of fp32 states, so logits are right to some 1e-4.
 
 
 def test_the_sliced_model_has_the_parameters_of_its_parts():

@@ -71,7 +71,8 @@ def test_every_process_holds_the_same_bits(found):
     _, (first, second) = found
     torch.testing.assert_close(first["tables"], second["tables"], rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(first["rescanned"], second["rescanned"], rtol=0, atol=0, equal_nan=True)
-    assert str(first["anatomy"]) == str(second["anatomy"])  # as text: NaN is not equal to itself
+    # The records are compared as text, because NaN is not equal to itself.
+    assert str(first["anatomy"]) == str(second["anatomy"])
     assert first["exact"] == second["exact"]
     assert first["result"] == second["result"]
     torch.testing.assert_close(first["trained"], second["trained"], rtol=0, atol=0)
@@ -89,7 +90,7 @@ def test_a_shared_scan_is_that_of_one_process_up_to_the_order_of_sums(found):
     torch.testing.assert_close(first["rescanned"], one["rescanned"], **SUMMATION)
     torch.testing.assert_close(
         first["linear errors"], one["linear errors"], rtol=1e-9, atol=0, equal_nan=True
-    )  # solved from sums
+    )  # The values are solved from sums.
     assert first["provenance"] == one["provenance"]
     for name, value in one["anatomy"].items():
         np.testing.assert_allclose(first["anatomy"][name], value, rtol=1e-11)
@@ -198,4 +199,4 @@ def test_the_first_process_speaks_at_once_and_the_others_only_if_they_are_left_a
     assert (first.out, second.out) == ("", "")
     assert first.err == f"shoal: {said}\n"
     assert second.err == f"shoal: rank 1: {said}\n"
-    assert second.seconds - first.seconds > 4  # a launcher would have ended it meanwhile
+    assert second.seconds - first.seconds > 4  # A launcher would have ended it meanwhile.

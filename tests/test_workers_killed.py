@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from world import write_text
 
-pytestmark = pytest.mark.slow  # three processes that import everything, three times over
+pytestmark = pytest.mark.slow  # Three processes import everything, three times over.
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,7 +31,7 @@ def job(model, text, out):
         try:
             yield launcher
         finally:
-            launcher.terminate()  # it ends its workers
+            launcher.terminate()  # The launcher ends its workers.
 
 
 def worker(launcher, rank):
@@ -41,7 +41,7 @@ def worker(launcher, rank):
             parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
             if parent == str(launcher.pid) and f"RANK={rank}" in (folder / "environ").read_text().split("\0"):
                 return int(folder.name)
-        except OSError:  # gone, or another user's
+        except OSError:  # The process is gone, or is that of another user.
             continue
     raise AssertionError(f"no process of rank {rank}")
 
