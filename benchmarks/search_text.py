@@ -17,7 +17,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from choose import Bench
+from choose_bench import Bench
+from choose_losses import judged
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -95,7 +96,7 @@ def main() -> None:
 def repaired(bench: Bench, layers: tuple[int, ...]) -> dict[str, float]:
     from shoal.words.types import Unit
 
-    found = bench.judged(None, [Unit("layer", layer) for layer in layers])  # type: ignore[arg-type]
+    found = judged(bench, None, [Unit("layer", layer) for layer in layers])  # type: ignore[arg-type]
     return {key: found[key] for key in ("kl", "kl_repaired", "kl_repaired_stderr", "repair_seconds")}
 
 
