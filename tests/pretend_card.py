@@ -134,7 +134,8 @@ class Rename(TorchFunctionMode):
             other = next((one for one in rest if isinstance(one, Tensor)), None)
             if other is not None:
                 return self._moved(function, (tensor, self._device_of(other), other.dtype), kwargs)
-            asked = kwargs.pop("device", next((one for one in rest if isinstance(one, (str, torch.device, int))), None))
+            named = (one for one in rest if isinstance(one, (str, torch.device, int)) and not isinstance(one, bool))
+            asked = kwargs.pop("device", next(named, None))
             if asked is None:
                 return function(tensor, *rest, **kwargs)
             wanted = torch.device(asked)

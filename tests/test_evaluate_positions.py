@@ -47,7 +47,7 @@ def test_overlap_is_the_rate_at_which_drafted_tokens_are_accepted():
 def test_the_teacher_against_itself_is_exact_at_every_position(family):
     view = DecoderView(tiny_model(family, n_layers=3))
     for other in (TEACHER, Student(), view):
-        _, found = closeness(view, other, BATCHES)
+        found = closeness(view, other, BATCHES).by_position
         for one in (found, *found.octaves):
             assert (one.kl, one.acceptance, one.agreement) == (0.0, 1.0, 1.0)
 
@@ -63,7 +63,7 @@ def test_equals_loops_over_tokens():
                 a, c = p[b, t], q[b, t]
                 figures = (float((a * (a / c).log()).sum()), float(torch.minimum(a, c).sum()), float(a.argmax() == c.argmax()))
                 per_position.setdefault(t, []).append(figures)
-    quality, found = closeness(view, CUT, BATCHES)
+    quality, found, _ = closeness(view, CUT, BATCHES)
     assert [(one.start, one.stop) for one in found.octaves] == [(0, 1), (1, 2), (2, 4), (4, 8)]
     for one in (*found.octaves, None):
         places = per_position if one is None else range(one.start, one.stop)

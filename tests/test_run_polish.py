@@ -120,7 +120,7 @@ def test_what_cannot_be_polished_is_refused_before_anything_is_loaded(small, tmp
         recipe(small, train={**TRAIN, "objective": "cosine"})
     with pytest.raises(ValueError, match="--polish kl"):
         recipe(small, repair="magnitude", polish="hidden")
-    with pytest.raises(ValueError, match="'hidden' or 'kl', got 'hiden'"):
+    with pytest.raises(ValueError, match="unknown polish 'hiden'; did you mean 'hidden'"):
         recipe(small, polish="hiden")
     with pytest.raises(ValueError, match="did you mean 'forward_kl'"):
         compress(recipe(small, polish=None, train={**TRAIN, "objective": "forwrd_kl"}), tmp_path / "run")

@@ -69,7 +69,7 @@ class Killed(BaseException):
     """As sudden as a signal: nothing catches it."""
 
 
-@pytest.mark.parametrize("what", ["sweep", "check the repair", "evaluate the plain cut"])
+@pytest.mark.parametrize("what", ["sweep", "check the repair", "evaluate"])
 def test_a_killed_repair_goes_on_to_the_same_bits(what, small, whole, tmp_path):
     def die(stage, done, total):
         if stage.endswith(what) and done == total:

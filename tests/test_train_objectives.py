@@ -217,7 +217,7 @@ def test_a_sum_is_read_and_said():
         ("", "form NAME"),
         ("hidden_mse +", "form NAME"),
         ("0*hidden_mse", "above 0"),
-        ("-1*hidden_mse", "form NAME"),
+        ("-1*hidden_mse", "above 0"),
         ("hidden_mse + 2*hidden_mse", "twice"),
         ("forward_kl(2)", "no number"),
         ("skewed_forward_kl(a)", "needs a number"),

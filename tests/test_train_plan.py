@@ -89,5 +89,5 @@ def test_killed_in_the_second_replacement_it_goes_on_there(view, tmp_path):
 
 
 def test_a_plan_without_replacements_is_refused(view):
-    with pytest.raises(ValueError, match="replaces no span and refits no layer"):
+    with pytest.raises(ValueError, match="replaces no span, merges and refits no layer"):
         train_plan(view, plan_of(Drop(indices=(6,))), config=CONFIG, **TEXT)

@@ -13,6 +13,7 @@ from shoal.measure import metrics, unit_scores
 from shoal.measure.leave_one_out import leave_one_out
 from shoal.measure.metrics import METRICS, token_metric
 from shoal.measure.set_function import CountedSets
+from shoal.measure.task_metric import TASK
 from shoal.measure.taylor import taylor_scores
 from shoal.measure.unit_scores import OF_VALUES, UNIT_SCORES, UnitScore, unit_score_named, unit_score_names
 from shoal.measure.update_norm import update_norms
@@ -44,7 +45,11 @@ def view():
     return DecoderView(planted_model())
 
 
-SEEING = [name for name in unit_score_names() if name != "magnitude" and not name.startswith(("windowed", "shapley"))]
+SEEING = [
+    name
+    for name in unit_score_names()
+    if name != "magnitude" and not name.startswith(("windowed", "shapley")) and not name.endswith("task")
+]
 """Scores that look at what a unit does and ask for few sets."""
 
 # -- planted truths --------------------------------------------------------------------------------------------------------
@@ -182,7 +187,7 @@ def test_a_score_and_a_metric_are_a_line_each(view, monkeypatch):
 
 
 def test_entries_say_what_they_are():
-    assert {f"{word}_{name}" for word in OF_VALUES for name in METRICS} | set(UNIT_SCORES) == set(unit_score_names())
+    assert {f"{word}_{name}" for word in OF_VALUES for name in (*METRICS, TASK)} | set(UNIT_SCORES) == set(unit_score_names())
     for name in unit_score_names():
         entry = unit_score_named(name)
         assert entry.name == name and entry.about and entry.tables

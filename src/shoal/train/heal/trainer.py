@@ -247,7 +247,8 @@ class StepProgress(TrainerCallback):
         self.tell = tell
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.tell(state.global_step, state.max_steps)
+        if state.global_step < state.max_steps:  # Else a finished training is read back.
+            self.tell(state.global_step, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.tell(state.global_step, state.max_steps)
