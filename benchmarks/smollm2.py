@@ -38,6 +38,7 @@ LENGTH, SCAN_SAMPLES, MEASURED_SAMPLES = 512, 32, 16
 SHARES = {"10 %": 3, "25 %": 7, "40 %": 12, "50 %": 15}
 FIT_TOKENS = {"25 %": 49_152}
 FIT_TOKENS_ELSEWHERE = 16_384
+HEALED_TOKENS = 49_152
 TASKS = {"arc_easy_test": 300, "piqa_val": 300, "sciq_val": 300, "copa_val": 100, "lambada_openai_test": 300}
 PROMPTS = (
     "What is the capital of Germany?",
@@ -258,6 +259,26 @@ def command(effort: str, share: str = "25 %") -> Callable[[Bench], dict[str, Any
     return cell
 
 
+def healed(bench: Bench) -> dict[str, Any]:
+    """What LoRA on the teacher's logits makes of the student that the command's defaults leave."""
+    from shoal.engine.open import open_model
+    from shoal.engine.view import DecoderView
+    from shoal.evaluate.evaluation import closeness as against
+
+    work = Path(bench.options.work)
+    folder, asked = work / "command-default-healed", ["--method", "lora", "--tokens", str(HEALED_TOKENS), "--length", "256"]
+    if not (folder / "evaluation.json").exists():
+        asked += ["--text", str(bench.options.books), "--out", str(folder)]
+        subprocess.run([sys.executable, "-m", "shoal", "heal", str(work / "command-default"), *asked], check=True)
+    record, student = json.loads((folder / "heal.json").read_text()), DecoderView(open_model(str(folder / "model")).model)
+    rows = {}
+    for domain in ("other", "wiki"):
+        text = bench.samples(getattr(bench.options, domain), "evaluation", MEASURED_SAMPLES)
+        found = against(bench.view, student, text.batches(8)).quality
+        rows[domain] = {"tokens": found.n_tokens, "rows": {"healed": found.model_dump(mode="json")}}
+    return {"healed_on": record["n_tokens"], "tokens_per_second": record["tokens_per_second"], **rows}
+
+
 def repaired(share: str, domain: str) -> Callable[[Bench], dict[str, Any]]:
     """Every student of a share that was made, in one reading of the text."""
 
@@ -417,6 +438,7 @@ CELLS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "command low": command("low"),
     "command default": command("default"),
     **{f"command default {share}": command("default", share) for share in ("40 %", "50 %", "10 %")},
+    "command default, healed": healed,
     **{f"fit {name} 25 %": fitted(name, "25 %") for name in AT_25},
     "repaired 25 % other": repaired("25 %", "other"),
     "repaired 25 % wiki": repaired("25 %", "wiki"),
