@@ -12,11 +12,13 @@ from shoal.engine.opening import Opening
 from shoal.evaluate.curve.ratio_curve import RatioCurves
 from shoal.evaluate.tasks.task_files import load_task
 from shoal.measure.oracle import Oracle
+from shoal.measure.removals import RemovalLosses
 from shoal.recipes.table import RECIPES
 from shoal.run.curve.methods import method_choice, method_names, slug
 from shoal.run.curve.over_ratios import Keeping, measure_curves
 from shoal.select.budget_range import counts_in, spread
 from shoal.select.model_size import ModelSize
+from shoal.select.search.greedy import Greedy
 from shoal.words.progress import watched
 
 TEXT = {"samples": 12, "length": 16, "selection": 8, "evaluation": 8}
@@ -107,6 +109,20 @@ def test_the_guards_share_one_pass_and_so_do_the_plain_cuts(small, tmp_path, mon
     found = measure_curves(recipes(small, "none", "uidl", "shortgpt"), tmp_path / "curves", drop="0..3")
     different = {one.layers_out for one in found.points}
     assert len(passes) == 3 and passes[0] == 1 and passes[2] == len(different), "the teacher, the guards, the cuts"
+
+
+@pytest.mark.parametrize("names", [("none",), ("none", "refit")])
+def test_the_searches_of_all_points_run_no_set_twice(names, small, tmp_path, monkeypatch):
+    asked, run = [], RemovalLosses.__call__
+
+    def counted(self, sets):
+        asked.extend(sets)
+        return run(self, sets)
+
+    monkeypatch.setattr(RemovalLosses, "__call__", counted)
+    found = measure_curves(recipes(small, *names), tmp_path / "curves", drop="0..3")
+    assert len(asked) == len(set(asked)) == Greedy().n_evaluations(found.before.layers - 2, 3)
+    assert not list((tmp_path / "curves").glob("points/*/search")) and (tmp_path / "curves" / "search").is_dir()
 
 
 def test_what_a_curve_cannot_score_is_refused_before_a_cut_is_made(small, tmp_path):

@@ -146,8 +146,8 @@ def search_said(inputs: Inputs, request: Request, function: CountedSets | Refitt
     return f"; {function.n_evaluations} sets run by {metric} on {searched_data(inputs, metric, n_tokens=most)}"
 
 
-def write_search(inputs: Inputs, function: CountedSets | RefittedSets, request: Request, *, folder: RunFolder) -> list[str]:
-    """``search.json``. Returns the files that belong to the stage.
+def write_search(inputs: Inputs, function: CountedSets | RefittedSets, request: Request, *, folder: RunFolder) -> str:
+    """``search.json``. Returns its name.
 
     Args:
         request: with what the budget asks for.
@@ -174,4 +174,4 @@ def write_search(inputs: Inputs, function: CountedSets | RefittedSets, request: 
         curve=tuple(curve),
     )
     inputs.workers.on_first(lambda: record.save(folder / SEARCH_FILE))
-    return [SEARCH_FILE, VALUES_FOLDER]
+    return SEARCH_FILE

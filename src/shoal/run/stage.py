@@ -56,6 +56,7 @@ class State:
         command: as given, for ``run.json`` and the card.
         budget: the recipe's unless given, as for the points of a curve.
         judge: measures candidates on the ``selection`` text; a new one unless given.
+        sets: the folder that keeps what searches measure, where several plans share it; the run's own unless given.
         scan: None where nothing reads the scores.
         plan: as chosen, then with its refits and its zeros.
         values: beside the plan.
@@ -68,6 +69,7 @@ class State:
     command: str = ""
     budget: Budget | None = None
     judge: Oracle | None = None
+    sets: RunFolder | None = None
     scan: Scan | None = None
     plan: Plan | None = None
     values: Values = NO_VALUES

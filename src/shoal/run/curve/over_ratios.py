@@ -22,7 +22,7 @@ from shoal.run.curve.points import PointBench, PointCut, make_cut, point_path, w
 from shoal.run.folder import RunFolder
 from shoal.run.job import SHARE_BESIDE_STUDENT, Inputs, open_inputs
 from shoal.run.run_files import CURVES
-from shoal.run.searching import runs_the_model
+from shoal.run.searching import runs_the_model, searched_sets
 from shoal.run.stage import State, run_stage
 from shoal.run.stages.scan import SCAN
 from shoal.words.records import nearest
@@ -210,17 +210,19 @@ class _Work:
         wanted: dict[frozenset[Unit], Candidate] = {}
         for method, inputs in self.methods.items():
             recipe = inputs.recipe
+            request = request_of(recipe, base.view)
             measures_alone = runs_the_model(recipe) or recipe.rounds > 1 or recipe.by == LINEAR_ERROR
             if measures_alone or recipe.guard == 1 or not is_plain(recipe):
                 continue
             for n in self.counts:
                 if (point_path(self.folder, method, n) / "plan.json").exists():
                     continue
+                value = searched_sets(inputs, request, folder=self.folder)
                 candidates = shortlist(
                     parse_budget(str(n)),
                     size,
-                    request_of(recipe, base.view),
-                    Evidence(self.found.tables if self.found else {}, lambda structure: why_not(base, structure)),
+                    request,
+                    Evidence(self.found.tables if self.found else {}, lambda structure: why_not(base, structure), value),
                 ).candidates
                 wanted.update((one.units, one) for one in candidates if len(candidates) > 1)
         judge.measure([untrained(one) for one in wanted.values()])

@@ -196,7 +196,7 @@ def make_cut(
     started, recipe = time.monotonic(), inputs.recipe.model_copy(update={"drop": str(n_net), "parameters": None})
     own = open_folder(point_path(folder, method, n_net), command=command, overwrite=folder.overwrite)
     scan = found if needs_scan(recipe) else None
-    state = State(inputs, budget=parse_budget(str(n_net)), judge=judge, scan=scan)
+    state = State(inputs, budget=parse_budget(str(n_net)), judge=judge, sets=folder, scan=scan)
     with labelled(f"{label}: "):
         state = run_all(TO_A_STUDENT, state, own)
     write_atomically(own / "recipe.yaml", recipe.to_yaml().encode())

@@ -14,7 +14,7 @@ from shoal.run.keys import choice_key, scan_key
 from shoal.run.memory_plan.sizes import Sizes, StageNeed, largest
 from shoal.run.merging import MERGING, merges_of, merges_said
 from shoal.run.resource_amounts import amounts_of, computed_amounts
-from shoal.run.searching import runs_the_model, search_in_use, search_said, searched_sets, write_search
+from shoal.run.searching import VALUES_FOLDER, runs_the_model, search_in_use, search_said, searched_sets, write_search
 from shoal.run.stage import Made, Stage, State
 from shoal.run.unit_scoring import measured_scores, wanted_score
 from shoal.select.proposals import searches_beside
@@ -53,7 +53,7 @@ def run(state: State, folder: RunFolder) -> Made:
     size = model_size(view)
     amounts = amounts_of(inputs, budget, folder=folder)
     scores, scored_files = measured_scores(inputs, request, folder=folder)
-    value = searched_sets(inputs, request, folder=folder)
+    value = searched_sets(inputs, request, folder=state.sets or folder)
     trial = merges_of(inputs, folder=folder) if recipe.merges_layers else None
     evidence = Evidence(
         found.tables if found else {},
@@ -94,7 +94,8 @@ def run(state: State, folder: RunFolder) -> Made:
         amounts=amounts,
     )
     plan = inputs.workers.from_first(lambda: _written(plan, folder))
-    searched = [] if value is None or not value.n_evaluations else write_search(inputs, value, short.request, folder=folder)
+    searched = [] if value is None or not value.n_evaluations else [write_search(inputs, value, short.request, folder=folder)]
+    searched += [VALUES_FOLDER] if searched and state.sets is None else []
     searched += [] if trial is None else [MERGING]
     standings.clear()
     return Made(replace(state, plan=plan), ("plan.json", *dict.fromkeys([*scored_files, *searched])))
