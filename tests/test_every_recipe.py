@@ -3,8 +3,9 @@
 import importlib.util
 
 import pytest
+import torch
 import yaml
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from world import write_model, write_text
 
 from shoal import load_recipe
@@ -21,10 +22,14 @@ OFTEN = ("evopress-depth", "bypass", "shapley")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Enough layers for the recipe that keeps the first four and the last two."""
+    """Enough layers for the recipe that keeps the first four and the last two, and maps wide enough for four bits."""
     folder = tmp_path_factory.mktemp("place")
+    write_model(folder / "model", n_layers=N_LAYERS)
+    config = AutoConfig.from_pretrained(folder / "model", hidden_size=64, intermediate_size=128, head_dim=16)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
     return {
-        "model": str(write_model(folder / "model", n_layers=N_LAYERS)),
+        "model": str(folder / "model"),
         "text": str(write_text(folder / "text.jsonl", n_documents=1_000)),
     }
 
