@@ -49,6 +49,16 @@ def test_kl_is_that_of_the_formula():
     assert found.log_difference == pytest.approx(max(abs(x[x.argmax()] - y[x.argmax()]) for x, y in zip(p, q, strict=True)))
 
 
+@pytest.mark.parametrize("shift", [3e-3, -3e-3])
+def test_a_distribution_that_sums_to_more_or_less_than_one_has_the_kl_of_its_proportions(shift):
+    random = np.random.default_rng(0)
+    p, q = (log_softmax(random.standard_normal((7, 13))) for _ in range(2))
+    exact, found = compare(p, q, SAID, SAID), compare(p, q + shift, SAID, SAID)
+    assert (found.kl, found.kl_most) == pytest.approx((exact.kl, exact.kl_most), rel=1e-9) and found.same_top == exact.same_top
+    assert compare(p, p + shift, SAID, SAID).kl == pytest.approx(0.0, abs=1e-12)
+    assert compare(p, p + shift, SAID, SAID).log_difference == pytest.approx(abs(shift))
+
+
 def test_candidates_that_an_engine_does_not_list_count_against_it():
     p = log_softmax(np.zeros((2, 4)))
     q = p.copy()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+ROUNDING = 1e-6  # of a sum of probabilities in single precision
 LIMIT = 1e-4  # KL in nats; a cache in half precision gives 1e-6, a file with one layer too few 2e-2
 TIMES_FLOOR = 3.0  # A quantised student may be so many times farther off than the uncut pair.
 
@@ -68,6 +69,7 @@ def compare(
     if not listed.any():
         raise ValueError("the engine listed no distribution at any position; there is nothing to compare")
     p, q = reference[listed].astype(np.float64), found[listed].astype(np.float64)
+    raw, q = q, normalised(q)
     gone = ~np.isfinite(q) & (p > -30)  # Candidates that an engine does not list are lost probability, not agreement.
     difference = np.where(np.isfinite(q), p - np.where(np.isfinite(q), q, 0.0), np.where(gone, 30.0, 0.0))
     kl = np.maximum((np.exp(p) * difference).sum(-1), 0.0)  # A value below zero is rounding of the log-probabilities.
@@ -81,13 +83,24 @@ def compare(
         kl=float(kl.mean()),
         kl_most=float(kl.max()),
         same_top=float((q.argmax(-1) == top).mean()),
-        log_difference=float(np.abs(difference[rows, top]).max()),
+        log_difference=float(np.abs(np.where(np.isfinite(raw), p - raw, difference)[rows, top]).max()),
         n_positions=len(p),
         n_greedy=len(greedy),
         n_same_greedy=n_same,
         n_texts=None if both is None else len(both),
         n_same_texts=None if both is None else sum(list(a) == list(b) for a, b in both),
     )
+
+
+def normalised(q: Any) -> Any:
+    """Log-probabilities (positions, vocabulary) that sum to 1 where every candidate is listed.
+
+    Engines round them: some list a whole distribution that sums to 1.003, of which a KL would come out below zero. Where
+    candidates are missing, what is left out stays lost.
+    """
+    whole = np.isfinite(q).all(-1, keepdims=True)
+    mass = np.logaddexp.reduce(np.where(whole, q, 0.0), axis=-1, keepdims=True)
+    return np.where(whole & (np.abs(mass) > ROUNDING), q - mass, q)
 
 
 def verdict(found: Agreement, *, is_exact: bool, floor: Agreement | None) -> str:
