@@ -23,7 +23,7 @@ import transformers
 from shoal.export.engines.table import ENGINES, Engine, engine_named
 from shoal.export.exporter import Options
 from shoal.export.proof_record import Proof
-from shoal.export.prove import prove_each
+from shoal.export.prove import prove
 from shoal.export.table import export
 
 ROOT = Path(__file__).parents[1]
@@ -155,7 +155,7 @@ def main() -> int:
             continue
         folder = student(name, kind, models[name], given.work)
         path = made(artefact, folder, given.work / f"{name}-{kind}")
-        for proof in prove_each(path, folder, missing, trust_remote_code=True):
+        for proof in prove(path, folder, missing, trust_remote_code=True):
             rows.put(keys[proof.engine], path, proof)
             found = f"; {proof.found}" if proof.found else ""
             engine = f"{proof.engine} {proof.version}" if proof.version else proof.engine

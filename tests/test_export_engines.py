@@ -42,7 +42,7 @@ def installed(name):
 
 
 def proof(file, against, engine="llama.cpp", **options):
-    return prove(file, against, [ENGINES[engine]], **options)[0]
+    return next(prove(file, against, [ENGINES[engine]], **options))
 
 
 @pytest.fixture(scope="module")

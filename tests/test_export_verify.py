@@ -139,7 +139,7 @@ def test_transformers_reads_the_file_as_the_student(student, shoal, monkeypatch,
 def test_an_engine_that_is_not_there_is_said_with_the_command(student, shoal, monkeypatch, tmp_path):
     monkeypatch.setenv("SHOAL_ENGINES", str(tmp_path / "none"))
     folder, file = student
-    proofs = prove(file, folder, [ENGINES["llama.cpp"]])
+    proofs = list(prove(file, folder, [ENGINES["llama.cpp"]]))
     assert (
         proofs[0].verdict == "not proved here: python -m shoal.export.engines.install llama.cpp" and proofs[0].version is None
     )
@@ -168,7 +168,7 @@ def test_an_engine_that_fails_is_one_line(student, monkeypatch):
 
     monkeypatch.setattr(prove_module.subprocess, "run", broken)
     with pytest.raises(ValueError, match="cannot be run by transformers: RuntimeError: no such layer"):
-        prove(student[1], student[0], [ENGINES["transformers"]])
+        list(prove(student[1], student[0], [ENGINES["transformers"]]))
 
 
 def test_one_engine_that_fails_does_not_hide_the_others(student, shoal, monkeypatch):

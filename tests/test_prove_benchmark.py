@@ -43,7 +43,7 @@ def run(prove_script, monkeypatch, tmp_path):
 def agreeing(asked):
     """In place of engines: says who was asked for what."""
 
-    def prove_each(path, folder, engines, **options):
+    def prove(path, folder, engines, **options):
         for engine in engines:
             asked.append((Path(path).name, engine.name))
             if engine.interpreter() is None:
@@ -55,7 +55,7 @@ def agreeing(asked):
                 )  # fmt: skip
                 yield Proof(engine=engine.name, verdict="agrees", version=engine.version, found=found)
 
-    return prove_each
+    return prove
 
 
 def test_rows_are_written_one_by_one_and_not_run_again(prove_script, run, monkeypatch, tmp_path):
@@ -63,7 +63,7 @@ def test_rows_are_written_one_by_one_and_not_run_again(prove_script, run, monkey
     seen.mkdir()
     (seen / "config.json").write_text("{}")
     (seen / "weights").write_bytes(b"12345")
-    monkeypatch.setattr(prove_script, "prove_each", agreeing(asked))
+    monkeypatch.setattr(prove_script, "prove", agreeing(asked))
     monkeypatch.setattr(prove_script, "student", lambda name, kind, model, work: seen)
     monkeypatch.setattr(prove_script, "made", lambda artefact, folder, stem: seen)
     mark = tmp_path / "engines" / "vllm" / UNFINISHED

@@ -10,6 +10,7 @@ from shoal.engine.opening import Opening
 from shoal.fit.fit_config import FitConfig
 from shoal.recipes.recipe import TextChoice
 from shoal.recipes.recipe_file import load_recipe, merge
+from shoal.run import searching
 from shoal.run.asking import budget_of, needs_scan, request_of
 from shoal.run.begin import open_folder
 from shoal.run.by_hand import named_key
@@ -176,6 +177,14 @@ def test_how_a_search_runs_the_model(base):
     for name, value in found.items():
         assert changed(base, {"search": {name: value}}) == set()
         assert keys(base, greedy)["plan"] != keys(base, {**greedy, "search": {name: value}})["plan"]
+
+
+@pytest.mark.parametrize(("changes", "competes"), [({}, True), ({"guard": 2}, False), ({"select": "greedy"}, False)])
+def test_how_the_search_beside_a_score_runs_the_model(base, monkeypatch, changes, competes):
+    changes = {"replace": "none", **changes}
+    before = keys(base, changes)["plan"]
+    monkeypatch.setattr(searching, "TOKENS_BESIDE", 64)
+    assert (keys(base, changes)["plan"] != before) == competes
 
 
 def test_the_rest_of_a_recipe(base, tmp_path):

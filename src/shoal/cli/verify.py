@@ -40,7 +40,7 @@ def verify(
         if one not in fitting:
             raise ValueError(f"{one.name} reads no such thing as {file}; engines that do: {', '.join(e.name for e in fitting)}")
     with screen.working("run both in each engine"):
-        proofs = prove(file, against, wanted, uncut=uncut, trust_remote_code=trust_remote_code)
+        proofs = list(prove(file, against, wanted, uncut=uncut, trust_remote_code=trust_remote_code))
     for proof in proofs:
         version = f" {proof.version}" if proof.version else ""
         screen.say(f"{proof.engine}{version}: {proof.verdict}")

@@ -27,7 +27,7 @@ EXACT = ("F32", "F16", "BF16")  # These formats hold the values of a student as 
 ERROR = re.compile(r"^(\w+\.)*\w*(Error|Exception)\b: ")
 
 
-def prove_each(
+def prove(
     file: Path,
     against: Path,
     engines: Sequence[Engine],
@@ -68,19 +68,6 @@ def prove_each(
                 continue
             said = verdict(found, is_exact=exact, floor=floor)
             yield Proof(engine=engine.name, verdict=said, version=version, found=found, uncut=floor)
-
-
-def prove(
-    file: Path,
-    against: Path,
-    engines: Sequence[Engine],
-    *,
-    uncut: Path | None = None,
-    text: str | None = None,
-    trust_remote_code: bool = False,
-) -> list[Proof]:
-    """As :func:`prove_each`, all of them."""
-    return list(prove_each(file, against, engines, uncut=uncut, text=text, trust_remote_code=trust_remote_code))
 
 
 def engines_for(file: Path) -> list[Engine]:
