@@ -4,10 +4,12 @@ from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import pytest
+from toys import TOYS
 
 from shoal.fit.table import REPAIRS, repair_named
 from shoal.recipes.recipe_file import load_recipe
-from shoal.run.estimate import Estimate, StageRates, estimate, minutes
+from shoal.run.estimate import Estimate, estimate, minutes
+from shoal.run.pace import Pace, StageRates
 from shoal.run.time_budget import SAFETY, efforts, in_time, parse_time
 
 RATES = StageRates(layers=1e-3, compared=5e-4, products=1e11, solves=2e10)
@@ -31,7 +33,7 @@ def world(**changes):
 
 
 def seconds(**changes):
-    return estimate(world(**changes), RATES).seconds
+    return estimate(Pace(world(**changes), RATES)).seconds
 
 
 def test_more_work_takes_longer():
@@ -45,7 +47,7 @@ def test_more_work_takes_longer():
 
 def test_a_search_takes_as_long_as_the_sets_it_runs():
     def search(**changes):
-        return estimate(world(select="greedy", guard=1, **changes), RATES).stages["search"]
+        return estimate(Pace(world(select="greedy", guard=1, **changes), RATES)).stages["search"]
 
     assert search(search={"evaluations": 10}) == pytest.approx(search(search={"evaluations": 20}) / 2)
     assert search(search={"tokens": 4096}) == pytest.approx(search() / 4)
@@ -55,7 +57,9 @@ def test_a_search_takes_as_long_as_the_sets_it_runs():
 @pytest.mark.parametrize("select", ["laco", "sliding"])
 def test_merging_takes_as_long_as_the_rows_it_tries(select):
     """It was left out; the number of rows is played on a model whose layers cost alike."""
-    found = estimate(world(select=select, repair="none", search={"metric": "hidden_cosine", "tokens": 4096}), RATES).stages
+    found = estimate(
+        Pace(world(select=select, repair="none", search={"metric": "hidden_cosine", "tokens": 4096}), RATES)
+    ).stages
     assert list(found) == ["search", "evaluation"]
     n_rows = found["search"] / (4096 * RATES.layers / 2)
     assert 8 <= n_rows <= 30 * 13, "13 thresholds ask for a row per layer at most"
@@ -63,7 +67,7 @@ def test_merging_takes_as_long_as_the_rows_it_tries(select):
 
 def test_zeros_take_as_long_as_what_is_read_and_solved_for_them():
     def zeros(method, **changes):
-        found = estimate(world(guard=1, prune={"method": method, **changes}), RATES).stages
+        found = estimate(Pace(world(guard=1, prune={"method": method, **changes}), RATES)).stages
         assert list(found) == ["scan", "repair", "prune", "evaluation"]
         return found["prune"]
 
@@ -74,15 +78,25 @@ def test_zeros_take_as_long_as_what_is_read_and_solved_for_them():
 
 def test_two_processes_share_the_text():
     one, two = world(), World(world().recipe, workers=SimpleNamespace(size=2))
-    assert estimate(two, RATES).stages["scan"] == estimate(one, RATES).stages["scan"] / 2
+    assert estimate(Pace(two, RATES)).stages["scan"] == estimate(Pace(one, RATES)).stages["scan"] / 2
 
 
 def test_stages_are_those_that_run():
-    assert list(estimate(world(repair="none", guard=1), RATES).stages) == ["scan", "evaluation"]
+    assert list(estimate(Pace(world(repair="none", guard=1), RATES)).stages) == ["scan", "evaluation"]
     searched = world(select="greedy", repair="none", guard=1)
-    assert list(estimate(searched, RATES).stages) == ["search", "evaluation"]
-    assert list(estimate(world(), RATES).stages) == ["scan", "search", "tournament", "repair", "evaluation"]
-    assert "search" not in estimate(world(guard=2), RATES).stages  # There is no place for one more candidate.
+    assert list(estimate(Pace(searched, RATES)).stages) == ["search", "evaluation"]
+    assert list(estimate(Pace(world(), RATES)).stages) == ["scan", "search", "tournament", "repair", "evaluation"]
+    assert "search" not in estimate(Pace(world(guard=2), RATES)).stages  # There is no place for one more candidate.
+
+
+def test_a_stage_says_how_long_it_lasts(monkeypatch):
+    """The estimate reads the table of stages, and asks only those that the recipe has."""
+    table, toy = TOYS["stage"]
+    monkeypatch.setitem(table, "toy", toy)
+    assert estimate(Pace(world(), RATES)).stages["playing"] == 1000 * RATES.layers
+    monkeypatch.setitem(table, "toy", replace(toy, is_asked=lambda recipe: recipe.guard == 1))
+    assert "playing" not in estimate(Pace(world(), RATES)).stages
+    assert list(estimate(Pace(world(guard=1), RATES), [table["toy"]]).stages) == ["playing"]
 
 
 def test_it_is_said_in_minutes():
@@ -154,7 +168,7 @@ def test_what_is_asked_for_is_kept_and_the_rest_is_chosen(name, given):
     chosen, said = in_time(asked, RATES, given)
     assert chosen.recipe.repair == name or name == "auto"
     assert chosen.recipe.guard <= 3 and f"{chosen.recipe.guard} candidates" in said
-    spent = estimate(asked, RATES, recipe=chosen.recipe).seconds
+    spent = estimate(Pace(chosen, RATES)).seconds
     assert spent <= SAFETY * given or "the least there is" in said
     tokens = in_time(world(repair=name, fit={"tokens": 5000}), RATES, given)[0].recipe.fit.tokens
     assert tokens == 5000

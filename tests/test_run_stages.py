@@ -1,6 +1,7 @@
 """Stages: one runner, a table, files that are written once, and values with a digest made when they were written."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from world import write_model, write_text
@@ -23,6 +24,9 @@ def recipe(tmp_path_factory):
     )
 
 
+NO_INPUTS = SimpleNamespace(recipe=None)
+
+
 def counting(name, log, *, key="k", writes="toy.txt"):
     """A stage that writes one file and notes what was asked of it."""
 
@@ -41,8 +45,8 @@ def counting(name, log, *, key="k", writes="toy.txt"):
 def test_a_stage_that_stands_is_read_back_and_gives_the_same_state(tmp_path):
     log = []
     stages = [counting("one", log, writes="one.txt"), counting("two", log, writes="two.txt")]
-    first = run_all(stages, State(inputs=None), open_folder(tmp_path))
-    again = run_all(stages, State(inputs=None), open_folder(tmp_path))
+    first = run_all(stages, State(NO_INPUTS), open_folder(tmp_path))
+    again = run_all(stages, State(NO_INPUTS), open_folder(tmp_path))
     assert first.command == again.command == "+one+two"
     assert log == ["run one", "run two", "load one", "load two"]
 
@@ -50,22 +54,22 @@ def test_a_stage_that_stands_is_read_back_and_gives_the_same_state(tmp_path):
 def test_progress_counts_the_stages_that_the_recipe_asks_for(tmp_path):
     """A stage that is read back has its number, too, so that a run that goes on says where it is."""
     said = []
-    skipped = replace(counting("two", [], key=None), is_asked=lambda state: False)
+    skipped = replace(counting("two", [], key=None), is_asked=lambda recipe: False)
     stages = [counting("one", [], writes="one.txt"), skipped, counting("three", [], writes="three.txt")]
     with watched(lambda what, *_: said.append(what)):
-        run_all(stages[:1], State(inputs=None), open_folder(tmp_path))
-        run_all(stages, State(inputs=None), open_folder(tmp_path))
+        run_all(stages[:1], State(NO_INPUTS), open_folder(tmp_path))
+        run_all(stages, State(NO_INPUTS), open_folder(tmp_path))
     assert said == ["one", "stage 2 of 2, three"]
 
 
 def test_another_key_needs_a_word(tmp_path):
     log = []
-    run_stage(counting("one", log), State(inputs=None), open_folder(tmp_path))
+    run_stage(counting("one", log), State(NO_INPUTS), open_folder(tmp_path))
     with pytest.raises(ValueError, match="--overwrite"):
-        run_stage(counting("one", log, key="other"), State(inputs=None), open_folder(tmp_path))
+        run_stage(counting("one", log, key="other"), State(NO_INPUTS), open_folder(tmp_path))
     with pytest.raises(ValueError, match="--overwrite"):
-        run_stage(counting("one", log, key=None), State(inputs=None), open_folder(tmp_path))
-    run_stage(counting("one", log, key=None), State(inputs=None), open_folder(tmp_path, overwrite=True))
+        run_stage(counting("one", log, key=None), State(NO_INPUTS), open_folder(tmp_path))
+    run_stage(counting("one", log, key=None), State(NO_INPUTS), open_folder(tmp_path, overwrite=True))
     assert not (tmp_path / "toy.txt").exists() and log == ["run one"]
 
 

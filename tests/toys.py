@@ -129,7 +129,15 @@ TOYS = {
     ),
     "stage": (
         STAGES,
-        Stage("toy", "a toy stage", lambda state: "k", play, lambda state, folder: state, lambda s: s.need("toy", toys=123)),
+        Stage(
+            "toy",
+            "a toy stage",
+            lambda state: "k",
+            play,
+            lambda state, folder: state,
+            lambda sizes: sizes.need("toy", toys=123),
+            lambda pace: {"playing": pace.layers(1000)},
+        ),
     ),
 }
 NAMES = {kind: "shift" if kind == "replacement" else "toy" for kind in TOYS}

@@ -13,10 +13,11 @@ from shoal.cli.recipe_options import refuse_unopened, with_options
 from shoal.cli.show import (
     is_run_folder,
     say_beside,
+    say_candidates,
     say_files,
     say_removed,
     say_spread,
-    say_time_of_choice,
+    say_time,
     steps_said,
 )
 from shoal.cli.verb import command_line, given, verb
@@ -92,6 +93,7 @@ def choose(
     """The plan: by a scan and what the recipe runs, or, where nothing needs the model, from its config and names alone."""
     from shoal.run.asking import needs_model
     from shoal.run.begin import open_to_choose, open_unopened
+    from shoal.run.pace import Pace, measure_rates
     from shoal.run.refusals import check_budget
     from shoal.run.stage import State, run_all
     from shoal.run.stages.choose import CHOOSE
@@ -111,6 +113,8 @@ def choose(
     say_beside(screen, inputs.opened.beside)
     with folder.unless_refused():
         check_budget(inputs)
-    say_time_of_choice(screen, inputs, folder)
+    if not inputs.is_streamed:  # The time of such a run is that of the disk.
+        say_time(screen, Pace(inputs, measure_rates(inputs)), folder, (SCAN, CHOOSE))
+    say_candidates(screen, inputs.recipe)
     with screen.progress():
         return run_all((SCAN, CHOOSE), State(inputs), folder).planned

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from shoal.evaluate.stability import Stability
     from shoal.recipes.recipe import Recipe
     from shoal.run.compress import Outcome
-    from shoal.run.estimate import Estimate
     from shoal.run.folder import RunFolder
     from shoal.run.job import Inputs
+    from shoal.run.pace import Pace
+    from shoal.run.stage import Stage
 
 HEAT_MAP = ("heat map", "heatmap.png")
 
@@ -85,24 +86,14 @@ def is_run_folder(target: str) -> bool:
         return False
 
 
-STAGE_FILES = {
-    "search": "plan",
-    "scores": "plan",
-    "tournament": "plan",
-    "repair": "fit",
-    "training": "train",
-    "healing": "heal",
-}
-"""Stages that an estimate calls by another name than ``run.json`` does."""
-
-
 def settle_time(screen: Screen, inputs: Inputs, folder: RunFolder, *, seconds: float | None) -> Inputs:
     """Say how long the run will take, and choose what fits where a time was given.
 
     Raises:
         ValueError: a time, and layers that are read from disk, or a recipe that leaves nothing to choose.
     """
-    from shoal.run.estimate import estimate, measure_rates
+    from shoal.run.pace import Pace, measure_rates
+    from shoal.run.stages.table import STAGES
     from shoal.run.time_budget import in_time
 
     if inputs.is_streamed:  # The time of such a run is that of the disk.
@@ -114,35 +105,19 @@ def settle_time(screen: Screen, inputs: Inputs, folder: RunFolder, *, seconds: f
         begun = folder / "recipe.yaml"
         inputs, chosen = in_time(inputs, rates, seconds, begun=begun if begun.exists() and not folder.overwrite else None)
         screen.say(f"Time: {chosen}")
-    say_time(screen, estimate(inputs, rates), folder)
+    say_time(screen, Pace(inputs, rates), folder, STAGES.values())
     say_candidates(screen, inputs.recipe)
     return inputs
 
 
-def say_time(screen: Screen, expected: Estimate, folder: RunFolder) -> None:
-    """The minutes of every stage that is not finished yet; from here on progress says how far the whole is."""
-    from shoal.run.estimate import Estimate
+def say_time(screen: Screen, pace: Pace, folder: RunFolder, stages: Iterable[Stage]) -> None:
+    """The minutes of those of some stages that are not finished yet; from here on progress says how far the whole is."""
+    from shoal.run.estimate import estimate
 
-    left = Estimate(
-        stages={name: one for name, one in expected.stages.items() if STAGE_FILES.get(name, name) not in folder.record.stages}
-    )
+    left = estimate(pace, [one for one in stages if one.name not in folder.record.stages])
     if left.stages:
         screen.say(f"Takes {left}")
         screen.expect(left.seconds)
-
-
-CHOICE = ("scan", "search", "scores", "tournament")
-"""Stages of an estimate that end with a plan."""
-
-
-def say_time_of_choice(screen: Screen, inputs: Inputs, folder: RunFolder) -> None:
-    """How long a plan will take, where that can be known."""
-    from shoal.run.estimate import Estimate, estimate, measure_rates
-
-    if not inputs.is_streamed:
-        expected = estimate(inputs, measure_rates(inputs))
-        say_time(screen, Estimate(stages={name: expected.stages[name] for name in CHOICE if name in expected.stages}), folder)
-    say_candidates(screen, inputs.recipe)
 
 
 def say_candidates(screen: Screen, recipe: Recipe) -> None:

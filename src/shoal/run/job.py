@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.engine.opening import Opening
 from shoal.engine.workers import ALONE, Workers, join
-from shoal.recipes.recipe import Recipe
+from shoal.recipes.recipe import Recipe, TextChoice
 from shoal.train.config import DEFAULT_TOKENS
 from shoal.words.records import Provenance, stable_hash
 
@@ -36,15 +36,14 @@ PARTS = {"calibration": 2, "selection": 1, "evaluation": 1}  # A slice may have 
 FEWEST_DEFAULT = 8
 
 
-def default_samples(slice: str, length: int, *, tokens: int) -> int:
-    """Samples of a slice where none are asked for.
+def samples_of(text: TextChoice, slice: str, length: int) -> int:
+    """Samples of the slice ``calibration``, ``selection`` or ``evaluation``: as asked, else as many as hold the text's tokens.
 
-    Counted in tokens, because tokens cost time: 128 samples of 1,024 would be four times the text of 128 samples of 256.
-
-    Args:
-        tokens: of ``selection`` and of ``evaluation``; ``calibration`` has twice as many.
+    They are counted in tokens, because tokens cost time: 128 samples of 1,024 would be four times the text of 128 samples of
+    256. The calibration has twice the tokens of the other two.
     """
-    return max(FEWEST_DEFAULT, min(MOST_DEFAULT[slice], PARTS[slice] * tokens // length))
+    asked = {"calibration": text.samples, "selection": text.selection, "evaluation": text.evaluation}[slice]
+    return asked or max(FEWEST_DEFAULT, min(MOST_DEFAULT[slice], PARTS[slice] * text.tokens // length))
 
 
 def bundled_model() -> Path:
@@ -164,7 +163,7 @@ class Inputs:
 
     def _samples(self, slice: str, asked: int | None, *, most: int | None = None) -> Samples:
         """The number asked for, or else the default where the text holds it and at least 8."""
-        n = asked or most or default_samples(slice, self.length, tokens=self.recipe.text.tokens)
+        n = asked or most or samples_of(self.recipe.text, slice, self.length)
         fewest = None if asked else FEWEST_DEFAULT
         length, packing = self.length, self.recipe.text.packing
 

@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from shoal.measure.oracle import Oracle
     from shoal.measure.scan import Scan
     from shoal.prune.thin_result import ThinResult
+    from shoal.recipes.recipe import Recipe
     from shoal.run.healing.heal_checkpoint import HealedInRun
     from shoal.run.job import Inputs
     from shoal.run.memory_plan.sizes import Sizes, StageNeed
+    from shoal.run.pace import Pace
     from shoal.select.budget import Budget
     from shoal.train.train_result import TrainResult
 
@@ -81,6 +83,10 @@ class State:
     evaluation: Evaluation | None = None
 
     @property
+    def recipe(self) -> Recipe:
+        return self.inputs.recipe
+
+    @property
     def planned(self) -> Plan:
         """The plan, which the stages after the choice need."""
         assert self.plan is not None, "a stage ran before the choice"
@@ -108,12 +114,13 @@ class Stage:
     Attributes:
         name: in ``run.json``.
         about: one line for people.
-        key: everything the result depends on; None where there is nothing to do.
+        key: everything the result depends on; None where the plan leaves nothing to do.
         run: does it and writes its files.
         load: reads back what :attr:`run` left.
-        takes: most memory and disk of it, from sizes alone; None where there is nothing to do.
+        takes: most memory and disk of it, from sizes alone.
+        lasts: about how many seconds, by what people call the things it does; empty where that is little.
         record: the name in ``run.json`` where it depends on what the run does; ``name`` unless given.
-        is_asked: whether the recipe of a run has this stage at all; known before anything ran.
+        is_asked: whether a recipe has this stage at all. Nothing else is called where it has not.
     """
 
     name: str
@@ -121,9 +128,10 @@ class Stage:
     key: Callable[[State], str | None]
     run: Callable[[State, RunFolder], Made]
     load: Callable[[State, RunFolder], State]
-    takes: Callable[[Sizes], StageNeed | None]
+    takes: Callable[[Sizes], StageNeed]
+    lasts: Callable[[Pace], Mapping[str, float]] = lambda pace: {}
     record: Callable[[State], str] | None = None
-    is_asked: Callable[[State], bool] = lambda state: True
+    is_asked: Callable[[Recipe], bool] = lambda recipe: True
 
 
 def run_stage(stage: Stage, state: State, folder: RunFolder) -> State:
@@ -133,7 +141,8 @@ def run_stage(stage: Stage, state: State, folder: RunFolder) -> State:
         ValueError: the stage stands with other inputs and ``overwrite`` was not given; and what the stage itself refuses.
     """
     with folder.unless_refused():
-        key, name = stage.key(state), stage.name if stage.record is None else stage.record(state)
+        key = stage.key(state) if stage.is_asked(state.recipe) else None
+        name = stage.name if stage.record is None else stage.record(state)
         if key is None:
             if name in folder.record.stages:
                 folder.is_done(name, "none")  # The stage that stands is refused without --overwrite, else forgotten.
@@ -150,9 +159,9 @@ def run_stage(stage: Stage, state: State, folder: RunFolder) -> State:
 def run_all(stages: Iterable[Stage], state: State, folder: RunFolder) -> State:
     """The state after some stages, in order. Progress says which of those that the recipe asks for is at work."""
     every = list(stages)
-    n, k = sum(stage.is_asked(state) for stage in every), 0
+    n, k = sum(stage.is_asked(state.recipe) for stage in every), 0
     for stage in every:
-        k += stage.is_asked(state)
+        k += stage.is_asked(state.recipe)
         with stage_of(k, n):
             state = run_stage(stage, state, folder)
     return state

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from shoal.fit.table import REPAIRS, repair_named
 from shoal.recipes.recipe import Recipe
-from shoal.run.estimate import StageRates, estimate, minutes
+from shoal.run.estimate import estimate, minutes
+from shoal.run.pace import Pace, StageRates
 from shoal.words.reading import shortened
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def in_time(inputs: Inputs, rates: StageRates, seconds: float, *, begun: Path | 
             if text == tried.to_yaml():
                 return replace(inputs, recipe=tried), f"as this run began: {_said(effort)}"
         raise ValueError(f"{begun} is of a run with other options; add --overwrite to replace it, or give another --out")
-    expected = {effort: estimate(inputs, rates, recipe=tried).seconds for effort, tried in recipes.items()}
+    expected = {effort: estimate(Pace(replace(inputs, recipe=tried), rates)).seconds for effort, tried in recipes.items()}
     fitting = [effort for effort in recipes if expected[effort] <= SAFETY * seconds]
     if fitting:
         most = max(fitting, key=lambda effort: expected[effort])

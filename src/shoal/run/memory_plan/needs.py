@@ -149,8 +149,8 @@ def sizes_of(
 
 
 def stage_needs(sizes: Sizes) -> tuple[StageNeed, ...]:
-    """What each stage says of itself, in order; stages with nothing to do say nothing."""
-    return tuple(need for stage in STAGES.values() if (need := stage.takes(sizes)) is not None)
+    """What each stage that the recipe has says of itself, in order."""
+    return tuple(stage.takes(sizes) for stage in STAGES.values() if stage.is_asked(sizes.recipe))
 
 
 LESS = {

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from shoal.recipes.recipe import Recipe
-from shoal.run.job import LONGEST_DEFAULT, TOKENS_PER_BATCH, default_samples
+from shoal.run.job import LONGEST_DEFAULT, TOKENS_PER_BATCH, samples_of
 from shoal.run.memory_plan.machine import N_DIVERGENCE, Machine
 from shoal.words.model_shape import ModelShape
 from shoal.words.records import Record
@@ -88,10 +88,8 @@ class Sizes:
         return self.student if self.held is None else 0
 
     def tokens(self, slice: str) -> int:
-        """Tokens of the slice ``calibration``, ``selection`` or ``evaluation``: as asked, or as many as the default has."""
-        text = self.recipe.text
-        asked = {"calibration": text.samples, "selection": text.selection, "evaluation": text.evaluation}[slice]
-        return (asked or default_samples(slice, self.length, tokens=text.tokens)) * self.length
+        """Tokens of the slice ``calibration``, ``selection`` or ``evaluation``."""
+        return samples_of(self.recipe.text, slice, self.length) * self.length
 
     def states(self, n_streams: int, n_tokens: int) -> int:
         """States of one batch, or of all tokens where layers are on disk and the states wait between them."""

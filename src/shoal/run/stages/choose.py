@@ -8,23 +8,35 @@ from typing import TYPE_CHECKING
 from shoal.recipes.task_choice import asks_tasks
 from shoal.run.asking import budget_of, oracle, plain_request_of, request_of, why_not
 from shoal.run.by_hand import as_edited, named_key, named_plan
-from shoal.run.candidate_repair import LINEAR_ERROR_BYTES, SHARES_FOR_RANKING, linear_errors_of, repairs_candidates, rungs
+from shoal.run.candidate_repair import (
+    LINEAR_ERROR_BYTES,
+    SHARES_FOR_RANKING,
+    linear_errors_of,
+    ranking_sizes,
+    repairs_candidates,
+    rungs,
+)
 from shoal.run.folder import RunFolder
 from shoal.run.keys import choice_key, scan_key
 from shoal.run.memory_plan.sizes import Sizes, StageNeed, largest
 from shoal.run.merging import MERGING, merges_of, merges_said
+from shoal.run.pace import TRAINING, Pace
 from shoal.run.resource_amounts import amounts_of, computed_amounts
 from shoal.run.searching import VALUES_FOLDER, runs_the_model, search_in_use, search_said, searched_sets, write_search
 from shoal.run.stage import Made, Stage, State
 from shoal.run.unit_scoring import measured_scores, wanted_score
 from shoal.select.proposals import searches_beside
+from shoal.words.types import UNIT_KINDS
 
 # The file holds candidates that were measured so far, so that a stopped run does not repair them again.
 STANDINGS = "tournament"
 
 if TYPE_CHECKING:
     from shoal.edits.plan import Plan
+    from shoal.recipes.recipe import Recipe
     from shoal.run.job import Inputs
+
+CHARACTERS_PER_TOKEN = 4
 
 
 def key(state: State) -> str | None:
@@ -184,9 +196,87 @@ def _searching(sizes: Sizes) -> list[StageNeed]:
     return [*found, sizes.need("plan", states=states, cache=cache, work=work)]
 
 
+def lasts(pace: Pace) -> dict[str, float]:
+    """Sets that are run, or units that are measured, to choose by; and the tournament of what they propose."""
+    found: dict[str, float] = {}
+    if not pace.recipe.is_by_hand:
+        found = _measuring(pace)
+        if beside := _searching_beside(pace):
+            found["search"] = found.get("search", 0.0) + beside
+    if pace.recipe.guard > 1:
+        found["tournament"] = _racing(pace)
+    return found
+
+
+def _measuring(pace: Pace) -> dict[str, float]:
+    recipe, n_scan = pace.recipe, pace.tokens("calibration")
+    n_searched = min(n_scan, recipe.search.tokens * pace.share)
+    scored, n_read = wanted_score(recipe), _tokens_of_items(recipe) if asks_tasks(recipe) else n_searched
+    if (n_sets := _sets_of_search(recipe.select, pace)) is not None:
+        return {"search": _running_sets(pace, min(n_sets, recipe.search.evaluations or n_sets), recipe.search.metric, n_read)}
+    if scored is not None and scored.of_values is not None:
+        n_sets = scored.n_sets(pace.shape.n_layers * len(UNIT_KINDS[recipe.units]))
+        return {"search": _running_sets(pace, n_sets, scored.metric, n_read)}
+    if scored is None or scored.reads == "weights":
+        return {}
+    return {"scores": pace.layers(TRAINING * n_scan if scored.reads == "gradients" else n_searched)}
+
+
+def _sets_of_search(selector: str, pace: Pace) -> int | None:
+    """Sets of a search that lets a quarter of the units go; None where the selector runs none."""
+    from shoal.select.table import selector_named
+
+    searches, n_units = selector_named(selector).n_evaluations, pace.shape.n_layers * len(UNIT_KINDS[pace.recipe.units])
+    return None if searches is None else searches(n_units, max(1, n_units // 4))
+
+
+def _searching_beside(pace: Pace) -> float:
+    """The search that competes with the selector; 0 where none does."""
+    request = request_of(pace.recipe, pace.inputs.view)
+    if not searches_beside(request):
+        return 0.0
+    selector, metric, most = search_in_use(pace.recipe, request)
+    n_tokens = min(pace.tokens("calibration"), most * pace.share)
+    return _running_sets(pace, _sets_of_search(selector, pace) or 0, metric, n_tokens)
+
+
+def _running_sets(pace: Pace, n_sets: int, metric: str, n_tokens: float) -> float:
+    """A set runs the layers behind its first unit: half of them in the mean."""
+    from shoal.measure.metrics import metric_named
+    from shoal.measure.task_metric import TASK
+
+    needs_head = metric == TASK or metric_named(metric).needs != "hidden"
+    return n_sets * n_tokens * (pace.rates.layers / 2 + pace.rates.compared * needs_head)
+
+
+def _tokens_of_items(recipe: Recipe) -> float:
+    """About how many tokens the answers to a recipe's tasks read: every option with its context."""
+    from shoal.run.choosing_tasks import tasks_of
+
+    items = [item for task in tasks_of(recipe) for item in task.items]
+    return sum(len(item.ctx) + len(choice) for item in items for choice in item.choices) / CHARACTERS_PER_TOKEN
+
+
+def _racing(pace: Pace) -> float:
+    """Candidates as plain cuts; or ranked by linear error, and in every round the better half repaired on more text."""
+    from shoal.run.stages.fit import solving
+
+    recipe, shape, length = pace.recipe, pace.shape, pace.inputs.length
+    n_selection, n_left = pace.tokens("selection"), recipe.guard
+    if not repairs_candidates(recipe):
+        return n_left * pace.judging(n_selection)
+    lookups = pace.rates.layers + shape.n_layers * 4 * shape.hidden**2 / pace.rates.products
+    seconds = pace.tokens("calibration") * lookups
+    texts = [n * length * pace.share for n in ranking_sizes(pace.n_fit // length)]
+    for text in texts if n_left > 2 else texts[-1:]:
+        seconds += n_left * (solving(pace, text, searches=False) + 2 * pace.judging(n_selection))
+        n_left = max(2, -(-n_left // 2))
+    return seconds
+
+
 def _written(plan: Plan, folder: RunFolder) -> Plan:
     plan.save(folder / "plan.json")
     return plan
 
 
-CHOOSE = Stage("plan", "which layers go: budget, selector, and a tournament of candidates", key, run, load, takes)
+CHOOSE = Stage("plan", "which layers go: budget, selector, and a tournament of candidates", key, run, load, takes, lasts)

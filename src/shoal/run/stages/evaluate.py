@@ -10,6 +10,7 @@ from shoal.run.folder import RunFolder
 from shoal.run.keys import evaluation_key
 from shoal.run.measuring import against_teacher
 from shoal.run.memory_plan.sizes import Sizes, StageNeed
+from shoal.run.pace import Pace
 from shoal.run.stage import Made, Stage, State
 from shoal.words.records import write_atomically
 from shoal.words.structure import stored, units_of
@@ -76,6 +77,17 @@ def takes(sizes: Sizes) -> StageNeed:
     return sizes.need("evaluation", second_model=sizes.second_model, states=sizes.states(3, n), work=work)
 
 
+# The depths are those of teacher, student, and two smaller depths of the teacher.
+SPEED_ROUNDS, NEW_TOKENS, DEPTHS = 10, 32, 2.7
+PROMPT_TOKENS = 512
+
+
+def lasts(pace: Pace) -> dict[str, float]:
+    """Teacher, plain cut and student on the text, and how fast they run: one token alone costs as much as 16 of many."""
+    spoken = SPEED_ROUNDS * DEPTHS * (min(PROMPT_TOKENS, pace.inputs.length) + 16 * NEW_TOKENS)
+    return {"evaluation": pace.tokens("evaluation") * (7 * pace.rates.layers + 2.5 * pace.rates.compared) + pace.layers(spoken)}
+
+
 def without_zeros(evaluation: Evaluation, student: DecoderView | Student, plan: Plan) -> Evaluation:
     """With the cost of a saved student as it is where sublayers that are zero are not run: they stand in its layers."""
     from shoal.engine.student import Student
@@ -90,4 +102,4 @@ def without_zeros(evaluation: Evaluation, student: DecoderView | Student, plan: 
     return evaluation.model_copy(update={"student": figures})
 
 
-EVALUATE = Stage("evaluation", "what was lost and won, on text that nothing was chosen on", key, run, load, takes)
+EVALUATE = Stage("evaluation", "what was lost and won, on text that nothing was chosen on", key, run, load, takes, lasts)

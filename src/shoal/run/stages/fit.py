@@ -10,6 +10,7 @@ from shoal.run.asking import oracle
 from shoal.run.folder import RunFolder
 from shoal.run.keys import repair_key
 from shoal.run.memory_plan.sizes import Sizes, StageNeed
+from shoal.run.pace import Pace, solve_flops
 from shoal.run.stage import Made, Stage, State, Values, read_values, write_values
 from shoal.words.progress import tell
 
@@ -21,9 +22,13 @@ VALUES, FITTED = "fit.safetensors", "fitted.json"
 # The folder holds the layers that a sweep has fitted so far, so that a stopped run does not solve them again.
 LAYERS = "fit-layers"
 
+RIDGES_SOLVED, FOLDS = 3.5, 4
+SPECTRUM = 2  # The condition and the effective rank of a fit take so many solves.
+PASSES = 5  # A layer that is refitted runs before, after each of three solves, and once in the teacher.
 
-def key(state: State) -> str | None:
-    return None if state.inputs.recipe.repair == "none" else repair_key(state.inputs, state.planned)
+
+def key(state: State) -> str:
+    return repair_key(state.inputs, state.planned)
 
 
 def load(state: State, folder: RunFolder) -> State:
@@ -38,7 +43,7 @@ def load(state: State, folder: RunFolder) -> State:
 def run(state: State, folder: RunFolder) -> Made:
     from shoal.fit.kept_layers import KeptLayers
 
-    kept = KeptLayers(folder / LAYERS / (key(state) or ""), workers=folder.workers)
+    kept = KeptLayers(folder / LAYERS / key(state), workers=folder.workers)
     fitted = repaired(state, kept)
 
     def write() -> str:
@@ -79,8 +84,8 @@ def repaired(state: State, kept: KeptLayers) -> FittedPlan:
     return fitted if of_modules or not plan.replacements else put_back(inputs.view, plan, fitted)
 
 
-def takes(sizes: Sizes) -> StageNeed | None:
-    return None if sizes.recipe.repair == "none" else fitting(sizes, "fit", share=1)
+def takes(sizes: Sizes) -> StageNeed:
+    return fitting(sizes, "fit", share=1)
 
 
 def fitting(sizes: Sizes, stage: str, *, share: int, n_states: int = 5) -> StageNeed:
@@ -105,6 +110,31 @@ def fitting(sizes: Sizes, stage: str, *, share: int, n_states: int = 5) -> Stage
     )
 
 
+def lasts(pace: Pace) -> dict[str, float]:
+    """The repair, and its student compared with the plain cut."""
+    repair = solving(pace, pace.n_fit * pace.share, searches=pace.recipe.fit.ridge is None)
+    return {"repair": repair + 2 * pace.judging(pace.tokens("selection"))}
+
+
+def solving(pace: Pace, n_tokens: float, *, searches: bool) -> float:
+    """Seconds of one closed-form repair of a quarter of the layers, cut from the middle.
+
+    Args:
+        searches: the ridge is looked for by cross-validation.
+    """
+    from shoal.fit.table import repair_named
+
+    shape, rates = pace.shape, pace.rates
+    n_before = 3 * shape.n_layers // 8
+    size = repair_named(pace.recipe.repair).size(shape, n_before)
+    n_refitted = size.layers if size.solved else 0
+    forwards = (n_before + shape.n_layers // 4 + PASSES * n_refitted) / shape.n_layers
+    sums = n_refitted * sum(2 * n * (n + shape.hidden) for n in size.solved)
+    solved = (RIDGES_SOLVED if searches else 1) * FOLDS + SPECTRUM + 1
+    solves = n_refitted * solved * sum(solve_flops(n, 2 * shape.hidden) for n in size.solved)
+    return n_tokens * (forwards * rates.layers + sums / rates.products) + solves / rates.solves
+
+
 FIT = Stage(
     "fit",
     "a repair in closed form: forward passes and linear solves",
@@ -112,5 +142,6 @@ FIT = Stage(
     run,
     load,
     takes,
-    is_asked=lambda state: state.inputs.recipe.repair != "none",
+    lasts,
+    is_asked=lambda recipe: recipe.repair != "none",
 )

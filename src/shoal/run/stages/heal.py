@@ -2,20 +2,26 @@
 
 from dataclasses import replace
 
+from shoal.recipes.recipe import Recipe
 from shoal.run.folder import RunFolder
 from shoal.run.keys import save_key
 from shoal.run.memory_plan.sizes import TRAINED_BYTES, Sizes, StageNeed
+from shoal.run.pace import Pace
 from shoal.run.stage import Made, Stage, State
+from shoal.train.config import DEFAULT_TOKENS
+from shoal.train.heal.config import HealConfig
 from shoal.words.progress import silent, watched
 from shoal.words.records import stable_hash
 
 
-def key(state: State) -> str | None:
-    config = state.inputs.recipe.heal
-    if config is None:
-        return None
+def _config(recipe: Recipe) -> HealConfig:
+    assert recipe.heal is not None, "a recipe without healing has not this stage"
+    return recipe.heal
+
+
+def key(state: State) -> str:
     student = save_key(state.inputs, state.planned, state.values.digest)
-    return stable_hash("healed", student, config.model_dump(mode="json"))
+    return stable_hash("healed", student, _config(state.recipe).model_dump(mode="json"))
 
 
 def run(state: State, folder: RunFolder) -> Made:
@@ -36,13 +42,11 @@ def _healed(state: State, folder: RunFolder) -> State:
     return replace(state, healed=found, model=folder / "model")
 
 
-def takes(sizes: Sizes) -> StageNeed | None:
+def takes(sizes: Sizes) -> StageNeed:
     """Teacher and student in memory, and what the entry of the method trains; then the student again, to be merged into."""
     from shoal.train.heal.table import trainable_named
 
-    config = sizes.recipe.heal
-    if config is None:
-        return None
+    config = _config(sizes.recipe)
     n_trained = trainable_named(config.method).most_trained(sizes.shape, sizes.n_kept, config)
     return sizes.need(
         "heal",
@@ -53,6 +57,15 @@ def takes(sizes: Sizes) -> StageNeed | None:
     )
 
 
+def lasts(pace: Pace) -> dict[str, float]:
+    """The training, and the short runs that look for its learning rate."""
+    from shoal.train.heal.rates import usual_tokens
+
+    config = _config(pace.recipe)
+    n_tokens = config.tokens or DEFAULT_TOKENS
+    return {"healing": pace.training(n_tokens + (usual_tokens(n_tokens) if config.lr == "auto" else 0))}
+
+
 HEAL = Stage(
     "healed",
     "training after the cut: a checkpoint in, a checkpoint out",
@@ -60,5 +73,6 @@ HEAL = Stage(
     run,
     load,
     takes,
-    is_asked=lambda state: state.inputs.recipe.heal is not None,
+    lasts,
+    is_asked=lambda recipe: recipe.heal is not None,
 )

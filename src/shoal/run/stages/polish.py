@@ -3,11 +3,14 @@
 import shutil
 from dataclasses import replace
 
+from shoal.recipes.recipe import Recipe
 from shoal.run.asking import oracle
 from shoal.run.folder import RunFolder
 from shoal.run.keys import train_key
 from shoal.run.memory_plan.sizes import TRAINED_BYTES, Sizes, StageNeed
+from shoal.run.pace import Pace
 from shoal.run.stage import Made, Stage, State, Values, read_values, write_values
+from shoal.train.config import DEFAULT_TOKENS, TrainConfig
 from shoal.words.progress import tell
 from shoal.words.records import write_atomically
 
@@ -15,10 +18,9 @@ TRAINED = "train.safetensors"
 
 
 def key(state: State) -> str | None:
-    """None with ``polish: none``, and where a repair that was undone leaves nothing to polish."""
-    if state.inputs.recipe.training() is None or not any(edit.is_trainable for edit in state.planned.edits):
-        return None
-    return train_key(state.inputs, state.planned, state.values.digest)
+    """None where a repair that was undone leaves nothing to polish."""
+    is_there = any(edit.is_trainable for edit in state.planned.edits)
+    return train_key(state.inputs, state.planned, state.values.digest) if is_there else None
 
 
 def load(state: State, folder: RunFolder) -> State:
@@ -32,11 +34,8 @@ def run(state: State, folder: RunFolder) -> Made:
     from shoal.train.train_plan import train_plan
     from shoal.train.train_result import TrainResults
 
-    inputs = state.inputs
-    config = inputs.recipe.training()
-    assert config is not None, "a run without training has no key"
-    claimed = key(state)
-    assert claimed is not None
+    inputs, config, claimed = state.inputs, _config(state.recipe), key(state)
+    assert claimed is not None, "a stage without a key does not run"
     folder.workers.on_first(lambda: claim(folder, "train", claimed))
     judge = oracle(inputs, inputs.selection, what=None)
     trained = train_plan(
@@ -62,17 +61,20 @@ def run(state: State, folder: RunFolder) -> Made:
     return Made(state, (TRAINED, "train.json", "train"))
 
 
-def takes(sizes: Sizes) -> StageNeed | None:
+def _config(recipe: Recipe) -> TrainConfig:
+    found = recipe.training()
+    assert found is not None, "a recipe without training has not this stage"
+    return found
+
+
+def takes(sizes: Sizes) -> StageNeed:
     """Where one part is trained after the other, one layer's worth at a time; else all that repair and replacements set."""
     from shoal.edits.replace.table import parse_replacement
     from shoal.fit.table import repair_named
     from shoal.select.table import selector_named
-    from shoal.train.config import DEFAULT_TOKENS
 
     recipe, shape = sizes.recipe, sizes.shape
-    config = recipe.training()
-    if config is None:
-        return None
+    config = _config(recipe)
     kind, refits = parse_replacement(recipe.replace), repair_named(recipe.repair).size(shape, sizes.n_kept)
     n_spans = 0 if kind is None else selector_named(recipe.select).most_spans(sizes.n_cut, recipe.max_spans)
     n_modules, per_span = (0, 0) if kind is None else (max(1, kind.n_layers), kind.most_parameters(shape))
@@ -105,6 +107,10 @@ def _refusal(n_run: int) -> str:
     )
 
 
+def lasts(pace: Pace) -> dict[str, float]:
+    return {"training": pace.training(_config(pace.recipe).all_tokens() or DEFAULT_TOKENS)}
+
+
 def claim(folder: RunFolder, name: str, key: str) -> None:
     """Make ``name/`` the work folder of a stage with these inputs: an unfinished one of the same inputs is continued.
 
@@ -129,5 +135,6 @@ POLISH = Stage(
     run,
     load,
     takes,
-    is_asked=lambda state: state.inputs.recipe.training() is not None,
+    lasts,
+    is_asked=lambda recipe: recipe.training() is not None,
 )

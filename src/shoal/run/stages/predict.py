@@ -17,6 +17,7 @@ from shoal.words.records import stable_hash
 
 if TYPE_CHECKING:
     from shoal.edits.plan import Plan
+    from shoal.recipes.recipe import Recipe
 
 PREDICTED = "predict.safetensors"
 
@@ -60,21 +61,18 @@ def run(state: State, folder: RunFolder) -> Made:
     return Made(replace(state, values=Values(values, digest)), (PREDICTED, "predict.json"))
 
 
-def takes(sizes: Sizes) -> StageNeed | None:
+def takes(sizes: Sizes) -> StageNeed:
     """The weights of one map of all layers in fp64 with their blocks of the basis, and the values of the new layers."""
-    grow, shape = sizes.recipe.grow, sizes.shape
-    if grow is None or init_named(grow.init).weights != "predicted":
-        return None
+    shape = sizes.shape
     n_new = max(0, -sizes.n_removed)
     one_map = shape.hidden * max(shape.ffn, shape.hidden)
     values = n_new * shape.layer_bytes
     return sizes.need("predict", sums=2 * shape.n_layers * one_map * 8, values=values, disk=values)
 
 
-def is_asked(state: State) -> bool:
+def is_asked(recipe: Recipe) -> bool:
     """Whether the recipe adds layers whose weights are predicted."""
-    grow = state.inputs.recipe.grow
-    return grow is not None and init_named(grow.init).weights == "predicted"
+    return recipe.grow is not None and init_named(recipe.grow.init).weights == "predicted"
 
 
 PREDICT = Stage("predict", "weights of new layers, predicted from those around them", key, run, load, takes, is_asked=is_asked)

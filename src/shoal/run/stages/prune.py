@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from shoal.run.folder import RunFolder
 from shoal.run.keys import prune_key
 from shoal.run.memory_plan.sizes import Sizes, StageNeed
+from shoal.run.pace import Pace
 from shoal.run.stage import Made, Stage, State, Values
 from shoal.run.stages.polish import claim
 from shoal.words.progress import tell
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from shoal.prune.prune_config import PruneConfig
     from shoal.prune.thin import ThinnedLayer, ThinSite
     from shoal.prune.thin_result import ThinResult
+    from shoal.recipes.recipe import Recipe
 
 N_FACTORS = 4
 """Matrices beside the second moments of a map while its zeros are chosen: a damped copy, two Cholesky factors, an inverse."""
@@ -36,14 +38,12 @@ N_FACTORS = 4
 FOLDER, RESULT, PRUNED = "prune", "prune.json", "pruned.json"
 
 
-def key(state: State) -> str | None:
-    return None if state.inputs.recipe.prune is None else prune_key(state.inputs, state.planned, state.values.digest)
+def key(state: State) -> str:
+    return prune_key(state.inputs, state.planned, state.values.digest)
 
 
 def run(state: State, folder: RunFolder) -> Made:
-    claimed = key(state)
-    assert claimed is not None, "a run without zeros has no key"
-    folder.workers.on_first(lambda: claim(folder, FOLDER, claimed))
+    folder.workers.on_first(lambda: claim(folder, FOLDER, key(state)))
     result, plan = _thinned(state, folder)
 
     def write() -> None:
@@ -88,7 +88,7 @@ def _thinned(state: State, folder: RunFolder) -> tuple[ThinResult, Plan]:
     from shoal.prune.thin import thin, thin_site
     from shoal.prune.thin_result import ThinnedMap, ThinResult
 
-    inputs, config = state.inputs, _config(state)
+    inputs, config = state.inputs, _config(state.recipe)
     started = time.monotonic()
     samples = inputs.calibration if config.reads_text else None
     batches = [] if samples is None else inputs.batches(samples)
@@ -126,7 +126,7 @@ def _amounts(state: State, site: ThinSite) -> tuple[float, Mapping[MapKey, Amoun
     from shoal.prune.table import allocator_named
     from shoal.prune.thin import evidence_of
 
-    config, plan, n_layers = _config(state), state.planned, state.inputs.view.n_layers
+    config, plan, n_layers = _config(state.recipe), state.planned, state.inputs.view.n_layers
     outliers: dict[int, float] = {}
     evidence = evidence_of(site, outliers=outliers, after_layer=lambda layer: tell("outliers", layer + 1, n_layers))
     n_weights = sum(evidence.sizes.values())
@@ -138,10 +138,9 @@ def _amounts(state: State, site: ThinSite) -> tuple[float, Mapping[MapKey, Amoun
     return share, divide(evidence, share, spread=config.spread, outlier=config.outlier), outliers
 
 
-def _config(state: State) -> PruneConfig:
-    config = state.inputs.recipe.prune
-    assert config is not None, "a run without zeros has no key"
-    return config
+def _config(recipe: Recipe) -> PruneConfig:
+    assert recipe.prune is not None, "a recipe without zeros has not this stage"
+    return recipe.prune
 
 
 def _file(folder: Path, layer: int) -> Path:
@@ -174,14 +173,12 @@ def _read_layer(folder: RunFolder, layer: int) -> ThinnedLayer | None:
     return ThinnedLayer(layer, dict(each_tensor(file)), LayerZeros.load(file.with_suffix(".json")).maps)
 
 
-def takes(sizes: Sizes) -> StageNeed | None:
+def takes(sizes: Sizes) -> StageNeed:
     """Values of all layers where they are in memory, a layer twice, second moments with the factors of the widest map."""
     from shoal.prune.input_sums import MOST_MOMENTS
     from shoal.prune.table import pruner_named
 
-    config, shape = sizes.recipe.prune, sizes.shape
-    if config is None:
-        return None
+    config, shape = _config(sizes.recipe), sizes.shape
     widest = 8 * shape.ffn**2
     is_solved = pruner_named(config.method).reads == "moments"
     moments = min(4 * widest, MOST_MOMENTS + widest) + N_FACTORS * widest if is_solved else 0
@@ -196,6 +193,26 @@ def takes(sizes: Sizes) -> StageNeed | None:
     )
 
 
+def lasts(pace: Pace) -> dict[str, float]:
+    """A layer runs twice for its sums, as it is and with its zeros, and once more for each where outliers divide the share.
+
+    SparseGPT factorises and inverts the second moments of every map (4/3 n^3 and 1/3 n^3) and goes through its columns.
+    """
+    from shoal.prune.table import allocator_named, pruner_named
+
+    config, shape, rates = _config(pace.recipe), pace.shape, pace.rates
+    width, wide, n_tokens = shape.hidden, shape.ffn, pace.tokens("calibration")
+    reads = pruner_named(config.method).reads
+    n_walks = (reads != "weights") + (allocator_named(config.allocate).reads == "inputs" and config.fixed_pattern is None)
+    seconds = 2 * n_walks * pace.layers(n_tokens)
+    if reads == "moments":
+        maps = [(width, width)] * 4 + [(width, wide)] * 2 + [(wide, width)]  # (inputs, outputs)
+        sums = sum(2 * n**2 for n in (width, width, width, wide))  # Maps that read one tensor share its sums.
+        seconds += shape.n_layers * n_tokens * sums / rates.products
+        seconds += shape.n_layers * sum(5 * n**3 / 3 + n**2 * n_outputs for n, n_outputs in maps) / rates.solves
+    return {"prune": seconds}
+
+
 PRUNE = Stage(
     "prune",
     "weights of the layers that stay set to zero",
@@ -203,5 +220,6 @@ PRUNE = Stage(
     run,
     load,
     takes,
-    is_asked=lambda state: state.inputs.recipe.prune is not None,
+    lasts,
+    is_asked=lambda recipe: recipe.prune is not None,
 )

@@ -9,6 +9,7 @@ from shoal.run.asking import needs_scan
 from shoal.run.folder import RunFolder
 from shoal.run.keys import scan_key
 from shoal.run.memory_plan.sizes import Sizes, StageNeed
+from shoal.run.pace import Pace
 from shoal.run.stage import Made, Stage, State
 from shoal.words.progress import each_batch
 
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from shoal.measure.scan import Scan
 
 
-def key(state: State) -> str | None:
-    return scan_key(state.inputs) if needs_scan(state.inputs.recipe) else None
+def key(state: State) -> str:
+    return scan_key(state.inputs)
 
 
 def run(state: State, folder: RunFolder) -> Made:
@@ -55,12 +56,10 @@ def load(state: State, folder: RunFolder) -> State:
     return replace(state, scan=Scan.load(folder.path))
 
 
-def takes(sizes: Sizes) -> StageNeed | None:
+def takes(sizes: Sizes) -> StageNeed:
     from shoal.measure.observers import ScanFacts, observer_named
 
     recipe, shape = sizes.recipe, sizes.shape
-    if not needs_scan(recipe):
-        return None
     facts = ScanFacts(shape.n_layers, shape.hidden, sizes.length, recipe.seed)
     geometry = min(sizes.machine.scan, 2 * sizes.length * shape.n_layers * shape.hidden * 4)
     return sizes.need(
@@ -69,6 +68,11 @@ def takes(sizes: Sizes) -> StageNeed | None:
         states=sizes.states(shape.n_layers + 1, sizes.tokens("calibration")),
         work=sizes.layer_work(sizes.n_batch) + geometry,
     )
+
+
+def lasts(pace: Pace) -> dict[str, float]:
+    """The layers, and a tenth of their time for what is summed; where spans are chosen in rounds, anew for each."""
+    return {"scan": 1.1 * pace.recipe.rounds * pace.layers(pace.tokens("calibration"))}
 
 
 def draw(found: Scan, folder: Path, *, by: str) -> list[str]:
@@ -88,5 +92,6 @@ SCAN = Stage(
     run,
     load,
     takes,
-    is_asked=lambda state: needs_scan(state.inputs.recipe),
+    lasts,
+    is_asked=needs_scan,
 )

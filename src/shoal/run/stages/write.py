@@ -72,5 +72,11 @@ def takes(sizes: Sizes) -> StageNeed:
 
 
 WRITE = Stage(
-    "model", "a checkpoint that plain transformers loads, reloaded and compared with the student", key, run, load, takes, record
+    "model",
+    "a checkpoint that plain transformers loads, reloaded and compared with the student",
+    key,
+    run,
+    load,
+    takes,
+    record=record,
 )
