@@ -37,10 +37,10 @@ def chosen(bench: Bench, cell: Cell) -> dict[str, Any]:
 
 def proposed(bench: Bench, request: Any, *, value: Any = None, seconds: float = 0.0, **evidence: Any) -> dict[str, Any]:
     from shoal.select.request import Evidence
-    from shoal.select.table import selector_named
+    from shoal.select.table import SELECTORS
 
     started = time.process_time()
-    best = next(selector_named(request.selector).propose(Evidence(value=value, **evidence), request))
+    best = next(SELECTORS.named(request.selector).propose(Evidence(value=value, **evidence), request))
     seconds += time.process_time() - started
     return {"units": sorted(best.units), "sets": 0 if value is None else value.n_evaluations, "seconds": seconds}
 

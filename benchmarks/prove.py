@@ -20,7 +20,7 @@ from typing import Any
 
 import transformers
 
-from shoal.export.engines.table import ENGINES, Engine, engine_named
+from shoal.export.engines.table import ENGINES, Engine
 from shoal.export.exporter import Options
 from shoal.export.proof_record import Proof
 from shoal.export.prove import prove
@@ -147,7 +147,7 @@ def main() -> int:
     rows, models = Rows(given.results), {"books-16l": BUNDLED}
     if given.smollm2:
         models["smollm2"] = given.smollm2.resolve()
-    engines = [engine_named(name).name for name in given.engines.split(",")]
+    engines = [ENGINES.named(name).name for name in given.engines.split(",")]
     for name, kind, artefact, readers in wanted(models, engines):
         keys = {one: (name, kind, artefact.name, one) for one in readers}
         missing = [ENGINES[one] for one in readers if not rows.stands(keys[one], ENGINES[one])]

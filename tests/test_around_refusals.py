@@ -49,7 +49,7 @@ WRONG = [
     ("compress model --recipe laco --drop 2 --replace layer", "use --replace none"),
     ("compress model --recipe laco --drop 2 --rounds 2", "leave out --rounds"),
     ("compress model --recipe laco --drop 2 --units attention", "looks for spans"),
-    ("compress model --recipe sliding-merge --drop 2 --metric kll", "no metric 'kll'"),
+    ("compress model --recipe sliding-merge --drop 2 --metric kll", "unknown metric 'kll'"),
     ("compress packed --recipe laco --drop 2", "--select laco needs plain weights"),
     ("prune model --sparsity 120%", "at most 99%"),
     ("prune model --sparsity half", "is no share"),

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from toys import TOYS
 
-from shoal.fit.table import REPAIRS, repair_named
+from shoal.fit.table import REPAIRS
 from shoal.recipes.recipe_file import load_recipe
 from shoal.run.estimate import Estimate, estimate, minutes
 from shoal.run.pace import Pace, StageRates
@@ -135,7 +135,7 @@ def test_the_most_that_fits_is_taken_and_more_time_never_buys_less():
 
 
 def test_a_repair_says_what_time_may_be_spent_on_it(monkeypatch):
-    toy = replace(repair_named("map"), name="toy", efforts=((3, 777),))
+    toy = replace(REPAIRS.named("map"), name="toy", efforts=((3, 777),))
     monkeypatch.setitem(REPAIRS, "toy", toy)
     for name in [one for one in REPAIRS if one != "toy"]:
         monkeypatch.setitem(REPAIRS, name, replace(REPAIRS[name], efforts=()))

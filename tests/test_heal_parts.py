@@ -11,7 +11,7 @@ from shoal.engine.open import load_strictly
 from shoal.train.heal.losses import HealLoss
 from shoal.train.heal.masks import zero_masks
 from shoal.train.heal.merge import adopt_values, measure, merge_pupil, trained_values
-from shoal.train.heal.presets import PRESETS, UIDL_MODELS, preset_named
+from shoal.train.heal.presets import PRESETS, UIDL_MODELS
 from shoal.train.heal.pruned_adapters import pruned
 from shoal.train.heal.qlora import open_in_4_bits, out_of_4_bits
 from shoal.train.heal.streams import Streams, run_model
@@ -236,9 +236,9 @@ def test_values_of_another_method_are_refused():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_configurations(name):
-    changes = {"micro_batch": 4, **preset_named(name).for_model("meta-llama/Llama-2-7b-hf")}
+    changes = {"micro_batch": 4, **PRESETS.named(name).for_model("meta-llama/Llama-2-7b-hf")}
     assert config(**changes).objective == "next_token"
-    assert preset_named(name).paper
+    assert PRESETS.named(name).paper
 
 
 def test_uidl_has_the_ranks_and_rates_of_the_papers_table():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.train.heal.cut_place import CutPlace
-from shoal.train.heal.ranks import RANKS, RankEvidence, divided, schedule_named
+from shoal.train.heal.ranks import RANKS, RankEvidence, divided
 from shoal.train.heal.train import prepare
 
 
@@ -16,7 +16,7 @@ from shoal.train.heal.train import prepare
 def test_every_schedule_costs_what_the_uniform_rank_costs(name):
     cut = CutPlace.of_kept((0, 1, 2, 3, 8, 9), 10)
     evidence = RankEvidence(6, cut, (0.1, 0.0, 0.3, 2.0, 0.5, 0.2))
-    ranks = divided(schedule_named(name).weights(evidence), [30] * 6, 8)
+    ranks = divided(RANKS.named(name).weights(evidence), [30] * 6, 8)
     assert sum(ranks) == 8 * 6 and min(ranks) >= 1
 
 

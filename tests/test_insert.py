@@ -13,7 +13,7 @@ from shoal.checkpoint.in_memory import cut
 from shoal.checkpoint.verify import verify
 from shoal.checkpoint.write import write
 from shoal.edits.drop import Drop
-from shoal.edits.inits import INITS, init_named
+from shoal.edits.inits import INITS
 from shoal.edits.insert import Insert
 from shoal.edits.refit import Refit
 from shoal.edits.student_of import student_of, with_derived
@@ -191,19 +191,19 @@ def test_new_layers_are_no_layers_of_the_source():
     ],
 )
 def test_places_are_those_of_the_papers(n_new, init, where, after):
-    edits = inserts(32, n_new, init_named(init), where)
+    edits = inserts(32, n_new, INITS.named(init), where)
     assert [edit.after for edit in edits for _ in edit.of] == after
 
 
 def test_a_range_is_the_row_of_solar():
-    (edit,) = inserts(32, 16, init_named("copy"), "range")
+    (edit,) = inserts(32, 16, INITS.named("copy"), "range")
     row = [slot.like for slot in plan_of_edits((edit,), n_layers=32).structure]
     assert row == [*range(24), *range(8, 32)]
 
 
 def test_mergekit_is_told_the_row_of_a_repeated_range():
     """Two slices, as SOLAR's own file has them; a growing with zeros or blends is refused."""
-    plans = [plan_of_edits(inserts(32, 16, init_named(init), "range"), n_layers=32) for init in ("copy", "identity")]
+    plans = [plan_of_edits(inserts(32, 16, INITS.named(init), "range"), n_layers=32) for init in ("copy", "identity")]
     solar, silent = (StudentFolder(Path("x"), {}, plan) for plan in plans)
     done = MERGEKIT.write(solar, None, Options())
     assert "[0, 24]" in done.text and "[8, 32]" in done.text
@@ -225,7 +225,7 @@ def test_mergekit_is_told_the_row_of_a_repeated_range():
 )
 def test_places_that_cannot_be_are_refused(n_new, init, where, said):
     with pytest.raises(ValueError, match=said):
-        inserts(4, n_new, init_named(init), where)
+        inserts(4, n_new, INITS.named(init), where)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from shoal.checkpoint.verify import verify
 from shoal.checkpoint.write import write
 from shoal.edits.drop import Drop
 from shoal.edits.merge_edit import Merge
-from shoal.edits.merge_rules import RULES, joined_weights, rule_named
+from shoal.edits.merge_rules import RULES, joined_weights
 from shoal.edits.merged_layers import merge_of
 from shoal.edits.refit import Refit
 from shoal.edits.student_of import student_of
@@ -42,7 +42,7 @@ def layers_of(view):
 
 
 def merged_student(view, rule, layers=(1, 2, 3)):
-    plan = plan_of_edits((merge_of(view, layers, rule_named(rule)),), n_layers=view.n_layers)
+    plan = plan_of_edits((merge_of(view, layers, RULES.named(rule)),), n_layers=view.n_layers)
     return plan, student_of(view, plan)
 
 
@@ -90,8 +90,8 @@ def test_equal_layers_are_merged_into_themselves(rule):
 
 @given(st.lists(st.integers(1, 3), min_size=2, max_size=4), st.sampled_from(NAMED))
 def test_weights_add_up_to_one_also_when_groups_are_merged_again(sizes, rule):
-    groups = [rule_named(rule).weights(n - 1) if n > 1 else (1.0,) for n in sizes]
-    weights = joined_weights(rule_named(rule), groups)
+    groups = [RULES.named(rule).weights(n - 1) if n > 1 else (1.0,) for n in sizes]
+    weights = joined_weights(RULES.named(rule), groups)
     assert len(weights) == sum(sizes)
     assert abs(sum(weights) - 1) < 1e-9
 
@@ -115,7 +115,7 @@ def test_the_written_file_is_the_student(family, resident, rule, tmp_path):
 
 def test_a_refit_behind_a_merge_holds():
     view = DecoderView(tiny_model("llama", n_layers=5))
-    merge = merge_of(view, (1, 2), rule_named("mean"))
+    merge = merge_of(view, (1, 2), RULES.named("mean"))
     name = "mlp.down_proj.weight"
     plan = plan_of_edits((merge, Refit(layer=1, parameters=(name,))), n_layers=5)
     value = torch.randn_like(layers_of(view)[1][name])
@@ -130,7 +130,7 @@ def test_a_refit_behind_a_merge_holds():
         (lambda view: Merge(into=1, of=(2, 2), parameters=("a",)), "names a layer twice"),
         (lambda view: Merge(into=1, of=(2,), rule="weighted", parameters=("a",)), "takes 2 weights, got 0"),
         (lambda view: Merge(into=1, of=(2,), rule="meen", parameters=("a",)), "did you mean 'mean'"),
-        (lambda view: merge_of(view, (1, 2), rule_named("mean")), "edited twice"),
+        (lambda view: merge_of(view, (1, 2), RULES.named("mean")), "edited twice"),
     ],
 )
 def test_merges_that_cannot_be_are_refused(make, said):
@@ -142,7 +142,7 @@ def test_merges_that_cannot_be_are_refused(make, said):
 def test_layers_of_different_kinds_are_not_merged():
     view = DecoderView(tiny_model("qwen3_moe", n_layers=4))
     with pytest.raises(ValueError, match="differ in their parts"):
-        merge_of(view, (0, 1), rule_named("mean"))
+        merge_of(view, (0, 1), RULES.named("mean"))
 
 
 # -- the searches, on pure functions ---------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ def shallow_costs(row):
 
 
 def rules(most=100, free=range(20)):
-    return MergeRules(rule_named("keep_last"), frozenset(free), lambda layers: True, most)
+    return MergeRules(RULES.named("keep_last"), frozenset(free), lambda layers: True, most)
 
 
 def end_of(merging, threshold, loss=shallow_costs, n=16, config=None, most=100, free=range(20)):

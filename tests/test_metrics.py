@@ -10,7 +10,7 @@ from shoal.engine.student import TEACHER, Student
 from shoal.engine.view import DecoderView
 from shoal.measure import metrics
 from shoal.measure.centred_alignment import LostAlignment
-from shoal.measure.metrics import METRICS, metric_named, token_metric
+from shoal.measure.metrics import METRICS, token_metric
 from shoal.measure.oracle import Oracle
 from shoal.measure.removals import RemovalLosses, hash_of_tokens, removal_function
 from shoal.measure.vector_distance import angle, distance, lost_cosine
@@ -274,11 +274,11 @@ def test_cka_needs_four_tokens_of_a_sample():
 def test_a_metric_is_one_line_of_the_table(view, monkeypatch):
     toy = token_metric("toy", "largest logit that moved", "logits", lambda t, s, n: (t - s).abs().amax(-1))
     monkeypatch.setitem(metrics.METRICS, "toy", toy)
-    assert metric_named("toy") is toy
+    assert METRICS.named("toy") is toy
     v = removal_function(view, BATCHES, model_units(6), metric="toy")
     assert v.values([frozenset()]) == [0.0] and v.values(SETS[:1])[0] > 0
-    with pytest.raises(ValueError, match="no metric 'toi'; did you mean 'toy'"):
-        metric_named("toi")
+    with pytest.raises(ValueError, match="unknown metric 'toi'; did you mean 'toy'"):
+        METRICS.named("toi")
 
 
 def test_entries_say_what_they_are():

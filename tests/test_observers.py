@@ -8,7 +8,7 @@ from shoal.recipes.recipe_file import load_recipe
 
 
 def test_what_is_not_in_the_table_is_refused_by_name(small):
-    with pytest.raises(ValueError, match="no observer 'kca'; did you mean 'cka'"):
+    with pytest.raises(ValueError, match="unknown observer 'kca'; did you mean 'cka'"):
         Recipe(observers=("kca",))
     with pytest.raises(ValueError, match="'cka/rest' is no score; did you mean"):
         load_recipe("default", {"by": "cka/rest"})

@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from shoal.checkpoint.rewrite import rewrite
 from shoal.edits.drop import Drop
-from shoal.edits.inits import INITS, init_named
+from shoal.edits.inits import INITS
 from shoal.edits.insert import Insert
 from shoal.edits.merge_edit import Merge
 from shoal.edits.merge_rules import RULES
@@ -79,7 +79,7 @@ def edit_lists(draw, replace=True, insert=False, merge=False, prune=False):
     places = draw(st.sets(st.integers(0, N - 1), max_size=3)) if insert else set()
     for after in sorted(places - (set(range(start, stop - 1)) if start else set())):
         init = draw(st.sampled_from(list(INITS)))
-        weights = init_named(init).weights
+        weights = INITS.named(init).weights
         like = st.lists(
             st.integers(0, N - 1 if weights == "source" else N - 2), min_size=1, max_size=1 + (weights != "predicted")
         )

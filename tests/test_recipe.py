@@ -124,7 +124,7 @@ def test_a_number_that_is_none_is_one_line(content, tmp_path):
 
 
 def test_a_recipe_may_name_what_the_tables_hold_and_nothing_else():
-    with pytest.raises(ValueError, match="no selector 'greedi'; did you mean 'greedy'"):
+    with pytest.raises(ValueError, match="unknown selector 'greedi'; did you mean 'greedy'"):
         load_recipe("default", {"select": "greedi"})
     for name in ("none", *REPLACEMENTS):
         assert load_recipe("default", {"replace": name}).replace == name
@@ -177,7 +177,7 @@ def test_every_problem_of_a_file_is_said_at_once(tmp_path):
         "drop: half": "--drop 'half' is not a budget",
         "by: cosin/rest": "did you mean 'cosine/rest'",
         "observers: [kca]": "did you mean 'cka'",
-        "search: {metric: kk}": "no metric 'kk'",
+        "search: {metric: kk}": "unknown metric 'kk'",
         "repair: swep": "did you mean 'sweep'",
         "replace: swigl": "did you mean 'swiglu'",
         "train: {objective: hiden_mse, batch: true}": "did you mean 'hidden_mse'",

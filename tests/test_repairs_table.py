@@ -9,7 +9,7 @@ import pytest
 from shoal.cli.recipe_options import with_options
 from shoal.edits.replace.table import REPLACEMENTS, replacement_named
 from shoal.fit.fit_plan import fit_plan
-from shoal.fit.table import REPAIRS, repair_named
+from shoal.fit.table import REPAIRS
 from shoal.words.model_shape import ModelShape
 
 SHAPE = ModelShape(
@@ -28,7 +28,7 @@ def test_the_page_of_repairs_names_every_entry():
 @pytest.mark.parametrize("name", REPAIRS)
 def test_every_entry_says_what_others_ask(name):
     entry = REPAIRS[name]
-    assert entry.name == name and entry.about and "\n" not in entry.about and repair_named(name) is entry
+    assert entry.name == name and entry.about and "\n" not in entry.about and REPAIRS.named(name) is entry
     small, large = entry.size(SHAPE, 20), entry.size(replace(SHAPE, hidden=8192, ffn=28672), 20)
     for one in ("parameters", "sums", "per_token"):
         assert 0 <= getattr(small, one) <= getattr(large, one)

@@ -134,14 +134,14 @@ def test_searched_candidates_enter_the_tournament(small, shoal, tmp_path):
 
 def test_wishes_that_cannot_be_met_are_one_line_each(small, shoal, tmp_path):
     for more, said in (
-        (["--select", "greedy", "--metric", "kk"], "no metric 'kk'; did you mean 'kl'"),
+        (["--select", "greedy", "--metric", "kk"], "unknown metric 'kk'; did you mean 'kl'"),
         (["--select", "greedy", "--rounds", 2], "--select greedy reads none; leave out --rounds"),
         (["--select", "greedy", "--guard", 1, "--evaluations", 3], "3 evaluations end before a set of 2 units is measured"),
         (
             ["--metric", "js"],
             "--select greedy, greedy-front, beam, greedy-refit, surrogate, one-shot, evolution, policy-gradient",
         ),
-        (["--select", "gredy"], "no selector 'gredy'; did you mean 'greedy'"),
+        (["--select", "gredy"], "unknown selector 'gredy'; did you mean 'greedy'"),
     ):
         code, _, err = shoal("plan", small["model"], "--out", tmp_path / "run", "--overwrite", *options(small, *more))
         assert code == 2 and said in " ".join(err.split()), err

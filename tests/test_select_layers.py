@@ -18,7 +18,7 @@ from shoal.select.model_size import put_back_of
 from shoal.select.request import Evidence, Request, change_costs, most_layers
 from shoal.select.rounds import compact, in_rounds, rescanner, shares
 from shoal.select.span import plain_span_by
-from shoal.select.table import SELECTORS, selector_named
+from shoal.select.table import SELECTORS
 from shoal.words.types import Batch, Span, SpanTable, Unit, spans_of
 
 L = 8
@@ -206,7 +206,7 @@ def test_most_layers_of_a_contiguous_selector_is_the_longest_free_run():
 
 def test_unknown_names_list_the_known_ones():
     with pytest.raises(ValueError, match="did you mean 'disjoint'"):
-        selector_named("disjoin")
+        SELECTORS.named("disjoin")
     with pytest.raises(ValueError, match="angular/rest"):
         picks("span", table(), wanted(2, by="angular/lst"))
     with pytest.raises(ValueError, match="scan this model"):

@@ -79,7 +79,7 @@ def request_of(
     from shoal.run.comparing import checkpoint_of
     from shoal.run.healing.heal_request import HealRequest
     from shoal.train.heal.config import MICRO_BATCH
-    from shoal.train.heal.presets import preset_named
+    from shoal.train.heal.presets import PRESETS
 
     beside = Path(checkpoint_of(student)).parent / "plan.json"
     found = plan if plan is not None else beside if beside.is_file() else None
@@ -89,7 +89,7 @@ def request_of(
         teacher = Plan.load(found).source
     if teacher is None:
         raise ValueError(f"{student} has no plan beside it that names its teacher; give --teacher MODEL, or --teacher none")
-    given = preset_named(preset).for_model(teacher) if preset is not None else {}
+    given = PRESETS.named(preset).for_model(teacher) if preset is not None else {}
     given.update({name: value for name, value in options.items() if value is not None})
     if "batch" in given and "micro_batch" not in given:  # A batch that the usual pieces do not fill is one piece.
         given.update({} if given["batch"] % MICRO_BATCH == 0 else {"micro_batch": given["batch"]})
@@ -112,9 +112,9 @@ READ_WITH_ADAPTERS = ("rank", "alpha", "targets", "variant", "ranks", "pruned", 
 
 def refuse_unheard(options: Mapping[str, Any], request: HealRequest) -> None:
     """Raises ValueError for an option that was given and that this healing does not read: it would be dropped in silence."""
-    from shoal.train.heal.table import trainable_named
+    from shoal.train.heal.table import TRAINABLE
 
-    config, method = request.heal, trainable_named(request.heal.method)
+    config, method = request.heal, TRAINABLE.named(request.heal.method)
     unread = {} if method.has_adapters else dict.fromkeys(READ_WITH_ADAPTERS, f"--method {method.name} has no adapters")
     if config.method != "partial":
         unread |= dict.fromkeys(("layers", "head"), f"it is about --method partial, not {config.method}")

@@ -100,7 +100,7 @@ UNREAD = ("text", "field", "samples", "length", "seed", "dtype")
 
 def refuse_unread(chosen: Recipe, options: Mapping[str, Any]) -> None:
     """Raises ValueError for an option that was given and that this recipe does not read: it would be dropped in silence."""
-    from shoal.select.table import selector_named
+    from shoal.select.table import SELECTORS
 
     if chosen.is_by_hand:
         if options.get("samples") is not None and chosen.prune is None and chosen.grow is None:
@@ -109,14 +109,14 @@ def refuse_unread(chosen: Recipe, options: Mapping[str, Any]) -> None:
                 "--fit-tokens)"
             )
         return
-    if "tables" in selector_named(chosen.select).reads:
+    if "tables" in SELECTORS.named(chosen.select).reads:
         return
     if options.get("by") is not None:
         raise ValueError(
             f"--by {options['by']} is a score to select by, and --select {chosen.select} reads none; leave it out, or choose "
             "another --select"
         )
-    if options.get("rounds") is not None and chosen.rounds > 1 and not selector_named(chosen.select).reads:
+    if options.get("rounds") is not None and chosen.rounds > 1 and not SELECTORS.named(chosen.select).reads:
         raise ValueError(f"--rounds measures anew after each cut, and --select {chosen.select} reads no measure; leave it out")
 
 

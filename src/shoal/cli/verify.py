@@ -7,7 +7,7 @@ from shoal.cli.console import Screen
 from shoal.cli.option import argument, option
 from shoal.cli.options import JsonOption, RemoteOption
 from shoal.cli.verb import verb
-from shoal.export.engines.table import ENGINES, engine_named
+from shoal.export.engines.table import ENGINES
 
 
 @verb
@@ -35,7 +35,7 @@ def verify(
     screen = Screen(as_json=json)
     file, against = checked(file), checked(against)
     fitting = engines_for(file)
-    wanted = [engine_named(name) for name in engine or ()] or fitting
+    wanted = [ENGINES.named(name) for name in engine or ()] or fitting
     for one in wanted:
         if one not in fitting:
             raise ValueError(f"{one.name} reads no such thing as {file}; engines that do: {', '.join(e.name for e in fitting)}")

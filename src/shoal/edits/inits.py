@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from shoal.words.records import nearest
+from shoal.words.entries import Entries, by_name
 
 Where = Literal["spread", "shallow", "deep", "range"]
 """Behind which layers: evenly among all, in the first half, in the second, or a range of layers once more as a whole."""
@@ -42,23 +42,12 @@ class Init:
         return self.is_between or self.is_silent
 
 
-INITS: dict[str, Init] = {
-    one.name: one
-    for one in (
-        Init("identity", "a copy with zero output maps: step 0 is the source", "spread", is_silent=True, paper="2401.02415"),
-        Init("copy", "the layer once more", "range", paper="2312.15166"),
-        Init("mean", "the mean of the two neighbours", "spread", "blend"),
-        Init("interpolate", "on the line between the two neighbours, at equal distances", "spread", "blend"),
-        Init("slayer", "the neighbours' mean with zero output maps", "shallow", "blend", is_silent=True, paper="2410.02330"),
-        Init(
-            "lesa", "predicted from the neighbours in the singular basis of all layers", "deep", "predicted", paper="2502.13794"
-        ),
-    )
-}
-
-
-def init_named(name: str) -> Init:
-    """Raises ValueError for an unknown name, with the nearest."""
-    if name not in INITS:
-        raise ValueError(f"unknown init {name!r}; {nearest(name, INITS)}")
-    return INITS[name]
+INITS: Entries[Init] = by_name(
+    "init",
+    Init("identity", "a copy with zero output maps: step 0 is the source", "spread", is_silent=True, paper="2401.02415"),
+    Init("copy", "the layer once more", "range", paper="2312.15166"),
+    Init("mean", "the mean of the two neighbours", "spread", "blend"),
+    Init("interpolate", "on the line between the two neighbours, at equal distances", "spread", "blend"),
+    Init("slayer", "the neighbours' mean with zero output maps", "shallow", "blend", is_silent=True, paper="2410.02330"),
+    Init("lesa", "predicted from the neighbours in the singular basis of all layers", "deep", "predicted", paper="2502.13794"),
+)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from shoal.edits.base import BaseEdit, Index
-from shoal.edits.inits import Init, init_named
+from shoal.edits.inits import INITS, Init
 from shoal.words.structure import Slot, Structure, runs_said, with_inserted
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Insert(BaseEdit):
     @field_validator("init")
     @classmethod
     def _known(cls, value: str) -> str:
-        return init_named(value).name
+        return INITS.named(value).name
 
     @model_validator(mode="after")
     def _one_is_predicted(self) -> Insert:
@@ -53,7 +53,7 @@ class Insert(BaseEdit):
     @property
     def start(self) -> Init:
         """What its layers start as."""
-        return init_named(self.init)
+        return INITS.named(self.init)
 
     @property
     def is_structural(self) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from shoal.edits.base import BaseEdit, Fate, Index, Target
-from shoal.edits.merge_rules import MergeRule, rule_named
+from shoal.edits.merge_rules import RULES, MergeRule
 from shoal.words.structure import Structure, runs_said
 from shoal.words.types import Unit
 
@@ -39,11 +39,11 @@ class Merge(BaseEdit):
     @field_validator("rule")
     @classmethod
     def _known(cls, value: str) -> str:
-        return rule_named(value).name
+        return RULES.named(value).name
 
     @model_validator(mode="after")
     def _fits_together(self) -> Merge:
-        needed = 1 + len(self.of) if rule_named(self.rule).weights is None else 0
+        needed = 1 + len(self.of) if RULES.named(self.rule).weights is None else 0
         if len(self.weights) != needed:
             raise ValueError(
                 f"a merge of {1 + len(self.of)} layers by {self.rule!r} takes {needed} weights, got {len(self.weights)}"
@@ -55,7 +55,7 @@ class Merge(BaseEdit):
     @property
     def how(self) -> MergeRule:
         """The rule's entry."""
-        return rule_named(self.rule)
+        return RULES.named(self.rule)
 
     @property
     def all_weights(self) -> tuple[float, ...]:

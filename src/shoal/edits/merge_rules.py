@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from shoal.words.records import nearest
+from shoal.words.entries import Entries, by_name
 
 
 @dataclass(frozen=True)
@@ -30,22 +30,13 @@ class MergeRule:
     maps_alone: bool = False
 
 
-RULES: dict[str, MergeRule] = {
-    one.name: one
-    for one in (
-        MergeRule("sum_diff", "the first layer and all differences to it", lambda n: (1.0 - n, *([1.0] * n))),
-        MergeRule("keep_last", "the maps of the last layer", lambda n: (*([0.0] * n), 1.0), maps_alone=True),
-        MergeRule("mean", "the mean", lambda n: (1 / (n + 1),) * (n + 1)),
-        MergeRule("weighted", "a sum with given weights", None),
-    )
-}
-
-
-def rule_named(name: str) -> MergeRule:
-    """Raises ValueError for an unknown name, with the nearest."""
-    if name not in RULES:
-        raise ValueError(f"unknown merge rule {name!r}; {nearest(name, RULES)}")
-    return RULES[name]
+RULES: Entries[MergeRule] = by_name(
+    "merge rule",
+    MergeRule("sum_diff", "the first layer and all differences to it", lambda n: (1.0 - n, *([1.0] * n))),
+    MergeRule("keep_last", "the maps of the last layer", lambda n: (*([0.0] * n), 1.0), maps_alone=True),
+    MergeRule("mean", "the mean", lambda n: (1 / (n + 1),) * (n + 1)),
+    MergeRule("weighted", "a sum with given weights", None),
+)
 
 
 def joined_weights(rule: MergeRule, groups: Sequence[Sequence[float]]) -> tuple[float, ...]:

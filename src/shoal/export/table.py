@@ -11,16 +11,17 @@ from shoal.export.hf import HF
 from shoal.export.mergekit import MERGEKIT
 from shoal.export.plain import PLAIN
 from shoal.export.prune_layers import PRUNE_LAYERS
-from shoal.words.records import nearest
+from shoal.words.entries import Entries, by_name
 
-EXPORTERS: dict[str, Exporter] = {one.name: one for one in (HF, GGUF, BLOCKS, PLAIN, MERGEKIT, PRUNE_LAYERS)}
-
-
-def exporter_named(name: str) -> Exporter:
-    """Raises ValueError for an unknown format; names the known ones."""
-    if name not in EXPORTERS:
-        raise ValueError(f"unknown format {name!r}; {nearest(name, EXPORTERS)}")
-    return EXPORTERS[name]
+EXPORTERS: Entries[Exporter] = by_name(
+    "format",
+    HF,
+    GGUF,
+    BLOCKS,
+    PLAIN,
+    MERGEKIT,
+    PRUNE_LAYERS,
+)
 
 
 def export(name: str, student: Path, out: Path | None, options: Options, *, trust_remote_code: bool = False) -> Exported:
@@ -32,7 +33,7 @@ def export(name: str, student: Path, out: Path | None, options: Options, *, trus
         ValueError: an unknown format, an option it has no use for, a student it refuses, a check that failed.
         ImportError: the extra it needs is not installed.
     """
-    one = exporter_named(name)
+    one = EXPORTERS.named(name)
     given = {field for field in ("like", "kind") if getattr(options, field) is not None}
     for field in sorted(given - one.takes):
         option = {"like": "--like", "kind": "--type"}[field]

@@ -17,7 +17,7 @@ from shoal.engine.workers import ALONE, Workers
 from shoal.fit.fit_config import FitConfig
 from shoal.fit.fit_job import FitJob
 from shoal.fit.fit_result import CannotRefit, FitResult, Refitted
-from shoal.fit.table import fit_of, repair_named
+from shoal.fit.table import REPAIRS, fit_of
 from shoal.fit.teacher_prefix import Reuse
 from shoal.text.samples import Samples
 
@@ -64,7 +64,7 @@ def fit_plan(
         CannotRefit: the plan is not of that form; nothing has a closed form; too little text.
         ValueError: unknown repair; nothing is removed.
     """
-    entry, fit = repair_named(repair), fit_of(repair)
+    entry, fit = REPAIRS.named(repair), fit_of(repair)
     plan = without_refits(plan)
     started = time.monotonic()
     student = replace(student_of(view, plan), name="without repair")

@@ -9,9 +9,19 @@ from shoal.fit.repairs.none import NONE
 from shoal.fit.repairs.refit_repair import REFIT
 from shoal.fit.repairs.solve import SOLVE
 from shoal.fit.repairs.sweep import SWEEP
-from shoal.words.records import nearest
+from shoal.words.entries import Entries, by_name
 
-REPAIRS: dict[str, Repair] = {one.name: one for one in (NONE, AUTO, MAGNITUDE, MAP, BIAS, REFIT, SWEEP, SOLVE)}
+REPAIRS: Entries[Repair] = by_name(
+    "repair",
+    NONE,
+    AUTO,
+    MAGNITUDE,
+    MAP,
+    BIAS,
+    REFIT,
+    SWEEP,
+    SOLVE,
+)
 
 
 def fit_of(name: str) -> Fit:
@@ -20,18 +30,7 @@ def fit_of(name: str) -> Fit:
     Raises:
         ValueError: unknown, or ``none``.
     """
-    entry = repair_named(name)
+    entry = REPAIRS.named(name)
     if entry.fit is None:
         raise ValueError(f"repair {name!r} sets nothing; name another one, or do not fit")
     return entry.fit()
-
-
-def repair_named(name: str) -> Repair:
-    """The entry of a name.
-
-    Raises:
-        ValueError: unknown; says the nearest and all that are known.
-    """
-    if name not in REPAIRS:
-        raise ValueError(f"unknown repair {name!r}; {nearest(name, REPAIRS)}")
-    return REPAIRS[name]

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from shoal.words.entries import Entries, by_name
 from shoal.words.late import late
-from shoal.words.records import nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,62 +107,53 @@ def _cross_entropy(teacher_NV: Tensor, student_NV: Tensor, next_N: Tensor) -> Te
     return token_nll(student_NV, next_N)
 
 
-METRICS: dict[str, Metric] = {
-    one.name: one
-    for one in (
-        token_metric("kl", "KL(teacher || student), nats per token", "logits", _kl),
-        token_metric(
-            "reverse_kl", "KL(student || teacher), nats per token", "logits", _of_both("shoal.measure.divergence:reverse_kl")
-        ),
-        token_metric(
-            "js",
-            "Jensen-Shannon divergence, nats per token, at most ln 2",
-            "logits",
-            _of_both("shoal.measure.divergence:jensen_shannon"),
-            "FinerCut, arXiv 2405.18218; its released code sums the KLs to the mixture the other way round",
-        ),
-        token_metric(
-            "disagreement",
-            "share of tokens whose most likely next token differs",
-            "logits",
-            _disagreement,
-        ),
-        token_metric(
-            "angular_logits",
-            "angle between the logits, in units of pi, 0 to 1",
-            "logits",
-            _of_both("shoal.measure.vector_distance:angle"),
-            "FinerCut, arXiv 2405.18218",
-        ),
-        token_metric(
-            "l2_logits",
-            "Euclidean distance of the logits",
-            "logits",
-            _of_both("shoal.measure.vector_distance:distance"),
-            "A deeper look at depth pruning, arXiv 2407.16286",
-        ),
-        token_metric("ce", "cross-entropy of the text, nats per token", "text", _cross_entropy, "SLEB, arXiv 2402.09025"),
-        token_metric(
-            "hidden_cosine",
-            "1 - cosine of the states before the final norm, 0 to 2",
-            "hidden",
-            _of_both("shoal.measure.vector_distance:lost_cosine"),
-            "Sliding-window merging, arXiv 2502.19159",
-        ),
-        Metric(
-            "lost_cka",
-            "1 - debiased linear CKA of the states before the final norm; blind to rotations, which the head is not",
-            "hidden",
-            late("shoal.measure.centred_alignment:LostAlignment"),
-            "Effective layer pruning through a similarity metric, arXiv 2405.17081",
-            per_sample=True,
-        ),
-    )
-}
-
-
-def metric_named(name: str) -> Metric:
-    """Raises ValueError: no such metric; lists the known ones."""
-    if name not in METRICS:
-        raise ValueError(f"no metric {name!r}; {nearest(name, METRICS)}")
-    return METRICS[name]
+METRICS: Entries[Metric] = by_name(
+    "metric",
+    token_metric("kl", "KL(teacher || student), nats per token", "logits", _kl),
+    token_metric(
+        "reverse_kl", "KL(student || teacher), nats per token", "logits", _of_both("shoal.measure.divergence:reverse_kl")
+    ),
+    token_metric(
+        "js",
+        "Jensen-Shannon divergence, nats per token, at most ln 2",
+        "logits",
+        _of_both("shoal.measure.divergence:jensen_shannon"),
+        "FinerCut, arXiv 2405.18218; its released code sums the KLs to the mixture the other way round",
+    ),
+    token_metric(
+        "disagreement",
+        "share of tokens whose most likely next token differs",
+        "logits",
+        _disagreement,
+    ),
+    token_metric(
+        "angular_logits",
+        "angle between the logits, in units of pi, 0 to 1",
+        "logits",
+        _of_both("shoal.measure.vector_distance:angle"),
+        "FinerCut, arXiv 2405.18218",
+    ),
+    token_metric(
+        "l2_logits",
+        "Euclidean distance of the logits",
+        "logits",
+        _of_both("shoal.measure.vector_distance:distance"),
+        "A deeper look at depth pruning, arXiv 2407.16286",
+    ),
+    token_metric("ce", "cross-entropy of the text, nats per token", "text", _cross_entropy, "SLEB, arXiv 2402.09025"),
+    token_metric(
+        "hidden_cosine",
+        "1 - cosine of the states before the final norm, 0 to 2",
+        "hidden",
+        _of_both("shoal.measure.vector_distance:lost_cosine"),
+        "Sliding-window merging, arXiv 2502.19159",
+    ),
+    Metric(
+        "lost_cka",
+        "1 - debiased linear CKA of the states before the final norm; blind to rotations, which the head is not",
+        "hidden",
+        late("shoal.measure.centred_alignment:LostAlignment"),
+        "Effective layer pruning through a similarity metric, arXiv 2405.17081",
+        per_sample=True,
+    ),
+)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shoal.words.records import nearest
+from shoal.words.entries import Entries, by_name
 
 if TYPE_CHECKING:
     from shoal.measure.scan import TableObserver
@@ -55,13 +55,7 @@ def _cka_bytes(facts: ScanFacts) -> int:
     return (facts.n_layers + 1) * 64 * (2 * 4 * facts.hidden_size + 2 * 8 * 64)
 
 
-OBSERVERS: dict[str, NamedObserver] = {
-    "cka": NamedObserver("cka", "debiased linear CKA of every pair of boundaries", ("cka/rest",), _cka, _cka_bytes),
-}
-
-
-def observer_named(name: str) -> NamedObserver:
-    """Raises ValueError: no such observer; lists the known ones."""
-    if name not in OBSERVERS:
-        raise ValueError(f"no observer {name!r}; {nearest(name, OBSERVERS)}")
-    return OBSERVERS[name]
+OBSERVERS: Entries[NamedObserver] = by_name(
+    "observer",
+    NamedObserver("cka", "debiased linear CKA of every pair of boundaries", ("cka/rest",), _cka, _cka_bytes),
+)

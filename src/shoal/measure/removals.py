@@ -20,7 +20,7 @@ from shoal.engine.view import DecoderView, Reading
 from shoal.engine.workers import ALONE, Workers
 from shoal.measure.counted import ELSEWHERE, TOKENS_PER_HEAD, head_of
 from shoal.measure.divergence import predicts
-from shoal.measure.metrics import Metric, metric_named
+from shoal.measure.metrics import METRICS, Metric
 from shoal.measure.set_function import CountedSets, UnitSet
 from shoal.measure.value_file import ValueFile
 from shoal.words.records import stable_hash
@@ -59,7 +59,7 @@ class RemovalLosses:
         self.view = view
         # Kept states are found by the index of their batch, so that has to be its own, whoever made the batches.
         self.batches = [replace(batch, index=i) for i, batch in enumerate(batches)]
-        self.metric = metric_named(metric)
+        self.metric = METRICS.named(metric)
         self.overrides: Mapping[int, Mapping[str, Tensor]] = {}
         self.n_passes = 0
         self.n_layer_runs = 0.0

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from shoal.measure.metrics import METRICS, metric_named
+from shoal.measure.metrics import METRICS
 from shoal.measure.task_metric import TASK, TASK_ABOUT
 from shoal.words.late import late
 from shoal.words.records import nearest
@@ -146,7 +146,7 @@ OF_VALUES: dict[str, OfValues] = {
 def of_values_by(word: str, metric: str) -> UnitScore:
     """The score ``WORD_METRIC``, or ``WORD_task``. Raises ValueError: no such metric."""
     entry, name = OF_VALUES[word], f"{word}_{metric}"
-    measured = TASK_ABOUT if metric == TASK else metric_named(metric).about
+    measured = TASK_ABOUT if metric == TASK else METRICS.named(metric).about
 
     def of_values(function: SetFunction) -> UnitTable:
         return replace(entry.of_values(function), criterion=name)

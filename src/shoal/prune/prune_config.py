@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from shoal.prune.amount import MOST_SHARE, SparsePattern, parse_pattern
-from shoal.prune.table import allocator_named, pruner_named
+from shoal.prune.table import ALLOCATORS, PRUNERS
 from shoal.words.records import Record
 from shoal.words.yaml_text import parse_yaml
 
@@ -38,8 +38,8 @@ class PruneConfig(Record):
 
     @model_validator(mode="after")
     def _fits_together(self) -> PruneConfig:
-        pruner_named(self.method)
-        allocator_named(self.allocate)
+        PRUNERS.named(self.method)
+        ALLOCATORS.named(self.allocate)
         asked = None if self.sparsity is None else parse_sparsity(self.sparsity)
         if self.pattern is None:
             return self
@@ -57,7 +57,7 @@ class PruneConfig(Record):
     @property
     def reads_text(self) -> bool:
         """Whether anything runs; else zeros follow from the weights alone."""
-        return pruner_named(self.method).reads != "weights" or allocator_named(self.allocate).reads == "inputs"
+        return PRUNERS.named(self.method).reads != "weights" or ALLOCATORS.named(self.allocate).reads == "inputs"
 
     @property
     def fixed_pattern(self) -> SparsePattern | None:

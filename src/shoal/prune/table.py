@@ -9,22 +9,19 @@ from shoal.prune.pruner import Pruner
 from shoal.prune.pruners.by_magnitude import MAGNITUDE
 from shoal.prune.pruners.by_sparsegpt import SPARSEGPT
 from shoal.prune.pruners.by_wanda import WANDA
-from shoal.words.records import nearest
+from shoal.words.entries import Entries, by_name
 
-PRUNERS: dict[str, Pruner] = {one.name: one for one in (MAGNITUDE, WANDA, SPARSEGPT)}
+PRUNERS: Entries[Pruner] = by_name(
+    "pruner",
+    MAGNITUDE,
+    WANDA,
+    SPARSEGPT,
+)
 
-ALLOCATORS: dict[str, Allocator] = {one.name: one for one in (UNIFORM, ERK, LAMP, OWL)}
-
-
-def pruner_named(name: str) -> Pruner:
-    """Raises ValueError for an unknown name, with the nearest."""
-    if name not in PRUNERS:
-        raise ValueError(f"unknown pruner {name!r}; {nearest(name, PRUNERS)}")
-    return PRUNERS[name]
-
-
-def allocator_named(name: str) -> Allocator:
-    """Raises ValueError for an unknown name, with the nearest."""
-    if name not in ALLOCATORS:
-        raise ValueError(f"unknown allocation {name!r}; {nearest(name, ALLOCATORS)}")
-    return ALLOCATORS[name]
+ALLOCATORS: Entries[Allocator] = by_name(
+    "allocation",
+    UNIFORM,
+    ERK,
+    LAMP,
+    OWL,
+)

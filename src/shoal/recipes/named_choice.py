@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from shoal.fit.table import repair_named
+from shoal.fit.table import REPAIRS
 from shoal.recipes.task_choice import task_conflicts
 from shoal.words.unit_names import parse_units
 
@@ -30,7 +30,7 @@ def of_sublayers(recipe: Recipe) -> Iterator[str]:
     named = f"--layers {recipe.layers} names single sublayers"
     if recipe.replace != "none":
         yield f"--replace {recipe.replace} stands in place of whole layers, and {named}; use --replace none"
-    if repair_named(recipe.repair).needs_layers:
+    if REPAIRS.named(recipe.repair).needs_layers:
         yield f"--repair {recipe.repair} is of whole layers, and {named}; use --repair refit, auto or none"
 
 

@@ -16,15 +16,15 @@ from shoal.edits.base import MOST_LAYERS
 from shoal.edits.replace.table import parse_replacement
 from shoal.fit.fit_config import LINEAR_ERROR, FitConfig
 from shoal.fit.repair import TrainedOn
-from shoal.fit.table import repair_named
-from shoal.measure.observers import observer_named
+from shoal.fit.table import REPAIRS
+from shoal.measure.observers import OBSERVERS
 from shoal.prune.prune_config import PruneConfig, parse_prune
 from shoal.recipes.named_choice import OF_NAMED
 from shoal.select.budget import parse_budget, parse_parameters, parse_size
 from shoal.select.grow_config import GrowConfig
 from shoal.select.merging.merge_config import MergeConfig
 from shoal.select.search.search_config import SearchConfig
-from shoal.select.table import SELECTORS, selector_named, selects_merges
+from shoal.select.table import SELECTORS, selects_merges
 from shoal.train.config import POLISH, TrainConfig
 from shoal.train.heal.config import HealConfig
 from shoal.words.counts import MOST_LENGTH, SampleCount, SeedNumber, TokenCount
@@ -202,12 +202,12 @@ class Recipe(Record):
     @field_validator("observers")
     @classmethod
     def _known_observers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(observer_named(name).name for name in dict.fromkeys(value))
+        return tuple(OBSERVERS.named(name).name for name in dict.fromkeys(value))
 
     @field_validator("select")
     @classmethod
     def _known_selector(cls, value: str) -> str:
-        selector_named(value)
+        SELECTORS.named(value)
         return value
 
     @field_validator("by")
@@ -233,7 +233,7 @@ class Recipe(Record):
     @field_validator("repair")
     @classmethod
     def _known_repair(cls, value: str) -> str:
-        return repair_named(value).name
+        return REPAIRS.named(value).name
 
     @field_validator("polish")
     @classmethod
@@ -265,7 +265,7 @@ class Recipe(Record):
     def _conflicts_of_choice(self) -> Iterator[str]:
         if self.parameters and self.size:
             yield f"parameters {self.parameters} and size {self.size} are two budgets; give one of them"
-        if self.rounds > 1 and "values" in selector_named(self.select).reads:
+        if self.rounds > 1 and "values" in SELECTORS.named(self.select).reads:
             yield f"--rounds measures scores anew, and --select {self.select} reads none; leave out --rounds"
         if self.by == LINEAR_ERROR and (self.select != "span" or self.rounds > 1):
             yield f"--by {LINEAR_ERROR} ranks contiguous spans of the length that goes: use --select span, and --rounds 1"
@@ -275,7 +275,7 @@ class Recipe(Record):
     def _conflicts_of_units(self) -> Iterator[str]:
         from shoal.measure.unit_scores import is_unit_table
 
-        selector = selector_named(self.select)
+        selector = SELECTORS.named(self.select)
         reads_units = "tables" in selector.reads and is_unit_table(self.by)
         if reads_units and not selector.takes_units:
             yield f"--by {self.by} scores single units, and --select {self.select} looks for spans; use --select lowest"
@@ -291,7 +291,7 @@ class Recipe(Record):
                 f"--by {self.by} scores spans of layers; with --units {self.units} choose a score of units such as "
                 "relative_update, taylor_unit or left_out_kl"
             )
-        if repair_named(self.repair).needs_layers:
+        if REPAIRS.named(self.repair).needs_layers:
             yield f"--repair {self.repair} is of whole layers; with --units {self.units} use refit, auto or none"
         if self.replace != "none":
             yield f"--replace {self.replace} stands in place of whole layers; with --units {self.units} use none"
@@ -310,7 +310,7 @@ class Recipe(Record):
                 f"polish {self.polish!r} trains what a repair or a replacement put in, and there is neither; "
                 "add --repair sweep or --replace layer, or use --polish none"
             )
-        refusal = repair_named(self.repair).refusal(parse_replacement(self.replace), self._trained_on())
+        refusal = REPAIRS.named(self.repair).refusal(parse_replacement(self.replace), self._trained_on())
         if refusal:
             yield refusal
 
@@ -357,4 +357,4 @@ class Recipe(Record):
 
 def _observed(observers: tuple[str, ...]) -> list[str]:
     """The tables that further observers add to a scan."""
-    return [table for name in observers for table in observer_named(name).tables]
+    return [table for name in observers for table in OBSERVERS.named(name).tables]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from shoal.measure.task_metric import TASK
-from shoal.select.table import selector_named
+from shoal.select.table import SELECTORS
 
 if TYPE_CHECKING:
     from shoal.recipes.recipe import Recipe
@@ -16,13 +16,13 @@ def asks_tasks(recipe: Recipe) -> bool:
     """Whether its selector runs sets of units on tasks, or its score of units does."""
     if recipe.is_by_hand:
         return False
-    reads = selector_named(recipe.select).reads
+    reads = SELECTORS.named(recipe.select).reads
     return "values" in reads and recipe.search.metric == TASK or "tables" in reads and recipe.by.endswith(f"_{TASK}")
 
 
 def task_conflicts(recipe: Recipe) -> Iterator[str]:
     """Tasks that nobody asks, a choice by tasks without any, and selectors that compare states or refit in between."""
-    selector = selector_named(recipe.select)
+    selector = SELECTORS.named(recipe.select)
     by_task = recipe.search.metric == TASK and not recipe.is_by_hand
     if by_task and ("weights" in selector.reads or selector.refits):
         yield f"--select {recipe.select} compares students on text; choose another --metric than {TASK}"

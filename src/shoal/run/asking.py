@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 def needs_scan(recipe: Recipe) -> bool:
     """False where nothing reads the scores: named layers, or a selector without tables and no other candidates to propose."""
     from shoal.measure.unit_scores import is_unit_table
-    from shoal.select.table import selector_named
+    from shoal.select.table import SELECTORS
 
-    reads_spans = "tables" in selector_named(recipe.select).reads and not is_unit_table(recipe.by)
+    reads_spans = "tables" in SELECTORS.named(recipe.select).reads and not is_unit_table(recipe.by)
     return not recipe.is_by_hand and (reads_spans or (recipe.guard > 1 and recipe.units == "layers"))
 
 
 def needs_model(recipe: Recipe) -> bool:
     """False where the choice follows from config and names alone: named layers or a rule without measurements, and nothing is
     put back."""
-    from shoal.select.table import selector_named
+    from shoal.select.table import SELECTORS
 
     if recipe.is_by_hand or recipe.replace != "none":
         return recipe.replace != "none"
-    return bool(selector_named(recipe.select).reads) or needs_scan(recipe) or is_measured(recipe)
+    return bool(SELECTORS.named(recipe.select).reads) or needs_scan(recipe) or is_measured(recipe)
 
 
 def is_measured(recipe: Recipe) -> bool:

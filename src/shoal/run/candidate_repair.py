@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from shoal.fit.table import repair_named
+from shoal.fit.table import REPAIRS
 from shoal.recipes.recipe import Recipe
 from shoal.run.job import Inputs
 from shoal.words.progress import each_batch, tell
@@ -78,7 +78,7 @@ def repairs_candidates(recipe: Recipe) -> bool:
 
     A replacement is compared by its start: the plain removal it equals, repaired where the recipe repairs that.
     """
-    return recipe.guard > 1 and repair_named(recipe.repair).compares_repaired
+    return recipe.guard > 1 and REPAIRS.named(recipe.repair).compares_repaired
 
 
 def ranking_texts(inputs: Inputs) -> list[Samples]:

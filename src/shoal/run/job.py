@@ -222,13 +222,13 @@ def without_new_values(recipe: Recipe, opened: Opened) -> Recipe:
         ValueError: a replacement, a repair, training or healing was asked for by name; sublayers, whose maps become zeros;
             merged layers, zeros among the weights, or new layers that are no copies.
     """
-    from shoal.edits.inits import init_named
+    from shoal.edits.inits import INITS
     from shoal.engine.quantised import refuse_new_values
-    from shoal.fit.table import repair_named
+    from shoal.fit.table import REPAIRS
 
     asked = {
         f"--replace {recipe.replace}": recipe.replace != "none",
-        f"--repair {recipe.repair}": recipe.repair != "none" and not repair_named(recipe.repair).else_plain,
+        f"--repair {recipe.repair}": recipe.repair != "none" and not REPAIRS.named(recipe.repair).else_plain,
         "training": recipe.repair != "none" and recipe.training() is not None,
         "healing": recipe.heal is not None,
         f"--units {recipe.units}": recipe.units != "layers",
@@ -236,7 +236,7 @@ def without_new_values(recipe: Recipe, opened: Opened) -> Recipe:
         "--prune": recipe.prune is not None,
     }
     if recipe.grow is not None:
-        asked[f"--init {recipe.grow.init}"] = init_named(recipe.grow.init).makes_values
+        asked[f"--init {recipe.grow.init}"] = INITS.named(recipe.grow.init).makes_values
     what = next((name for name, is_asked in asked.items() if is_asked), None)
     if what is not None:
         refuse_new_values(opened.path, opened.quantised, what=what)

@@ -13,7 +13,7 @@ from shoal.run.choosing_tasks import tasks_of
 from shoal.run.searching import runs_the_model, search_in_use
 from shoal.run.unit_scoring import wanted_score
 from shoal.select.proposals import searches_beside
-from shoal.select.table import selector_named
+from shoal.select.table import SELECTORS
 from shoal.words.records import stable_hash
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def choice_key(inputs: Inputs, budget: Budget, request: Request, *, scan: str | 
     if searches_beside(request):
         used.update(search=repr(search_in_use(recipe, request)), searched=inputs.calibration.data_hash)
     if runs_the_model(recipe):
-        if selector_named(recipe.select).refits:
+        if SELECTORS.named(recipe.select).refits:
             used.update(refitted=inputs.fitting.data_hash, how_refitted=_how_fitted(recipe))
         used.update(search=repr(recipe.search), searched=f"{inputs.calibration.data_hash} {recipe.seed}")
     if recipe.merges_layers:

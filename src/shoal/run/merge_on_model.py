@@ -17,7 +17,7 @@ from shoal.engine.passes import run_pass
 from shoal.engine.student import TEACHER, Student
 from shoal.engine.view import DecoderView, Reading
 from shoal.engine.workers import ALONE, Workers
-from shoal.measure.metrics import metric_named
+from shoal.measure.metrics import METRICS
 from shoal.measure.removals import MetricSums, compare_ends
 from shoal.select.merging.row_trial import MergedGroup, Row
 from shoal.words.records import Record
@@ -60,7 +60,7 @@ class MergesOnModel:
         after_batch: Callable[[Batch], None] | None = None,
     ) -> None:
         self._view, self._batches, self._rule, self._workers = view, batches, rule, workers
-        self._metric, self._file, self._after_batch = metric_named(metric), file, after_batch
+        self._metric, self._file, self._after_batch = METRICS.named(metric), file, after_batch
         known = workers.from_first(lambda: TriedRows.load(file) if file.is_file() else TriedRows(key=key))
         self._tried = known if known.key == key else TriedRows(key=key)
         self._weights: dict[MergedGroup, dict[str, Tensor]] = {}

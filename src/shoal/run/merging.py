@@ -16,7 +16,7 @@ MERGING = "merging.json"
 
 def merges_of(inputs: Inputs, *, folder: RunFolder) -> MergesOnModel:
     """Runs merged students, with what an earlier run of the same folder tried."""
-    from shoal.edits.merge_rules import rule_named
+    from shoal.edits.merge_rules import RULES
     from shoal.run.merge_on_model import MergesOnModel
     from shoal.run.searching import searched_text
     from shoal.words.records import stable_hash
@@ -26,7 +26,7 @@ def merges_of(inputs: Inputs, *, folder: RunFolder) -> MergesOnModel:
     return MergesOnModel(
         inputs.view,
         batches,
-        rule_named(recipe.merge.rule),
+        RULES.named(recipe.merge.rule),
         metric=recipe.search.metric,
         file=folder / MERGING,
         key=stable_hash("merging", inputs.model_key, samples.data_hash, recipe.search.metric, recipe.merge.rule),

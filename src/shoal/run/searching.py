@@ -32,9 +32,9 @@ fourteen layers of thirty (docs/choose.md)."""
 
 def runs_the_model(recipe: Recipe) -> bool:
     """Whether the selector asks the set function."""
-    from shoal.select.table import selector_named
+    from shoal.select.table import SELECTORS
 
-    return not recipe.is_by_hand and "values" in selector_named(recipe.select).reads
+    return not recipe.is_by_hand and "values" in SELECTORS.named(recipe.select).reads
 
 
 def searched_text(inputs: Inputs, *, n_tokens: int | None = None) -> Samples:
@@ -125,7 +125,7 @@ def refitted_sets_of(inputs: Inputs, request: Request, *, folder: RunFolder) -> 
 
 def searched_sets(inputs: Inputs, request: Request, *, folder: RunFolder) -> CountedSets | RefittedSets | None:
     """The set function that the recipe's selector asks, or the search that competes with it; None where neither asks one."""
-    from shoal.select.table import selector_named
+    from shoal.select.table import SELECTORS
 
     recipe = inputs.recipe
     if searches_beside(request):
@@ -133,7 +133,7 @@ def searched_sets(inputs: Inputs, request: Request, *, folder: RunFolder) -> Cou
         return set_function_of(inputs, replace(request, selector=selector), folder=folder, metric=metric, n_tokens=n_tokens)
     if not runs_the_model(recipe):
         return None
-    if selector_named(recipe.select).refits:
+    if SELECTORS.named(recipe.select).refits:
         return refitted_sets_of(inputs, request, folder=folder)
     return set_function_of(inputs, request, folder=folder, limit=recipe.search.evaluations)
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shoal.fit.table import REPAIRS, repair_named
+from shoal.fit.table import REPAIRS
 from shoal.recipes.recipe import Recipe
 from shoal.run.estimate import estimate, minutes
 from shoal.run.pace import Pace, StageRates
@@ -73,7 +73,7 @@ def efforts(recipe: Recipe) -> list[Effort]:
     Raises:
         ValueError: nothing of what the recipe names takes more or less time.
     """
-    asked = repair_named(recipe.repair)
+    asked = REPAIRS.named(recipe.repair)
     spent_on = [
         name for name, one in REPAIRS.items() if one.efforts and not any(name == other.comes_to for other in REPAIRS.values())
     ]

@@ -25,9 +25,9 @@ FEWEST_FOR_GRADIENTS = 30
 def wanted_score(recipe: Recipe) -> UnitScore | None:
     """The score of units that a recipe chooses by; None where it chooses by anything else."""
     from shoal.measure.unit_scores import is_unit_table, score_with_table
-    from shoal.select.table import selector_named
+    from shoal.select.table import SELECTORS
 
-    is_read = "tables" in selector_named(recipe.select).reads and is_unit_table(recipe.by)
+    is_read = "tables" in SELECTORS.named(recipe.select).reads and is_unit_table(recipe.by)
     return score_with_table(recipe.by) if is_read else None
 
 

@@ -6,7 +6,7 @@ from fractions import Fraction
 from pydantic import Field, field_validator
 
 from shoal.edits.base import MOST_LAYERS
-from shoal.edits.inits import init_named
+from shoal.edits.inits import INITS
 from shoal.words.reading import shortened
 from shoal.words.records import Record
 
@@ -42,7 +42,7 @@ class GrowConfig(Record):
     @field_validator("init")
     @classmethod
     def _known(cls, value: str) -> str:
-        return init_named(value).name
+        return INITS.named(value).name
 
 
 def parse_depth(to: str, n_layers: int) -> int:

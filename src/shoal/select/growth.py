@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from shoal.edits.inits import init_named
+from shoal.edits.inits import INITS
 from shoal.edits.insert import Insert
 from shoal.select.grow_config import GrowConfig, parse_depth
 from shoal.select.places import inserts
@@ -28,7 +28,7 @@ def new_layers(config: GrowConfig, n_layers: int, gone: Collection[int]) -> tupl
         ValueError: a depth that is not above what stays; and as :func:`~shoal.select.places.inserts`.
     """
     kept = [layer for layer in range(n_layers) if layer not in set(gone)]
-    init, depth = init_named(config.init), parse_depth(config.to, n_layers)
+    init, depth = INITS.named(config.init), parse_depth(config.to, n_layers)
     if depth <= len(kept):
         cure = "give more, or use shoal compress to make it shallower" if not gone else "give more, or remove more"
         raise ValueError(f"--to {config.to} is {depth} layers, and the model has {len(kept)} before anything is put in; {cure}")

@@ -13,7 +13,7 @@ from shoal.select.model_size import ModelSize
 from shoal.select.proposals import Proposer, found_by_search, other_proposers, propose
 from shoal.select.request import Evidence, LateTable, Request, Selector, Tables, most_layers, nothing_refused
 from shoal.select.rounds import Rescan, in_rounds
-from shoal.select.table import selector_named
+from shoal.select.table import SELECTORS
 from shoal.select.unit_quotas import quotas_for
 from shoal.words.types import Span
 
@@ -51,7 +51,7 @@ def shortlist(
     Raises:
         ValueError: an impossible budget, an unknown name, nothing that can go, or a missing rescan.
     """
-    selector = selector_named(request.selector)
+    selector = SELECTORS.named(request.selector)
     if request.units != "layers":
         return _shortlist_of_units(budget, size, request, evidence, selector)
     not_measured = evidence.is_late(request.by) and request.by not in evidence.tables
@@ -106,7 +106,7 @@ def spread_of(short: Shortlist) -> tuple[PartChoice, ...]:
     """
     request, evidence = short.request, short.evidence
     table = evidence.tables.get(request.by)
-    selector = selector_named(request.selector)
+    selector = SELECTORS.named(request.selector)
     if table is None or table.parts is None or request.n_rounds > 1 or "values" in selector.reads:
         return ()
     chosen: Counter[tuple[int, ...]] = Counter()
@@ -157,7 +157,7 @@ def candidates_or_reason(selector: Selector, name: str, *, evidence: Evidence, r
 
 def cut_for(budget: Budget, size: ModelSize, *, evidence: Evidence, request: Request) -> ResolvedBudget:
     """The number of layers a budget means for the asked selector. Where layers differ in size, by the layers it would pick."""
-    selector, removable = selector_named(request.selector), request.removable
+    selector, removable = SELECTORS.named(request.selector), request.removable
     same_size = len({size.layers[layer] for layer in removable}) < 2
     counts_alike = same_size or "values" in selector.reads  # A search for each number of layers would cost too much.
 

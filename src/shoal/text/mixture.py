@@ -13,7 +13,7 @@ from typing import Literal
 
 from shoal.text.formats import DOCUMENT_CHARACTERS
 from shoal.text.sources import Document
-from shoal.words.records import nearest
+from shoal.words.entries import Entries
 
 WEIGHTED = re.compile(r"\s*(\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+)\s*\*\s*(\S.*?)\s*")
 
@@ -54,22 +54,25 @@ class MixturePreset:
     weights: Mapping[str, float]
 
 
-PRESETS: Mapping[str, MixturePreset] = {
-    # LLM-Streamline (arXiv 2403.19135), official code: Sheared-LLaMA's shares, divided where documents are longer.
-    "slimpajama": MixturePreset(
-        source="hub:DKYoon/SlimPajama-6B",
-        domain_key="meta.redpajama_set_name",
-        weights={
-            "RedPajamaC4": 0.492,
-            "RedPajamaStackExchange": 0.01,
-            "RedPajamaCommonCrawl": 0.361 / 3,
-            "RedPajamaGithub": 0.008,
-            "RedPajamaWikipedia": 0.031,
-            "RedPajamaArXiv": 0.007 / 20,
-            "RedPajamaBook": 0.091 / 200,
-        },
-    ),
-}
+PRESETS: Entries[MixturePreset] = Entries(
+    "mixture",
+    {
+        # LLM-Streamline (arXiv 2403.19135), official code: Sheared-LLaMA's shares, divided where documents are longer.
+        "slimpajama": MixturePreset(
+            source="hub:DKYoon/SlimPajama-6B",
+            domain_key="meta.redpajama_set_name",
+            weights={
+                "RedPajamaC4": 0.492,
+                "RedPajamaStackExchange": 0.01,
+                "RedPajamaCommonCrawl": 0.361 / 3,
+                "RedPajamaGithub": 0.008,
+                "RedPajamaWikipedia": 0.031,
+                "RedPajamaArXiv": 0.007 / 20,
+                "RedPajamaBook": 0.091 / 200,
+            },
+        ),
+    },
+)
 
 
 def parse_mixture(spec: str | Path | Sequence[str | Path]) -> Mixture:
@@ -96,9 +99,7 @@ def parse_mixture(spec: str | Path | Sequence[str | Path]) -> Mixture:
 def preset_mixture(spec: str) -> Mixture:
     """``mix:NAME`` from the hub, ``mix:NAME=PATH`` from a local copy with the same rows."""
     name, _, local = spec.removeprefix("mix:").partition("=")
-    if name not in PRESETS:
-        raise ValueError(f"unknown mixture {name!r}; {nearest(name, PRESETS)}")
-    preset = PRESETS[name]
+    preset = PRESETS.named(name)
     sources = (local or preset.source,)
     parts = tuple(Share(domain, weight, sources, domain) for domain, weight in preset.weights.items())
     return Mixture(spec, parts, "documents", preset.domain_key)

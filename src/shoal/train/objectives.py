@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from shoal.words.entries import Entries, by_name
 from shoal.words.late import late
-from shoal.words.records import nearest
 from shoal.words.types import Batch
 
 if TYPE_CHECKING:
@@ -50,48 +50,46 @@ class Objective:
         return int(predicts(batch.ids_BT, batch.mask_BT).sum()) if self.needs == "labels" else n_real_tokens(batch)
 
 
-OBJECTIVES: dict[str, Objective] = {
-    one.name: one
-    for one in (
-        Objective("hidden_mse", "boundary", late("shoal.train.stream_losses:hidden_mse"), "mean squared error of the stream"),
-        Objective(
-            "relative_mse",
-            "boundary",
-            late("shoal.train.stream_losses:relative_mse"),
-            "squared error of each token over its squared norm",
-        ),
-        Objective(
-            "cosine", "boundary", late("shoal.train.stream_losses:cosine_loss"), "one minus the cosine of each token's stream"
-        ),
-        Objective("next_token", "labels", late("shoal.train.logit_losses:next_token"), "negative log-likelihood of the text"),
-        Objective("forward_kl", "logits", late("shoal.train.logit_losses:forward_kl_loss"), "KL(teacher || student)"),
-        Objective("reverse_kl", "logits", late("shoal.train.logit_losses:reverse_kl_loss"), "KL(student || teacher)"),
-        Objective(
-            "skewed_forward_kl",
-            "logits",
-            late("shoal.train.logit_losses:skewed_forward_kl"),
-            "KL(teacher || alpha teacher + rest student)",
-            "alpha",
-        ),
-        Objective(
-            "skewed_reverse_kl",
-            "logits",
-            late("shoal.train.logit_losses:skewed_reverse_kl"),
-            "KL(student || alpha student + rest teacher)",
-            "alpha",
-        ),
-        Objective(
-            "jensen_shannon", "logits", late("shoal.train.logit_losses:jensen_shannon_loss"), "mean KL of both to their average"
-        ),
-        Objective(
-            "topk_forward_kl",
-            "logits",
-            late("shoal.train.logit_losses:topk_forward_kl"),
-            "KL over the teacher's k best tokens and the rest as one",
-            "k",
-        ),
-    )
-}
+OBJECTIVES: Entries[Objective] = by_name(
+    "objective",
+    Objective("hidden_mse", "boundary", late("shoal.train.stream_losses:hidden_mse"), "mean squared error of the stream"),
+    Objective(
+        "relative_mse",
+        "boundary",
+        late("shoal.train.stream_losses:relative_mse"),
+        "squared error of each token over its squared norm",
+    ),
+    Objective(
+        "cosine", "boundary", late("shoal.train.stream_losses:cosine_loss"), "one minus the cosine of each token's stream"
+    ),
+    Objective("next_token", "labels", late("shoal.train.logit_losses:next_token"), "negative log-likelihood of the text"),
+    Objective("forward_kl", "logits", late("shoal.train.logit_losses:forward_kl_loss"), "KL(teacher || student)"),
+    Objective("reverse_kl", "logits", late("shoal.train.logit_losses:reverse_kl_loss"), "KL(student || teacher)"),
+    Objective(
+        "skewed_forward_kl",
+        "logits",
+        late("shoal.train.logit_losses:skewed_forward_kl"),
+        "KL(teacher || alpha teacher + rest student)",
+        "alpha",
+    ),
+    Objective(
+        "skewed_reverse_kl",
+        "logits",
+        late("shoal.train.logit_losses:skewed_reverse_kl"),
+        "KL(student || alpha student + rest teacher)",
+        "alpha",
+    ),
+    Objective(
+        "jensen_shannon", "logits", late("shoal.train.logit_losses:jensen_shannon_loss"), "mean KL of both to their average"
+    ),
+    Objective(
+        "topk_forward_kl",
+        "logits",
+        late("shoal.train.logit_losses:topk_forward_kl"),
+        "KL over the teacher's k best tokens and the rest as one",
+        "k",
+    ),
+)
 
 
 def objective_named(name: str) -> Objective:
@@ -101,9 +99,7 @@ def objective_named(name: str) -> Objective:
         ValueError: unknown name, with the nearest; a number where there is none to set.
     """
     base, _, number = name.partition("(")
-    if base not in OBJECTIVES:
-        raise ValueError(f"unknown objective {base!r}; {nearest(base, OBJECTIVES)}")
-    one = OBJECTIVES[base]
+    one = OBJECTIVES.named(base)
     if not number:
         return one
     if one.parameter is None:

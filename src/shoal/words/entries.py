@@ -1,29 +1,33 @@
-"""A table of entries by name: what can be asked for, and one message for whatever cannot."""
+"""A table of entries by name: what can be asked for, and the one message for what cannot."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Mapping
+from typing import Protocol, TypeVar
 
 from shoal.words.records import nearest
 
 
 class HasName(Protocol):
-    """An entry of a table."""
+    """An entry that knows its own name."""
 
     @property
     def name(self) -> str: ...
 
 
-Entry = TypeVar("Entry", bound=HasName)
+Entry = TypeVar("Entry")
+Named = TypeVar("Named", bound=HasName)
 
 
-class Entries(dict[str, Entry], Generic[Entry]):
-    """Entries in the order in which people see them. A new one is one line where the table is made."""
+class Entries(dict[str, Entry]):
+    """Entries in the order in which people see them. A new one is one line where the table is made.
 
-    def __init__(self, what: str, entries: Iterable[Entry]):
-        """``what`` one of them is called in messages: a repair, a format."""
-        super().__init__((one.name, one) for one in entries)
+    Attributes:
+        what: an entry is called in messages, such as repair or format.
+    """
+
+    def __init__(self, what: str, entries: Mapping[str, Entry]):
+        super().__init__(entries)
         self.what = what
 
     def named(self, name: str) -> Entry:
@@ -35,3 +39,8 @@ class Entries(dict[str, Entry], Generic[Entry]):
         if name not in self:
             raise ValueError(f"unknown {self.what} {name!r}; {nearest(name, self)}")
         return self[name]
+
+
+def by_name(what: str, *entries: Named) -> Entries[Named]:
+    """The table of entries that know their own names."""
+    return Entries(what, {one.name: one for one in entries})

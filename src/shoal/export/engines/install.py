@@ -9,7 +9,7 @@ import sys
 import sysconfig
 import venv
 
-from shoal.export.engines.table import ENGINES, UNFINISHED, Engine, engine_named
+from shoal.export.engines.table import ENGINES, UNFINISHED, Engine
 
 LINK = "zz_shoal.pth"  # The link is read last, so that what the engine has of its own goes first.
 COMMON = ("numpy",)
@@ -68,7 +68,7 @@ def main(names: list[str]) -> int:
     """Install engines; 2 where one could not be, with one line for each."""
     failed = False
     try:
-        wanted = list(ENGINES.values()) if names == ["all"] else [engine_named(name) for name in names]
+        wanted = list(ENGINES.values()) if names == ["all"] else [ENGINES.named(name) for name in names]
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

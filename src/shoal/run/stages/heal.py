@@ -44,10 +44,10 @@ def _healed(state: State, folder: RunFolder) -> State:
 
 def takes(sizes: Sizes) -> StageNeed:
     """Teacher and student in memory, and what the entry of the method trains; then the student again, to be merged into."""
-    from shoal.train.heal.table import trainable_named
+    from shoal.train.heal.table import TRAINABLE
 
     config = _config(sizes.recipe)
-    n_trained = trainable_named(config.method).most_trained(sizes.shape, sizes.n_kept, config)
+    n_trained = TRAINABLE.named(config.method).most_trained(sizes.shape, sizes.n_kept, config)
     return sizes.need(
         "heal",
         second_model=2 * sizes.student,

@@ -70,13 +70,13 @@ def _config(recipe: Recipe) -> TrainConfig:
 def takes(sizes: Sizes) -> StageNeed:
     """Where one part is trained after the other, one layer's worth at a time; else all that repair and replacements set."""
     from shoal.edits.replace.table import parse_replacement
-    from shoal.fit.table import repair_named
-    from shoal.select.table import selector_named
+    from shoal.fit.table import REPAIRS
+    from shoal.select.table import SELECTORS
 
     recipe, shape = sizes.recipe, sizes.shape
     config = _config(recipe)
-    kind, refits = parse_replacement(recipe.replace), repair_named(recipe.repair).size(shape, sizes.n_kept)
-    n_spans = 0 if kind is None else selector_named(recipe.select).most_spans(sizes.n_cut, recipe.max_spans)
+    kind, refits = parse_replacement(recipe.replace), REPAIRS.named(recipe.repair).size(shape, sizes.n_kept)
+    n_spans = 0 if kind is None else SELECTORS.named(recipe.select).most_spans(sizes.n_cut, recipe.max_spans)
     n_modules, per_span = (0, 0) if kind is None else (max(1, kind.n_layers), kind.most_parameters(shape))
     if recipe.merges_layers:  # Every group leaves one layer, all of which is trained.
         n_spans, n_modules, per_span = max(1, min(sizes.n_cut, sizes.n_kept)), 1, shape.layer_parameters

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from shoal.edits.inits import init_named
+from shoal.edits.inits import INITS
 from shoal.edits.insert import Insert
 from shoal.run.folder import RunFolder
 from shoal.run.keys import edits_key
@@ -72,7 +72,7 @@ def takes(sizes: Sizes) -> StageNeed:
 
 def is_asked(recipe: Recipe) -> bool:
     """Whether the recipe adds layers whose weights are predicted."""
-    return recipe.grow is not None and init_named(recipe.grow.init).weights == "predicted"
+    return recipe.grow is not None and INITS.named(recipe.grow.init).weights == "predicted"
 
 
 PREDICT = Stage("predict", "weights of new layers, predicted from those around them", key, run, load, takes, is_asked=is_asked)

@@ -84,7 +84,7 @@ def pruned_values(folder: Path, *, mapped: bool = False) -> dict[str, Tensor]:
 def _thinned(state: State, folder: RunFolder) -> tuple[ThinResult, Plan]:
     """Every layer thinned, its values in its file: the record, and the plan with its edits."""
     from shoal.edits.prune import Prune
-    from shoal.prune.table import pruner_named
+    from shoal.prune.table import PRUNERS
     from shoal.prune.thin import thin, thin_site
     from shoal.prune.thin_result import ThinnedMap, ThinResult
 
@@ -98,7 +98,7 @@ def _thinned(state: State, folder: RunFolder) -> tuple[ThinResult, Plan]:
     maps: list[ThinnedMap] = []
     for done in thin(
         site,
-        pruner_named(config.method),
+        PRUNERS.named(config.method),
         amounts,
         known=lambda layer: _read_layer(folder, layer),
         after_layer=lambda layer: tell(f"prune by {config.method}", layer + 1, inputs.view.n_layers),
@@ -123,7 +123,7 @@ def _thinned(state: State, folder: RunFolder) -> tuple[ThinResult, Plan]:
 
 def _amounts(state: State, site: ThinSite) -> tuple[float, Mapping[MapKey, Amount], dict[int, float]]:
     """The share of zeros in all maps together, the amount of each map, and the outliers where they were counted."""
-    from shoal.prune.table import allocator_named
+    from shoal.prune.table import ALLOCATORS
     from shoal.prune.thin import evidence_of
 
     config, plan, n_layers = _config(state.recipe), state.planned, state.inputs.view.n_layers
@@ -134,7 +134,7 @@ def _amounts(state: State, site: ThinSite) -> tuple[float, Mapping[MapKey, Amoun
     pattern = config.fixed_pattern
     if pattern is not None:
         return share, dict.fromkeys(evidence.shapes, pattern), outliers
-    divide = allocator_named(config.allocate).divide
+    divide = ALLOCATORS.named(config.allocate).divide
     return share, divide(evidence, share, spread=config.spread, outlier=config.outlier), outliers
 
 
@@ -176,11 +176,11 @@ def _read_layer(folder: RunFolder, layer: int) -> ThinnedLayer | None:
 def takes(sizes: Sizes) -> StageNeed:
     """Values of all layers where they are in memory, a layer twice, second moments with the factors of the widest map."""
     from shoal.prune.input_sums import MOST_MOMENTS
-    from shoal.prune.table import pruner_named
+    from shoal.prune.table import PRUNERS
 
     config, shape = _config(sizes.recipe), sizes.shape
     widest = 8 * shape.ffn**2
-    is_solved = pruner_named(config.method).reads == "moments"
+    is_solved = PRUNERS.named(config.method).reads == "moments"
     moments = min(4 * widest, MOST_MOMENTS + widest) + N_FACTORS * widest if is_solved else 0
     values = sizes.n_kept * shape.layer_bytes
     return sizes.need(
@@ -198,12 +198,12 @@ def lasts(pace: Pace) -> dict[str, float]:
 
     SparseGPT factorises and inverts the second moments of every map (4/3 n^3 and 1/3 n^3) and goes through its columns.
     """
-    from shoal.prune.table import allocator_named, pruner_named
+    from shoal.prune.table import ALLOCATORS, PRUNERS
 
     config, shape, rates = _config(pace.recipe), pace.shape, pace.rates
     width, wide, n_tokens = shape.hidden, shape.ffn, pace.tokens("calibration")
-    reads = pruner_named(config.method).reads
-    n_walks = (reads != "weights") + (allocator_named(config.allocate).reads == "inputs" and config.fixed_pattern is None)
+    reads = PRUNERS.named(config.method).reads
+    n_walks = (reads != "weights") + (ALLOCATORS.named(config.allocate).reads == "inputs" and config.fixed_pattern is None)
     seconds = 2 * n_walks * pace.layers(n_tokens)
     if reads == "moments":
         maps = [(width, width)] * 4 + [(width, wide)] * 2 + [(wide, width)]  # (inputs, outputs)

@@ -25,7 +25,7 @@ def run(state: State, folder: RunFolder) -> Made:
     from dataclasses import replace
 
     from shoal.checkpoint.blueprint import check_can_be_cut
-    from shoal.measure.observers import ScanFacts, observer_named
+    from shoal.measure.observers import OBSERVERS, ScanFacts
     from shoal.measure.scan import Asked, scan
 
     inputs = state.inputs
@@ -36,7 +36,7 @@ def run(state: State, folder: RunFolder) -> Made:
         inputs.view,
         batches,
         provenance=inputs.provenance(inputs.calibration),
-        observers=[observer_named(name).build(facts) for name in inputs.recipe.observers],
+        observers=[OBSERVERS.named(name).build(facts) for name in inputs.recipe.observers],
         after_batch=each_batch("scan", len(batches)),
         workers=inputs.workers,
     )
@@ -57,14 +57,14 @@ def load(state: State, folder: RunFolder) -> State:
 
 
 def takes(sizes: Sizes) -> StageNeed:
-    from shoal.measure.observers import ScanFacts, observer_named
+    from shoal.measure.observers import OBSERVERS, ScanFacts
 
     recipe, shape = sizes.recipe, sizes.shape
     facts = ScanFacts(shape.n_layers, shape.hidden, sizes.length, recipe.seed)
     geometry = min(sizes.machine.scan, 2 * sizes.length * shape.n_layers * shape.hidden * 4)
     return sizes.need(
         "scan",
-        {name: observer_named(name).n_bytes(facts) for name in recipe.observers},
+        {name: OBSERVERS.named(name).n_bytes(facts) for name in recipe.observers},
         states=sizes.states(shape.n_layers + 1, sizes.tokens("calibration")),
         work=sizes.layer_work(sizes.n_batch) + geometry,
     )

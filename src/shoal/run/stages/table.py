@@ -10,8 +10,16 @@ from shoal.run.stages.predict import PREDICT
 from shoal.run.stages.prune import PRUNE
 from shoal.run.stages.scan import SCAN
 from shoal.run.stages.write import WRITE
+from shoal.words.entries import Entries, by_name
 
 TO_A_STUDENT = (CHOOSE, PREDICT, FIT, POLISH, PRUNE)
 """From a scan to a plan with its values; a curve measures those students without writing their checkpoints."""
 
-STAGES: dict[str, Stage] = {one.name: one for one in (SCAN, *TO_A_STUDENT, WRITE, HEAL, EVALUATE)}
+STAGES: Entries[Stage] = by_name(
+    "stage",
+    SCAN,
+    *TO_A_STUDENT,
+    WRITE,
+    HEAL,
+    EVALUATE,
+)

@@ -8,7 +8,7 @@ narrows the bracket to the part between the highest that meets the budget and th
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-from shoal.edits.merge_rules import rule_named
+from shoal.edits.merge_rules import RULES
 from shoal.edits.plan import Candidate, structure_of
 from shoal.edits.table import Edit
 from shoal.select.merging.merge_config import MergeConfig
@@ -33,7 +33,7 @@ def by_merging(merging: MergeSearch) -> Propose:
             raise ValueError(
                 f"--select {request.selector} runs merged models, and nothing here can run them; use shoal compress"
             )
-        rules = MergeRules(rule_named(config.rule), frozenset(request.removable), trial.are_alike, request.n)
+        rules = MergeRules(RULES.named(config.rule), frozenset(request.removable), trial.are_alike, request.n)
         similarity = Similarities(trial)
 
         def ends_of(thresholds: Sequence[float]) -> list[Row]:
@@ -141,7 +141,10 @@ class EvenTrial:
 def rows_tried(merging: MergeSearch, n_layers: int, n: int) -> int:
     """About how many rows are run until ``n`` of ``n_layers`` are gone."""
     trial, config = EvenTrial(), MergeConfig()
-    rules, similarity = MergeRules(rule_named(config.rule), frozenset(range(n_layers)), trial.are_alike, n), Similarities(trial)
+    rules, similarity = (
+        MergeRules(RULES.named(config.rule), frozenset(range(n_layers)), trial.are_alike, n),
+        Similarities(trial),
+    )
 
     def ends_of(thresholds: Sequence[float]) -> list[Row]:
         return in_step([merging(whole_row(n_layers), config, rules, one) for one in thresholds], similarity)

@@ -3,7 +3,7 @@
 from pydantic import Field, field_validator
 
 from shoal.edits.base import MOST_LAYERS
-from shoal.edits.merge_rules import RULES, rule_named
+from shoal.edits.merge_rules import RULES
 from shoal.words.records import Record
 
 
@@ -26,7 +26,7 @@ class MergeConfig(Record):
     @field_validator("rule")
     @classmethod
     def _known(cls, value: str) -> str:
-        if rule_named(value).weights is None:
+        if RULES.named(value).weights is None:
             raise ValueError(
                 f"merge.rule {value!r} takes weights by hand; use {', '.join(one for one in RULES if one != value)}"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator, model_validator
 
-from shoal.measure.metrics import metric_named
+from shoal.measure.metrics import METRICS
 from shoal.measure.task_metric import TASK
 from shoal.words.counts import MOST_TOKENS, SampleCount, StepCount
 from shoal.words.records import Record
@@ -31,7 +31,7 @@ class SearchConfig(Record):
     @field_validator("metric")
     @classmethod
     def _known_metric(cls, value: str) -> str:
-        return value if value == TASK else metric_named(value).name
+        return value if value == TASK else METRICS.named(value).name
 
     @model_validator(mode="after")
     def _items_of_tasks(self) -> SearchConfig:

@@ -12,8 +12,8 @@ from shoal.edits.base import MOST_LAYERS
 from shoal.edits.replace.contract import MOST_WIDTH
 from shoal.train.config import Beta, ObjectiveSum
 from shoal.train.heal.quiet import quiet_training
-from shoal.train.heal.ranks import schedule_named
-from shoal.train.heal.table import trainable_named
+from shoal.train.heal.ranks import RANKS
+from shoal.train.heal.table import TRAINABLE
 from shoal.words.counts import SampleCount, SeedNumber, StepCount, TokenCount
 from shoal.words.records import Record, is_asked, refuse
 
@@ -109,12 +109,12 @@ class HealConfig(Record):
     @field_validator("method")
     @classmethod
     def _known_method(cls, value: str) -> str:
-        return trainable_named(value).name
+        return TRAINABLE.named(value).name
 
     @field_validator("ranks")
     @classmethod
     def _known_ranks(cls, value: str) -> str:
-        schedule_named(value)
+        RANKS.named(value)
         return value
 
     @field_validator("merge")
@@ -124,7 +124,7 @@ class HealConfig(Record):
             with quiet_training():
                 from shoal.train.heal.merge import merge_named
 
-            merge_named(value, is_quantised="method" not in info.data or trainable_named(info.data["method"]).is_quantised)
+            merge_named(value, is_quantised="method" not in info.data or TRAINABLE.named(info.data["method"]).is_quantised)
         return value
 
     @model_validator(mode="after")

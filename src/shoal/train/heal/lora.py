@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from shoal.train.heal.lora_targets import costs, linear_maps
-from shoal.train.heal.ranks import RankEvidence, divided, schedule_named
+from shoal.train.heal.ranks import RANKS, RankEvidence, divided
 
 if TYPE_CHECKING:
     from shoal.train.heal.config import HealConfig
@@ -27,7 +27,7 @@ def add_adapters(model: Any, config: HealConfig, evidence: RankEvidence) -> Any:
     """
     peft = import_peft()
     maps = linear_maps(model, config.targets)
-    ranks = divided(schedule_named(config.ranks).weights(evidence), costs(maps, evidence.n_layers), config.rank)
+    ranks = divided(RANKS.named(config.ranks).weights(evidence), costs(maps, evidence.n_layers), config.rank)
     narrow = min(maps, key=lambda one: min(one.n_in, one.n_out) - ranks[one.layer])
     width = min(narrow.n_in, narrow.n_out)
     if ranks[narrow.layer] > width:

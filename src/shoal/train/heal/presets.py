@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shoal.words.records import nearest
+from shoal.words.entries import Entries, by_name
 
 # UIDL, arXiv 2403.17887, appendix A.1: peak learning rate and rank of each model, by the name of its checkpoint.
 UIDL_MODELS: Mapping[str, tuple[float, int, int]] = {
@@ -49,59 +49,50 @@ class Preset:
 
 _TEXT = {"objective": "next_token", "floor": 0.0, "weight_decay": 0.0}
 
-PRESETS: dict[str, Preset] = {
-    one.name: one
-    for one in (
-        Preset(
-            "uidl",
-            "QLoRA beside the MLPs on text, 5000 steps of 16 samples, rank and rate per model",
-            "2403.17887",
-            {**_TEXT, "method": "qlora", "targets": "mlp", "dropout": 0.05, "batch": 16, "warmup": 100},
-            "The paper states neither the 4-bit type nor how it merges; here NF4, and the merge that measures best. Models "
-            "it does not name get rank 64 and 3e-4, where its own search starts.",
-        ),
-        Preset(
-            "reassessing",
-            "the head, the final norm and the last three layers on instructions, 2 epochs of 64 samples",
-            "2411.15558",
-            {**_TEXT, "method": "partial", "layers": 3, "lr": 1e-5, "batch": 64, "warmup": 100},
-            "One pass over the text instead of two epochs. The paper trains LoRA at the same 1e-5, so it compares "
-            "them at one rate, not each at its own.",
-        ),
-        Preset(
-            "shortened",
-            "LoRA of rank 8 beside every linear map, after whole layers went, on instructions",
-            "2402.02834",
-            {**_TEXT, "method": "lora", "rank": 8, "alpha": 16.0, "lr": 1e-4, "batch": 64, "warmup": 100},
-            "One pass over the text instead of two epochs; scale and warm-up of the adapters are those of LLM-Pruner, on "
-            "whose code the paper builds. Its continued pre-training is `--method full` on as much text as there is.",
-        ),
-        Preset(
-            "llm-pruner",
-            "LoRA of rank 8 beside every linear map, on instructions",
-            "2305.11627",
-            {**_TEXT, "method": "lora", "rank": 8, "alpha": 16.0, "dropout": 0.05, "lr": 1e-4, "batch": 64, "warmup": 100},
-        ),
-        Preset(
-            "wanda",
-            "LoRA of rank 8 beside queries and values, on text",
-            "2306.11695",
-            {**_TEXT, "method": "lora", "rank": 8, "alpha": 16.0, "dropout": 0.05, "lr": 1e-4, "targets": "attention"},
-            "The released code adapts the maps of queries and values; here those of the whole attention.",
-        ),
-        Preset(
-            "slicegpt",
-            "LoRA of rank 32 with a scale of 10 beside attention and MLP, on text",
-            "2401.15024",
-            {**_TEXT, "method": "lora", "rank": 32, "alpha": 10.0, "dropout": 0.05},
-            "The learning rate is Shoal's default for the width.",
-        ),
-    )
-}
-
-
-def preset_named(name: str) -> Preset:
-    """Raises ValueError for an unknown name, with the nearest."""
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; {nearest(name, PRESETS)}")
-    return PRESETS[name]
+PRESETS: Entries[Preset] = by_name(
+    "preset",
+    Preset(
+        "uidl",
+        "QLoRA beside the MLPs on text, 5000 steps of 16 samples, rank and rate per model",
+        "2403.17887",
+        {**_TEXT, "method": "qlora", "targets": "mlp", "dropout": 0.05, "batch": 16, "warmup": 100},
+        "The paper states neither the 4-bit type nor how it merges; here NF4, and the merge that measures best. Models "
+        "it does not name get rank 64 and 3e-4, where its own search starts.",
+    ),
+    Preset(
+        "reassessing",
+        "the head, the final norm and the last three layers on instructions, 2 epochs of 64 samples",
+        "2411.15558",
+        {**_TEXT, "method": "partial", "layers": 3, "lr": 1e-5, "batch": 64, "warmup": 100},
+        "One pass over the text instead of two epochs. The paper trains LoRA at the same 1e-5, so it compares "
+        "them at one rate, not each at its own.",
+    ),
+    Preset(
+        "shortened",
+        "LoRA of rank 8 beside every linear map, after whole layers went, on instructions",
+        "2402.02834",
+        {**_TEXT, "method": "lora", "rank": 8, "alpha": 16.0, "lr": 1e-4, "batch": 64, "warmup": 100},
+        "One pass over the text instead of two epochs; scale and warm-up of the adapters are those of LLM-Pruner, on "
+        "whose code the paper builds. Its continued pre-training is `--method full` on as much text as there is.",
+    ),
+    Preset(
+        "llm-pruner",
+        "LoRA of rank 8 beside every linear map, on instructions",
+        "2305.11627",
+        {**_TEXT, "method": "lora", "rank": 8, "alpha": 16.0, "dropout": 0.05, "lr": 1e-4, "batch": 64, "warmup": 100},
+    ),
+    Preset(
+        "wanda",
+        "LoRA of rank 8 beside queries and values, on text",
+        "2306.11695",
+        {**_TEXT, "method": "lora", "rank": 8, "alpha": 16.0, "dropout": 0.05, "lr": 1e-4, "targets": "attention"},
+        "The released code adapts the maps of queries and values; here those of the whole attention.",
+    ),
+    Preset(
+        "slicegpt",
+        "LoRA of rank 32 with a scale of 10 beside attention and MLP, on text",
+        "2401.15024",
+        {**_TEXT, "method": "lora", "rank": 32, "alpha": 10.0, "dropout": 0.05},
+        "The learning rate is Shoal's default for the width.",
+    ),
+)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from shoal.train.heal.cut_place import CutPlace
-from shoal.words.records import nearest
+from shoal.words.entries import Entries, by_name
 from shoal.words.shares import scaled
 
 
@@ -73,23 +73,14 @@ def from_scores(evidence: RankEvidence) -> list[float]:
     return scores if sum(scores) else [1.0] * evidence.n_layers
 
 
-RANKS: dict[str, RankSchedule] = {
-    one.name: one
-    for one in (
-        RankSchedule("uniform", "one rank for all layers", uniform),
-        RankSchedule("rising", "rising with depth, from half to one and a half times the rank (PRILoRA)", rising),
-        RankSchedule("falling", "falling with depth", falling),
-        RankSchedule("near_cut", "most beside the cut", near_cut, needs_cut=True),
-        RankSchedule("from_scores", "by what each layer adds to the damage", from_scores, needs_scores=True, needs_cut=True),
-    )
-}
-
-
-def schedule_named(name: str) -> RankSchedule:
-    """Raises ValueError for an unknown name, with the nearest."""
-    if name not in RANKS:
-        raise ValueError(f"unknown rank schedule {name!r}; {nearest(name, RANKS)}")
-    return RANKS[name]
+RANKS: Entries[RankSchedule] = by_name(
+    "rank schedule",
+    RankSchedule("uniform", "one rank for all layers", uniform),
+    RankSchedule("rising", "rising with depth, from half to one and a half times the rank (PRILoRA)", rising),
+    RankSchedule("falling", "falling with depth", falling),
+    RankSchedule("near_cut", "most beside the cut", near_cut, needs_cut=True),
+    RankSchedule("from_scores", "by what each layer adds to the damage", from_scores, needs_scores=True, needs_cut=True),
+)
 
 
 def divided(weights: Sequence[float], costs: Sequence[int], rank: int) -> tuple[int, ...]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shoal.engine.opening import Opening
+from shoal.words.entries import Entries, by_name
 from shoal.words.late import late
-from shoal.words.records import nearest
 
 if TYPE_CHECKING:
     from shoal.train.heal.config import HealConfig
@@ -59,57 +59,48 @@ class Trainable:
         return min(MOST_HEAL_LR, self.rate * 4096 / hidden_size)
 
 
-TRAINABLE: dict[str, Trainable] = {
-    one.name: one
-    for one in (
-        Trainable(
-            "lora",
-            "low-rank adapters beside every linear map, merged at the end",
-            late("shoal.train.heal.lora:add_adapters"),
-            late("shoal.train.heal.lora:most_adapters"),
-            2e-4,
-            has_adapters=True,
-        ),
-        Trainable(
-            "qlora",
-            "the same beside weights in 4 bits",
-            late("shoal.train.heal.lora:add_adapters"),
-            late("shoal.train.heal.lora:most_adapters"),
-            2e-4,
-            has_adapters=True,
-            open=late("shoal.train.heal.qlora:open_in_4_bits"),
-            is_quantised=True,
-        ),
-        Trainable(
-            "partial",
-            "the output head, the final norm and the last layers",
-            late("shoal.train.heal.partial:thaw_the_end"),
-            late("shoal.train.heal.partial:most_of_the_end"),
-            1e-4,
-        ),
-        Trainable(
-            "new",
-            "the layers that a growing put in",
-            late("shoal.train.heal.new_layers:thaw_new_layers"),
-            late("shoal.train.heal.new_layers:most_new_layers"),
-            1e-4,
-        ),
-        Trainable(
-            "full", "every parameter", late("shoal.train.heal.full:thaw_all"), late("shoal.train.heal.full:all_of_them"), 5e-5
-        ),
-        Trainable(
-            "norms",
-            "gains and biases alone",
-            late("shoal.train.heal.norms:thaw_vectors"),
-            late("shoal.train.heal.norms:most_vectors"),
-            1e-3,
-        ),
-    )
-}
-
-
-def trainable_named(name: str) -> Trainable:
-    """Raises ValueError for an unknown name, with the nearest."""
-    if name not in TRAINABLE:
-        raise ValueError(f"unknown healing method {name!r}; {nearest(name, TRAINABLE)}")
-    return TRAINABLE[name]
+TRAINABLE: Entries[Trainable] = by_name(
+    "healing method",
+    Trainable(
+        "lora",
+        "low-rank adapters beside every linear map, merged at the end",
+        late("shoal.train.heal.lora:add_adapters"),
+        late("shoal.train.heal.lora:most_adapters"),
+        2e-4,
+        has_adapters=True,
+    ),
+    Trainable(
+        "qlora",
+        "the same beside weights in 4 bits",
+        late("shoal.train.heal.lora:add_adapters"),
+        late("shoal.train.heal.lora:most_adapters"),
+        2e-4,
+        has_adapters=True,
+        open=late("shoal.train.heal.qlora:open_in_4_bits"),
+        is_quantised=True,
+    ),
+    Trainable(
+        "partial",
+        "the output head, the final norm and the last layers",
+        late("shoal.train.heal.partial:thaw_the_end"),
+        late("shoal.train.heal.partial:most_of_the_end"),
+        1e-4,
+    ),
+    Trainable(
+        "new",
+        "the layers that a growing put in",
+        late("shoal.train.heal.new_layers:thaw_new_layers"),
+        late("shoal.train.heal.new_layers:most_new_layers"),
+        1e-4,
+    ),
+    Trainable(
+        "full", "every parameter", late("shoal.train.heal.full:thaw_all"), late("shoal.train.heal.full:all_of_them"), 5e-5
+    ),
+    Trainable(
+        "norms",
+        "gains and biases alone",
+        late("shoal.train.heal.norms:thaw_vectors"),
+        late("shoal.train.heal.norms:most_vectors"),
+        1e-3,
+    ),
+)

@@ -21,10 +21,10 @@ from shoal.train.heal.lora import adapter_ranks
 from shoal.train.heal.losses import HealLoss, objective_of
 from shoal.train.heal.masks import KeepZeros, Masks, mask_adapters, zero_masks
 from shoal.train.heal.qlora import n_parameters_of
-from shoal.train.heal.ranks import RankEvidence, schedule_named
+from shoal.train.heal.ranks import RANKS, RankEvidence
 from shoal.train.heal.result import CacheFigures, HealPoint, HealTraining
 from shoal.train.heal.streams import Streams, run_model
-from shoal.train.heal.table import Trainable, trainable_named
+from shoal.train.heal.table import TRAINABLE, Trainable
 from shoal.train.heal.teacher_cache import CachedTeacher, cut_off, fill_cache
 from shoal.train.heal.teachers import Teacher
 from shoal.train.heal.text_rows import TextRows
@@ -77,7 +77,7 @@ class Lesson:
             ValueError: the schedule needs the cut or a teacher and there is none; the cut is of a student with another number
                 of layers.
         """
-        n_layers, schedule = len(layers), schedule_named(config.ranks)
+        n_layers, schedule = len(layers), RANKS.named(config.ranks)
         if self.cut is not None and self.cut.n_layers != n_layers:
             raise ValueError(
                 f"the plan leaves {self.cut.n_layers} layers and the student has {n_layers}; give the plan it came from"
@@ -130,7 +130,7 @@ def open_pupil(path: Path, config: HealConfig, lesson: Lesson, opening: Opening 
         ValueError: as :func:`prepare`; a checkpoint that cannot be opened.
         ImportError: the method needs a library that is not installed.
     """
-    method = trainable_named(config.method)
+    method = TRAINABLE.named(config.method)
     return prepare(method.open(path, opening), config, lesson)
 
 
@@ -140,7 +140,7 @@ def prepare(model: Any, config: HealConfig, lesson: Lesson) -> Pupil:
     Raises:
         ValueError: anything the method refuses; a method that finds nothing to train.
     """
-    method = trainable_named(config.method)
+    method = TRAINABLE.named(config.method)
     layers, n_parameters = list(find_layers(model)[1]), n_parameters_of(model)
     in_bf16, dtypes = model.dtype == torch.bfloat16, {name: p.dtype for name, p in model.named_parameters()}
     masks = zero_masks(model) if config.keep_zeros else {}
