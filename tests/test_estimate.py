@@ -8,9 +8,10 @@ from toys import TOYS
 
 from shoal.fit.table import REPAIRS
 from shoal.recipes.recipe_file import load_recipe
+from shoal.run import time_budget
 from shoal.run.estimate import Estimate, estimate, minutes
 from shoal.run.pace import Pace, StageRates
-from shoal.run.time_budget import SAFETY, efforts, in_time, parse_time
+from shoal.run.time_budget import FEWEST_HEALED, ROUND, SAFETY, in_time, ladder, parse_time
 
 RATES = StageRates(layers=1e-3, compared=5e-4, products=1e11, solves=2e10)
 
@@ -22,10 +23,14 @@ class World:
     recipe: object
     length: int = 1024
     widest_map: int = 2304
+    n_training: int = 10**6
     workers: object = field(default_factory=lambda: SimpleNamespace(size=1))
     view: object = field(
         default_factory=lambda: SimpleNamespace(n_layers=30, hidden_size=576, config=SimpleNamespace(intermediate_size=1536))
     )
+
+    def training_for(self, tokens):
+        return SimpleNamespace(n_tokens=self.n_training)
 
 
 def world(**changes):
@@ -33,7 +38,11 @@ def world(**changes):
 
 
 def seconds(**changes):
-    return estimate(Pace(world(**changes), RATES)).seconds
+    return lasts(world(**changes).recipe)
+
+
+def lasts(recipe):
+    return estimate(Pace(World(recipe), RATES)).seconds
 
 
 def test_more_work_takes_longer():
@@ -119,19 +128,45 @@ def test_no_times(text):
         parse_time(text)
 
 
-def test_the_most_that_fits_is_taken_and_more_time_never_buys_less():
-    taken, cost = (
-        [],
-        {rung: seconds(repair=rung[0], guard=rung[1], fit={"tokens": rung[2]}) for rung in efforts(world().recipe)},
-    )
+@pytest.mark.parametrize("heals", [False, True])
+def test_the_most_that_fits_is_taken_and_more_time_never_buys_less(heals):
+    cost = [lasts(step) for step in ladder(world().recipe)]
+    taken = []
     for given in (60, 300, 900, 3600, 36_000):
-        chosen, _ = in_time(world(), RATES, given)
-        recipe = chosen.recipe
-        spent = cost[recipe.repair, recipe.guard, recipe.fit.tokens]
-        assert spent <= SAFETY * given or spent == min(cost.values())
-        assert all(other <= spent or other > SAFETY * given for other in cost.values())
+        recipe = in_time(world(), RATES, given, heals=heals)[0].recipe
+        closed = lasts(recipe.model_copy(update={"heal": None}))
+        assert closed <= SAFETY * given or closed == min(cost)
+        assert all(other <= closed or other > SAFETY * given for other in cost)
+        spent = lasts(recipe)
+        assert spent <= SAFETY * given or spent == min(cost)
         taken.append(spent)
-    assert taken == sorted(taken) and taken[0] == min(cost.values()) < taken[-1] == max(cost.values())
+    assert taken == sorted(taken) and taken[0] == min(cost)
+    assert taken[-1] > max(cost) if heals else taken[-1] == max(cost)
+
+
+@pytest.mark.parametrize("asked", [None, {"method": "full", "lr": "auto"}])
+def test_the_time_that_is_left_heals_and_no_more(asked):
+    """LoRA on logits where no healing is named, else the one that is; the tokens are the most that fit, to a round number."""
+    given = 7200
+    recipe = in_time(world(heal=asked), RATES, given)[0].recipe
+    assert recipe.heal.method == ("lora" if asked is None else "full") and recipe.heal.tokens % ROUND == 0
+    more = recipe.model_copy(update={"heal": recipe.heal.model_copy(update={"tokens": recipe.heal.tokens + ROUND})})
+    assert lasts(recipe) <= SAFETY * given < lasts(more)
+
+
+def test_a_healing_is_bounded_by_what_was_asked_for_and_by_the_text():
+    assert in_time(world(), RATES, 36_000, heals=False)[0].recipe.heal is None
+    assert in_time(world(heal={"tokens": 9000}), RATES, 36_000)[0].recipe.heal.tokens == 9000
+    assert in_time(World(world().recipe, n_training=50_000), RATES, 36_000)[0].recipe.heal.tokens == 48 * ROUND
+    assert in_time(World(world().recipe, n_training=5000), RATES, 36_000)[0].recipe.heal is None
+    assert in_time(world(heal={}), RATES, 1)[0].recipe.heal.tokens == FEWEST_HEALED  # It was asked for.
+    assert in_time(world(prune="wanda:sparsity=50%"), RATES, 36_000)[0].recipe.heal.keep_zeros
+
+
+def test_without_the_package_of_adapters_no_time_heals_by_itself(monkeypatch):
+    monkeypatch.setattr(time_budget, "find_spec", lambda name: None)
+    assert in_time(world(), RATES, 36_000)[0].recipe.heal is None
+    assert in_time(world(heal={"method": "full"}), RATES, 36_000)[0].recipe.heal.tokens > FEWEST_HEALED
 
 
 def test_a_repair_says_what_time_may_be_spent_on_it(monkeypatch):
@@ -149,15 +184,19 @@ def test_too_little_time_is_said_and_the_least_is_done():
     assert chosen.recipe.fit.tokens == 8_000 and "min are expected" in said
 
 
-def test_a_run_that_goes_on_keeps_what_it_chose(tmp_path):
-    first, _ = in_time(world(), RATES, 900)
+@pytest.mark.parametrize("given", [900, 36_000])
+@pytest.mark.parametrize("asked", [None, {"method": "full"}, {"tokens": 20_000}])
+def test_a_run_that_goes_on_keeps_what_it_chose(tmp_path, given, asked):
+    first, said = in_time(world(heal=asked), RATES, given)
     begun = tmp_path / "recipe.yaml"
     begun.write_text(first.recipe.to_yaml())
     slow = RATES.model_copy(update={"layers": 1.0})
-    again, said = in_time(world(), slow, 900, begun=begun)
-    assert again.recipe == first.recipe and "as this run began" in said
-    with pytest.raises(ValueError, match="other options"):
-        in_time(world(drop="8"), RATES, 900, begun=begun)
+    again, repeated = in_time(world(heal=asked), slow, given, begun=begun)
+    assert again.recipe == first.recipe and repeated == f"as this run began: {said}"
+    for other in (world(drop="8", heal=asked), world(heal={"method": "norms"}), world(heal={"tokens": 20_001})):
+        if first.recipe.heal is not None or other.recipe.heal is None:
+            with pytest.raises(ValueError, match="other options"):
+                in_time(other, RATES, given, begun=begun)
 
 
 @pytest.mark.parametrize("name", [name for name, one in REPAIRS.items() if one.efforts])
@@ -168,18 +207,20 @@ def test_what_is_asked_for_is_kept_and_the_rest_is_chosen(name, given):
     chosen, said = in_time(asked, RATES, given)
     assert chosen.recipe.repair == name or name == "auto"
     assert chosen.recipe.guard <= 3 and f"{chosen.recipe.guard} candidates" in said
-    spent = estimate(Pace(chosen, RATES)).seconds
+    spent = lasts(chosen.recipe)
     assert spent <= SAFETY * given or "the least there is" in said
     tokens = in_time(world(repair=name, fit={"tokens": 5000}), RATES, given)[0].recipe.fit.tokens
     assert tokens == 5000
 
 
 def test_no_repair_is_one_that_another_comes_to_and_told_twice():
-    every = efforts(world().recipe)
+    every = [(one.repair, one.guard, one.fit.tokens) for one in ladder(world().recipe)]
     assert {name for name, *_ in every} == {"auto", "refit"} and len(every) == len(set(every))
 
 
 @pytest.mark.parametrize("changes", [{"repair": "none"}, {"repair": "bias"}, {"replace": "layer", "repair": "sweep"}])
-def test_a_time_needs_a_repair_that_it_can_be_spent_on(changes):
-    with pytest.raises(ValueError, match=r"--time chooses .* \(auto, refit, sweep\), and --re"):
+def test_a_time_needs_a_repair_or_a_healing_that_it_can_be_spent_on(changes):
+    with pytest.raises(ValueError, match=r"--time chooses .* \(auto, refit, sweep\) or a healing, and --re"):
         in_time(world(**changes), RATES, 900)
+    chosen, said = in_time(world(**changes, heal={}), RATES, 36_000)
+    assert chosen.recipe.heal.tokens > FEWEST_HEALED and "then lora on" in said

@@ -38,11 +38,17 @@ def compress(
     """
     speed = False if no_speed else None
     chosen = with_options(method.name, model=model, speed=speed, **given(options, zeros, healing))
-    run_recipe(chosen, out, machine, result, time=time)
+    run_recipe(chosen, out, machine, result, time=time, heals=healing.heal.heal != "none")
 
 
-def run_recipe(chosen: Recipe, out: Path, machine: MachineOptions, result: ResultOptions, *, time: str | None = None) -> None:
-    """A recipe from its first refusal to its tables: what ``compress``, ``run`` and ``demo`` do."""
+def run_recipe(
+    chosen: Recipe, out: Path, machine: MachineOptions, result: ResultOptions, *, time: str | None = None, heals: bool = True
+) -> None:
+    """A recipe from its first refusal to its tables: what ``compress``, ``run`` and ``demo`` do.
+
+    Args:
+        heals: whether time that is left may heal where the recipe does not ask for it.
+    """
     from shoal.run.begin import open_to_cut
     from shoal.run.compress import run_stages
     from shoal.run.time_budget import parse_time
@@ -54,7 +60,7 @@ def run_recipe(chosen: Recipe, out: Path, machine: MachineOptions, result: Resul
             chosen, out, machine.opening, overwrite=result.overwrite, command=command_line(), say=screen.say
         )
         with folder.unless_refused():
-            inputs = settle_time(screen, inputs, folder, seconds=seconds)
+            inputs = settle_time(screen, inputs, folder, seconds=seconds, heals=heals)
     with screen.progress():
         outcome = run_stages(inputs, folder, command=command_line())
     show_outcome(screen, outcome)

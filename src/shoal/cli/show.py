@@ -86,9 +86,11 @@ def is_run_folder(target: str) -> bool:
         return False
 
 
-def settle_time(screen: Screen, inputs: Inputs, folder: RunFolder, *, seconds: float | None) -> Inputs:
+def settle_time(screen: Screen, inputs: Inputs, folder: RunFolder, *, seconds: float | None, heals: bool = True) -> Inputs:
     """Say how long the run will take, and choose what fits where a time was given.
 
+    Args:
+        heals: whether time that is left may heal where the recipe does not ask for it.
     Raises:
         ValueError: a time, and layers that are read from disk, or a recipe that leaves nothing to choose.
     """
@@ -103,7 +105,9 @@ def settle_time(screen: Screen, inputs: Inputs, folder: RunFolder, *, seconds: f
     rates = measure_rates(inputs)
     if seconds is not None:
         begun = folder / "recipe.yaml"
-        inputs, chosen = in_time(inputs, rates, seconds, begun=begun if begun.exists() and not folder.overwrite else None)
+        inputs, chosen = in_time(
+            inputs, rates, seconds, begun=begun if begun.exists() and not folder.overwrite else None, heals=heals
+        )
         screen.say(f"Time: {chosen}")
     say_time(screen, Pace(inputs, rates), folder, STAGES.values())
     say_candidates(screen, inputs.recipe)

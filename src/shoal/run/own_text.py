@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shoal.engine.opening import Opening
 from shoal.recipes.recipe import Recipe
@@ -24,14 +26,42 @@ if TYPE_CHECKING:
 PROMPT_TOKENS = 16
 
 
-class OwnText(Record):
-    """What was written: a file of JSON lines, each with one ``text``."""
+class WrittenFile(Record):
+    """What was written: a file of JSON lines, each with one ``text`` or the ``messages`` of one chat."""
 
     path: str
     n_texts: int
     n_tokens: int
     temperature: float
     seed: int
+
+
+@dataclass(frozen=True)
+class Writing:
+    """A new file of JSON lines, and the folder beside it that keeps what a killed run goes on from.
+
+    Raises:
+        ValueError: the file is there or is named otherwise.
+    """
+
+    out: Path
+
+    def __post_init__(self) -> None:
+        if self.out.suffix != ".jsonl":
+            raise ValueError(f"--out {self.out} is written as JSON lines; give a name that ends in .jsonl")
+        if self.out.exists():
+            raise ValueError(f"--out {self.out} is there already; give another name, or remove it")
+
+    @property
+    def part(self) -> Path:
+        """The folder of what is not finished."""
+        return self.out.with_suffix(".jsonl.part")
+
+    def finish(self, rows: Sequence[Mapping[str, Any]], *, n_tokens: int, temperature: float, seed: int) -> WrittenFile:
+        """Write the rows, and remove what stood in for them."""
+        write_atomically(self.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+        shutil.rmtree(self.part)
+        return WrittenFile(path=str(self.out), n_texts=len(rows), n_tokens=n_tokens, temperature=temperature, seed=seed)
 
 
 def write_own_text(
@@ -41,7 +71,7 @@ def write_own_text(
     n: int,
     temperature: float = 1.0,
     opening: Opening = Opening(),
-) -> OwnText:
+) -> WrittenFile:
     """Let ``recipe.model`` write ``n`` texts of the recipe's length.
 
     What was written stays in ``out`` with ``.part`` behind its name until all of it is there, so a killed run goes on.
@@ -56,17 +86,13 @@ def write_own_text(
     from shoal.train.heal.teacher_text import write_text
     from shoal.train.heal.text_rows import TextRows
 
-    if out.suffix != ".jsonl":
-        raise ValueError(f"--out {out} is written as JSON lines; give a name that ends in .jsonl")
-    if out.exists():
-        raise ValueError(f"--out {out} is there already; give another name, or remove it")
+    writing = Writing(out)
     inputs = open_inputs(recipe, opening.in_memory())
     if inputs.corpus is None:
         raise ValueError("text is written by one process; start it without a launcher")
     prompts = inputs.corpus.samples("training", n=n, length=inputs.length)
-    work = out.with_suffix(".jsonl.part")
     written = write_text(
-        work,
+        writing.part,
         inputs.view.model,
         TextRows.of(prompts),
         n_prompt=len(prompts.start) + max(1, min(PROMPT_TOKENS, inputs.length // 4)),
@@ -76,10 +102,8 @@ def write_own_text(
         tell=partial(tell, "write"),
     )
     texts = texts_of(prompts, written.ids_NT.tolist(), inputs.opened.need_tokenizer())
-    write_atomically(out, "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts).encode())
-    shutil.rmtree(work)
     n_tokens = int(written.ids_NT.numel())
-    return OwnText(path=str(out), n_texts=len(texts), n_tokens=n_tokens, temperature=temperature, seed=recipe.seed)
+    return writing.finish([{"text": text} for text in texts], n_tokens=n_tokens, temperature=temperature, seed=recipe.seed)
 
 
 def texts_of(prompts: Samples, rows: list[list[int]], tokenizer: object) -> list[str]:

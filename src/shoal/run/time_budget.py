@@ -1,14 +1,15 @@
 """``--time``: what to spend the time that is given on.
 
-The repairs of the table say what may be spent on them; of all that, what takes longest and still fits is taken. A repair and a
-number of tokens that were asked for stay as they are. What was taken stands in ``recipe.yaml`` as plain numbers, so the run can
-be repeated on any machine, and a run that goes on takes them from there.
+The repairs of the table say what may be spent on them; of all that, what takes longest and still fits is taken. The time that
+is left heals. A repair, a healing and numbers of tokens that were asked for stay as they are. What was taken stands in
+``recipe.yaml`` as plain numbers, so the run can be repeated on any machine, and a run that goes on takes them from there.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from shoal.fit.table import REPAIRS
 from shoal.recipes.recipe import Recipe
 from shoal.run.estimate import estimate, minutes
 from shoal.run.pace import Pace, StageRates
+from shoal.train.heal.config import HealConfig
+from shoal.train.heal.table import TRAINABLE
 from shoal.words.reading import shortened
 
 if TYPE_CHECKING:
@@ -23,10 +26,9 @@ if TYPE_CHECKING:
 
 UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
-Effort = tuple[str, int, int]
-"""Repair, candidates and tokens of its fit."""
-
 SAFETY = 0.8  # This share of the time is planned: an estimate may be off, and a run that ends late breaks a promise.
+FEWEST_HEALED = 8192  # A healing of fewer tokens has hardly begun when its learning rate falls again.
+ROUND = 1024  # Tokens of a healing that time chooses are a multiple of it.
 
 
 def parse_time(text: str) -> float:
@@ -41,63 +43,111 @@ def parse_time(text: str) -> float:
     return float(found[1]) * UNITS[found[2]]
 
 
-def in_time(inputs: Inputs, rates: StageRates, seconds: float, *, begun: Path | None = None) -> tuple[Inputs, str]:
+def in_time(
+    inputs: Inputs, rates: StageRates, seconds: float, *, begun: Path | None = None, heals: bool = True
+) -> tuple[Inputs, str]:
     """The inputs with the best recipe of the ladder that is expected to end in time, and what was chosen, for people.
 
     Args:
         begun: ``recipe.yaml`` of a run that goes on: what it chose stands.
+        heals: whether the time that is left may heal where the recipe does not ask for it.
     Raises:
-        ValueError: the recipe has no repair that more or less time could be spent on.
+        ValueError: the recipe has nothing that more or less time could be spent on.
     """
-    recipe = inputs.recipe
-    recipes = {effort: _with(recipe, effort) for effort in efforts(recipe)}
+    recipe, planned = inputs.recipe, SAFETY * seconds
+    is_open = heals if recipe.heal is None else recipe.heal.tokens is None
+    steps = ladder(recipe)
     if begun is not None:
-        text = begun.read_text(encoding="utf-8")
-        for effort, tried in recipes.items():
-            if text == tried.to_yaml():
-                return replace(inputs, recipe=tried), f"as this run began: {_said(effort)}"
-        raise ValueError(f"{begun} is of a run with other options; add --overwrite to replace it, or give another --out")
-    expected = {effort: estimate(Pace(replace(inputs, recipe=tried), rates)).seconds for effort, tried in recipes.items()}
-    fitting = [effort for effort in recipes if expected[effort] <= SAFETY * seconds]
-    if fitting:
-        most = max(fitting, key=lambda effort: expected[effort])
-        return replace(inputs, recipe=recipes[most]), _said(most)
-    least = min(recipes, key=lambda effort: expected[effort])
-    said = f"{_said(least)}, the least there is: {minutes(expected[least])} min are expected"
-    return replace(inputs, recipe=recipes[least]), said
+        chosen = _chosen_before(begun, steps, is_open=is_open)
+        return replace(inputs, recipe=chosen), f"as this run began: {_said(chosen)}"
+    expected = {step: estimate(Pace(replace(inputs, recipe=steps[step]), rates)).seconds for step in range(len(steps))}
+    least = min(expected, key=lambda step: expected[step])
+    if expected[least] > planned:
+        said = f"{_said(steps[least])}, the least there is: {minutes(expected[least])} min are expected"
+        return replace(inputs, recipe=steps[least]), said
+    most = max((step for step in expected if expected[step] <= planned), key=lambda step: expected[step])
+    chosen = steps[most]
+    if is_open:
+        chosen = _healing_longer(inputs, rates, chosen, planned - expected[most])
+    return replace(inputs, recipe=chosen), _said(chosen)
 
 
-def efforts(recipe: Recipe) -> list[Effort]:
+def ladder(recipe: Recipe) -> list[Recipe]:
     """Everything that time may be spent on: by the repair that the recipe names, or by all where it leaves the choice.
+
+    A healing whose tokens the recipe leaves open has the fewest.
+
 
     Raises:
         ValueError: nothing of what the recipe names takes more or less time.
     """
-    asked = REPAIRS.named(recipe.repair)
-    spent_on = [
-        name for name, one in REPAIRS.items() if one.efforts and not any(name == other.comes_to for other in REPAIRS.values())
-    ]
+    asked, healing = REPAIRS.named(recipe.repair), recipe.heal
+    is_open = healing is not None and healing.tokens is None
+    if healing is not None and is_open:
+        recipe = recipe.model_copy(update={"heal": healing.model_copy(update={"tokens": FEWEST_HEALED})})
     if not asked.efforts or recipe.replace != "none":
+        if is_open:
+            return [recipe]
         named = f"--replace {recipe.replace}" if recipe.replace != "none" else f"--repair {recipe.repair}"
         known = ", ".join(name for name, one in REPAIRS.items() if one.efforts)
         raise ValueError(
-            f"--time chooses how much is spent on a repair ({known}), and {named} has no such choice; leave one out"
+            f"--time chooses how much is spent on a repair ({known}) or a healing, and {named} has no such choice; leave one "
+            "out, or add --heal"
         )
-    names = spent_on if asked.comes_to else [asked.name]
+    told_twice = {other.comes_to for other in REPAIRS.values()}
+    names = (
+        [name for name, one in REPAIRS.items() if one.efforts and name not in told_twice] if asked.comes_to else [asked.name]
+    )
     found = [
-        (name, min(guard, recipe.guard), recipe.fit.tokens or tokens)
+        {
+            "repair": name,
+            "guard": min(guard, recipe.guard),
+            "fit": recipe.fit.model_copy(update={"tokens": recipe.fit.tokens or n}),
+        }
         for name in names
-        for guard, tokens in REPAIRS[name].efforts
+        for guard, n in REPAIRS[name].efforts
     ]
-    return list(dict.fromkeys(found))
+    return [recipe.model_copy(update=changes) for i, changes in enumerate(found) if changes not in found[:i]]
 
 
-def _with(recipe: Recipe, effort: Effort) -> Recipe:
-    repair, guard, tokens = effort
-    changes = {"repair": repair, "guard": guard, "fit": recipe.fit.model_copy(update={"tokens": tokens})}
-    return recipe.model_copy(update=changes)
+def _healing_longer(inputs: Inputs, rates: StageRates, recipe: Recipe, seconds: float) -> Recipe:
+    """The recipe with a healing that takes so many seconds more: its own, else LoRA on logits; as it is where they are too few,
+    the text is too short or the package that the method needs is missing.
+    """
+    healing = recipe.heal or HealConfig(keep_zeros=recipe.prune is not None)
+    if TRAINABLE.named(healing.method).has_adapters and find_spec("peft") is None:
+        return recipe
+
+    def of(n_tokens: int) -> Recipe:
+        return recipe.model_copy(update={"heal": healing.model_copy(update={"tokens": n_tokens})})
+
+    a, b = (estimate(Pace(replace(inputs, recipe=of(n_tokens)), rates)).seconds for n_tokens in (FEWEST_HEALED, 2 * FEWEST_HEALED))
+    n_tokens = (healing.tokens or 0) + int(seconds * FEWEST_HEALED / (b - a))
+    if n_tokens >= FEWEST_HEALED:
+        n_tokens = min(n_tokens, inputs.training_for(None).n_tokens) // ROUND * ROUND
+    return of(n_tokens) if n_tokens >= FEWEST_HEALED else recipe
 
 
-def _said(effort: Effort) -> str:
-    repair, guard, tokens = effort
-    return f"repair {repair} on {tokens:,} tokens, {guard} candidates"
+def _chosen_before(begun: Path, steps: list[Recipe], *, is_open: bool) -> Recipe:
+    """The recipe of a run that goes on. Raises ValueError where it is none that these options could have come to."""
+    from shoal.recipes.recipe_file import load_recipe
+
+    chosen = load_recipe(str(begun))
+    for step in steps:
+        own = step.heal or HealConfig(keep_zeros=step.prune is not None)
+        longer = None if chosen.heal is None else own.model_copy(update={"tokens": chosen.heal.tokens})
+        allowed = [step, step.model_copy(update={"heal": longer})] if is_open else [step]
+        if chosen in allowed:
+            return chosen
+    raise ValueError(f"{begun} is of a run with other options; add --overwrite to replace it, or give another --out")
+
+
+def _said(recipe: Recipe) -> str:
+    """``repair sweep on 49,152 tokens, 4 candidates, then lora on 20,480 tokens``."""
+    parts = [f"{recipe.guard} candidate{'s' * (recipe.guard != 1)}"]
+    if recipe.repair != "none":
+        on = f" on {recipe.fit.tokens:,} tokens" if recipe.fit.tokens else ""
+        parts.insert(0, f"repair {recipe.repair}{on}")
+    if recipe.heal is not None and recipe.heal.tokens:
+        parts.append(f"then {recipe.heal.method} on {recipe.heal.tokens:,} tokens")
+    return ", ".join(parts)

@@ -52,6 +52,21 @@ def asked(tokenizer: Any, text: str) -> str | None:
         return None
 
 
+def asked_by(tokenizer: Any, turns: list[Turn]) -> str:
+    """Turns up to where the answer begins. A template that refuses a system's turn gets it in front of the first user's.
+
+    Raises:
+        ValueError: the template refuses them.
+    """
+    try:
+        return _rendered(tokenizer, turns, add_generation_prompt=True)
+    except ValueError:
+        folded = without_system(turns)
+        if folded is None:
+            raise
+        return _rendered(tokenizer, folded, add_generation_prompt=True)
+
+
 def without_system(turns: list[Turn]) -> list[Turn] | None:
     """The turns with the system's text in front of the first user's; None where they do not begin with these two."""
     if len(turns) < 2 or turns[0]["role"] != "system" or turns[1]["role"] != "user":

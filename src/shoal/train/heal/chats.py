@@ -5,16 +5,15 @@ that asks for an answer, and the messages up to it: the tokens in between are th
 Shapes: N samples, T positions.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from shoal.text.formats import TextRow, hub_rows
-from shoal.text.rows import Turn, text_of
+from shoal.text.conversations import conversations
+from shoal.text.rows import Turn
 from shoal.text.slices import content_digest, order_key, slice_of
-from shoal.text.sources import ROW_FORMATS, files_of, path_of, suffix_of
 from shoal.train.heal.text_rows import TextRows
 from shoal.words.records import stable_hash
 
@@ -63,7 +62,7 @@ def chat_rows(
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError("answers can be told apart only with a chat template, and the tokenizer has none; use --predict all")
     chosen = []
-    for where, turns in _conversations(sources, field):
+    for where, turns in conversations(sources, field):
         digest = content_digest(str([(turn.get("role"), turn.get("content")) for turn in turns]))
         if slice_of(digest) == slice_name:
             chosen.append((order_key(digest, seed), where, turns))
@@ -82,32 +81,3 @@ def chat_rows(
     lengths_N = torch.tensor([len(ids) for ids, _ in found])
     identity = stable_hash(ids_NT.tobytes(), mask_NT.tobytes(), length)
     return TextRows(torch.from_numpy(ids_NT), lengths_N, torch.from_numpy(mask_NT), " and ".join(sources), identity)
-
-
-def _conversations(sources: Iterable[str], field: str | None) -> Iterator[tuple[str, list[Turn]]]:
-    """The turns of every row, in whatever form Shoal reads them."""
-    for where, row in _rows(sources):
-        turns: list[list[Turn]] = []
-
-        def keep(found: list[Turn], into: list[list[Turn]] = turns) -> str:
-            into.append(found)
-            return ""
-
-        text_of(row, where, keep, field=field)
-        if not turns:
-            raise ValueError(f"{where} holds plain text, no turns; answers are predicted in chats (--predict all reads text)")
-        yield where, turns[0]
-
-
-def _rows(sources: Iterable[str]) -> Iterator[TextRow]:
-    for source in sources:
-        if source.startswith("hub:"):
-            yield from hub_rows(source.removeprefix("hub:"))
-            continue
-        for path in files_of(path_of(source)):
-            reader = ROW_FORMATS.get(suffix_of(path))
-            if reader is None:
-                raise ValueError(
-                    f"{path} holds plain text, no turns; answers are predicted in chats (--predict all reads text)"
-                )
-            yield from reader(path)
