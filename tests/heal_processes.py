@@ -1,4 +1,4 @@
-"""One process of a job that heals: ``python heal_processes.py FOLDER METHOD PROCESSES``."""
+"""One process of a job that heals again and again: ``python heal_processes.py FOLDER METHOD-PROCESSES ...``."""
 
 import json
 import sys
@@ -22,8 +22,9 @@ def heal_here(folder: Path, method: str, processes: str):
 
 
 if __name__ == "__main__":
-    out, (method, processes) = Path(sys.argv[1]), sys.argv[2:]
     job = join()
-    curve, values = heal_here(out / "trainer", method, processes)
-    (out / f"{job.rank}.json").write_text(json.dumps(curve))
-    torch.save(values, out / f"{job.rank}.pt")
+    for case in sys.argv[2:]:
+        out = Path(sys.argv[1]) / case
+        curve, values = heal_here(out / "trainer", *case.split("-"))
+        (out / f"{job.rank}.json").write_text(json.dumps(curve))
+        torch.save(values, out / f"{job.rank}.pt")

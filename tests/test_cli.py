@@ -387,7 +387,7 @@ def test_an_interrupt_says_how_to_go_on(number, world, tmp_path):
 
 
 def test_an_interrupt_while_a_destructor_runs_is_not_lost():
-    """Python drops what is raised in a destructor, and the run would go on to its end."""
+    """Python drops what is raised in a destructor, and the run would go on to its end; a wait ends at once."""
     program = """
 import os, signal, time
 import shoal.cli
@@ -397,12 +397,12 @@ class Late:
         time.sleep(0.1)
 def run():
     Late()
-    time.sleep(20)
+    time.sleep(50)
     return 0
 shoal.cli._run = run
 shoal.cli.main()
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=45)
     assert done.returncode == 130 and "run the same command again" in done.stderr and "Traceback" not in done.stderr, done
 
 

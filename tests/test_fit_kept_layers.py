@@ -96,20 +96,28 @@ sys.exit(main())
 """
 
 
-@pytest.mark.parametrize("place", ["tournament", "fit-layers"])
-def test_a_run_killed_in_a_candidate_or_in_its_repair_ends_as_an_unbroken_one(place, small, tmp_path):
+def run(program, small, out):
+    """A small run in a process of its own, on one thread."""
     options = f"{small['model']} --text {small['text']} --drop 2 --guard 2 --repair sweep --fit-tokens 640 --length 16"
+    command = [sys.executable, *program, "compress", *options.split(), "--samples", "12", "--no-speed", "--out", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
 
-    def run(program, out):
-        command = [sys.executable, *program, "compress", *options.split(), "--samples", "12", "--no-speed", "--out", str(out)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-        return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
 
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert run(["-m", "shoal"], whole).returncode == 0
-    assert run(["-c", KILLS_ITSELF, place], broken).returncode == -signal.SIGKILL
+@pytest.fixture(scope="module")
+def whole(small, tmp_path_factory):
+    """The folder of a run that nothing stops."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert run(["-m", "shoal"], small, folder).returncode == 0
+    return folder
+
+
+@pytest.mark.parametrize("place", ["tournament", "fit-layers"])
+def test_a_run_killed_in_a_candidate_or_in_its_repair_ends_as_an_unbroken_one(place, small, whole, tmp_path):
+    broken = tmp_path / "broken"
+    assert run(["-c", KILLS_ITSELF, place], small, broken).returncode == -signal.SIGKILL
     assert len(list(broken.glob(f"{place}/*/layer-*.json"))) == 2
-    resumed = run(["-m", "shoal"], broken)
+    resumed = run(["-m", "shoal"], small, broken)
     assert resumed.returncode == 0, resumed.stderr
     ours, theirs = (load_file(one / "fit.safetensors") for one in (whole, broken))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)

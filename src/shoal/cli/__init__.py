@@ -3,8 +3,8 @@
 Exit codes: 0 done; 2 something the user can mend; 130 interrupted, can be resumed; 1 a fault of ours (with a traceback).
 """
 
-import _thread
 import errno
+import os
 import signal
 import sys
 import threading
@@ -63,7 +63,7 @@ def _interrupt_again(lost: "sys.UnraisableHookArgs") -> None:
     if not issubclass(lost.exc_type, KeyboardInterrupt):
         sys.__unraisablehook__(lost)
         return
-    again = threading.Timer(0.05, _thread.interrupt_main, [signal.SIGTERM])
+    again = threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGTERM])  # A signal ends a wait, too.
     again.daemon = True
     again.start()
 

@@ -85,7 +85,7 @@ TimeOption = Annotated[
     str | None,
     option(
         "TIME",
-        "Make the best of that much time, such as 10m: chooses repair, candidates and tokens, but for those that are given.",
+        "Make the best of that much time, such as 10m: chooses repair, candidates, tokens and healing, but what is given.",
         "no limit",
     ),
 ]

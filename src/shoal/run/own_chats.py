@@ -1,8 +1,8 @@
 """Chats that a chat model has with itself, to be given to ``--text``: for when no conversations are at hand.
 
 The chat template is written up to where a user's words begin, and the model samples what a user says; then it answers (Magpie,
-arXiv 2406.08464). Questions may come from given conversations instead. A repair and a healing on such chats see the model at what
-it is used for, which no plain text shows.
+arXiv 2406.08464). Questions may come from given conversations instead. A repair and a healing on such chats see the model at
+what it is used for, which no plain text shows.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from shoal.text.rows import Turn
 
-GROUP = 16
+GROUP = 32
 MOST_TRIED = 4  # So many times the chats that are asked for are begun at most; some of them do not end.
 QUESTION_SHARE = 4  # A question takes at most this part of a chat's length.
 MARK = "The words of a user."
@@ -49,12 +49,12 @@ def write_own_chats(
 ) -> WrittenFile:
     """Let ``recipe.model`` write ``n`` chats of one question and one answer, each at most the recipe's length.
 
-    A chat whose question or answer does not end within that is left out, and another is begun, ``4 n`` at most. What was written
-    stays in ``out`` with ``.part`` behind its name until all of it is there, so a killed run goes on.
+    A chat whose question or answer does not end within that is left out, and another is begun, ``4 n`` at most. What was
+    written stays in ``out`` with ``.part`` behind its name until all of it is there, so a killed run goes on.
 
     Args:
-        recipe: where its text is given, its conversations lend their system's and first user's turns, as often as there are any;
-            else the model asks, too. Its length and seed hold.
+        recipe: where its text is given, its conversations lend the turns before their first answer; else the model asks, too.
+            Its length and seed hold.
         out: a new file that ends in ``.jsonl``.
         temperature: of sampling; 1 is the model's own distribution.
     Raises:
@@ -71,6 +71,7 @@ def write_own_chats(
     state, record = ChatsSoFar(key=key), writing.part / "chats.json"
     if record.exists() and (found := ChatsSoFar.load(record)).key == key:
         state = found
+    tell("write", len(state.rows), n)
     questions = _asked(sources, recipe.text.field, skip=GROUP * state.n_groups) if sources else None
     while len(state.rows) < n and GROUP * state.n_groups < MOST_TRIED * n:
         with torch.random.fork_rng(devices=[speaker.device] if speaker.device.type == "cuda" else []):

@@ -121,7 +121,9 @@ def _healing_longer(inputs: Inputs, rates: StageRates, recipe: Recipe, seconds: 
     def of(n_tokens: int) -> Recipe:
         return recipe.model_copy(update={"heal": healing.model_copy(update={"tokens": n_tokens})})
 
-    a, b = (estimate(Pace(replace(inputs, recipe=of(n_tokens)), rates)).seconds for n_tokens in (FEWEST_HEALED, 2 * FEWEST_HEALED))
+    a, b = (
+        estimate(Pace(replace(inputs, recipe=of(n_tokens)), rates)).seconds for n_tokens in (FEWEST_HEALED, 2 * FEWEST_HEALED)
+    )
     n_tokens = (healing.tokens or 0) + int(seconds * FEWEST_HEALED / (b - a))
     if n_tokens >= FEWEST_HEALED:
         n_tokens = min(n_tokens, inputs.training_for(None).n_tokens) // ROUND * ROUND
