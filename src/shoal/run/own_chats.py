@@ -19,7 +19,7 @@ import torch
 from shoal.engine.opening import Opening
 from shoal.recipes.recipe import Recipe
 from shoal.run.job import open_inputs
-from shoal.run.own_text import Writing, WrittenFile
+from shoal.run.own_text import UnfinishedFile, WrittenFile
 from shoal.text.chat import asked_by, chat_of
 from shoal.words.progress import tell
 from shoal.words.records import Record, stable_hash
@@ -61,14 +61,14 @@ def write_own_chats(
         ValueError: the model has no chat template, or none of its chats ends; the file is there or is named otherwise; the text
             holds no conversations; and everything that opening the model can meet.
     """
-    writing = Writing(out)
+    unfinished = UnfinishedFile(out)
     inputs = open_inputs(recipe, opening.in_memory())
     if inputs.corpus is None:
         raise ValueError("chats are written by one process; start it without a launcher")
     speaker = Speaker(inputs.view.model, inputs.opened.need_tokenizer(), inputs.length, temperature)
     sources = list(recipe.text.sources)
     key = stable_hash(inputs.model_key, sources, recipe.text.field, inputs.length, temperature, recipe.seed)
-    state, record = ChatsSoFar(key=key), writing.part / "chats.json"
+    state, record = ChatsSoFar(key=key), unfinished.part / "chats.json"
     if record.exists() and (found := ChatsSoFar.load(record)).key == key:
         state = found
     tell("write", len(state.rows), n)
@@ -89,7 +89,7 @@ def write_own_chats(
             f"of {GROUP * state.n_groups} chats none ended within {inputs.length} tokens; give a larger --length, or a lower "
             "--temperature"
         )
-    return writing.finish(
+    return unfinished.finish(
         [{"messages": list(chat)} for chat in state.rows[:n]],
         n_tokens=state.n_tokens,
         temperature=temperature,

@@ -37,7 +37,7 @@ class WrittenFile(Record):
 
 
 @dataclass(frozen=True)
-class Writing:
+class UnfinishedFile:
     """A new file of JSON lines, and the folder beside it that keeps what a killed run goes on from.
 
     Raises:
@@ -86,13 +86,13 @@ def write_own_text(
     from shoal.train.heal.teacher_text import write_text
     from shoal.train.heal.text_rows import TextRows
 
-    writing = Writing(out)
+    unfinished = UnfinishedFile(out)
     inputs = open_inputs(recipe, opening.in_memory())
     if inputs.corpus is None:
         raise ValueError("text is written by one process; start it without a launcher")
     prompts = inputs.corpus.samples("training", n=n, length=inputs.length)
     written = write_text(
-        writing.part,
+        unfinished.part,
         inputs.view.model,
         TextRows.of(prompts),
         n_prompt=len(prompts.start) + max(1, min(PROMPT_TOKENS, inputs.length // 4)),
@@ -103,7 +103,7 @@ def write_own_text(
     )
     texts = texts_of(prompts, written.ids_NT.tolist(), inputs.opened.need_tokenizer())
     n_tokens = int(written.ids_NT.numel())
-    return writing.finish([{"text": text} for text in texts], n_tokens=n_tokens, temperature=temperature, seed=recipe.seed)
+    return unfinished.finish([{"text": text} for text in texts], n_tokens=n_tokens, temperature=temperature, seed=recipe.seed)
 
 
 def texts_of(prompts: Samples, rows: list[list[int]], tokenizer: object) -> list[str]:
