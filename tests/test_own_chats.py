@@ -73,7 +73,7 @@ def test_a_run_that_was_killed_writes_the_same(chatty, tmp_path, monkeypatch):
     steps = []
     with watched(lambda what, done, total: steps.append(done) if what == "write" else None):
         write_own_chats(recipe(chatty), killed, n=9)
-    assert killed.read_text() == whole.read_text() and steps[0] > 4
+    assert killed.read_text() == whole.read_text() and steps[0] >= 4, "it goes on"
 
 
 class Says:
