@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from shoal.engine.beside import Beside, beside, refuse_layers_behind
 from shoal.engine.families import find_layers, refuse_coupled_layers, text_config
 from shoal.engine.layer_names import decoder_prefix, numbers_by_prefix
 from shoal.engine.shards import Shard
-from shoal.engine.source import auto_class, check_source, quantisation
+from shoal.engine.source import auto_class, check_source, fingerprint, quantisation, resolve_source
 from shoal.words.reading import guarded, read_json, shortened
 
 COUNT_OF_MODULES = re.compile(r"(?:^|_)(?:layers?|depths?|blocks?|experts|heads|stages|codebooks|n_head)(?:$|_per_)")
@@ -120,8 +121,41 @@ class Described:
     beside: Beside
 
     @property
+    def layers_path(self) -> str:
+        """Where the decoder's layers are in the model."""
+        return find_layers(self.model)[0]
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return find_layers(self.model)[1]
+
+    @property
     def n_layers(self) -> int:
-        return len(find_layers(self.model)[1])
+        return len(self.layers)
+
+    @property
+    def shapes(self) -> nn.Module:
+        """The model as its weights are counted: nothing is packed without weights."""
+        return self.model
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @property
+    def quantised(self) -> str | None:
+        """The method of a quantised checkpoint."""
+        return quantisation(read_json(self.path / "config.json"))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identity of config and weights on disk."""
+        return fingerprint(self.path)
+
+
+def describe_source(source: str | Path, *, trust_remote_code: bool = False) -> Described:
+    """As :func:`describe`, of a folder, a hub id or a GGUF file. Raises ValueError, also where there is no such source."""
+    return describe(resolve_source(source, trust_remote_code=trust_remote_code), trust_remote_code=trust_remote_code)
 
 
 def describe(path: Path, *, trust_remote_code: bool = False) -> Described:

@@ -13,11 +13,11 @@ from torch import nn
 
 from shoal.engine.beside import Beside, is_prediction
 from shoal.engine.families import find_layers
-from shoal.engine.model_config import describe
+from shoal.engine.model_config import describe, describe_source
 from shoal.engine.opening import Opening
 from shoal.engine.quantised import refuse_new_values, refuse_plain_weights, refuse_unopenable
 from shoal.engine.shards import read_shards
-from shoal.engine.source import TOKENIZER_FILES, auto_class, fingerprint, quantisation, resolve_source
+from shoal.engine.source import TOKENIZER_FILES, auto_class, quantisation
 from shoal.engine.spread import device_map, devices_of
 from shoal.words.reading import guarded, read_json
 from shoal.words.records import nearest
@@ -72,14 +72,13 @@ def open_model(source: str | Path, opening: Opening = Opening()) -> Opened:
         raise ValueError(f"unknown dtype {dtype!r}; {nearest(dtype, DTYPES)}")
     for device in devices_of(opening.device):
         usable_device(device)
-    path = resolve_source(source, trust_remote_code=trust)
-    described = describe(path, trust_remote_code=trust)
+    found = describe_source(source, trust_remote_code=trust)
+    path = found.path
     model = load_strictly(path, dtype=dtype, device=opening.device, trust_remote_code=trust)
     refuse_nonfinite(model, str(path))
     tokenizer = load_tokenizer(path, trust_remote_code=trust)
     refuse_two_way(model, str(path))
-    method = quantisation(read_json(path / "config.json"))
-    return Opened(model, tokenizer, str(source), fingerprint(path), path, described.beside, opening, method)
+    return Opened(model, tokenizer, str(source), found.fingerprint, path, found.beside, opening, found.quantised)
 
 
 def refuse_quantised(path: Path, *, what: str) -> None:

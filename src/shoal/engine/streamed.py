@@ -27,11 +27,10 @@ from torch import Tensor, nn
 from shoal.engine.beside import is_prediction
 from shoal.engine.families import find_layers, text_config
 from shoal.engine.layer_names import NUMBERED, decoder_prefix, layer_of
-from shoal.engine.model_config import build_skeleton, describe
+from shoal.engine.model_config import build_skeleton, describe_source
 from shoal.engine.open import DTYPES, Opened, load_tokenizer, quiet_loading, refuse_nonfinite, refuse_quantised, usable_device
 from shoal.engine.opening import Opening
 from shoal.engine.shards import Shard, TensorSlot, read_shards
-from shoal.engine.source import fingerprint, resolve_source
 
 TORCH_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -222,15 +221,15 @@ def open_streamed(
         ValueError: as ``open_model``.
     """
     place, dtype, trust = usable_device(opening.device), opening.dtype, opening.trust
-    path = resolve_source(source, trust_remote_code=trust)
-    described = describe(path, trust_remote_code=trust)
+    found = describe_source(source, trust_remote_code=trust)
+    path = found.path
     refuse_quantised(path, what="reading one layer at a time")
-    stored = text_config(described.config).dtype or torch.float32
+    stored = text_config(found.config).dtype or torch.float32
     wanted = stored if dtype is None else DTYPES[dtype]
-    model = build_skeleton(described.config, dtype=wanted, trust_remote_code=trust)
+    model = build_skeleton(found.config, dtype=wanted, trust_remote_code=trust)
     streamed = Streamed(model, path, n_resident=n_resident, device=place, state_bytes=state_bytes)
     tokenizer = load_tokenizer(path, trust_remote_code=trust)
-    return Opened(model, tokenizer, str(source), fingerprint(path), path, described.beside, opening), streamed
+    return Opened(model, tokenizer, str(source), found.fingerprint, path, found.beside, opening), streamed
 
 
 def tensors_by_layer(

@@ -57,12 +57,12 @@ def apply_named(recipe: Recipe, out: Path, opening: Opening = Opening()) -> Appl
     Raises:
         ValueError: as :func:`shoal.run.by_hand.named_plan`, and as :func:`apply_plan` for the folder.
     """
-    from shoal.run.unopened import chosen_unopened, look_at
+    from shoal.engine.model_config import describe_source
+    from shoal.run.unopened import chosen_unopened
 
     assert recipe.model is not None and recipe.is_by_hand
     refuse_place(out, Path(recipe.model))
-    source = look_at(recipe.model, trust_remote_code=opening.trust)
-    plan = chosen_unopened(recipe, source)
+    plan = chosen_unopened(recipe, describe_source(recipe.model, trust_remote_code=opening.trust))
     return _applied_to(plan, None, out, opening, model=None)
 
 

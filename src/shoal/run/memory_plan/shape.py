@@ -2,71 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from shoal.run.job import window_of
 from shoal.words.model_shape import ModelShape
 
 if TYPE_CHECKING:
-    import torch
-
+    from shoal.engine.model_config import Described
     from shoal.select.amounts import Amounts
 
 
-@dataclass(frozen=True, eq=False)
-class WithoutWeights:
-    """A decoder on the ``meta`` device, as far as its cost is counted: a :class:`~shoal.evaluate.cost.Sized`.
-
-    Attributes:
-        path: its folder.
-        model, shapes: the same, since nothing is packed without weights.
-        config: of the text decoder.
-        dtype: in which it will run.
-        is_quantised: its weights on disk are packed.
-    """
-
-    path: Path
-    model: Any
-    shapes: Any
-    layers_path: str
-    n_layers: int
-    config: Any
-    dtype: torch.dtype
-    is_quantised: bool
-
-
-def without_weights(model: str, *, dtype: str | None = None, trust_remote_code: bool = False) -> WithoutWeights:
-    """The model of ``config.json`` in the dtype that it will run in.
+def as_it_runs(model: str, *, dtype: str | None = None, trust_remote_code: bool = False) -> Described:
+    """The text decoder of a model in the dtype that it will run in.
 
     Raises:
         ValueError: no such model, or a damaged one.
     """
     import torch
 
-    from shoal.engine.families import find_layers, text_config
-    from shoal.engine.model_config import describe
+    from shoal.engine.families import text_config
+    from shoal.engine.model_config import describe_source
     from shoal.engine.open import DTYPES
-    from shoal.engine.source import quantisation, resolve_source
-    from shoal.words.reading import read_json
 
-    path = resolve_source(model, trust_remote_code=trust_remote_code)
-    described = describe(path, trust_remote_code=trust_remote_code)
-    text = text_config(described.config)
+    found = describe_source(model, trust_remote_code=trust_remote_code)
+    text = text_config(found.config)
     stored = text.dtype if isinstance(text.dtype, torch.dtype) else torch.float32
-    runs_in = stored if dtype is None else DTYPES[dtype]
-    skeleton = described.model.to(runs_in)
-    layers_path, layers = find_layers(skeleton)
-    is_quantised = quantisation(read_json(path / "config.json")) is not None
-    return WithoutWeights(path, skeleton, skeleton, layers_path, len(layers), text, runs_in, is_quantised)
+    return replace(found, config=text, model=found.model.to(stored if dtype is None else DTYPES[dtype]))
 
 
 def shape_of(model: str, *, dtype: str | None = None, trust_remote_code: bool = False) -> ModelShape:
     """Sizes from ``config.json``; the model is built without weights."""
     from shoal.select.model_size import size_of
 
-    found = without_weights(model, dtype=dtype, trust_remote_code=trust_remote_code)
+    found = as_it_runs(model, dtype=dtype, trust_remote_code=trust_remote_code)
     text, size = found.config, size_of(found.model, found.layers_path)
     hidden = int(text.hidden_size)
     return ModelShape(
@@ -89,9 +58,9 @@ def amounts_without_weights(
     from shoal.engine.streamed import bytes_by_layer
     from shoal.run.resource_amounts import amounts_as_if_alike, computed_amounts
 
-    described = without_weights(model, dtype=dtype, trust_remote_code=trust_remote_code)
+    described = as_it_runs(model, dtype=dtype, trust_remote_code=trust_remote_code)
     found = computed_amounts(described, context=context)
-    if described.is_quantised:
+    if described.quantised is not None:
         outside, of_layer = bytes_by_layer(read_shards(described.path))
         about = found["bytes"].about
         found["bytes"] = amounts_as_if_alike(about, described.n_layers, of_layer=of_layer, outside=outside)
