@@ -20,7 +20,8 @@ def naive(model, ids, *, window, stride, start=()):
     total, n, room, start_T = 0.0, 0, window - len(start), torch.tensor(start, dtype=torch.long)
     for target in range(len(ids)):
         k = 0 if target < room else math.ceil((target + 1 - room) / stride)
-        context_T = torch.cat([start_T, ids[k * stride : target]])
+        spelled = torch.equal(ids[k * stride :][: len(start)], start_T)
+        context_T = ids[k * stride : target] if spelled else torch.cat([start_T, ids[k * stride : target]])
         if not len(context_T):
             continue  # Without a start token the first token is not scored, and with stride == window that of every block.
         with torch.no_grad():
@@ -58,6 +59,17 @@ def test_with_start_tokens_every_window_begins_with_them_and_every_token_is_scor
     got = perplexity(DecoderView(model), IDS_T[:n], window=window, stride=stride, start=start, batch_size=3)
     assert got.n_tokens == count == n and got.start == start
     assert got.nll == pytest.approx(nll, rel=1e-5)
+
+
+@pytest.mark.parametrize("start", [(1,), (1, 2)])
+@pytest.mark.parametrize("places", [(0,), (4, 8, 20), (0, 24, 27)])
+def test_start_tokens_that_the_text_spells_are_not_doubled(places, start):
+    model, ids_T = tiny_model("llama", n_layers=3), IDS_T.clone()
+    for at in places:
+        ids_T[at : at + len(start)] = torch.tensor(start)
+    nll, count = naive(model, ids_T, window=8, stride=4, start=start)
+    got = perplexity(DecoderView(model), ids_T, window=8, stride=4, start=start, batch_size=3)
+    assert got.n_tokens == count and got.nll == pytest.approx(nll, rel=1e-5)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

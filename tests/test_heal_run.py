@@ -160,6 +160,7 @@ def test_answers_of_chats_alone_are_predicted(cut, shoal, tmp_path):
     ids, answers = answer_mask(tokenizer, talk * 2, "here")
     said = [tokenizer.decode([one]) for one, is_answer in zip(ids, answers, strict=True) if is_answer]
     assert said == ["w6", "w7", "w8", "w3"] * 2
+    assert ids[0] == tokenizer.bos_token_id, "the template spells no start token, and the tokenizer adds one"
     rows = [{"messages": [talk[0], {"role": "assistant", "content": f"w{i % 30 + 4} w{i // 30 + 4}"}]} for i in range(300)]
     path = tmp_path / "chats.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -4,16 +4,17 @@ import json
 
 import pytest
 import torch
-from text_world import BOS, EOS, UNK, word_tokenizer
+from text_world import BOS, EOS, N_SPECIAL, UNK, word_tokenizer
 from world import N_WORDS, write_model, write_text
 
 import shoal.evaluate.tasks.choice
 from shoal import compress, load_recipe
 from shoal.engine.view import DecoderView
+from shoal.evaluate.tasks.tokenised import encode_pair
 from shoal.run.asked_tasks import open_tasks
 from shoal.run.comparing import compare_models
 from shoal.run.measuring import evaluate_alone, evaluate_pair
-from shoal.text.start import start_tokens
+from shoal.text.start import begun, start_tokens
 
 TOKENIZERS = {
     "adds BOS": (word_tokenizer(), (BOS,)),
@@ -21,6 +22,11 @@ TOKENIZERS = {
     "has none": (word_tokenizer(special=("eos",)), ()),
     "adds two": (word_tokenizer(start=("<unk>", "<bos>")), (UNK, BOS)),
     "adds one that is no BOS": (word_tokenizer(special=("eos",), start=("<eos>",)), (EOS,)),
+    "adds BOS and an end": (word_tokenizer(end="<eos>"), (BOS,)),
+    "adds an end alone": (word_tokenizer(start=(), end="<eos>"), ()),
+    "adds what it knows nothing by, on both sides": (word_tokenizer(start=("<unk>",), end="<unk>"), (UNK,)),
+    "adds BOS twice": (word_tokenizer(start=("<bos>", "<bos>")), (BOS, BOS)),
+    "knows its words alone": (word_tokenizer(unknown=None, end="<eos>"), (BOS,)),
 }
 
 
@@ -28,8 +34,18 @@ TOKENIZERS = {
 def test_start_tokens_are_what_the_tokenizer_adds(which):
     tokenizer, expected = TOKENIZERS[which]
     assert start_tokens(tokenizer) == expected
-    for text in ("w1 w2", "w3", "not known"):
+    for text in ("w1 w2", "w3"):
         assert tokenizer(text)["input_ids"][: len(expected)] == list(expected)
+
+
+@pytest.mark.parametrize("which", TOKENIZERS)
+def test_a_text_to_go_on_from_begins_once_and_does_not_end(which):
+    tokenizer, expected = TOKENIZERS[which]
+    one, two, three = (N_SPECIAL + i for i in (1, 2, 3))
+    assert begun(tokenizer, "w1 w2") == [*expected, one, two]
+    spelled = " ".join([*tokenizer.convert_ids_to_tokens(list(expected)), "w1"])
+    assert begun(tokenizer, spelled) == [*expected, one]
+    assert encode_pair(tokenizer, "w1 w2", " w3 w1") == ([*expected, one, two], [three, one])
 
 
 @pytest.fixture(scope="module")

@@ -21,19 +21,25 @@ def word_tokenizer(
     *,
     special: Sequence[str] = ("bos", "eos", "pad"),
     start: Sequence[str] | None = None,
+    end: str | None = None,
+    unknown: str | None = "<unk>",
     **options: Any,
 ) -> Any:
-    """``w7`` is id 4 + 7. Adds ``start`` (BOS, if it has one, unless given) where special tokens are asked for."""
+    """``w7`` is id 4 + 7. Adds ``start`` (BOS, if it has one, unless given) and ``end`` where special tokens are asked for.
+
+    Without ``unknown`` it refuses words that it does not know.
+    """
     names = ["<bos>", "<eos>", "<pad>", "<unk>", *(f"w{i}" for i in range(n_words)), "user", "assistant"]
-    raw = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
+    raw = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, **({"unk_token": unknown} if unknown else {})))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     added = tuple(("<bos>",) if "bos" in special else ()) if start is None else tuple(start)
-    if added:
+    if added or end:
         raw.post_processor = processors.TemplateProcessing(
-            single=" ".join([*added, "$A"]), special_tokens=[(name, names.index(name)) for name in added]
+            single=" ".join([*added, "$A", *([end] if end else [])]),
+            special_tokens=[(name, names.index(name)) for name in {*added, *([end] if end else [])}],
         )
     tokens = {f"{name}_token": f"<{name}>" for name in special}
-    return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", **tokens, **options)
+    return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token=unknown, **tokens, **options)
 
 
 def words(start: int, n: int) -> str:

@@ -16,6 +16,7 @@ from shoal.checkpoint.in_memory import cut
 from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
 from shoal.text.chat import asked
+from shoal.text.start import begun
 from shoal.words.records import Record
 
 
@@ -186,9 +187,9 @@ def _generate(
 def _side_by_side(teacher: Any, student: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> Generation:
     window = getattr(teacher.config.get_text_config(decoder=True), "max_position_embeddings", None)
     turn = asked(tokenizer, prompt) if prompt else None
-    ids = tokenizer(prompt)["input_ids"] if turn is None else tokenizer(turn, add_special_tokens=False)["input_ids"]
+    ids = begun(tokenizer, prompt if turn is None else turn)
     if turn is not None and window is not None and len(ids) + max_new_tokens > window:  # A template may exceed a window.
-        turn, ids = None, tokenizer(prompt)["input_ids"]
+        turn, ids = None, begun(tokenizer, prompt)
     prompt_T = torch.tensor(ids, dtype=torch.long)
     if len(prompt_T) == 0:
         raise ValueError(f"the prompt {prompt!r} has no token; give at least one word to continue")

@@ -7,6 +7,7 @@ least ``W - S`` tokens of context; the first token of the text has none and is n
 disjoint blocks and the first token of every block is not scored (the way of GPTQ and most pruning papers).
 Where the tokenizer begins a text with start tokens, every window begins with them, and they count into W: of P start tokens,
 window k reads ``[k*S, min(k*S + W - P, T))`` of the text, S is at most W - P, and the first token of the text is scored, too.
+Where the text spells the start tokens at the beginning of a window (chat templates do), they are not doubled.
 ``nll`` is the sum of ``-ln p(token | context)`` over scored tokens divided by their number: nats per token. Perplexity is
 ``exp(nll)``. Logarithms in fp32, sums in fp64. A start token is context and is never scored.
 
@@ -147,12 +148,23 @@ def perplexities(
     mine: list[tuple[int, list[float]]] = []  # Each batch has its tokens scored and every student's sum.
 
     def add(reading: Reading, finals: list[Tensor]) -> None:
-        scored_BT = _scored(groups[reading.batch.index], n_start=len(start_P)).to(view.device)
+        group = groups[reading.batch.index]
+        scored_BT = _scored(group, [n_added(one) for one in group], n_start=len(start_P)).to(view.device)
         nll = _nll_sums(view, finals, reading.batch.ids_BT, scored_BT)
         mine.append((int(scored_BT.sum()), nll))
 
+    def n_added(one: Window) -> int:
+        return 0 if torch.equal(ids_T[one.start : one.start + len(start_P)], start_P) else len(start_P)
+
+    def row_of(one: Window) -> Tensor:
+        if n_added(one) or not len(start_P):
+            return torch.cat([start_P, ids_T[one.start : one.stop]])
+        # The place of start tokens that are not doubled goes to tokens behind the window, which nothing before them sees.
+        behind_T = torch.cat([ids_T[one.stop : one.stop + len(start_P)], start_P])[: len(start_P)]
+        return torch.cat([ids_T[one.start : one.stop], behind_T])
+
     def rows_of(group: Sequence[Window]) -> Tensor:
-        return torch.stack([torch.cat([start_P, ids_T[one.start : one.stop]]) for one in group])
+        return torch.stack([row_of(one) for one in group])
 
     batches = (Batch(rows_of(group), index=i) for i, group in enumerate(groups))
     run_pass(view, batches, students=students, sink=add, after_batch=after_batch, workers=workers)
@@ -191,10 +203,15 @@ def _batched(every: Iterator[Window], batch_size: int) -> Iterator[list[Window]]
         yield group
 
 
-def _scored(group: Sequence[Window], *, n_start: int) -> Tensor:
-    """(B, T-1) bool for windows of T tokens, start tokens included: True where the *next* token is scored."""
+def _scored(group: Sequence[Window], n_added: Sequence[int], *, n_start: int) -> Tensor:
+    """(B, T-1) bool for windows of T tokens, start tokens included: True where the *next* token is scored.
+
+    Args:
+        n_added: start tokens in front of each window's text, ``n_start`` or, where the text spells them, none.
+    """
     offsets = torch.arange(1, n_start + group[0].stop - group[0].start)
-    return torch.stack([offsets >= n_start + one.first - one.start for one in group])
+    reads = [(n + one.first - one.start, n + one.stop - one.start) for one, n in zip(group, n_added, strict=True)]
+    return torch.stack([(offsets >= first) & (offsets < stop) for first, stop in reads])
 
 
 def _nll_sums(view: DecoderView, ends_BTD: Sequence[Tensor], ids_BT: Tensor, scored_BT: Tensor) -> list[float]:

@@ -46,7 +46,8 @@ def papers_stream(ids_T: Tensor, start: Sequence[int], *, length: int) -> Tensor
     Raises:
         ValueError: less text than one block.
     """
-    stream_T = torch.cat([torch.tensor(list(start), dtype=torch.long), ids_T.long()])
+    spelled = ids_T[: len(start)].tolist() == list(start)  # A chat template spells them.
+    stream_T = torch.cat([torch.tensor([] if spelled else list(start), dtype=torch.long), ids_T.long()])
     n_read = len(stream_T) // length * length
     if n_read == 0:
         raise ValueError(

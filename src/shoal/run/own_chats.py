@@ -21,6 +21,7 @@ from shoal.recipes.recipe import Recipe
 from shoal.run.job import open_inputs
 from shoal.run.own_text import UnfinishedFile, WrittenFile
 from shoal.text.chat import asked_by, chat_of
+from shoal.text.start import begun
 from shoal.words.progress import tell
 from shoal.words.records import Record, stable_hash
 
@@ -139,13 +140,13 @@ class Speaker:
 
     def questions(self, n: int) -> list[list[Turn]]:
         """What n users say first; blank ones and those that do not end are left out."""
-        prompt = self._ids(self.around[0])
+        prompt = begun(self.tokenizer, self.around[0])
         said = self._sampled([prompt] * n, min(self.length // QUESTION_SHARE, self.length - len(prompt) - 1))
         return [[{"role": "user", "content": text}] for text, _ in said if text]
 
     def answered(self, turns: Sequence[list[Turn]]) -> tuple[list[list[Turn]], int]:
         """The chats whose answer ends within the length, and the tokens of their answers with what was asked."""
-        prompts = [self._ids(asked_by(self.tokenizer, one)) for one in turns]
+        prompts = [begun(self.tokenizer, asked_by(self.tokenizer, one)) for one in turns]
         fitting = [i for i, prompt in enumerate(prompts) if len(prompt) <= self.length // 2]
         if not fitting:
             return [], 0

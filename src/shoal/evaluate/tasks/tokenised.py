@@ -16,6 +16,7 @@ from torch import Tensor
 
 from shoal.engine.view import DecoderView
 from shoal.evaluate.tasks.task_files import Task, TaskItem
+from shoal.text.start import begun, start_tokens
 from shoal.words.types import Batch, Branches
 
 
@@ -50,15 +51,14 @@ def encode_pair(tokenizer: Any, ctx: str, option: str) -> tuple[list[int], list[
     """Tokens of a context and of its continuation, as lm-eval 0.4.13 splits them.
 
     Trailing spaces of the context go to the option; both are encoded together and cut where the context alone ends. The
-    tokenizer adds its own special tokens, unless the text begins with the start token already. An empty context is the start
-    token (the end token where there is none).
+    tokenizer begins the text, unless it begins with the start tokens already. An empty context is the start tokens (the BOS, or
+    else the end token, where the tokenizer adds none).
     """
     if ctx == "":
         prefix = start_token(tokenizer)
+        start = list(start_tokens(tokenizer)) or ([] if prefix is None else [prefix])
         tokens = tokenizer.encode(option, add_special_tokens=False)
-        if prefix is None or not tokens:
-            return [], tokens
-        return ([prefix], tokens) if tokens[0] != prefix else (tokens[:1], tokens[1:])
+        return start, tokens[len(start) :] if tokens[: len(start)] == start else tokens
     n_spaces = len(ctx) - len(ctx.rstrip())
     if n_spaces:
         ctx, option = ctx[:-n_spaces], ctx[-n_spaces:] + option
@@ -67,11 +67,12 @@ def encode_pair(tokenizer: Any, ctx: str, option: str) -> tuple[list[int], list[
 
 
 def encode_prompt(tokenizer: Any, text: str) -> list[int]:
-    """Tokens of a text with the tokenizer's own special tokens, unless the text begins with the start token already."""
-    prefix = start_token(tokenizer)
-    start = tokenizer.decode(prefix) if prefix is not None else ""
-    own = {"add_special_tokens": False} if start and text.startswith(start) else {}
-    return list(tokenizer.encode(text, **own))
+    """Tokens of a text as the tokenizer begins it; start tokens that the text spells are not doubled.
+
+    Unlike lm-eval 0.4.13, nothing stands behind it: there a tokenizer that ends texts with an EOS has it between context and
+    option, and the option loses its first token.
+    """
+    return begun(tokenizer, text)
 
 
 def start_token(tokenizer: Any) -> int | None:

@@ -129,7 +129,8 @@ class HealBench:
             raise ValueError("source teacher needs a teacher that writes; give --teacher, or use --source given")
         if self.inputs.is_streamed:
             raise ValueError("source teacher writes with all layers in memory; give --resident all, or use --source given")
-        model, n_prompt = self.inputs.view.model, max(1, min(PROMPT_TOKENS, self.inputs.length // 4))
+        model = self.inputs.view.model
+        n_prompt = len(self.given.start) + max(1, min(PROMPT_TOKENS, self.inputs.length // 4))
 
         def write() -> TextRows:
             return write_text(

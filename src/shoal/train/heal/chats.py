@@ -14,6 +14,7 @@ import torch
 from shoal.text.conversations import conversations
 from shoal.text.rows import Turn
 from shoal.text.slices import content_digest, order_key, slice_of
+from shoal.text.start import begun
 from shoal.train.heal.text_rows import TextRows
 from shoal.words.records import stable_hash
 
@@ -28,7 +29,7 @@ def answer_mask(tokenizer: Any, messages: Sequence[Turn], where: str) -> tuple[l
 
     def written(upto: int, *, asks: bool) -> list[int]:
         text = tokenizer.apply_chat_template(list(messages[:upto]), tokenize=False, add_generation_prompt=asks)
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return begun(tokenizer, text)
 
     ids = written(len(messages), asks=False)
     answers = [False] * len(ids)
