@@ -8,6 +8,7 @@ from families import tiny_model
 from heal_world import config, student_of, text, world, write_wide
 
 from shoal.engine.open import load_strictly
+from shoal.train.heal.config import HealConfig
 from shoal.train.heal.losses import HealLoss
 from shoal.train.heal.masks import zero_masks
 from shoal.train.heal.merge import adopt_values, measure, merge_pupil, trained_values
@@ -254,3 +255,17 @@ def test_a_teacher_of_another_kind_has_the_same_answers():
     batch = lesson.selection.batches(2)[0]
     assert torch.equal(lesson.teacher.selection(batch), lesson.teacher.training(batch, (1, 3)).logits_BTV)
     assert dataclasses.replace(lesson, teacher=None).decided_by(config(objective="next_token")) == "nll"
+
+
+@pytest.mark.parametrize("n_processes", [1, 2, 3, 4])
+@pytest.mark.parametrize("n_samples", [1, 63, 64, 127, 128, 255, 256, 511, 512, 10_000])
+def test_a_batch_leaves_enough_steps_where_none_is_asked_for(n_samples, n_processes):
+    """The largest of 8, 4, 2, 1 with 64 steps, rounded down to whole samples per process, one at least; pieces fill it."""
+    found = HealConfig().settled(n_samples, n_processes)
+    enough = next((b for b in (8, 4, 2, 1) if n_samples >= 64 * b), 1)
+    assert found.batch % n_processes == 0 and (found.batch // n_processes) % found.micro_batch == 0
+    assert found.batch == max(n_processes, enough // n_processes * n_processes)
+    asked = HealConfig(batch=12, micro_batch=8).settled(n_samples, n_processes)
+    assert (asked.batch, asked.micro_batch) == (12, {1: 6, 2: 6, 3: 4, 4: 3}[n_processes])
+    with pytest.raises(ValueError, match="batch=7 needs to be a multiple of the 2 processes"):
+        HealConfig(batch=7).settled(n_samples, 2)

@@ -19,7 +19,6 @@ from world import N_WORDS, write_model, write_text
         (("--tokens", "many"), "--tokens"),
         (("--tokens", 10**9), "too little text"),
         (("--batch", 0), "batch"),
-        (("--batch", 6, "--micro-batch", 4), "multiple"),
         (("--lr", 0), "lr=0 needs to be a finite number above 0"),
         (("--lr", -1), "lr=-1 needs to be a finite number above 0"),
         (("--lr", "inf"), "lr=inf needs to be a finite number above 0"),

@@ -78,7 +78,6 @@ def request_of(
     from shoal.edits.plan import Plan
     from shoal.run.comparing import checkpoint_of
     from shoal.run.healing.heal_request import HealRequest
-    from shoal.train.heal.config import MICRO_BATCH
     from shoal.train.heal.presets import PRESETS
 
     beside = Path(checkpoint_of(student)).parent / "plan.json"
@@ -91,8 +90,6 @@ def request_of(
         raise ValueError(f"{student} has no plan beside it that names its teacher; give --teacher MODEL, or --teacher none")
     given = PRESETS.named(preset).for_model(teacher) if preset is not None else {}
     given.update({name: value for name, value in options.items() if value is not None})
-    if "batch" in given and "micro_batch" not in given:  # A batch that the usual pieces do not fill is one piece.
-        given.update({} if given["batch"] % MICRO_BATCH == 0 else {"micro_batch": given["batch"]})
     seeded = {} if seed is None else {"seed": seed}
     content = {
         "student": student,

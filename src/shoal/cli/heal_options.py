@@ -5,7 +5,7 @@ from typing import Annotated
 
 from shoal.cli.help import ADAPTERS, STEPS, TOWARDS, TRAINED
 from shoal.cli.option import flag, listed, option
-from shoal.train.heal.config import DEFAULT_HEAL_TOKENS, HealConfig
+from shoal.train.heal.config import DEFAULT_HEAL_TOKENS, FEWEST_STEPS, MOST_BATCH, HealConfig
 from shoal.train.heal.presets import PRESETS
 from shoal.train.heal.ranks import RANKS
 from shoal.train.heal.table import TRAINABLE
@@ -144,8 +144,11 @@ class StepOptions:
             "N", "First steps with a rising rate: a share of all below 1, else their number.", f"{USUAL.warmup:g}", under=STEPS
         ),
     ] = None
-    batch: Annotated[int | None, option("N", "Samples per optimiser step.", USUAL.batch, under=STEPS)] = None
-    micro_batch: Annotated[int | None, option("N", "Samples per forward.", USUAL.micro_batch, under=STEPS)] = None
+    batch: Annotated[
+        int | None,
+        option("N", "Samples per optimiser step.", f"{MOST_BATCH}, fewer for less than {FEWEST_STEPS} steps", under=STEPS),
+    ] = None
+    micro_batch: Annotated[int | None, option("N", "Most samples per forward.", USUAL.micro_batch, under=STEPS)] = None
     patience: Annotated[
         int | None, option("N", "Validations without a new best before training stops.", "no stop", under=STEPS)
     ] = None

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 PROBE_TOKENS, HEAD_TOKENS = 512, 64
 PRODUCT_SIZE, FACTOR_SIZE = 768, 512
-TRAINING = 5  # A trained token takes so many forwards: of the student, its gradient, what is computed again, the teacher.
+# A trained token takes so many forwards (the student, its gradient, what is computed again, the teacher) and so many heads.
+TRAINING, TRAINING_HEADS = 5, 3
 
 
 class StageRates(Record):
@@ -77,7 +78,7 @@ class Pace:
 
     def training(self, n_tokens: float) -> float:
         """So many tokens, of all processes together, to train on."""
-        return TRAINING * self.rates.layers * n_tokens * self.share
+        return (TRAINING * self.rates.layers + TRAINING_HEADS * self.rates.compared) * n_tokens * self.share
 
 
 def measure_rates(inputs: Inputs) -> StageRates:

@@ -17,22 +17,15 @@ def arguments(
 
     Args:
         folder: of its checkpoints.
+        config: settled, so that its batch is known.
         interval: steps between validations, which are the checkpoints as well.
         in_bf16: compute in bf16 by autocast; trained parameters and moments are fp32 all the same.
-    Raises:
-        ValueError: the batch cannot be divided among the processes.
     """
-    n_processes = int(os.environ.get("WORLD_SIZE", 1))
-    per_forward = config.micro_batch
-    if config.batch % (n_processes * per_forward):
-        raise ValueError(
-            f"batch={config.batch} needs to be a multiple of {n_processes} processes times micro_batch={per_forward}"
-        )
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=1,
-        per_device_train_batch_size=per_forward,
-        gradient_accumulation_steps=config.batch // (n_processes * per_forward),
+        per_device_train_batch_size=config.micro_batch,
+        gradient_accumulation_steps=config.n_batch // (n_processes() * config.micro_batch),
         learning_rate=lr,
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": config.floor},
@@ -44,7 +37,7 @@ def arguments(
         bf16=in_bf16,
         use_cpu=device.startswith("cpu"),
         **_checkpointing(config),
-        **({"fsdp": True, "fsdp_config": {"version": 2}} if config.processes == "shard" and n_processes > 1 else {}),
+        **({"fsdp": True, "fsdp_config": {"version": 2}} if config.processes == "shard" and n_processes() > 1 else {}),
         logging_strategy="steps",
         logging_steps=1,
         logging_nan_inf_filter=False,
@@ -61,6 +54,11 @@ def arguments(
         log_level="error",
         ddp_find_unused_parameters=False,
     )
+
+
+def n_processes() -> int:
+    """How many processes the launcher started."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def _checkpointing(config: HealConfig) -> dict[str, Any]:

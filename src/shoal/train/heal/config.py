@@ -19,6 +19,8 @@ from shoal.words.records import Record, is_asked, refuse
 
 DEFAULT_HEAL_TOKENS = 1_000_000
 MICRO_BATCH = 4
+MOST_BATCH, FEWEST_STEPS = 8, 64
+"""24,576 tokens of SmolLM2 in 48 steps do what 49,152 tokens do in 24 (``docs/healing.md``)."""
 
 
 class HealConfig(Record):
@@ -51,7 +53,8 @@ class HealConfig(Record):
         floor: the final learning rate as a share of the peak (cosine).
         warmup: first steps with a rising rate: a share of all steps below 1, a number of steps from 1.
         weight_decay, betas, clip: AdamW's, and the largest gradient norm.
-        batch: samples per optimiser step over all processes; ``micro_batch``: samples per forward of one process.
+        batch: samples per optimiser step over all processes. None: 8, fewer where the text would give fewer than 64 steps.
+        micro_batch: most samples per forward of one process; gradients accumulate in between.
         checkpointing: recompute activations in the backward pass, which takes a third more time and far less memory.
         processes: how several processes share the training: each has the whole model (``replicate``, DDP), or a part of every
             trained parameter (``shard``, FSDP2, for ``full``).
@@ -92,7 +95,7 @@ class HealConfig(Record):
     weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     clip: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    batch: SampleCount = 8
+    batch: SampleCount | None = None
     micro_batch: SampleCount = MICRO_BATCH
     checkpointing: bool = False
     processes: Literal["replicate", "shard"] = "replicate"
@@ -132,11 +135,35 @@ class HealConfig(Record):
         refuse(self._conflicts())
         return self
 
+    @property
+    def n_batch(self) -> int:
+        """The batch of a settled config."""
+        assert self.batch is not None, "the batch is settled when the text is known"
+        return self.batch
+
+    def settled(self, n_samples: float, n_processes: int = 1) -> HealConfig:
+        """With the batch of a training on so many samples, and with pieces of it that fill it.
+
+        A batch that is not asked for halves until the samples give enough steps, down to one sample per process.
+
+        Raises:
+            ValueError: the batch that is asked for cannot be divided among the processes.
+        """
+        batch = self.batch
+        if batch is None:
+            batch = MOST_BATCH
+            while batch > n_processes and n_samples < FEWEST_STEPS * batch:
+                batch //= 2
+            batch = max(1, batch // n_processes) * n_processes
+        if batch % n_processes:
+            raise ValueError(f"batch={batch} needs to be a multiple of the {n_processes} processes")
+        own = batch // n_processes
+        pieces = max(n for n in range(1, min(own, self.micro_batch) + 1) if own % n == 0)
+        return self.model_copy(update={"batch": batch, "micro_batch": pieces})
+
     def _conflicts(self) -> Iterator[str]:
         if isinstance(self.lr, float) and not 0 < self.lr < math.inf:
             yield f"lr={self.lr:g} needs to be a finite number above 0, or auto"
-        if self.batch % self.micro_batch:
-            yield f"batch={self.batch} needs to be a multiple of micro_batch={self.micro_batch}"
         if self.processes == "shard" and self.method != "full":
             yield f"processes shard is for method full; {self.method} trains little enough to replicate it"
         if self.predict == "answers" and self.source == "teacher":

@@ -49,7 +49,7 @@ def find_rate(
     own = pupil.method.learning_rate(pupil.hidden_size)
     n_steps = steps_of(config, lesson.training)
     n_trial = min(n_steps, max(FEWEST_STEPS, round(n_steps * SHARE)))
-    per_step = config.batch * lesson.training.n_tokens // len(lesson.training)
+    per_step = config.n_batch * lesson.training.n_tokens // len(lesson.training)
     start = {name: value.detach().clone() for name, value in pupil.model.named_parameters() if value.requires_grad}
 
     def measure(lr: float) -> RateTrial:

@@ -173,9 +173,10 @@ def train(
         ValueError: too little text; the loss diverged.
         KeyboardInterrupt: SIGTERM or SIGINT came; a checkpoint was left.
     """
+    from shoal.train.heal.arguments import n_processes
     from shoal.train.heal.rates import best_rate, find_rate
 
-    cached = None
+    cached, config = None, config.settled(samples_of(config, lesson.training), n_processes())
     if config.teacher_cache is not None:
         lesson, cached = with_cache(pupil, config, lesson, folder / "teacher", device=device, tell=tell)
     if config.lr != "auto":
@@ -203,7 +204,7 @@ def train_at(
     join().on_first(lambda: None)  # The call opens the connections of a job, which are closed again when its processes end.
     loss = lesson.loss(config)
     n_steps = steps_of(config, lesson.training)
-    rows = lesson.training.shuffled(config.seed, n_steps * config.batch)
+    rows = lesson.training.shuffled(config.seed, n_steps * config.n_batch)
     decided_by = lesson.decided_by(config)
     interval = config.eval_every or interval_of(n_steps, n_tokens=rows.n_tokens, selection_tokens=lesson.selection.n_tokens)
     lr = config.lr if isinstance(config.lr, float) else pupil.method.learning_rate(pupil.hidden_size)
@@ -230,8 +231,8 @@ def train_at(
     trainer.adopt(trainer.best)
     pupil.model.eval()
     done, before = trainer.state.global_step, trainer._initial_global_step
-    n_tokens = rows.first(done * config.batch).n_tokens
-    curve = curve_of(trainer.state.log_history, rows, config.batch)
+    n_tokens = rows.first(done * config.n_batch).n_tokens
+    curve = curve_of(trainer.state.log_history, rows, config.n_batch)
     return HealTraining(
         method=config.method,
         objective=str(loss),
@@ -242,7 +243,7 @@ def train_at(
         n_trainable=pupil.n_trainable,
         n_parameters=pupil.n_parameters,
         lr=lr,
-        tokens_per_second=round((n_tokens - rows.first(before * config.batch).n_tokens) / max(seconds, 1e-9), 1),
+        tokens_per_second=round((n_tokens - rows.first(before * config.n_batch).n_tokens) / max(seconds, 1e-9), 1),
         peak_bytes=peak_bytes(device),
         data=rows.data,
         data_hash=rows.data_hash,
@@ -263,7 +264,7 @@ def with_cache(
     """
     loss, teacher, k = lesson.loss(config), lesson.teacher, config.teacher_cache
     assert teacher is not None and k is not None
-    rows = lesson.training.shuffled(config.seed, steps_of(config, lesson.training) * config.batch)
+    rows = lesson.training.shuffled(config.seed, steps_of(config, lesson.training) * config.n_batch)
     first = {name: value.to(device) for name, value in lesson.selection.batches(config.micro_batch)[0].items()}
     n_vocabulary = teacher.selection(first).shape[-1]
 
@@ -306,11 +307,11 @@ def watchers_of(pupil: Pupil, config: HealConfig, tell: Tell | None) -> list[Any
     return found
 
 
-def steps_of(config: HealConfig, training: TextRows) -> int:
-    """Whole optimiser steps of one pass over the tokens that are asked for.
+def samples_of(config: HealConfig, training: TextRows) -> float:
+    """Samples of one pass over the tokens that are asked for.
 
     Raises:
-        ValueError: the text holds fewer tokens, or less than one step.
+        ValueError: the text holds fewer tokens.
     """
     wanted = min(DEFAULT_HEAL_TOKENS, training.n_tokens) if config.tokens is None else config.tokens
     if wanted > training.n_tokens:
@@ -318,12 +319,22 @@ def steps_of(config: HealConfig, training: TextRows) -> int:
             f"tokens={wanted} needs more text: the training samples of {training.data} hold {training.n_tokens} tokens; "
             "give more text, or fewer tokens"
         )
-    per_step = config.batch * training.n_tokens / len(training)
-    n_steps = min(round(wanted / per_step), len(training) // config.batch)
+    return wanted * len(training) / training.n_tokens
+
+
+def steps_of(config: HealConfig, training: TextRows) -> int:
+    """Whole optimiser steps of that pass; ``config`` is settled.
+
+    Raises:
+        ValueError: the text holds fewer tokens, or less than one step.
+    """
+    wanted = samples_of(config, training)
+    n_steps = min(round(wanted / config.n_batch), len(training) // config.n_batch)
     if n_steps < 1:
+        per_sample = training.n_tokens / len(training)
         raise ValueError(
-            f"{wanted} tokens are less than one step of {config.batch} samples ({per_step:.0f} tokens); give more tokens or "
-            "text, or a smaller --batch"
+            f"the tokens or the text are less than one step of {config.n_batch} samples of {per_sample:.0f} tokens; give more, "
+            "or a smaller --batch"
         )
     return n_steps
 
