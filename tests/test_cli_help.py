@@ -15,7 +15,7 @@ from shoal.recipes.table import RECIPES
 from shoal.run.job import LONGEST_DEFAULT, MOST_DEFAULT, PARTS
 from shoal.select.table import SELECTORS
 from shoal.train.config import DEFAULT_TOKENS, MOST_LR, TrainConfig
-from shoal.train.heal.config import DEFAULT_HEAL_TOKENS, HealConfig
+from shoal.train.heal.config import DEFAULT_HEAL_TOKENS, MOST_BATCH, HealConfig
 from shoal.train.heal.table import MOST_HEAL_LR, TRAINABLE
 
 COMMANDS = typer.main.get_command(app).commands
@@ -130,7 +130,7 @@ FROM_TABLES = {
     ("heal", "--method"): USUAL.method,
     ("heal", "--rank"): USUAL.rank,
     ("heal", "--layers"): USUAL.layers,
-    ("heal", "--batch"): USUAL.batch,
+    ("heal", "--batch"): MOST_BATCH,
     ("heal", "--micro-batch"): USUAL.micro_batch,
     ("heal", "--merge"): USUAL.merge,
     ("heal", "--most-lost"): USUAL.most_lost,
