@@ -5,7 +5,9 @@
 `make prove` installs the engines and runs this. Every row is `shoal verify FILE --against MODEL --engine NAME`: the same 96
 token ids in the engine and in transformers, and 16 greedy tokens. A row is written as soon as it is there, and one that stands
 in the results with the same version of engine and transformers is not run again, so a run that was killed goes on where it was.
-An engine that is not installed gives a row that says why, unless it was proved before. Results: benchmarks/results/prove.json.
+An engine that is not installed gives a row that says why, unless it was proved before. Beside a file in half precision the
+uncut model in the same format is run, too: what engines do to it is the noise of the format. Results:
+benchmarks/results/prove.json.
 """
 
 import argparse
@@ -33,6 +35,7 @@ SHOAL = [sys.executable, "-c", "from shoal.cli import main; main()"]
 # Per model: the layers of the cut, and the sublayers that go alone (attention here, MLP there).
 CUTS = {"books-16l": ("5..6", "attn:5..6,mlp:9"), "smollm2": ("12..18", "attn:12..14,mlp:17..18")}
 STUDENTS = ("cut", "repaired", "sublayers")
+HALF = "f16"  # Engines multiply such a file's matrices in half precision, so the uncut pair says what that alone does.
 KEY = ("model", "student", "artefact", "engine")
 
 
@@ -58,7 +61,7 @@ FOLDER = Artefact(
 WHOLE = (
     FOLDER,
     Artefact("gguf f32", "gguf", "f32", "-f32.gguf", ("transformers", "llama.cpp")),
-    Artefact("gguf f16", "gguf", "f16", "-f16.gguf", ("llama.cpp", "openvino")),
+    Artefact("gguf f16", "gguf", HALF, "-f16.gguf", ("llama.cpp", "openvino")),
 )
 UNEVEN = (
     *WHOLE,
@@ -115,7 +118,7 @@ class Rows:
 
     def put(self, key: tuple[str, ...], path: Path, proof: Proof) -> None:
         row = dict(zip(KEY[:3], key, strict=False)) | {"transformers": transformers.__version__}
-        row |= proof.model_dump(mode="json", exclude={"uncut"})
+        row |= proof.model_dump(mode="json")
         row |= {"bytes": sum(one.stat().st_size for one in ([path] if path.is_file() else path.iterdir()))}
         self.rows = [one for one in self.rows if tuple(one[name] for name in KEY) != key] + [row]
         order = {name: i for i, name in enumerate(ENGINES)}
@@ -155,7 +158,8 @@ def main() -> int:
             continue
         folder = student(name, kind, models[name], given.work)
         path = made(artefact, folder, given.work / f"{name}-{kind}")
-        for proof in prove(path, folder, missing, trust_remote_code=True):
+        uncut = made(artefact, models[name], given.work / f"{name}-uncut") if artefact.stored == HALF else None
+        for proof in prove(path, folder, missing, uncut=uncut, trust_remote_code=True):
             rows.put(keys[proof.engine], path, proof)
             found = f"; {proof.found}" if proof.found else ""
             engine = f"{proof.engine} {proof.version}" if proof.version else proof.engine

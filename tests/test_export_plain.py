@@ -55,17 +55,21 @@ def packed_by_hand(codes, bits, order=None):
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("ordered", [False, True])
 def test_gptq_is_code_minus_zero_times_scale_of_the_inputs_group(layout, bits, ordered):
-    """Planted integers; the first layout stores zeros lowered by one. With an order of inputs, groups are anywhere."""
+    """Planted integers; the first layout stores words of zeros lowered by one in each field, and 0 borrows from the next.
+
+    With an order of inputs, groups are anywhere.
+    """
     g = torch.Generator().manual_seed(bits)
     n_groups = 4
     codes, zeros = (torch.randint(0, 2**bits, (rows, N), generator=g) for rows in (K, n_groups))
     scales = torch.rand(n_groups, N, generator=g)
     group = torch.arange(K) // (K // n_groups)
     group = group[torch.randperm(K, generator=g)] if ordered else group
-    stored = (zeros - 1) % 2**bits if layout == "gptq" else zeros
+    lowered = sum(1 << start for start in range(0, 32, bits)) if layout == "gptq" else 0
+    words = [[(word - lowered + 2**31) % 2**32 - 2**31 for word in row] for row in packed_by_hand(zeros, bits).tolist()]
     parts = {
         ".qweight": packed_by_hand(codes.T, bits).T.contiguous(),
-        ".qzeros": packed_by_hand(stored, bits),
+        ".qzeros": torch.tensor(words, dtype=torch.int32),
         ".scales": scales,
         ".g_idx": group.int(),
     }

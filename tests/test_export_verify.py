@@ -59,6 +59,15 @@ def test_a_distribution_that_sums_to_more_or_less_than_one_has_the_kl_of_its_pro
     assert compare(p, p + shift, SAID, SAID).log_difference == pytest.approx(abs(shift))
 
 
+def test_leads_moved_and_lost_are_those_of_the_two_most_likely_tokens():
+    """Planted: the first row keeps its order and its lead grows by 0.2; the second one loses a lead of 0.1."""
+    p = log_softmax(np.array([[2.0, 1.0, 0.0, -1.0], [1.0, 1.1, 0.0, -1.0]]))
+    q = log_softmax(np.array([[2.2, 1.0, 0.0, -1.0], [1.15, 1.1, 0.5, -1.0]]))
+    found = compare(p, q + 0.01, SAID, SAID)  # A common shift moves no lead.
+    assert (found.lead_moved, found.lead_lost, found.same_top) == (pytest.approx(0.2), pytest.approx(0.1), 0.5)
+    assert compare(p, p, SAID, SAID).lead_lost == compare(p, p, SAID, SAID).lead_moved == 0.0
+
+
 def test_candidates_that_an_engine_does_not_list_count_against_it():
     p = log_softmax(np.zeros((2, 4)))
     q = p.copy()
@@ -88,15 +97,17 @@ def test_another_vocabulary_is_another_model():
 
 
 def agreement(kl=0.0, same_top=1.0, **more):
-    return Agreement(
-        kl=kl, kl_most=kl, same_top=same_top, log_difference=0.0, n_positions=9, n_greedy=4, n_same_greedy=4, **more
-    )
+    known = dict(log_difference=0.0, lead_moved=0.0, lead_lost=0.0, n_positions=9, n_greedy=4, n_same_greedy=4)
+    return Agreement(kl=kl, kl_most=kl, same_top=same_top, **(known | more))
 
 
 JUDGED = [
     (agreement(), True, None, "agrees"),
     (agreement(kl=2e-4), True, None, "differs: KL 2.0e-04"),
-    (agreement(same_top=0.9), True, None, "differs: .*90.0%"),
+    (agreement(same_top=0.9, lead_lost=2e-3), True, None, "differs: .*90.0%.*all are needed; --uncut"),
+    (agreement(same_top=0.9, lead_lost=2e-3), True, agreement(lead_moved=3e-3), "agrees"),
+    (agreement(same_top=0.9, lead_lost=4e-3), True, agreement(lead_moved=3e-3), "differs: .*4.0e-03 are lost, .* by 3.0e-03"),
+    (agreement(kl=2e-4, same_top=0.9, lead_lost=2e-3), True, agreement(lead_moved=3e-3), "differs: KL 2.0e-04"),
     (agreement(kl=5.0), False, None, "not judged: .*--uncut"),
     (agreement(kl=0.02), False, agreement(kl=0.01), "agrees"),
     (agreement(kl=0.04), False, agreement(kl=0.01), "differs: KL 4.0e-02, the uncut file 1.0e-02"),

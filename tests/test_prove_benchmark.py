@@ -50,8 +50,8 @@ def agreeing(asked):
                 yield Proof(engine=engine.name, verdict=f"not proved here: {engine.missing}")
             else:
                 found = Agreement(
-                    kl=0.0, kl_most=0.0, same_top=1.0, log_difference=0.0, n_positions=1, n_greedy=0, n_same_greedy=0,
-                    n_texts=None, n_same_texts=None,
+                    kl=0.0, kl_most=0.0, same_top=1.0, log_difference=0.0, lead_moved=0.0, lead_lost=0.0,
+                    n_positions=1, n_greedy=0, n_same_greedy=0,
                 )  # fmt: skip
                 yield Proof(engine=engine.name, verdict="agrees", version=engine.version, found=found)
 

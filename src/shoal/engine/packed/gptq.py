@@ -10,7 +10,9 @@ from shoal.engine.packed.codes import fields
 from shoal.engine.packed.packing import PackedForm, PackingMethod, Parts
 
 BITS = (2, 4, 8)
-LOWERED = "gptq"  # This layout stores every zero lowered by one, modulo the number of codes; the second one as it is.
+# The first layout stores every zero lowered by one. It is the word that is lowered, so that a zero of 0 borrows from the next
+# field; gptqmodel 7.7 writes and reads it so (convert_gptq_v1_to_v2_format_module). The second layout stores zeros as they are.
+LOWERED = "gptq"
 LAYOUTS = (LOWERED, "gptq_v2")
 
 
@@ -30,12 +32,16 @@ def grouped(parts: Parts, stated: Mapping[str, Any]) -> Tensor:
     if bits not in BITS:
         raise ValueError(f"packed in {bits} bits, known: {', '.join(map(str, BITS))}")
     code_KN = fields(words.T, bits).flatten(-2).T
-    zero_GN = fields(parts[".qzeros"], bits).flatten(-2)
-    if (stated.get("checkpoint_format") or LOWERED) == LOWERED:
-        zero_GN = (zero_GN + 1) & (2**bits - 1)
+    is_lowered = (stated.get("checkpoint_format") or LOWERED) == LOWERED
+    zero_GN = fields(parts[".qzeros"] + (ones(bits) if is_lowered else 0), bits).flatten(-2)
     n_inputs, n_groups = code_KN.shape[0], scale_GN.shape[0]
     group_K = torch.arange(n_inputs) // -(-n_inputs // n_groups) if order is None else order.long()
     return ((code_KN - zero_GN[group_K]).float() * scale_GN[group_K]).T
+
+
+def ones(bits: int) -> int:
+    """The word that holds a one in every field."""
+    return sum(1 << start for start in range(0, 32, bits))
 
 
 GPTQ = PackingMethod(
