@@ -20,7 +20,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from smollm2 import PROMPTS, Bench, answers, is_right
+from smollm2_answers import PROMPTS, answers, is_right
+from smollm2_bench import Bench
 
 OUT = Path(__file__).parent / "results" / "chats.json"
 N_CHATS, CHAT_LENGTH, TEMPERATURE = 220, 384, 0.8

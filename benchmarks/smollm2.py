@@ -19,147 +19,30 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
 import torch
+from smollm2_answers import TASKS, arithmetic, chat, instructions, task, teacher
+from smollm2_bench import (
+    AFTER_A_REPAIR,
+    FIT_TOKENS,
+    FIT_TOKENS_ELSEWHERE,
+    LENGTH,
+    MEASURED_SAMPLES,
+    METHODS,
+    SCAN_SAMPLES,
+    SHARES,
+    Bench,
+    closeness,
+)
 from smollm2_tables import tables
 
-LENGTH, SCAN_SAMPLES, MEASURED_SAMPLES = 512, 32, 16
-SHARES = {"10 %": 3, "25 %": 7, "40 %": 12, "50 %": 15}
-FIT_TOKENS = {"25 %": 49_152}
-FIT_TOKENS_ELSEWHERE = 16_384
 HEALED_TOKENS = 49_152
-TASKS = {"arc_easy_test": 300, "piqa_val": 300, "sciq_val": 300, "copa_val": 100, "lambada_openai_test": 300}
-PROMPTS = (
-    "What is the capital of Germany?",
-    "Name three colours.",
-    "Write one sentence about the sea.",
-    "What is 7 plus 5?",
-    "Why do people sleep?",
-)
-STREAMLINE = {"by": "cosine/every", "protect": [], "repair": "none", "train": {"batch": 1, "micro_batch": 1}}
-"""LLM-Streamline's choice and module, trained on as many tokens as the closed forms read, by our schedule (the paper: 62 M)."""
-METHODS: dict[str, tuple[str, dict[str, Any]]] = {
-    "plain cut": ("default", {"repair": "none"}),
-    "Prune&Comp": ("prune-comp", {}),
-    "LinearPatch, untrained": ("linearpatch", {}),
-    "ReplaceMe": ("replaceme", {}),
-    "Ghosted Layers": ("ghosted-layers", {}),
-    "LLM-Streamline, layer": ("default", {"replace": "layer", "polish": "hidden", **STREAMLINE}),
-    "LLM-Streamline, layer, on logits": ("default", {"replace": "layer", "polish": "kl", **STREAMLINE}),
-    "LLM-Streamline, FFN": ("default", {"replace": "ffn", "polish": "hidden", **STREAMLINE}),
-    "ours, refit": ("default", {"repair": "refit"}),
-    "ours, refit, mixed": ("default", {"repair": "refit", "text": "mixed"}),
-    "ours, sweep": ("default", {"repair": "sweep"}),
-    "ours, sweep, mixed": ("default", {"repair": "sweep", "text": "mixed"}),
-    "ours, polished": ("polished", {"repair": "sweep", "train": {}}),
-}
-"""Recipe and changes of each row. All cut the span that the recipe's own criterion ranks first."""
-AFTER_A_REPAIR = ("plain cut", "ReplaceMe", "LLM-Streamline, layer", "ours, refit", "ours, sweep", "ours, sweep, mixed")
-"""Rows of the tasks and of the chats."""
-
-
-class Bench:
-    """The model, its texts and the students, each opened when a cell first asks for it."""
-
-    def __init__(self, options: argparse.Namespace, results: dict[str, Any]) -> None:
-        self.options, self.results = options, results
-
-    @cached_property
-    def opened(self) -> Any:
-        from shoal.engine.open import open_model
-
-        return open_model(self.options.model)
-
-    @cached_property
-    def view(self) -> Any:
-        from shoal.engine.view import DecoderView
-
-        return DecoderView(self.opened.model)
-
-    def samples(self, path: Path, slice: str, n: int) -> Any:
-        from shoal.text import open_corpus
-
-        return open_corpus(path, self.opened.need_tokenizer(), seed=0).samples(slice, n=n, length=LENGTH)
-
-    def plain(self, layers: Sequence[int]) -> Any:
-        from shoal.engine.student import Student
-        from shoal.words.types import Unit
-
-        return Student(removed=frozenset(Unit("layer", layer) for layer in layers), name=str(list(layers)))
-
-    def folder(self, method: str, share: str, seed: int = 0) -> Path:
-        name = "".join(letter if letter.isalnum() else "-" for letter in f"{method} {share[:2]}")
-        return Path(self.options.work) / (name if seed == 0 else f"{name}-seed{seed}")
-
-    def made(self, method: str, share: str, seed: int = 0) -> Any:
-        """The state of a run up to its student: made once, read back later."""
-        from shoal.recipes.recipe_file import load_recipe
-
-        name, changes = METHODS[method]
-        tokens = FIT_TOKENS.get(share, FIT_TOKENS_ELSEWHERE)
-        sources = [str(self.options.books)]
-        if changes.get("text") == "mixed":
-            sources = [f"0.5*{self.options.books}+0.5*{self.options.wiki}"]
-        given: dict[str, Any] = {
-            "model": str(self.options.model),
-            "drop": str(SHARES[share]),
-            "guard": 1,
-            "seed": seed,
-            "text": {"sources": sources, "length": LENGTH, "samples": SCAN_SAMPLES, "selection": 8, "evaluation": 8},
-            "fit": {"tokens": tokens},
-            **{key: value for key, value in changes.items() if key not in ("text", "train")},
-        }
-        if "train" in changes:
-            given["train"] = {**changes["train"], "tokens": tokens}
-        recipe = load_recipe(name, given)
-        scanned = self.folder("scan", "mixed" if "mixed" in method else "books", seed)
-        return self.run(recipe, self.folder(method, share, seed), scanned)
-
-    def run(self, recipe: Any, folder: Path, scanned: Path | None = None) -> Any:
-        """The stages of a recipe up to a student; ``scanned`` is a folder whose scan is shared, or made."""
-        from shoal.engine.workers import ALONE
-        from shoal.run.folder import RunFolder
-        from shoal.run.job import Inputs, versions
-        from shoal.run.stage import State, run_all
-        from shoal.run.stages.scan import SCAN
-        from shoal.run.stages.table import TO_A_STUDENT
-        from shoal.text import open_corpus
-
-        corpus = open_corpus(recipe.text.sources, self.opened.need_tokenizer(), seed=recipe.seed)
-        inputs = Inputs(recipe, self.opened, self.view, corpus, workers=ALONE)
-        if scanned is not None and scanned.exists() and not folder.exists():
-            shutil.copytree(scanned, folder)
-        run = RunFolder(folder, version="0", command="", versions=versions(), overwrite=False, workers=ALONE)
-        state = run_all([SCAN], State(inputs), run)
-        if scanned is not None and not scanned.exists():
-            shutil.copytree(folder, scanned)
-        return run_all([stage for stage in TO_A_STUDENT if stage is not SCAN], state, run)
-
-    def student_in(self, folder: Path) -> Any:
-        """The student of a finished run folder."""
-        from shoal.edits.plan import Plan
-        from shoal.edits.student_of import student_of
-        from shoal.run.run_files import plan_file, values_for
-
-        plan = Plan.load(plan_file(folder))
-        return student_of(self.view, plan, values_for(plan, folder))
-
-    def student(self, method: str, share: str = "25 %", seed: int = 0) -> Any:
-        return self.made(method, share, seed).student()
-
-
-# -- cells -----------------------------------------------------------------------------------------------------------------
 
 
 def criteria(bench: Bench) -> dict[str, Any]:
@@ -187,24 +70,6 @@ def criteria(bench: Bench) -> dict[str, Any]:
             "block influence (ShortGPT)": sorted(sorted(range(n_layers), key=lambda layer: influence[layer])[:n]),
         }
     return {"tokens": text.n_tokens, "data": Path(text.data).name, **chosen}
-
-
-@torch.no_grad()
-def closeness(bench: Bench, students: dict[str, Any], path: Path) -> dict[str, Any]:
-    from shoal.measure.oracle import Oracle
-
-    text = bench.samples(path, "evaluation", MEASURED_SAMPLES)
-    started = time.monotonic()
-    oracle = Oracle(bench.view, text.batches(8))
-    from shoal.engine.student import TEACHER
-
-    measured = oracle.measure([TEACHER, *students.values()])
-    rows = dict(zip(["teacher", *students], measured, strict=True))
-    return {
-        "tokens": measured[0].n_tokens,
-        "seconds": time.monotonic() - started,
-        "rows": {name: one.model_dump(mode="json") for name, one in rows.items()},
-    }
 
 
 def plain_cuts(share: str, domain: str) -> Callable[[Bench], dict[str, Any]]:
@@ -299,40 +164,6 @@ def seeds(domain: str) -> Callable[[Bench], dict[str, Any]]:
     return cell
 
 
-def shown(bench: Bench) -> dict[str, Any]:
-    from shoal.engine.student import TEACHER
-
-    made = [method for method in AFTER_A_REPAIR if f"fit {method} 25 %" in bench.results]
-    return {"teacher": TEACHER, **{method: bench.student(method) for method in made}}
-
-
-def task(name: str) -> Callable[[Bench], dict[str, Any]]:
-    """Which items each student has right (options per character, last words where they are likeliest), and its stability."""
-
-    def cell(bench: Bench) -> dict[str, Any]:
-        from shoal.evaluate.stability import stability
-        from shoal.evaluate.tasks.choice import score_task
-        from shoal.evaluate.tasks.task_files import load_task
-
-        students = shown(bench)
-        one = load_task(bench.options.bench / f"{name}.jsonl").head(TASKS[name])
-        tokenizer = bench.opened.need_tokenizer()
-        scores = score_task(bench.view, one, tokenizer=tokenizer, students=list(students.values()), window=1024)
-        found = dict(zip(students, scores, strict=True))
-        weighed = {label: one.weighed or one.counted for label, one in found.items()}
-        compared = {label: stability(weighed["teacher"], one) for label, one in weighed.items()}
-        return {
-            "items": len(one.items),
-            "right": {label: [int(item.is_right) for item in (one.norm or one.counted).items] for label, one in found.items()},
-            "stability": {
-                label: {"value": one.stability.value, "low": one.stability.low, "high": one.stability.high}
-                for label, one in compared.items()
-            },
-        }
-
-    return cell
-
-
 def speed(bench: Bench) -> dict[str, Any]:
     """Tokens per second of prompts and of greedy decoding, teacher and plain cuts in turns; a repair changes no speed."""
     from shoal.engine.student import TEACHER
@@ -345,58 +176,6 @@ def speed(bench: Bench) -> dict[str, Any]:
     rates = in_turns(models, prompt_length=128, new_tokens=32, rounds=9)
     layers = {label: bench.view.n_layers - len(chosen.get(label, ())) for label in students}
     return {"layers": layers, "rows": {label: one.model_dump(mode="json") for label, one in zip(students, rates, strict=True)}}
-
-
-@torch.no_grad()
-def answers(bench: Bench, student: Any, prompts: Sequence[str], n_tokens: int) -> list[str]:
-    """Greedy answers through the model's chat template."""
-    from shoal.evaluate.generate import greedy_tokens, model_of
-
-    tokenizer, model = bench.opened.need_tokenizer(), model_of(bench.view, student)
-    said = []
-    for prompt in prompts:
-        asked = [{"role": "user", "content": prompt}]
-        ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-        found = greedy_tokens(model, ids["input_ids"][0], max_new_tokens=n_tokens)
-        said.append(tokenizer.decode(found, skip_special_tokens=True).strip())
-    return said
-
-
-def chat(share: str, methods: Sequence[str]) -> Callable[[Bench], dict[str, Any]]:
-    """Greedy answers to five prompts."""
-
-    def cell(bench: Bench) -> dict[str, Any]:
-        from shoal.engine.student import TEACHER
-
-        students = {"teacher": TEACHER, **{name: bench.student(name, share) for name in methods}}
-        said = {label: answers(bench, student, PROMPTS, 40) for label, student in students.items()}
-        by_prompt = {prompt: {label: said[label][at] for label in said} for at, prompt in enumerate(PROMPTS)}
-        return {"max_new_tokens": 40, "answers": by_prompt}
-
-    return cell
-
-
-def instructions(label: str, make: Callable[[Bench], Any]) -> Callable[[Bench], dict[str, Any]]:
-    """Short questions with exact answers: right where the answer stands in the first 16 new tokens as a word of its own."""
-
-    def cell(bench: Bench) -> dict[str, Any]:
-        rows = [json.loads(line) for line in (Path(__file__).parent / "instructions.jsonl").read_text().splitlines()]
-        said = answers(bench, make(bench), [row["prompt"] for row in rows], 16)
-        right = [int(is_right(text, row["answers"])) for text, row in zip(said, rows, strict=True)]
-        return {"items": len(rows), "right": right, "said": said}
-
-    return cell
-
-
-def is_right(said: str, accepted: Sequence[str]) -> bool:
-    words = " ".join("".join(letter if letter.isalnum() else " " for letter in said.lower()).split())
-    return any(f" {one.lower()} " in f" {words} " for one in accepted)
-
-
-def teacher(_: Bench) -> Any:
-    from shoal.engine.student import TEACHER
-
-    return TEACHER
 
 
 def by_perplexity(name: str) -> Callable[[Bench], dict[str, Any]]:
@@ -449,6 +228,7 @@ CELLS: dict[str, Callable[[Bench], dict[str, Any]]] = {
         if name != "LLM-Streamline, layer"
     },
     **{f"task {name}": task(name) for name in TASKS},
+    "arithmetic": arithmetic,
     "speed": speed,
     "fit ours, refit 10 %": fitted("ours, refit", "10 %"),
     "chat 25 %": chat("25 %", ["plain cut", "ours, refit", "ours, sweep", "ours, sweep, mixed"]),
