@@ -11,7 +11,7 @@ from shoal.recipes.recipe_file import load_recipe
 from shoal.run import time_budget
 from shoal.run.estimate import Estimate, estimate, minutes
 from shoal.run.pace import Pace, StageRates
-from shoal.run.time_budget import FEWEST_HEALED, ROUND, SAFETY, in_time, ladder, parse_time
+from shoal.run.time_budget import FEWEST_HEALED, FIRST_HEALED, ROUND, SAFETY, in_time, ladder, parse_time
 
 RATES = StageRates(layers=1e-3, compared=5e-4, products=1e11, solves=2e10)
 
@@ -130,18 +130,20 @@ def test_no_times(text):
 
 @pytest.mark.parametrize("heals", [False, True])
 def test_the_most_that_fits_is_taken_and_more_time_never_buys_less(heals):
-    cost = [lasts(step) for step in ladder(world().recipe)]
+    """The longest repair that leaves time for a first healing; where none does, the longest repair."""
+    steps = ladder(world().recipe)
+    cost = [lasts(step) for step in steps]
+    first = lasts(world(heal={"tokens": FIRST_HEALED}).recipe) - lasts(world().recipe) if heals else 0
     taken = []
-    for given in (60, 300, 900, 3600, 36_000):
+    for given in (60, 300, 900, 1800, 3600, 36_000):
         recipe = in_time(world(), RATES, given, heals=heals)[0].recipe
-        closed = lasts(recipe.model_copy(update={"heal": None}))
-        assert closed <= SAFETY * given or closed == min(cost)
-        assert all(other <= closed or other > SAFETY * given for other in cost)
-        spent = lasts(recipe)
-        assert spent <= SAFETY * given or spent == min(cost)
-        taken.append(spent)
-    assert taken == sorted(taken) and taken[0] == min(cost)
-    assert taken[-1] > max(cost) if heals else taken[-1] == max(cost)
+        closed, planned = lasts(recipe.model_copy(update={"heal": None})), SAFETY * given
+        fitting = [one for one in cost if one + first <= planned] or [one for one in cost if one <= planned] or [min(cost)]
+        assert closed == max(fitting)
+        assert lasts(recipe) <= planned or closed == min(cost)
+        taken.append((closed, lasts(recipe)))
+    assert [whole for _, whole in taken] == sorted(whole for _, whole in taken) and taken[0][0] == min(cost)
+    assert taken[-1][0] == max(cost) and (taken[-1][1] > max(cost)) is heals
 
 
 @pytest.mark.parametrize("asked", [None, {"method": "full", "lr": "auto"}])
@@ -160,6 +162,7 @@ def test_a_healing_is_bounded_by_what_was_asked_for_and_by_the_text():
     assert in_time(World(world().recipe, n_training=50_000), RATES, 36_000)[0].recipe.heal.tokens == 48 * ROUND
     assert in_time(World(world().recipe, n_training=5000), RATES, 36_000)[0].recipe.heal is None
     assert in_time(world(heal={}), RATES, 1)[0].recipe.heal.tokens == FEWEST_HEALED  # It was asked for.
+    assert in_time(World(world(heal={}).recipe, n_training=5000), RATES, 36_000)[0].recipe.heal.tokens is None  # All of it.
     assert in_time(world(prune="wanda:sparsity=50%"), RATES, 36_000)[0].recipe.heal.keep_zeros
 
 

@@ -1,13 +1,15 @@
 """``--time``: what to spend the time that is given on.
 
-The repairs of the table say what may be spent on them; of all that, what takes longest and still fits is taken. The time that
-is left heals. A repair, a healing and numbers of tokens that were asked for stay as they are. What was taken stands in
-``recipe.yaml`` as plain numbers, so the run can be repeated on any machine, and a run that goes on takes them from there.
+The repairs of the table say what may be spent on them; of all that, what takes longest and still leaves time for a first
+healing is taken. The time that is left heals. A repair, a healing and numbers of tokens that were asked for stay as they are.
+What was taken stands in ``recipe.yaml`` as plain numbers, so the run can be repeated on any machine, and a run that goes on
+takes them from there.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +30,8 @@ UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 SAFETY = 0.8  # This share of the time is planned: an estimate may be off, and a run that ends late breaks a promise.
 FEWEST_HEALED = 8192  # A healing of fewer tokens has hardly begun when its learning rate falls again.
+FIRST_HEALED = 49_152
+"""Tokens of a healing that a longer repair has to leave time for: on SmolLM2 they are worth more (``docs/smollm2.md``)."""
 ROUND = 1024  # Tokens of a healing that time chooses are a multiple of it.
 
 
@@ -56,35 +60,40 @@ def in_time(
     """
     recipe, planned = inputs.recipe, SAFETY * seconds
     is_open = heals if recipe.heal is None else recipe.heal.tokens is None
-    steps = ladder(recipe)
+    longest = _longest_healing(inputs, recipe) if is_open else 0
+    steps = ladder(recipe, FEWEST_HEALED if longest else None)
     if begun is not None:
-        chosen = _chosen_before(begun, steps, is_open=is_open)
+        chosen = _chosen_before(begun, steps, is_open=longest > 0)
         return replace(inputs, recipe=chosen), f"as this run began: {_said(chosen)}"
-    expected = {step: estimate(Pace(replace(inputs, recipe=steps[step]), rates)).seconds for step in range(len(steps))}
-    least = min(expected, key=lambda step: expected[step])
-    if expected[least] > planned:
-        said = f"{_said(steps[least])}, the least there is: {minutes(expected[least])} min are expected"
-        return replace(inputs, recipe=steps[least]), said
-    most = max((step for step in expected if expected[step] <= planned), key=lambda step: expected[step])
-    chosen = steps[most]
-    if is_open:
-        chosen = _healing_longer(inputs, rates, chosen, planned - expected[most])
-    return replace(inputs, recipe=chosen), _said(chosen)
+
+    def lasts(tried: Recipe) -> float:
+        return estimate(Pace(replace(inputs, recipe=tried), rates)).seconds
+
+    expected = [lasts(step) for step in steps]
+    with_healing = [lasts(_healed(step, min(longest, FIRST_HEALED))) for step in steps]
+    for costs in (with_healing, expected):
+        fitting = [n for n in range(len(steps)) if costs[n] <= planned]
+        if fitting:
+            most = max(fitting, key=lambda n: costs[n])
+            chosen = _healing_longer(steps[most], planned - expected[most], longest, lasts)
+            return replace(inputs, recipe=chosen), _said(chosen)
+    least = min(range(len(steps)), key=lambda n: expected[n])
+    said = f"{_said(steps[least])}, the least there is: {minutes(expected[least])} min are expected"
+    return replace(inputs, recipe=steps[least]), said
 
 
-def ladder(recipe: Recipe) -> list[Recipe]:
+def ladder(recipe: Recipe, n_healed: int | None = None) -> list[Recipe]:
     """Everything that time may be spent on: by the repair that the recipe names, or by all where it leaves the choice.
 
-    A healing whose tokens the recipe leaves open has the fewest.
-
-
+    Args:
+        n_healed: tokens of a healing that the recipe asks for without their number.
     Raises:
         ValueError: nothing of what the recipe names takes more or less time.
     """
     asked, healing = REPAIRS.named(recipe.repair), recipe.heal
     is_open = healing is not None and healing.tokens is None
     if healing is not None and is_open:
-        recipe = recipe.model_copy(update={"heal": healing.model_copy(update={"tokens": FEWEST_HEALED})})
+        recipe = recipe.model_copy(update={"heal": healing.model_copy(update={"tokens": n_healed})})
     if not asked.efforts or recipe.replace != "none":
         if is_open:
             return [recipe]
@@ -110,24 +119,30 @@ def ladder(recipe: Recipe) -> list[Recipe]:
     return [recipe.model_copy(update=changes) for i, changes in enumerate(found) if changes not in found[:i]]
 
 
-def _healing_longer(inputs: Inputs, rates: StageRates, recipe: Recipe, seconds: float) -> Recipe:
-    """The recipe with a healing that takes so many seconds more: its own, else LoRA on logits; as it is where they are too few,
-    the text is too short or the package that the method needs is missing.
-    """
-    healing = recipe.heal or HealConfig(keep_zeros=recipe.prune is not None)
+def _longest_healing(inputs: Inputs, recipe: Recipe) -> int:
+    """The most tokens that time may heal: those of the text; 0 where it is too short or the method's package is missing."""
+    healing = recipe.heal or HealConfig()
     if TRAINABLE.named(healing.method).has_adapters and find_spec("peft") is None:
+        return 0
+    n_tokens = inputs.training_for(None).n_tokens // ROUND * ROUND
+    return n_tokens if n_tokens >= FEWEST_HEALED else 0
+
+
+def _healed(recipe: Recipe, n_tokens: int) -> Recipe:
+    """With so many tokens of a healing, its own, else LoRA on logits; as it is where there are too few."""
+    healing = recipe.heal or HealConfig(keep_zeros=recipe.prune is not None)
+    if n_tokens < max(FEWEST_HEALED, healing.tokens or 0):
         return recipe
+    return recipe.model_copy(update={"heal": healing.model_copy(update={"tokens": n_tokens})})
 
-    def of(n_tokens: int) -> Recipe:
-        return recipe.model_copy(update={"heal": healing.model_copy(update={"tokens": n_tokens})})
 
-    a, b = (
-        estimate(Pace(replace(inputs, recipe=of(n_tokens)), rates)).seconds for n_tokens in (FEWEST_HEALED, 2 * FEWEST_HEALED)
-    )
-    n_tokens = (healing.tokens or 0) + int(seconds * FEWEST_HEALED / (b - a))
-    if n_tokens >= FEWEST_HEALED:
-        n_tokens = min(n_tokens, inputs.training_for(None).n_tokens) // ROUND * ROUND
-    return of(n_tokens) if n_tokens >= FEWEST_HEALED else recipe
+def _healing_longer(recipe: Recipe, seconds: float, longest: int, lasts: Callable[[Recipe], float]) -> Recipe:
+    """The recipe with a healing that takes so many seconds more."""
+    if not longest:
+        return recipe
+    per_token = (lasts(_healed(recipe, 2 * FEWEST_HEALED)) - lasts(_healed(recipe, FEWEST_HEALED))) / FEWEST_HEALED
+    n_tokens = (recipe.heal.tokens or 0 if recipe.heal is not None else 0) + int(seconds / per_token)
+    return _healed(recipe, min(n_tokens // ROUND * ROUND, longest))
 
 
 def _chosen_before(begun: Path, steps: list[Recipe], *, is_open: bool) -> Recipe:
