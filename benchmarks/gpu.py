@@ -25,9 +25,6 @@ after each part; a part that fails says why, and the next one runs.
 from __future__ import annotations
 
 import argparse
-import gc
-import hashlib
-import json
 import os
 import resource
 import shutil
@@ -36,26 +33,30 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from gpu_shared import (
+    TINY,
+    Asked,
+    digest,
+    equal_bytes,
+    forget,
+    largest_difference,
+    peak_of,
+    random_batches,
+    random_model,
+    scanned,
+    solves,
+    timed,
+    wait,
+)
+
 from shoal.engine.opening import Opening
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-import torch
-
 BUNDLED = Path(__file__).parents[1] / "src/shoal/assets/books-16l"
-LARGE = dict(
-    hidden_size=4096, intermediate_size=14336, num_attention_heads=32, num_key_value_heads=8, vocab_size=32000,
-    num_hidden_layers=32, max_position_embeddings=4096,
-)  # fmt: skip
-TINY = dict(
-    hidden_size=64, intermediate_size=160, num_attention_heads=4, num_key_value_heads=2, vocab_size=512,
-    num_hidden_layers=12, max_position_embeddings=256,
-)  # fmt: skip
 KL_TOLERANCE = {"default": 2e-3, "layer": 2e-2, "polished": 2e-2}
 """Relative. Products of another device sum in another order; training carries that through every step."""
 
@@ -66,102 +67,6 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "polished": ({"fit": {"tokens": 4096}, "train": {"tokens": 4096}}, "16"),
 }
 FILES = ("scan.safetensors", "plan.json", "fit.safetensors", "train.safetensors", "model/model.safetensors")
-
-
-class Asked:
-    """What the command line said, and the results so far."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.device, self.tiny, self.out = torch.device(args.device), bool(args.tiny), Path(args.out)
-        self.ends, self.repair_seconds = time.monotonic() + args.seconds, float(args.repair_seconds)
-        self.fit_tokens = 4096 if args.tiny else int(args.fit_tokens)
-        self.shape = TINY if args.tiny else LARGE
-        self.length = 128 if args.tiny else 2048
-        self.dtype = torch.float32 if args.tiny else torch.bfloat16
-        self.scratch = Path(args.scratch)
-        self.results: dict[str, Any] = {"command": " ".join(["python", "benchmarks/gpu.py", *sys.argv[1:]])}
-
-    @property
-    def seconds_left(self) -> float:
-        return self.ends - time.monotonic()
-
-    def say(self, part: str, **found: Any) -> None:
-        print(f"[{part}]", json.dumps(found, default=str), flush=True)
-
-    def keep(self, name: str, value: Any) -> None:
-        self.results[name] = value
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        self.out.write_text(json.dumps(self.results, indent=2, default=str) + "\n")
-
-
-# -- what the parts share ------------------------------------------------------------------------------------------------
-
-
-def wait(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def timed(device: torch.device, work: Callable[[], object]) -> float:
-    started = wait(device)
-    work()
-    return wait(device) - started
-
-
-@contextmanager
-def peak_of(device: torch.device, into: dict[str, Any], name: str = "peak_gb") -> Iterator[None]:
-    """The most that was allocated on the card while the block ran, in GB."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-    yield
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        into[name] = round(torch.cuda.max_memory_allocated(device) / 1e9, 2)
-
-
-def forget(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def random_model(asked: Asked) -> Any:
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    torch.manual_seed(0)
-    config = LlamaConfig(**asked.shape)
-    with torch.device(asked.device):
-        model = AutoModelForCausalLM.from_config(config, dtype=asked.dtype).eval()
-    # A loaded model has this table of rotary frequencies: computed on the card its last bits differ.
-    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(asked.device)
-    return model
-
-
-def random_batches(asked: Asked, *, n_tokens: int, per_batch: int) -> list[Any]:
-    from shoal.words.types import Batch
-
-    draw = torch.Generator().manual_seed(1)
-    n_batches = max(1, n_tokens // (per_batch * asked.length))
-    shape = (per_batch, asked.length)
-    return [
-        Batch(torch.randint(0, asked.shape["vocab_size"], shape, generator=draw), None, index) for index in range(n_batches)
-    ]
-
-
-def scanned(view: Any, batches: list[Any]) -> Any:
-    from shoal.measure.scan import scan
-    from shoal.words.records import Provenance
-
-    made = dict(model="random", model_hash="", data="random", data_hash="", dtype=str(view.dtype), seed=1)
-    return scan(view, batches, provenance=Provenance(n_samples=0, n_tokens=0, length=batches[0].ids_BT.shape[1], **made))
-
-
-def digest(found: Any) -> str:
-    """Of every table of a scan."""
-    tables = sorted(found.tables.items())
-    return hashlib.sha256(b"".join(name.encode() + table.values.tobytes() for name, table in tables)).hexdigest()[:16]
 
 
 # -- the parts -----------------------------------------------------------------------------------------------------------
@@ -205,21 +110,6 @@ def compressed(name: str, changes: dict[str, Any], out: Path, *, device: str, re
     done = compress(recipe, out, opening=Opening(device=device, resident=resident, dtype="float32"))
     quality = done.evaluation.quality
     return {"seconds": round(time.monotonic() - started, 1), "kl": quality.kl, "plan": str(done.plan)}
-
-
-def equal_bytes(a: Path, b: Path) -> bool | None:
-    """None where neither is there."""
-    if not a.exists() and not b.exists():
-        return None
-    return a.exists() and b.exists() and a.read_bytes() == b.read_bytes()
-
-
-def largest_difference(a: Path, b: Path) -> float:
-    """Over all tensors, relative to the largest entry of each."""
-    from safetensors.torch import load_file
-
-    ours, theirs = load_file(a), load_file(b)
-    return max(float((ours[name] - theirs[name]).abs().max() / ours[name].abs().max().clamp(min=1e-30)) for name in ours)
 
 
 def scan_speed(asked: Asked) -> dict[str, Any]:
@@ -375,28 +265,6 @@ def repair(asked: Asked) -> dict[str, Any]:
         row["seconds_of_all_refitted_layers"] = round(statistics.median(refitted) * (n_layers - first - n_gone + 1), 1)
     asked.say("repair", **row)
     return row
-
-
-def solves(asked: Asked) -> dict[str, Any]:
-    """Seconds of what a solve of the widest map does, in fp64."""
-    n, d = asked.shape["intermediate_size"] + 1, asked.shape["hidden_size"]
-    draw = torch.Generator(asked.device).manual_seed(0)
-    h_NE = torch.randn(2 * n, n, generator=draw, device=asked.device)
-    hh_EE = (h_NE.mT @ h_NE).double()
-    hh_EE.diagonal().add_(1.0)
-    hr_ED = torch.randn(n, d, generator=draw, device=asked.device).double()
-    root_EE = torch.linalg.cholesky(hh_EE)
-    found: dict[str, Any] = {"inputs": n, "outputs": d}
-    parts: dict[str, Callable[[], object]] = {
-        "cholesky": lambda: torch.linalg.cholesky_ex(hh_EE),
-        "cholesky_solve": lambda: torch.cholesky_solve(hr_ED, root_EE),
-        "product": lambda: hh_EE @ hr_ED,
-        "eigvalsh": lambda: torch.linalg.eigvalsh(hh_EE),
-    }
-    for name, work in parts.items():
-        found[name] = round(timed(asked.device, work), 3)
-        asked.say("repair", **{f"{name}_seconds": found[name]})
-    return found
 
 
 def memory(asked: Asked) -> list[dict[str, Any]]:

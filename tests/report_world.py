@@ -29,6 +29,8 @@ from shoal.measure.oracle import Quality
 from shoal.measure.scan import Scan
 from shoal.run.curve.over_ratios import Keeping, conclude
 from shoal.run.folder import RunRecord, StageRecord
+from shoal.run.stages.report import read_run
+from shoal.show.report import page as report_page
 from shoal.train.config import TrainConfig
 from shoal.train.train_result import CurvePoint, TrainResult, TrainResults, save_curve
 from shoal.words.records import Provenance
@@ -248,3 +250,13 @@ def write_run(folder: Path, text: str = PLAIN, *, kind: str = "plain", n_layers:
     ).save(folder / "run.json")
     (folder / "recipe.yaml").write_text(json.dumps({"model": "org/model", "about": text, "by": "cosine/rest"}))
     return folder
+
+
+def html_of(folder):
+    """The page of a run folder."""
+    return report_page.page(read_run(folder))
+
+
+def raw(folder, name):
+    """A file of a run folder as JSON."""
+    return json.loads((folder / name).read_text())

@@ -14,7 +14,7 @@ from shoal.train.heal.merge import measure, trained_values
 from shoal.train.heal.rates import MOST_TRIALS
 from shoal.train.heal.streams import Streams, run_model
 from shoal.train.heal.text_rows import IGNORED, TextRows, collate, counted
-from shoal.train.heal.train import interval_of, prepare, steps_of, train
+from shoal.train.heal.train import prepare, steps_of, train
 from shoal.train.heal.trainer import DivergedError
 from shoal.train.objectives import weighted_sum
 
@@ -210,12 +210,6 @@ def test_steps_are_whole_and_the_text_has_to_hold_them():
         steps_of(config(tokens=20), rows)
     with pytest.raises(ValueError, match="less than one step"):
         steps_of(config(tokens=None), text(3, 12))
-
-
-def test_validations_read_at_most_half_of_what_training_reads():
-    assert interval_of(100, n_tokens=100_000, selection_tokens=100) == 5
-    assert interval_of(100, n_tokens=100_000, selection_tokens=10_000) == 20
-    assert interval_of(100, n_tokens=100, selection_tokens=10_000) == 50
 
 
 def test_hidden_objectives_need_the_cut_and_all_but_text_need_a_teacher():

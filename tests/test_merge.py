@@ -259,7 +259,7 @@ def recipe(small, name, **changes):
 def test_a_recipe_of_merging_ends_in_a_stock_checkpoint(name, small, tmp_path):
     """Its plan holds merges alone, makes the same bytes when it is applied, and a killed search does not run a row twice."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("shoal.select.plan_of.plan_of", killed)
+        patch.setattr("shoal.run.stages.choose.plan_of", killed)
         compress(recipe(small, name), tmp_path / "run")
     tried = json.loads((tmp_path / "run" / "merging.json").read_text())
     with pytest.MonkeyPatch.context() as patch:

@@ -3,20 +3,27 @@
 import base64
 import hashlib
 import json
-import math
 import re
 import shutil
 
 import numpy as np
 import pytest
 from page_reader import read_page, table_of
-from report_world import HOSTILE, PLAIN, benchmark, curve, evaluation, plan, ratio_curves, span_table, write_curves, write_run
+from report_world import (
+    HOSTILE,
+    PLAIN,
+    benchmark,
+    curve,
+    html_of,
+    ratio_curves,
+    raw,
+    span_table,
+    write_curves,
+    write_run,
+)
 from safetensors.numpy import load_file
 
-from shoal.edits.drop import Drop
 from shoal.edits.plan import Plan
-from shoal.edits.refit import Refit
-from shoal.edits.replace.replace_edit import Replace
 from shoal.evaluate.curve.largest_cut import sentence
 from shoal.evaluate.evaluation import Evaluation
 from shoal.evaluate.stability import Flip
@@ -26,9 +33,8 @@ from shoal.show.chart_files import save_figures
 from shoal.show.curve_views import cliff_lines, curves_table, smooth_lines
 from shoal.show.figure_tables import figures
 from shoal.show.headline import headline
-from shoal.show.heat import GAMMA, Heat, rescaled_rows
+from shoal.show.heat import GAMMA, rescaled_rows
 from shoal.show.report import page as report_page
-from shoal.show.report.layer_strip import fates
 from shoal.show.svg_heat import CODES, LEVELS, colours, levels
 from shoal.show.task_tables import flips
 
@@ -48,14 +54,6 @@ def pages(runs):
 @pytest.fixture
 def run(tmp_path):
     return write_run(tmp_path / "run", kind="layer")
-
-
-def html_of(folder):
-    return report_page.page(read_run(folder))
-
-
-def raw(folder, name):
-    return json.loads((folder / name).read_text())
 
 
 def same(cell, value):
@@ -382,149 +380,3 @@ def test_charts_are_files_for_papers(run):
         assert path.parent == run / "figures" and path.read_bytes()[:5] in (b"<?xml", b"\x89PNG\r")
     (chart,) = [one for part in report_page.sections(read_run(run)) for one in part.charts if one.name == "norms"]
     assert all(path.read_bytes() == (run / "figures" / path.name).read_bytes() for path in save_figures([chart], run / "again"))
-
-
-# -- parts of runs -------------------------------------------------------------------------------------------------------------
-
-SECTIONS_OF = {
-    "scan.json": {"spans", "layers"},
-    "plan.json": {"candidates"},
-    "evaluation.json": {"figures", "generations", "speed"},
-    "tasks.json": {"tasks"},
-    "fit.json": set(),  # The curve of an unfinished training is in train/.
-    "verification.json": set(),
-    "run.json": set(),
-    "recipe.yaml": set(),
-}
-
-
-@pytest.mark.parametrize("missing", SECTIONS_OF)
-def test_what_is_missing_has_no_section_and_is_named(run, missing):
-    whole = {one.attributes["id"] for one in read_page(html_of(run)).all("section") if "id" in one.attributes}
-    (run / missing).unlink()
-    page = read_page(html_of(run))
-    assert whole - {one.attributes.get("id") for one in page.all("section")} == SECTIONS_OF[missing]
-    said = [one.text for one in page.of_class("missing")]
-    needed = missing in ("scan.json", "plan.json", "evaluation.json")
-    assert bool(said) == needed and all(missing in text for text in said)
-
-
-def test_a_scan_alone_is_a_page(run, tmp_path):
-    (tmp_path / "scan").mkdir()
-    for name in ("scan.json", "scan.safetensors"):
-        shutil.copy(run / name, tmp_path / "scan")
-    page = read_page(html_of(tmp_path / "scan"))
-    assert "org/model, layer by layer" in page.all("h1")[0].text and page.of_class("heatmap")
-
-
-def test_a_training_that_was_stopped_shows_its_curve(run):
-    (run / "fit.json").unlink()
-    (run / "evaluation.json").unlink()
-    page = read_page(html_of(run))
-    assert "has not finished" in page.text and len(table_of(page, "training 4-7: learning curve")) == 5
-
-
-@pytest.mark.parametrize(
-    "file", ["scan.json", "plan.json", "evaluation.json", "tasks.json", "fit.json", "verification.json", "run.json"]
-)
-@pytest.mark.parametrize("content", ["", '{"half": ', "[]", '{"unknown": 1}'])
-def test_a_damaged_file_is_one_line_and_the_old_page_stays(run, shoal, file, content):
-    before = report_stage(run).read_bytes()
-    (run / file).write_text(content)
-    code, out, err = shoal("report", run)
-    assert code == 2 and out == "" and err.count("\n") == 1 and file in err
-    assert (run / "report.html").read_bytes() == before
-
-
-def test_tasks_that_are_none_say_how_to_make_them(run, shoal):
-    (run / "tasks.json").write_text("")
-    _, _, err = shoal("report", run)
-    assert "make tasks.json with `shoal eval" in err
-
-
-def test_other_damage_is_one_line_too(run, shoal):
-    (run / "recipe.yaml").write_text("a: [")
-    code, _, err = shoal("report", run)
-    assert code == 2 and err.count("\n") == 1 and "recipe.yaml" in err
-    (run / "recipe.yaml").unlink()
-    (run / "scan.safetensors").write_bytes(b"rubbish")
-    code, _, err = shoal("report", run)
-    assert code == 2 and err.count("\n") == 1 and "scan.safetensors" in err
-    (run / "scan.safetensors").unlink()
-    code, _, err = shoal("report", run)
-    assert code == 2 and err.count("\n") == 1 and "scan.safetensors" in err
-
-
-def test_folders_without_a_run_are_refused(tmp_path, shoal):
-    for folder, word in ((tmp_path / "nowhere", "not a folder"), (tmp_path, "none of scan.json")):
-        code, _, err = shoal("report", folder)
-        assert code == 2 and word in err and err.count("\n") == 1
-    assert not list(tmp_path.iterdir())
-
-
-def test_tasks_of_another_model_are_left_out_and_said(run):
-    content = raw(run, "tasks.json")
-    content["provenance"]["model_hash"] = "other"
-    (run / "tasks.json").write_text(json.dumps(content))
-    page = read_page(html_of(run))
-    assert "tasks.json is of another one" in page.of_class("missing")[0].text and "quiz" not in page.text
-
-
-def test_only_our_own_page_is_replaced(run, shoal, tmp_path, monkeypatch):
-    monkeypatch.setattr("shoal.show.chart_files.save_figures", lambda charts, folder: [])  # Drawing takes seconds.
-    assert shoal("report", run)[0] == 0 and shoal("report", run)[0] == 0
-    mine = tmp_path / "thesis.html"
-    mine.write_text("<p>months of work")
-    code, _, err = shoal("report", run, "--out", mine)
-    assert code == 2 and "--overwrite" in err and mine.read_text() == "<p>months of work"
-    assert shoal("report", run, "--out", mine, "--overwrite")[0] == 0 and "Shoal report" in mine.read_text()
-    code, _, err = shoal("report", run, "--out", run)
-    assert code == 2 and "is a folder" in err
-
-
-def test_json_names_the_files(run, shoal):
-    for name in ("plan.json", "evaluation.json", "fit.json", "train", "tasks.json"):
-        shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink()
-    code, out, _ = shoal("report", run, "--json")
-    found = json.loads(out)
-    assert code == 0 and found["report"] == str(run / "report.html")
-    assert [path.split("/")[-1] for path in found["figures"]] == [
-        "heatmap.svg", "heatmap.png", "norms.svg", "norms.png", "block-influence.svg", "block-influence.png"
-    ]  # fmt: skip
-
-
-# -- parts -------------------------------------------------------------------------------------------------------------------
-
-
-def test_fates_are_the_plans():
-    made = plan(
-        Drop(indices=(1,)),
-        Drop(kind="attn", indices=(2,)),
-        Refit(layer=3, parameters=("a",)),
-        Replace(start=5, stop=7, replacement="layer"),
-    )
-    assert [one.look for one in fates(made)] == [
-        "kept",
-        "gone",
-        "part",
-        "refitted",
-        "kept",
-        "gone module",
-        "gone module last",
-        "kept",
-    ]
-    assert "without its attention" in fates(made)[2].words and "one 'layer' in place of 5..6" in fates(made)[5].words
-
-
-def test_a_map_needs_a_table():
-    with pytest.raises(ValueError, match="at least one table"):
-        Heat(())
-
-
-def test_infinite_and_missing_figures_are_no_error(tmp_path):
-    folder = write_run(tmp_path / "run")
-    found = evaluation(PLAIN)
-    broken = found.quality.model_copy(update={"kl": math.inf, "kl_stderr": math.nan})
-    found.model_copy(update={"quality": broken, "speed": None, "generations": ()}).save(folder / "evaluation.json")
-    page = read_page(html_of(folder))
-    assert "inf" in page.of_class("tiles")[1].text and read_run(folder).evaluation.quality.kl == math.inf

@@ -219,10 +219,10 @@ def test_training_that_a_streamed_run_would_refuse_is_said_before(model):
 
 
 def test_candidates_ranked_by_their_linear_error_take_its_sums(model, monkeypatch):
-    monkeypatch.setattr("shoal.fit.linear_error.bytes_per_span", lambda hidden: GB)
+    monkeypatch.setattr("shoal.run.stages.choose.bytes_per_span", lambda hidden: GB)
     assert stage_of(ask(model), "plan").parts["sums"] == 3 * GB  # There are layers 1..4, two at a time.
     assert "sums" not in stage_of(ask(model, {"guard": 1}), "plan").parts
-    monkeypatch.setattr("shoal.fit.linear_error.bytes_per_span", lambda hidden: 3 * GB)
+    monkeypatch.setattr("shoal.run.stages.choose.bytes_per_span", lambda hidden: 3 * GB)
     assert stage_of(ask(model), "plan").parts["sums"] == 3 * GB  # There are no more spans than their share of memory holds.
 
 

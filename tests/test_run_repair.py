@@ -119,7 +119,7 @@ def test_a_trained_layer_and_a_repair_take_turns_in_one_folder(small, tmp_path):
 def test_a_repair_that_was_undone_leaves_a_plan_that_can_be_applied(replacement, small, tmp_path, monkeypatch):
     """A replacement whose values were found worse than its start keeps the start, and the files beside the plan hold it."""
     worse = partial(fit_plan, quality=lambda students: [0.0, 1.0])
-    monkeypatch.setattr("shoal.fit.fit_plan.fit_plan", lambda *args, **options: worse(*args, **{**options, **worse.keywords}))
+    monkeypatch.setattr("shoal.run.stages.fit.fit_plan", lambda *args, **options: worse(*args, **{**options, **worse.keywords}))
     outcome = compress(recipe(small, "solve", replace=replacement, polish="none"), tmp_path / "run")
     assert not outcome.repaired.kept and outcome.repaired.kl_after == 1.0
     applied = apply_plan(outcome.folder / "fitted.json", tmp_path / "applied", opening=Opening(trust=True))

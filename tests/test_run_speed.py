@@ -43,7 +43,7 @@ def test_a_machine_too_slow_for_its_share_leaves_it_out_and_says_so(small, tmp_p
     monkeypatch.setattr(measuring, "LEAST_SPEED_SECONDS", 0.0)
     text = {"sources": [small["text"]], "samples": 8, "length": LENGTH, "evaluation": 4}
     recipe = load_recipe("default", {"model": small["model"], "drop": "2", "guard": 1, "repair": "none", "text": text})
-    monkeypatch.setattr("shoal.evaluate.speed.rounds_within", lambda seconds, *args, **workload: 0)
+    monkeypatch.setattr("shoal.run.measuring.rounds_within", lambda seconds, *args, **workload: 0)
     outcome = compress(recipe, tmp_path / "run", progress=lambda what, done, total: said.append(what))
     assert outcome.evaluation.speed is None
     assert any(what.endswith("speed is left out: it takes more than 10% of the run") for what in said)
@@ -51,7 +51,7 @@ def test_a_machine_too_slow_for_its_share_leaves_it_out_and_says_so(small, tmp_p
 
 def test_the_share_is_of_the_time_so_far(small, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("shoal.evaluate.speed.rounds_within", lambda seconds, *args, **workload: seen.append(seconds) or 1)
+    monkeypatch.setattr("shoal.run.measuring.rounds_within", lambda seconds, *args, **workload: seen.append(seconds) or 1)
     monkeypatch.setattr(measuring, "LEAST_SPEED_SECONDS", 0.0)
     monkeypatch.setattr(measuring.time, "monotonic", lambda: 1e9)
     text = {"sources": [small["text"]], "samples": 8, "length": LENGTH, "evaluation": 4}

@@ -108,9 +108,9 @@ def test_a_stage_gives_one_answer(wrong):
     ],
 )
 def test_validations_are_about_twenty_and_fewer_where_they_cost(n_steps, n_tokens, selection, expected):
-    got = eval_interval(TrainConfig(), n_steps=n_steps, n_tokens=n_tokens, selection_tokens=selection)
+    got = eval_interval(None, n_steps=n_steps, n_tokens=n_tokens, selection_tokens=selection)
     assert got == expected
-    assert eval_interval(TrainConfig(eval_every=7), n_steps=n_steps, n_tokens=n_tokens, selection_tokens=selection) == 7
+    assert eval_interval(7, n_steps=n_steps, n_tokens=n_tokens, selection_tokens=selection) == 7
 
 
 def test_a_floor_above_the_peak_is_refused():

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from shoal.measure.metrics import METRICS
 from shoal.measure.task_metric import TASK, TASK_ABOUT
+from shoal.words.entries import Entries, by_name
 from shoal.words.late import late
 from shoal.words.records import nearest
 from shoal.words.types import Batch, Unit, UnitTable
@@ -60,35 +61,33 @@ def _magnitude(view: DecoderView, batches: Sequence[Batch], units: Sequence[Unit
     return weight_magnitudes(view, units)
 
 
-UNIT_SCORES: dict[str, UnitScore] = {
-    one.name: one
-    for one in (
-        UnitScore(
-            "update",
-            "norm of what a unit adds to the stream, absolute and relative",
-            "text",
-            ("update_norm", "relative_update"),
-            late("shoal.measure.update_norm:update_norms"),
-            ("2407.16286",),
-        ),
-        UnitScore(
-            "taylor",
-            "first-order change of the loss with the unit's weights at zero, weight by weight and together",
-            "gradients",
-            ("taylor_weights", "taylor_unit"),
-            late("shoal.measure.taylor:taylor_scores"),
-            ("2411.15558", "2402.02834"),
-        ),
-        UnitScore(
-            "magnitude",
-            "size of the weights; a baseline that does not see what they do",
-            "weights",
-            ("weight_l1", "weight_l2"),
-            _magnitude,
-            ("2411.15558",),
-        ),
-    )
-}
+UNIT_SCORES: Entries[UnitScore] = by_name(
+    "score of units",
+    UnitScore(
+        "update",
+        "norm of what a unit adds to the stream, absolute and relative",
+        "text",
+        ("update_norm", "relative_update"),
+        late("shoal.measure.update_norm:update_norms"),
+        ("2407.16286",),
+    ),
+    UnitScore(
+        "taylor",
+        "first-order change of the loss with the unit's weights at zero, weight by weight and together",
+        "gradients",
+        ("taylor_weights", "taylor_unit"),
+        late("shoal.measure.taylor:taylor_scores"),
+        ("2411.15558", "2402.02834"),
+    ),
+    UnitScore(
+        "magnitude",
+        "size of the weights; a baseline that does not see what they do",
+        "weights",
+        ("weight_l1", "weight_l2"),
+        _magnitude,
+        ("2411.15558",),
+    ),
+)
 """Those that ask for no sets; of the others there is one for each metric (:data:`OF_VALUES`)."""
 
 N_ORDERS = 50

@@ -8,21 +8,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from shoal.checkpoint.blended import write_blend
+from shoal.checkpoint.new_folder import new_folder
+from shoal.checkpoint.verify import verify
+from shoal.engine.open import open_model
 from shoal.engine.opening import Opening
+from shoal.engine.view import DecoderView
 from shoal.evaluate.landscape.line import Landscape, Removal
+from shoal.fit.sites.of_layer import probe_of
+from shoal.measure.oracle import Oracle
 from shoal.recipes.recipe import Recipe
+from shoal.recipes.recipe_file import load_recipe
 from shoal.run.begin import open_folder
 from shoal.run.comparing import checkpoint_of
 from shoal.run.folder import RunFolder
 from shoal.run.job import Inputs, open_inputs
 from shoal.run.refusals import refuse_place
+from shoal.show.report.landscape_page import landscape_page
 from shoal.words.progress import each_batch, tell
 from shoal.words.records import stable_hash, write_atomically
-
-if TYPE_CHECKING:
-    from shoal.measure.oracle import Oracle
+from shoal.words.types import Batch
 
 LANDSCAPE, PAGE = "landscape.json", "report.html"
 
@@ -51,9 +57,6 @@ def analyse(
     Raises:
         ValueError: models of other shapes, too little text, and everything that opening models and text can meet.
     """
-    from shoal.recipes.recipe_file import load_recipe
-    from shoal.show.report.landscape_page import landscape_page
-
     if at is not None and (other is None or not 0 <= at <= 1):
         raise ValueError(f"--at {at:g} is a point between two models, 0..1; give A and B, and such a number")
     sources = [checkpoint_of(name) for name in (model, other) if name is not None]
@@ -86,7 +89,6 @@ class _Look:
 
     def removal(self) -> Landscape:
         from shoal.evaluate.landscape.removal_path import removal_paths
-        from shoal.fit.sites.of_layer import probe_of
 
         def make() -> Landscape:
             view = self.inputs.view
@@ -116,8 +118,6 @@ class _Look:
         return self._run("read-outs", self.key, make)
 
     def between(self, name: str, source: str) -> Landscape:
-        from shoal.engine.open import open_model
-        from shoal.engine.view import DecoderView
         from shoal.evaluate.landscape.connectivity import WeightLine, barriers, blend
 
         opened, seed = open_model(source, self.inputs.opened.opening), self.inputs.recipe.seed
@@ -132,13 +132,7 @@ class _Look:
 
     def write(self, source: str, t: float) -> None:
         """The checkpoint at ``t``, reloaded and compared with the model at that point of the line before it takes its name."""
-        from shoal.checkpoint.blended import write_blend
-        from shoal.checkpoint.new_folder import new_folder
-        from shoal.checkpoint.verify import verify
-        from shoal.engine.open import open_model
-        from shoal.engine.view import DecoderView
         from shoal.evaluate.landscape.connectivity import WeightLine
-        from shoal.words.types import Batch
 
         inputs, opened = self.inputs, open_model(source, self.inputs.opened.opening)
         key = stable_hash(inputs.opened.fingerprint, opened.fingerprint, t)
@@ -156,8 +150,6 @@ class _Look:
         self.folder.finish("model", key, seconds=time.monotonic() - started, files=["model"])
 
     def _oracle(self, what: str = "") -> Oracle:
-        from shoal.measure.oracle import Oracle
-
         n = len(self.batches)
         after = None if not what else each_batch(what, n)
         return Oracle(self.inputs.view, self.batches, after_batch=after)

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from shoal.checkpoint.new_folder import new_folder
+from shoal.checkpoint.rewrite import rewrite
+from shoal.checkpoint.verify import verify
+from shoal.checkpoint.write import is_bundled, write
 from shoal.edits.plan import Plan
+from shoal.edits.student_of import student_of
+from shoal.engine.beside import Beside
+from shoal.engine.model_config import describe, describe_source
+from shoal.engine.open import open_model
 from shoal.engine.opening import Opening
+from shoal.engine.quantised import why_not_openable
+from shoal.engine.source import fingerprint, quantisation, resolve_source
+from shoal.engine.spill import free_memory
+from shoal.engine.view import DecoderView
+from shoal.recipes.recipe import Recipe
 from shoal.run.refusals import refuse_place
 from shoal.run.run_files import values_for
 from shoal.run.stages.fit import VALUES
 from shoal.run.stages.polish import TRAINED
+from shoal.run.unopened import chosen_unopened
+from shoal.words.reading import read_json
 from shoal.words.structure import Size
 from shoal.words.types import Batch
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
-
-    from shoal.engine.beside import Beside
-    from shoal.recipes.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -57,9 +68,6 @@ def apply_named(recipe: Recipe, out: Path, opening: Opening = Opening()) -> Appl
     Raises:
         ValueError: as :func:`shoal.run.by_hand.named_plan`, and as :func:`apply_plan` for the folder.
     """
-    from shoal.engine.model_config import describe_source
-    from shoal.run.unopened import chosen_unopened
-
     assert recipe.model is not None and recipe.is_by_hand
     refuse_place(out, Path(recipe.model))
     plan = chosen_unopened(recipe, describe_source(recipe.model, trust_remote_code=opening.trust))
@@ -68,11 +76,6 @@ def apply_named(recipe: Recipe, out: Path, opening: Opening = Opening()) -> Appl
 
 def _applied_to(plan: Plan, folder: Path | None, out: Path, opening: Opening, *, model: str | None) -> Applied:
     """``folder``: where values lie; None: there are none."""
-    from shoal.checkpoint.new_folder import new_folder
-    from shoal.checkpoint.rewrite import rewrite
-    from shoal.engine.model_config import describe
-    from shoal.engine.source import fingerprint, resolve_source
-
     source = resolve_source(model or plan.source, trust_remote_code=opening.trust)
     refuse_place(out, source)
     found = fingerprint(source)
@@ -92,12 +95,6 @@ def _applied_to(plan: Plan, folder: Path | None, out: Path, opening: Opening, *,
 
 
 def _apply_in_memory(plan: Plan, folder: Path | None, source: Path, out: Path, opening: Opening) -> dict[str, Any]:
-    from shoal.checkpoint.verify import verify
-    from shoal.checkpoint.write import is_bundled, write
-    from shoal.edits.student_of import student_of
-    from shoal.engine.open import open_model
-    from shoal.engine.view import DecoderView
-
     values = {} if folder is None else values_for(plan, folder)
     refuse_untrained(plan, values)
     opened = open_model(source, opening)
@@ -131,12 +128,6 @@ def _applied(plan: Plan, out: Path, verification: dict[str, Any], beside: Beside
 
 def _check_rewritten(out: Path, opening: Opening) -> dict[str, Any]:
     """Reload and run a checkpoint that was cut file to file, where it can be: one that nothing here opens is left as it is."""
-    from shoal.checkpoint.verify import verify
-    from shoal.engine.quantised import why_not_openable
-    from shoal.engine.source import quantisation
-    from shoal.engine.spill import free_memory
-    from shoal.words.reading import read_json
-
     config = read_json(out / "config.json")
     n_bytes = sum(file.stat().st_size for file in out.glob("*.safetensors"))
     free = free_memory()
@@ -152,6 +143,4 @@ def _check_rewritten(out: Path, opening: Opening) -> dict[str, Any]:
 
 
 def _some_ids(vocab: int, n_tokens: int = 16) -> Tensor:
-    import torch
-
     return torch.arange(2 * n_tokens).remainder(vocab).view(2, n_tokens)

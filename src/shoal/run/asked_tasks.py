@@ -8,17 +8,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shoal.engine.student import TEACHER, Student
+from shoal.engine.view import DecoderView
+from shoal.evaluate.stability import Stability, official_stability, stability
+from shoal.evaluate.tasks.answer_files import load_answers
+from shoal.evaluate.tasks.answers import TaskAnswers
+from shoal.evaluate.tasks.benchmark import Benchmark, compare_tasks
+from shoal.evaluate.tasks.choice import score_task
+from shoal.evaluate.tasks.task_files import Task, load_task
+from shoal.evaluate.tasks.tokenised import task_pairs
 from shoal.run.job import Inputs, window_of
 from shoal.words.progress import tell
 
 if TYPE_CHECKING:
-    from shoal.engine.student import Student
-    from shoal.engine.view import DecoderView
-    from shoal.evaluate.stability import Stability
-    from shoal.evaluate.tasks.answers import TaskAnswers
-    from shoal.evaluate.tasks.benchmark import Benchmark
     from shoal.evaluate.tasks.lm_eval_tasks import LoadedTask
-    from shoal.evaluate.tasks.task_files import Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,8 +102,6 @@ def task_files(paths: Sequence[Path | str], *, shots: int = 0, n_items: int | No
     Raises:
         ValueError: a file that cannot be read, a count below 1, a count without a file.
     """
-    from shoal.evaluate.tasks.task_files import load_task
-
     _refuse_no_items(n_items)
     if n_items is not None and not paths:
         raise ValueError("--items is about tasks; give --task as well")
@@ -135,10 +136,7 @@ def answer_tasks(
     Raises:
         ValueError: an item that cannot be scored, NaN scores.
     """
-    from shoal.engine.student import TEACHER
-    from shoal.evaluate.tasks.choice import score_task
     from shoal.evaluate.tasks.lm_eval_tasks import ask_tasks, written_task
-    from shoal.evaluate.tasks.tokenised import task_pairs
 
     for task in tasks.scored:  # All are checked before the first is scored, which may take hours.
         task_pairs(task, tokenizer=tokenizer, window=window)
@@ -168,9 +166,6 @@ def tasks_against_teacher(inputs: Inputs, student: DecoderView | Student, tasks:
     Raises:
         ValueError: an item that cannot be scored, NaN scores.
     """
-    from shoal.engine.student import Student
-    from shoal.evaluate.tasks.benchmark import compare_tasks
-
     overlay = student if isinstance(student, Student) else None
     other = inputs.view if isinstance(student, Student) else student
     windows = [window for view in (inputs.view, other) if (window := window_of(view.config)) is not None]
@@ -194,9 +189,6 @@ def stability_of_files(teacher: Path, student: Path, *, seed: int = 0) -> FromFi
     Raises:
         ValueError: what cannot be read, or other tasks or items in one than in the other.
     """
-    from shoal.evaluate.stability import official_stability, stability
-    from shoal.evaluate.tasks.answer_files import load_answers
-
     ours, theirs = load_answers(teacher), load_answers(student)
     if ours.keys() != theirs.keys():
         raise ValueError(

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from shoal.checkpoint.blueprint import check_layers
+from shoal.edits.replace.table import parse_replacement
+from shoal.engine.view import DecoderView
+from shoal.measure.oracle import Oracle
+from shoal.measure.unit_scores import is_unit_table
+from shoal.recipes.recipe import Recipe
 from shoal.run.candidate_repair import repairs_candidates
 from shoal.run.job import Inputs
+from shoal.select.budget import MEASURED, Budget, parse_budget, parse_parameters, parse_size
+from shoal.select.model_size import put_back_of
+from shoal.select.request import Request
+from shoal.select.table import SELECTORS
+from shoal.text import Samples
 from shoal.words.progress import each_batch
 from shoal.words.structure import Structure, stored
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from shoal.engine.view import DecoderView
-    from shoal.measure.oracle import Oracle
-    from shoal.recipes.recipe import Recipe
-    from shoal.select.budget import Budget
-    from shoal.select.request import Request
-    from shoal.text import Samples
 
 
 def needs_scan(recipe: Recipe) -> bool:
     """False where nothing reads the scores: named layers, or a selector without tables and no other candidates to propose."""
-    from shoal.measure.unit_scores import is_unit_table
-    from shoal.select.table import SELECTORS
-
     reads_spans = "tables" in SELECTORS.named(recipe.select).reads and not is_unit_table(recipe.by)
     return not recipe.is_by_hand and (reads_spans or (recipe.guard > 1 and recipe.units == "layers"))
 
@@ -33,8 +31,6 @@ def needs_scan(recipe: Recipe) -> bool:
 def needs_model(recipe: Recipe) -> bool:
     """False where the choice follows from config and names alone: named layers or a rule without measurements, and nothing is
     put back."""
-    from shoal.select.table import SELECTORS
-
     if recipe.is_by_hand or recipe.replace != "none":
         return recipe.replace != "none"
     return bool(SELECTORS.named(recipe.select).reads) or needs_scan(recipe) or is_measured(recipe)
@@ -42,14 +38,10 @@ def needs_model(recipe: Recipe) -> bool:
 
 def is_measured(recipe: Recipe) -> bool:
     """Whether the budget is a share of what is known of an opened model alone."""
-    from shoal.select.budget import MEASURED
-
     return any(one.kind in MEASURED for one in budget_of(recipe).all)
 
 
 def budget_of(recipe: Recipe) -> Budget:
-    from shoal.select.budget import parse_budget, parse_parameters, parse_size
-
     if recipe.size:
         return parse_size(recipe.size)
 
@@ -58,9 +50,6 @@ def budget_of(recipe: Recipe) -> Budget:
 
 def request_of(recipe: Recipe, view: DecoderView) -> Request:
     """What the recipe says of selection, for a model: the options of a replacement are those its family has."""
-    from shoal.edits.replace.table import parse_replacement
-    from shoal.select.model_size import put_back_of
-
     found = parse_replacement(recipe.replace)
     put_back = put_back_of(None if found is None else found.resolved(view), view.hidden_size)
     put_back = replace(put_back, scores_inherited=not repairs_candidates(recipe))
@@ -69,8 +58,6 @@ def request_of(recipe: Recipe, view: DecoderView) -> Request:
 
 def plain_request_of(recipe: Recipe, n_layers: int) -> Request:
     """As :func:`request_of` for plain removal."""
-    from shoal.select.request import Request
-
     return Request(
         n_layers=n_layers,
         selector=recipe.select,
@@ -86,8 +73,6 @@ def plain_request_of(recipe: Recipe, n_layers: int) -> Request:
 
 def why_not(inputs: Inputs, structure: Structure) -> str | None:
     """Why this family cannot be that structure, or None. Asked once per order of layers: the answer builds two models."""
-    from shoal.checkpoint.blueprint import check_layers
-
     model, order = inputs.opened.model, tuple(slot.like for slot in stored(structure))
     if order not in inputs.refusals:
         inputs.refusals[order] = reason_of(lambda: check_layers(model.config, order, model_class=type(model)))
@@ -105,8 +90,6 @@ def reason_of(check: Callable[[], object]) -> str | None:
 
 def oracle(inputs: Inputs, samples: Samples, *, what: str | None) -> Oracle:
     """What measures students on some text; its passes are told as ``what``, or not at all inside other work."""
-    from shoal.measure.oracle import Oracle
-
     batches = inputs.batches(samples)
     return Oracle(
         inputs.view,

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+
+from torch import nn
 
 from shoal.edits.drop import Drop
-from shoal.edits.plan import structure_of
+from shoal.edits.plan import Plan, structure_of
+from shoal.edits.table import Edit
+from shoal.engine.families import output_map
+from shoal.recipes.recipe import Recipe
+from shoal.select.amounts import Amounts
+from shoal.select.budget import realised
 from shoal.select.growth import deepest, new_layers
-from shoal.select.model_size import NOTHING, PutBack
+from shoal.select.model_size import NOTHING, ModelSize, PutBack
+from shoal.select.plan_of import plan_of, removed_shares, sizes_of
+from shoal.select.request import Refuse
 from shoal.words.records import stable_hash
-from shoal.words.structure import SUBLAYERS
+from shoal.words.structure import SUBLAYERS, runs_said
 from shoal.words.types import Unit
 from shoal.words.unit_names import removed_by_hand
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from shoal.edits.plan import Plan
-    from shoal.edits.table import Edit
-    from shoal.recipes.recipe import Recipe
-    from shoal.select.amounts import Amounts
-    from shoal.select.model_size import ModelSize
-    from shoal.select.request import Refuse
 
 
 def named_key(fingerprint: str, recipe: Recipe, put_back: PutBack = NOTHING) -> str:
@@ -54,9 +52,6 @@ def named_plan(
     Raises:
         ValueError: no such layer, nothing left, a sublayer that cannot go alone, or a structure that the family refuses.
     """
-    from shoal.select.budget import realised
-    from shoal.select.plan_of import plan_of
-
     gone = named_gone(recipe, size.n_layers)
     refuse_inseparable(gone, layers, quantised=quantised)
     edits = edits_without(gone, put_back)
@@ -96,8 +91,6 @@ def as_edited(plan: Plan, size: ModelSize, own_parameters: int = 0, *, amounts: 
     """The plan that stands; where somebody edited it, with the sizes of its edits and without the verdict of another choice."""
     if not plan.is_edited_by_hand:
         return plan
-    from shoal.select.plan_of import removed_shares, sizes_of
-
     amounts = amounts or {}
     before, after = sizes_of(plan.structure, size, own_parameters=own_parameters, amounts=amounts)
     removed = removed_shares(plan.structure, size, own_parameters=own_parameters, amounts=amounts)
@@ -123,9 +116,6 @@ def refuse_inseparable(units: Iterable[Unit], layers: nn.ModuleList, *, quantise
     Args:
         quantised: the method of a quantised source, whose maps cannot be set to zero.
     """
-    from shoal.engine.families import output_map
-    from shoal.words.structure import runs_said
-
     if quantised is not None and any(unit.kind != "layer" for unit in units):
         raise ValueError(
             f"single sublayers go by a map of zeros, and this model is quantised ({quantised}): remove whole layers, or start "

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
+from torch import Tensor
+
+from shoal.edits.drop import drops_of
+from shoal.edits.plan import Candidate
+from shoal.edits.student_of import student_of
+from shoal.engine.student import Student
+from shoal.fit.fit_config import LINEAR_ERROR
+from shoal.fit.fit_plan import fit_plan
+from shoal.fit.fit_result import CannotRefit
+from shoal.fit.kept_layers import KeptLayers
+from shoal.fit.linear_error import bytes_per_span, linear_errors
 from shoal.fit.table import REPAIRS
+from shoal.fit.teacher_prefix import Reuse, TeacherPrefix
+from shoal.measure.set_function import UnitSet
 from shoal.recipes.recipe import Recipe
 from shoal.run.job import Inputs
+from shoal.run.race import RepairOfCandidate, Rung
+from shoal.run.refitted_sets import RefitOf
+from shoal.select.model_size import ModelSize, model_size
+from shoal.select.plan_of import plan_of
+from shoal.select.request import LateTable
+from shoal.text import Samples
 from shoal.words.progress import each_batch, tell
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from shoal.edits.plan import Candidate
-    from shoal.engine.student import Student
-    from shoal.fit.kept_layers import KeptLayers
-    from shoal.fit.teacher_prefix import TeacherPrefix
-    from shoal.measure.set_function import UnitSet
-    from shoal.run.race import RepairOfCandidate, Rung
-    from shoal.run.refitted_sets import RefitOf
-    from shoal.select.model_size import ModelSize
-    from shoal.select.request import LateTable
-    from shoal.text import Samples
-    from shoal.words.types import Span, SpanTable
+from shoal.words.types import Span, SpanTable
 
 LINEAR_ERROR_BYTES = 4 << 30
 """Most memory for the sums of the linear errors. A constant, so that the choice does not depend on the machine."""
@@ -50,10 +54,6 @@ def linear_errors_of(inputs: Inputs) -> LateTable | None:
     None unless the table would be used: by ``--by linear_error/rest``, or by a tournament that compares several candidates of a
     plan with a repair or a replacement.
     """
-    from shoal.fit.fit_config import LINEAR_ERROR
-    from shoal.fit.linear_error import bytes_per_span, linear_errors
-    from shoal.select.request import LateTable
-
     recipe = inputs.recipe
     is_wanted = recipe.guard > 1 and (recipe.repair != "none" or recipe.replace != "none")
     if recipe.by != LINEAR_ERROR and not is_wanted:
@@ -100,9 +100,6 @@ def rungs(inputs: Inputs, size: ModelSize, candidates: Sequence[Candidate]) -> t
     """The rounds of the race of repaired candidates; none where plain cuts are compared."""
     if not repairs_candidates(inputs.recipe):
         return ()
-    from shoal.fit.teacher_prefix import TeacherPrefix
-    from shoal.run.race import Rung
-
     boundary = shared_boundary(candidates)
     found = []
     for samples in ranking_texts(inputs):
@@ -119,13 +116,6 @@ def shared_boundary(candidates: Sequence[Candidate]) -> int:
 
 def refit_without(inputs: Inputs) -> tuple[RefitOf, str]:
     """New values of what stays where units are gone, by the repair ``refit`` on little text; and the identity of that text."""
-    from shoal.edits.drop import drops_of
-    from shoal.edits.student_of import student_of
-    from shoal.fit.fit_plan import fit_plan
-    from shoal.fit.fit_result import CannotRefit
-    from shoal.select.model_size import model_size
-    from shoal.select.plan_of import plan_of
-
     samples, size = ranking_texts(inputs)[0], model_size(inputs.view)
     config = inputs.recipe.fit.model_copy(update={"ridge": inputs.recipe.fit.ridge or RANKING_RIDGE})
 
@@ -151,13 +141,6 @@ def refit_without(inputs: Inputs) -> tuple[RefitOf, str]:
 
 def repairer(inputs: Inputs, size: ModelSize, samples: Samples, prefix: TeacherPrefix) -> RepairOfCandidate:
     """Repairs a candidate as the recipe asks, on that text; all of them share the teacher's states on it up to their cuts."""
-    from shoal.edits.drop import drops_of
-    from shoal.edits.student_of import student_of
-    from shoal.fit.fit_plan import fit_plan
-    from shoal.fit.fit_result import CannotRefit
-    from shoal.fit.teacher_prefix import Reuse
-    from shoal.select.plan_of import plan_of
-
     opened, config = inputs.opened, inputs.recipe.fit
     if config.ridge is None:
         config = config.model_copy(update={"ridge": RANKING_RIDGE})

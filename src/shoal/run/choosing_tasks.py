@@ -5,17 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from shoal.evaluate.tasks.task_files import Task
+from shoal.evaluate.tasks.task_loss import refuse_written, task_function
+from shoal.measure.set_function import CountedSets
+from shoal.recipes.recipe import Recipe
+from shoal.run.asked_tasks import task_files
+from shoal.run.job import Inputs, window_of
+from shoal.select.request import Request
 from shoal.words.progress import tell
 from shoal.words.records import stable_hash
-
-if TYPE_CHECKING:
-    from shoal.evaluate.tasks.task_files import Task
-    from shoal.measure.set_function import CountedSets
-    from shoal.recipes.recipe import Recipe
-    from shoal.run.job import Inputs
-    from shoal.select.request import Request
 
 
 @dataclass(frozen=True)
@@ -36,9 +35,6 @@ def tasks_of(recipe: Recipe) -> list[Task]:
     Raises:
         ValueError: a file that cannot be read, that is no task, or whose answers are written.
     """
-    from shoal.evaluate.tasks.task_loss import refuse_written
-    from shoal.run.asked_tasks import task_files
-
     tasks = task_files(recipe.search.tasks, n_items=recipe.search.items)
     refuse_written(tasks)
     return tasks
@@ -57,9 +53,6 @@ def task_sets_of(inputs: Inputs, request: Request, *, folder: Path, limit: int |
     Raises:
         ValueError: a file that is no task, or whose items cannot be scored.
     """
-    from shoal.evaluate.tasks.task_loss import task_function
-    from shoal.run.job import window_of
-
     tasks = tasks_of(inputs.recipe)
     return task_function(
         inputs.view,

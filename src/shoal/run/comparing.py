@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from shoal.engine.model_config import read_config
+from shoal.engine.open import Opened, open_model
 from shoal.engine.opening import Opening
+from shoal.engine.source import check_source, resolve_source
+from shoal.engine.view import DecoderView
+from shoal.evaluate.comparison import Compared, Comparison, bits_per_byte, encoded, other_tokenizer
+from shoal.evaluate.cost import cost
+from shoal.evaluate.evaluation import Figures, closeness, token_stream, usual_stride
+from shoal.evaluate.perplexity import n_batches, perplexity
+from shoal.evaluate.tasks.answers import TaskAnswers
+from shoal.evaluate.tasks.benchmark import compare_tasks, task_figures
 from shoal.recipes.recipe import Recipe
+from shoal.recipes.recipe_file import load_recipe
 from shoal.run.asked_tasks import Tasks, answer_tasks
 from shoal.run.job import LONGEST_DEFAULT, Inputs, open_inputs, refuse_unknown_tokens, window_of
+from shoal.text.start import start_tokens
 from shoal.words.progress import each_batch
-
-if TYPE_CHECKING:
-    from shoal.engine.open import Opened
-    from shoal.evaluate.comparison import Compared, Comparison
-    from shoal.evaluate.tasks.answers import TaskAnswers
 
 
 def compare_models(
@@ -35,10 +42,6 @@ def compare_models(
         ValueError: fewer than two models, a length beyond the shortest window, and everything that opening models and text and
             scoring tasks can meet.
     """
-    from shoal.engine.open import open_model
-    from shoal.evaluate.comparison import Comparison
-    from shoal.recipes.recipe_file import load_recipe
-
     if len(models) < 2:
         raise ValueError(f"compare got {len(models)} model(s), needs at least 2; `shoal eval` measures one")
     sources = [checkpoint_of(name) for name in models]
@@ -65,9 +68,6 @@ def checkpoint_of(name: str) -> str:
 
 def shortest_window(sources: Sequence[str], names: Sequence[str], *, trust_remote_code: bool = False) -> int | None:
     """The shortest window of the models, in tokens, read from their configs; None where none states one."""
-    from shoal.engine.model_config import read_config
-    from shoal.engine.source import check_source, resolve_source
-
     windows = []
     for source in sources:
         path = resolve_source(source, trust_remote_code=trust_remote_code)
@@ -110,8 +110,6 @@ class _Side:
         self.answers: list[TaskAnswers] = []
 
     def first(self, name: str) -> Compared:
-        from shoal.evaluate.comparison import Compared
-
         self.answers = self._ask(self.inputs.view, self.tokenizer, who=name)
         return Compared(
             **self._alone(name, self.inputs.view, self._own_tokens(), self.inputs.evaluation.start),
@@ -119,12 +117,6 @@ class _Side:
         )
 
     def other(self, name: str, opened: Opened) -> Compared:
-        from shoal.engine.view import DecoderView
-        from shoal.evaluate.comparison import Compared, encoded, other_tokenizer
-        from shoal.evaluate.evaluation import closeness
-        from shoal.evaluate.tasks.benchmark import compare_tasks
-        from shoal.text.start import start_tokens
-
         view, tokenizer = DecoderView(opened.model), opened.need_tokenizer()
         why_not = other_tokenizer(self.tokenizer, tokenizer)
         tokens_T = self._own_tokens() if why_not is None else encoded(self.texts, tokenizer)
@@ -153,11 +145,6 @@ class _Side:
         )
 
     def _alone(self, name: str, view: Any, tokens_T: Any, start: Sequence[int]) -> dict[str, Any]:
-        from shoal.evaluate.comparison import bits_per_byte
-        from shoal.evaluate.cost import cost
-        from shoal.evaluate.evaluation import Figures, usual_stride
-        from shoal.evaluate.perplexity import n_batches, perplexity
-
         what, length = f"{name}, perplexity", self.inputs.length
         stride, batch_size = usual_stride(length, start), self.inputs.batch_size
         total = n_batches(len(tokens_T), window=length, stride=stride, batch_size=batch_size, n_start=len(start))
@@ -174,8 +161,6 @@ class _Side:
         return {"figures": figures, "bits_per_byte": bits_per_byte(found, self.n_bytes)}
 
     def _own_tokens(self) -> Any:
-        from shoal.evaluate.evaluation import token_stream
-
         return token_stream(self.batches, start=self.inputs.evaluation.start)
 
     def _ask(self, view: Any, tokenizer: Any, *, who: str) -> list[TaskAnswers]:
@@ -184,6 +169,4 @@ class _Side:
         return answer_tasks(view, self.tasks, tokenizer=tokenizer, window=self.window, who=who)
 
     def _figures(self, answers: Sequence[TaskAnswers]) -> Any:
-        from shoal.evaluate.tasks.benchmark import task_figures
-
         return tuple(task_figures(one, seed=self.inputs.recipe.seed) for one in answers)

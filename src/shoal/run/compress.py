@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shoal.edits.plan import Plan
+from shoal.engine.beside import Beside
 from shoal.engine.opening import Opening
+from shoal.evaluate.evaluation import Evaluation
+from shoal.fit.fit_result import FitResult
+from shoal.measure.scan import Scan
+from shoal.prune.thin_result import ThinResult
 from shoal.recipes.recipe import Recipe
 from shoal.recipes.recipe_file import load_recipe, with_changes
 from shoal.run.begin import open_to_cut
@@ -15,18 +21,12 @@ from shoal.run.job import Inputs
 from shoal.run.stage import State, run_all
 from shoal.run.stages.report import report_stage
 from shoal.run.stages.table import STAGES
+from shoal.train.train_result import TrainResult
 from shoal.words.progress import Progress, told
 from shoal.words.records import write_atomically
 
 if TYPE_CHECKING:
-    from shoal.edits.plan import Plan
-    from shoal.engine.beside import Beside
-    from shoal.evaluate.evaluation import Evaluation
-    from shoal.fit.fit_result import FitResult
-    from shoal.measure.scan import Scan
-    from shoal.prune.thin_result import ThinResult
     from shoal.run.healing.heal_checkpoint import HealedInRun
-    from shoal.train.train_result import TrainResult
 
 
 @dataclass(frozen=True, eq=False, repr=False)

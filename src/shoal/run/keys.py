@@ -5,23 +5,19 @@ A finished stage whose key is unchanged is read back; see :mod:`shoal.run.folder
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from shoal.edits.plan import Plan
+from shoal.recipes.recipe import Recipe
 from shoal.recipes.task_choice import asks_tasks
 from shoal.run.candidate_repair import repairs_candidates
 from shoal.run.choosing_tasks import tasks_of
+from shoal.run.job import Inputs
 from shoal.run.searching import runs_the_model, search_in_use
 from shoal.run.unit_scoring import wanted_score
+from shoal.select.budget import Budget
 from shoal.select.proposals import searches_beside
+from shoal.select.request import Request
 from shoal.select.table import SELECTORS
 from shoal.words.records import stable_hash
-
-if TYPE_CHECKING:
-    from shoal.edits.plan import Plan
-    from shoal.recipes.recipe import Recipe
-    from shoal.run.job import Inputs
-    from shoal.select.budget import Budget
-    from shoal.select.request import Request
 
 
 def scan_key(inputs: Inputs) -> str:

@@ -11,22 +11,19 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from shoal.engine.families import sublayer
+from shoal.engine.view import DecoderView
+from shoal.run.folder import RunFolder
+from shoal.run.job import Inputs
 from shoal.select.amounts import Amounts
 from shoal.words.progress import tell
 from shoal.words.records import Record, stable_hash
-from shoal.words.types import Unit
-
-if TYPE_CHECKING:
-    from shoal.engine.view import DecoderView
-    from shoal.run.folder import RunFolder
-    from shoal.run.job import Inputs
-    from shoal.words.types import Batch
+from shoal.words.types import Batch, Unit
 
 FILE = "latency.json"
 ROUNDS = 7

@@ -5,27 +5,37 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from shoal.engine.open import Opened, open_model
 from shoal.engine.opening import Opening
 from shoal.engine.spread import placement
+from shoal.engine.student import Student
+from shoal.engine.view import DecoderView
+from shoal.evaluate.comparison import other_tokenizer
+from shoal.evaluate.cost import cost
+from shoal.evaluate.evaluation import (
+    Evaluation,
+    Figures,
+    Measured,
+    compare,
+    refuse_other_vocabulary,
+    token_stream,
+    usual_stride,
+)
+from shoal.evaluate.generate import Generation, generations
+from shoal.evaluate.perplexity import n_batches, perplexity
+from shoal.evaluate.speed import Speed, rounds_within, speed
+from shoal.evaluate.tasks.benchmark import TaskFigures, task_figures
+from shoal.evaluate.whole import WholeText, papers_stream, perplexity_of_blocks
 from shoal.recipes.recipe import Recipe
 from shoal.run.asked_tasks import Tasks, answer_tasks, tasks_against_teacher
 from shoal.run.job import Inputs, open_inputs, refuse_unknown_tokens, window_of
+from shoal.text.samples import Samples, text_ids, whole_samples
 from shoal.words.progress import each_batch, numbered, tell
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from shoal.engine.open import Opened
-    from shoal.engine.student import Student
-    from shoal.engine.view import DecoderView
-    from shoal.evaluate.evaluation import Evaluation, Measured
-    from shoal.evaluate.generate import Generation
-    from shoal.evaluate.speed import Speed
-    from shoal.evaluate.tasks.benchmark import TaskFigures
-    from shoal.evaluate.whole import WholeText
-    from shoal.text.samples import Samples
 
 N_PROMPTS = 3
 MOST_NEW_TOKENS = 32
@@ -52,11 +62,6 @@ def evaluate_alone(
     Raises:
         ValueError: everything that opening models and text and scoring tasks can meet.
     """
-    from shoal.evaluate.cost import cost
-    from shoal.evaluate.evaluation import Figures, Measured, token_stream, usual_stride
-    from shoal.evaluate.perplexity import n_batches, perplexity
-    from shoal.evaluate.tasks.benchmark import task_figures
-
     inputs = open_inputs(recipe, opening)
     text = read_whole(inputs) if whole else None
     of_tasks, of_slice, of_whole = numbered(bool(tasks), True, whole)
@@ -105,9 +110,6 @@ def evaluate_pair(
     Raises:
         ValueError: other tokens or a shorter window than the text needs, and everything that opening models and text can meet.
     """
-    from shoal.engine.open import open_model
-    from shoal.engine.view import DecoderView
-
     inputs = open_inputs(recipe, opening.in_memory())
     other = open_model(student, inputs.opened.opening)
     view = DecoderView(other.model)
@@ -138,9 +140,6 @@ def read_whole(inputs: Inputs) -> WholeTokens:
     Raises:
         ValueError: a mixture, less text than one sample, or unknown tokens.
     """
-    import torch
-
-    from shoal.text.samples import text_ids, whole_samples
 
     def read() -> tuple[WholeTokens, Samples]:
         assert inputs.corpus is not None
@@ -156,8 +155,6 @@ def read_whole(inputs: Inputs) -> WholeTokens:
 
 def as_papers(inputs: Inputs, view: DecoderView, text: WholeTokens, *, who: str) -> WholeText:
     """A model's perplexity over all of a text as papers state it."""
-    from shoal.evaluate.whole import WholeText, papers_stream, perplexity_of_blocks
-
     found = perplexity_of_blocks(
         view,
         papers_stream(text.ids_T, inputs.evaluation.start, length=inputs.length),
@@ -171,9 +168,6 @@ def as_papers(inputs: Inputs, view: DecoderView, text: WholeTokens, *, who: str)
 
 def _refuse_other_tokens(inputs: Inputs, student: Opened, view: DecoderView) -> None:
     """Raises ValueError where the student cannot read the teacher's samples as the teacher does."""
-    from shoal.evaluate.comparison import other_tokenizer
-    from shoal.evaluate.evaluation import refuse_other_vocabulary
-
     # A student saved without a tokenizer reads with that of the teacher.
     why = student.tokenizer and other_tokenizer(inputs.opened.need_tokenizer(), student.tokenizer)
     if why:
@@ -196,9 +190,6 @@ def against_teacher(inputs: Inputs, student: DecoderView | Student, *, plain: St
     Args:
         plain: the same cut without repair, for the table.
     """
-    from shoal.engine.student import Student
-    from shoal.evaluate.evaluation import compare
-
     found = compare(
         inputs.view,
         student,
@@ -218,8 +209,6 @@ def against_teacher(inputs: Inputs, student: DecoderView | Student, *, plain: St
 
 def _run_models(inputs: Inputs, student: DecoderView) -> tuple[tuple[Generation, ...], Speed | None]:
     """Both models as their users run them: what they write and, where the recipe asks for it, how fast."""
-    from shoal.evaluate.generate import generations
-
     n_new = max(1, min(MOST_NEW_TOKENS, inputs.length // 4))
     texts = prompts(inputs)
     tell("generate", 0, len(texts))
@@ -239,8 +228,6 @@ def _run_models(inputs: Inputs, student: DecoderView) -> tuple[tuple[Generation,
 
 def _timed(inputs: Inputs, student: DecoderView, n_new: int) -> Speed | None:
     """Speed in as many rounds as a tenth of the run has room for; None where that is not one."""
-    from shoal.evaluate.speed import rounds_within, speed
-
     workload = {"prompt_length": max(1, min(LONGEST_TIMED_PROMPT, inputs.length - n_new)), "new_tokens": n_new}
     so_far = time.monotonic() - inputs.opened_at
     seconds = max(LEAST_SPEED_SECONDS, so_far * SPEED_SHARE / (1 - SPEED_SHARE))

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from shoal.edits.merge_rules import RULES
+from shoal.run.folder import RunFolder
+from shoal.run.job import Inputs
+from shoal.run.merge_on_model import MergesOnModel
+from shoal.run.searching import searched_text
 from shoal.words.progress import each_batch
-
-if TYPE_CHECKING:
-    from shoal.run.folder import RunFolder
-    from shoal.run.job import Inputs
-    from shoal.run.merge_on_model import MergesOnModel
+from shoal.words.records import stable_hash
 
 MERGING = "merging.json"
 
 
 def merges_of(inputs: Inputs, *, folder: RunFolder) -> MergesOnModel:
     """Runs merged students, with what an earlier run of the same folder tried."""
-    from shoal.edits.merge_rules import RULES
-    from shoal.run.merge_on_model import MergesOnModel
-    from shoal.run.searching import searched_text
-    from shoal.words.records import stable_hash
-
     recipe, samples = inputs.recipe, searched_text(inputs)
     batches = inputs.batches(samples)
     return MergesOnModel(
@@ -39,7 +33,5 @@ def merges_said(inputs: Inputs, trial: MergesOnModel | None) -> str:
     """What a plan's method adds: ``; similarity 0.71 at the threshold 0.695; 31 merged models run by ...``."""
     if trial is None:
         return ""
-    from shoal.run.searching import searched_text
-
     metric, n_tokens = inputs.recipe.search.metric, searched_text(inputs).n_tokens
     return f"; {trial.chosen}; {trial.n_tried} merged models run by {metric} on {n_tokens:,} tokens"

@@ -12,16 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shoal.engine.opening import Opening
 from shoal.recipes.recipe import Recipe
 from shoal.run.job import open_inputs
+from shoal.text.samples import Samples, separator
 from shoal.words.progress import tell
 from shoal.words.records import Record, write_atomically
-
-if TYPE_CHECKING:
-    from shoal.text.samples import Samples
 
 PROMPT_TOKENS = 16
 
@@ -108,8 +106,6 @@ def write_own_text(
 
 def texts_of(prompts: Samples, rows: list[list[int]], tokenizer: object) -> list[str]:
     """The documents of every block: what stands between two separators, without special tokens; blank ones are left out."""
-    from shoal.text.samples import separator
-
     between, found = separator(tokenizer), []
     for row in rows:
         documents: list[list[int]] = [[]]

@@ -10,14 +10,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import torch
+
+from shoal.measure.counted import head_blocks
+from shoal.measure.one_pass import compare_tokens
+from shoal.recipes.recipe import Recipe
+from shoal.run.job import Inputs, samples_of
 from shoal.words.model_shape import ModelShape
 from shoal.words.records import Record
-
-if TYPE_CHECKING:
-    from shoal.recipes.recipe import Recipe
-    from shoal.run.job import Inputs
+from shoal.words.types import Batch
 
 PROBE_TOKENS, HEAD_TOKENS = 512, 64
 PRODUCT_SIZE, FACTOR_SIZE = 768, 512
@@ -63,8 +65,6 @@ class Pace:
 
     def tokens(self, slice: str) -> float:
         """Tokens of the slice ``calibration``, ``selection`` or ``evaluation`` that a process reads."""
-        from shoal.run.job import samples_of
-
         length = self.inputs.length
         return samples_of(self.recipe.text, slice, length) * length * self.share
 
@@ -87,12 +87,6 @@ def measure_rates(inputs: Inputs) -> StageRates:
 
 
 def _measured(inputs: Inputs) -> StageRates:
-    import torch
-
-    from shoal.measure.counted import head_blocks
-    from shoal.measure.one_pass import compare_tokens
-    from shoal.words.types import Batch
-
     view = inputs.view
     n = min(inputs.length, PROBE_TOKENS)
     ids = torch.zeros(1, n, dtype=torch.long)

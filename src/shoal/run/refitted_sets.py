@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from shoal.measure.removals import RemovalLosses
 from shoal.measure.set_function import CountedSets, UnitSet
 from shoal.measure.value_file import ValueFile
 from shoal.words.types import Unit
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 RefitOf = Callable[[UnitSet], Mapping[int, Mapping[str, "Tensor"]]]
 """Units that are gone to new parameters, by layer and by name inside the layer."""

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from shoal.checkpoint.in_memory import refuse_inexact_sublayers
+from shoal.checkpoint.new_folder import side_files
+from shoal.engine.student import Student
+from shoal.engine.view import DecoderView
 from shoal.recipes.recipe import Recipe
+from shoal.recipes.task_choice import asks_tasks
+from shoal.run.asking import budget_of, request_of
+from shoal.run.by_hand import named_gone, refuse_inseparable
+from shoal.run.choosing_tasks import tasks_of
+from shoal.run.job import Inputs
+from shoal.run.resource_amounts import amounts_of
+from shoal.select.growth import new_layers
+from shoal.select.model_size import model_size
+from shoal.select.shortlist import check_reach
 from shoal.words.reading import reason_of, refuse_long_path, shortened
-
-if TYPE_CHECKING:
-    from shoal.engine.view import DecoderView
-    from shoal.run.job import Inputs
-    from shoal.words.types import Unit
+from shoal.words.types import Unit
 
 
 def refuse_side_files(recipe: Recipe) -> None:
     """Raises ValueError for a model folder with a side file that links out of it: its checkpoint would get a copy."""
-    from shoal.checkpoint.new_folder import side_files
-
     source = Path(recipe.model or "")
     if recipe.model and source.is_dir():
         side_files(source)
@@ -54,13 +60,6 @@ def check_budget(inputs: Inputs) -> None:
         ValueError: tasks to choose by that cannot be read; zeros that no map can take; protected or named layers that do not
             exist, named sublayers that this family cannot leave out, or a budget out of reach; says the allowed range.
     """
-    from shoal.recipes.task_choice import asks_tasks
-    from shoal.run.asking import budget_of, request_of
-    from shoal.run.choosing_tasks import tasks_of
-    from shoal.run.resource_amounts import amounts_of
-    from shoal.select.model_size import model_size
-    from shoal.select.shortlist import check_reach
-
     if asks_tasks(inputs.recipe):
         tasks_of(inputs.recipe)
     if inputs.recipe.prune is not None:
@@ -84,10 +83,6 @@ def refuse_little_text(inputs: Inputs) -> None:
 
 def refuse_units(view: DecoderView, units: Sequence[Unit]) -> None:
     """Raises ValueError, before a search, for sublayers that this family cannot leave out."""
-    from shoal.checkpoint.in_memory import refuse_inexact_sublayers
-    from shoal.engine.student import Student
-    from shoal.run.by_hand import refuse_inseparable
-
     refuse_inseparable(units, view.model.get_submodule(view.layers_path))
     refuse_inexact_sublayers(view, Student(removed=frozenset(units[:1])))  # The other units are refused when they run.
 
@@ -95,11 +90,6 @@ def refuse_units(view: DecoderView, units: Sequence[Unit]) -> None:
 def refuse_named(inputs: Inputs) -> None:
     """Raises ValueError for named layers that this model has not, named sublayers that it cannot leave out, or a depth that it
     cannot be grown to."""
-    from shoal.checkpoint.in_memory import refuse_inexact_sublayers
-    from shoal.engine.student import Student
-    from shoal.run.by_hand import named_gone, refuse_inseparable
-    from shoal.select.growth import new_layers
-
     view = inputs.view
     gone = named_gone(inputs.recipe, view.n_layers)
     if inputs.recipe.grow is not None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from shoal.engine.student import Student
+from shoal.evaluate.cost import Cost, Sized, cost
+from shoal.run.folder import RunFolder
+from shoal.run.job import Inputs
+from shoal.select.amounts import Amounts
+from shoal.select.budget import Budget
 from shoal.words.types import Unit
-
-if TYPE_CHECKING:
-    from shoal.evaluate.cost import Cost, Sized
-    from shoal.run.folder import RunFolder
-    from shoal.run.job import Inputs
-    from shoal.select.amounts import Amounts
-    from shoal.select.budget import Budget
 
 
 def amounts_of(inputs: Inputs, budget: Budget, *, folder: RunFolder | None = None) -> dict[str, Amounts]:
@@ -27,16 +25,11 @@ def amounts_of(inputs: Inputs, budget: Budget, *, folder: RunFolder | None = Non
 
 def computed_amounts(view: Sized, *, context: int) -> dict[str, Amounts]:
     """Weights, cache and multiply-accumulates of every layer and sublayer, for a token that sees ``context`` tokens."""
-    from shoal.engine.student import Student
-    from shoal.evaluate.cost import cost
-
     units = [Unit(kind, layer) for layer in range(view.n_layers) for kind in ("layer", "attn", "mlp")]
     whole = cost(view, context=context)
     without = {unit: cost(view, context=context, student=Student(removed=frozenset({unit}))) for unit in units}
 
     def amounts(about: str, of: Callable[[Cost], float | None]) -> Amounts | None:
-        from shoal.select.amounts import Amounts
-
         total = of(whole)
         left = {unit: of(one) for unit, one in without.items()}
         if total is None:
@@ -54,7 +47,5 @@ def computed_amounts(view: Sized, *, context: int) -> dict[str, Amounts]:
 
 def amounts_as_if_alike(about: str, n_layers: int, *, of_layer: float = 1, outside: float = 0) -> Amounts:
     """The same for every layer, where no more is known."""
-    from shoal.select.amounts import Amounts
-
     layers = {Unit("layer", layer): of_layer for layer in range(n_layers)}
     return Amounts(about, outside + n_layers * of_layer, layers)

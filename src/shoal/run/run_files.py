@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from shoal.edits.plan import Plan
+from shoal.engine.tensors import each_tensor
 from shoal.run.stages.fit import FITTED, VALUES
 from shoal.run.stages.polish import TRAINED
 from shoal.run.stages.predict import PREDICTED
 from shoal.run.stages.prune import PRUNED, pruned_values
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 CHOSEN = "plan.json"
 
@@ -30,8 +29,6 @@ def values_for(plan: Plan, folder: Path) -> dict[str, Tensor]:
 
     Those of edits that the plan does not have are left alone: the values of a repair lie beside the plan it was made from, too.
     """
-    from shoal.engine.tensors import each_tensor
-
     file = next((folder / name for name in (TRAINED, VALUES, PREDICTED) if (folder / name).exists()), None)
     found = {**(dict(each_tensor(file)) if file is not None else {}), **pruned_values(folder)}
     return {name: value for name, value in found.items() if any(edit.owns(name) for edit in plan.edits)}

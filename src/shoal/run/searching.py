@@ -6,22 +6,23 @@ A run that was killed inside a search finds there what it had measured. ``search
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from shoal.measure.removals import RemovalLosses, hash_of_tokens, removal_function
+from shoal.measure.set_function import CountedSets, UnitSet
 from shoal.measure.task_metric import TASK
+from shoal.measure.value_file import ValueFile
+from shoal.recipes.recipe import Recipe
+from shoal.run.candidate_repair import refit_without
 from shoal.run.choosing_tasks import SearchedData, items_read, task_sets_of
+from shoal.run.folder import RunFolder
+from shoal.run.job import Inputs
+from shoal.run.refitted_sets import RefittedSets
 from shoal.select.proposals import SEARCH_BESIDE, searches_beside
+from shoal.select.request import Request
 from shoal.select.search.search_record import SearchRecord
+from shoal.select.table import SELECTORS
+from shoal.text import Samples
 from shoal.words.progress import each_batch
-
-if TYPE_CHECKING:
-    from shoal.measure.set_function import CountedSets, UnitSet
-    from shoal.recipes.recipe import Recipe
-    from shoal.run.folder import RunFolder
-    from shoal.run.job import Inputs
-    from shoal.run.refitted_sets import RefittedSets
-    from shoal.select.request import Request
-    from shoal.text import Samples
 
 VALUES_FOLDER, SEARCH_FILE = "search", "search.json"
 
@@ -32,8 +33,6 @@ fourteen layers of thirty (docs/choose.md)."""
 
 def runs_the_model(recipe: Recipe) -> bool:
     """Whether the selector asks the set function."""
-    from shoal.select.table import SELECTORS
-
     return not recipe.is_by_hand and "values" in SELECTORS.named(recipe.select).reads
 
 
@@ -69,8 +68,6 @@ def set_function_of(
         metric, n_tokens: in place of the recipe's.
         limit: most sets that may be asked for.
     """
-    from shoal.measure.removals import removal_function
-
     metric = metric or inputs.recipe.search.metric
     if metric == TASK:
         return task_sets_of(inputs, request, folder=folder / VALUES_FOLDER, limit=limit)
@@ -99,11 +96,6 @@ def searched_data(inputs: Inputs, metric: str, *, n_tokens: int | None = None) -
 
 def refitted_sets_of(inputs: Inputs, request: Request, *, folder: RunFolder) -> RefittedSets:
     """As :func:`set_function_of` in a student that is refitted after every round of a search."""
-    from shoal.measure.removals import RemovalLosses, hash_of_tokens
-    from shoal.measure.value_file import ValueFile
-    from shoal.run.candidate_repair import refit_without
-    from shoal.run.refitted_sets import RefittedSets
-
     search, batches = inputs.recipe.search, inputs.batches(searched_text(inputs))
     refit, refitted_on = refit_without(inputs)
     about = {"model": inputs.model_key, "metric": search.metric, "text": hash_of_tokens(batches), "refitted on": refitted_on}
@@ -125,8 +117,6 @@ def refitted_sets_of(inputs: Inputs, request: Request, *, folder: RunFolder) -> 
 
 def searched_sets(inputs: Inputs, request: Request, *, folder: RunFolder) -> CountedSets | RefittedSets | None:
     """The set function that the recipe's selector asks, or the search that competes with it; None where neither asks one."""
-    from shoal.select.table import SELECTORS
-
     recipe = inputs.recipe
     if searches_beside(request):
         selector, metric, n_tokens = search_in_use(recipe, request)

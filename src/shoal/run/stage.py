@@ -12,26 +12,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
+from shoal.edits.plan import Plan
+from shoal.edits.student_of import student_of
+from shoal.engine.student import Student
+from shoal.engine.tensors import each_tensor, save_tensors
+from shoal.evaluate.evaluation import Evaluation
+from shoal.fit.fit_result import FitResult
+from shoal.measure.oracle import Oracle
+from shoal.measure.scan import Scan
+from shoal.prune.thin_result import ThinResult
+from shoal.recipes.recipe import Recipe
 from shoal.run.folder import RunFolder
+from shoal.run.job import Inputs
+from shoal.run.memory_plan.sizes import Sizes, StageNeed
+from shoal.run.pace import Pace
+from shoal.select.budget import Budget
+from shoal.train.train_result import TrainResult
 from shoal.words.progress import stage_of, tell
+from shoal.words.records import file_digest
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from shoal.edits.plan import Plan
-    from shoal.engine.student import Student
-    from shoal.evaluate.evaluation import Evaluation
-    from shoal.fit.fit_result import FitResult
-    from shoal.measure.oracle import Oracle
-    from shoal.measure.scan import Scan
-    from shoal.prune.thin_result import ThinResult
-    from shoal.recipes.recipe import Recipe
     from shoal.run.healing.heal_checkpoint import HealedInRun
-    from shoal.run.job import Inputs
-    from shoal.run.memory_plan.sizes import Sizes, StageNeed
-    from shoal.run.pace import Pace
-    from shoal.select.budget import Budget
-    from shoal.train.train_result import TrainResult
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +97,6 @@ class State:
 
     def student(self) -> Student:
         """The student of the plan with its values."""
-        from shoal.edits.student_of import student_of
-
         return student_of(self.inputs.view, self.planned, self.values.tensors)
 
 
@@ -169,15 +170,10 @@ def run_all(stages: Iterable[Stage], state: State, folder: RunFolder) -> State:
 
 def write_values(path: Path, tensors: Mapping[str, Tensor]) -> Values:
     """Write the tensors beside a plan under their final name, and make their digest."""
-    from shoal.engine.tensors import save_tensors
-    from shoal.words.records import file_digest
-
     save_tensors(path, tensors)
     return Values(tensors, file_digest(path))
 
 
 def read_values(path: Path, digest: str) -> Values:
     """What :func:`write_values` wrote; ``digest`` as it was recorded then. None of them where the digest is empty."""
-    from shoal.engine.tensors import each_tensor
-
     return Values(dict(each_tensor(path)), digest) if digest else NO_VALUES

@@ -13,18 +13,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from shoal.fit.table import REPAIRS
 from shoal.recipes.recipe import Recipe
+from shoal.recipes.recipe_file import load_recipe
 from shoal.run.estimate import estimate, minutes
+from shoal.run.job import Inputs
 from shoal.run.pace import Pace, StageRates
 from shoal.train.heal.config import HealConfig
 from shoal.train.heal.table import TRAINABLE
 from shoal.words.reading import shortened
-
-if TYPE_CHECKING:
-    from shoal.run.job import Inputs
 
 UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
@@ -147,8 +145,6 @@ def _healing_longer(recipe: Recipe, seconds: float, longest: int, lasts: Callabl
 
 def _chosen_before(begun: Path, steps: list[Recipe], *, is_open: bool) -> Recipe:
     """The recipe of a run that goes on. Raises ValueError where it is none that these options could have come to."""
-    from shoal.recipes.recipe_file import load_recipe
-
     chosen = load_recipe(str(begun))
     for step in steps:
         own = step.heal or HealConfig(keep_zeros=step.prune is not None)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from shoal.measure.unit_score_record import UnitScores
+from shoal.measure.unit_scores import UnitScore, is_unit_table, score_with_table
+from shoal.recipes.recipe import Recipe
 from shoal.run.choosing_tasks import SearchedData
+from shoal.run.folder import RunFolder
+from shoal.run.job import Inputs
 from shoal.run.searching import VALUES_FOLDER, searched_data, searched_text, set_function_of
+from shoal.select.request import Request
+from shoal.select.table import SELECTORS
 from shoal.words.progress import tell
-
-if TYPE_CHECKING:
-    from shoal.measure.unit_scores import UnitScore
-    from shoal.recipes.recipe import Recipe
-    from shoal.run.folder import RunFolder
-    from shoal.run.job import Inputs
-    from shoal.select.request import Request
-    from shoal.words.types import UnitTable
+from shoal.words.types import UnitTable
 
 SCORES_FILE = "scores.json"
 FEWEST_FOR_GRADIENTS = 30
@@ -24,9 +21,6 @@ FEWEST_FOR_GRADIENTS = 30
 
 def wanted_score(recipe: Recipe) -> UnitScore | None:
     """The score of units that a recipe chooses by; None where it chooses by anything else."""
-    from shoal.measure.unit_scores import is_unit_table, score_with_table
-    from shoal.select.table import SELECTORS
-
     is_read = "tables" in SELECTORS.named(recipe.select).reads and is_unit_table(recipe.by)
     return score_with_table(recipe.by) if is_read else None
 

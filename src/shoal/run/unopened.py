@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from shoal.checkpoint.blueprint import check_can_be_cut, check_layers
+from shoal.edits.plan import Plan
+from shoal.engine.model_config import Described, describe_source
+from shoal.recipes.recipe import Recipe
 from shoal.run.asking import budget_of, needs_model, plain_request_of, reason_of
 from shoal.run.by_hand import as_edited, named_key, named_plan
 from shoal.run.folder import RunFolder
 from shoal.run.keys import unopened_choice_key
+from shoal.run.tournament import choose
+from shoal.select.model_size import size_of
+from shoal.select.plan_of import plan_of
+from shoal.select.request import Evidence
+from shoal.select.shortlist import shortlist
 from shoal.words.structure import Structure, stored
-
-if TYPE_CHECKING:
-    from shoal.edits.plan import Plan
-    from shoal.engine.model_config import Described
-    from shoal.recipes.recipe import Recipe
 
 
 def plan_unopened(recipe: Recipe, folder: RunFolder, *, trust_remote_code: bool = False) -> Plan:
@@ -22,10 +24,6 @@ def plan_unopened(recipe: Recipe, folder: RunFolder, *, trust_remote_code: bool 
     Raises:
         ValueError: the recipe needs scores or puts something back; what cannot go; as for the stage plan.
     """
-    from shoal.edits.plan import Plan
-    from shoal.engine.model_config import describe_source
-    from shoal.select.model_size import size_of
-
     if recipe.model is None or needs_model(recipe):
         raise ValueError("a plan without opening the model needs a model, --select deepest, --guard 1 and --replace none")
     source = describe_source(recipe.model, trust_remote_code=trust_remote_code)
@@ -43,13 +41,6 @@ def plan_unopened(recipe: Recipe, folder: RunFolder, *, trust_remote_code: bool 
 
 def chosen_unopened(recipe: Recipe, source: Described) -> Plan:
     """The plan itself, in no folder yet. Raises ValueError as :func:`plan_unopened`."""
-    from shoal.checkpoint.blueprint import check_can_be_cut, check_layers
-    from shoal.run.tournament import choose
-    from shoal.select.model_size import size_of
-    from shoal.select.plan_of import plan_of
-    from shoal.select.request import Evidence
-    from shoal.select.shortlist import shortlist
-
     assert recipe.model is not None
     name, found, size = recipe.model, source.fingerprint, size_of(source.model, source.layers_path)
     config, model_class = source.config, type(source.model)

@@ -64,7 +64,7 @@ def card(
     name = source_name(plan.source)
     said = headline(plan, evaluation, thinned=thinned)
     sections = (
-        _front_matter(name, inherited or {}, GROWN if said.changed == "What was put in" else CUT),
+        front_matter(name, inherited or {}, GROWN if said.changed == "What was put in" else CUT),
         f"# {words(name)}, {became(plan)}\n\n{_summary(said)}",
         _load(plan),
         _figures(evaluation),
@@ -104,7 +104,8 @@ def _is_plain(value: Any) -> bool:
 # -- sections ------------------------------------------------------------------------------------------------------------
 
 
-def _front_matter(name: str, inherited: Mapping[str, Any], tags: Sequence[str]) -> str:
+def front_matter(name: str, inherited: Mapping[str, Any], tags: Sequence[str] = CUT) -> str:
+    """The metadata block; ``name``: of the model that this one was made from."""
     metadata: dict[str, Any] = {
         "base_model": clean(name),
         "library_name": "transformers",

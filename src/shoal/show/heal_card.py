@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from shoal.show import markdown
+from shoal.show.card import front_matter
 from shoal.show.headline import source_name
 from shoal.show.markdown import coded, fenced, words
 from shoal.show.table import Table
@@ -34,13 +33,6 @@ def heal_card(
         inherited: licence and language of the student's own card.
     """
     name, reference = source_name(student), source_name(measured.model)
-    metadata = {
-        "base_model": reference,
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["shoal", "depth-pruning", "layer-pruning", "model-compression"],
-        **inherited,
-    }
     facts = {
         "student": coded(name),
         "teacher": f"{coded(reference)}, hash `{measured.model_hash}`" if has_teacher else "none",
@@ -54,7 +46,7 @@ def heal_card(
         "seed": str(training.config.seed),
     }
     parts = [
-        f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---",
+        front_matter(reference, inherited),
         f"# {words(name)}, healed",
         "A stock checkpoint of its architecture; load it with `AutoModelForCausalLM.from_pretrained`.",
         f"## Figures\n\n{markdown.table(figures)}",

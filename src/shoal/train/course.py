@@ -84,10 +84,8 @@ def plan_courses(training: Samples, config: TrainConfig) -> tuple[Course, ...]:
     return tuple(courses)
 
 
-def eval_interval(config: TrainConfig, *, n_steps: int, n_tokens: int, selection_tokens: int) -> int:
-    """Optimiser steps between validations: the configured one, else about twenty validations in the run, fewer (but at least
+def eval_interval(asked: int | None, *, n_steps: int, n_tokens: int, selection_tokens: int) -> int:
+    """Optimiser steps between validations: the one asked for, else about twenty validations in the run, fewer (but at least
     two besides the start) where the selection text is long, so that they read at most half as many tokens as training."""
-    if config.eval_every is not None:
-        return config.eval_every
     affordable = n_tokens // (2 * selection_tokens)
-    return -(-n_steps // min(20, max(2, affordable)))
+    return asked or -(-n_steps // min(20, max(2, affordable)))

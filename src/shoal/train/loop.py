@@ -116,7 +116,9 @@ class _Run:
         self.parallel = data_parallel(self.trainees, workers, device=view.device)
         self.members = self.trainees.members
         self.best: list[dict[str, Tensor]] = [{} for _ in self.members]
-        self.interval = eval_interval(config, n_steps=self.n_steps, n_tokens=self.n_tokens, selection_tokens=selection.n_tokens)
+        self.interval = eval_interval(
+            config.eval_every, n_steps=self.n_steps, n_tokens=self.n_tokens, selection_tokens=selection.n_tokens
+        )
         self.folder: Path | None = None
         self.whole = True  # False while parameters are being updated: such a state is not a step of the run
         self._enter(0)

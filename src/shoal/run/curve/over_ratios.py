@@ -10,10 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from shoal.edits.plan import Candidate
 from shoal.engine.opening import Opening
+from shoal.engine.view import DecoderView
 from shoal.engine.workers import join
+from shoal.evaluate.curve.cliff import cliff_of
+from shoal.evaluate.curve.largest_cut import largest_cut, refuse_nothing_right
+from shoal.evaluate.curve.ratio_curve import ON_TEXT, Cliff, RatioCurves, RatioPoint, RetainedShare, curve_of, is_at_chance
+from shoal.evaluate.tasks.task_files import Task
+from shoal.fit.fit_config import LINEAR_ERROR
+from shoal.measure.oracle import Oracle
+from shoal.measure.scan import Scan
 from shoal.recipes.recipe import Recipe
 from shoal.run.asking import needs_scan, oracle, request_of, why_not
 from shoal.run.begin import open_folder
@@ -25,17 +34,14 @@ from shoal.run.run_files import CURVES
 from shoal.run.searching import runs_the_model, searched_sets
 from shoal.run.stage import State, run_stage
 from shoal.run.stages.scan import SCAN
+from shoal.run.tournament import untrained
+from shoal.select.budget import parse_budget
+from shoal.select.budget_range import check_range, counts_in
+from shoal.select.model_size import ModelSize, model_size
+from shoal.select.request import Evidence
+from shoal.select.shortlist import check_reach, shortlist
 from shoal.words.records import nearest
-
-if TYPE_CHECKING:
-    from shoal.edits.plan import Candidate
-    from shoal.engine.view import DecoderView
-    from shoal.evaluate.curve.ratio_curve import RatioCurves, RatioPoint, RetainedShare
-    from shoal.evaluate.tasks.task_files import Task
-    from shoal.measure.oracle import Oracle
-    from shoal.measure.scan import Scan
-    from shoal.select.model_size import ModelSize
-    from shoal.words.types import Unit
+from shoal.words.types import Unit
 
 
 @dataclass(frozen=True)
@@ -70,10 +76,6 @@ def measure_curves(
     Raises:
         ValueError: one line for anything the user can mend.
     """
-    from shoal.evaluate.curve.largest_cut import refuse_nothing_right
-    from shoal.select.budget_range import check_range, counts_in
-    from shoal.select.model_size import model_size
-
     if join().size > 1:
         raise ValueError("curves are measured in one process; start it without a launcher")
     check_methods(methods, Path(out))
@@ -105,10 +107,6 @@ def measure_curves(
 
 def conclude(curves: RatioCurves, *, keep: Keeping | None = None) -> RatioCurves:
     """With cliffs, and the largest cuts that keep what is wanted; nothing is measured."""
-    from shoal.evaluate.curve.cliff import cliff_of
-    from shoal.evaluate.curve.largest_cut import largest_cut
-    from shoal.evaluate.curve.ratio_curve import Cliff, curve_of, is_at_chance
-
     at_chance = {of for of in curves.measures if is_at_chance(curves, of)}
     cliffs = [
         Cliff(method=method, of=of, found=False, why_not="the teacher is at chance")
@@ -133,8 +131,6 @@ def conclude(curves: RatioCurves, *, keep: Keeping | None = None) -> RatioCurves
 
 def check_measures(tasks: Sequence[Task], keep: Keeping | None) -> None:
     """Raises ValueError: two measures of one name, a wanted one that is not measured, answers that would have to be written."""
-    from shoal.evaluate.curve.ratio_curve import ON_TEXT
-
     names = [*ON_TEXT, *(task.name for task in tasks)]
     if len(set(names)) < len(names):
         raise ValueError(f"the measures need names of their own, got {', '.join(names)}; rename a task file")
@@ -154,9 +150,6 @@ def check_counts(methods: Mapping[str, Recipe], counts: Sequence[int], view: Dec
     Raises:
         ValueError: one cannot; names it.
     """
-    from shoal.select.budget import parse_budget
-    from shoal.select.shortlist import check_reach
-
     for name, recipe in methods.items():
         for n in (counts[0], counts[-1]):
             try:
@@ -167,8 +160,6 @@ def check_counts(methods: Mapping[str, Recipe], counts: Sequence[int], view: Dec
 
 def refuse_to_lose_points(folder: RunFolder, asked: set[tuple[str, int]]) -> None:
     """Raises ValueError: ``curve.json`` stands with points that are not asked for, and ``overwrite`` was not given."""
-    from shoal.evaluate.curve.ratio_curve import RatioCurves
-
     path = folder / CURVES
     if folder.overwrite or not path.exists():
         return
@@ -199,12 +190,6 @@ class _Work:
 
         Searches, rounds and repairs measure while they choose, so their candidates are left to their own plan.
         """
-        from shoal.fit.fit_config import LINEAR_ERROR
-        from shoal.run.tournament import untrained
-        from shoal.select.budget import parse_budget
-        from shoal.select.request import Evidence
-        from shoal.select.shortlist import shortlist
-
         base = self.bench.inputs
         judge = oracle(base, base.selection, what="guard")
         wanted: dict[frozenset[Unit], Candidate] = {}
@@ -276,8 +261,6 @@ def _without_points(
     command: str,
 ) -> RatioCurves:
     """The record with what is the same for all points, and the teacher."""
-    from shoal.evaluate.curve.ratio_curve import RatioCurves
-
     teacher = bench.teacher(folder, size.before)
     recipes: dict[str, dict[str, Any]] = {
         name: recipe.model_dump(mode="json", exclude={"drop", "parameters"}) for name, recipe in methods.items()

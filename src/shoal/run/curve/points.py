@@ -7,8 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from shoal.edits.plan import Plan
+from shoal.engine.student import TEACHER, Student
+from shoal.evaluate.curve.ratio_curve import RatioPoint, Unchanged
+from shoal.evaluate.tasks.answers import facts_of
+from shoal.evaluate.tasks.choice import score_task
+from shoal.evaluate.tasks.task_files import Task
+from shoal.measure.oracle import Oracle, Quality
+from shoal.measure.scan import Scan
+from shoal.recipes.recipe import Recipe
 from shoal.run.asking import needs_scan, oracle
 from shoal.run.begin import open_folder
 from shoal.run.curve.methods import slug
@@ -18,18 +26,10 @@ from shoal.run.keys import evaluation_key
 from shoal.run.run_files import plan_file
 from shoal.run.stage import State, run_all
 from shoal.run.stages.table import TO_A_STUDENT
+from shoal.select.budget import parse_budget
 from shoal.words.progress import labelled, tell
 from shoal.words.records import stable_hash, write_atomically
-
-if TYPE_CHECKING:
-    from shoal.edits.plan import Plan
-    from shoal.engine.student import Student
-    from shoal.evaluate.curve.ratio_curve import RatioPoint, Unchanged
-    from shoal.evaluate.tasks.task_files import Task
-    from shoal.measure.oracle import Oracle, Quality
-    from shoal.measure.scan import Scan
-    from shoal.recipes.recipe import Recipe
-    from shoal.words.structure import Size
+from shoal.words.structure import Size
 
 POINT, TEACHER_POINT = "point.json", "teacher.json"
 
@@ -72,14 +72,10 @@ class PointCut:
 
     def done(self) -> RatioPoint | None:
         """The point that stands with these inputs."""
-        from shoal.evaluate.curve.ratio_curve import RatioPoint
-
         return RatioPoint.load(self.folder / POINT) if self.folder.is_done("point", self.key) else None
 
     def finish(self, found: PointFigures, *, seconds: float, inside: RunFolder) -> RatioPoint:
         """Write the point. ``seconds``: its part of the pass; ``inside``: folder of the curves."""
-        from shoal.evaluate.curve.ratio_curve import RatioPoint
-
         before, after = self.plan.before, self.plan.after
         point = RatioPoint(
             method=self.method,
@@ -113,8 +109,6 @@ class PointBench:
 
     def measure(self, students: Sequence[Student], *, what: str) -> list[PointFigures]:
         """One pass over the evaluation text and one over each task, for all students together."""
-        from shoal.evaluate.tasks.choice import score_task
-
         judge = oracle(self.inputs, self.inputs.evaluation, what=f"{what}: evaluate")
         found = []
         for sums in judge.sums(students):
@@ -145,10 +139,6 @@ class PointBench:
 
     def teacher(self, folder: RunFolder, size: Size) -> Unchanged:
         """``teacher.json``: the model itself, measured as a student that lacks nothing."""
-        from shoal.engine.student import TEACHER
-        from shoal.evaluate.curve.ratio_curve import RatioPoint, Unchanged
-        from shoal.evaluate.tasks.answers import facts_of
-
         key = stable_hash("teacher", self.inputs.model_key, self.key)
         if folder.is_done("teacher", key):
             return Unchanged.load(folder / TEACHER_POINT)
@@ -191,8 +181,6 @@ def make_cut(
 
     ``label`` stands before what it tells of its progress.
     """
-    from shoal.select.budget import parse_budget
-
     started, recipe = time.monotonic(), inputs.recipe.model_copy(update={"drop": str(n_net), "parameters": None})
     own = open_folder(point_path(folder, method, n_net), command=command, overwrite=folder.overwrite)
     scan = found if needs_scan(recipe) else None

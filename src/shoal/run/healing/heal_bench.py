@@ -7,25 +7,30 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shoal.checkpoint.rewrite import read_config
+from shoal.edits.plan import Plan
+from shoal.engine.families import text_config
+from shoal.engine.open import load_tokenizer, refuse_quantised
 from shoal.engine.opening import Opening
+from shoal.engine.source import check_source, fingerprint, resolve_source
 from shoal.engine.spread import devices_of, is_spread
+from shoal.evaluate.comparison import other_tokenizer
 from shoal.run.healing.heal_request import HealRequest
 from shoal.run.job import Inputs, window_of
+from shoal.text.samples import Samples
+from shoal.train.heal.config import HealConfig
+from shoal.train.heal.cut_place import CutPlace
 from shoal.train.heal.quiet import quiet_training
+from shoal.train.heal.result import QuantisedFigures
+from shoal.train.objectives import WeightedSum
 from shoal.words.progress import tell
 from shoal.words.records import stable_hash
 from shoal.words.structure import stored
 
 if TYPE_CHECKING:
-    from shoal.edits.plan import Plan
-    from shoal.text.samples import Samples
-    from shoal.train.heal.config import HealConfig
-    from shoal.train.heal.cut_place import CutPlace
-    from shoal.train.heal.result import QuantisedFigures
     from shoal.train.heal.teachers import Teacher
     from shoal.train.heal.text_rows import TextRows
     from shoal.train.heal.train import Lesson, Pupil
-    from shoal.train.objectives import WeightedSum
 
 FOR_MERGING = ("merge", "most_lost")
 PROMPT_TOKENS = 8  # So many tokens of given text stand before what the teacher writes; a quarter of a sample shorter than 32.
@@ -36,9 +41,6 @@ class HealBench:
     """A student, its teacher and the texts, opened when they are first needed."""
 
     def __init__(self, inputs: Inputs, request: HealRequest, student: str) -> None:
-        from shoal.engine.open import refuse_quantised
-        from shoal.engine.source import check_source, fingerprint, resolve_source
-
         self.inputs, self.request, self.config = inputs, request, request.heal
         self.opening = inputs.opened.opening
         self.path = resolve_source(student, trust_remote_code=self.opening.trust)
@@ -69,8 +71,6 @@ class HealBench:
         """Where the student was cut, by its plan."""
         if self.request.plan is None:
             return None
-        from shoal.edits.plan import Plan
-
         return cut_of(
             Plan.load(Path(self.request.plan)), self.path, n_teacher_layers=self.inputs.view.n_layers, opening=self.opening
         )
@@ -202,10 +202,6 @@ def cut_of(plan: Plan, student: Path, *, n_teacher_layers: int, opening: Opening
     Raises:
         ValueError: the plan is of another teacher, or of a student with another number of layers.
     """
-    from shoal.checkpoint.rewrite import read_config
-    from shoal.engine.families import text_config
-    from shoal.train.heal.cut_place import CutPlace
-
     if plan.n_layers != n_teacher_layers:
         raise ValueError(
             f"the plan cuts a model of {plan.n_layers} layers, the teacher has {n_teacher_layers}; give its own plan"
@@ -220,9 +216,6 @@ def cut_of(plan: Plan, student: Path, *, n_teacher_layers: int, opening: Opening
 
 def refuse_no_student_of(inputs: Inputs, bench: HealBench, *, compares: bool) -> None:
     """Raises ValueError where the student is the teacher and is compared with it, or is deeper and no plan grew it."""
-    from shoal.checkpoint.rewrite import read_config
-    from shoal.engine.families import text_config
-
     request, teacher = bench.request, inputs.opened.name
     if request.teacher is None:
         return
@@ -241,11 +234,6 @@ def refuse_no_student_of(inputs: Inputs, bench: HealBench, *, compares: bool) ->
 
 def refuse_other_words(inputs: Inputs, student: Path) -> None:
     """Raises ValueError where the student does not read the teacher's tokens, or not samples of their length."""
-    from shoal.checkpoint.rewrite import read_config
-    from shoal.engine.families import text_config
-    from shoal.engine.open import load_tokenizer
-    from shoal.evaluate.comparison import other_tokenizer
-
     trust = inputs.opened.opening.trust
     config = text_config(read_config(student, trust_remote_code=trust))
     tokenizer = load_tokenizer(student, trust_remote_code=trust)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from shoal.engine.opening import Opening
+from shoal.evaluate.evaluation import Evaluation
+from shoal.measure.oracle import Quality
 from shoal.recipes.recipe import Recipe
 from shoal.run.begin import Say, open_folder, say_nothing, settled
+from shoal.run.comparing import checkpoint_of
 from shoal.run.folder import RunFolder
 from shoal.run.healing.heal_bench import HealBench
 from shoal.run.healing.heal_measuring import measure_stage
@@ -17,12 +19,8 @@ from shoal.run.healing.heal_request import HealRequest
 from shoal.run.healing.heal_training import train_stage
 from shoal.run.job import SHARE_BESIDE_STUDENT, Inputs, open_inputs
 from shoal.train.heal.quiet import quiet_training
+from shoal.train.heal.result import Drift, HealTraining, Merging
 from shoal.words.progress import numbered, tell
-
-if TYPE_CHECKING:
-    from shoal.evaluate.evaluation import Evaluation
-    from shoal.measure.oracle import Quality
-    from shoal.train.heal.result import Drift, HealTraining, Merging
 
 ON_DISK = "2"  # The layer that runs is in memory, and the one that is read ahead.
 
@@ -76,8 +74,6 @@ def heal(
         ValueError: one line for anything the user can mend.
         ImportError: an extra that is not installed, named.
     """
-    from shoal.run.comparing import checkpoint_of
-
     student = checkpoint_of(request.student)
     refuse_inside(Path(out), student)
     folder = open_folder(Path(out), command=command, overwrite=overwrite)

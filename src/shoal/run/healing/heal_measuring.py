@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+from shoal.engine.open import load_strictly
+from shoal.engine.view import DecoderView
+from shoal.evaluate.evaluation import Evaluation, closeness, compare
+from shoal.measure.oracle import Quality
 from shoal.run.folder import RunFolder
 from shoal.run.healing.heal_bench import HealBench
-from shoal.words.records import stable_hash, write_atomically
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from shoal.engine.view import DecoderView
-    from shoal.evaluate.evaluation import Evaluation
-    from shoal.measure.oracle import Quality
-    from shoal.show.table import Table
-    from shoal.train.heal.result import Drift, HealTraining, Merging
-    from shoal.words.records import Provenance
+from shoal.run.measuring import against_teacher
+from shoal.run.stages.report import report_stage
+from shoal.show.before_after import before_after, drift_table
+from shoal.show.card import inherited_metadata
+from shoal.show.heal_card import heal_card
+from shoal.show.table import Table
+from shoal.train.heal.result import Drift, HealTraining, Merging
+from shoal.words.records import Provenance, stable_hash, write_atomically
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,6 @@ def measure_stage(
     bench: HealBench, folder: RunFolder, training: HealTraining, merging: Merging, *, command: str
 ) -> BeforeAfter:
     """``evaluation.json`` and ``before.json``, or ``drift.json`` without a teacher; card and report."""
-    from shoal.run.stages.report import report_stage
-
     found = BeforeAfter()
     if merging.way != "apart":
         found = (
@@ -54,11 +53,6 @@ def measure_stage(
 
 def _by_teacher(bench: HealBench, folder: RunFolder, training: HealTraining, merging: Merging, command: str) -> BeforeAfter:
     """Before and after, each against the teacher."""
-    from shoal.evaluate.evaluation import Evaluation, closeness
-    from shoal.measure.oracle import Quality
-    from shoal.run.measuring import against_teacher
-    from shoal.show.before_after import before_after
-
     inputs = bench.inputs
     key = stable_hash("measured", bench.key, merging.way, inputs.evaluation.data_hash)
     if folder.is_done("evaluation", key):
@@ -83,10 +77,6 @@ def _by_teacher(bench: HealBench, folder: RunFolder, training: HealTraining, mer
 
 def _alone(bench: HealBench, folder: RunFolder, training: HealTraining, merging: Merging, command: str) -> BeforeAfter:
     """The healed student against the student as it came, which is the model of the inputs where there is no teacher."""
-    from shoal.evaluate.evaluation import compare
-    from shoal.show.before_after import drift_table
-    from shoal.train.heal.result import Drift
-
     inputs = bench.inputs
     key = stable_hash("measured alone", bench.key, merging.way, inputs.evaluation.data_hash)
     if folder.is_done("evaluation", key):
@@ -119,9 +109,6 @@ def _alone(bench: HealBench, folder: RunFolder, training: HealTraining, merging:
 
 
 def _opened(bench: HealBench, path: Path) -> DecoderView:
-    from shoal.engine.open import load_strictly
-    from shoal.engine.view import DecoderView
-
     place = bench.opening
     return DecoderView(load_strictly(path, device=place.device, trust_remote_code=place.trust))
 
@@ -136,9 +123,6 @@ def _write_card(
     measured: Provenance,
     command: str,
 ) -> None:
-    from shoal.show.card import inherited_metadata
-    from shoal.show.heal_card import heal_card
-
     text = heal_card(
         bench.request.student,
         training,

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import shutil
 import time
-from typing import TYPE_CHECKING
 
+from shoal.checkpoint.save import save
+from shoal.checkpoint.verify import verify
+from shoal.engine.tensors import each_tensor
 from shoal.run.folder import RunFolder
 from shoal.run.healing.heal_bench import HealBench
 from shoal.run.healing.heal_training import HEALED
+from shoal.train.heal.result import HealTraining, Merging
 from shoal.words.records import stable_hash
-
-if TYPE_CHECKING:
-    from shoal.train.heal.result import HealTraining, Merging
 
 
 def merge_stage(bench: HealBench, folder: RunFolder, training: HealTraining) -> Merging:
     """``merge.json``, and ``model/`` or ``adapter/``: the merge is measured, refused where it loses too much, and verified."""
-    from shoal.train.heal.result import Merging
-
     key = stable_hash("healed", bench.key, bench.config.merge, bench.config.most_lost)
     if folder.is_done("model", key):
         return Merging.load(folder / "merge.json")
@@ -31,9 +29,6 @@ def merge_stage(bench: HealBench, folder: RunFolder, training: HealTraining) -> 
 
 
 def _merge_and_write(bench: HealBench, folder: RunFolder, training: HealTraining) -> Merging:
-    from shoal.checkpoint.save import save
-    from shoal.checkpoint.verify import verify
-    from shoal.engine.tensors import each_tensor
     from shoal.train.heal.merge import adopt_values, merge_pupil
 
     for name in ("model", "adapter"):  # A run that died before it recorded the stage may have left it.

@@ -7,25 +7,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
 
 from shoal.engine.out_of_memory import is_out_of_memory
+from shoal.engine.tensors import save_tensors
 from shoal.run.folder import RunFolder
 from shoal.run.healing.heal_bench import HealBench
 from shoal.run.stages.polish import claim
+from shoal.train.heal.result import HealTraining
 from shoal.words.progress import tell
-
-if TYPE_CHECKING:
-    from shoal.train.heal.result import HealTraining
 
 HEALED = "heal.safetensors"
 
 
 def train_stage(bench: HealBench, folder: RunFolder) -> HealTraining:
     """``heal.json`` and ``heal.safetensors``: the values of the best step."""
-    from shoal.engine.tensors import save_tensors
     from shoal.train.heal.merge import trained_values
-    from shoal.train.heal.result import HealTraining
     from shoal.train.heal.train import train
 
     with folder.unless_refused():

@@ -10,22 +10,26 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from shoal.edits.replace.table import parse_replacement
 from shoal.engine.opening import Opening
 from shoal.recipes.recipe import Recipe
+from shoal.run.asking import budget_of, is_measured
+from shoal.run.by_hand import named_gone
 from shoal.run.job import LONGEST_DEFAULT, SHARE_BESIDE_STUDENT, layers_in_memory
 from shoal.run.memory_plan.machine import Machine, machine_of
-from shoal.run.memory_plan.shape import shape_of
+from shoal.run.memory_plan.shape import amounts_without_weights, shape_of
 from shoal.run.memory_plan.sizes import Sizes, StageNeed
+from shoal.run.resource_amounts import amounts_as_if_alike
 from shoal.run.stages.table import STAGES
+from shoal.select.amounts import Amounts
+from shoal.select.budget import resolve
+from shoal.select.grow_config import parse_depth
+from shoal.select.model_size import NOTHING, ModelSize, PutBack
+from shoal.show.table import Column, Table, numbers
 from shoal.words.model_shape import ModelShape
 from shoal.words.numbers import in_bytes
 from shoal.words.records import Record
-
-if TYPE_CHECKING:
-    from shoal.select.amounts import Amounts
-    from shoal.show.table import Table
 
 
 class MemoryNeeds(Record):
@@ -97,10 +101,6 @@ def needs_of(
 
 def unopened_amounts(recipe: Recipe, shape: ModelShape, opening: Opening) -> dict[str, Amounts]:
     """What the budget is a share of, where it is one of cache, arithmetic, bytes or active parameters; else nothing."""
-    from shoal.run.asking import is_measured
-    from shoal.run.memory_plan.shape import amounts_without_weights
-    from shoal.run.resource_amounts import amounts_as_if_alike
-
     if recipe.is_by_hand or recipe.model is None or not is_measured(recipe):
         return {}
     context = recipe.text.length or min(shape.window or LONGEST_DEFAULT, LONGEST_DEFAULT)
@@ -124,13 +124,6 @@ def sizes_of(
     Raises:
         ValueError: a budget out of reach.
     """
-    from shoal.edits.replace.table import parse_replacement
-    from shoal.run.asking import budget_of
-    from shoal.run.by_hand import named_gone
-    from shoal.select.budget import resolve
-    from shoal.select.grow_config import parse_depth
-    from shoal.select.model_size import NOTHING, ModelSize, PutBack
-
     total = shape.other_parameters + shape.n_layers * shape.layer_parameters
     size = ModelSize(total=total, layers=(shape.layer_parameters,) * shape.n_layers)
     removable = tuple(sorted(set(range(shape.n_layers)) - recipe.protected(shape.n_layers)))
@@ -186,8 +179,6 @@ def _advice(found: MemoryNeeds, streamed: tuple[StageNeed, ...]) -> list[str]:
 
 def needs_table(found: MemoryNeeds) -> Table:
     """The stages for people; the largest stands out."""
-    from shoal.show.table import Column, Table, numbers
-
     layers = "all layers" if found.resident is None else f"{found.resident} of the layers, the rest read from disk,"
     verdict = "fits" if found.fits else "may not fit"
     host = max(one.host for one in found.stages)

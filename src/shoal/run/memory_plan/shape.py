@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from shoal.engine.families import text_config
+from shoal.engine.model_config import Described, describe_source
+from shoal.engine.open import DTYPES
+from shoal.engine.shards import read_shards
+from shoal.engine.streamed import bytes_by_layer
 from shoal.run.job import window_of
+from shoal.run.resource_amounts import amounts_as_if_alike, computed_amounts
+from shoal.select.amounts import Amounts
+from shoal.select.model_size import size_of
 from shoal.words.model_shape import ModelShape
-
-if TYPE_CHECKING:
-    from shoal.engine.model_config import Described
-    from shoal.select.amounts import Amounts
 
 
 def as_it_runs(model: str, *, dtype: str | None = None, trust_remote_code: bool = False) -> Described:
@@ -19,12 +25,6 @@ def as_it_runs(model: str, *, dtype: str | None = None, trust_remote_code: bool 
     Raises:
         ValueError: no such model, or a damaged one.
     """
-    import torch
-
-    from shoal.engine.families import text_config
-    from shoal.engine.model_config import describe_source
-    from shoal.engine.open import DTYPES
-
     found = describe_source(model, trust_remote_code=trust_remote_code)
     text = text_config(found.config)
     stored = text.dtype if isinstance(text.dtype, torch.dtype) else torch.float32
@@ -33,8 +33,6 @@ def as_it_runs(model: str, *, dtype: str | None = None, trust_remote_code: bool 
 
 def shape_of(model: str, *, dtype: str | None = None, trust_remote_code: bool = False) -> ModelShape:
     """Sizes from ``config.json``; the model is built without weights."""
-    from shoal.select.model_size import size_of
-
     found = as_it_runs(model, dtype=dtype, trust_remote_code=trust_remote_code)
     text, size = found.config, size_of(found.model, found.layers_path)
     hidden = int(text.hidden_size)
@@ -54,10 +52,6 @@ def amounts_without_weights(
     model: str, *, context: int, dtype: str | None = None, trust_remote_code: bool = False
 ) -> dict[str, Amounts]:
     """What budgets can be shares of, but for time; of packed weights the bytes are those of the files."""
-    from shoal.engine.shards import read_shards
-    from shoal.engine.streamed import bytes_by_layer
-    from shoal.run.resource_amounts import amounts_as_if_alike, computed_amounts
-
     described = as_it_runs(model, dtype=dtype, trust_remote_code=trust_remote_code)
     found = computed_amounts(described, context=context)
     if described.quantised is not None:

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from shoal.edits.plan import Plan
+from shoal.evaluate.tasks.choice import TOKENS_ON_DEVICES, TOKENS_PER_BATCH
+from shoal.evaluate.tasks.task_loss import MOST_TOGETHER as MOST_ANSWERING
+from shoal.fit.linear_error import bytes_per_span
+from shoal.measure.metrics import METRICS
+from shoal.measure.removals import MOST_TOGETHER
+from shoal.measure.task_metric import TASK
+from shoal.recipes.recipe import Recipe
 from shoal.recipes.task_choice import asks_tasks
 from shoal.run.asking import budget_of, oracle, plain_request_of, request_of, why_not
 from shoal.run.by_hand import as_edited, named_key, named_plan
@@ -16,25 +23,31 @@ from shoal.run.candidate_repair import (
     repairs_candidates,
     rungs,
 )
+from shoal.run.choosing_tasks import tasks_of
 from shoal.run.folder import RunFolder
+from shoal.run.job import Inputs
 from shoal.run.keys import choice_key, scan_key
 from shoal.run.memory_plan.sizes import Sizes, StageNeed, largest
 from shoal.run.merging import MERGING, merges_of, merges_said
 from shoal.run.pace import TRAINING, Pace
+from shoal.run.race import Standings
 from shoal.run.resource_amounts import amounts_of, computed_amounts
 from shoal.run.searching import VALUES_FOLDER, runs_the_model, search_in_use, search_said, searched_sets, write_search
 from shoal.run.stage import Made, Stage, State
+from shoal.run.stages.fit import fitting, solving
+from shoal.run.tournament import choose
 from shoal.run.unit_scoring import measured_scores, wanted_score
+from shoal.select.model_size import model_size
+from shoal.select.plan_of import plan_of
 from shoal.select.proposals import searches_beside
+from shoal.select.request import Evidence
+from shoal.select.rounds import rescanner
+from shoal.select.shortlist import shortlist
+from shoal.select.table import SELECTORS
 from shoal.words.types import UNIT_KINDS
 
 # The file holds candidates that were measured so far, so that a stopped run does not repair them again.
 STANDINGS = "tournament"
-
-if TYPE_CHECKING:
-    from shoal.edits.plan import Plan
-    from shoal.recipes.recipe import Recipe
-    from shoal.run.job import Inputs
 
 CHARACTERS_PER_TOKEN = 4
 
@@ -48,14 +61,6 @@ def key(state: State) -> str | None:
 
 
 def run(state: State, folder: RunFolder) -> Made:
-    from shoal.run.race import Standings
-    from shoal.run.tournament import choose
-    from shoal.select.model_size import model_size
-    from shoal.select.plan_of import plan_of
-    from shoal.select.request import Evidence
-    from shoal.select.rounds import rescanner
-    from shoal.select.shortlist import shortlist
-
     inputs, found, judge = state.inputs, state.scan, state.judge
     recipe, view = inputs.recipe, inputs.view
     if recipe.is_by_hand:
@@ -114,8 +119,6 @@ def run(state: State, folder: RunFolder) -> Made:
 
 
 def _named(inputs: Inputs) -> Plan:
-    from shoal.select.model_size import model_size
-
     return named_plan(
         inputs.recipe,
         model_size(inputs.view),
@@ -131,9 +134,6 @@ def _named(inputs: Inputs) -> Plan:
 
 def load(state: State, folder: RunFolder) -> State:
     """The plan that stands; where somebody edited it, with the sizes of its edits and without the verdict of another choice."""
-    from shoal.edits.plan import Plan
-    from shoal.select.model_size import model_size
-
     plan = Plan.load(folder / "plan.json")
     if plan.is_edited_by_hand:
         put_back = request_of(state.inputs.recipe, state.inputs.view).put_back
@@ -144,9 +144,6 @@ def load(state: State, folder: RunFolder) -> State:
 
 def takes(sizes: Sizes) -> StageNeed:
     """Candidates are judged, ranked by their linear error, searched for, and repaired: one after the other."""
-    from shoal.fit.linear_error import bytes_per_span
-    from shoal.run.stages.fit import fitting
-
     recipe, shape = sizes.recipe, sizes.shape
     n_selection, n_calibration = sizes.tokens("selection"), sizes.tokens("calibration")
     n_students = recipe.guard + 1 if recipe.guard > 1 else 1
@@ -165,11 +162,6 @@ def takes(sizes: Sizes) -> StageNeed:
 
 def _searching(sizes: Sizes) -> list[StageNeed]:
     """Sets that are run to choose by: on a text with what is kept of it, or on items of tasks, a batch after the other."""
-    from shoal.evaluate.tasks.choice import TOKENS_ON_DEVICES, TOKENS_PER_BATCH
-    from shoal.evaluate.tasks.task_loss import MOST_TOGETHER as MOST_ANSWERING
-    from shoal.measure.metrics import METRICS
-    from shoal.measure.removals import MOST_TOGETHER
-
     recipe, shape = sizes.recipe, sizes.shape
     found: list[StageNeed] = []
     by_task = asks_tasks(recipe)
@@ -224,8 +216,6 @@ def _measuring(pace: Pace) -> dict[str, float]:
 
 def _sets_of_search(selector: str, pace: Pace) -> int | None:
     """Sets of a search that lets a quarter of the units go; None where the selector runs none."""
-    from shoal.select.table import SELECTORS
-
     searches, n_units = SELECTORS.named(selector).n_evaluations, pace.shape.n_layers * len(UNIT_KINDS[pace.recipe.units])
     return None if searches is None else searches(n_units, max(1, n_units // 4))
 
@@ -242,25 +232,18 @@ def _searching_beside(pace: Pace) -> float:
 
 def _running_sets(pace: Pace, n_sets: int, metric: str, n_tokens: float) -> float:
     """A set runs the layers behind its first unit: half of them in the mean."""
-    from shoal.measure.metrics import METRICS
-    from shoal.measure.task_metric import TASK
-
     needs_head = metric == TASK or METRICS.named(metric).needs != "hidden"
     return n_sets * n_tokens * (pace.rates.layers / 2 + pace.rates.compared * needs_head)
 
 
 def _tokens_of_items(recipe: Recipe) -> float:
     """About how many tokens the answers to a recipe's tasks read: every option with its context."""
-    from shoal.run.choosing_tasks import tasks_of
-
     items = [item for task in tasks_of(recipe) for item in task.items]
     return sum(len(item.ctx) + len(choice) for item in items for choice in item.choices) / CHARACTERS_PER_TOKEN
 
 
 def _racing(pace: Pace) -> float:
     """Candidates as plain cuts; or ranked by linear error, and in every round the better half repaired on more text."""
-    from shoal.run.stages.fit import solving
-
     recipe, shape, length = pace.recipe, pace.shape, pace.inputs.length
     n_selection, n_left = pace.tokens("selection"), recipe.guard
     if not repairs_candidates(recipe):

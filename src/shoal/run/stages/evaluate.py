@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from shoal.checkpoint.write import is_bundled
+from shoal.edits.plan import Plan
+from shoal.engine.open import load_strictly
+from shoal.engine.student import Student
+from shoal.engine.view import DecoderView
+from shoal.evaluate.cost import cost
+from shoal.evaluate.evaluation import Evaluation
 from shoal.recipes.listing import bibtex
 from shoal.run.folder import RunFolder
 from shoal.run.keys import evaluation_key
@@ -12,15 +18,10 @@ from shoal.run.measuring import against_teacher
 from shoal.run.memory_plan.sizes import Sizes, StageNeed
 from shoal.run.pace import Pace
 from shoal.run.stage import Made, Stage, State
+from shoal.show.card import card, inherited_metadata
 from shoal.words.records import write_atomically
 from shoal.words.structure import stored, units_of
 from shoal.words.types import Unit
-
-if TYPE_CHECKING:
-    from shoal.edits.plan import Plan
-    from shoal.engine.student import Student
-    from shoal.engine.view import DecoderView
-    from shoal.evaluate.evaluation import Evaluation
 
 
 def key(state: State) -> str | None:
@@ -29,18 +30,10 @@ def key(state: State) -> str | None:
 
 
 def load(state: State, folder: RunFolder) -> State:
-    from shoal.evaluate.evaluation import Evaluation
-
     return replace(state, evaluation=Evaluation.load(folder / "evaluation.json"))
 
 
 def run(state: State, folder: RunFolder) -> Made:
-    from shoal.checkpoint.write import is_bundled
-    from shoal.engine.open import load_strictly
-    from shoal.engine.student import Student
-    from shoal.engine.view import DecoderView
-    from shoal.show.card import card, inherited_metadata
-
     inputs, plan, healed = state.inputs, state.planned, state.healed
     # The student of a streamed model equals the checkpoint, as was verified, unless that was healed.
     student: DecoderView | Student = replace(state.student(), name="student")
@@ -90,9 +83,6 @@ def lasts(pace: Pace) -> dict[str, float]:
 
 def without_zeros(evaluation: Evaluation, student: DecoderView | Student, plan: Plan) -> Evaluation:
     """With the cost of a saved student as it is where sublayers that are zero are not run: they stand in its layers."""
-    from shoal.engine.student import Student
-    from shoal.evaluate.cost import cost
-
     off = frozenset(Unit(kind, place) for place, slot in enumerate(stored(plan.structure)) for kind in slot.off)
     if not off or isinstance(student, Student):
         return evaluation

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
+from shoal.edits.plan import Plan
+from shoal.fit.fit_plan import FittedPlan, fit_plan
+from shoal.fit.fit_result import FitResult
+from shoal.fit.kept_layers import KeptLayers
+from shoal.fit.put_back import as_removal, put_back
+from shoal.fit.table import REPAIRS
+from shoal.fit.teacher_prefix import Reuse
 from shoal.run.asking import oracle
 from shoal.run.folder import RunFolder
 from shoal.run.keys import repair_key
@@ -13,10 +19,6 @@ from shoal.run.memory_plan.sizes import Sizes, StageNeed
 from shoal.run.pace import Pace, solve_flops
 from shoal.run.stage import Made, Stage, State, Values, read_values, write_values
 from shoal.words.progress import tell
-
-if TYPE_CHECKING:
-    from shoal.fit.fit_plan import FittedPlan
-    from shoal.fit.kept_layers import KeptLayers
 
 VALUES, FITTED = "fit.safetensors", "fitted.json"
 # The folder holds the layers that a sweep has fitted so far, so that a stopped run does not solve them again.
@@ -32,17 +34,12 @@ def key(state: State) -> str:
 
 
 def load(state: State, folder: RunFolder) -> State:
-    from shoal.edits.plan import Plan
-    from shoal.fit.fit_result import FitResult
-
     result = FitResult.load(folder / "fit.json")
     values = read_values(folder / VALUES, result.values_digest)
     return replace(state, plan=Plan.load(folder / FITTED), values=values, repaired=result)
 
 
 def run(state: State, folder: RunFolder) -> Made:
-    from shoal.fit.kept_layers import KeptLayers
-
     kept = KeptLayers(folder / LAYERS / key(state), workers=folder.workers)
     fitted = repaired(state, kept)
 
@@ -61,11 +58,6 @@ def run(state: State, folder: RunFolder) -> Made:
 
 def repaired(state: State, kept: KeptLayers) -> FittedPlan:
     """The plan with its repair; one that makes the student worse on ``selection`` is undone."""
-    from shoal.fit.fit_plan import fit_plan
-    from shoal.fit.put_back import as_removal, put_back
-    from shoal.fit.table import REPAIRS
-    from shoal.fit.teacher_prefix import Reuse
-
     inputs, plan, repair = state.inputs, state.planned, state.inputs.recipe.repair
     judge = oracle(inputs, inputs.selection, what="check the repair")
     of_modules = REPAIRS.named(repair).sets_replacements  # All others set what is there without the replacements.
@@ -95,8 +87,6 @@ def fitting(sizes: Sizes, stage: str, *, share: int, n_states: int = 5) -> Stage
         n_states: one more where candidates share those in front of their cuts.
         share: one part in that many of the text of the fit is read.
     """
-    from shoal.fit.table import REPAIRS
-
     recipe, shape = sizes.recipe, sizes.shape
     own = REPAIRS.named(recipe.repair).size(shape, sizes.n_kept)
     values = own.parameters * shape.itemsize
@@ -122,8 +112,6 @@ def solving(pace: Pace, n_tokens: float, *, searches: bool) -> float:
     Args:
         searches: the ridge is looked for by cross-validation.
     """
-    from shoal.fit.table import REPAIRS
-
     shape, rates = pace.shape, pace.rates
     n_before = 3 * shape.n_layers // 8
     size = REPAIRS.named(pace.recipe.repair).size(shape, n_before)

@@ -10,6 +10,7 @@ from shoal.run.pace import Pace
 from shoal.run.stage import Made, Stage, State
 from shoal.train.config import DEFAULT_TOKENS
 from shoal.train.heal.config import HealConfig
+from shoal.train.heal.table import TRAINABLE
 from shoal.words.progress import silent, watched
 from shoal.words.records import stable_hash
 
@@ -44,8 +45,6 @@ def _healed(state: State, folder: RunFolder) -> State:
 
 def takes(sizes: Sizes) -> StageNeed:
     """Teacher and student in memory, and what the entry of the method trains; then the student again, to be merged into."""
-    from shoal.train.heal.table import TRAINABLE
-
     config = _config(sizes.recipe)
     n_trained = TRAINABLE.named(config.method).most_trained(sizes.shape, sizes.n_kept, config)
     return sizes.need(

@@ -3,6 +3,8 @@
 import shutil
 from dataclasses import replace
 
+from shoal.edits.replace.table import parse_replacement
+from shoal.fit.table import REPAIRS
 from shoal.recipes.recipe import Recipe
 from shoal.run.asking import oracle
 from shoal.run.folder import RunFolder
@@ -10,7 +12,10 @@ from shoal.run.keys import train_key
 from shoal.run.memory_plan.sizes import TRAINED_BYTES, Sizes, StageNeed
 from shoal.run.pace import Pace
 from shoal.run.stage import Made, Stage, State, Values, read_values, write_values
+from shoal.select.table import SELECTORS
 from shoal.train.config import DEFAULT_TOKENS, TrainConfig
+from shoal.train.train_plan import train_plan
+from shoal.train.train_result import TrainResults
 from shoal.words.progress import tell
 from shoal.words.records import write_atomically
 
@@ -24,16 +29,11 @@ def key(state: State) -> str | None:
 
 
 def load(state: State, folder: RunFolder) -> State:
-    from shoal.train.train_result import TrainResults
-
     results = TrainResults.load(folder / "train.json")
     return replace(state, values=read_values(folder / TRAINED, results.values_digest), trained=results.results)
 
 
 def run(state: State, folder: RunFolder) -> Made:
-    from shoal.train.train_plan import train_plan
-    from shoal.train.train_result import TrainResults
-
     inputs, config, claimed = state.inputs, _config(state.recipe), key(state)
     assert claimed is not None, "a stage without a key does not run"
     folder.workers.on_first(lambda: claim(folder, "train", claimed))
@@ -69,10 +69,6 @@ def _config(recipe: Recipe) -> TrainConfig:
 
 def takes(sizes: Sizes) -> StageNeed:
     """Where one part is trained after the other, one layer's worth at a time; else all that repair and replacements set."""
-    from shoal.edits.replace.table import parse_replacement
-    from shoal.fit.table import REPAIRS
-    from shoal.select.table import SELECTORS
-
     recipe, shape = sizes.recipe, sizes.shape
     config = _config(recipe)
     kind, refits = parse_replacement(recipe.replace), REPAIRS.named(recipe.repair).size(shape, sizes.n_kept)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 from shoal.edits.inits import INITS
 from shoal.edits.insert import Insert
+from shoal.edits.plan import Plan
+from shoal.fit.lesa import predicted
+from shoal.fit.prediction import Prediction
+from shoal.recipes.recipe import Recipe
 from shoal.run.folder import RunFolder
 from shoal.run.keys import edits_key
 from shoal.run.memory_plan.sizes import Sizes, StageNeed
 from shoal.run.stage import Made, Stage, State, Values, read_values, write_values
 from shoal.words.progress import tell
 from shoal.words.records import stable_hash
-
-if TYPE_CHECKING:
-    from shoal.edits.plan import Plan
-    from shoal.recipes.recipe import Recipe
 
 PREDICTED = "predict.safetensors"
 
@@ -34,16 +33,11 @@ def key(state: State) -> str | None:
 
 
 def load(state: State, folder: RunFolder) -> State:
-    from shoal.fit.prediction import Prediction
-
     found = Prediction.load(folder / "predict.json")
     return replace(state, values=read_values(folder / PREDICTED, found.values_digest))
 
 
 def run(state: State, folder: RunFolder) -> Made:
-    from shoal.fit.lesa import predicted
-    from shoal.fit.prediction import Prediction
-
     inputs = state.inputs
     values, maps = predicted(
         inputs.view,

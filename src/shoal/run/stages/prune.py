@@ -10,8 +10,20 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from torch import Tensor
+
+from shoal.edits.plan import Plan
+from shoal.edits.prune import Prune
+from shoal.engine.tensors import each_tensor, mapped_tensors, save_tensors
+from shoal.prune.allocator import MapKey
+from shoal.prune.amount import Amount
+from shoal.prune.input_sums import MOST_MOMENTS
+from shoal.prune.prune_config import PruneConfig
+from shoal.prune.table import ALLOCATORS, PRUNERS
+from shoal.prune.thin import ThinnedLayer, ThinSite, evidence_of, thin, thin_site
+from shoal.prune.thin_result import LayerZeros, ThinnedMap, ThinResult
+from shoal.recipes.recipe import Recipe
 from shoal.run.folder import RunFolder
 from shoal.run.keys import prune_key
 from shoal.run.memory_plan.sizes import Sizes, StageNeed
@@ -20,17 +32,6 @@ from shoal.run.stage import Made, Stage, State, Values
 from shoal.run.stages.polish import claim
 from shoal.words.progress import tell
 from shoal.words.records import file_digest, stable_hash
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from shoal.edits.plan import Plan
-    from shoal.prune.allocator import MapKey
-    from shoal.prune.amount import Amount
-    from shoal.prune.prune_config import PruneConfig
-    from shoal.prune.thin import ThinnedLayer, ThinSite
-    from shoal.prune.thin_result import ThinResult
-    from shoal.recipes.recipe import Recipe
 
 N_FACTORS = 4
 """Matrices beside the second moments of a map while its zeros are chosen: a damped copy, two Cholesky factors, an inverse."""
@@ -56,9 +57,6 @@ def run(state: State, folder: RunFolder) -> Made:
 
 
 def load(state: State, folder: RunFolder) -> State:
-    from shoal.edits.plan import Plan
-    from shoal.prune.thin_result import ThinResult
-
     result = ThinResult.load(folder / RESULT)
     found = pruned_values(folder.path, mapped=state.inputs.is_streamed)
     values = Values({**state.values.tensors, **found}, stable_hash(state.values.digest, result.values_digest))
@@ -71,8 +69,6 @@ def pruned_values(folder: Path, *, mapped: bool = False) -> dict[str, Tensor]:
     Args:
         mapped: left on disk until they are used.
     """
-    from shoal.engine.tensors import each_tensor, mapped_tensors
-
     found: dict[str, Tensor] = {}
     for file in sorted((folder / FOLDER).glob("layer-*.safetensors")):
         layer = int(file.stem.removeprefix("layer-"))
@@ -83,11 +79,6 @@ def pruned_values(folder: Path, *, mapped: bool = False) -> dict[str, Tensor]:
 
 def _thinned(state: State, folder: RunFolder) -> tuple[ThinResult, Plan]:
     """Every layer thinned, its values in its file: the record, and the plan with its edits."""
-    from shoal.edits.prune import Prune
-    from shoal.prune.table import PRUNERS
-    from shoal.prune.thin import thin, thin_site
-    from shoal.prune.thin_result import ThinnedMap, ThinResult
-
     inputs, config = state.inputs, _config(state.recipe)
     started = time.monotonic()
     samples = inputs.calibration if config.reads_text else None
@@ -123,9 +114,6 @@ def _thinned(state: State, folder: RunFolder) -> tuple[ThinResult, Plan]:
 
 def _amounts(state: State, site: ThinSite) -> tuple[float, Mapping[MapKey, Amount], dict[int, float]]:
     """The share of zeros in all maps together, the amount of each map, and the outliers where they were counted."""
-    from shoal.prune.table import ALLOCATORS
-    from shoal.prune.thin import evidence_of
-
     config, plan, n_layers = _config(state.recipe), state.planned, state.inputs.view.n_layers
     outliers: dict[int, float] = {}
     evidence = evidence_of(site, outliers=outliers, after_layer=lambda layer: tell("outliers", layer + 1, n_layers))
@@ -149,8 +137,6 @@ def _file(folder: Path, layer: int) -> Path:
 
 def _write_layer(folder: RunFolder, done: ThinnedLayer) -> None:
     """The tensors first: a layer counts as done when its record is there."""
-    from shoal.engine.tensors import save_tensors
-    from shoal.prune.thin_result import LayerZeros
 
     def write() -> None:
         file = _file(folder / FOLDER, done.layer)
@@ -163,10 +149,6 @@ def _write_layer(folder: RunFolder, done: ThinnedLayer) -> None:
 
 def _read_layer(folder: RunFolder, layer: int) -> ThinnedLayer | None:
     """What an earlier run of the same inputs made of a layer, on every process."""
-    from shoal.engine.tensors import each_tensor
-    from shoal.prune.thin import ThinnedLayer
-    from shoal.prune.thin_result import LayerZeros
-
     file = _file(folder / FOLDER, layer)
     if not folder.workers.from_first(file.with_suffix(".json").exists):
         return None
@@ -175,9 +157,6 @@ def _read_layer(folder: RunFolder, layer: int) -> ThinnedLayer | None:
 
 def takes(sizes: Sizes) -> StageNeed:
     """Values of all layers where they are in memory, a layer twice, second moments with the factors of the widest map."""
-    from shoal.prune.input_sums import MOST_MOMENTS
-    from shoal.prune.table import PRUNERS
-
     config, shape = _config(sizes.recipe), sizes.shape
     widest = 8 * shape.ffn**2
     is_solved = PRUNERS.named(config.method).reads == "moments"
@@ -198,8 +177,6 @@ def lasts(pace: Pace) -> dict[str, float]:
 
     SparseGPT factorises and inverts the second moments of every map (4/3 n^3 and 1/3 n^3) and goes through its columns.
     """
-    from shoal.prune.table import ALLOCATORS, PRUNERS
-
     config, shape, rates = _config(pace.recipe), pace.shape, pace.rates
     width, wide, n_tokens = shape.hidden, shape.ffn, pace.tokens("calibration")
     reads = PRUNERS.named(config.method).reads

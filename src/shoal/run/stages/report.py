@@ -6,20 +6,34 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from shoal.checkpoint.verify import Verification
+from shoal.edits.plan import Plan
+from shoal.engine.source import fingerprint
+from shoal.evaluate.curve.ratio_curve import RatioCurves
+from shoal.evaluate.evaluation import Evaluation
+from shoal.export.proof_record import RECORD as PROVED
+from shoal.export.proof_record import ProofRecord, is_record, records_in
+from shoal.fit.fit_result import FitResult
+from shoal.measure.oracle import Quality
+from shoal.measure.scan import Scan
+from shoal.measure.unit_score_record import UnitScores
+from shoal.prune.thin_result import ThinResult
+from shoal.recipes.recipe import Recipe
+from shoal.recipes.recipe_file import load_recipe
+from shoal.run.asking import needs_scan
 from shoal.run.folder import RECORD, RunRecord
+from shoal.run.healing.heal_request import HealRequest
 from shoal.run.run_files import CURVES, plan_file
+from shoal.select.search.search_record import SearchRecord
+from shoal.show.chart_files import save_figures
+from shoal.show.headline import source_name
+from shoal.show.report.page import GENERATOR, page, sections
+from shoal.show.report.run_data import Facts, LearningCurve, RunData
+from shoal.train.heal.result import Drift, HealTraining, Merging
+from shoal.train.train_result import CurvePoint, TrainResult, TrainResults
 from shoal.words.reading import read_json
 from shoal.words.records import write_atomically
-
-if TYPE_CHECKING:
-    from shoal.evaluate.evaluation import Evaluation
-    from shoal.export.proof_record import ProofRecord
-    from shoal.fit.fit_result import FitResult
-    from shoal.run.healing.heal_request import HealRequest
-    from shoal.show.report.run_data import Facts, LearningCurve, RunData
-    from shoal.train.train_result import TrainResult
 
 PAGE, FIGURES, TASKS = "report.html", "figures", "tasks.json"
 STEPS = {"scan.json": "scan", "plan.json": "plan", "evaluation.json": "evaluation"}
@@ -42,9 +56,6 @@ def write_report(folder: Path, out: Path | None = None, *, overwrite: bool = Fal
     Raises:
         ValueError: the folder holds nothing of a run, a file of it is damaged, or ``out`` is somebody else's file.
     """
-    from shoal.show.chart_files import save_figures
-    from shoal.show.report.page import sections
-
     data = read_run(folder)
     place = Path(folder) / PAGE if out is None else Path(out)
     if (place.parent / FIGURES).is_symlink():
@@ -54,8 +65,6 @@ def write_report(folder: Path, out: Path | None = None, *, overwrite: bool = Fal
 
 
 def _write_page(data: RunData, out: Path, *, overwrite: bool) -> Path:
-    from shoal.show.report.page import GENERATOR, page
-
     if out.is_dir():
         raise ValueError(f"--out {out} is a folder; give a file name such as {out / PAGE}")
     if out.exists() and not overwrite:
@@ -72,18 +81,6 @@ def read_run(folder: Path) -> RunData:
     Raises:
         ValueError: not a folder, nothing of a run in it, or a damaged file (says which, in one line).
     """
-    from shoal.checkpoint.verify import Verification
-    from shoal.edits.plan import Plan
-    from shoal.evaluate.evaluation import Evaluation
-    from shoal.measure.oracle import Quality
-    from shoal.measure.scan import Scan
-    from shoal.measure.unit_score_record import UnitScores
-    from shoal.prune.thin_result import ThinResult
-    from shoal.select.search.search_record import SearchRecord
-    from shoal.show.headline import source_name
-    from shoal.show.report.run_data import RunData
-    from shoal.train.heal.result import Drift, HealTraining, Merging
-
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give the folder of shoal compress, run, curve, scan or plan (its --out)")
@@ -136,19 +133,12 @@ def read_run(folder: Path) -> RunData:
 
 def _healing(folder: Path) -> HealRequest | None:
     """What a healing of its own was asked for, once its training has ended."""
-    from shoal.run.healing.heal_request import HealRequest
-
     request = folder / "heal.request.json"
     return HealRequest.load(request) if request.is_file() and (folder / "heal.json").is_file() else None
 
 
 def _read_curves(folder: Path) -> RunData:
     """The folder of `shoal curve`: its curves and the scan that its cuts share."""
-    from shoal.evaluate.curve.ratio_curve import RatioCurves
-    from shoal.measure.scan import Scan
-    from shoal.show.headline import source_name
-    from shoal.show.report.run_data import RunData
-
     curves = RatioCurves.load(folder / CURVES)
     n_wanted = len(curves.recipes) * len(curves.counts)
     missing = () if curves.is_complete else (f"{n_wanted - len(curves.points)} of {n_wanted} cuts (step curve)",)
@@ -163,10 +153,6 @@ def _read_curves(folder: Path) -> RunData:
 
 def _proved(folder: Path) -> tuple[ProofRecord, ...]:
     """What engines made of files of the student that the folder holds now."""
-    from shoal.engine.source import fingerprint
-    from shoal.export.proof_record import RECORD as PROVED
-    from shoal.export.proof_record import is_record, records_in
-
     is_there = any(is_record(path) for path in folder.glob(f"*{PROVED}")) and (folder / "model" / "config.json").is_file()
     return tuple(records_in(folder, fingerprint(folder / "model"))) if is_there else ()
 
@@ -177,8 +163,6 @@ def _answers(folder: Path) -> Evaluation | None:
     Raises:
         ValueError: something else, or nothing, as an evaluation that failed leaves it.
     """
-    from shoal.evaluate.evaluation import Evaluation
-
     file = folder / TASKS
     try:
         return Evaluation.load(file) if file.is_file() else None
@@ -196,17 +180,12 @@ def _are_of_one_run(answers: Evaluation, evaluation: Evaluation) -> bool:
 
 def _repair(folder: Path) -> FitResult | None:
     """The closed-form repair, if there is one."""
-    from shoal.fit.fit_result import FitResult
-
     file = folder / "fit.json"
     return FitResult.load(file) if file.is_file() and "results" not in read_json(file) else None
 
 
 def _curves(folder: Path) -> tuple[LearningCurve, ...]:
     """Learning curves: of what was trained, or of a training that has not finished."""
-    from shoal.show.report.run_data import LearningCurve
-    from shoal.train.train_result import CurvePoint, TrainResults
-
     # The second file is read where nothing but a replacement has values.
     for file in (folder / "train.json", folder / "fit.json"):
         if file.is_file() and "results" in read_json(file):
@@ -229,11 +208,6 @@ def _trained(one: TrainResult) -> str:
 
 def _facts(folder: Path) -> tuple[Facts, bool]:
     """What run.json and recipe.yaml say, and whether the recipe reads a scan."""
-    from shoal.recipes.recipe import Recipe
-    from shoal.recipes.recipe_file import load_recipe
-    from shoal.run.asking import needs_scan
-    from shoal.show.report.run_data import Facts
-
     record = RunRecord.load(folder / RECORD) if (folder / RECORD).is_file() else RunRecord(version="")
     file, recipe = folder / "recipe.yaml", Recipe()
     text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""

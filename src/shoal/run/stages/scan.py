@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from shoal.checkpoint.blueprint import check_can_be_cut
+from shoal.measure.observers import OBSERVERS, ScanFacts
+from shoal.measure.scan import Asked, Scan, scan
 from shoal.run.asking import needs_scan
 from shoal.run.folder import RunFolder
 from shoal.run.keys import scan_key
 from shoal.run.memory_plan.sizes import Sizes, StageNeed
 from shoal.run.pace import Pace
 from shoal.run.stage import Made, Stage, State
+from shoal.show.chart_files import save_figures
+from shoal.show.heat import Heat
 from shoal.words.progress import each_batch
-
-if TYPE_CHECKING:
-    from shoal.measure.scan import Scan
 
 
 def key(state: State) -> str:
@@ -22,12 +24,6 @@ def key(state: State) -> str:
 
 
 def run(state: State, folder: RunFolder) -> Made:
-    from dataclasses import replace
-
-    from shoal.checkpoint.blueprint import check_can_be_cut
-    from shoal.measure.observers import OBSERVERS, ScanFacts
-    from shoal.measure.scan import Asked, scan
-
     inputs = state.inputs
     check_can_be_cut(inputs.opened.model.config, model_class=type(inputs.opened.model))
     batches = inputs.batches(inputs.calibration)
@@ -49,16 +45,10 @@ def run(state: State, folder: RunFolder) -> Made:
 
 
 def load(state: State, folder: RunFolder) -> State:
-    from dataclasses import replace
-
-    from shoal.measure.scan import Scan
-
     return replace(state, scan=Scan.load(folder.path))
 
 
 def takes(sizes: Sizes) -> StageNeed:
-    from shoal.measure.observers import OBSERVERS, ScanFacts
-
     recipe, shape = sizes.recipe, sizes.shape
     facts = ScanFacts(shape.n_layers, shape.hidden, sizes.length, recipe.seed)
     geometry = min(sizes.machine.scan, 2 * sizes.length * shape.n_layers * shape.hidden * 4)
@@ -77,9 +67,6 @@ def lasts(pace: Pace) -> dict[str, float]:
 
 def draw(found: Scan, folder: Path, *, by: str) -> list[str]:
     """The heat map of UIDL's figure for the table in use (angular distance of the last token where it has none)."""
-    from shoal.show.chart_files import save_figures
-    from shoal.show.heat import Heat
-
     table = found.tables.get(by) or found["angular/last"]
     # Without matplotlib there is none, and the command says so.
     return [path.name for path in save_figures([Heat((table,))], folder)]

@@ -6,16 +6,18 @@ The folder is ``model/``, or ``cut/`` where the student is to be healed into ``m
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from torch import Tensor
+
+from shoal.checkpoint.new_folder import new_folder
+from shoal.checkpoint.verify import verify, verify_streamed
+from shoal.checkpoint.write import is_bundled, write
+from shoal.engine.streamed import Streamed
 from shoal.run.folder import RunFolder
 from shoal.run.keys import save_key
 from shoal.run.memory_plan.sizes import Sizes, StageNeed
 from shoal.run.stage import Made, Stage, State
 from shoal.words.types import Batch
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def key(state: State) -> str | None:
@@ -44,11 +46,6 @@ def load(state: State, folder: RunFolder) -> State:
 
 def _save_and_verify(state: State, folder: RunFolder, ids_BT: Tensor) -> None:
     """The checkpoint takes its name when it has been proved, on these tokens, to be the student, and not before."""
-    from shoal.checkpoint.new_folder import new_folder
-    from shoal.checkpoint.verify import verify, verify_streamed
-    from shoal.checkpoint.write import is_bundled, write
-    from shoal.engine.streamed import Streamed
-
     inputs, plan = state.inputs, state.planned
     view, opening = inputs.view, inputs.opened.opening.trusting(is_bundled(inputs.view, plan))
     folder.remove(record(state))  # A run that died before it recorded the stage may have left it.

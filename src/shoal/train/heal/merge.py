@@ -27,6 +27,7 @@ from shoal.train.heal.result import MergeTrial, Merging
 from shoal.train.heal.streams import run_model
 from shoal.train.heal.text_rows import counted
 from shoal.train.heal.train import Lesson, Pupil, prepare
+from shoal.words.entries import Entries, by_name
 from shoal.words.records import nearest
 
 Measures = dict[str, float]
@@ -48,14 +49,12 @@ class MergeWay:
     writes: bool = True
 
 
-MERGES: dict[str, MergeWay] = {
-    one.name: one
-    for one in (
-        MergeWay("original", "into the student's own weights"),
-        MergeWay("dequantised", "into the 4-bit weights they were trained beside, as full numbers", needs_quantised=True),
-        MergeWay("apart", "not merged: the adapter is written beside the student", writes=False),
-    )
-}
+MERGES: Entries[MergeWay] = by_name(
+    "way to merge",
+    MergeWay("original", "into the student's own weights"),
+    MergeWay("dequantised", "into the 4-bit weights they were trained beside, as full numbers", needs_quantised=True),
+    MergeWay("apart", "not merged: the adapter is written beside the student", writes=False),
+)
 
 
 def merge_named(name: str, *, is_quantised: bool) -> str:

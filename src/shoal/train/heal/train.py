@@ -14,6 +14,7 @@ from torch import nn
 from shoal.engine.families import find_layers, text_config
 from shoal.engine.opening import Opening
 from shoal.engine.workers import join
+from shoal.train.course import eval_interval
 from shoal.train.heal.config import DEFAULT_HEAL_TOKENS, HealConfig
 from shoal.train.heal.cut_place import CutPlace
 from shoal.train.heal.damage import damage_by_layer
@@ -206,7 +207,8 @@ def train_at(
     n_steps = steps_of(config, lesson.training)
     rows = lesson.training.shuffled(config.seed, n_steps * config.n_batch)
     decided_by = lesson.decided_by(config)
-    interval = config.eval_every or interval_of(n_steps, n_tokens=rows.n_tokens, selection_tokens=lesson.selection.n_tokens)
+    n_selection = lesson.selection.n_tokens
+    interval = eval_interval(config.eval_every, n_steps=n_steps, n_tokens=rows.n_tokens, selection_tokens=n_selection)
     lr = config.lr if isinstance(config.lr, float) else pupil.method.learning_rate(pupil.hidden_size)
     uses_cache = pupil.model.config.use_cache
     trainer = HealTrainer(
@@ -337,12 +339,6 @@ def steps_of(config: HealConfig, training: TextRows) -> int:
             "or a smaller --batch"
         )
     return n_steps
-
-
-def interval_of(n_steps: int, *, n_tokens: int, selection_tokens: int) -> int:
-    """Steps between validations: about twenty in a run, fewer (at least two beside the start) where they would read more than
-    half as many tokens as the training."""
-    return -(-n_steps // min(20, max(2, n_tokens // (2 * selection_tokens))))
 
 
 def curve_of(log: Sequence[Mapping[str, Any]], rows: TextRows, batch: int) -> tuple[HealPoint, ...]:
