@@ -42,8 +42,6 @@ from smollm2_bench import (
 )
 from smollm2_tables import tables
 
-HEALED_TOKENS = 49_152
-
 
 def criteria(bench: Bench) -> dict[str, Any]:
     """Layers that each published criterion removes, at every share, from one scan."""
@@ -124,24 +122,30 @@ def command(effort: str, share: str = "25 %") -> Callable[[Bench], dict[str, Any
     return cell
 
 
-def healed(bench: Bench) -> dict[str, Any]:
-    """What LoRA on the teacher's logits makes of the student that the command's defaults leave."""
-    from shoal.engine.open import open_model
-    from shoal.engine.view import DecoderView
-    from shoal.evaluate.evaluation import closeness as against
+def healed(effort: str, n_tokens: int) -> Callable[[Bench], dict[str, Any]]:
+    """What LoRA on the teacher's logits makes of the student that the command leaves."""
 
-    work = Path(bench.options.work)
-    folder, asked = work / "command-default-healed", ["--method", "lora", "--tokens", str(HEALED_TOKENS), "--length", "256"]
-    if not (folder / "evaluation.json").exists():
-        asked += ["--text", str(bench.options.books), "--out", str(folder)]
-        subprocess.run([sys.executable, "-m", "shoal", "heal", str(work / "command-default"), *asked], check=True)
-    record, student = json.loads((folder / "heal.json").read_text()), DecoderView(open_model(str(folder / "model")).model)
-    rows = {}
-    for domain in ("other", "wiki"):
-        text = bench.samples(getattr(bench.options, domain), "evaluation", MEASURED_SAMPLES)
-        found = against(bench.view, student, text.batches(8)).quality
-        rows[domain] = {"tokens": found.n_tokens, "rows": {"healed": found.model_dump(mode="json")}}
-    return {"healed_on": record["n_tokens"], "tokens_per_second": record["tokens_per_second"], **rows}
+    def cell(bench: Bench) -> dict[str, Any]:
+        from shoal.engine.open import open_model
+        from shoal.engine.view import DecoderView
+        from shoal.evaluate.evaluation import closeness as against
+
+        work = Path(bench.options.work)
+        folder = work / f"command-{effort}-healed-{n_tokens}"
+        if not (folder / "verification.json").exists():
+            asked = ["--method", "lora", "--tokens", str(n_tokens), "--length", "256"]
+            asked += ["--text", str(bench.options.books), "--out", str(folder)]
+            subprocess.run([sys.executable, "-m", "shoal", "heal", str(work / f"command-{effort}"), *asked], check=True)
+        record, student = json.loads((folder / "heal.json").read_text()), DecoderView(open_model(str(folder / "model")).model)
+        rows = {}
+        for domain in ("other", "wiki"):
+            text = bench.samples(getattr(bench.options, domain), "evaluation", MEASURED_SAMPLES)
+            found = against(bench.view, student, text.batches(8)).quality
+            rows[domain] = {"tokens": found.n_tokens, "rows": {"healed": found.model_dump(mode="json")}}
+        kept = ("n_tokens", "n_steps", "tokens_per_second")
+        return {**{name: record[name] for name in kept}, **rows}
+
+    return cell
 
 
 def repaired(share: str, domain: str) -> Callable[[Bench], dict[str, Any]]:
@@ -217,7 +221,11 @@ CELLS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "command low": command("low"),
     "command default": command("default"),
     **{f"command default {share}": command("default", share) for share in ("40 %", "50 %", "10 %")},
-    "command default, healed": healed,
+    **{
+        f"command {effort}, healed, {n_tokens}": healed(effort, n_tokens)
+        for n_tokens in (24_576, 49_152)
+        for effort in ("default", "low")
+    },
     **{f"fit {name} 25 %": fitted(name, "25 %") for name in AT_25},
     "repaired 25 % other": repaired("25 %", "other"),
     "repaired 25 % wiki": repaired("25 %", "wiki"),

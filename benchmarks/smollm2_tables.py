@@ -32,9 +32,11 @@ def commands(results: Results) -> list[list[str]]:
             kl = " | ".join(_kl(one[domain]["rows"][effort]) for domain in DOMAINS)
             removed = sorted(layer for edit in one["edits"] if edit["kind"] == "layer" for layer in edit["indices"])
             rows.append(f"| {effort} | {layers_said(removed)} | {one['seconds'] / 60:.1f} | {kl} |")
-    if one := results.get("command default, healed"):
-        kl = " | ".join(_kl(one[domain]["rows"]["healed"]) for domain in DOMAINS)
-        rows.append(f"| default, then LoRA on logits, {one['healed_on']:,} tokens | the same as default's 25 % | | {kl} |")
+    for name, one in results.items():
+        if ", healed, " in name:
+            effort, kl = name.split()[1].rstrip(","), " | ".join(_kl(one[domain]["rows"]["healed"]) for domain in DOMAINS)
+            how = f"{effort}, then LoRA on logits, {one['n_tokens']:,} tokens in {one['n_steps']} steps"
+            rows.append(f"| {how} | the same as {effort}'s 25 % | | {kl} |")
     head = ["| effort | removed | minutes, start to report | KL, other books | KL, WikiText |", "|---|---|---:|---:|---:|"]
     return [head + rows] if rows else []
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from text_world import EOS, word_tokenizer
+from text_world import BOS, EOS, PAD, word_tokenizer
 from world import N_WORDS, write_model
 
 from shoal.recipes.recipe_file import load_recipe
@@ -104,7 +104,7 @@ def test_a_question_begins_behind_the_template_and_what_does_not_end_is_left_out
     speaker = spoken(ENDED, "w1 w2", "w4 w5 w6 w7 w8 w9 w10 w11", "", "w3")
     said = [[{"role": "user", "content": text}] for text in ("w1 w2", "w3")]
     assert speaker.questions(4) == said, "the second one is as long as a quarter of the length"
-    assert speaker.model.prompts == [speaker._ids("user")] * 4 and speaker.model.most == 8
+    assert speaker.model.prompts == [[BOS, *speaker._ids("user")]] * 4 and speaker.model.most == 8
     assert speaker.model.how["temperature"] == 0.7 and speaker.model.how["eos_token_id"] == [EOS]
 
 
@@ -113,7 +113,7 @@ def test_an_answer_goes_as_far_as_its_question_leaves_room():
     short, long = ([{"role": "user", "content": text}] for text in ("w1", "w1 w2 w3"))
     chats, n_tokens = speaker.answered([short, long])
     assert [chat[-1]["content"] for chat in chats] == ["w7", "w8 w9"]
-    prompts = [speaker._ids(f"user {turns[0]['content']} <eos> assistant") for turns in (short, long)]
+    prompts = [[BOS, *speaker._ids(f"user {turns[0]['content']} <eos> assistant")] for turns in (short, long)]
     assert speaker.model.prompts == prompts and speaker.model.most == 32 - len(prompts[1])
     assert n_tokens == len(prompts[0]) + 2 + len(prompts[1]) + 3, "with the token that ends each"
 
@@ -122,6 +122,13 @@ def test_a_turn_may_end_with_words():
     speaker = spoken(SPELT, "w4 w1 w2 w5", "w6 w2 w1", length=32)
     assert [turns[0]["content"] for turns in speaker.questions(2)] == ["w4", "w6 w2 w1"]
     assert speaker.model.how["stop_strings"] == ["w1 w2"]
+
+
+def test_a_mark_that_is_a_token_ends_a_turn_whatever_the_template_writes_behind_it():
+    marked = ENDED.replace("<eos>", "<pad> w9")
+    speaker = spoken(marked, "w4 <pad> w5", "w6 w7")
+    assert [turns[0]["content"] for turns in speaker.questions(2)] == ["w4", "w6 w7"] and PAD in speaker.ends
+    assert speaker.model.how["stop_strings"] is None
 
 
 @pytest.mark.parametrize(

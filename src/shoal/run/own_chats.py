@@ -131,12 +131,17 @@ class Speaker:
 
     @cached_property
     def ends(self) -> list[int]:
-        """Tokens that end a turn: those that end a text, and the template's mark where that is one token."""
+        """Tokens that end a turn: those that end a text, and the one that the template writes behind a turn."""
         own = self.model.generation_config.eos_token_id
         found = [*own] if isinstance(own, (list, tuple)) else [own]
-        behind = self._ids(self.around[1])
-        found += [self.tokenizer.eos_token_id, *(behind[:1] if len(behind) == 1 else [])]
+        found += [self.tokenizer.eos_token_id, *self._mark]
         return sorted({one for one in found if one is not None})
+
+    @property
+    def _mark(self) -> list[int]:
+        """The token behind a turn; none where the template spells its mark with words."""
+        behind = self._ids(self.around[1])
+        return behind[:1] if len(behind) == 1 or behind[:1] and behind[0] in self.tokenizer.all_special_ids else []
 
     def questions(self, n: int) -> list[list[Turn]]:
         """What n users say first; blank ones and those that do not end are left out."""
@@ -162,8 +167,7 @@ class Speaker:
         longest = max(map(len, prompts))
         ids_BT = torch.tensor([[0] * (longest - len(one)) + one for one in prompts], device=self.device)
         mask_BT = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in prompts], device=self.device)
-        behind = self.around[1]
-        stop = [behind] if behind and len(self._ids(behind)) > 1 else None
+        stop = [self.around[1]] if self.around[1] and not self._mark else None
         out_BT: Tensor = self.model.generate(
             ids_BT,
             attention_mask=mask_BT,
