@@ -7,7 +7,6 @@ from typing import Annotated
 from shoal.cli.option import argument, option
 from shoal.cli.options import DeviceOption, JsonOption, KeepOption, LayersOption, RemoteOption
 from shoal.cli.recipe_options import with_options
-from shoal.cli.show import say_beside, steps_said
 from shoal.cli.verb import verb
 
 
@@ -35,6 +34,7 @@ def apply(
     """
     from shoal.cli.console import Screen
     from shoal.cli.groups import PlaceOptions
+    from shoal.cli.show import say_beside, steps_said
     from shoal.run.apply import apply_named, apply_plan
     from shoal.run.run_files import CHOSEN
     from shoal.run.stages.fit import FITTED

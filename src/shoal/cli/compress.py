@@ -9,7 +9,6 @@ from shoal.cli.groups import MachineOptions, ResultOptions
 from shoal.cli.options import ModelOption, NoSpeedOption, OutOption, TimeOption
 from shoal.cli.recipe_groups import HealingOptions, MethodOptions, RecipeOptions, ZeroOptions
 from shoal.cli.recipe_options import with_options
-from shoal.cli.show import settle_time, show_outcome
 from shoal.cli.verb import command_line, given, verb
 
 if TYPE_CHECKING:
@@ -49,6 +48,7 @@ def run_recipe(
     Args:
         heals: whether time that is left may heal where the recipe does not ask for it.
     """
+    from shoal.cli.show import settle_time, show_outcome
     from shoal.run.begin import open_to_cut
     from shoal.run.compress import run_stages
     from shoal.run.time_budget import parse_time

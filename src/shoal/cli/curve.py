@@ -10,7 +10,6 @@ from shoal.cli.groups import MachineOptions, ResultOptions, SampleOptions, TextO
 from shoal.cli.option import option
 from shoal.cli.options import FitTokensOption, ItemsOption, ModelOption, OutOption, ProtectOption, TrainTokensOption
 from shoal.cli.recipe_options import with_options
-from shoal.cli.show import say_files
 from shoal.cli.verb import command_line, given, verb
 from shoal.select.budget_range import MOST_POINTS
 
@@ -74,6 +73,7 @@ def curve(
     result: ResultOptions,
 ) -> None:
     """Cut by every ratio of a range with several methods: KL, perplexity, tasks, the cliff, and what can be cut safely."""
+    from shoal.cli.show import say_files
     from shoal.evaluate.curve.largest_cut import parse_keep, sentence
     from shoal.run.asked_tasks import task_files
     from shoal.run.begin import say_text, settled

@@ -8,7 +8,6 @@ from shoal.cli.groups import EvaluationOptions, PlaceOptions, TaskOptions, TextO
 from shoal.cli.option import flag, option
 from shoal.cli.options import JsonOption, ModelOption, NoSpeedOption
 from shoal.cli.recipe_options import with_options
-from shoal.cli.show import show_tasks
 from shoal.cli.verb import given, verb
 
 
@@ -30,6 +29,7 @@ def evaluate(
 ) -> None:
     """Measure a model: perplexity, cost and tasks, and against a teacher KL, agreement, generations, speed, stability."""
     from shoal.cli.console import Screen
+    from shoal.cli.show import show_tasks
     from shoal.run.begin import say_text
     from shoal.run.comparing import checkpoint_of
     from shoal.run.measuring import evaluate_alone, evaluate_pair

@@ -10,16 +10,6 @@ from shoal.cli.groups import MachineOptions, ResultOptions
 from shoal.cli.option import argument, flag, option
 from shoal.cli.recipe_groups import MethodOptions, RecipeOptions
 from shoal.cli.recipe_options import refuse_unopened, with_options
-from shoal.cli.show import (
-    is_run_folder,
-    say_beside,
-    say_candidates,
-    say_files,
-    say_removed,
-    say_spread,
-    say_time,
-    steps_said,
-)
 from shoal.cli.verb import command_line, given, verb
 
 if TYPE_CHECKING:
@@ -45,6 +35,7 @@ def plan(
     takes 38 s for the bundled model of 8 M parameters on two cores, and the first lines say how long it takes here. With
     --guard 1 none is repaired: the score's first choice stands, after the scan.
     """
+    from shoal.cli.show import say_files, say_removed, say_spread, steps_said
     from shoal.show.plan_tables import candidates, sizes_said
 
     screen = result.screen()
@@ -70,6 +61,7 @@ def plan(
 
 def scanned(target: str) -> tuple[str, Asked | None, Path | None]:
     """The model that is meant; for a run folder also what its scan was asked for, and the folder."""
+    from shoal.cli.show import is_run_folder
     from shoal.measure.scan import Scan
 
     if not is_run_folder(target):
@@ -91,6 +83,7 @@ def choose(
     screen: Screen, chosen: Recipe, out: Path, options: RecipeOptions, machine: MachineOptions, result: ResultOptions
 ) -> Plan:
     """The plan: by a scan and what the recipe runs, or, where nothing needs the model, from its config and names alone."""
+    from shoal.cli.show import say_beside, say_candidates, say_time
     from shoal.run.asking import needs_model
     from shoal.run.begin import open_to_choose, open_unopened
     from shoal.run.pace import Pace, measure_rates

@@ -5,7 +5,6 @@ import shlex
 from shoal.cli.groups import MachineOptions, ResultOptions, SampleOptions, TextOptions
 from shoal.cli.options import ByOption, ModelOption, ObserveOption, OutOption
 from shoal.cli.recipe_options import with_options
-from shoal.cli.show import HEAT_MAP, say_beside, say_files, steps_said
 from shoal.cli.verb import command_line, given, verb
 
 
@@ -21,6 +20,7 @@ def scan(
     observe: ObserveOption = None,
 ) -> None:
     """Measure every span of layers in one pass: scan.json, scan.safetensors, heat map."""
+    from shoal.cli.show import HEAT_MAP, say_beside, say_files, steps_said
     from shoal.run.begin import open_to_choose
     from shoal.run.stage import State, run_stage
     from shoal.run.stages.scan import SCAN

@@ -5,33 +5,37 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from shoal.cli.console import Screen
+from shoal.edits.plan import Plan
+from shoal.edits.prune import Prune
+from shoal.engine.beside import Beside
+from shoal.evaluate.evaluation import Evaluation
+from shoal.evaluate.stability import Stability
+from shoal.evaluate.tasks.disagreement import disagreement, kept_shares
+from shoal.prune.thin_result import speed_said
+from shoal.recipes.recipe import Recipe
+from shoal.run.candidate_repair import repairs_candidates
+from shoal.run.compress import Outcome
+from shoal.run.estimate import estimate
+from shoal.run.folder import RunFolder
+from shoal.run.job import Inputs
+from shoal.run.pace import Pace, measure_rates
+from shoal.run.stage import Stage
+from shoal.run.stages.table import STAGES
+from shoal.run.time_budget import in_time
+from shoal.select.verdict import spread_said
+from shoal.show.figure_tables import figures, generations
+from shoal.show.plan_tables import best_spans, candidates, removed_said, repair, sizes_said, telling_lengths, zeroed_said
+from shoal.show.task_tables import accuracy, agreement, flips, task_notes
+from shoal.show.zero_tables import by_role
 from shoal.words.structure import units_off
-
-if TYPE_CHECKING:
-    from shoal.cli.console import Screen
-    from shoal.edits.plan import Plan
-    from shoal.engine.beside import Beside
-    from shoal.evaluate.evaluation import Evaluation
-    from shoal.evaluate.stability import Stability
-    from shoal.recipes.recipe import Recipe
-    from shoal.run.compress import Outcome
-    from shoal.run.folder import RunFolder
-    from shoal.run.job import Inputs
-    from shoal.run.pace import Pace
-    from shoal.run.stage import Stage
 
 HEAT_MAP = ("heat map", "heatmap.png")
 
 
 def show_outcome(screen: Screen, outcome: Outcome) -> None:
     """A whole run: scores, guard, training, figures, generations, plan, files; the plan and figures as JSON when asked for."""
-    from shoal.prune.thin_result import speed_said
-    from shoal.show.figure_tables import figures, generations
-    from shoal.show.plan_tables import best_spans, candidates, repair, sizes_said, telling_lengths
-    from shoal.show.zero_tables import by_role
-
     plan, evaluation = outcome.plan, outcome.evaluation
     if outcome.scan is not None:
         screen.show(best_spans(outcome.scan, lengths=telling_lengths(max(1, len(plan.removed_layers)))))
@@ -94,10 +98,6 @@ def settle_time(screen: Screen, inputs: Inputs, folder: RunFolder, *, seconds: f
     Raises:
         ValueError: a time, and layers that are read from disk, or a recipe that leaves nothing to choose.
     """
-    from shoal.run.pace import Pace, measure_rates
-    from shoal.run.stages.table import STAGES
-    from shoal.run.time_budget import in_time
-
     if inputs.is_streamed:  # The time of such a run is that of the disk.
         if seconds is not None:
             raise ValueError("--time needs all layers in memory; leave it out, or give --resident all")
@@ -116,8 +116,6 @@ def settle_time(screen: Screen, inputs: Inputs, folder: RunFolder, *, seconds: f
 
 def say_time(screen: Screen, pace: Pace, folder: RunFolder, stages: Iterable[Stage]) -> None:
     """The minutes of those of some stages that are not finished yet; from here on progress says how far the whole is."""
-    from shoal.run.estimate import estimate
-
     left = estimate(pace, [one for one in stages if one.name not in folder.record.stages])
     if left.stages:
         screen.say(f"Takes {left}")
@@ -126,8 +124,6 @@ def say_time(screen: Screen, pace: Pace, folder: RunFolder, stages: Iterable[Sta
 
 def say_candidates(screen: Screen, recipe: Recipe) -> None:
     """That several candidates are repaired before one is chosen: most of the time of a plan, and often of a run."""
-    from shoal.run.candidate_repair import repairs_candidates
-
     if recipe.guard > 1 and repairs_candidates(recipe):
         screen.say(
             f"Candidates: {recipe.guard} are repaired on a part of the text and compared before one is chosen; "
@@ -137,16 +133,12 @@ def say_candidates(screen: Screen, recipe: Recipe) -> None:
 
 def say_spread(screen: Screen, plan: Plan) -> None:
     """What the selector alone would have chosen on parts of the text."""
-    from shoal.select.verdict import spread_said
-
     if plan.spread:
         screen.say(f"Choice {spread_said(plan.spread)}")
 
 
 def say_removed(screen: Screen, plan: Plan) -> None:
     """Every share that goes, side by side, and what a stock checkpoint makes of sublayers that are off."""
-    from shoal.show.plan_tables import removed_said, zeroed_said
-
     if plan.removed and (plan.removed_layers or plan.removed_units):
         screen.say(f"Removes {removed_said(plan)}")
     if zeroed := zeroed_said(plan):
@@ -155,9 +147,6 @@ def say_removed(screen: Screen, plan: Plan) -> None:
 
 def show_tasks(screen: Screen, found: Evaluation) -> None:
     """Tasks, what the table cannot say, a warning where the measures disagree, and flips."""
-    from shoal.evaluate.tasks.disagreement import disagreement, kept_shares
-    from shoal.show.task_tables import accuracy, agreement, task_notes
-
     if found.tasks is None:
         return
     screen.show(accuracy(found.tasks))
@@ -173,8 +162,6 @@ def show_tasks(screen: Screen, found: Evaluation) -> None:
 
 def show_flips(screen: Screen, results: Sequence[Stability]) -> None:
     """The first flips of every task, where there are any."""
-    from shoal.show.task_tables import flips
-
     if any(one.right_to_wrong or one.wrong_to_right for one in results):
         screen.show(flips(results))
     elif results:
@@ -183,8 +170,6 @@ def show_flips(screen: Screen, results: Sequence[Stability]) -> None:
 
 def next_steps(folder: Path, plan: Plan, *, is_healed: bool) -> list[str]:
     """What people do with a student, as commands: measure it on tasks of their own, train it on, serve it."""
-    from shoal.edits.prune import Prune
-
     run, source = shlex.quote(str(folder)), shlex.quote(plan.source)
     steps = {"measure tasks": f"shoal compare {source} {run} --task FILE.jsonl"}
     if not is_healed:

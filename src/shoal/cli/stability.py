@@ -5,7 +5,6 @@ from typing import Annotated
 
 from shoal.cli.option import argument, option
 from shoal.cli.options import JsonOption
-from shoal.cli.show import show_flips
 from shoal.cli.verb import verb
 
 
@@ -18,6 +17,7 @@ def stability(
 ) -> None:
     """Compare answers that another evaluator wrote: stability, agreement, flips."""
     from shoal.cli.console import Screen
+    from shoal.cli.show import show_flips
     from shoal.run.asked_tasks import stability_of_files
     from shoal.show.task_tables import stabilities
 

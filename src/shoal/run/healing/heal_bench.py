@@ -21,7 +21,9 @@ from shoal.text.samples import Samples
 from shoal.train.heal.config import HealConfig
 from shoal.train.heal.cut_place import CutPlace
 from shoal.train.heal.quiet import quiet_training
+from shoal.train.heal.ranks import RANKS
 from shoal.train.heal.result import QuantisedFigures
+from shoal.train.heal.table import TRAINABLE
 from shoal.train.objectives import WeightedSum
 from shoal.words.progress import tell
 from shoal.words.records import stable_hash
@@ -182,11 +184,9 @@ def refuse_apart(config: HealConfig, objective: WeightedSum, opening: Opening) -
     """Raises ValueError for what asks for one device where the layers are on several cards."""
     if not is_spread(opening.device) or len(devices_of(opening.device)) == 1:
         return
-    from shoal.train.heal.ranks import RANKS
-
     why = {
         "an objective that compares hidden states": "boundary" in objective.needs,
-        f"--method {config.method}": config.method == "qlora",
+        f"--method {config.method}": TRAINABLE.named(config.method).is_quantised,
         f"--teacher-bits {config.teacher_bits}": config.teacher_bits is not None,
         f"--ranks {config.ranks}": RANKS.named(config.ranks).needs_scores,
         "--processes shard": config.processes == "shard",

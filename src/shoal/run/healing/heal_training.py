@@ -14,6 +14,7 @@ from shoal.run.folder import RunFolder
 from shoal.run.healing.heal_bench import HealBench
 from shoal.run.stages.polish import claim
 from shoal.train.heal.result import HealTraining
+from shoal.train.heal.table import TRAINABLE
 from shoal.words.progress import tell
 
 HEALED = "heal.safetensors"
@@ -82,11 +83,11 @@ def dropped_if_refused(bench: HealBench, folder: RunFolder) -> Iterator[None]:
 def less_memory(bench: HealBench) -> str:
     """Options that take less memory than those that were asked for."""
     config, length = bench.config, bench.inputs.length
+    lighter = TRAINABLE.named(config.method).lighter
     less = {
         f"micro_batch 1 ({config.micro_batch} here)": config.micro_batch > 1,
         "checkpointing": not config.checkpointing,
-        "method lora": config.method in ("full", "partial"),
-        "method qlora": config.method == "lora",
+        f"method {lighter}": bool(lighter),
         "teacher_bits 4": bench.request.teacher is not None and config.teacher_bits is None,
     }
     return ", ".join([*(name for name, takes_less in less.items() if takes_less), f"or samples shorter than {length} tokens"])

@@ -43,6 +43,7 @@ class Trainable:
         has_adapters: what is trained lies beside the weights, so it has to be merged into them.
         open: how the checkpoint is opened.
         is_quantised: the adapters are trained beside weights in 4 bits.
+        lighter: a method that takes less memory for much the same; empty where there is none.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Trainable:
     has_adapters: bool = False
     open: Callable[[Path, Opening], Any] = open_plainly
     is_quantised: bool = False
+    lighter: str = ""
 
     def learning_rate(self, hidden_size: int) -> float:
         """The peak rate where none is asked for: the step of Adam on a d x d matrix moves its output in proportion to d."""
@@ -68,6 +70,7 @@ TRAINABLE: Entries[Trainable] = by_name(
         late("shoal.train.heal.lora:most_adapters"),
         2e-4,
         has_adapters=True,
+        lighter="qlora",
     ),
     Trainable(
         "qlora",
@@ -85,6 +88,7 @@ TRAINABLE: Entries[Trainable] = by_name(
         late("shoal.train.heal.partial:thaw_the_end"),
         late("shoal.train.heal.partial:most_of_the_end"),
         1e-4,
+        lighter="lora",
     ),
     Trainable(
         "new",
@@ -94,7 +98,12 @@ TRAINABLE: Entries[Trainable] = by_name(
         1e-4,
     ),
     Trainable(
-        "full", "every parameter", late("shoal.train.heal.full:thaw_all"), late("shoal.train.heal.full:all_of_them"), 5e-5
+        "full",
+        "every parameter",
+        late("shoal.train.heal.full:thaw_all"),
+        late("shoal.train.heal.full:all_of_them"),
+        5e-5,
+        lighter="lora",
     ),
     Trainable(
         "norms",
