@@ -133,7 +133,7 @@ def healed(effort: str, n_tokens: int) -> Callable[[Bench], dict[str, Any]]:
         work = Path(bench.options.work)
         folder = work / f"command-{effort}-healed-{n_tokens}"
         if not (folder / "verification.json").exists():
-            asked = ["--method", "lora", "--tokens", str(n_tokens), "--length", "256"]
+            asked = ["--method", "lora", "--tokens", str(n_tokens), "--length", "256", "--batch", "2"]
             asked += ["--text", str(bench.options.books), "--out", str(folder)]
             subprocess.run([sys.executable, "-m", "shoal", "heal", str(work / f"command-{effort}"), *asked], check=True)
         record, student = json.loads((folder / "heal.json").read_text()), DecoderView(open_model(str(folder / "model")).model)

@@ -258,14 +258,16 @@ def test_a_teacher_of_another_kind_has_the_same_answers():
 
 
 @pytest.mark.parametrize("n_processes", [1, 2, 3, 4])
+@pytest.mark.parametrize("per_sample", [16, 100, 128, 256, 511, 512, 4096])
 @pytest.mark.parametrize("n_samples", [1, 63, 64, 127, 128, 255, 256, 511, 512, 10_000])
-def test_a_batch_leaves_enough_steps_where_none_is_asked_for(n_samples, n_processes):
-    """The largest of 8, 4, 2, 1 with 64 steps, rounded down to whole samples per process, one at least; pieces fill it."""
-    found = HealConfig().settled(n_samples, n_processes)
-    enough = next((b for b in (8, 4, 2, 1) if n_samples >= 64 * b), 1)
+def test_a_batch_leaves_enough_steps_where_none_is_asked_for(n_samples, per_sample, n_processes):
+    """The largest of 8, 4, 2, 1 with 64 steps, or the smallest with 512 tokens; whole samples per process; pieces fill it."""
+    found = HealConfig().settled(n_samples, per_sample, n_processes)
     assert found.batch % n_processes == 0 and (found.batch // n_processes) % found.micro_batch == 0
+    large = [b for b in (8, 4, 2, 1) if b == 8 or b * per_sample >= 512]
+    enough = next((b for b in large if n_samples >= 64 * b), large[-1])
     assert found.batch == max(n_processes, enough // n_processes * n_processes)
-    asked = HealConfig(batch=12, micro_batch=8).settled(n_samples, n_processes)
+    asked = HealConfig(batch=12, micro_batch=8).settled(n_samples, per_sample, n_processes)
     assert (asked.batch, asked.micro_batch) == (12, {1: 6, 2: 6, 3: 4, 4: 3}[n_processes])
     with pytest.raises(ValueError, match="batch=7 needs to be a multiple of the 2 processes"):
-        HealConfig(batch=7).settled(n_samples, 2)
+        HealConfig(batch=7).settled(n_samples, per_sample, 2)

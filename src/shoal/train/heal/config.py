@@ -19,8 +19,8 @@ from shoal.words.records import Record, is_asked, refuse
 
 DEFAULT_HEAL_TOKENS = 1_000_000
 MICRO_BATCH = 4
-MOST_BATCH, FEWEST_STEPS = 8, 64
-"""24,576 tokens of SmolLM2 in 48 steps do what 49,152 tokens do in 24 (``docs/healing.md``)."""
+MOST_BATCH, FEWEST_STEPS, FEWEST_TOKENS = 8, 64, 512
+"""24,576 tokens of SmolLM2 in 48 steps of 512 do what 49,152 tokens do in 24 steps (``docs/healing.md``)."""
 
 
 class HealConfig(Record):
@@ -53,7 +53,8 @@ class HealConfig(Record):
         floor: the final learning rate as a share of the peak (cosine).
         warmup: first steps with a rising rate: a share of all steps below 1, a number of steps from 1.
         weight_decay, betas, clip: AdamW's, and the largest gradient norm.
-        batch: samples per optimiser step over all processes. None: 8, fewer where the text would give fewer than 64 steps.
+        batch: samples per optimiser step over all processes. None: 8, fewer where the text would give fewer than 64 steps, but
+            512 tokens at least.
         micro_batch: most samples per forward of one process; gradients accumulate in between.
         checkpointing: recompute activations in the backward pass, which takes a third more time and far less memory.
         processes: how several processes share the training: each has the whole model (``replicate``, DDP), or a part of every
@@ -141,10 +142,11 @@ class HealConfig(Record):
         assert self.batch is not None, "the batch is settled when the text is known"
         return self.batch
 
-    def settled(self, n_samples: float, n_processes: int = 1) -> HealConfig:
-        """With the batch of a training on so many samples, and with pieces of it that fill it.
+    def settled(self, n_samples: float, per_sample: float, n_processes: int = 1) -> HealConfig:
+        """With the batch of a training on so many samples of so many tokens, and with pieces of it that fill it.
 
-        A batch that is not asked for halves until the samples give enough steps, down to one sample per process.
+        A batch that is not asked for halves until the samples give enough steps, as long as a step keeps enough tokens and
+        every process a sample.
 
         Raises:
             ValueError: the batch that is asked for cannot be divided among the processes.
@@ -152,7 +154,7 @@ class HealConfig(Record):
         batch = self.batch
         if batch is None:
             batch = MOST_BATCH
-            while batch > n_processes and n_samples < FEWEST_STEPS * batch:
+            while batch > n_processes and n_samples < FEWEST_STEPS * batch and batch * per_sample >= 2 * FEWEST_TOKENS:
                 batch //= 2
             batch = max(1, batch // n_processes) * n_processes
         if batch % n_processes:

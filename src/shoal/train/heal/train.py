@@ -177,7 +177,8 @@ def train(
     from shoal.train.heal.arguments import n_processes
     from shoal.train.heal.rates import best_rate, find_rate
 
-    cached, config = None, config.settled(samples_of(config, lesson.training), n_processes())
+    cached, training = None, lesson.training
+    config = config.settled(samples_of(config, training), training.n_tokens / len(training), n_processes())
     if config.teacher_cache is not None:
         lesson, cached = with_cache(pupil, config, lesson, folder / "teacher", device=device, tell=tell)
     if config.lr != "auto":
