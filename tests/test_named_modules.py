@@ -154,6 +154,45 @@ def test_every_cut_of_a_literal_is_that_of_its_layer():
             assert found == ([] if layer in gone else [f"model.layers.{layer - sum(g < layer for g in gone)}.mlp"])
 
 
+# A text that names no module of this model, and what is left of it where layer 5 of 12 goes; None: it is refused.
+OTHER_NAMES = {
+    "layer_7": ["layer_6"],
+    "layer_5": [],
+    "layers 11": ["layers 10"],
+    "blk.7": ["blk.6"],
+    "transformer.h.7.mlp": ["transformer.h.6.mlp"],
+    "language_model.model.layers.7.mlp": ["language_model.model.layers.6.mlp"],
+    "model.layers.7.mlp.down_proj.weight.shape.0": ["model.layers.6.mlp.down_proj.weight.shape.0"],
+    "layers/7/mlp": ["layers/6/mlp"],
+    "vision_tower.encoder.layers.7": ["vision_tower.encoder.layers.7"],
+    "model.layers.61.eh_proj": ["model.layers.61.eh_proj"],
+    "block_16": ["block_16"],
+    "h20": ["h20"],
+    "layers 7-9": None,
+    "model.layers.7,8": None,
+    "model.layers.{7,8}.mlp": None,
+    "from layers.3 to layers.9": None,
+}
+
+
+@pytest.mark.parametrize("text", OTHER_NAMES)
+@pytest.mark.parametrize("make", [lambda text: [text], lambda text: {text: 4}], ids=["in a list", "as a key"])
+def test_a_layer_goes_by_its_number_under_names_of_others_too(text, make):
+    wanted = OTHER_NAMES[text]
+    if wanted is None:
+        with pytest.raises(ValueError, match="speaks of layers and names no module"):
+            renumbered(make(text), cut(5), where="q")
+    else:
+        assert list(renumbered(make(text), cut(5), where="q")) == wanted
+
+
+def test_settings_of_every_layer_are_refused_and_names_of_every_layer_are_not():
+    with pytest.raises(ValueError, match="one setting for each of the 12 layers"):
+        renumbered({"kinds": ["nf4", "int8"] * 6}, cut(1), where="q")
+    gates = [f"model.layers.{i}.mlp.up_proj" for i in range(N)]
+    assert renumbered({"ignore": gates}, cut(1), where="q") == {"ignore": gates[:-1]}
+
+
 def test_a_layer_that_stands_in_several_places_is_named_in_each():
     repeated = Names(NAMES, ("model.layers.",), [0, 1, 2, 1, 2, 3])
     assert renumbered(["model.layers.1.mlp"], repeated, where="ignore") == ["model.layers.1.mlp", "model.layers.3.mlp"]

@@ -141,7 +141,7 @@ def test_every_packing_can_be_named(packing):
 
 def test_a_file_may_start_from_a_named_recipe(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text("recipe: shortgpt\ndrop: 3\ntrain: {lr: 0.01}\n")
+    path.write_text("recipe: shortgpt\ndrop: 3\npolish: kl\nrepair: refit\ntrain: {lr: 0.01}\n")
     mine = load_recipe(str(path))
     assert (mine.select, mine.drop, mine.train.lr) == ("lowest", "3", 0.01)
     assert mine.train.weight_decay == RECIPES["shortgpt"].recipe.train.weight_decay

@@ -165,8 +165,8 @@ PLACES = {
     "tasks that are a pipe": (lambda s: ("eval", s["model"], "--text", s["text"], *FEW, "--task", pipe("t.jsonl")), "pipe"),
     "tasks that are a folder": (lambda s: ("eval", s["model"], "--text", s["text"], *FEW, "--task", folder("t.jsonl")), ""),
     "no tasks": (lambda s: ("eval", s["model"], "--text", s["text"], *FEW, "--task", holding("t.jsonl", "")), ""),
-    "a plan that is a pipe": (lambda s: ("apply", pipe("plan.json"), "--out", "o"), ""),
-    "a plan that is a folder": (lambda s: ("apply", folder("plan.json"), "--out", "o"), ""),
+    "a plan that is a pipe": (lambda s: ("apply", pipe("plan.json"), "--out", "o"), "plan.json is a pipe"),
+    "a plan that is a folder": (lambda s: ("apply", folder("plan.json"), "--out", "o"), "is a folder, and a plan is a file"),
     "a report of a model": (lambda s: ("report", s["model"]), ""),
     "a model without a name": (lambda s: ("scan", "", "--text", s["text"], *FEW, "--out", "o"), ""),
     "a revision without a name": (lambda s: ("scan", "org/name@", "--text", s["text"], *FEW, "--out", "o"), ""),
@@ -177,6 +177,8 @@ PLACES = {
     "a seed below 0": (lambda s: ("scan", s["model"], "--seed", -1, "--out", "o"), ""),
     "layers named twice": (lambda s: ("apply", s["model"], "--layers", "2,2,3", "--out", "o"), None),
     "layers with spaces": (lambda s: ("apply", s["model"], "--layers", " 2 , 3 ", "--out", "o"), None),
+    "no layer": (lambda s: ("apply", s["model"], "--layers", "none", "--out", "o"), "so nothing is removed"),
+    "all layers kept": (lambda s: ("apply", s["model"], "--keep", "0..5", "--out", "o"), "so nothing is removed"),
     "layers backwards": (lambda s: ("apply", s["model"], "--keep", "4..1", "--out", "o"), "runs backwards"),
     "a format of no name": (lambda s: ("export", "ggml", s["model"], "--out", "o"), ""),
     "a file that is not there": (lambda s: ("verify", "nope.gguf", "--against", s["model"]), "nope.gguf"),
@@ -203,8 +205,8 @@ def test_places_and_options(name, small, shoal):
 
 
 EDITED = {
-    "no indices": (lambda plan: plan["edits"][0].update(indices=[]), None),
-    "no edits": (lambda plan: plan.update(edits=[]), None),
+    "no indices": (lambda plan: plan["edits"][0].update(indices=[]), ""),
+    "no edits": (lambda plan: plan.update(edits=[]), "so nothing is removed"),
     "one edit twice": (lambda plan: plan["edits"].append(plan["edits"][0]), ""),
     "all layers": (lambda plan: plan["edits"][0].update(indices=list(range(6))), ""),
     "half an index": (lambda plan: plan["edits"][0].update(indices=[2.5]), ""),

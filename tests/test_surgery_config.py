@@ -9,6 +9,8 @@ from transformers import AutoConfig
 
 from shoal.checkpoint.blueprint import check_can_be_cut, check_layers, edited_config, first_difference
 from shoal.checkpoint.config_fields import PER_LAYER, count_layers, edited_config_dict
+from shoal.checkpoint.consumed_fields import edited_consumed
+from shoal.checkpoint.generation_layers import edited_generation
 from shoal.engine.families import find_layers
 from shoal.engine.model_config import build_empty as blueprint
 
@@ -119,6 +121,36 @@ def test_the_count_goes_by_any_name_at_any_place(field, nested):
     assert inner[field] == N, "the source's dict is not edited"
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "wanted"),
+    [
+        ("hybrid_override_pattern", "MEM*EM", "M*E"),
+        ("index_topk_pattern", ["F", "S"] * 3, ["F", "S", "F"]),
+        ("moe_layer_freq", [0, 1, 1, 1, 1, 1], [0, 1, 1]),
+        ("first_k_dense_replace", 2, 1),
+        ("num_hash_layers", 4, 2),
+        ("scales", {"0": 1, "4": 2, "5": 3}, {"0": 1, "2": 2}),
+        ("moe_layers", [1, 3], [1]),
+        ("attn_layer_period", 3, None),
+        ("skipped_layers", [1, 3], None),
+        ("rope_theta", 10.0, 10.0),
+        ("languages", ["a"] * N, ["a"] * N),
+    ],
+)
+def test_a_field_that_transformers_turns_into_another_is_edited_for_those_who_read_the_old_one(field, value, wanted):
+    """The config that is read has other fields; None: the old field goes."""
+    read, more = AutoConfig.for_model("llama", num_hidden_layers=N), {"attn_layer_offset": 0} if "period" in field else {}
+    found = edited_consumed({"model_type": "llama", field: value, **more}, read, (0, 3, 4), N)
+    assert found == {"model_type": "llama", **({} if wanted is None else {field: wanted})}
+    assert edited_consumed({field: value}, read, range(N), N) == {field: value}
+
+
+def test_layers_in_a_generation_config_are_those_of_the_student():
+    stated = {"assistant_early_exit": 4, "dola_layers": [0, 2, 4, 6], "max_length": 9}
+    assert edited_generation(stated, (0, 3, 4)) == {"assistant_early_exit": 2, "dola_layers": [0, 1, 2, 3], "max_length": 9}
+    assert edited_generation({"assistant_early_exit": 2, "dola_layers": "low"}, (4, 5)) == {"dola_layers": "low"}
+
+
 def test_keeping_everything_changes_nothing():
     config = llama_like(strange_layers=[1] * N, num_kv_shared_layers=2)
     assert edited_config_dict(config, range(N)) == config
@@ -130,6 +162,25 @@ def test_keeping_everything_changes_nothing():
         (dict(strange=[0.1] * N), "strange"),
         (dict(sparse_layer_ids=[1, 2]), "sparse_layer_ids"),
         (dict(overrides={"0": 1, "3": 2}), "overrides"),
+        (dict(overrides={0: 1, 3: 2}), "overrides"),
+        (dict(overrides={"default": 1, "3": 2}), "overrides"),
+        (dict(section={"inner": {"scales": {"3": 0.5}}}), "section.inner.scales"),
+        (dict(section={"inner": {"scales": [0.5] * N}}), "section.inner.scales"),
+        (dict(section=[{"layers": [1, 2]}, {"layers": [4]}]), "section.layers"),
+        (dict(section={"skip_layers": ["1", "2"]}), "section.skip_layers"),
+        (dict(quantization_config={"bits": [4, 8] * 3}), "quantization_config.bits"),
+        (dict(quantization_config={"group": {"layer_ids": [3]}}), "quantization_config.group.layer_ids"),
+        (dict(moe_layers_enum="2,3,4"), "moe_layers_enum"),
+        (dict(section={"layers": "2-4"}), "section.layers"),
+        (dict(exit_layer=3), "exit_layer"),
+        (dict(section={"start_layer": 0}), "section.start_layer"),
+        (dict(intermediate_size={"0": 8, "3": 16}), "intermediate_size"),
+        (dict(layer_types="ffsffs"), "layer_types"),
+        (dict(attn_layer_indices=["1", "3"]), "attn_layer_indices"),
+        (dict(attn_layer_indices=[-1]), "attn_layer_indices"),
+        (dict(moe_layers={"1": True}), "moe_layers"),
+        (dict(decoder_sparse_step=1, mlp_only_layers=["1"]), "mlp_only_layers"),
+        (dict(max_window_layers="3"), "max_window_layers"),
         (dict(linear_attn_config={"kda_layers": [1, 2]}), "linear_attn_config.kda_layers"),
         (dict(num_kv_shared_layers=2), "num_kv_shared_layers"),
         (dict(hidden_size_per_layer_input=4), "hidden_size_per_layer_input"),
@@ -152,6 +203,9 @@ def test_what_cannot_be_described_is_refused_by_name(fields, named):
         dict(eos_token_id=list(range(N)), architectures=["X"] * N),
         dict(id2label={str(i): "label" for i in range(N)}),
         dict(rope_parameters={"long_factor": [1.0] * N}),
+        dict(rope_parameters={"full_attention": {"short_factor": [1.0] * N}}, section={"shape": [1, 2], "label2id": {"1": N}}),
+        dict(quantization_config={"ignore": [f"model.layers.{i}.mlp.gate" for i in range(N)], "weight_block_size": [128, 128]}),
+        dict(quantization_config={"ignored_layers": ["lm_head"]}, exit_layer=None, layer_norm_eps=1, n_early_layers=3),
         dict(num_kv_shared_layers=0, hidden_size_per_layer_input=0, scale_attn_by_inverse_layer_idx=False),
         dict(sliding_window_pattern=4, layer_types=["a"] * N),
     ],

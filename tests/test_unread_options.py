@@ -83,6 +83,7 @@ UNHEARD = {
     "--head of adapters": ("--head", "keep"),
     "--temperature of given text": ("--temperature", 0.5),
     "--teacher-cache of no teacher": ("--teacher-cache", 8),
+    "--boundaries of an objective on logits": ("--boundaries", "every"),
 }
 
 
@@ -91,6 +92,52 @@ def test_a_healing_refuses_what_it_does_not_read(small, shoal, tmp_path, asked):
     code, _, err = shoal("heal", small["model"], "--teacher", "none", "--out", "run", *UNHEARD[asked])
     one_line(code, err, f"{asked.split()[0]} is not read")
     assert not (tmp_path / "run").exists()
+
+
+UNREAD_KEYS = {
+    "heal: {method: full, rank: 16}": "heal.rank",
+    "heal: {method: norms, merge: apart}": "heal.merge",
+    "heal: {method: lora, layers: 4}": "heal.layers",
+    "heal: {method: lora, prune_every: 9}": "heal.prune_every",
+    "heal: {method: full, regrow_in: map, keep_zeros: true}": "heal.regrow_in",
+    "heal: {temperature: 0.5}": "heal.temperature",
+    "heal: {boundaries: every}": "heal.boundaries",
+    "prune: {spread: 0.1}": "prune.spread",
+    "prune: wanda:outlier=4": "prune.outlier",
+    "repair: none\nfit: {tokens: 9000}": "fit",
+    "fit: {solve: ratio}": "fit.solve",
+    "train: {tokens: 9000}": "train",
+    "merge: {group: 3}": "merge",
+    "select: sliding\nmerge: {group: 3}": "merge.group",
+    "select: laco\nsearch: {evaluations: 9}": "search.evaluations",
+    "search: {tokens: 9000}": "search",
+    "select: deepest\nby: cosine/rest": "by",
+    "max_spans: 2": "max_spans",
+    "grow: {to: 8}\nrepair: none\nselect: lowest": "select",
+    "layers: 3\ntext: {samples: 9}": "text.samples",
+}
+
+
+@pytest.mark.parametrize("content", UNREAD_KEYS)
+def test_a_key_of_a_recipe_file_that_nothing_reads_is_refused(content, tmp_path):
+    from shoal.recipes.recipe_file import load_recipe
+
+    path = tmp_path / "mine.yaml"
+    path.write_text(content + "\n")
+    with pytest.raises(ValueError, match=f"mine.yaml: {UNREAD_KEYS[content]} is not read: .*; leave it out"):
+        load_recipe(str(path))
+
+
+def test_a_key_is_read_where_an_option_brings_its_reader_and_no_fault_where_one_takes_it_away(tmp_path):
+    from shoal.recipes.recipe_file import load_recipe
+
+    path = tmp_path / "mine.yaml"
+    path.write_text("train: {tokens: 9000}\n")
+    assert load_recipe(str(path), {"polish": "kl"}).train.tokens == 9000
+    path.write_text("polish: kl\ntrain: {tokens: 9000}\n")
+    taken = load_recipe(str(path), {"polish": "none"})
+    path.write_text(taken.to_yaml())
+    assert "train:" not in path.read_text() and load_recipe(str(path)).polish == "none"
 
 
 @pytest.mark.parametrize("fault", ["nan", "zero"])

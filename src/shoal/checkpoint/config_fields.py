@@ -10,10 +10,11 @@ layer that was put in place of a span counts as the layer it inherits its argume
 
 import copy
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from shoal.checkpoint.unknown_fields import may_speak_of_layers
 
 COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 NESTED = ("text_config", "llm_config", "language_config")
@@ -77,7 +78,6 @@ NEEDED: dict[str, tuple[Any, ...]] = {
 }
 RECURRENT = ("linear_attention", "conv", "mamba", "mamba2", "recurrent", "short_conv", "moe", "mlp")
 LENGTH_FROM_FIRST = ("minimax",)  # Cached generation is wrong, without an error, when the first layer has no key-value cache.
-LOOKS_PER_LAYER = re.compile(r"layers?(_|$)|_idxs?$|indices|per_layer|period|interval")
 
 
 @dataclass(frozen=True)
@@ -192,9 +192,16 @@ def edited_config_dict(config: dict[str, Any], order: Sequence[int]) -> dict[str
             decoder[field] = [value[layer] for layer in order]
         elif isinstance(value, list) and value:
             raise ValueError(f"{where}: config field {field} has {len(value)} entries for {n} layers; mend config.json first")
+        elif isinstance(value, (dict, str)) and value:
+            raise ValueError(f"{where}: config field {field} is {_form(value)}; it is not known how to cut it")
     for field in INDICES:
-        if isinstance(decoder.get(field), list):
-            decoder[field] = [j for j, layer in enumerate(order) if layer in decoder[field]]
+        value = decoder.get(field)
+        if value and not (isinstance(value, list) and all(type(layer) is int and layer >= 0 for layer in value)):
+            raise ValueError(
+                f"{where}: config field {field} is {_form(value)}, and a list of layers 0..{n - 1} is needed; mend config.json"
+            )
+        if value:
+            decoder[field] = [j for j, layer in enumerate(order) if layer in value]
     known.update(_edit_special(decoder, order, n, where))
     if edited.get("replacements"):  # Modules of a checkpoint with our code go and move with the layer they follow.
         modules = edited["replacements"]
@@ -240,17 +247,25 @@ def _edit_pattern(decoder: dict[str, Any], pattern: Pattern, order: Sequence[int
     values = tuple(decoder.get(field) for field in pattern.fields)
     if values[0] is None:
         return
-    if isinstance(values[0], list):
-        raise ValueError(f"{where}: config field {pattern.fields[0]} is a list; it is not known how to cut it")
+    for field, value in zip(pattern.fields, values, strict=True):
+        is_numbers = isinstance(value, list) and all(type(one) is int for one in value)
+        if not (value is None or type(value) is int or (is_numbers and field != pattern.fields[0])):
+            raise ValueError(f"{where}: config field {field} is {_form(value)}; it is not known how to cut it")
+    after = pattern_after(decoder, pattern, order, n)
+    if after is None:
+        stated = ", ".join(f"{field}={value}" for field, value in zip(pattern.fields, values, strict=True))
+        raise ValueError(f"{where}: {stated} cannot describe the kept layers {list(order)}; remove whole periods")
+    decoder.update({field: value for field, value in after.items() if field in decoder or value})
+
+
+def pattern_after(fields: Mapping[str, Any], pattern: Pattern, order: Sequence[int], n: int) -> dict[str, Any] | None:
+    """The values of a pattern's fields that describe the layers of ``order``; None where no values do."""
+    values = tuple(fields.get(field) for field in pattern.fields)
     kinds = [pattern.kind(values, layer, n) for layer in order]
     proposed = pattern.propose(kinds)
-    if all(pattern.kind(proposed, j, len(order)) == kind for j, kind in enumerate(kinds)):
-        decoder.update(
-            {field: value for field, value in zip(pattern.fields, proposed, strict=True) if field in decoder or value}
-        )
-        return
-    stated = ", ".join(f"{field}={value}" for field, value in zip(pattern.fields, values, strict=True))
-    raise ValueError(f"{where}: {stated} cannot describe the kept layers {list(order)}; remove whole periods")
+    if any(pattern.kind(proposed, j, len(order)) != kind for j, kind in enumerate(kinds)):
+        return None
+    return dict(zip(pattern.fields, proposed, strict=True))
 
 
 def _edit_special(decoder: dict[str, Any], order: Sequence[int], n: int, where: str) -> set[str]:
@@ -290,16 +305,15 @@ def _scaled(value: float, n: int, n_new: int) -> float:
 
 def _refuse_unknown(decoder: dict[str, Any], known: set[str], n: int, where: str) -> None:
     for field, value in decoder.items():
-        if field in known or not isinstance(value, (list, dict)) or not value:
-            continue
-        cure = "remove nothing, or teach shoal.checkpoint.config_fields this field"
-        if isinstance(value, list) and (len(value) == n or LOOKS_PER_LAYER.search(field)):
-            raise ValueError(f"{where}: unknown config field {field}, a list that looks per-layer; {cure}")
-        if isinstance(value, dict):
-            if all(re.fullmatch(r"\d+", str(key)) for key in value):
-                raise ValueError(f"{where}: unknown config field {field}, a dict keyed by index; {cure}")
-            inner = next(
-                (key for key, one in value.items() if isinstance(one, list) and LOOKS_PER_LAYER.search(str(key))), None
+        for path, what in () if field in known else may_speak_of_layers(field, value, n):
+            raise ValueError(
+                f"{where}: unknown config field {path}, {what}; take it out of config.json where nothing reads it, else teach "
+                "shoal.checkpoint.config_fields this field"
             )
-            if inner is not None:
-                raise ValueError(f"{where}: unknown config field {field}.{inner}, a list that looks per-layer; {cure}")
+
+
+def _form(value: Any) -> str:
+    """What a value is, with as much of it as a message takes."""
+    kind = {"dict": "an object", "list": "a list", "str": "a text"}.get(type(value).__name__, f"a {type(value).__name__}")
+    said = repr(value)
+    return f"{kind} ({said if len(said) <= 60 else said[:57] + '...'})"

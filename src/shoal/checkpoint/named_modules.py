@@ -28,6 +28,15 @@ NUMBER = re.compile(
 NUMBERED_LAYERS = re.compile(r"(?:layers?|blocks?|(?:^|\.)h)\\?[./\[(]+(?:\?:)?\d", re.IGNORECASE)
 GLOB = re.compile(r"[\w.\-/*?]*(?<![.\])])\*[\w.\-/*?]*")  # No regular expression would have a star there.
 PER_LAYER = re.compile(r"layers?(?:_|$)|_idxs?$|indices")
+# A layer by its number, in a text that is no name of a module here: layer_7, blk.7, language_model.layers.7.mlp.
+LAYER_WORD = re.compile(
+    r"(?:^|[^A-Za-z])(?:layers?[._\-/ ]?[\[{(]?|(?:blocks?|blk|h)(?:[./][\[{(]?|[\[{]))(?P<number>\d+)(?![A-Za-z\d])",
+    re.IGNORECASE,
+)
+BEHIND = re.compile(r"\]?(?:[._/ ](?!\.)|$)")  # What may stand behind a number that is one layer's; 7-9 and 7,8 are several.
+TOWER = re.compile(r"visi|visual|audio|image|speech|encoder|tower", re.IGNORECASE)
+PLAIN = re.compile(r"[\w./\-\[\]{}(),: ]*")  # Such a text is no regular expression with more than one meaning.
+MOST_GROUPS = 4  # A list of settings that is no longer than this may be one of groups, such as of inputs and weights.
 NEVER = "(?!)"  # This regular expression matches nowhere.
 
 
@@ -110,6 +119,7 @@ def renumbered(value: Any, names: Names, *, where: str, is_about_modules: bool =
     if isinstance(value, list):
         if is_about_modules:
             _refuse_numbers(value, where)
+            _refuse_settings(value, names, where)
         items: list[Any] = []
         for one in value:
             if isinstance(one, str):
@@ -118,7 +128,7 @@ def renumbered(value: Any, names: Names, *, where: str, is_about_modules: bool =
                 items.append(renumbered(one, names, where=where, is_about_modules=is_about_modules))
         return items
     if isinstance(value, Mapping):
-        if is_about_modules and value and all(str(key).isdigit() for key in value):
+        if is_about_modules and any(str(key).isdigit() for key in value):
             raise ValueError(f"{where} is keyed by number, which may be that of a layer; it is not known how to cut it")
         return dict(_fields(value, names, where, is_about_modules))
     return value
@@ -138,9 +148,16 @@ def _refuse_numbers(value: list[Any], where: str) -> None:
         raise ValueError(f"{where} is a list of numbers that look like those of layers; it is not known how to cut it")
 
 
+def _refuse_settings(value: list[Any], names: Names, where: str) -> None:
+    """Raises ValueError for as many texts as there are layers that all are settings, and no names of modules."""
+    is_per_layer = len(value) == names.n_before > MOST_GROUPS and all(isinstance(one, str) for one in value)
+    if is_per_layer and not any(names.meant(matches) for one in set(value) for matches in _matches(one)):
+        raise ValueError(f"{where} has one setting for each of the {names.n_before} layers; it is not known how to cut it")
+
+
 def _text(text: str, names: Names, where: str, is_about_modules: bool) -> tuple[str, ...]:
     """A text in the student's numbers; none where all that it names is gone."""
-    if text.isdigit() or not (is_about_modules or NUMBERED_LAYERS.search(text)):
+    if text.isdigit() or not (is_about_modules or NUMBERED_LAYERS.search(text) or LAYER_WORD.search(text)):
         return (text,)
     if text in names.after:  # The text is a name as it stands.
         return names.after[text]
@@ -149,7 +166,7 @@ def _text(text: str, names: Names, where: str, is_about_modules: bool) -> tuple[
     readings = [(make, found) for make in readings_of(text) if (found := make(text)) is not None]
     meant = [names.meant(matches) for _, matches in readings]
     if all(names.found(matches) == wanted for (_, matches), wanted in zip(readings, meant, strict=True)):
-        return (text,)
+        return (text,) if any(meant) or not PLAIN.fullmatch(text) else _unmatched(text, names, where)
     if not any(meant):
         return ()
     for candidate in _candidates(text, names):
@@ -160,6 +177,21 @@ def _text(text: str, names: Names, where: str, is_about_modules: bool) -> tuple[
         f"{where} has {shortened(text)!r}, which names other modules after the cut and cannot be renumbered; name the modules "
         "one by one in config.json, or remove other layers"
     )
+
+
+def _unmatched(text: str, names: Names, where: str) -> tuple[str, ...]:
+    """A plain text that names no module of this model: where it speaks of one layer by number, in the student's numbers."""
+    found = LAYER_WORD.search(text)
+    old = int(found["number"]) if found else -1
+    if found is None or old >= names.n_before or TOWER.search(text[: found.start("number")]):
+        return (text,)
+    start, stop = found.span("number")
+    if not BEHIND.match(text, stop) or LAYER_WORD.search(text, stop):
+        raise ValueError(
+            f"{where} has {shortened(text)!r}, which speaks of layers and names no module of this model; name its modules "
+            "one by one, or take it out of config.json"
+        )
+    return tuple(f"{text[:start]}{new}{text[stop:]}" for new in names.places.get(old, ()))
 
 
 NameReading = Callable[[str], Matches | None]
@@ -174,6 +206,13 @@ def readings_of(text: str) -> list[NameReading]:
     if GLOB.fullmatch(text):
         return [_glob]
     return [_as_transformers, _searched, *([_glob] if re.search(r"[*?\[]", text) else [])]
+
+
+def _matches(text: str) -> Iterator[Matches]:
+    """What a text matches, in each way that can read it."""
+    for make in readings_of(text):
+        if (found := make(text)) is not None:
+            yield found
 
 
 def _compiled(pattern: str) -> re.Pattern[str] | None:

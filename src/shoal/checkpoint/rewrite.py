@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shoal.checkpoint import generation_layers
 from shoal.checkpoint.blueprint import check_layers, edited_config
 from shoal.checkpoint.config_fields import NESTED
 from shoal.checkpoint.config_json import CONFIG, write_config
+from shoal.checkpoint.consumed_fields import edited_consumed
 from shoal.checkpoint.copy_shards import Copy, copied_bytes, copy_shard, write_index
 from shoal.checkpoint.named_modules import Names, names_of, renumbered
 from shoal.checkpoint.new_folder import copy_side_files, new_folder, side_files
@@ -103,9 +105,16 @@ def rewrite(
             places.update({one.given: file for one in kept})
         if len(cuts) > 1:
             write_index(folder / INDEX, places, n_bytes)
-        write_config(folder / CONFIG, read_json(source / CONFIG), config, content)
+        stated_config = edited_consumed(read_json(source / CONFIG), config, order, described.n_layers)
+        write_config(folder / CONFIG, stated_config, config, content)
         for file, one in stated.items():
             (folder / file).write_text(json.dumps(one, indent=2) + "\n", encoding="utf-8")
+        if (source / generation_layers.FILE).exists():
+            how = read_json(source / generation_layers.FILE)
+            student = generation_layers.edited_generation(how, order)
+            if student != how:
+                text = json.dumps(student, indent=2, ensure_ascii=False) + "\n"
+                (folder / generation_layers.FILE).write_text(text, encoding="utf-8")
         copy_side_files(source, folder)
     return Path(out)
 

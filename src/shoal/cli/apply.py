@@ -46,6 +46,8 @@ def apply(
     else:
         if model is not None:
             raise ValueError("--model says where the source of a plan is; with --layers or --keep name it in place of the plan")
+        if layers is not None and layers.strip() == "none":
+            raise ValueError("--layers none keeps all layers, so nothing is removed; name what goes")
         chosen = with_options("default", model=str(plan), layers=layers, keep=keep)
         with screen.working("write and check the checkpoint"):
             made = apply_named(chosen, out, opening)

@@ -7,6 +7,7 @@ from shoal.cli.console import Screen
 from shoal.cli.option import argument, flag, option
 from shoal.cli.options import JsonOption, KeepOption
 from shoal.cli.verb import verb
+from shoal.words.reading import refuse_other_than_plan
 from shoal.words.types import Unit
 from shoal.words.unit_names import removed_by_hand
 
@@ -38,8 +39,7 @@ def cut(
     screen = Screen(as_json=json)
     n_layers = open_model(file).n_layers
     if plan is not None:
-        if not plan.is_file():
-            raise ValueError(f"no plan at {plan}; shoal plan writes one")
+        refuse_other_than_plan(plan, "shoal plan writes one")
         kept = layers_of_plan(Plan.load(plan), n_layers, str(file))
     else:
         gone = removed_by_hand(layers, keep, n_layers)

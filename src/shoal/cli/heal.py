@@ -79,11 +79,12 @@ def request_of(
     from shoal.run.comparing import checkpoint_of
     from shoal.run.healing.heal_request import HealRequest
     from shoal.train.heal.presets import PRESETS
+    from shoal.words.reading import refuse_other_than_plan
 
     beside = Path(checkpoint_of(student)).parent / "plan.json"
     found = plan if plan is not None else beside if beside.is_file() else None
-    if plan is not None and not plan.is_file():
-        raise ValueError(f"no plan at {plan}; give the plan.json of the run that made the student")
+    if plan is not None:
+        refuse_other_than_plan(plan, "give the plan.json of the run that made the student")
     if teacher is None and found is not None:
         teacher = Plan.load(found).source
     if teacher is None:
@@ -104,19 +105,9 @@ def request_of(
     return request
 
 
-READ_WITH_ADAPTERS = ("rank", "alpha", "targets", "variant", "ranks", "pruned", "dropout", "merge", "most_lost")
-
-
 def refuse_unheard(options: Mapping[str, Any], request: HealRequest) -> None:
     """Raises ValueError for an option that was given and that this healing does not read: it would be dropped in silence."""
-    from shoal.train.heal.table import TRAINABLE
-
-    config, method = request.heal, TRAINABLE.named(request.heal.method)
-    unread = {} if method.has_adapters else dict.fromkeys(READ_WITH_ADAPTERS, f"--method {method.name} has no adapters")
-    if config.method != "partial":
-        unread |= dict.fromkeys(("layers", "head"), f"it is about --method partial, not {config.method}")
-    if config.source != "teacher":
-        unread["temperature"] = "the teacher writes no text without --source teacher"
+    unread = dict(request.heal.unread())
     if request.teacher is None:
         unread["teacher_cache"] = "there is no teacher"
     heard = [name for name, value in options.items() if value is not None and name in unread]

@@ -134,4 +134,10 @@ def refuse_unopened(options: Mapping[str, Any], *, device: str, resident: str) -
 def _pruning(asked: str | dict[str, Any]) -> dict[str, Any] | None:
     """All fields of what is asked for, as a text or by field: none of the recipe's own stay below them."""
     fields = parse_prune(asked) if isinstance(asked, str) else asked
-    return None if fields is None else PruneConfig.from_json(json.dumps(fields), where="options").model_dump(mode="json")
+    if fields is None:
+        return None
+    config = PruneConfig.from_json(json.dumps(fields), where="options")
+    unread = next(((key, why) for key, why in config.unread() if key in fields), None)
+    if unread is not None:
+        raise ValueError(f"--prune: {unread[0]} is not read: {unread[1]}; leave it out")
+    return config.model_dump(mode="json")

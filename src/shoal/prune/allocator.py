@@ -55,6 +55,7 @@ class Allocator:
         reads: what it looks at: shapes alone, weights, or the inputs of every map.
         divide: the rule.
         papers: arXiv numbers.
+        options: fields of the config that only some rules read, those that this one does.
     """
 
     name: str
@@ -62,3 +63,4 @@ class Allocator:
     reads: Literal["shapes", "weights", "inputs"]
     divide: Divide
     papers: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()

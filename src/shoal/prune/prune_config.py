@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -53,6 +54,13 @@ class PruneConfig(Record):
                 f"pattern {pattern} fixes the share of every map, so allocate {self.allocate!r} has no say; leave it out"
             )
         return self
+
+    def unread(self) -> Iterator[tuple[str, str]]:
+        """Fields that nothing reads beside the others, each with the reason."""
+        for name, rule in ALLOCATORS.items():
+            for field in rule.options:
+                if field not in ALLOCATORS.named(self.allocate).options:
+                    yield field, f"it is read by allocate {name} alone, not by {self.allocate}"
 
     @property
     def reads_text(self) -> bool:

@@ -343,9 +343,17 @@ class Recipe(Record):
         return self.layers is not None or self.keep is not None or self.grow is not None
 
     def to_yaml(self) -> str:
-        """All fields, but those of a choice where nothing is chosen."""
-        unused = set(CHOOSING) if self.is_by_hand else {"layers", "keep", "grow"}
-        return yaml.safe_dump(self.model_dump(mode="json", exclude=unused), sort_keys=False, width=120)
+        """All fields that something reads."""
+        from shoal.recipes.unread import unread_keys
+
+        content = self.model_dump(mode="json", exclude=set(CHOOSING) if self.is_by_hand else {"layers", "keep", "grow"})
+        for key in unread_keys(self):
+            name, _, inner = key.partition(".")
+            if inner:
+                content[name].pop(inner)
+            else:
+                content.pop(name, None)
+        return yaml.safe_dump(content, sort_keys=False, width=120)
 
     def protected(self, n_layers: int) -> frozenset[int]:
         """The protected layers as indices 0..L-1."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from shoal.recipes.recipe import CHOOSING, Recipe
 from shoal.recipes.table import RECIPES
+from shoal.recipes.unread import refuse_unread_keys
 from shoal.select.table import selects_merges
 from shoal.words.reading import shortened
 from shoal.words.records import nearest
@@ -24,10 +25,13 @@ def load_recipe(name_or_path: str = "default", changes: Mapping[str, Any] | None
     Raises:
         ValueError: no such recipe; not YAML; an unknown key or a value out of range (says which, and what is allowed).
     """
-    content = RECIPES[name_or_path].recipe.model_dump(mode="json") if name_or_path in RECIPES else _read(name_or_path)
+    given: dict[str, Any] = {}
+    own = RECIPES[name_or_path].recipe if name_or_path in RECIPES else _read(name_or_path, given)
     changes = _one_choice(_one_method(changes or {}))
     where = "options" if changes else name_or_path
-    return Recipe.from_json(json.dumps(merge(content, changes)), where=where)
+    recipe = Recipe.from_json(json.dumps(merge(own.model_dump(mode="json"), changes)), where=where)
+    refuse_unread_keys(given, own, recipe, name_or_path)
+    return recipe
 
 
 def with_changes(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
@@ -85,7 +89,8 @@ def _is_there(path: Path) -> bool:
         return False
 
 
-def _read(name_or_path: str) -> dict[str, Any]:
+def _read(name_or_path: str, given: dict[str, Any]) -> Recipe:
+    """The recipe of a file; ``given`` takes up what the file itself gives."""
     path = Path(name_or_path)
     if not _is_there(path):
         raise ValueError(
@@ -95,6 +100,7 @@ def _read(name_or_path: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__}, not the fields of a recipe (key: value lines)")
     base = content.pop("recipe", None)
+    given.update(content)
     if base is None:
         merged = dict(_one_choice(_one_method(content)))
     elif isinstance(base, str) and base in RECIPES:
@@ -106,7 +112,7 @@ def _read(name_or_path: str) -> dict[str, Any]:
         as_json = json.dumps(merged, default=str)
     except (ValueError, TypeError) as error:  # A value holds itself, or a key is no text.
         raise ValueError(f"{path} cannot be a recipe: {error}") from None
-    return Recipe.from_json(as_json, where=str(path)).model_dump(mode="json")
+    return Recipe.from_json(as_json, where=str(path))
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

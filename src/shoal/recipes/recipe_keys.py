@@ -14,7 +14,8 @@ from shoal.words.records import Record
 HEAD = """# The keys of a recipe file
 
 A recipe file states what differs from the recipe `default`, or from another one that it names (`recipe: uidl`). Every key
-is listed here with the value it has when it is left out. How methods are put together is in [recipes](recipes.md).
+is listed here with the value it has when it is left out. How methods are put together is in [recipes](recipes.md). A key that
+nothing reads beside the others (`heal: {method: full, rank: 8}`) is an error.
 
 A single text may be given as `text: mine.jsonl`, several as `text: [a.txt, b.txt]`; layers as `protect: 0,1,-1` or as
 `protect: [0, 1, -1]`; pruning and healing as on the command line, `prune: wanda:pattern=2:4` and `heal: lora`."""

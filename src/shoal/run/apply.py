@@ -14,7 +14,7 @@ from shoal.checkpoint.new_folder import new_folder
 from shoal.checkpoint.rewrite import rewrite
 from shoal.checkpoint.verify import verify
 from shoal.checkpoint.write import is_bundled, write
-from shoal.edits.plan import Plan
+from shoal.edits.plan import Plan, structure_of
 from shoal.edits.student_of import student_of
 from shoal.engine.beside import Beside
 from shoal.engine.model_config import describe, describe_source
@@ -30,7 +30,7 @@ from shoal.run.run_files import values_for
 from shoal.run.stages.fit import VALUES
 from shoal.run.stages.polish import TRAINED
 from shoal.run.unopened import chosen_unopened
-from shoal.words.reading import read_json
+from shoal.words.reading import read_json, refuse_other_than_plan
 from shoal.words.structure import Size
 from shoal.words.types import Batch
 
@@ -57,8 +57,7 @@ def apply_plan(plan_file: Path, out: Path, opening: Opening = Opening(), *, mode
         ValueError: no such plan, a plan that cannot be, another source than the plan's, missing values, a failed check.
     """
     plan_file = Path(plan_file)
-    if not plan_file.is_file():
-        raise ValueError(f"no plan at {plan_file}; shoal plan writes one")
+    refuse_other_than_plan(plan_file, "shoal plan writes one")
     return _applied_to(Plan.load(plan_file), plan_file.parent, out, opening, model=model)
 
 
@@ -76,6 +75,8 @@ def apply_named(recipe: Recipe, out: Path, opening: Opening = Opening()) -> Appl
 
 def _applied_to(plan: Plan, folder: Path | None, out: Path, opening: Opening, *, model: str | None) -> Applied:
     """``folder``: where values lie; None: there are none."""
+    if plan.structure == structure_of((), plan.n_layers) and not any(edit.writes() for edit in plan.edits):
+        raise ValueError(f"all {plan.n_layers} layers stay as they are, so nothing is removed; name what goes (--layers)")
     source = resolve_source(model or plan.source, trust_remote_code=opening.trust)
     refuse_place(out, source)
     found = fingerprint(source)

@@ -229,6 +229,7 @@ class Selector:
         paper: where it is from, for help and card.
         n_evaluations: most sets that it runs, from the number of layers that may go and of those to go; of a selector that
             merges about the rows that it tries. None: it runs none.
+        options: keys of a recipe that only some selectors of its kind read, those that this one does.
     """
 
     propose: Propose
@@ -240,6 +241,7 @@ class Selector:
     paper: str = ""
     n_evaluations: Callable[[int, int], int] | None = None
     limits_spans: bool = False
+    options: tuple[str, ...] = ()
 
     def most_spans(self, n: int, max_spans: int) -> int:
         """Spans that ``n`` layers of its candidates may make at most."""

@@ -102,6 +102,7 @@ SELECTORS: Entries[Selector] = Entries(
             reads=WEIGHTS,
             paper="LaCo",
             n_evaluations=partial(rows_tried, laco),
+            options=("merge.group", "merge.interval"),
         ),
         "sliding": Selector(
             by_merging(sliding),

@@ -5,6 +5,7 @@ its folder. Everything here ends in one ``ValueError`` that says which file and 
 """
 
 import json
+import os
 import re
 import stat
 from collections.abc import Iterator
@@ -30,6 +31,19 @@ def refuse_irregular(path: Path) -> None:
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
         raise ValueError(f"{path} is {kind}, a file is needed; put the file there")
+
+
+def refuse_other_than_plan(path: Path, hint: str) -> None:
+    """Raises ValueError for a path that an option names as a plan and that is none: not there, a folder, or a pipe.
+
+    Args:
+        hint: what to do where nothing is there.
+    """
+    if not os.path.exists(path):
+        raise ValueError(f"no plan at {shortened(str(path))}; {hint}")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, and a plan is a file; give the plan.json of a run folder")
+    refuse_irregular(path)
 
 
 def refuse_long_path(path: Path) -> None:

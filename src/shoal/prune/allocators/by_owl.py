@@ -16,4 +16,6 @@ def divide_by_outliers(evidence: ThinEvidence, budget: float, *, spread: float, 
     return {key: of_layer[key[0]] for key in evidence.shapes}
 
 
-OWL = Allocator("owl", "layers with more outliers keep more", "inputs", divide_by_outliers, ("2310.05175",))
+OWL = Allocator(
+    "owl", "layers with more outliers keep more", "inputs", divide_by_outliers, ("2310.05175",), ("spread", "outlier")
+)

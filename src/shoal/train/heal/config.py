@@ -14,6 +14,7 @@ from shoal.train.config import Beta, ObjectiveSum
 from shoal.train.heal.quiet import quiet_training
 from shoal.train.heal.ranks import RANKS
 from shoal.train.heal.table import TRAINABLE
+from shoal.train.objectives import weighted_sum
 from shoal.words.counts import SampleCount, SeedNumber, StepCount, TokenCount
 from shoal.words.records import Record, is_asked, refuse
 
@@ -162,6 +163,25 @@ class HealConfig(Record):
         own = batch // n_processes
         pieces = max(n for n in range(1, min(own, self.micro_batch) + 1) if own % n == 0)
         return self.model_copy(update={"batch": batch, "micro_batch": pieces})
+
+    def unread(self) -> Iterator[tuple[str, str]]:
+        """Fields that nothing reads beside the others, each with the reason."""
+        own = TRAINABLE.named(self.method).options
+        readers: dict[str, list[str]] = {}
+        for name, one in TRAINABLE.items():
+            for field in one.options:
+                readers.setdefault(field, []).append(name)
+        for field, by in readers.items():
+            if field not in own:
+                yield field, f"it is about method {' and '.join(by)}, not {self.method}"
+        if "pruned" in own and not self.pruned:
+            yield from dict.fromkeys(("prune_every", "prune_decay"), "no weights of adapters are pruned; add pruned").items()
+        if "regrow" in own and not self.regrow:
+            yield from dict.fromkeys(("regrow_every", "regrow_in"), "no zeros move; add regrow").items()
+        if self.source != "teacher":
+            yield "temperature", "the teacher writes no text without source teacher"
+        if self.objective is None or "boundary" not in weighted_sum(self.objective).needs:
+            yield "boundaries", "the objective compares no hidden states"
 
     def _conflicts(self) -> Iterator[str]:
         if isinstance(self.lr, float) and not 0 < self.lr < math.inf:

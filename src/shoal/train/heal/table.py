@@ -44,6 +44,7 @@ class Trainable:
         open: how the checkpoint is opened.
         is_quantised: the adapters are trained beside weights in 4 bits.
         lighter: a method that takes less memory for much the same; empty where there is none.
+        options: fields of the config that only some methods read, those that this one does.
     """
 
     name: str
@@ -55,11 +56,16 @@ class Trainable:
     open: Callable[[Path, Opening], Any] = open_plainly
     is_quantised: bool = False
     lighter: str = ""
+    options: tuple[str, ...] = ()
 
     def learning_rate(self, hidden_size: int) -> float:
         """The peak rate where none is asked for: the step of Adam on a d x d matrix moves its output in proportion to d."""
         return min(MOST_HEAL_LR, self.rate * 4096 / hidden_size)
 
+
+OF_ADAPTERS = (
+    "rank", "alpha", "dropout", "targets", "variant", "ranks", "pruned", "prune_every", "prune_decay", "merge", "most_lost",
+)  # fmt: skip
 
 TRAINABLE: Entries[Trainable] = by_name(
     "healing method",
@@ -71,6 +77,7 @@ TRAINABLE: Entries[Trainable] = by_name(
         2e-4,
         has_adapters=True,
         lighter="qlora",
+        options=OF_ADAPTERS,
     ),
     Trainable(
         "qlora",
@@ -81,6 +88,7 @@ TRAINABLE: Entries[Trainable] = by_name(
         has_adapters=True,
         open=late("shoal.train.heal.qlora:open_in_4_bits"),
         is_quantised=True,
+        options=OF_ADAPTERS,
     ),
     Trainable(
         "partial",
@@ -89,6 +97,7 @@ TRAINABLE: Entries[Trainable] = by_name(
         late("shoal.train.heal.partial:most_of_the_end"),
         1e-4,
         lighter="lora",
+        options=("layers", "head", "regrow", "regrow_every", "regrow_in"),
     ),
     Trainable(
         "new",
@@ -104,6 +113,7 @@ TRAINABLE: Entries[Trainable] = by_name(
         late("shoal.train.heal.full:all_of_them"),
         5e-5,
         lighter="lora",
+        options=("processes", "regrow", "regrow_every", "regrow_in"),
     ),
     Trainable(
         "norms",

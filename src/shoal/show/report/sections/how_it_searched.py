@@ -1,18 +1,21 @@
 """How the choice was searched for: the best set against sets run, and the scores of single units."""
 
+from shoal.edits.plan import Plan
 from shoal.measure.unit_score_record import UnitScores
 from shoal.select.search.search_record import SearchRecord
+from shoal.select.verdict import kl_said
 from shoal.show.chart import Chart, Point, Series
 from shoal.show.html import tag
 from shoal.show.report.run_data import Part, RunData, Section
 from shoal.words.numbers import number
+from shoal.words.structure import describe_units
 
 
 def search(data: RunData) -> Section | None:
     parts: list[Part] = []
     files: list[str] = []
     if data.search is not None:
-        parts += [tag("p", _searched(data.search)), _curve(data.search)]
+        parts += [tag("p", _searched(data.search) + _outcome(data.search, data.plan)), _curve(data.search)]
         files.append("search.json")
     if data.scores is not None:
         parts += [tag("p", _scored(data.scores)), _scores(data.scores)]
@@ -25,6 +28,17 @@ def _searched(found: SearchRecord) -> str:
         f"{found.selector} by {found.metric}: {found.n} of {found.n_units} {found.units} that may go, "
         f"{found.n_evaluations:,} sets run{_on(found)}. Losses are of plain cuts, before any repair."
     )
+
+
+def _outcome(found: SearchRecord, plan: Plan | None) -> str:
+    """Who won in its place, where the set of the search was not chosen; else nothing."""
+    if plan is None or not plan.candidates or found.selector in plan.candidates[0].proposed_by:
+        return ""
+    winner, *others = plan.candidates
+    searched = next((one for one in others if found.selector in one.proposed_by), None)
+    by = winner.proposed_by[0] if winner.proposed_by else "another"
+    against = "" if searched is None or searched.kl is None else f", KL {kl_said(winner)} against {kl_said(searched)}"
+    return f" Its set was not chosen; that of {by} lost less{against}: {describe_units(winner.units, plan.n_layers)}."
 
 
 def _on(found: SearchRecord | UnitScores) -> str:
