@@ -56,10 +56,12 @@ def task(name: str) -> Callable[[Bench], dict[str, Any]]:
 
 @torch.no_grad()
 def answers(bench: Bench, student: Any, prompts: Sequence[str], n_tokens: int) -> list[str]:
-    """Greedy answers through the model's chat template."""
+    """Greedy answers through the model's chat template, of a student or of the view of a checkpoint."""
+    from shoal.engine.view import DecoderView
     from shoal.evaluate.generate import greedy_tokens, model_of
 
-    tokenizer, model = bench.opened.need_tokenizer(), model_of(bench.view, student)
+    tokenizer = bench.opened.need_tokenizer()
+    model = student.model if isinstance(student, DecoderView) else model_of(bench.view, student)
     said = []
     for prompt in prompts:
         asked = [{"role": "user", "content": prompt}]
