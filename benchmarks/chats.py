@@ -26,6 +26,7 @@ from smollm2_bench import Bench
 OUT = Path(__file__).parent / "results" / "chats.json"
 N_CHATS, CHAT_LENGTH, TEMPERATURE = 220, 384, 0.8
 SHARES = ("10 %", "25 %")
+CHAT_SHARE = 0.3  # Of the characters: so many chats give a tenth of such a text to the slice that decides.
 HEALED_TOKENS, HEALED_LENGTH = 24_576, 256
 NEW_TOKENS = 60
 STUDENTS = ("plain cut", "books", "chats", "chats, healed")
@@ -53,7 +54,7 @@ class Chats:
         healed = student.endswith(", healed")
         kind = student.removesuffix(", healed")
         out = self.options.work / "-".join([kind, share[:2], *(["healed"] if healed else [])])
-        text = str(self.options.books) if kind == "books" else f"0.5*{self.text}+0.5*{self.options.books}"
+        text = str(self.options.books) if kind == "books" else f"{CHAT_SHARE}*{self.text}+{1 - CHAT_SHARE}*{self.options.books}"
         if healed:
             asked = ["--method", "lora", "--tokens", HEALED_TOKENS, "--length", HEALED_LENGTH, "--batch", 2, "--micro-batch", 2]
             self.once(out, "heal", self.run(share, kind), *asked, "--text", text)
