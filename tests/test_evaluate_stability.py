@@ -224,8 +224,6 @@ def test_figures_that_do_not_exist_in_some_draws_have_an_interval_and_in_none_ha
     assert math.isnan(none.low) and math.isnan(none.high)
     with pytest.raises(ValueError, match="a bootstrap needs items"):
         bootstrap(np.zeros((0, 2)), mean)
-    with pytest.raises(ValueError, match="level=1.0"):
-        bootstrap(np.ones((3, 2)), mean, level=1.0)
     assert str(Interval(value=0.5, low=0.25, high=0.75)) == "0.5 (0.25 to 0.75)"
 
 

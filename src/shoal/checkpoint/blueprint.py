@@ -73,7 +73,7 @@ def check_layers(
     return student
 
 
-def check_can_be_cut(config: Any, *, model_class: Any | None = None, trust_remote_code: bool = False) -> None:
+def check_can_be_cut(config: Any, *, model_class: Any | None = None) -> None:
     """Refuse, before anything is measured, a family that can lose no span of layers at all.
 
     What a family cannot lose is said of each candidate when it is proposed: one whose kinds of layers alternate in periods can
@@ -90,7 +90,7 @@ def check_can_be_cut(config: Any, *, model_class: Any | None = None, trust_remot
         try:
             edited_config_dict(content, kept)  # This is fast, and shows most of what a family cannot lose.
             n_built += 1
-            check_layers(config, kept, model_class=model_class, trust_remote_code=trust_remote_code)
+            check_layers(config, kept, model_class=model_class)
             return
         except ValueError as refusal:
             reason = reason or refusal

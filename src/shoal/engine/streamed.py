@@ -211,11 +211,10 @@ def open_streamed(
     opening: Opening = Opening(),
     *,
     n_resident: int = 1,
-    state_bytes: int | None = None,
 ) -> tuple[Opened, Streamed]:
     """Open a model without loading its layers.
 
-    Args: as :func:`shoal.engine.open.open_model`, and ``n_resident``, ``state_bytes`` as :class:`Streamed`.
+    Args: as :func:`shoal.engine.open.open_model`, and ``n_resident`` as :class:`Streamed`.
     Returns: the opened skeleton, and the residency that fills its layers: ``DecoderView(opened.model, residency=streamed)``.
     Raises:
         ValueError: as ``open_model``.
@@ -227,7 +226,7 @@ def open_streamed(
     stored = text_config(found.config).dtype or torch.float32
     wanted = stored if dtype is None else DTYPES[dtype]
     model = build_skeleton(found.config, dtype=wanted, trust_remote_code=trust)
-    streamed = Streamed(model, path, n_resident=n_resident, device=place, state_bytes=state_bytes)
+    streamed = Streamed(model, path, n_resident=n_resident, device=place)
     tokenizer = load_tokenizer(path, trust_remote_code=trust)
     return Opened(model, tokenizer, str(source), found.fingerprint, path, found.beside, opening), streamed
 

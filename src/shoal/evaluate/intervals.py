@@ -53,48 +53,43 @@ def resampled_sums(columns_NK: np.ndarray, *, n_resamples: int = N_RESAMPLES, se
     return sums_RK
 
 
-def interval_of(value: float, samples_R: np.ndarray, *, level: float = LEVEL) -> Interval:
+def interval_of(value: float, samples_R: np.ndarray) -> Interval:
     """The interval of a figure from its resampled values; those that do not exist (0 / 0) are left out."""
     finite_R = samples_R[np.isfinite(samples_R)]
     if not len(finite_R):
-        return Interval(value=value, low=math.nan, high=math.nan, level=level)
-    low, high = np.quantile(finite_R, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value=value, low=float(low), high=float(high), level=level)
+        return Interval(value=value, low=math.nan, high=math.nan)
+    low, high = np.quantile(finite_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(value=value, low=float(low), high=float(high))
 
 
-def bootstrap(
-    columns_NK: np.ndarray, figure: Figure, *, n_resamples: int = N_RESAMPLES, level: float = LEVEL, seed: int = 0
-) -> Interval:
+def bootstrap(columns_NK: np.ndarray, figure: Figure, *, n_resamples: int = N_RESAMPLES, seed: int = 0) -> Interval:
     """A figure of sums over items, with its interval.
 
     Args:
         columns_NK: what is summed, one row per item.
         figure: from sums to the figure.
     Raises:
-        ValueError: no items, no resamples, a level outside (0, 1).
+        ValueError: no items, no resamples.
     """
-    if not len(columns_NK) or n_resamples < 1 or not 0 < level < 1:
-        raise ValueError(
-            f"{len(columns_NK)} items, n_resamples={n_resamples}, level={level}: a bootstrap needs items, at least 1 resample "
-            "and a level between 0 and 1"
-        )
+    if not len(columns_NK) or n_resamples < 1:
+        raise ValueError(f"{len(columns_NK)} items, n_resamples={n_resamples}: a bootstrap needs items and at least 1 resample")
     columns_NK = np.asarray(columns_NK, dtype=float)
     with np.errstate(divide="ignore", invalid="ignore"):
         samples_R = figure(resampled_sums(columns_NK, n_resamples=n_resamples, seed=seed))
         value = float(figure(np.array([math.fsum(column) for column in columns_NK.T])))
-    return interval_of(value, samples_R, level=level)
+    return interval_of(value, samples_R)
 
 
-def share_of(right_N: np.ndarray, *, n_resamples: int = N_RESAMPLES, level: float = LEVEL, seed: int = 0) -> Interval:
+def share_of(right_N: np.ndarray, *, n_resamples: int = N_RESAMPLES, seed: int = 0) -> Interval:
     """The share of items that are right, with its interval.
 
     Where all or none are, every resample is the same, and the bound that is missing is the exact one: the share at which so
-    extreme a result has the chance (1 - level) / 2.
+    extreme a result has the chance (1 - ``LEVEL``) / 2.
     """
     right_N = np.asarray(right_N, dtype=float)
     columns_N2 = np.column_stack([right_N, np.ones(len(right_N))])
-    found = bootstrap(columns_N2, mean, n_resamples=n_resamples, level=level, seed=seed)
-    exact = ((1 - level) / 2) ** (1 / len(right_N))
+    found = bootstrap(columns_N2, mean, n_resamples=n_resamples, seed=seed)
+    exact = ((1 - LEVEL) / 2) ** (1 / len(right_N))
     low = exact if found.value == 1 else found.low
     high = 1 - exact if found.value == 0 else found.high
     return found.model_copy(update={"low": low, "high": high})

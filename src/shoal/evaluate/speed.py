@@ -138,15 +138,15 @@ def median_iqr(values: Sequence[float]) -> tuple[float, float]:
     return middle, high - low
 
 
-def median_interval(values: Sequence[float], *, level: float = LEVEL) -> Interval:
-    """The median between two order statistics that enclose the true one in at least ``level`` of all cases (sign test).
+def median_interval(values: Sequence[float]) -> Interval:
+    """The median between two order statistics that enclose the true one in at least ``LEVEL`` of all cases (sign test).
 
     The narrowest such pair; where even the extremes enclose it less often (fewer than 6 values for 95 %), those, and the
     interval's ``level`` says how often: 1 - 2 P(Binomial(n, 1/2) < rank).
     """
     ordered, n = sorted(values), len(values)
     rank, outside = 1, 2 * 0.5**n
-    while rank < (n + 1) // 2 and outside + 2 * math.comb(n, rank) * 0.5**n <= 1 - level:
+    while rank < (n + 1) // 2 and outside + 2 * math.comb(n, rank) * 0.5**n <= 1 - LEVEL:
         outside += 2 * math.comb(n, rank) * 0.5**n
         rank += 1
     return Interval(value=statistics.median(ordered), low=ordered[rank - 1], high=ordered[n - rank], level=1 - outside)

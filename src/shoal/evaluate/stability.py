@@ -23,7 +23,7 @@ from typing import Literal
 
 import numpy as np
 
-from shoal.evaluate.intervals import LEVEL, N_RESAMPLES, Interval, bootstrap, mean, share_of, sign_test
+from shoal.evaluate.intervals import N_RESAMPLES, Interval, bootstrap, mean, share_of, sign_test
 from shoal.words.records import Record
 
 Variant = Literal["mean_nll", "option_nll", "last_word", "exact_match"]
@@ -122,9 +122,7 @@ class Stability(Record):
     p_value: float
 
 
-def stability(
-    teacher: Answers, student: Answers, *, n_resamples: int = N_RESAMPLES, level: float = LEVEL, seed: int = 0
-) -> Stability:
+def stability(teacher: Answers, student: Answers, *, n_resamples: int = N_RESAMPLES, seed: int = 0) -> Stability:
     """Compare the answers of two models; the order of the items does not matter.
 
     Raises:
@@ -139,7 +137,7 @@ def stability(
 
     def measure(column_N: np.ndarray, weights_N: np.ndarray) -> Interval:
         columns_NK = np.stack([column_N * weights_N, weights_N], axis=1)
-        return bootstrap(columns_NK, mean, n_resamples=n_resamples, level=level, seed=seed)
+        return bootstrap(columns_NK, mean, n_resamples=n_resamples, seed=seed)
 
     lost, won = (_flips(pairs, from_right=side) for side in (True, False))
     many = all(len(a.scores) > 1 for a, _ in pairs)
@@ -153,8 +151,8 @@ def stability(
         correctness=measure(agree_N, one_N),
         answers=measure(same_N, one_N) if many or is_written else None,
         kl=measure(np.array([option_kl(a.scores, b.scores) for a, b in pairs]), one_N) if many else None,
-        teacher_accuracy=share_of(right_N2[:, 0], n_resamples=n_resamples, level=level, seed=seed),
-        student_accuracy=share_of(right_N2[:, 1], n_resamples=n_resamples, level=level, seed=seed),
+        teacher_accuracy=share_of(right_N2[:, 0], n_resamples=n_resamples, seed=seed),
+        student_accuracy=share_of(right_N2[:, 1], n_resamples=n_resamples, seed=seed),
         effective_items=float(weight_N.sum() ** 2 / (weight_N**2).sum()),
         right_to_wrong=lost,
         wrong_to_right=won,

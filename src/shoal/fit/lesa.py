@@ -27,13 +27,8 @@ HIDDEN = 256
 HELD_OUT = 5  # Every fifth triple is held out, the first one always.
 
 
-class PredictorConfig(Record):
-    """How the predictors are trained: the released code's values."""
-
-    epochs: int = 10
-    lr: float = 1e-3
-    batch: int = 64
-    penalty: float = 5e-4
+EPOCHS, LR, BATCH, PENALTY = 10, 1e-3, 64, 5e-4
+"""How the predictors are trained: the released code's values."""
 
 
 class PredictedMap(Record):
@@ -61,7 +56,6 @@ def predicted(
     view: DecoderView,
     edits: Sequence[Insert],
     *,
-    config: PredictorConfig = PredictorConfig(),  # noqa: B008  (frozen)
     seed: int = 0,
     after_map: Callable[[int, int], None] | None = None,
 ) -> tuple[dict[str, Tensor], tuple[PredictedMap, ...]]:
@@ -84,7 +78,7 @@ def predicted(
     for done, (first, name) in enumerate(maps):
         of_kind = kinds[first]
         basis = basis_of(view, of_kind, name)
-        predict, quality = _predictor(basis, of_kind, name, config, seed)
+        predict, quality = _predictor(basis, of_kind, name, seed)
         found.append(quality)
         for prefix, near, far in wanted:
             if near in of_kind:
@@ -130,15 +124,13 @@ def _mean(before_RI: Tensor, behind_RI: Tensor) -> Tensor:
     return (before_RI + behind_RI) / 2
 
 
-def _predictor(
-    basis: Basis, layers: Sequence[int], name: str, config: PredictorConfig, seed: int
-) -> tuple[Predict, PredictedMap]:
+def _predictor(basis: Basis, layers: Sequence[int], name: str, seed: int) -> tuple[Predict, PredictedMap]:
     """The predictor of a map, or the mean where that says held-out triples as well; too few layers have only the mean."""
     triples = [tuple(basis.blocks[one] for one in layers[i - 1 : i + 2]) for i in range(1, len(layers) - 1)]
     held, seen = triples[::HELD_OUT], [one for i, one in enumerate(triples) if i % HELD_OUT]
     if not seen:
         return _mean, PredictedMap(name=name, error_of_mean=float("nan"), error=float("nan"), is_used=False)
-    network = _trained(seen, config, seed)
+    network = _trained(seen, seed)
 
     def predict(before_RI: Tensor, behind_RI: Tensor) -> Tensor:
         with torch.no_grad():
@@ -150,7 +142,7 @@ def _predictor(
     return (predict if quality.is_used else _mean), quality
 
 
-def _trained(triples: Sequence[tuple[Tensor, ...]], config: PredictorConfig, seed: int) -> nn.Module:
+def _trained(triples: Sequence[tuple[Tensor, ...]], seed: int) -> nn.Module:
     """The network, fitted to what the mean misses on the rows of all triples."""
     before_NI, middle_NI, behind_NI = (torch.cat([one[i] for one in triples]).float() for i in range(3))
     mean_NI, inputs_N2I = (before_NI + behind_NI) / 2, torch.cat([before_NI, behind_NI], -1)
@@ -161,14 +153,14 @@ def _trained(triples: Sequence[tuple[Tensor, ...]], config: PredictorConfig, see
         network = nn.Sequential(nn.Linear(2 * n_inputs, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), last)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=LR)
     generator = torch.Generator().manual_seed(seed)
     with torch.enable_grad():
-        for _ in range(config.epochs):
-            for rows in torch.randperm(len(middle_NI), generator=generator).split(config.batch):
+        for _ in range(EPOCHS):
+            for rows in torch.randperm(len(middle_NI), generator=generator).split(BATCH):
                 said_nI, wanted_nI = mean_NI[rows] + network(inputs_N2I[rows]), middle_NI[rows]
                 shrunk = (said_nI.norm() - wanted_nI.norm()).square()
-                loss = (1 - config.penalty) * (said_nI - wanted_nI).square().mean() + config.penalty * shrunk
+                loss = (1 - PENALTY) * (said_nI - wanted_nI).square().mean() + PENALTY * shrunk
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

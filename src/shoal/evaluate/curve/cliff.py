@@ -8,7 +8,7 @@ Definition. Two straight lines, each fitted by least squares to the points on it
 * the loss behind the gap, over the teacher's, is on average at least twice what the first line foretells there.
 
 A smooth curve, however steep, is met by the cubic and has no cliff; a step or a sharp bend is not. Both are asked of every
-resample (samples or items drawn anew, all points together); the cliff is found when at least ``level`` of them agree, and its
+resample (samples or items drawn anew, all points together); the cliff is found when at least ``LEVEL`` of them agree, and its
 interval covers the gaps that they chose. Infinite losses end the curve.
 Shapes: P points, R resamples, K gaps.
 """
@@ -26,21 +26,21 @@ ROUNDING = 1e-16
 """Residuals below this share of the curve's own square are rounding: a polynomial then *is* the curve."""
 
 
-def cliff_of(curve: RatioCurve, *, method: str, level: float = LEVEL) -> Cliff:
+def cliff_of(curve: RatioCurve, *, method: str) -> Cliff:
     """The cliff of a curve, or why there is none."""
     finite_P = np.isfinite(curve.loss_P) & np.isfinite(curve.loss_RP).all(0)
     n_points = len(finite_P) if finite_P.all() else int(np.argmin(finite_P))
     if n_points < FEWEST:
         why = f"{n_points} points; a break needs {FEWEST}, the teacher counted"
-        return Cliff(method=method, of=curve.of, found=False, level=level, why_not=why)
+        return Cliff(method=method, of=curve.of, found=False, why_not=why)
     share_P, loss_RP = curve.share_P[:n_points], curve.loss_RP[:, :n_points]
     found_R, gap_R, _ = _breaks(share_P, loss_RP)
     (found,), (gap,), (rise,) = _breaks(share_P, curve.loss_P[None, :n_points])
     support = float(found_R.mean())
-    if not found or support < level:
+    if not found or support < LEVEL:
         why = "a smooth curve describes the points as well, or the loss does not double"
-        return Cliff(method=method, of=curve.of, found=False, support=support, level=level, why_not=why)
-    tail = (1 - level) / 2
+        return Cliff(method=method, of=curve.of, found=False, support=support, why_not=why)
+    tail = (1 - LEVEL) / 2
     low = np.quantile(share_P[gap_R[found_R]], tail, method="lower")
     high = np.quantile(share_P[gap_R[found_R] + 1], 1 - tail, method="higher")
     return Cliff(
@@ -48,7 +48,6 @@ def cliff_of(curve: RatioCurve, *, method: str, level: float = LEVEL) -> Cliff:
         of=curve.of,
         found=True,
         support=support,
-        level=level,
         last=float(share_P[gap]),
         first=float(share_P[gap + 1]),
         last_n=curve.n_P[gap],

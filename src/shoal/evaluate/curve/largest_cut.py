@@ -27,7 +27,7 @@ def parse_keep(text: str) -> float:
     return value
 
 
-def largest_cut(curve: RatioCurve, *, method: str, keep: float, level: float = LEVEL) -> RetainedShare:
+def largest_cut(curve: RatioCurve, *, method: str, keep: float) -> RetainedShare:
     """The largest cuts that keep ``keep`` of the teacher's quality likely, certainly, possibly.
 
     Raises:
@@ -35,8 +35,7 @@ def largest_cut(curve: RatioCurve, *, method: str, keep: float, level: float = L
     """
     refuse_nothing_right(curve.of, math.isfinite(curve.retained_P[0]))
     cuts = [
-        KeptCut(n_net=n, share=float(curve.share_P[place]), retained=curve.retained(place, level=level))
-        for place, n in enumerate(curve.n_P)
+        KeptCut(n_net=n, share=float(curve.share_P[place]), retained=curve.retained(place)) for place, n in enumerate(curve.n_P)
     ]
 
     def last(bound: Callable[[Interval], float]) -> KeptCut | None:

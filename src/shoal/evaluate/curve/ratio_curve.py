@@ -188,13 +188,13 @@ class RatioCurve:
     retained_P: np.ndarray
     retained_RP: np.ndarray
 
-    def retained(self, place: int, *, level: float = LEVEL) -> Interval:
+    def retained(self, place: int) -> Interval:
         """Of one point, with its interval."""
-        return interval_of(float(self.retained_P[place]), self.retained_RP[:, place], level=level)
+        return interval_of(float(self.retained_P[place]), self.retained_RP[:, place])
 
-    def loss(self, place: int, *, level: float = LEVEL) -> Interval:
+    def loss(self, place: int) -> Interval:
         """Of one point, with its interval."""
-        return interval_of(float(self.loss_P[place]), self.loss_RP[:, place], level=level)
+        return interval_of(float(self.loss_P[place]), self.loss_RP[:, place])
 
 
 def curve_of(curves: RatioCurves, *, method: str, of: str) -> RatioCurve:

@@ -112,11 +112,11 @@ def _with_control(one: Barrier, between: WeightLine, oracle: Oracle, seed: int) 
     return one.model_copy(update=dict(at_random=statistics.fmean(losses), random_spread=statistics.stdev(losses)))
 
 
-def blend(between: WeightLine, oracle: Oracle, *, steps: Sequence[float] = STEPS_BETWEEN) -> tuple[LinePoint, ...]:
+def blend(between: WeightLine, oracle: Oracle) -> tuple[LinePoint, ...]:
     """All of A moved towards B; the loss at every step."""
     every = range(between.ours.n_layers)
-    losses = [_losses(oracle, between, [every], t, rest=t)[0] for t in steps]
-    return tuple(LinePoint(t=t, loss=_mean(one)) for t, one in zip(steps, losses, strict=True))
+    losses = [_losses(oracle, between, [every], t, rest=t)[0] for t in STEPS_BETWEEN]
+    return tuple(LinePoint(t=t, loss=_mean(one)) for t, one in zip(STEPS_BETWEEN, losses, strict=True))
 
 
 def _losses(

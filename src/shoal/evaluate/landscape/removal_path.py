@@ -19,28 +19,24 @@ from shoal.words.types import Unit
 STEPS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def removal_paths(
-    oracle: Oracle, probe: Reading, *, layers: Sequence[int], steps: Sequence[float] = STEPS
-) -> tuple[tuple[Removal, ...], tuple[str, ...]]:
+def removal_paths(oracle: Oracle, probe: Reading, *, layers: Sequence[int]) -> tuple[tuple[Removal, ...], tuple[str, ...]]:
     """The paths of some layers, and why those of others cannot be walked.
 
     Args:
         probe: a reading to try on which parameters write a layer's answer.
-        steps: t from 0 to 1, both ends among them.
     """
-    assert steps[0] == 0.0 and steps[-1] == 1.0, "a path has both ends"
     found: list[Removal] = []
     left: list[str] = []
     whole = oracle.measure([Student()])[0]
     for layer in layers:
-        scaled, reasons = turned_down(oracle.view, layer, probe, steps[1:-1])
+        scaled, reasons = turned_down(oracle.view, layer, probe, STEPS[1:-1])
         left += [reason for reason in reasons if reason not in left]
         if not scaled:
             continue
         students = [Student(overrides={layer: values}) for values in scaled]
         students.append(Student(removed=frozenset({Unit("layer", layer)})))
         measured = [whole, *oracle.measure(students)]
-        points = (LinePoint(t=t, loss=one.nll, kl=one.kl) for t, one in zip(steps, measured, strict=True))
+        points = (LinePoint(t=t, loss=one.nll, kl=one.kl) for t, one in zip(STEPS, measured, strict=True))
         found.append(Removal(layer=layer, points=tuple(points)))
     return tuple(found), tuple(left)
 

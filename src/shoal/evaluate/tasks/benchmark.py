@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shoal.evaluate.intervals import LEVEL, N_RESAMPLES, Interval, interval_of, resampled_sums, share_of
+from shoal.evaluate.intervals import N_RESAMPLES, Interval, interval_of, resampled_sums, share_of
 from shoal.evaluate.stability import Answers, Stability, matched, stability
 from shoal.evaluate.tasks.answers import TaskAnswers, TaskFacts
 from shoal.evaluate.tasks.task_files import TaskForm
@@ -92,9 +92,9 @@ class Benchmark(Record):
     n_resamples: int
 
 
-def task_figures(found: TaskAnswers, *, n_resamples: int = N_RESAMPLES, level: float = LEVEL, seed: int = 0) -> TaskFigures:
+def task_figures(found: TaskAnswers, *, n_resamples: int = N_RESAMPLES, seed: int = 0) -> TaskFigures:
     """The figures of one model on one task."""
-    draw = Draw(n_resamples, level, seed=_seed(found, seed))
+    draw = Draw(n_resamples, seed=_seed(found, seed))
     accuracy = draw.accuracy(found.counted)
     return TaskFigures(
         facts=found.facts,
@@ -110,7 +110,6 @@ def compare_tasks(
     student: Sequence[TaskAnswers],
     *,
     n_resamples: int = N_RESAMPLES,
-    level: float = LEVEL,
     seed: int = 0,
 ) -> Benchmark:
     """Compare the answers of two models, task by task.
@@ -125,7 +124,7 @@ def compare_tasks(
         raise ValueError(f"two tasks have one name ({', '.join(names)}); rename the file of one of them")
     results, draws = [], []
     for a, b in zip(teacher, student, strict=True):
-        result, sums_R2 = _compare(a, b, n_resamples=n_resamples, level=level, seed=seed)
+        result, sums_R2 = _compare(a, b, n_resamples=n_resamples, seed=seed)
         results.append(result)
         draws.append(sums_R2 / result.facts.n_items)
     counted = [index for index, result in enumerate(results) if not result.at_chance]
@@ -135,20 +134,20 @@ def compare_tasks(
     retained = None
     if counted:
         mean_R2 = np.mean([draws[i] for i in counted], axis=0)
-        retained = interval_of(averages[1] / averages[0], _ratios(mean_R2), level=level)
+        retained = interval_of(averages[1] / averages[0], _ratios(mean_R2))
     return Benchmark(
         tasks=tuple(results),
         counted=tuple(results[i].facts.task for i in counted),
         teacher_average=averages[0] if counted else None,
         student_average=averages[1] if counted else None,
         retained=retained,
-        kinds=_kinds([(results[i], draws[i]) for i in counted], level=level),
+        kinds=_kinds([(results[i], draws[i]) for i in counted]),
         seed=seed,
         n_resamples=n_resamples,
     )
 
 
-def _kinds(counted: Sequence[tuple[TaskResult, np.ndarray]], *, level: float) -> tuple[KeptShares, ...]:
+def _kinds(counted: Sequence[tuple[TaskResult, np.ndarray]]) -> tuple[KeptShares, ...]:
     """What was kept above chance, form by form, over the counted tasks; draws are (R, 2) accuracies."""
     kinds = []
     for form in dict.fromkeys(result.facts.form for result, _ in counted):
@@ -157,16 +156,14 @@ def _kinds(counted: Sequence[tuple[TaskResult, np.ndarray]], *, level: float) ->
         teacher, student = (
             sum(getattr(result, who).value - result.facts.chance for result, _ in members) for who in ("teacher", "student")
         )
-        share = interval_of(student / teacher, _ratios(above_R2), level=level)
+        share = interval_of(student / teacher, _ratios(above_R2))
         kinds.append(KeptShares(form=form, tasks=tuple(result.facts.task for result, _ in members), share=share))
     return tuple(kinds)
 
 
-def _compare(
-    teacher: TaskAnswers, student: TaskAnswers, *, n_resamples: int, level: float, seed: int
-) -> tuple[TaskResult, np.ndarray]:
+def _compare(teacher: TaskAnswers, student: TaskAnswers, *, n_resamples: int, seed: int) -> tuple[TaskResult, np.ndarray]:
     """The result of a task, and (R, 2) resampled sums of right answers."""
-    draw = Draw(n_resamples, level, seed=_seed(teacher, seed))
+    draw = Draw(n_resamples, seed=_seed(teacher, seed))
     answers = draw.stability(teacher.counted, student.counted)
     pairs = matched(teacher.counted, student.counted)
     right_N2 = np.array([[a.is_right, b.is_right] for a, b in pairs], dtype=float)
@@ -181,7 +178,7 @@ def _compare(
         student_norm=None if student.norm is None else draw.accuracy(student.norm),
         teacher_perplexity=teacher.word_perplexity,
         student_perplexity=student.word_perplexity,
-        retained=interval_of(b.value / a.value, _ratios(sums_R2), level=level) if a.value else None,
+        retained=interval_of(b.value / a.value, _ratios(sums_R2)) if a.value else None,
         at_chance=a.low <= teacher.facts.chance,
         answers=answers,
         stability=None if weighed[0] is None or weighed[1] is None else draw.stability(weighed[0], weighed[1]),
@@ -194,16 +191,15 @@ class Draw:
     """How a task is resampled: the same draws for all its figures."""
 
     n_resamples: int
-    level: float
     seed: int
 
     def stability(self, teacher: Answers, student: Answers) -> Stability:
-        return stability(teacher, student, n_resamples=self.n_resamples, level=self.level, seed=self.seed)
+        return stability(teacher, student, n_resamples=self.n_resamples, seed=self.seed)
 
     def accuracy(self, answers: Answers) -> Interval:
         by_key = sorted(answers.items, key=lambda one: (one.key, one.scores))
         right_N = np.array([one.is_right for one in by_key])
-        return share_of(right_N, n_resamples=self.n_resamples, level=self.level, seed=self.seed)
+        return share_of(right_N, n_resamples=self.n_resamples, seed=self.seed)
 
 
 def _seed(one: TaskAnswers, seed: int) -> int:
