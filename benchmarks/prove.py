@@ -1,13 +1,13 @@
 """Students in every engine: cut, cut and repaired, with sublayers out; of the bundled model and of SmolLM2.
 
-    python benchmarks/prove.py [SMOLLM2-FOLDER] [--engines NAME,NAME] [--work DIR] [--results FILE]
+    python benchmarks/prove.py [SMOLLM2-FOLDER] [--engines NAME,NAME] [--work DIR] [--results FILE] [--page]
 
 `make prove` installs the engines and runs this. Every row is `shoal verify FILE --against MODEL --engine NAME`: the same 96
 token ids in the engine and in transformers, and 16 greedy tokens. A row is written as soon as it is there, and one that stands
 in the results with the same version of engine and transformers is not run again, so a run that was killed goes on where it was.
 An engine that is not installed gives a row that says why, unless it was proved before. Beside a file in half precision the
 uncut model in the same format is run, too: what engines do to it is the noise of the format. Results:
-benchmarks/results/prove.json.
+benchmarks/results/prove.json; --page writes their table into docs/serving.md.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from heal_tables import write_between
 
 from shoal.export.engines.table import ENGINES, Engine
 from shoal.export.exporter import Options
@@ -30,6 +31,7 @@ from shoal.export.table import export
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "prove.json"
+PAGE = ROOT / "docs" / "serving.md"
 BUNDLED = ROOT / "src" / "shoal" / "assets" / "books-16l"
 SHOAL = [sys.executable, "-c", "from shoal.cli import main; main()"]
 # Per model: the layers of the cut, and the sublayers that go alone (attention here, MLP there).
@@ -137,6 +139,33 @@ def wanted(models: dict[str, Path], engines: list[str]) -> Iterator[tuple[str, s
                 yield name, kind, artefact, [one for one in artefact.engines if one in engines]
 
 
+def table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """A line per engine and artefact, the models beside each other; then the rows in which a most likely token is another."""
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    yield "| engine | version | artefact | " + " | ".join(f"{one}: agree | KL at most" for one in models) + " |"
+    yield "|---|---|---|" + "---:|---:|" * len(models)
+    groups = dict.fromkeys((row["engine"], row["artefact"]) for row in rows)
+    order = {name: i for i, name in enumerate(ENGINES)}
+    for engine, artefact in sorted(groups, key=lambda one: (order[one[0]], one[1])):
+        same = [row for row in rows if (row["engine"], row["artefact"]) == (engine, artefact)]
+        cells = []
+        for model in models:
+            here = [row for row in same if row["model"] == model]
+            found = [row["found"]["kl"] for row in here if row["found"]]
+            agree = sum(row["verdict"] == "agrees" for row in here)
+            most = "" if not found else f"{max(found):.0e}" if max(found) else "0"
+            cells.append(f"{agree} of {len(here)} | {most}")
+        versions = ", ".join(dict.fromkeys(row["version"] or "not here" for row in same))
+        yield f"| {engine} | {versions} | {artefact} | " + " | ".join(cells) + " |"
+    yield ""
+    for row in rows:
+        if row["found"] and row["found"]["same_top"] < 1.0:
+            lost, floor = row["found"].get("lead_lost"), (row["uncut"] or {}).get("lead_moved")
+            said = f"a lead of {lost:.1e} nats is lost" if lost is not None else "leads were not measured"
+            uncut = f", the uncut file moves leads by {floor:.1e}" if floor is not None else ""
+            yield f"{row['model']}, {row['student']}, {row['artefact']} in {row['engine']}: {said}{uncut}; {row['verdict']}."
+
+
 def main() -> int:
     """Run what is missing; 1 where an engine says something else, with a line for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -144,7 +173,11 @@ def main() -> int:
     parser.add_argument("--engines", default=",".join(ENGINES), help="names, with commas")
     parser.add_argument("--work", type=Path, default=ROOT / ".prove" / "students", help="where students are kept")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where rows are kept")
+    parser.add_argument("--page", action="store_true", help="write the table of the rows, run nothing")
     given = parser.parse_args()
+    if given.page:
+        write_between(PAGE, "prove", list(table(Rows(given.results).rows)))
+        return 0
     os.environ.setdefault("SHOAL_ENGINES", str(ROOT / ".prove"))
     given.work.mkdir(parents=True, exist_ok=True)
     rows, models = Rows(given.results), {"books-16l": BUNDLED}

@@ -1,11 +1,16 @@
 """Blocks against the packages that maintain their formats, each where it is installed.
 
-`pip install compressed-tensors` and `pip install --no-deps gptqmodel` with what its import asks for; both run on a processor.
-Codes, scales and zeros are drawn at random over all their values, so no field of a word is left out.
+Both run on a processor: `pip install compressed-tensors optimum`, and `pip install --no-deps gptqmodel` with what its import
+asks for. Codes, scales and zeros are drawn at random over all their values, so no field of a word is left out.
 """
+
+import importlib.util
+import json
 
 import pytest
 import torch
+from quantised_world import write_quantised
+from safetensors.torch import load_file, save_file
 
 from shoal.engine.packed import awq, compressed_tensors, gptq
 
@@ -78,3 +83,25 @@ def test_nvfp4_differs_from_its_package_by_the_bfloat16_it_unpacks_into(shape):
     codes = helpers.unpack_fp4_from_uint8(parts[".weight_packed"], N, K, dtype=torch.float32)
     scale, whole = parts[".weight_scale"].float(), parts[".weight_global_scale"]
     assert torch.equal(lifecycle.dequantize(codes, scale, args=how, dtype=torch.float32, global_scale=whole), ours)
+
+
+@pytest.mark.parametrize(("kind", "kernel"), [("gptq", "gptq_torch"), ("awq", "torch_awq")])
+def test_a_model_in_gptqmodel_says_what_its_plain_weights_say(kind, kernel, shoal, tmp_path):
+    """Its kernels in plain torch; those it would choose on a processor are compiled first, for minutes.
+
+    The package prints a banner when it is imported: the command's stdout is JSON all the same.
+    """
+    if not all(map(importlib.util.find_spec, ("gptqmodel", "optimum"))):
+        pytest.skip("gptqmodel or optimum is not installed")
+    source = write_quantised(tmp_path / "m", kind, n_layers=3)
+    tensors = load_file(source / "model.safetensors")
+    small = {name: (value * 0.01).half() for name, value in tensors.items() if name.endswith(".scales")}
+    save_file(tensors | small, source / "model.safetensors", {"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    config["quantization_config"]["backend"] = kernel
+    (source / "config.json").write_text(json.dumps(config))
+    with torch.compiler.set_stance("force_eager"):
+        code, out, err = shoal("export", "plain", source, "--out", "plain", "--json")
+    assert code == 0, err
+    # The kernels multiply in half precision: 5e-4 and 6e-4 were found.
+    assert json.loads(out)["checked"]["difference_of_spread"] < 2e-3

@@ -83,6 +83,13 @@ def test_a_folder_with_safetensors_is_read_as_before(file, teacher):
 
 
 @pytest.mark.filterwarnings("ignore::shoal.engine.gguf_source.DequantisedSource")
+def test_a_plan_of_a_file_names_the_command_that_cuts_it(shoal, file):
+    code, out, err = shoal("plan", file, "--layers", 1, "--out", "p")
+    assert code == 0, err
+    assert f"shoal cut {file} --plan p/plan.json --out p-cut.gguf" in out
+
+
+@pytest.mark.filterwarnings("ignore::shoal.engine.gguf_source.DequantisedSource")
 def test_a_packed_model_is_compressed_like_any_other(tmp_path, file, teacher):
     text = tmp_path / "text.jsonl"
     draw = np.random.default_rng(0)

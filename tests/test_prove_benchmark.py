@@ -20,6 +20,7 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "prove.py"
 
 @pytest.fixture
 def prove_script(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
     spec = importlib.util.spec_from_file_location("prove_script", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "prove_script", module)
@@ -90,6 +91,11 @@ def test_rows_are_written_one_by_one_and_not_run_again(prove_script, run, monkey
     content["rows"][0]["verdict"] = "differs: KL"
     (tmp_path / "rows.json").write_text(json.dumps(content))
     assert run("--engines", "vllm")[0] == 1, "a wrong row fails the command"
+
+
+def test_the_page_has_the_table_of_the_rows(prove_script):
+    lines = list(prove_script.table(json.loads(prove_script.RESULTS.read_text())["rows"]))
+    assert "\n".join(lines).strip() in prove_script.PAGE.read_text(), "python benchmarks/prove.py --page writes it"
 
 
 def test_an_unknown_engine_is_named(run):

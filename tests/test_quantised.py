@@ -11,7 +11,7 @@ from test_unread_options import one_line
 from world import write_text
 
 from shoal.engine.layer_names import layer_of
-from shoal.engine.open import open_model
+from shoal.engine.open import open_model, quiet_loading
 from shoal.engine.student import student_without
 from shoal.engine.view import DecoderView
 from shoal.evaluate.cost import cost
@@ -162,3 +162,11 @@ def test_what_nothing_here_opens_is_one_line_with_the_package(sources, shoal, tm
         code, _, err = shoal(verb[0], sources(kind), *verb[1:], "--text", write_text(tmp_path / "t.jsonl"))
         one_line(code, err, f"quantised ({kind})", "pip install", "shoal apply MODEL --layers")
     assert shoal("plan", sources(kind), "--recipe", "uidl-simple", "--drop", 2, "--out", "plan")[0] == 0
+
+
+def test_what_a_library_prints_while_it_loads_is_not_the_result(capsys):
+    """gptqmodel prints a banner when it is imported, in front of the JSON that stdout is for."""
+    with quiet_loading():
+        print("banner")
+    print("result")
+    assert capsys.readouterr() == ("result\n", "banner\n")

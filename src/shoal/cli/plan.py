@@ -54,7 +54,10 @@ def plan(
     say_removed(screen, made)
     say_files(screen, out, ("plan", "plan.json"), ("scores", "scores.json"), ("search", "search.json"))
     where = shlex.quote(str(out))
-    for line in steps_said({"write the cut": f"shoal apply {where}/plan.json --out {where}-cut"}):
+    steps = {"write the cut": f"shoal apply {where}/plan.json --out {where}-cut"}
+    if model.endswith(".gguf") and made.is_pure_removal:
+        steps["cut the file"] = f"shoal cut {shlex.quote(model)} --plan {where}/plan.json --out {where}-cut.gguf"
+    for line in steps_said(steps):
         screen.say(line)
     screen.result(made.model_dump(mode="json"))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -199,14 +200,18 @@ def refuse_two_way(model: Any, where: str) -> None:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Silence the progress bars and reports of transformers; what matters in them is raised as an error here."""
+    """Silence the progress bars and reports of transformers; what matters in them is raised as an error here.
+
+    What other libraries print meanwhile, such as gptqmodel's banner, goes to stderr: stdout is the result's.
+    """
     from transformers.utils import logging
 
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     finally:
         logging.set_verbosity(verbosity)
         if bar:

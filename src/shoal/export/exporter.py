@@ -11,6 +11,11 @@ from shoal.engine.source import needs_code
 from shoal.words.reading import read_json
 from shoal.words.structure import Structure, intact, stored
 
+UNPLANNED = (
+    "nothing says which layers of which model it has: no plan.json beside it; give the run folder, or write it beside its "
+    "plan: shoal plan MODEL --layers LIST --out DIR, then shoal apply DIR/plan.json --out DIR/model"
+)
+
 
 @dataclass(frozen=True)
 class StudentFolder:

@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 
-from shoal.export.exporter import Exported, Exporter, Options, StudentFolder
+from shoal.export.exporter import UNPLANNED, Exported, Exporter, Options, StudentFolder
 
 
 def refuses(student: StudentFolder, options: Options) -> str | None:
     if student.plan is None:
-        return "nothing says which layers of which model it has: no plan.json beside it; give the run folder"
+        return UNPLANNED
     if not student.plan.is_of_whole_layers:
         return "it has values of its own or lacks parts of layers, which a slice of layers cannot say"
     return None
