@@ -139,6 +139,22 @@ def test_every_packing_can_be_named(packing):
     assert load_recipe("default", {"text": {"packing": packing}}).text.packing == packing
 
 
+def test_a_seed_is_that_of_all_that_is_drawn(tmp_path):
+    given = load_recipe("default", {"seed": 5, "heal": {"method": "lora"}, "polish": "kl"})
+    assert (given.seed, given.train.seed, given.heal.seed) == (5, 5, 5)
+    path = tmp_path / "mine.yaml"
+    path.write_text("seed: 7\nheal: lora\npolish: kl\ntrain: {seed: 3}\n")
+    mine = load_recipe(str(path))
+    assert (mine.seed, mine.train.seed, mine.heal.seed) == (7, 3, 7)
+    again = load_recipe(str(path), {"seed": 9})
+    assert (again.seed, again.train.seed, again.heal.seed) == (9, 9, 9), "an option means all of it"
+    path.write_text("seed: 7\n")
+    assert (load_recipe(str(path)).train.seed, with_options(str(path), seed=2, polish="kl").train.seed) == (7, 2)
+    path.write_text(mine.to_yaml())
+    assert load_recipe(str(path)) == mine
+    assert load_recipe("default").train.seed == 0
+
+
 def test_a_file_may_start_from_a_named_recipe(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("recipe: shortgpt\ndrop: 3\npolish: kl\nrepair: refit\ntrain: {lr: 0.01}\n")

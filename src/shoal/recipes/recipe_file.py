@@ -29,14 +29,15 @@ def load_recipe(name_or_path: str = "default", changes: Mapping[str, Any] | None
     own = RECIPES[name_or_path].recipe if name_or_path in RECIPES else _read(name_or_path, given)
     changes = _one_choice(_one_method(changes or {}))
     where = "options" if changes else name_or_path
-    recipe = Recipe.from_json(json.dumps(merge(own.model_dump(mode="json"), changes)), where=where)
+    content = one_seed(merge(own.model_dump(mode="json"), changes), changes)
+    recipe = Recipe.from_json(json.dumps(content), where=where)
     refuse_unread_keys(given, own, recipe, name_or_path)
     return recipe
 
 
 def with_changes(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """A recipe with other values in some fields, validated as a whole. Raises ValueError as :func:`load_recipe`."""
-    content = merge(recipe.model_dump(mode="json"), _one_choice(_one_method(changes)))
+    content = one_seed(merge(recipe.model_dump(mode="json"), _one_choice(_one_method(changes))), changes)
     return Recipe.from_json(json.dumps(content), where=f"changes of {recipe.name}")
 
 
@@ -56,6 +57,20 @@ def _one_method(changes: Mapping[str, Any]) -> Mapping[str, Any]:
     if changes.get("polish") is not None:
         train = {"objective": None, "stages": [], **train}
     return {**changes, "train": train} if train else changes
+
+
+def one_seed(content: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Who gives a seed means all that is drawn: trainings draw by it, too, unless they are given one of their own."""
+    seed = changes.get("seed")
+    for name in ("train", "heal") if seed is not None else ():
+        own, section = changes.get(name), content.get(name)
+        if name == "heal" and isinstance(section, str) and section != "none":
+            section = {"method": section}
+        if isinstance(section, Mapping) and not (isinstance(own, Mapping) and own.get("seed") is not None):
+            content = {**content, name: {**section, "seed": seed}}
+        elif name == "train" and section is None:
+            content = {**content, name: {"seed": seed}}
+    return content
 
 
 BUDGETS = ("drop", "parameters", "size")
@@ -107,6 +122,7 @@ def _read(name_or_path: str, given: dict[str, Any]) -> Recipe:
         merged = merge(RECIPES[base].recipe.model_dump(mode="json"), _one_choice(_one_method(content)))
     else:
         raise ValueError(f"{path}: recipe: {base!r} is unknown; {nearest(str(base), RECIPES)}")
+    merged = one_seed(merged, content)
     # The file is checked here as well, so that its fault is not reported as one of the options.
     try:
         as_json = json.dumps(merged, default=str)

@@ -144,13 +144,15 @@ def whole_samples(text: str, tokenizer: Any, *, length: int, data: str) -> Sampl
     packer.add(text_ids(text, tokenizer))
     if not packer.blocks:
         raise ValueError(
-            f"the whole of {data} is {packer.n_tokens:,} tokens, less than one sample of {length:,}; give more text, or "
-            f"--length {max(2, packer.n_tokens)} or less"
+            f"the whole of {data} is {packer.n_tokens:,} token{'s' * (packer.n_tokens != 1)}, less than one sample of "
+            f"{length:,}; give more text, or --length {max(2, packer.n_tokens)} or less"
         )
     ids_NT, lengths_N = packer.tensors()
     settings = stable_hash(tokenizer_hash(tokenizer), length, "whole")
-    start = tuple(packer.start.tolist())
-    return Samples(ids_NT, lengths_N, "whole", data, f"{settings}-{hash_ids(ids_NT, lengths_N)}", 0, start, share=1.0)
+    start, data_hash = tuple(packer.start.tolist()), f"{settings}-{hash_ids(ids_NT, lengths_N)}"
+    # What does not fill a sample at the end is not read, and in a short text that is a good part of it.
+    share = 1 - packer.n_left / packer.n_tokens
+    return Samples(ids_NT, lengths_N, "whole", data, data_hash, 0, start, share=share)
 
 
 def text_ids(text: str, tokenizer: Any) -> np.ndarray:
@@ -188,6 +190,11 @@ class Packer:
     @property
     def full(self) -> bool:
         return self.n_samples == self.n
+
+    @property
+    def n_left(self) -> int:
+        """Tokens that do not fill a block so far."""
+        return len(self._rest)
 
     def add(self, ids: np.ndarray) -> None:
         """Append a document and cut off every block that is whole now."""

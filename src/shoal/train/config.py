@@ -105,7 +105,7 @@ class TrainConfig(Record):
         batch: samples per optimiser step; ``micro_batch``: most samples per forward (gradients accumulate in between).
         dtype: ``float32``, or ``bfloat16`` autocast over float32 master weights.
         eval_every: optimiser steps between validations; None: about twenty in the run, fewer where the selection text is long.
-        seed: order of the samples.
+        seed: order of the samples; the recipe's, where that is given and this is not.
     """
 
     objective: ObjectiveSum | None = None

@@ -68,7 +68,7 @@ class HealConfig(Record):
         regrow, regrow_every, regrow_in: share of the other weights of each matrix that is set to zero every ``regrow_every``
             steps, the smallest, while as many grow where the gradient is largest: among the zeros of ``all`` matrices (arXiv
             2210.14012), or of each ``map``. It falls to nothing at three quarters of the training.
-        seed: of adapters, dropout and the order of the samples.
+        seed: of adapters, dropout and the order of the samples; the recipe's, where that is given and this is not.
     """
 
     method: str = "lora"
