@@ -174,16 +174,25 @@ def test_a_periodic_family_is_planned_within_its_periods_and_refused_by_candidat
 
 def test_a_plan_edited_by_hand_says_so_and_has_the_sizes_of_its_edits(small, shoal, tmp_path):
     assert shoal("plan", small["model"], "--layers", "3", "--out", "run")[0] == 0
+    assert shoal("plan", small["model"], "--layers", "2,4", "--out", "wanted")[0] == 0
+    wanted = Plan.load(tmp_path / "wanted" / "plan.json")
     content = json.loads((tmp_path / "run" / "plan.json").read_text())
-    before = content["after"]["parameters"]
     content["edits"][0]["indices"] = [2, 4]
     (tmp_path / "run" / "plan.json").write_text(json.dumps(content))
     code, out, _ = shoal("plan", small["model"], "--layers", "3", "--out", "run")
-    assert code == 0 and "layers 2, 4 (0-based, inclusive), keeps 4" in out and f"{before:,}" not in out
+    assert code == 0 and "layers 2, 4 (0-based, inclusive), keeps 4" in out and f"{wanted.after.parameters:,}" in out
     options = ("--text", small["text"], "--length", 16, "--no-speed", "--repair", "none")
     assert shoal("compress", small["model"], "--layers", "3", "--out", "run", *options)[0] == 0
     card = (tmp_path / "run" / "model" / "README.md").read_text()
     assert "How it was chosen: edited by hand" in card and "4 of its 6 layers" in card
+    student = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+    ids_BT = torch.tensor([[0, 5, 6, 7]])
+    assert sum(one.numel() for one in student.parameters()) == wanted.after.parameters
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert f"50,400 → {wanted.after.parameters:,}" in page and "dited by hand" in page
+    assert "42,656" not in page and "ayers given by hand" not in page
+    with_cache, without = (student.generate(ids_BT, max_new_tokens=8, do_sample=False, use_cache=one) for one in (True, False))
+    assert torch.equal(with_cache, without)
 
 
 def test_a_recipe_names_layers_or_chooses(small, shoal, tmp_path):

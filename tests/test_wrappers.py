@@ -133,7 +133,15 @@ def test_which_class_opens_a_family(family, wrapped):
     assert auto_class({"model_type": family}).__name__ == ("AutoModelForImageTextToText" if wrapped else "AutoModelForCausalLM")
 
 
-def test_a_model_without_a_text_decoder_is_refused_by_name(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", "architectures": ["CLIPModel"]}))
-    with pytest.raises(ValueError, match="'clip' has no causal language model"):
+@pytest.mark.parametrize(
+    ("family", "architecture", "said"),
+    [
+        ("clip", "CLIPModel", "'clip' has no causal language model"),
+        ("whisper", "WhisperForConditionalGeneration", "'whisper'\\) is not a causal language model"),
+        ("t5", "T5ForConditionalGeneration", "'t5' has no causal language model"),
+    ],
+)
+def test_a_model_without_a_text_decoder_is_refused_by_name(family, architecture, said, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family, "architectures": [architecture]}))
+    with pytest.raises(ValueError, match=said):
         open_model(tmp_path)

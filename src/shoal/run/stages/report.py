@@ -34,6 +34,7 @@ from shoal.train.heal.result import Drift, HealTraining, Merging
 from shoal.train.train_result import CurvePoint, TrainResult, TrainResults
 from shoal.words.reading import read_json
 from shoal.words.records import write_atomically
+from shoal.words.structure import Size
 
 PAGE, FIGURES, TASKS = "report.html", "figures", "tasks.json"
 STEPS = {"scan.json": "scan", "plan.json": "plan", "evaluation.json": "evaluation"}
@@ -96,6 +97,7 @@ def read_run(folder: Path) -> RunData:
     scan = Scan.load(folder) if has["scan.json"] else None
     plan = Plan.load(plan_file(folder)) if has["plan.json"] else None
     evaluation = Evaluation.load(folder / "evaluation.json") if has["evaluation.json"] else None
+    plan = plan and _of_its_edits(plan, evaluation)
     facts, reads_scan = _facts(folder)
     needed = [name for name in STEPS if name != "scan.json" or reads_scan]
     merging = Merging.load(folder / "merge.json") if (folder / "merge.json").is_file() else None
@@ -204,6 +206,22 @@ def _curves(folder: Path) -> tuple[LearningCurve, ...]:
 def _trained(one: TrainResult) -> str:
     more = f" and {len(one.trained) - 2} more" if len(one.trained) > 2 else ""
     return ", ".join(one.trained[:2]) + more
+
+
+EDITED = "edited by hand"
+
+
+def _of_its_edits(plan: Plan, evaluation: Evaluation | None) -> Plan:
+    """A plan that somebody edited, with the sizes that were measured of its student in place of those of the choice."""
+    if not plan.is_edited_by_hand or plan.method == EDITED:
+        return plan
+    update: dict[str, object] = {"method": f"{EDITED}; sizes are those of the choice", "candidates": (), "spread": ()}
+    if evaluation is not None:
+        before, cost = plan.before, evaluation.student.cost
+        after = Size(layers=cost.layers, parameters=cost.parameters)
+        removed = {"layers": 1 - after.layers / before.layers, "parameters": 1 - after.parameters / before.parameters}
+        update |= {"method": EDITED, "after": after, "removed": removed}
+    return plan.model_copy(update=update)
 
 
 def _facts(folder: Path) -> tuple[Facts, bool]:
