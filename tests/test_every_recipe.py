@@ -11,6 +11,7 @@ from world import write_model, write_text
 from shoal import load_recipe
 from shoal.edits.plan import Plan
 from shoal.recipes.table import RECIPES
+from shoal.recipes.unread import unread_keys
 from shoal.run.run_files import plan_file
 
 HAS_BITSANDBYTES = importlib.util.find_spec("bitsandbytes") is not None
@@ -45,6 +46,12 @@ def small_recipe(name, place):
         file["train"] = {"tokens": 512}
     if recipe.heal is not None:
         file["heal"] = {"tokens": 256, "batch": 4, "micro_batch": 4}
+    for key in unread_keys(recipe):  # A file that gives a key that nothing reads is refused.
+        name, _, inner = key.partition(".")
+        if inner:
+            file.get(name, {}).pop(inner, None)
+        else:
+            file.pop(name, None)
     return recipe, file
 
 
