@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from families import tiny_model
 from safetensors import SafetensorError, safe_open
 from text_world import word_tokenizer
@@ -107,7 +108,7 @@ class Sound:
             "candidates": [], "method": "by hand",
         }  # fmt: skip
         Plan.from_json(json.dumps(self.plan))
-        self.recipe = RECIPES["default"].recipe.model_dump(mode="json")
+        self.recipe = yaml.safe_load(RECIPES["default"].recipe.to_yaml())
         stages = {"scan": StageRecord(key="0", seconds=1.0, files=("scan.json",))}
         self.run = json.loads(RunRecord(version="1", stages=stages).to_json())
         self.scan = self._scan()
