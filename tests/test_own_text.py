@@ -3,11 +3,15 @@
 import json
 
 import pytest
+import torch
+from families import tiny_model
 from text_world import BOS, EOS, word_tokenizer
 
 from shoal.recipes.recipe_file import load_recipe
 from shoal.run.own_text import texts_of, write_own_text
 from shoal.text import open_corpus
+from shoal.train.heal.teacher_text import write_text
+from shoal.train.heal.text_rows import TextRows
 from shoal.words.progress import watched
 
 
@@ -50,6 +54,18 @@ def test_a_run_that_was_killed_writes_the_same(small, tmp_path):
     with watched(lambda what, done, total: steps.append(done)):
         write_own_text(recipe(small), killed, n=40)
     assert killed.read_text() == whole.read_text() and steps[0] > 16
+
+
+def test_text_is_drawn_as_the_model_has_learned_it_ends_included(tmp_path):
+    """An even model writes every token equally often, the end of a text too."""
+    model = tiny_model("llama", n_layers=2)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    model.generation_config.eos_token_id = EOS
+    prompts = TextRows(torch.full((64, 48), 7), torch.full((64,), 48), None, "", "")
+    written = write_text(tmp_path, model, prompts, n_prompt=1, temperature=1.0, seed=0, key="").ids_NT[:, 1:]
+    counts = written.flatten().bincount(minlength=model.config.vocab_size).double()
+    even = counts.sum() / len(counts)
+    assert ((counts - even) / even.sqrt()).pow(2).mean().sqrt() < 1.5 and abs(counts[EOS] - even) < 5 * even.sqrt()
 
 
 def test_documents_end_at_separators():

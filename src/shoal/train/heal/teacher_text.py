@@ -50,6 +50,7 @@ def write_text(
     folder.mkdir(parents=True, exist_ok=True)
     found = WrittenText.load(folder / RECORD) if (folder / RECORD).exists() else None
     done = found.n_samples if found is not None and found.key == key else 0
+    n_vocab = model.get_input_embeddings().num_embeddings
     ids_NT = np.lib.format.open_memmap(folder / IDS, mode="r+" if done else "w+", dtype=np.int64, shape=(n, length))
     for at in range(done, n, GROUP):
         prompt = prompts.ids_NT[at : at + GROUP, :n_prompt].to(model.device)
@@ -62,8 +63,9 @@ def write_text(
                 temperature=temperature,
                 top_k=0,
                 top_p=1.0,
-                min_new_tokens=length - n_prompt,  # An end inside a sample is text like any other, as in packed blocks.
+                repetition_penalty=1.0,
                 max_new_tokens=length - n_prompt,
+                eos_token_id=n_vocab,  # No token: an end inside a sample is text like any other, as in packed blocks.
                 pad_token_id=0,
             )
         ids_NT[at : at + GROUP] = written.cpu().numpy()
