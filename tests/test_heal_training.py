@@ -126,6 +126,26 @@ def test_a_bf16_student_is_trained_in_fp32_and_stays_bf16(tmp_path):
     assert merging.way == "none" and len(merging.trials) == 1
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_dtype_that_is_asked_for_is_computed_in_and_the_checkpoint_keeps_its_own(method, tmp_path):
+    """``--dtype float32`` trains a bf16 student as if its checkpoint were fp32; ``bfloat16`` an fp32 student in bf16."""
+    from shoal.train.heal.merge import merge_pupil
+
+    asked = config(method=method, lr=1e-3)
+    done = {}
+    for computes_in in (None, "float32", "bfloat16"):
+        student, lesson = world()
+        pupil = prepare(student.bfloat16(), asked, lesson, computes_in=computes_in)
+        assert pupil.in_bf16 is (computes_in != "float32")
+        done[computes_in] = train(pupil, asked, lesson, tmp_path / str(computes_in)).curve
+        _, model = merge_pupil(pupil, asked, lesson, tmp_path)
+        assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    student, lesson = world()
+    whole = train(prepare(student.bfloat16().float(), asked, lesson), asked, lesson, tmp_path / "fp32").curve
+    assert done["float32"] == whole and done["bfloat16"] == done[None] != whole
+    assert prepare(world()[0], asked, lesson, computes_in="bfloat16").in_bf16
+
+
 # -- learning rates ------------------------------------------------------------------------------------------------------
 
 

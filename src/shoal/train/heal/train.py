@@ -104,7 +104,7 @@ class Pupil:
         layers: its decoder layers.
         n_parameters: of the student, tied ones once, without what the method added.
         ranks: of each layer's adapters; empty where there are none.
-        in_bf16: its checkpoint is in bf16, so it computes in bf16.
+        in_bf16: it computes in bf16, as its checkpoint is unless another dtype is asked for.
         dtypes: of the checkpoint's parameters, by name.
         masks: of the weights that stay zero; empty where none has to.
     """
@@ -127,23 +127,30 @@ class Pupil:
 def open_pupil(path: Path, config: HealConfig, lesson: Lesson, opening: Opening = Opening()) -> Pupil:
     """Open a checkpoint as its method needs it, and prepare it.
 
+    Args:
+        opening: its dtype, where it is float32 or bfloat16, is what the student computes in, as its teacher does.
     Raises:
         ValueError: as :func:`prepare`; a checkpoint that cannot be opened.
         ImportError: the method needs a library that is not installed.
     """
     method = TRAINABLE.named(config.method)
-    return prepare(method.open(path, opening), config, lesson)
+    return prepare(method.open(path, opening), config, lesson, computes_in=opening.dtype)
 
 
-def prepare(model: Any, config: HealConfig, lesson: Lesson) -> Pupil:
+def prepare(model: Any, config: HealConfig, lesson: Lesson, *, computes_in: str | None = None) -> Pupil:
     """Make a model in memory ready for a method, which changes it.
 
+    Args:
+        computes_in: float32, bfloat16, or else the model's own dtype, which weights in 4 bits always compute in.
     Raises:
         ValueError: anything the method refuses; a method that finds nothing to train.
     """
     method = TRAINABLE.named(config.method)
     layers, n_parameters = list(find_layers(model)[1]), n_parameters_of(model)
-    in_bf16, dtypes = model.dtype == torch.bfloat16, {name: p.dtype for name, p in model.named_parameters()}
+    dtypes = {name: p.dtype for name, p in model.named_parameters()}
+    if computes_in == "float32" and not method.is_quantised:
+        model = model.float()
+    in_bf16 = model.dtype == torch.bfloat16 or computes_in == "bfloat16"
     masks = zero_masks(model) if config.keep_zeros else {}
     torch.manual_seed(config.seed)
     made = method.prepare(model, config, lesson.evidence(config, model, layers))
