@@ -149,9 +149,9 @@ def _chosen_before(begun: Path, steps: list[Recipe], *, is_open: bool) -> Recipe
     for step in steps:
         own = step.heal or HealConfig(keep_zeros=step.prune is not None)
         longer = None if chosen.heal is None else own.model_copy(update={"tokens": chosen.heal.tokens})
-        allowed = [step, step.model_copy(update={"heal": longer})] if is_open else [step]
-        if chosen in allowed:
-            return chosen
+        for allowed in [step, *([step.model_copy(update={"heal": longer})] if is_open else [])]:
+            if chosen.to_yaml() == allowed.to_yaml():  # A recipe is written without the keys that nothing reads.
+                return allowed
     raise ValueError(f"{begun} is of a run with other options; add --overwrite to replace it, or give another --out")
 
 
