@@ -126,26 +126,49 @@ def healed(effort: str, n_tokens: int) -> Callable[[Bench], dict[str, Any]]:
     """What LoRA on the teacher's logits makes of the student that the command leaves."""
 
     def cell(bench: Bench) -> dict[str, Any]:
-        from shoal.engine.open import open_model
-        from shoal.engine.view import DecoderView
-        from shoal.evaluate.evaluation import closeness as against
-
         work = Path(bench.options.work)
         folder = work / f"command-{effort}-healed-{n_tokens}"
         if not (folder / "verification.json").exists():
             asked = ["--method", "lora", "--tokens", str(n_tokens), "--length", "256", "--batch", "2"]
             asked += ["--text", str(bench.options.books), "--out", str(folder)]
             subprocess.run([sys.executable, "-m", "shoal", "heal", str(work / f"command-{effort}"), *asked], check=True)
-        record, student = json.loads((folder / "heal.json").read_text()), DecoderView(open_model(str(folder / "model")).model)
-        rows = {}
-        for domain in ("other", "wiki"):
-            text = bench.samples(getattr(bench.options, domain), "evaluation", MEASURED_SAMPLES)
-            found = against(bench.view, student, text.batches(8)).quality
-            rows[domain] = {"tokens": found.n_tokens, "rows": {"healed": found.model_dump(mode="json")}}
-        kept = ("n_tokens", "n_steps", "tokens_per_second")
-        return {**{name: record[name] for name in kept}, **rows}
+        return of_healed(bench, folder)
 
     return cell
+
+
+def in_time(given: str) -> Callable[[Bench], dict[str, Any]]:
+    """What `shoal compress --drop 25%layers --time 15m` makes of the time, from start to report."""
+
+    def cell(bench: Bench) -> dict[str, Any]:
+        folder = Path(bench.options.work) / f"command-time-{given}"
+        wall = folder.with_suffix(".seconds")
+        if not wall.exists():
+            started = time.monotonic()
+            asked = ["compress", str(bench.options.model), "--drop", "25%layers", "--time", given]
+            asked += ["--text", str(bench.options.books), "--out", str(folder)]
+            subprocess.run([sys.executable, "-m", "shoal", *asked], check=True)
+            wall.write_text(f"{time.monotonic() - started:.0f}")
+        record = json.loads((folder / "run.json").read_text())
+        stages = {name: round(one["seconds"], 1) for name, one in record["stages"].items()}
+        return {"seconds": float(wall.read_text()), "stages": stages, **of_healed(bench, folder)}
+
+    return cell
+
+
+def of_healed(bench: Bench, folder: Path) -> dict[str, Any]:
+    """The training of a folder, and how close its checkpoint is to the teacher."""
+    from shoal.engine.open import open_model
+    from shoal.engine.view import DecoderView
+    from shoal.evaluate.evaluation import closeness as against
+
+    record, student = json.loads((folder / "heal.json").read_text()), DecoderView(open_model(str(folder / "model")).model)
+    rows = {}
+    for domain in ("other", "wiki"):
+        text = bench.samples(getattr(bench.options, domain), "evaluation", MEASURED_SAMPLES)
+        found = against(bench.view, student, text.batches(8)).quality
+        rows[domain] = {"tokens": found.n_tokens, "rows": {"healed": found.model_dump(mode="json")}}
+    return {**{name: record[name] for name in ("n_tokens", "n_steps", "tokens_per_second")}, **rows}
 
 
 def repaired(share: str, domain: str) -> Callable[[Bench], dict[str, Any]]:
@@ -221,6 +244,7 @@ CELLS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "command low": command("low"),
     "command default": command("default"),
     **{f"command default {share}": command("default", share) for share in ("40 %", "50 %", "10 %")},
+    "command in 15m": in_time("15m"),
     **{
         f"command {effort}, healed, {n_tokens}": healed(effort, n_tokens)
         for n_tokens in (24_576, 49_152)

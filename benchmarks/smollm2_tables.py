@@ -32,6 +32,9 @@ def commands(results: Results) -> list[list[str]]:
             kl = " | ".join(_kl(one[domain]["rows"][effort]) for domain in DOMAINS)
             removed = sorted(layer for edit in one["edits"] if edit["kind"] == "layer" for layer in edit["indices"])
             rows.append(f"| {effort} | {layers_said(removed)} | {one['seconds'] / 60:.1f} | {kl} |")
+    if one := results.get("command in 15m"):
+        kl = " | ".join(_kl(one[domain]["rows"]["healed"]) for domain in DOMAINS)
+        rows.append(f"| --time 15m | LoRA on {one['n_tokens']:,} tokens at its end | {one['seconds'] / 60:.1f} | {kl} |")
     for name, one in results.items():
         if ", healed, " in name:
             effort, kl = name.split()[1].rstrip(","), " | ".join(_kl(one[domain]["rows"]["healed"]) for domain in DOMAINS)
