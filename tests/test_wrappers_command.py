@@ -105,3 +105,15 @@ def test_what_cannot_be_cut_is_refused_by_name(shoal, tmp_path):
     (tmp_path / "clip" / "config.json").write_text(json.dumps({"model_type": "clip", "architectures": ["CLIPModel"]}))
     code, _, err = shoal("apply", "clip", "--layers", "1", "--out", "cut")
     one_line(code, err, "'clip' has no causal language model")
+
+
+def test_healed_by_the_command(source, shoal, tmp_path):
+    """The decoder is trained, the images' part keeps its bits, and the config is that of the cut, not of the training."""
+    cut = ("compress", source, "--drop", 2, "--guard", 1, "--repair", "none", *texts(tmp_path), "--no-speed")
+    for out, more in (("cut", ()), ("healed", ("--heal", "full", "--heal-tokens", 256))):
+        code, _, err = shoal(*cut, *more, "--out", out)
+        assert code == 0, err
+    same_images(source, tmp_path / "healed" / "model")
+    plain, healed = (json.loads((tmp_path / one / "model" / "config.json").read_text()) for one in ("cut", "healed"))
+    assert plain == healed
+    reloaded(tmp_path / "healed" / "model")

@@ -203,5 +203,5 @@ def _asked(sources: list[str], field: str | None, *, skip: int) -> Iterator[list
         at = next((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), len(turns))
         return turns[:at]
 
-    begun = (first(turns) for _, turns in conversations(sources, field))
-    return islice((turns for turns in begun if any(turn["role"] == "user" for turn in turns)), skip, None)
+    openings = (first(turns) for _, turns in conversations(sources, field))
+    return islice((turns for turns in openings if any(turn["role"] == "user" for turn in turns)), skip, None)

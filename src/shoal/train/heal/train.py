@@ -218,7 +218,8 @@ def train_at(
     n_selection = lesson.selection.n_tokens
     interval = eval_interval(config.eval_every, n_steps=n_steps, n_tokens=rows.n_tokens, selection_tokens=n_selection)
     lr = config.lr if isinstance(config.lr, float) else pupil.method.learning_rate(pupil.hidden_size)
-    uses_cache = pupil.model.config.use_cache
+    config_of_model = vars(pupil.model.config)
+    uses_cache = config_of_model.get("use_cache")
     trainer = HealTrainer(
         pupil.model,
         arguments(config, folder, lr=lr, n_steps=n_steps, interval=interval, device=device, in_bf16=pupil.in_bf16),
@@ -231,7 +232,9 @@ def train_at(
         patience=config.patience,
         watchers=watchers_of(pupil, config, tell),
     )
-    pupil.model.config.use_cache = uses_cache  # The Trainer switches it off, and the config is that of the checkpoint.
+    config_of_model["use_cache"] = uses_cache  # The Trainer switches it off, and the config is that of the checkpoint.
+    if uses_cache is None:  # A model with images has the setting in the part of its decoder.
+        del config_of_model["use_cache"]
     started = time.monotonic()
     with stop_on_signal(trainer):
         trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
