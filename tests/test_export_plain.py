@@ -176,6 +176,7 @@ def test_the_command_writes_a_plain_checkpoint(kind, sources, shoal, tmp_path):
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert "quantization_config" not in config and config["num_hidden_layers"] == 3
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (sources(kind) / "tokenizer.json").read_bytes()
+    assert all(path.stat().st_mode & 0o444 == 0o444 for path in (tmp_path / "out").iterdir()), "a server is another user"
     if "difference_of_spread" in checked:
         assert checked["difference_of_spread"] <= {"nf4": 0.05, "int8": 0.1}.get(kind, 0.0)
     else:

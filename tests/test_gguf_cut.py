@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -219,13 +220,47 @@ def test_nothing_is_overwritten_and_nothing_is_left_half_written(tmp_path, monke
     assert len(tensors_of(cut_gguf(source, (0, 1), out, overwrite=True).path)) == 8
 
 
-def test_a_file_that_shrinks_while_it_is_read_is_seen(tmp_path):
-    source = write_file(tmp_path / "m.gguf")
-    model = parts.open_model(source)
+def shorter(source):
     os.truncate(source, 4000)
-    with pytest.raises(ValueError, match="became shorter"):
-        for one in model.tensors:
-            list(one.chunks())
+
+
+def other_bytes(source):
+    raw = bytearray(source.read_bytes())
+    raw[-1] ^= 1
+    source.write_bytes(raw)
+    os.utime(source, ns=(0, 1))  # A clock may tick too slowly to tell the two writings apart.
+
+
+def another_file(source):
+    os.replace(shutil.copy(source, source.with_name("new")), source)
+
+
+def gone(source):
+    source.unlink()
+
+
+@pytest.mark.parametrize("when", ["before the first tensor", "between two pieces"])
+@pytest.mark.parametrize("change", [shorter, other_bytes, another_file, gone])
+def test_a_file_that_changes_while_it_is_read_is_seen(change, when, tmp_path, monkeypatch):
+    """One line, and no file: half of the one and half of the other would load and say nonsense."""
+    (tmp_path / "in").mkdir()
+    source, out = write_file(tmp_path / "in" / "m.gguf"), tmp_path / "out" / "s.gguf"
+    chunks, done = parts.Stored.chunks, []
+
+    def changing(self):
+        if when.startswith("before") and not done:
+            done.append(change(source))
+        for piece in chunks(self):
+            yield piece
+            if not done:
+                done.append(change(source))
+
+    monkeypatch.setattr(parts.Stored, "chunks", changing)
+    with pytest.raises(
+        ValueError, match="m.gguf (was changed while it was read|cannot be read any more).*start again"
+    ) as caught:
+        cut_gguf(source, (0, 1), out)
+    assert "\n" not in str(caught.value) and list(out.parent.iterdir()) == []
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 from gguf_files import keys_of, tensors_of, write_file
 from test_gguf_cut import LIST, U32, same_layers
 
+from shoal.engine.gguf_head import read_head
 from shoal.export.gguf.cut_file import cut_gguf
 
 N = 6
@@ -21,10 +22,9 @@ KEYS = [
 ]
 
 
-def damaged(raw: bytes, rng: random.Random) -> bytes:
-    """A file with some bytes changed, put in, taken out or cut off; mostly in its head."""
+def damaged(raw: bytes, rng: random.Random, *, n_head: int) -> bytes:
+    """A file with some bytes changed, put in, taken out or cut off; mostly in its first ``n_head``."""
     changed = bytearray(raw)
-    n_head = len(raw) - 6 * 700
     for _ in range(rng.randint(1, 3)):
         at = rng.randrange(n_head if rng.random() < 0.9 else len(changed))
         way = rng.randrange(7)
@@ -49,16 +49,24 @@ def damaged(raw: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
-def check(raw, folder):
-    """True where the file was accepted; fails for anything but a clear refusal or a right cut."""
-    source, out = folder / "m.gguf", folder / "out.gguf"
-    source.write_bytes(raw)
+def is_cut(source, out):
+    """Whether a file is accepted; a refusal is one line and leaves nothing behind."""
     out.unlink(missing_ok=True)
+    before = sorted(source.parent.iterdir())
     try:
         cut_gguf(source, KEPT, out)
     except ValueError as error:
         assert "\n" not in str(error) and len(str(error)) < 500, error
-        assert sorted(one.name for one in folder.iterdir()) == ["m.gguf"], "nothing is written"
+        assert sorted(source.parent.iterdir()) == before, "nothing is written"
+        return False
+    return True
+
+
+def check(raw, folder):
+    """True where the file was accepted; fails for anything but a clear refusal or a right cut."""
+    source, out = folder / "m.gguf", folder / "out.gguf"
+    source.write_bytes(raw)
+    if not is_cut(source, out):
         return False
     same_layers(tensors_of(source), tensors_of(out), KEPT)
     before, after = keys_of(source), keys_of(out)
@@ -84,6 +92,31 @@ def test_damaged_files_are_refused_or_cut_right(n_files, arch, tmp_path):
     (tmp_path / "work").mkdir()
     raw = write_file(tmp_path / "whole.gguf", arch=arch, n_layers=N, keys=KEYS).read_bytes()
     assert check(raw, tmp_path / "work"), "the whole file is cut"
-    n_accepted = sum(check(damaged(raw, rng), tmp_path / "work") for _ in range(n_files))
+    n_accepted = sum(check(damaged(raw, rng, n_head=len(raw) - N * 700), tmp_path / "work") for _ in range(n_files))
     assert 0 < n_accepted < n_files / 2
     print(f"{n_files} damaged files, {n_accepted} still whole models, the others refused; gguf {gguf.__name__}")
+
+
+@pytest.mark.parametrize("n_models", [pytest.param(5000, marks=pytest.mark.slow), 150])
+def test_damaged_parts_are_refused_or_cut_right(n_models, tmp_path):
+    """One part of three is damaged, or has the content of another, or that of the same part of another splitting."""
+    rng = random.Random(1)
+    for folder, split in (("a", 8), ("b", 4)):
+        (tmp_path / folder).mkdir()
+        write_file(tmp_path / folder / "m.gguf", n_layers=N, keys=KEYS, split=split)
+    parts, others = (sorted((tmp_path / folder).iterdir()) for folder in "ab")
+    whole, strange = [part.read_bytes() for part in parts], [part.read_bytes() for part in others]
+    n_heads = [min(one.start for one in read_head(part).tensors) for part in parts]
+    n_accepted = 0
+    for _ in range(n_models):
+        at = rng.randrange(len(parts))
+        raw = rng.choice([damaged(whole[at], rng, n_head=n_heads[at])] * 6 + [rng.choice(whole), rng.choice(strange)])
+        parts[at].write_bytes(raw)
+        out = tmp_path / "a" / "out.gguf"
+        if is_cut(rng.choice(parts), out):
+            n_accepted += 1
+            same_layers({name: one for part in parts for name, one in tensors_of(part).items()}, tensors_of(out), KEPT)
+        out.unlink(missing_ok=True)
+        parts[at].write_bytes(whole[at])
+    assert 0 < n_accepted < n_models / 2
+    print(f"{n_models} models of three parts with one damaged, {n_accepted} still whole, the others refused")

@@ -25,6 +25,8 @@ def test_heals_a_run_folder_and_the_result_is_a_stock_checkpoint(cut, shoal, tmp
     assert [n for n, _ in model.named_parameters()] == [n for n, _ in source.named_parameters()]
     names = {path.name for path in healed.iterdir()}
     assert {"model", "adapter", "heal.json", "evaluation.json", "verification.json", "merge.json"} <= names
+    written = [path for name in ("model", "adapter") for path in (healed / name).iterdir()]
+    assert all(path.stat().st_mode & 0o444 == 0o444 for path in written), "a server is often another user"
     assert "heal" not in names and (healed / "model" / "tokenizer.json").exists()
     card, page = (healed / "model" / "README.md").read_text(), (healed / "report.html").read_text()
     assert "How it healed" in page and 'class="missing"' not in page

@@ -43,7 +43,7 @@ def new_folder(out: Path, *, n_bytes: int = 0) -> Iterator[Path]:
         raise ValueError(f"--out {out} cannot be made ({error.strerror}); give a folder in a place that can hold it") from None
     try:
         yield temporary
-        os.chmod(temporary, 0o755)
+        make_readable(temporary)
         os.replace(temporary, out)  # The target is an empty folder or nothing.
     except ValueError as error:  # The reader of the message knows the folder by its final name only.
         if str(temporary) not in str(error):
@@ -56,6 +56,14 @@ def new_folder(out: Path, *, n_bytes: int = 0) -> Iterator[Path]:
         raise ValueError(no_space(out.parent, n_bytes)) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def make_readable(folder: Path) -> None:
+    """Let everybody read a folder: safetensors' own writer lets only the owner, and a server is often another user."""
+    os.chmod(folder, 0o755)
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            os.chmod(path, 0o755 if path.is_dir() else 0o644)
 
 
 def side_files(source: Path) -> list[Path]:

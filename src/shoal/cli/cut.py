@@ -50,6 +50,16 @@ def cut(
         done = cut_gguf(file, kept, out, overwrite=overwrite)
     screen.say(f"cut:        {done}")
     screen.say(f"file:       {done.path}")
-    for note in done.notes:
+    for note in (*done.notes, *([] if plan is None else _left_out(plan, file))):
         screen.say(f"note:       {note}")
     screen.result(done.to_dict())
+
+
+def _left_out(plan: Path, file: Path) -> list[str]:
+    """That the run of a plan did more to its student than to cut it, and how to have that in a file."""
+    from shoal.export.found_plan import done_beyond
+
+    done = " and ".join(done_beyond(plan))
+    if not done:
+        return []
+    return [f"this is the cut alone; the student of {plan.parent} was {done}: shoal export gguf {plan.parent} --like {file}"]

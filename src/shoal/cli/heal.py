@@ -95,7 +95,7 @@ def request_of(
     content = {
         "student": student,
         "teacher": None if teacher == "none" else teacher,
-        "plan": None if found is None or teacher == "none" else str(found),
+        "plan": None if found is None or teacher == "none" else str(found.absolute()),
         "text": {name: value for name, value in text.items() if value is not None},
         "heal": given | seeded,
         **seeded,

@@ -2,20 +2,21 @@
 
 A file can claim anything: strings of 2^60 bytes, a billion keys, tensors beyond its end or on top of each other. Every count is
 compared with the bytes that are left before anything is made of it. Values stay the bytes they are until somebody asks, so what
-is not understood can be copied as it stands.
+is not understood can be copied as it stands. The file is read, not mapped: a map of a file that is cut short meanwhile ends the
+process without a word.
 
 Source: the format's description, docs/gguf.md of ggml (versions 2 and 3, little endian).
 """
 
 from __future__ import annotations
 
-import mmap
+import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from shoal.words.reading import reason_of, refuse_irregular, shortened
 
@@ -110,16 +111,32 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Stamp:
+    """Which file it is and when it was last written, to see whether it is still the one whose head was read."""
+
+    device: int
+    inode: int
+    n_bytes: int
+    written_ns: int
+
+    @classmethod
+    def of(cls, file: BinaryIO) -> Stamp:
+        """Of an open file."""
+        now = os.fstat(file.fileno())
+        return cls(now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns)
+
+
+@dataclass(frozen=True)
 class GgufHead:
     """What a file says of itself.
 
     Attributes:
-        size: bytes of the whole file.
+        stamp: of the file when this was read.
         keys: in the order of the file.
     """
 
     path: Path
-    size: int
+    stamp: Stamp
     version: int
     alignment: int
     keys: dict[str, Value]
@@ -158,8 +175,8 @@ def read_head(path: Path) -> GgufHead:
     if size < 24:
         raise ValueError(f"{path} has {size} bytes, too few for a GGUF file; {AGAIN}")
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Reader(path, data, size).head()
+        with path.open("rb") as file:
+            return _Reader(path, file).head()
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({reason_of(error)}); check the file and its permissions") from None
 
@@ -167,8 +184,9 @@ def read_head(path: Path) -> GgufHead:
 class _Reader:
     """A cursor in a file that never goes beyond its end."""
 
-    def __init__(self, path: Path, data: mmap.mmap, size: int) -> None:
-        self.path, self.data, self.size, self.at = path, data, size, 0
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path, self.file, self.stamp, self.at = path, file, Stamp.of(file), 0
+        self.size = self.stamp.n_bytes
 
     def head(self) -> GgufHead:
         if self.take(4, "magic") != MAGIC:
@@ -190,7 +208,7 @@ class _Reader:
         infos = [self.info() for _ in range(n_tensors)]
         alignment = self.alignment(keys)
         start = self.at + -self.at % alignment
-        return GgufHead(self.path, self.size, version, alignment, keys, self.places(infos, start, alignment))
+        return GgufHead(self.path, self.stamp, version, alignment, keys, self.places(infos, start, alignment))
 
     def alignment(self, keys: dict[str, Value]) -> int:
         stated = keys.get("general.alignment")
@@ -211,19 +229,21 @@ class _Reader:
             self.skip_array(name)
         else:
             raise self.fault(f"the key {shortened(name)!r} has the unknown type {kind}")
-        return Value(kind, self.data[start : self.at])
+        n, self.at = self.at - start, start
+        self.file.seek(start)
+        return Value(kind, self.take(n, f"the value of {shortened(name)!r}"))
 
     def skip_text(self, name: str) -> None:
         n = self.number(8, f"the length of {shortened(name)!r}")
         self.refuse_more_than_left(n, 1, f"bytes in {shortened(name)!r}")
-        self.at += n
+        self.skip(n)
 
     def skip_array(self, name: str) -> None:
         kind, n = self.number(4, f"the type of {shortened(name)!r}"), self.number(8, f"the length of {shortened(name)!r}")
         if kind in SCALARS:
             width = struct.calcsize(SCALARS[kind])
             self.refuse_more_than_left(n, width, f"elements in {shortened(name)!r}")
-            self.at += n * width
+            self.skip(n * width)
         elif kind == STRING:
             self.refuse_more_than_left(n, 8, f"texts in {shortened(name)!r}")
             for _ in range(n):
@@ -278,10 +298,16 @@ class _Reader:
         return int.from_bytes(self.take(n_bytes, what), "little")
 
     def take(self, n: int, what: str) -> bytes:
-        if n > self.size - self.at:
+        found = self.file.read(n) if n <= self.size - self.at else b""
+        if len(found) < n:
             raise self.fault(f"it ends inside {what}")
         self.at += n
-        return self.data[self.at - n : self.at]
+        return found
+
+    def skip(self, n: int) -> None:
+        """Go on behind ``n`` bytes, which are known to be left."""
+        self.at += n
+        self.file.seek(self.at)
 
     def refuse_more_than_left(self, n: int, width: int, what: str) -> None:
         left = self.size - self.at

@@ -8,9 +8,11 @@ from typing import Any
 from shoal.edits.plan import Plan
 from shoal.engine.hub import fetched, is_hub_id
 from shoal.engine.source import needs_code
+from shoal.export.found_plan import found_plan
 from shoal.words.reading import read_json
 from shoal.words.structure import Structure, intact, stored
 
+TRAINED = "it was trained after its layers were removed, and a list of layers cannot say that; export it as gguf or hf"
 UNPLANNED = (
     "nothing says which layers of which model it has: no plan.json beside it; give the run folder, or write it beside its "
     "plan: shoal plan MODEL --layers LIST --out DIR, then shoal apply DIR/plan.json --out DIR/model"
@@ -25,12 +27,14 @@ class StudentFolder:
         folder: its checkpoint.
         config: what its config.json states, with every default.
         plan: how it came about, where its run is known.
+        is_trained: its values were trained after what the plan says.
         trusts_code: code that comes with it may run.
     """
 
     folder: Path
     config: dict[str, Any]
     plan: Plan | None
+    is_trained: bool = False
     trusts_code: bool = False
 
     @property
@@ -130,13 +134,12 @@ def find_student(path: Path, *, trust_remote_code: bool = False) -> StudentFolde
         raise ValueError(f"{path} is no checkpoint folder and no run folder with a model in it; shoal compress writes one")
     from shoal.engine.model_config import read_config
 
-    places = [folder / "plan.json", *([folder.parent / "plan.json"] if folder.name == "model" else [])]
-    plan = next((Plan.load(place) for place in places if place.is_file()), None)
+    plan, is_trained = found_plan(folder)
     config = read_json(folder / "config.json")
     if trust_remote_code or not needs_code(config):
         stated = read_config(folder, trust_remote_code=trust_remote_code).to_dict()  # The config states every default.
         config = {**stated, **{key: config[key] for key in ("auto_map",) if key in config}}
-    return StudentFolder(folder, config, plan, trust_remote_code)
+    return StudentFolder(folder, config, plan, is_trained, trust_remote_code)
 
 
 def source_layers(student: StudentFolder, n_student: int, n_teacher: int, what: str) -> list[int]:
@@ -147,9 +150,9 @@ def source_layers(student: StudentFolder, n_student: int, n_teacher: int, what: 
     """
     structure = student.structure if student.structure is not None else intact(n_teacher)
     if len(structure) != n_student or student.plan is not None and student.plan.n_layers != n_teacher:
-        known = "its plan" if student.plan is not None else "no plan.json beside it"
+        unsaid = "its plan does not say" if student.plan is not None else "no plan.json beside it says"
         raise ValueError(
-            f"{student.folder} has {n_student} layers, {what} {n_teacher}, and {known} does not say which are which; "
+            f"{student.folder} has {n_student} layers, {what} {n_teacher}, and {unsaid} which are which; "
             "give the run folder of a student that was cut from this teacher"
         )
     return [slot.like for slot in structure]

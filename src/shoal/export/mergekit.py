@@ -9,12 +9,14 @@ from typing import Any
 
 import yaml
 
-from shoal.export.exporter import UNPLANNED, Exported, Exporter, Options, StudentFolder
+from shoal.export.exporter import TRAINED, UNPLANNED, Exported, Exporter, Options, StudentFolder
 
 
 def refuses(student: StudentFolder, options: Options) -> str | None:
     if student.plan is None:
         return UNPLANNED
+    if student.is_trained:
+        return TRAINED
     if not student.plan.is_of_whole_layers:
         return "it has values of its own or lacks parts of layers, which a slice of layers cannot say"
     return None

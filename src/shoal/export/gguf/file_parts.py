@@ -7,32 +7,50 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-from shoal.engine.gguf_head import GgufHead, Place, Value, read_head
+from shoal.engine.gguf_head import GgufHead, Place, Stamp, Value, read_head
+from shoal.words.reading import reason_of
 
 PART = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 CHUNK = 8 * 2**20  # So many bytes are held in memory while copying.
+AGAIN = "start again when it is complete"
 
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor and the file that holds it."""
+    """One tensor and the file that holds it.
+
+    Attributes:
+        stamp: of the file when its head was read.
+    """
 
     file: Path
     place: Place
+    stamp: Stamp
 
     def chunks(self) -> Iterator[bytes]:
-        """Its bytes, piece by piece. Raises ValueError when the file became shorter meanwhile."""
-        with self.file.open("rb") as reader:
+        """Its bytes, piece by piece. Raises ValueError when the file is no longer the one whose head was read."""
+        try:
+            reader = self.file.open("rb")
+        except OSError as error:
+            raise ValueError(f"{self.file} cannot be read any more ({reason_of(error)}); {AGAIN}") from None
+        with reader:
+            self._refuse_changed(reader)
             reader.seek(self.place.start)
             left = self.place.n_bytes
             while left:
                 piece = reader.read(min(CHUNK, left))
                 if not piece:
-                    raise ValueError(f"{self.file} became shorter while it was read")
+                    break
                 left -= len(piece)
                 yield piece
+            self._refuse_changed(reader)
+
+    def _refuse_changed(self, reader: BinaryIO) -> None:
+        if Stamp.of(reader) != self.stamp:
+            raise ValueError(f"{self.file} was changed while it was read; {AGAIN}")
 
 
 @dataclass(frozen=True)
@@ -85,7 +103,7 @@ def open_model(path: Path) -> GgufModel:
     n_parts = _count(given)
     heads = [given] if n_parts == 1 else _parts(path, given, n_parts)
     stated = heads[0].get("split.tensors.count")
-    tensors = tuple(Stored(head.path, place) for head in heads for place in head.tensors)
+    tensors = tuple(Stored(head.path, place, head.stamp) for head in heads for place in head.tensors)
     if n_parts > 1 and stated is not None and stated != len(tensors):
         raise ValueError(f"{path}: {len(tensors)} tensors in {n_parts} parts, split.tensors.count says {stated}; parts differ")
     names = [stored.place.name for stored in tensors]

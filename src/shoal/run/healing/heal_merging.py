@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 
+from shoal.checkpoint.new_folder import make_readable
 from shoal.checkpoint.save import save
 from shoal.checkpoint.verify import verify
 from shoal.engine.tensors import each_tensor
@@ -37,6 +38,7 @@ def _merge_and_write(bench: HealBench, folder: RunFolder, training: HealTraining
     adopt_values(pupil.model, dict(each_tensor(folder / HEALED)))
     if pupil.method.has_adapters:
         pupil.model.save_pretrained(str(folder / "adapter"))
+        make_readable(folder / "adapter")
     merging, model = merge_pupil(pupil, bench.config, bench.judge, bench.path, bench.opening)
     taken = merging.taken
     if taken is not None and taken.lost > bench.config.most_lost and pupil.method.has_adapters:
