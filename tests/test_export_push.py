@@ -4,6 +4,7 @@ import base64
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from gguf_world import tiny_llama
@@ -138,3 +139,4 @@ def test_a_refusal_is_one_line_without_the_token(hub, student):
 def test_wrong_names_are_one_line(words, message, student, shoal):
     code, out, err = shoal("export", "gguf", student, "--out", "s.gguf", *words)
     assert code == 2 and message in err and len(err.strip().splitlines()) == 1
+    assert not Path("s.gguf").exists(), "a name is looked at before the work"

@@ -169,6 +169,23 @@ def test_a_graft_keeps_the_bytes_of_what_was_left_alone(kind, knows_source, llam
     assert done.checked["layouts"]["attn_q.weight"] == "rows interleaved in 4 heads"
 
 
+@pytest.mark.parametrize(("kind", "drowns"), [("f32", False), ("q8_0", False), ("q4_1", True)])
+def test_a_graft_says_when_its_format_rounds_the_repair_away(kind, drowns, llama, tmp_path):
+    """Values 2 % beside those of the file: about a step of 8 bits over the widths of a block, a fraction of one of 4 bits."""
+    state = AutoModelForCausalLM.from_pretrained(llama).model.layers
+    values = {f"refit.3.{REFIT[0]}": state[3].get_parameter(REFIT[0]).detach() * 1.02}
+    edits = (Drop(indices=(1, 4)), Refit(layer=3, parameters=REFIT[:1]))
+    run = run_folder(llama, tmp_path / "run", *edits, values=values)
+    teacher = export("gguf", llama, tmp_path / "teacher.gguf", Options(kind="f32")).path
+    done = export("gguf", run, tmp_path / "student.gguf", Options(like=teacher, kind=kind))
+    name = "blk.2.attn_q.weight"
+    read = {one.name: one for one in gguf.GGUFReader(done.path).tensors}[name]
+    new = {one.name: one for one in gguf.GGUFReader(teacher).tensors}["blk.3.attn_q.weight"].data * 1.02
+    rounded = gguf.quants.dequantize(read.data, read.tensor_type) - new
+    assert done.checked["rounding"] == pytest.approx(np.linalg.norm(rounded) / np.linalg.norm(new * 0.02 / 1.02), abs=1e-5)
+    assert any("so little of what changed them is left" in note for note in done.notes) == drowns
+
+
 def test_a_removed_sublayer_is_grafted_as_zeros(llama, tmp_path):
     run = run_folder(llama, tmp_path / "run", Drop(indices=(2,), kind="attn"))
     teacher = export("gguf", llama, tmp_path / "teacher.gguf", Options(kind="q8_0")).path

@@ -22,10 +22,17 @@ class PushOptions:
     public: Annotated[bool, flag("--public", "With --push: for everybody, not private.")] = False
     dry_run: Annotated[bool, flag("--dry-run", "With --push: say what would be uploaded, send nothing.")] = False
 
-    def refuse_alone(self) -> None:
-        """Raises ValueError for an option that is read with ``--push`` alone."""
-        if self.push is None and (self.public or self.dry_run):
-            raise ValueError("--public and --dry-run belong to --push OWNER/NAME")
+    def check(self, out: Path | None) -> None:
+        """Raises ValueError, before anything is written, for what cannot be pushed."""
+        from shoal.export.push import check_name
+
+        if self.push is None:
+            if self.public or self.dry_run:
+                raise ValueError("--public and --dry-run belong to --push OWNER/NAME")
+            return
+        check_name(self.push)
+        if out is None:
+            raise ValueError("--push needs a file or folder: give --out, where to write it")
 
 
 @verb
@@ -48,7 +55,9 @@ def export(
             name="--type",
         ),
     ] = None,
-    overwrite: Annotated[bool, flag("--overwrite", "Replace a file at --out.")] = False,
+    overwrite: Annotated[
+        bool, flag("--overwrite", "Replace a file at --out; with --push, add to a repository that exists.")
+    ] = False,
     push: PushOptions,
     trust_remote_code: RemoteOption = False,
     json: JsonOption = False,
@@ -57,7 +66,7 @@ def export(
     from shoal.export.exporter import Options, find_student
     from shoal.export.table import export as written
 
-    push.refuse_alone()
+    push.check(out)
     screen = Screen(as_json=json)
     with screen.working(f"write and check {format}"):
         options = Options(like=like, kind=kind, overwrite=overwrite)
@@ -79,8 +88,7 @@ def _pushed(
     """Upload a file or folder, or say what would be; for JSON."""
     from shoal.export.push import planned, push
 
-    if path is None:
-        raise ValueError("--push needs a file or folder: give --out, where to write it")
+    assert path is not None
     plan = planned(path, name, card=card, public=public)
     for file, where in plan.files:
         screen.say(f"  {file}  {where.stat().st_size:,} bytes")

@@ -14,6 +14,8 @@ from shoal.words.reading import at_home
 
 WINDOWS = "its sliding windows are listed layer by layer: llama.cpp reads that from build b11434 (October 2026) on"
 
+MOST_ROUNDING = 0.5  # Beyond it, a quarter of the square of what changed the matrices is noise.
+
 
 def refuses(student: StudentFolder, options: Options) -> str | None:
     if options.kind is not None and options.kind not in KINDS:
@@ -45,10 +47,16 @@ def _grafted(student: StudentFolder, out: Path, like: Path, options: Options) ->
         model, weights, order, out, source=_source(student, order), kind=options.kind or "q8_0", overwrite=options.overwrite
     )
     written = open_model(out)
-    notes = (WINDOWS,) if lists_windows(written.keys, model.architecture) else ()
     kind = options.kind or "q8_0"
+    notes = (WINDOWS,) if lists_windows(written.keys, model.architecture) else ()
+    if done.rounding > MOST_ROUNDING:
+        lost = (
+            f"rounding to {kind} moves the new matrices {done.rounding:.1f} times as far as they are from those of {like.name}"
+        )
+        notes = (*notes, f"{lost}, so little of what changed them is left: --type q8_0 keeps more")
     text = f"{done.n_kept} tensors of {like.name} byte for byte, {done.n_new} of the student in {kind} (vectors in f32)"
-    return Exported(out, text, notes, {"kept": done.n_kept, "new": done.n_new, "layouts": done.layouts})
+    checked = {"kept": done.n_kept, "new": done.n_new, "layouts": done.layouts, "rounding": done.rounding}
+    return Exported(out, text, notes, checked)
 
 
 def _source(student: StudentFolder, order: list[int]) -> Source | None:

@@ -35,14 +35,8 @@ class Push:
         return f"{len(self.files)} files, {self.n_bytes:,} bytes, to the {kind} repository {self.name}"
 
 
-def planned(written: Path, name: str, *, card: Path | None = None, public: bool = False) -> Push:
-    """The upload of a folder, or of a file with a card beside it.
-
-    Args:
-        card: README.md of the student; a folder that has one of its own brings that.
-    Raises:
-        ValueError: a name that the hub does not allow; nothing to upload.
-    """
+def check_name(name: str) -> None:
+    """Raises ValueError for a name that the hub does not allow."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:
@@ -51,6 +45,17 @@ def planned(written: Path, name: str, *, card: Path | None = None, public: bool 
         raise ValueError(f"--push {name!r}: {' '.join(str(error).split())}") from None
     if "/" not in name:
         raise ValueError(f"--push {name!r} needs an owner: --push OWNER/{name}")
+
+
+def planned(written: Path, name: str, *, card: Path | None = None, public: bool = False) -> Push:
+    """The upload of a folder, or of a file with a card beside it.
+
+    Args:
+        card: README.md of the student; a folder that has one of its own brings that.
+    Raises:
+        ValueError: a name that the hub does not allow; nothing to upload.
+    """
+    check_name(name)
     if written.is_dir():
         files = [(path.name, path) for path in sorted(written.iterdir()) if path.is_file() and not path.name.startswith(".")]
     else:

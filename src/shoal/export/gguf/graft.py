@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from shoal.engine.gguf_head import Place
 from shoal.export.gguf.blocks import decoded, encoded, fitting_kind, kind_number, n_bytes_of
 from shoal.export.gguf.convert import interleaved
 from shoal.export.gguf.cut_file import BLOCK, refuse_same_file, renumbered, with_provenance
@@ -35,11 +36,14 @@ class Grafted:
     Attributes:
         n_new, n_kept: tensors with the student's values, and with the bytes of the file.
         layouts: role of a tensor to the layout that was found for it.
+        rounding: how far writing them in blocks moves the new matrices, as a share of how far they are from the file's: 1 says
+            that what the repair changed drowns. 0.0 without new matrices.
     """
 
     n_new: int
     n_kept: int
     layouts: dict[str, str]
+    rounding: float
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def graft(
     ]
     new = with_provenance(keys, order, n_parameters=sum(one.place.n_values for _, one in stored), architecture=architecture)
     write_gguf(out, new, found, version=model.version, overwrite=overwrite)
-    return Grafted(changed.n_new, len(found) - changed.n_new, changed.layouts)
+    return Grafted(changed.n_new, len(found) - changed.n_new, changed.layouts, changed.rounding)
 
 
 def _names(weights: StoredWeights, architecture: str, n_layers: int, known: set[str]) -> dict[str, str]:
@@ -125,6 +129,11 @@ class _Changed:
         self._weights, self._source, self._known = weights, source, layouts
         self.layouts: dict[str, str] = {}
         self.n_new = 0
+        self._changed = self._rounded_away = 0.0  # Sums of squares over new matrices.
+
+    @property
+    def rounding(self) -> float:
+        return float(np.sqrt(self._rounded_away / self._changed)) if self._changed else 0.0
 
     def is_old(self, name: str, stored: Stored) -> bool:
         """Whether the student's tensor is what the teacher has there."""
@@ -169,8 +178,17 @@ class _Changed:
         self.n_new += 1
         shape = layout(values).shape
         as_kind = fitting_kind(kind, shape)
-        made = lambda: [encoded(layout(self._weights.values(theirs)), as_kind)]  # noqa: E731  (read again, so not held)
-        return Outgoing(name, tuple(reversed(shape)), kind_number(as_kind), n_bytes_of(as_kind, shape), made)
+        place = Place(name, tuple(reversed(shape)), kind_number(as_kind), 0, n_bytes_of(as_kind, shape))
+
+        def made() -> list[bytes]:
+            new = layout(self._weights.values(theirs))  # It is read again, so that the values of all are never held.
+            raw = encoded(new, as_kind)
+            if len(shape) > 1:
+                self._changed += float(np.square(new - _values_of(stored), dtype=np.float64).sum())
+                self._rounded_away += float(np.square(new - decoded(raw, place), dtype=np.float64).sum())
+            return [raw]
+
+        return Outgoing(name, place.shape, place.kind, place.n_bytes, made)
 
     def _layout(self, name: str, values: Array, old: Array) -> Callable[[Array], Array]:
         block = BLOCK.match(name)
