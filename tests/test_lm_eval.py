@@ -17,7 +17,7 @@ from shoal.engine.view import DecoderView
 from shoal.evaluate.evaluation import Measured
 from shoal.evaluate.generate import greedy_tokens, model_of
 from shoal.evaluate.tasks.benchmark import compare_tasks, task_figures
-from shoal.evaluate.tasks.lm_eval_model import Requests, as_lm
+from shoal.evaluate.tasks.lm_eval_model import Requests, as_lm, rolling_pairs
 from shoal.evaluate.tasks.lm_eval_tasks import ask_tasks, written_task
 from shoal.evaluate.tasks.task_files import load_task
 from shoal.evaluate.tasks.tokenised import encode_prompt
@@ -32,6 +32,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 WINDOW = 24
+PLAIN = word_tokenizer(N_WORDS, start=())
 CUT = Student(frozenset({Unit("layer", 1)}))
 DRAW = random.Random(0)
 
@@ -65,16 +66,16 @@ def view():
     return DecoderView(tiny_model("llama", n_layers=3))
 
 
+def own_model(view, student, tokenizer):
+    """A student as lm-eval's own model of transformers."""
+    model = model_of(view, student)
+    return HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=4, max_length=WINDOW, device="cpu")
+
+
 @pytest.fixture(scope="module", params=[TEACHER, CUT], ids=["teacher", "student"])
 def both(request, view):
     """Our model of lm-eval and lm-eval's own, of the teacher and of a student beside it."""
-    theirs = HFLM(
-        pretrained=model_of(view, request.param),
-        tokenizer=copy.deepcopy(TOKENIZER),
-        batch_size=4,
-        max_length=WINDOW,
-        device="cpu",
-    )
+    theirs = own_model(view, request.param, TOKENIZER)
     students = [TEACHER, CUT]
     return as_lm(Requests(view, students, tokenizer=TOKENIZER, window=WINDOW), students.index(request.param)), theirs
 
@@ -94,10 +95,35 @@ def test_loglikelihoods_are_those_of_its_own_model(both):
         assert a[0] == pytest.approx(b[0], abs=2e-5) and a[1] == b[1]  # Logits are fp32 of order 1, summed in another order.
 
 
-def test_loglikelihoods_of_whole_texts_are_those_of_its_own_model(both):
+def test_loglikelihoods_of_whole_texts_are_those_of_its_own_model_where_nothing_is_added(view):
     texts = [(some(n),) for n in (3, WINDOW, WINDOW + 1, 70)]
-    ours, theirs = (one.loglikelihood_rolling(asked("loglikelihood_rolling", *texts)) for one in both)
+    ours = as_lm(Requests(view, [TEACHER, CUT], tokenizer=PLAIN, window=WINDOW), 1)
+    theirs = own_model(view, CUT, PLAIN)
+    ours, theirs = (one.loglikelihood_rolling(asked("loglikelihood_rolling", *texts)) for one in (ours, theirs))
     assert ours == pytest.approx(theirs, abs=2e-4)
+
+
+@pytest.mark.parametrize("start", [("<bos>",), ("<pad>", "<bos>")])
+def test_windows_of_whole_texts_begin_with_the_start_tokens_once(view, start):
+    """Against the log-likelihood of every token from one plain forward for each window."""
+    tokenizer = word_tokenizer(N_WORDS, start=start)
+    begin = tokenizer.convert_tokens_to_ids(list(start))
+    room = WINDOW - len(begin)
+    for n in (3, room, room + 1, 70):
+        text = some(n)
+        tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+        pairs = rolling_pairs(tokenizer, text, longest=WINDOW)
+        assert [token for pair in pairs for token in pair.option] == tokens
+        naive = 0.0
+        for pair in pairs:
+            row = [*pair.context, *pair.option]
+            assert len(row) - 1 <= WINDOW and row[: len(begin)] == begin and row[len(begin)] in tokens
+            log_p = view.model(input_ids=torch.tensor([row])).logits[0].log_softmax(-1)
+            naive += sum(float(log_p[at - 1, row[at]]) for at in range(len(pair.context), len(row)))
+        (ours,) = Requests(view, tokenizer=tokenizer, window=WINDOW).loglikelihood_rolling([text], 0)
+        assert ours == pytest.approx(naive, abs=1e-4 * n)
+        spelled = rolling_pairs(tokenizer, f"{' '.join(start)} {text}", longest=WINDOW)
+        assert spelled == pairs
 
 
 def test_written_texts_are_those_of_its_own_model(both):

@@ -8,10 +8,11 @@ from shoal.edits.plan import Plan
 from shoal.edits.replace.replace_edit import Replace
 from shoal.engine.opening import Opening
 from shoal.fit.fit_config import FitConfig
+from shoal.recipes.reads import needs_scan
 from shoal.recipes.recipe import TextChoice
 from shoal.recipes.recipe_file import load_recipe, merge
 from shoal.run import searching
-from shoal.run.asking import budget_of, needs_scan, request_of
+from shoal.run.asking import budget_of, request_of
 from shoal.run.begin import open_folder
 from shoal.run.by_hand import named_key
 from shoal.run.job import open_inputs

@@ -115,6 +115,13 @@ UNREAD_KEYS = {
     "max_spans: 2": "max_spans",
     "grow: {to: 8}\nrepair: none\nselect: lowest": "select",
     "layers: 3\ntext: {samples: 9}": "text.samples",
+    "grow: {to: 8}\nrepair: none\ntext: {samples: 9}": "text.samples",
+    "layers: none\nrepair: none\nprune: magnitude\ntext: {samples: 9}": "text.samples",
+    "select: deepest\nguard: 1\ntext: {samples: 9}": "text.samples",
+    "select: deepest\nguard: 1\nobservers: cka": "observers",
+    "select: greedy\nguard: 1\nobservers: cka": "observers",
+    "layers: 3\nobservers: cka": "observers",
+    "replace: layer\nrepair: none\ntrain: {several: joint}": "train.several",
 }
 
 
@@ -175,6 +182,27 @@ def test_a_student_with_an_added_padding_token_is_held_against_its_teacher(small
 def test_samples_beside_named_layers_are_text_that_nothing_reads(small, shoal, tmp_path):
     code, _, err = shoal("compress", small["model"], "--layers", 2, "--samples", 8, "--text", small["text"], "--out", "run")
     one_line(code, err, "--samples", "the layers are named")
+    assert not (tmp_path / "run").exists()
+
+
+UNHEARD_OF_VERBS = {
+    "prune, samples of a pruner that reads none": ("--samples", ("prune", "--method", "magnitude", "--samples", 8)),
+    "compress, samples of a rule that measures nothing": (
+        "--samples", ("compress", "--recipe", "uidl-simple", "--drop", 2, "--samples", 8)
+    ),
+    "curve, samples that no method reads": ("--samples", ("curve", "--methods", "uidl-simple", "--samples", 8)),
+    "eval, the order of a text that is read whole": ("--seed", ("eval", "--whole", "--seed", 1)),
+    "heal, layers in memory of no teacher": ("--resident", ("heal", "--teacher", "none", "--resident", 2)),
+    "heal, speed beside no teacher": ("--no-speed", ("heal", "--teacher", "none", "--no-speed")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNHEARD_OF_VERBS)
+def test_an_option_that_this_use_of_a_verb_does_not_read_is_refused(small, shoal, tmp_path, case):
+    option, (verb, *more) = UNHEARD_OF_VERBS[case]
+    out = () if verb == "eval" else ("--out", "run")
+    code, _, err = shoal(verb, small["model"], *out, "--text", small["text"], "--length", 16, *more)
+    one_line(code, err, option)
     assert not (tmp_path / "run").exists()
 
 

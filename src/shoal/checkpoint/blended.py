@@ -16,6 +16,7 @@ from shoal.checkpoint.copy_shards import Copy, copied_bytes, copy_shard, write_i
 from shoal.checkpoint.new_folder import copy_side_files
 from shoal.engine.shards import INDEX, Shard, TensorSlot, read_shards
 from shoal.engine.streamed import TORCH_DTYPES, read_tensor
+from shoal.words.progress import megabytes
 
 StoredTensors = Mapping[str, tuple[Shard, TensorSlot]]
 
@@ -58,12 +59,12 @@ def write_blend(source: Path, other: Path, t: float, folder: Path) -> None:
             raise ValueError(f"{name!r} is {slot.shape} and {theirs[name][1].shape}; a point between needs two of one shape")
     blend = Blend(ours, theirs, t)
     places: dict[str, str] = {}
-    n_bytes = 0
-    for shard in shards:
-        copies = [Copy(name, name, None) for name in shard.slots]
-        copy_shard(shard, copies, folder / shard.path.name, new=blend)
+    cuts = [(shard, [Copy(name, name, None) for name in shard.slots]) for shard in shards]
+    n_bytes = sum(copied_bytes(shard, copies, blend) for shard, copies in cuts)
+    written = megabytes("write the checkpoint", n_bytes)
+    for shard, copies in cuts:
+        copy_shard(shard, copies, folder / shard.path.name, new=blend, written=written)
         places.update(dict.fromkeys(shard.slots, shard.path.name))
-        n_bytes += copied_bytes(shard, copies, blend)
     if len(shards) > 1:
         write_index(folder / INDEX, places, n_bytes)
     shutil.copyfile(source / CONFIG, folder / CONFIG)

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
@@ -52,11 +52,14 @@ def copied_bytes(shard: Shard, copies: Sequence[Copy], new: Changes) -> int:
     return sum(written_slot(one.name, shard.slots[one.name], 0, new).n_bytes for one in copies)
 
 
-def copy_shard(shard: Shard, copies: Sequence[Copy], target: Path, *, new: Changes) -> None:
+def copy_shard(
+    shard: Shard, copies: Sequence[Copy], target: Path, *, new: Changes, written: Callable[[int], None] = lambda n_bytes: None
+) -> None:
     """Write a safetensors file of some tensors of a shard.
 
     Args:
         copies: in the order of the file.
+        written: called with the bytes of every tensor when it is there.
     Raises:
         ValueError: the shard became shorter while it was read.
     """
@@ -78,6 +81,7 @@ def copy_shard(shard: Shard, copies: Sequence[Copy], target: Path, *, new: Chang
                 _write_tensor(writer, value.to(dtype or TORCH_DTYPES[slot.dtype]))
             else:
                 _copy_range(reader, writer, shard, slot, dtype)
+            written(slots[one.given].n_bytes)
         writer.flush()
         os.fsync(writer.fileno())
 

@@ -30,6 +30,7 @@ from shoal.engine.model_config import describe, read_config
 from shoal.engine.shards import INDEX, SINGLE, Shard, TensorSlot
 from shoal.engine.streamed import TORCH_DTYPES
 from shoal.text.chat import deadline
+from shoal.words.progress import megabytes
 from shoal.words.reading import read_json
 from shoal.words.structure import Structure
 
@@ -99,9 +100,10 @@ def rewrite(
     n_bytes = sum(copied_bytes(shard, kept, new) for shard, kept in cuts)
     with new_folder(out, n_bytes=n_bytes + sum(path.stat().st_size for path in side_files(source))) as folder:
         places: dict[str, str] = {}
+        written = megabytes("write the checkpoint", n_bytes)
         for i, (shard, kept) in enumerate(cuts):
             file = SINGLE if len(cuts) == 1 else f"model-{i + 1:05d}-of-{len(cuts):05d}.safetensors"
-            copy_shard(shard, kept, folder / file, new=new)
+            copy_shard(shard, kept, folder / file, new=new, written=written)
             places.update({one.given: file for one in kept})
         if len(cuts) > 1:
             write_index(folder / INDEX, places, n_bytes)

@@ -28,6 +28,7 @@ from shoal.engine.packed.table import PACKINGS
 from shoal.engine.quantised import PLAIN
 from shoal.engine.shards import INDEX, SINGLE, Shard
 from shoal.engine.source import quantisation
+from shoal.words.progress import each
 from shoal.words.reading import guarded, read_json
 
 SHARD_BYTES = 2 * 2**30
@@ -91,7 +92,7 @@ def unpack(source: Path, out: Path, *, dtype: torch.dtype | None = None, trust_r
         places = {name: opened[shard.path] for shard in described.shards for name in shard.slots}
         beside = {part for one in packed.values() for part in one.parts.values()}
         shards = _Shards(folder)
-        for name in names:
+        for name in each("unpack tensors", names):
             if name in packed:
                 shards.add(packed[name].name, plain(packed[name], places, section(stated), source).to(dtype))
             elif name not in beside and not name.endswith(packing.unused):

@@ -19,6 +19,7 @@ from shoal.engine.quantised import shapes_of
 from shoal.engine.spread import home_of
 from shoal.engine.streamed import open_streamed
 from shoal.engine.view import DecoderView
+from shoal.words.progress import tell
 from shoal.words.records import Record
 from shoal.words.structure import Size
 from shoal.words.types import Batch
@@ -27,6 +28,9 @@ from shoal.words.types import Batch
 # that); other devices and memory layouts reorder sums, and a cached step is a product of another shape.
 LOGIT_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 CACHE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+
+
+CHECKED = "check the checkpoint"
 
 
 class Verification(Record):
@@ -74,8 +78,10 @@ def verify(path: Path, *, ids_BT: Tensor, reference: Reference | None = None, op
     path = Path(path)
     if ids_BT.ndim != 2 or ids_BT.shape[1] < 2:
         raise ValueError(f"verify needs token ids of shape (B, T) with T at least 2, got {tuple(ids_BT.shape)}")
+    tell(CHECKED, 0, 3)
     model = load_strictly(path, device=opening.device, trust_remote_code=opening.trust)
     refuse_nonfinite(model, str(path))
+    tell(CHECKED, 1, 3)
     shapes = shapes_of(model)
     if shapes is model:  # Packed tensors have names and shapes of their own, which loading has asked for.
         refuse_other_tensors(model, build_empty(model.config, model_class=type(model)), str(path))
@@ -96,6 +102,7 @@ def verify(path: Path, *, ids_BT: Tensor, reference: Reference | None = None, op
             raise ValueError(
                 f"{path}: reloaded logits differ from the student's by {difference:.3g}, allowed {logit_limit:.3g}"
             )
+    tell(CHECKED, 2, 3)
     last_BV = logits_BTV[:, -1]
     try:
         cached_BV = _cached_last(model, ids_BT)
@@ -108,6 +115,7 @@ def verify(path: Path, *, ids_BT: Tensor, reference: Reference | None = None, op
     equal = bool(torch.equal(last_BV.argmax(-1), cached_BV.argmax(-1)))
     if not equal and not is_packed and model.dtype == torch.float32 and not _is_tie(last_BV, cached_BV):
         raise ValueError(f"{path}: with and without cache the model says different tokens")
+    tell(CHECKED, 3, 3)
     return Verification(
         path=str(path),
         dtype=str(model.dtype).removeprefix("torch."),
@@ -171,7 +179,9 @@ def verify_streamed(path: Path, *, ids_BT: Tensor, reference_BTV: Tensor, trust_
     """
     opened, residency = open_streamed(path, Opening(device=str(reference_BTV.device), trust=trust_remote_code))
     view = DecoderView(opened.model, residency=residency)
+    tell(CHECKED, 0, 1)
     logits_BTV = view.logits(Batch(ids_BT)).float()
+    tell(CHECKED, 1, 1)
     difference = float((logits_BTV - reference_BTV.float()).abs().max())
     limit = LOGIT_TOLERANCE.get(view.dtype, 2e-2) * float(logits_BTV.abs().max())
     if not difference <= limit:

@@ -29,7 +29,8 @@ def compare(
     from shoal.show.figure_tables import comparison
 
     screen = Screen(as_json=json)
-    asked = tasks.open()
+    with screen.working("read the tasks"):
+        asked = tasks.open()
     chosen = with_options("default", **given(text), **reading.given())
     say_text(chosen, screen.say)
     if asked:

@@ -45,6 +45,7 @@ class Screen:
         self._errors = Console(stderr=True)
         self._bars: Progress | None = None
         self._tasks: dict[str, Any] = {}
+        self._shown = ""
         self._lines = LogLines(self._line)
         # The pair says when the work began and how many seconds it should take.
         self._expected: tuple[float, float] | None = None
@@ -74,7 +75,7 @@ class Screen:
         columns = (name, BarColumn(bar_width=12), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
         with Progress(*columns, console=self._errors, transient=True, expand=True) as self._bars, watched(self.step):
             yield
-        self._bars = None
+        self._bars, self._shown = None, ""
         self._tasks.clear()
 
     @contextmanager
@@ -92,9 +93,11 @@ class Screen:
             self._lines(what, done, total)
             return
         if what not in self._tasks:
-            for earlier in self._tasks.values():
-                self._bars.update(earlier, visible=False)
             self._tasks[what] = self._bars.add_task(escape(what), total=total)
+        if what != self._shown:
+            self._shown = what
+            for name, task in self._tasks.items():
+                self._bars.update(task, visible=name == what)
         self._bars.update(self._tasks[what], completed=done, total=total, description=escape(what) + self._whole())
 
     def _line(self, line: str) -> None:

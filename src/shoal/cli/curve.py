@@ -89,11 +89,13 @@ def curve(
     wanted = None if asked.keep is None else Keeping(parse_keep(asked.keep), asked.of)
     tasks = task_files(asked.task or (), n_items=asked.items)
     common = dict(model=model, protect=repair.protect, **given(text, sampling))
+    samples = common.pop("samples")
     recipes = _recipes(asked.methods, common, fit_tokens=repair.fit_tokens, train_tokens=repair.train_tokens)
+    recipes = with_samples(recipes, samples)
     if recipes:
         say_text(next(iter(recipes.values())), screen.say)
-    opening = settled(model, machine.opening, share=SHARE_BESIDE_STUDENT, say=screen.say)
     with screen.progress():
+        opening = settled(model, machine.opening, share=SHARE_BESIDE_STUDENT, say=screen.say)
         found = measure_curves(
             recipes,
             out,
@@ -105,8 +107,9 @@ def curve(
             overwrite=result.overwrite,
             command=command_line(),
         )
-    save_panels(curves_charts(found), out, "curve")
-    report_stage(out)
+    with screen.working("draw the report"):
+        save_panels(curves_charts(found), out, "curve")
+        report_stage(out)
     screen.show(curves_table(found))
     for line in (*cliff_lines(found), *smooth_lines(found)):
         screen.say(line)
@@ -114,6 +117,22 @@ def curve(
         screen.say(sentence(one))
     say_files(screen, out, ("figures", "curve.json"), ("curve", "curve.png"), ("report", "report.html"))
     screen.result(found.model_dump(mode="json"))
+
+
+def with_samples(recipes: dict[str, Recipe], samples: int | None) -> dict[str, Recipe]:
+    """The recipes with so many calibration samples, which those share that read any.
+
+    Raises:
+        ValueError: none of them reads calibration text.
+    """
+    from shoal.recipes.reads import reads_calibration
+    from shoal.recipes.recipe_file import with_changes
+
+    if samples is None or not recipes:
+        return recipes
+    if not any(map(reads_calibration, recipes.values())):
+        raise ValueError("--samples is not read: it is text to choose by, and no method reads any; leave it out")
+    return {name: with_changes(recipe, {"text": {"samples": samples}}) for name, recipe in recipes.items()}
 
 
 def _recipes(methods: str, common: dict[str, Any], *, fit_tokens: int | None, train_tokens: int | None) -> dict[str, Recipe]:

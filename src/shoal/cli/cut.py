@@ -37,7 +37,8 @@ def cut(
     if [layers, keep, plan].count(None) != 2:
         raise ValueError("say what to remove: either --layers 20..24, --keep 0..19 or --plan plan.json")
     screen = Screen(as_json=json)
-    n_layers = open_model(file).n_layers
+    with screen.working("look at the file"):
+        n_layers = open_model(file).n_layers
     if plan is not None:
         refuse_other_than_plan(plan, "shoal plan writes one")
         kept = layers_of_plan(Plan.load(plan), n_layers, str(file))

@@ -37,12 +37,15 @@ def evaluate(
     from shoal.show.task_tables import accuracy_alone
 
     screen = Screen(as_json=json)
-    asked = tasks.open()
+    with screen.working("read the tasks"):
+        asked = tasks.open()
     model, teacher = checkpoint_of(model), teacher and checkpoint_of(teacher)
     speed = False if no_speed else None
     chosen = with_options("default", model=teacher or model, speed=speed, **given(text), **reading.given())
     if whole and reading.samples is not None:
         raise ValueError("--samples takes a part of the text and --whole all of it; give one of them")
+    if whole and reading.seed is not None and not asked:
+        raise ValueError("--seed orders the text, and --whole reads all of it in its own order; leave out one of them")
     if no_speed and teacher is None:
         raise ValueError("--no-speed is about teacher and student, and one model alone is not timed; leave it out")
     say_text(chosen, screen.say)

@@ -95,6 +95,7 @@ def _pushed(
     if dry_run:
         screen.say(f"push:  would send {plan}; nothing was sent")
         return {"name": name, "files": [file for file, _ in plan.files], "sent": False}
-    address = push(plan, overwrite=overwrite)
+    with screen.working(f"upload {name}"):
+        address = push(plan, overwrite=overwrite)
     screen.say(f"push:  {plan}: {address}")
     return {"name": name, "files": [file for file, _ in plan.files], "sent": True, "address": address}

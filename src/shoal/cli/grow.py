@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from shoal.cli.compress import run_recipe
-from shoal.cli.groups import MachineOptions, ResultOptions, SampleOptions, TextOptions
+from shoal.cli.groups import EvaluationOptions, MachineOptions, ResultOptions, TextOptions
 from shoal.cli.option import option
 from shoal.cli.options import ModelOption, NoSpeedOption, OutOption
 from shoal.cli.recipe_groups import HealOptions
@@ -41,7 +41,7 @@ def grow(
     out: OutOption,
     new: Annotated[GrowOptions, OF_THE_RECIPE],
     text: Annotated[TextOptions, OF_THE_RECIPE],
-    sampling: Annotated[SampleOptions, OF_THE_RECIPE],
+    reading: Annotated[EvaluationOptions, OF_THE_RECIPE],
     healing: Annotated[HealOptions, OF_THE_RECIPE],
     machine: MachineOptions,
     result: ResultOptions,
@@ -66,5 +66,5 @@ def grow(
     if new.init is not None and new.where is None:
         asked["where"] = None  # The place follows from this init, not from that of the recipe.
     speed = False if no_speed else None
-    chosen = with_options(recipe, model=model, grow=asked or None, speed=speed, **given(text, sampling, healing))
+    chosen = with_options(recipe, model=model, grow=asked or None, speed=speed, **given(text, healing), **reading.given())
     run_recipe(chosen, out, machine, result)

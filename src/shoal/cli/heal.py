@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from shoal.cli.groups import MachineOptions, ResultOptions, TextOptions
 from shoal.cli.heal_options import HealConfigOptions
 from shoal.cli.option import argument, option
-from shoal.cli.options import LengthOption, OutOption, SeedOption
+from shoal.cli.options import LengthOption, NoSpeedOption, OutOption, SeedOption
 from shoal.cli.verb import command_line, given, verb
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def heal(
     plan: Annotated[Path | None, option("FILE", "Plan that made the student.", "plan.json of its run folder")] = None,
     length: LengthOption = None,
     seed: SeedOption = None,
+    no_speed: NoSpeedOption = False,
 ) -> None:
     """Train a cut model with its teacher or on text: checkpoint in, checkpoint out."""
     from shoal.run.begin import BUNDLED_TEXT
@@ -43,7 +44,8 @@ def heal(
     preset = options.pop("preset")
     options |= {"lr": _rate(options["lr"]), **{name: options[name] or None for name in ("keep_zeros", "checkpointing")}}
     texts = {"sources": text.text, "field": text.field, "length": length}
-    request = request_of(student, teacher, plan, texts, options, preset=preset, seed=seed)
+    request = request_of(student, teacher, plan, texts, options, preset=preset, seed=seed, speed=not no_speed)
+    refuse_without_teacher(request, machine.resident)
     if not request.text.sources:
         screen.say(BUNDLED_TEXT)
     with screen.progress():
@@ -67,6 +69,7 @@ def request_of(
     *,
     preset: str | None = None,
     seed: int | None = None,
+    speed: bool = True,
 ) -> HealRequest:
     """What the options ask for, on top of a preset; the plan of the student's run folder says its teacher where no option does.
 
@@ -98,6 +101,7 @@ def request_of(
         "plan": None if found is None or teacher == "none" else str(found.absolute()),
         "text": {name: value for name, value in text.items() if value is not None},
         "heal": given | seeded,
+        "speed": speed,
         **seeded,
     }
     request = HealRequest.from_json(json.dumps(content), where="options")
@@ -113,6 +117,16 @@ def refuse_unheard(options: Mapping[str, Any], request: HealRequest) -> None:
     heard = [name for name, value in options.items() if value is not None and name in unread]
     if heard:
         raise ValueError(f"--{heard[0].replace('_', '-')} is not read: {unread[heard[0]]}; leave it out")
+
+
+def refuse_without_teacher(request: HealRequest, resident: str) -> None:
+    """Raises ValueError for an option that is about the teacher, where there is none."""
+    if request.teacher is not None:
+        return
+    unread = {"--resident": resident != "auto", "--no-speed": not request.speed}
+    found = next((name for name, is_given in unread.items() if is_given), None)
+    if found is not None:
+        raise ValueError(f"{found} is not read: it is about the teacher, and there is none; leave it out")
 
 
 def _rate(text: str | None) -> float | str | None:

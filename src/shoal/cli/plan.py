@@ -77,7 +77,8 @@ def show_memory(screen: Screen, chosen: Recipe, machine: MachineOptions, out: Pa
     """What every stage will take."""
     from shoal.run.memory_plan.needs import needs_of, needs_table
 
-    needs = needs_of(chosen, machine.opening, out=out)
+    with screen.working("look at the model"):
+        needs = needs_of(chosen, machine.opening, out=out)
     screen.show(needs_table(needs))
     screen.result(needs.model_dump(mode="json"))
 
@@ -100,17 +101,19 @@ def choose(
     if not needs_model(chosen):
         refuse_unopened({**given(options), "dtype": place.dtype}, device=place.device, resident=machine.resident)
         folder = open_unopened(chosen, out, overwrite=result.overwrite, command=command_line())
-        with folder.unless_refused():
+        with folder.unless_refused(), screen.working("look at the model"):
             return plan_unopened(chosen, folder, trust_remote_code=place.trust_remote_code)
     with screen.progress():
         inputs, folder = open_to_choose(
             chosen, out, machine.opening, overwrite=result.overwrite, command=command_line(), say=screen.say
         )
     say_beside(screen, inputs.opened.beside)
-    with folder.unless_refused():
+    with folder.unless_refused(), screen.working("look at the layers"):
         check_budget(inputs)
     if not inputs.is_streamed:  # The time of such a run is that of the disk.
-        say_time(screen, Pace(inputs, measure_rates(inputs)), folder, (SCAN, CHOOSE))
+        with screen.working("measure the pace"):
+            rates = measure_rates(inputs)
+        say_time(screen, Pace(inputs, rates), folder, (SCAN, CHOOSE))
     say_candidates(screen, inputs.recipe)
     with screen.progress():
         return run_all((SCAN, CHOOSE), State(inputs), folder).planned

@@ -100,14 +100,15 @@ UNREAD = ("text", "field", "samples", "length", "seed", "dtype")
 
 def refuse_unread(chosen: Recipe, options: Mapping[str, Any]) -> None:
     """Raises ValueError for an option that was given and that this recipe does not read: it would be dropped in silence."""
-    from shoal.select.table import SELECTORS
+    from shoal.recipes.reads import reads_calibration
 
+    if options.get("samples") is not None and not reads_calibration(chosen):
+        by = f"--select {chosen.select} with --guard {chosen.guard} reads none"
+        why = "the layers are named" if chosen.is_by_hand else by
+        raise ValueError(
+            f"--samples is not read: it is text to choose by, and {why}; leave it out (a repair reads --fit-tokens)"
+        )
     if chosen.is_by_hand:
-        if options.get("samples") is not None and chosen.prune is None and chosen.grow is None:
-            raise ValueError(
-                "--samples is not read: it is text to choose by, and the layers are named; leave it out (a repair reads "
-                "--fit-tokens)"
-            )
         return
     if "tables" in SELECTORS.named(chosen.select).reads:
         return

@@ -20,7 +20,8 @@ def report(
     from shoal.run.stages.report import FIGURES, write_report
 
     screen = Screen(as_json=json)
-    page, figures = write_report(folder, out, overwrite=overwrite)
+    with screen.working("draw the report"):
+        page, figures = write_report(folder, out, overwrite=overwrite)
     screen.say(f"report:     {page}")
     if figures:
         screen.say(f"charts:     {page.parent / FIGURES}, {len(figures)} files")

@@ -22,7 +22,8 @@ def stability(
     from shoal.show.task_tables import stabilities
 
     screen = Screen(as_json=json)
-    found = stability_of_files(teacher, student, seed=seed)
+    with screen.working("compare the answers"):
+        found = stability_of_files(teacher, student, seed=seed)
     screen.show(stabilities(found.tasks, found.official))
     show_flips(screen, found.tasks)
     screen.result({"tasks": [one.model_dump(mode="json") for one in found.tasks], "official_script": found.official})

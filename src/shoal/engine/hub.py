@@ -5,7 +5,9 @@ An id is ``org/name``, ``name``, or either with a branch, tag or commit behind i
 
 import re
 from pathlib import Path
+from typing import Any
 
+from shoal.words.progress import MEGABYTE, listener
 from shoal.words.reading import reason_of, shortened
 
 HUB_ID = re.compile(r"(?=.{1,96}$)[A-Za-z0-9][\w.\-]*(?:/[A-Za-z0-9][\w.\-]*)?")
@@ -37,11 +39,32 @@ def fetched(text: str, *, trust_remote_code: bool = False) -> Path:
     name, _, revision = text.partition("@")
     wanted = [*FETCHED, *(["*.py"] if trust_remote_code else [])]
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
+        bars = told_bars(f"fetch {name}")
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted, tqdm_class=bars))
     except Exception as error:  # The client raises errors of its own, of its network library, and of the disk.
         if isinstance(error, OSError) and error.errno in (28, 122):  # The command says of a full disk what to do.
             raise
         raise ValueError(why_not(error, name, revision or "main")) from None
+
+
+def told_bars(what: str) -> type[Any]:
+    """A class of progress bars for the hub's client that draw nothing: that of the bytes on disk is told in megabytes."""
+    from tqdm import tqdm
+
+    told = listener()  # The client's threads move the bars.
+
+    class Told(tqdm):  # type: ignore[type-arg]  # the library is untyped
+        def __init__(self, *args: Any, **options: Any) -> None:
+            self._counts_bytes = options.get("unit") == "B" and not str(options.get("desc", "")).startswith("Downloading")
+            super().__init__(*args, **{**options, "disable": True})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self.n += n or 0
+            if self._counts_bytes and self.total:
+                told(f"{what} (MB)", int(self.n) // MEGABYTE, max(1, -(-int(self.total) // MEGABYTE)))
+            return None
+
+    return Told
 
 
 def why_not(error: Exception, name: str, revision: str) -> str:

@@ -73,7 +73,7 @@ def run_pass(
             no taps inside.
         students: their boundary L goes to ``sink``; include ``TEACHER`` to get the teacher's.
         stop: run only layers below it (for observers; students need all layers).
-        after_batch: called when a batch is done, for progress.
+        after_batch: called when a batch, or that much of the work on all of them, is done; for progress.
         workers: who share the batches. Observers, new ones, end with the sums over all; the sink sees the batches of this one.
         cache: states of earlier passes over the same batches, known by their index, which then need not run again; it keeps
             this pass's, too.
@@ -155,8 +155,11 @@ class _Pass:
         """Tell the sink of boundary L of every stream of a batch; its observers have seen it before."""
         if self.sink is not None:
             self.sink(reading, ends[1:] if self.observers else ends)
-        if self.after_batch is not None:
-            self.after_batch(reading.batch)
+
+    def report(self, batches: Iterable[Batch]) -> None:
+        """So much is done, for progress."""
+        for batch in batches if self.after_batch is not None else ():
+            self.after_batch(batch)
 
 
 def _run_by_batch(job: _Pass, batches: Iterable[Batch]) -> float:
@@ -172,6 +175,7 @@ def _run_by_batch(job: _Pass, batches: Iterable[Batch]) -> float:
         for observer in job.observers:
             observer.update(reading.batch, {tap: values[tap] for tap in observer.taps(job.view)})
         job.finish(reading, ends)
+        job.report([batch])
     return n_runs
 
 
@@ -205,6 +209,7 @@ def _run_by_layer(job: _Pass, batches: Sequence[Batch]) -> float:
     """All batches through a layer before the next one, so that each weight is read once; states wait in a :class:`Spill`.
 
     The same layers run on the same batches as in :func:`_run_by_batch`, and everything is delivered in batch order at the end.
+    No batch is done before the last layer is, so what is reported after a layer is as many batches as the layers are a share.
     """
     waiting = Spill(job.view.residency.state_bytes)
     readings = _Readings(job.view, batches)
@@ -216,6 +221,7 @@ def _run_by_layer(job: _Pass, batches: Sequence[Batch]) -> float:
             works.append(job.work_for(batch))
             for node, h_BTD in job.borrowed(works[i], batch).items():
                 waiting.put((node, i), h_BTD)
+        n, n_stops, n_told = len(batches), len(job.route.hops), 0
         for stop in range(len(job.route.hops)):
             for i, work in enumerate(works):
                 _run_stop(job, work.hops[stop], readings, i, waiting)
@@ -224,6 +230,8 @@ def _run_by_layer(job: _Pass, batches: Sequence[Batch]) -> float:
                 for node in {hop.before for hop in work.hops[stop]}:
                     if last_reads[node] <= stop:
                         waiting.drop((node, i))
+            job.report(batches[n_told : n * (stop + 1) // (n_stops + 1)])
+            n_told = n * (stop + 1) // (n_stops + 1)
         job.view.residency.settle(range(job.n_layers - 1))
         for i in range(len(batches)):
             reading = readings[i]
@@ -232,6 +240,7 @@ def _run_by_layer(job: _Pass, batches: Sequence[Batch]) -> float:
             _refuse_nonfinite(job.view, ends[0])
             _deliver(job, reading.batch, i, waiting)
             job.finish(reading, ends)
+        job.report(batches[n_told:])
     finally:
         waiting.close()
     return sum(map(job.runs_of, works))

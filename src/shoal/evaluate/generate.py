@@ -14,6 +14,7 @@ from torch import Tensor
 
 from shoal.checkpoint.in_memory import cut
 from shoal.engine.student import Student
+from shoal.engine.told_tokens import told_tokens
 from shoal.engine.view import DecoderView
 from shoal.text.chat import asked
 from shoal.text.start import begun
@@ -178,7 +179,7 @@ def _generate(
         ids_BT,
         attention_mask=mask_BT,
         generation_config=config,
-        stopping_criteria=StoppingCriteriaList([is_done] if stop else []),
+        stopping_criteria=StoppingCriteriaList([told_tokens(n_prompt, max_new_tokens), *([is_done] if stop else [])]),
         logits_processor=LogitsProcessorList([refuse_nan]),
     )
     return out_BT[:, n_prompt:]

@@ -18,7 +18,7 @@ import inspect
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -28,6 +28,7 @@ from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
 from shoal.evaluate.intervals import LEVEL, Interval
 from shoal.evaluate.peak_memory import peak_bytes
+from shoal.words.progress import tell
 from shoal.words.records import Record
 from shoal.words.types import Unit
 
@@ -207,20 +208,28 @@ def speed(
 ROUND_OF_ALL = 2.5
 """Time of a round of teacher, student and the two depths, in rounds of the teacher: 1 + less than 1 + 1/2 + one layer."""
 
+BESIDE_ROUNDS = 2
+"""The warm-up and the measure of memory, in rounds."""
+
 
 def rounds_within(
     seconds: float, model: Any, *, batch_size: int = 1, prompt_length: int = 128, new_tokens: int = 32, most: int = 9
 ) -> int:
     """How many rounds of :func:`speed` fit into so many seconds, warm-up and the measure of memory included; 0: not one.
 
-    The teacher is run once to find out; that round is part of the seconds.
+    The teacher is run once to find out; that round is part of the seconds. It ends as soon as it has taken too long for a
+    single round to fit, so that on a slow machine the question costs a part of the seconds, too.
     """
     n_vocab, device = model.get_input_embeddings().num_embeddings, model.get_input_embeddings().weight.device
     ids_BT = torch.randint(n_vocab, (batch_size, prompt_length), generator=torch.Generator().manual_seed(0)).to(device)
-    started = time.perf_counter()
-    _round(model, ids_BT, new_tokens)
-    first = time.perf_counter() - started
-    return max(0, min(most, int((seconds - first) / (ROUND_OF_ALL * first)) - 2))
+    longest = seconds / (1 + (1 + BESIDE_ROUNDS) * ROUND_OF_ALL)
+    started, first = _now(device), 0.0
+    for done, _ in enumerate(_steps(model, ids_BT, new_tokens)):
+        tell("try how fast it is", done + 1, new_tokens + 1)
+        first = _now(device) - started
+        if first > longest:
+            return 0
+    return max(0, min(most, int((seconds - first) / (ROUND_OF_ALL * max(first, 1e-9))) - BESIDE_ROUNDS))
 
 
 def at_depths(view: DecoderView) -> dict[int, Any]:
@@ -270,12 +279,18 @@ def in_turns(
     ids_BT = torch.randint(n_vocab, (batch_size, prompt_length), generator=generator).to(device)
     measured: list[list[tuple[float, float]]] = [[] for _ in models]
     order = range(len(models))
+    n_steps = (warmup + rounds + 1) * len(models)
     for index in range(warmup + rounds):
-        for which in order if index % 2 == 0 else reversed(order):
+        for at, which in enumerate(order if index % 2 == 0 else reversed(order)):
+            tell("measure speed", index * len(models) + at, n_steps)
             one = _round(models[which], ids_BT, new_tokens)
             if index >= warmup:
                 measured[which].append(one)
-    peaks = [_peak(model, ids_BT) for model in models]
+    peaks: list[int] = []
+    for model in models:
+        tell("measure speed", n_steps - len(models) + len(peaks), n_steps)
+        peaks.append(_peak(model, ids_BT))
+    tell("measure speed", n_steps, n_steps)
     return [
         Rates(prefill=tuple(p for p, _ in one), decode=tuple(d for _, d in one), peak_bytes=peak)
         for one, peak in zip(measured, peaks, strict=True)
@@ -287,19 +302,34 @@ def _round(model: Any, ids_BT: Tensor, new_tokens: int) -> tuple[float, float]:
     """Prefill and decode rates of one model, tokens per second."""
     device = ids_BT.device
     started = _now(device)
+    steps = _steps(model, ids_BT, new_tokens)
+    next(steps)
+    prefilled = _now(device)
+    for _ in steps:
+        pass
+    done = _now(device)
+    n_samples, n_prompt = ids_BT.shape
+    return n_samples * n_prompt / (prefilled - started), n_samples * new_tokens / (done - prefilled)
+
+
+@torch.inference_mode()
+def _steps(model: Any, ids_BT: Tensor, new_tokens: int) -> Iterator[None]:
+    """The forward over the prompts, then one for each new token; a step when each of them is done.
+
+    Raises:
+        ValueError: the model returns no cache.
+    """
     out = model(input_ids=ids_BT, use_cache=True, **_last_logits_only(model))
     next_B1 = out.logits[:, -1:].argmax(-1)
-    prefilled = _now(device)
     if getattr(out, "past_key_values", None) is None:
         raise ValueError(
             f"model type {model.config.model_type!r} returns no key/value cache; its decode speed cannot be measured"
         )
+    yield
     for _ in range(new_tokens):
         out = model(input_ids=next_B1, past_key_values=out.past_key_values, use_cache=True)
         next_B1 = out.logits[:, -1:].argmax(-1)
-    done = _now(device)
-    n_samples, n_prompt = ids_BT.shape
-    return n_samples * n_prompt / (prefilled - started), n_samples * new_tokens / (done - prefilled)
+        yield
 
 
 @torch.inference_mode()

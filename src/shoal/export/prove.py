@@ -20,6 +20,7 @@ from shoal.export.agreement import AWKWARD, Agreement, compare, verdict
 from shoal.export.engines.table import ENGINES, HERE, Engine
 from shoal.export.gguf.file_parts import open_model
 from shoal.export.proof_record import Proof
+from shoal.words.progress import each
 from shoal.words.reading import read_json, reason_of
 
 N_TOKENS, N_GREEDY = 96, 16
@@ -55,7 +56,7 @@ def prove(
     with tempfile.TemporaryDirectory(prefix="shoal-") as folder:
         rig = _Rig(Path(folder), text if text is not None else _sample(), trust_remote_code)
         exact = is_exact(file) and is_exact(against)
-        for engine in engines:
+        for engine in each("run both in each engine", engines):
             interpreter = engine.interpreter()
             if interpreter is None:
                 yield Proof(engine=engine.name, verdict=f"not proved here: {engine.missing}")

@@ -17,6 +17,7 @@ from torch import Tensor
 from shoal.engine.spill import Spill
 from shoal.engine.student import Step
 from shoal.engine.view import DecoderView, Reading
+from shoal.words.progress import tell
 from shoal.words.types import Batch
 
 BoundaryStates = Sequence[Tensor]
@@ -126,6 +127,7 @@ def read_all(view: DecoderView, batches: Iterable[Batch], spill: Spill) -> tuple
 def advance(view: DecoderView, step: Step, readings: Sequence[Reading], states: BoundaryStates) -> SpilledStates:
     """The states behind a step; those before it stay until they are freed."""
     after = emptied(states)
-    for h_BTD, reading in zip(states, readings, strict=True):
+    for i, (h_BTD, reading) in enumerate(zip(states, readings, strict=True)):
+        tell("run a layer", i, len(readings))
         after.append(view.run_step(step, h_BTD, reading))
     return after

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,8 @@ from shoal.fit.sites.site import Site
 from shoal.fit.solve import Solution
 from shoal.fit.sums import N_FOLDS, Sums
 from shoal.fit.walk import Here
+from shoal.words.progress import over_passes
+from shoal.words.types import Batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,10 +46,11 @@ class LayerSolver:
         found = LayerSolution(self.config)
         values: dict[str, Tensor] = {}
         is_new, known = True, math.nan
+        told = over_passes("refit a layer", (len(sites) + 1) * len(self.here.readings))
         for site in (*sites, None):
             if site is not None and found.solved and _holds(*found.solved[-1], site):
                 continue
-            outputs, error, sums = self._observe(values, site)
+            outputs, error, sums = self._observe(values, site, told)
             # Where nothing was set since the last run its error is repeated: one from other samples would not be comparable.
             known = error if is_new else known
             found.add(values, outputs, known)
@@ -55,7 +58,7 @@ class LayerSolver:
                 if found.is_ruined:  # The next solve starts from the best values, not from ones that are worse than none.
                     found.taken_back.add(len(found.solved) - 1)
                     values, known = found.values, min(found.errors)
-                    again, _, sums = self._observe(values, site)
+                    again, _, sums = self._observe(values, site, told)
                     free(again)
                 solution = site.solve(sums, ridge=self.config.ridge)
                 found.solved.append((site, solution))
@@ -64,12 +67,15 @@ class LayerSolver:
                     values = {**values, **site.changed({**parameters, **values}, solution.change_ED)}
         return found
 
-    def _observe(self, values: dict[str, Tensor], site: Site[Any] | None) -> tuple[BoundaryStates, float, list[Sums]]:
+    def _observe(
+        self, values: dict[str, Tensor], site: Site[Any] | None, told: Callable[[Batch], None]
+    ) -> tuple[BoundaryStates, float, list[Sums]]:
         """Run the layer with ``values``: its outputs, the held-out error, and the sums per fold for the next solve."""
         needs = [] if site is None else [site.tap]
 
         def run(h_BTD: Tensor, reading: Reading) -> tuple[Tensor, Tensor | None]:
             output_BTD, seen = self.here.run(h_BTD, reading, values=values, needs=needs)
+            told(reading.batch)
             return output_BTD, None if site is None else site.inputs(seen[site.tap])
 
         no_sums = None if site is None else functools.partial(site.no_sums, self.here.view.device)

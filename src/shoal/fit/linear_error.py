@@ -10,7 +10,7 @@ Shapes: B samples, T positions, D hidden size, N tokens.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 
 import numpy as np
@@ -24,6 +24,7 @@ from shoal.fit.fit_config import LINEAR_ERROR
 from shoal.fit.solve import RIDGES, best_ridge, ridge_change
 from shoal.fit.sums import MapSums, no_sums
 from shoal.measure.sinks import massive_tokens, real_lengths
+from shoal.words.progress import tell
 from shoal.words.records import stable_hash
 from shoal.words.types import Batch, Span, SpanTable
 
@@ -85,12 +86,12 @@ class LinearErrorObserver:
             for span, folds in self._sums.items()
         }
 
-    def errors(self) -> dict[Span, float]:
+    def errors(self) -> Iterator[tuple[Span, float]]:
         """Mean over tokens of |y' - y|^2 / |y|^2 where y' is what the best map of the other fold makes of x; sinks aside.
 
-        The ridge is the best one of ``RIDGES``. NaN where a fold has no token.
+        Solved when it is asked for, span by span. The ridge is the best one of ``RIDGES``. NaN where a fold has no token.
         """
-        return {span: _error(folds) for span, folds in self._sums.items()}
+        return ((span, _error(folds)) for span, folds in self._sums.items())
 
 
 def _error(folds: Sequence[MapSums]) -> float:
@@ -121,8 +122,9 @@ def linear_errors(
     stop = max(span.stop for span in spans)
     run_pass(view, batches, observers=[observer], stop=stop, after_batch=after_batch, workers=workers)
     values = np.full((view.n_layers + 1, view.n_layers + 1), np.nan)
-    for span, error in observer.errors().items():
+    for i, (span, error) in enumerate(observer.errors(), start=1):
         values[span.start, span.stop] = error
+        tell("rank by linear error, solve", i, len(spans))
     criterion, tokens = LINEAR_ERROR.split("/")
     return SpanTable(
         criterion=criterion,

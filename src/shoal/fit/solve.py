@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from shoal.fit.sums import MapSums
+from shoal.words.progress import tell
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, math.inf)
 """In units of the mean diagonal of the inputs' second moments; infinity is no change at all."""
@@ -203,6 +204,7 @@ def best_ridge(
 
     @cache
     def error(i: int) -> float:
+        tell("solve", len(ridges) - 1 - i, len(ridges))
         return cross_validated_for(folds, ridges[i : i + 1], change, miss)[0]
 
     finite = [i for i, ridge in enumerate(ridges) if not math.isinf(ridge)]

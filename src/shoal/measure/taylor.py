@@ -22,7 +22,11 @@ from shoal.engine.student import Step
 from shoal.engine.view import DecoderView
 from shoal.measure.divergence import predicts
 from shoal.measure.unit_parameters import parameters_of
+from shoal.words.progress import tell
 from shoal.words.types import Batch, Unit, UnitTable
+
+BACK = 3
+"""A layer's gradients take so many times as long as its forward."""
 
 
 def taylor_scores(view: DecoderView, batches: Sequence[Batch], units: Sequence[Unit]) -> tuple[UnitTable, UnitTable]:
@@ -42,6 +46,7 @@ def taylor_scores(view: DecoderView, batches: Sequence[Batch], units: Sequence[U
         for i, (batch, counted_BT) in enumerate(zip(batches, counted, strict=True)):
             slopes.put(i, _slope_at_end(view, batch, states.get((view.n_layers, i)), counted_BT, n_tokens))
         for layer in reversed(range(view.n_layers)):
+            tell("score units by taylor", (1 + BACK) * view.n_layers - BACK * (layer + 1), (1 + BACK) * view.n_layers)
             with view.residency.layer(layer) as module:
                 here = {place: parameters_of(unit, module) for place, unit in enumerate(units) if unit.index == layer}
                 gradients = _back(view, layer, dict(module.named_parameters()), batches, states, slopes)
@@ -62,6 +67,7 @@ def _fill(view: DecoderView, batches: Sequence[Batch], states: Spill) -> None:
     for i, batch in enumerate(batches):
         states.put((0, i), view.read(batch).h_BTD)
     for layer in range(view.n_layers):
+        tell("score units by taylor", layer, (1 + BACK) * view.n_layers)
         for i, batch in enumerate(batches):
             states.put((layer + 1, i), view.run_layer(layer, states.get((layer, i)), view.read(batch)))
 

@@ -16,6 +16,7 @@ from shoal.engine.spill import Spill
 from shoal.engine.student import TEACHER, Student
 from shoal.engine.view import DecoderView, Reading
 from shoal.measure.sinks import massive_tokens, real_lengths, sink_tokens
+from shoal.words.progress import tell
 from shoal.words.types import Batch, Unit, UnitTable
 
 
@@ -37,6 +38,7 @@ def update_norms(view: DecoderView, batches: Sequence[Batch], units: Sequence[Un
         for layer in range(view.n_layers):
             here = [unit for unit in units if unit.index == layer]
             for i, batch in enumerate(batches):
+                tell("score units by update", layer * len(batches) + i, view.n_layers * len(batches))
                 reading, before_BTD = view.read(batch), states.get(i)
                 after_BTD = view.run_layer(layer, before_BTD, reading, student=TEACHER)
                 for unit in here:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.fit.fit_config import LINEAR_ERROR
 from shoal.prune.prune_config import parse_prune
+from shoal.recipes.reads import needs_scan, reads_calibration
 from shoal.recipes.task_choice import asks_tasks
 from shoal.select.table import SELECTORS
 
@@ -48,6 +49,8 @@ def _of_training(recipe: Recipe) -> Unread:
     selector = SELECTORS.named(recipe.select)
     if recipe.training() is None:
         yield "train", "nothing is trained; add polish: kl, or a replacement"
+    elif recipe.repair == "none" and not recipe.is_by_hand and not recipe.merges_layers and selector.is_contiguous:
+        yield "train.several", f"select {recipe.select} cuts one span, so there is one part to train"
     fits = recipe.repair != "none" or not recipe.is_by_hand and (recipe.by == LINEAR_ERROR or selector.refits)
     if not fits:
         yield "fit", f"repair {recipe.repair} sets nothing"
@@ -63,10 +66,15 @@ def _of_choice(recipe: Recipe) -> Unread:
         # The keys of the choice are refused beside named layers where the file is read; beside new layers they are unread.
         if recipe.grow is not None and recipe.layers is None and recipe.keep is None:
             yield from dict.fromkeys(CHOOSING, "layers are put in, so nothing is chosen").items()
-        if recipe.prune is None and recipe.grow is None:
+        if not reads_calibration(recipe):
             yield "text.samples", "it is text to choose by, and the layers are named (a repair reads fit.tokens)"
+        yield "observers", "nothing is scanned where the layers are named"
         return
     selector = SELECTORS.named(recipe.select)
+    if not needs_scan(recipe):
+        yield "observers", f"select {recipe.select} with guard {recipe.guard} reads no scan"
+    if not reads_calibration(recipe):
+        yield "text.samples", f"select {recipe.select} with guard {recipe.guard} reads no text to choose by"
     reads_tables, merges = "tables" in selector.reads, recipe.merges_layers
     if not reads_tables:
         yield "by", f"select {recipe.select} reads no score"

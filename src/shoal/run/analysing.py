@@ -26,7 +26,7 @@ from shoal.run.folder import RunFolder
 from shoal.run.job import Inputs, open_inputs
 from shoal.run.refusals import refuse_place
 from shoal.show.report.landscape_page import landscape_page
-from shoal.words.progress import each_batch, tell
+from shoal.words.progress import over_passes, tell
 from shoal.words.records import stable_hash, write_atomically
 from shoal.words.types import Batch
 
@@ -93,14 +93,13 @@ class _Look:
         def make() -> Landscape:
             view = self.inputs.view
             probe = probe_of(view, self.batches)
-            oracle = self._oracle()
+            oracle = self._oracle("removal paths", n_passes=view.n_layers + 1)
             found: list[Removal] = []
             left: list[str] = []
             for layer in range(view.n_layers):
                 paths, reasons = removal_paths(oracle, probe, layers=[layer])
                 found += paths
                 left += [reason for reason in reasons if reason not in left]
-                tell("removal paths", layer + 1, view.n_layers)
             return self._part(removal=tuple(found), left=tuple(left))
 
         return self._run("removal", self.key, make)
@@ -118,13 +117,13 @@ class _Look:
         return self._run("read-outs", self.key, make)
 
     def between(self, name: str, source: str) -> Landscape:
-        from shoal.evaluate.landscape.connectivity import WeightLine, barriers, blend
+        from shoal.evaluate.landscape.connectivity import WeightLine, barriers, blend, passes_between
 
         opened, seed = open_model(source, self.inputs.opened.opening), self.inputs.recipe.seed
 
         def make() -> Landscape:
             between = WeightLine(self.inputs.view, DecoderView(opened.model))
-            oracle = self._oracle("between the two")
+            oracle = self._oracle("between the two", n_passes=passes_between(self.inputs.view.n_layers))
             found = barriers(between, oracle, seed=seed)
             return self._part(other=name, blend=blend(between, oracle), barriers=found)
 
@@ -149,10 +148,8 @@ class _Look:
             verify(made, ids_BT=ids_BT, reference=lambda ids: reference, opening=opened.opening)
         self.folder.finish("model", key, seconds=time.monotonic() - started, files=["model"])
 
-    def _oracle(self, what: str = "") -> Oracle:
-        n = len(self.batches)
-        after = None if not what else each_batch(what, n)
-        return Oracle(self.inputs.view, self.batches, after_batch=after)
+    def _oracle(self, what: str, *, n_passes: int) -> Oracle:
+        return Oracle(self.inputs.view, self.batches, after_batch=over_passes(what, n_passes * len(self.batches)))
 
     def _part(self, **found: object) -> Landscape:
         given = {"model": self.inputs.opened.name, "provenance": self.inputs.provenance(self.inputs.evaluation), **found}

@@ -9,7 +9,7 @@ from shoal.checkpoint.blueprint import check_layers
 from shoal.edits.replace.table import parse_replacement
 from shoal.engine.view import DecoderView
 from shoal.measure.oracle import Oracle
-from shoal.measure.unit_scores import is_unit_table
+from shoal.recipes.reads import needs_scan
 from shoal.recipes.recipe import Recipe
 from shoal.run.candidate_repair import repairs_candidates
 from shoal.run.job import Inputs
@@ -20,12 +20,6 @@ from shoal.select.table import SELECTORS
 from shoal.text import Samples
 from shoal.words.progress import each_batch
 from shoal.words.structure import Structure, stored
-
-
-def needs_scan(recipe: Recipe) -> bool:
-    """False where nothing reads the scores: named layers, or a selector without tables and no other candidates to propose."""
-    reads_spans = "tables" in SELECTORS.named(recipe.select).reads and not is_unit_table(recipe.by)
-    return not recipe.is_by_hand and (reads_spans or (recipe.guard > 1 and recipe.units == "layers"))
 
 
 def needs_model(recipe: Recipe) -> bool:
@@ -88,12 +82,12 @@ def reason_of(check: Callable[[], object]) -> str | None:
     return None
 
 
-def oracle(inputs: Inputs, samples: Samples, *, what: str | None) -> Oracle:
-    """What measures students on some text; its passes are told as ``what``, or not at all inside other work."""
+def oracle(inputs: Inputs, samples: Samples, *, what: str) -> Oracle:
+    """What measures students on some text; its passes are told as ``what``."""
     batches = inputs.batches(samples)
     return Oracle(
         inputs.view,
         batches,
-        after_batch=None if what is None else each_batch(what, len(batches)),
+        after_batch=each_batch(what, len(batches)),
         workers=inputs.workers,
     )

@@ -231,14 +231,12 @@ def _timed(inputs: Inputs, student: DecoderView, n_new: int) -> Speed | None:
     workload = {"prompt_length": max(1, min(LONGEST_TIMED_PROMPT, inputs.length - n_new)), "new_tokens": n_new}
     so_far = time.monotonic() - inputs.opened_at
     seconds = max(LEAST_SPEED_SECONDS, so_far * SPEED_SHARE / (1 - SPEED_SHARE))
-    tell("measure speed", 0, 1)
+    tell("try how fast it is", 0, 1)
     rounds = rounds_within(seconds, inputs.view.model, **workload)
     if rounds == 0:
         tell(f"speed is left out: it takes more than {SPEED_SHARE:.0%} of the run", 1, 1)
         return None
-    timed = speed(inputs.view, student, rounds=rounds, **workload)
-    tell("measure speed", 1, 1)
-    return timed
+    return speed(inputs.view, student, rounds=rounds, **workload)
 
 
 def prompts(inputs: Inputs) -> list[str]:

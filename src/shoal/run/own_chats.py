@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from shoal.engine.opening import Opening
+from shoal.engine.told_tokens import told_tokens
 from shoal.recipes.recipe import Recipe
 from shoal.run.job import open_inputs
 from shoal.run.own_text import UnfinishedFile, WrittenFile
@@ -180,6 +181,7 @@ class Speaker:
             eos_token_id=self.ends or None,
             pad_token_id=self.ends[0] if self.ends else 0,
             stop_strings=stop,
+            stopping_criteria=[told_tokens(longest, max(1, n_new))],
             tokenizer=self.tokenizer if stop else None,
         )
         return [self._until_end(row, stop) for row in out_BT[:, longest:].tolist()]

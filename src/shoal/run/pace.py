@@ -18,6 +18,7 @@ from shoal.measure.one_pass import compare_tokens
 from shoal.recipes.recipe import Recipe
 from shoal.run.job import Inputs, samples_of
 from shoal.words.model_shape import ModelShape
+from shoal.words.progress import tell
 from shoal.words.records import Record
 from shoal.words.types import Batch
 
@@ -110,18 +111,23 @@ def _measured(inputs: Inputs) -> StageRates:
 
     square = torch.randn(PRODUCT_SIZE, PRODUCT_SIZE, device=view.device)
     positive = torch.eye(FACTOR_SIZE, dtype=torch.float64, device=view.device)
-    per_token = _seconds(through_layers) / n
+    works = (
+        through_layers,
+        through_head,
+        lambda: (square @ square).sum().item(),
+        lambda: torch.cholesky_solve(positive, torch.linalg.cholesky(positive)).sum().item(),
+    )
+    of_layers, of_head, of_product, of_solve = (_seconds(work, k) for k, work in enumerate(works))
     return StageRates(
-        layers=per_token,
-        compared=_seconds(through_head) / min(n, HEAD_TOKENS),
-        products=2 * PRODUCT_SIZE**3 / _seconds(lambda: (square @ square).sum().item()),
-        solves=solve_flops(FACTOR_SIZE, FACTOR_SIZE)
-        / _seconds(lambda: torch.cholesky_solve(positive, torch.linalg.cholesky(positive)).sum().item()),
+        layers=of_layers / n,
+        compared=of_head / min(n, HEAD_TOKENS),
+        products=2 * PRODUCT_SIZE**3 / of_product,
+        solves=solve_flops(FACTOR_SIZE, FACTOR_SIZE) / of_solve,
     )
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    """The fastest of two runs and more after one that warms up.
+def _seconds(work: Callable[[], object], k: int) -> float:
+    """The fastest of two runs and more after one that warms up; ``k`` of the four works are done.
 
     Work of milliseconds is repeated for a quarter of a second: beside other work one run of it can take fifty times as long.
     """
@@ -130,6 +136,7 @@ def _seconds(work: Callable[[], object]) -> float:
         started = time.perf_counter()
         work()
         times.append(time.perf_counter() - started)
+        tell("measure the pace", 3 * k + min(3, len(times)), 12)
     return max(min(times[1:]), 1e-9)
 
 

@@ -11,7 +11,6 @@ from shoal.run.job import Inputs
 from shoal.run.searching import VALUES_FOLDER, searched_data, searched_text, set_function_of
 from shoal.select.request import Request
 from shoal.select.table import SELECTORS
-from shoal.words.progress import tell
 from shoal.words.types import UnitTable
 
 SCORES_FILE = "scores.json"
@@ -45,10 +44,8 @@ def measured_scores(inputs: Inputs, request: Request, *, folder: RunFolder) -> t
             samples = inputs.calibration
             refuse_few_samples(samples.n_samples, entry.name)
             data = SearchedData(samples.data, samples.data_hash, samples.n_tokens)
-        tell(f"score units by {entry.name}", 0, 1)
         tables = entry.score(inputs.view, inputs.batches(samples), request.free_units)
         table = next(one for one in tables if one.criterion == inputs.recipe.by)
-        tell(f"score units by {entry.name}", 1, 1)
     is_read = entry.reads != "weights"
     record = UnitScores(
         by=table.criterion,

@@ -16,6 +16,7 @@ from shoal.engine.view import DecoderView
 from shoal.engine.workers import ALONE, Workers
 from shoal.measure.gram import GramObserver
 from shoal.select.request import Evidence, Refuse, Request, Selector, Tables
+from shoal.words.progress import each_batch
 from shoal.words.structure import Structure
 from shoal.words.types import Batch, SpanTable
 
@@ -67,7 +68,8 @@ def rescanner(view: DecoderView, batches: Sequence[Batch], *, workers: Workers =
 
     def rescan(student: Student) -> Tables:
         gram = GramObserver(view.n_layers)
-        run_pass(view, batches, observers=[gram], observed=student, workers=workers)
+        after = each_batch("scan what is left", len(batches))
+        run_pass(view, batches, observers=[gram], observed=student, workers=workers, after_batch=after)
         return {table.name: table for table in gram.tables()}
 
     return rescan

@@ -19,6 +19,7 @@ from shoal.train.data_parallel import without_exchange
 from shoal.train.objectives import WeightedSum, n_real_tokens
 from shoal.train.parts import Start, TrainedPart, Trainee, frozen
 from shoal.train.prefix import AskedBoundaries, PrefixSource, Steps, source_of
+from shoal.words.progress import tell
 from shoal.words.types import Batch
 
 __all__ = ["StreamEnds", "TrainedPart", "Start", "Trainee", "Trainees", "accumulate", "n_real_tokens"]
@@ -96,7 +97,8 @@ class Trainees(nn.Module):
         counts = torch.zeros(len(objective.terms), dtype=torch.float64)
         total = torch.zeros(len(self.members), len(objective.terms), dtype=torch.float64)
         steps = ((number, [batch]) for number, batch in enumerate(workers.share(batches)))
-        for _, (batch,) in self._validating.ahead(steps, self._asked(objective)):
+        for number, (batch,) in self._validating.ahead(steps, self._asked(objective)):
+            tell("validate", number + 1, len(batches))
             count = objective.counts(batch)
             total += count * self._terms(batch, objective, Trainee.deployed_boundaries, self._validating).double().cpu()
             counts = counts + count

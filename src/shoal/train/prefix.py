@@ -18,6 +18,7 @@ from shoal.engine.spill import ONE_IN, Spill, free_memory, spill_folder
 from shoal.engine.student import TEACHER, Student
 from shoal.engine.view import DecoderView, Reading
 from shoal.engine.workers import join
+from shoal.words.progress import tell
 from shoal.words.records import stable_hash
 from shoal.words.types import Batch
 
@@ -152,6 +153,7 @@ def read_round(view: DecoderView, batches: Sequence[Batch], asked: AskedBoundari
     for at in range(max(stops) + 1):
         runs = [(TRUNK, TEACHER)] if at < trunk_stop else []
         runs += [(i, asked.students[i]) for i in own if parts[i] <= at < stops[i]]
+        tell("read ahead", at, max(stops) + 1)
         for batch, name in zip(batches, names, strict=True):
             reading = view.read(batch)
             if at == 0:

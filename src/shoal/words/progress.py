@@ -7,11 +7,11 @@ anything on. Watchers stack up: a stage puts its number before whatever is told 
 import builtins
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, steps done, steps in all)."""
@@ -19,11 +19,16 @@ Progress = Callable[[str, int, int], None]
 EVERY = 10.0
 """Seconds between two lines of one stage."""
 
+MEGABYTE = 10**6
+
 OPENING = "open model and text"
 """What a command does before its first stage."""
 
 SILENCE = 15.0
 """Seconds after which a stage that reports nothing is said to be at work still; 20 at most pass between two lines."""
+
+
+Item = TypeVar("Item")
 
 
 class Indexed(Protocol):
@@ -48,6 +53,44 @@ def tell(what: str, done: int, total: int) -> None:
 def each_batch(what: str, n: int) -> Callable[[Indexed], None]:
     """What a pass calls with each of its ``n`` finished batches."""
     return lambda batch: tell(what, batch.index + 1, n)
+
+
+def each(what: str, items: Sequence[Item]) -> Iterator[Item]:
+    """The items in turn; how many of them are done is told before each, and behind the last."""
+    for done, one in enumerate(items):
+        tell(what, done, len(items))
+        yield one
+    tell(what, len(items), len(items))
+
+
+def over_passes(what: str, n: int) -> Callable[[Indexed], None]:
+    """What passes over one text call with each of their finished batches, ``n`` in all of them together."""
+    done = 0
+
+    def more(batch: Indexed) -> None:
+        nonlocal done
+        done += 1
+        tell(what, min(done, n), n)
+
+    return more
+
+
+def listener() -> Progress:
+    """Whoever watches now. Other threads call it, in which :func:`tell` would reach nobody."""
+    return _WATCHERS.get()
+
+
+def megabytes(what: str, n_bytes: int) -> Callable[[int], None]:
+    """What calls with the bytes of every further part that it has read or written, ``n_bytes`` in all; told in megabytes."""
+    done, total = 0, max(1, -(-n_bytes // MEGABYTE))
+
+    def more(n: int) -> None:
+        nonlocal done
+        done += n
+        tell(f"{what} (MB)", total if done >= n_bytes else done // MEGABYTE, total)
+
+    more(0)
+    return more
 
 
 @contextmanager
@@ -116,9 +159,10 @@ def told(progress: Progress | None) -> Iterator[None]:
 class LogLines:
     """Progress as lines of a log: the time since the start, the stage, how far it is, and how long it will take.
 
-    A line comes when a stage begins, every ten seconds while it reports steps, and when it ends. As a context it also says,
-    after fifteen seconds without a word, that the last stage is still at work: a single step (a model being opened, one layer
-    being solved) may take minutes.
+    A line comes when a stage begins, every ten seconds while it reports steps, and when it ends. Work that comes again and
+    again, such as the validations of a training, begins once; the training then goes on, and its time left counts them in. As a
+    context it also says, after fifteen seconds without a word, that the last stage is still at work: a single step (a model
+    being opened, one layer being solved) may take minutes.
 
     Args:
         write: takes one line; ``print`` unless given.
@@ -131,18 +175,24 @@ class LogLines:
         self._what, self._done, self._total = OPENING, 0, 0
         self._began = self._said = self._reported = self._start
         self._first = 0
+        self._left: dict[str, tuple[float, int, int, int]] = {}
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._watch: threading.Thread | None = None
 
     def __call__(self, what: str, done: int, total: int) -> None:
         with self._lock:
-            now, is_new = self._now(), what != self._what
-            if is_new or done < self._done:  # Another stage began, or the same work on the next candidate.
+            now, is_known = self._now(), what == self._what or what in self._left
+            if what != self._what:
+                self._left[self._what] = (self._began, self._first, self._done, self._total)
+                self._began, self._first, last, of = self._left.get(what, (now, done, done, total))
+            else:
+                last, of = self._done, self._total
+            if done < last or total != of:  # The same work begins anew, on the next candidate perhaps.
                 # How long the steps took that were done before the first report is not known, so they do not count.
                 self._began, self._first = now, done
             self._what, self._done, self._total, self._reported = what, done, total, now
-            if is_new or now - self._said >= EVERY or done == total and now - self._said >= 1:
+            if not is_known or now - self._said >= EVERY or done == total and now - self._said >= 1:
                 self._say(now)
 
     def begin(self, what: str) -> None:
@@ -181,10 +231,13 @@ class LogLines:
     def _time(self, now: float) -> str:
         """What is known of the time that the stage takes; empty where it has only begun."""
         steps, spent, waiting = self._done - self._first, self._reported - self._began, now - self._reported
+        left = spent / steps * (self._total - self._done) - waiting if steps > 0 else 0.0
         if self._total and self._done >= self._total:
             return f", done; at work on what follows for {duration(waiting)}" if waiting >= SILENCE else ", done"
-        if steps > 0 and spent > 0:
-            return f", about {duration(max(1.0, spent / steps * (self._total - self._done) - waiting))} left"
+        if steps > 0 and spent > 0 and (left > 0 or waiting < SILENCE):
+            return f", about {duration(max(1.0, left))} left"
+        if steps > 0:
+            return f", at work for {duration(waiting)} on a step that takes longer than those before"
         return f", at work for {duration(now - self._began)}" if now - self._began >= SILENCE else ""
 
 

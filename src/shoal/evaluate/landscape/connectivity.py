@@ -101,6 +101,12 @@ def barriers(between: WeightLine, oracle: Oracle, *, seed: int = 0) -> tuple[Bar
     return (*found, _barrier("all", n_layers, a, b, middle, b))
 
 
+def passes_between(n_layers: int) -> int:
+    """Passes over the text that :func:`barriers` and :func:`blend` make together."""
+    n_parts = n_layers + max(0, n_layers - 1) + max(0, n_layers - 2)
+    return 3 + 2 * -(-n_parts // AT_ONCE) + n_layers + len(STEPS_BETWEEN)
+
+
 def _with_control(one: Barrier, between: WeightLine, oracle: Oracle, seed: int) -> Barrier:
     """A layer's barrier with the loss at random points. Draws of one layer share a pass, and no two layers their draws."""
     layer = one.n

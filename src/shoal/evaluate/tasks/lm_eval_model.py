@@ -14,6 +14,7 @@ from shoal.engine.view import DecoderView
 from shoal.evaluate.generate import greedy_texts, model_of
 from shoal.evaluate.tasks.choice import PairScore, score_pairs
 from shoal.evaluate.tasks.tokenised import TokenPair, encode_prompt, start_token, token_pair
+from shoal.text.start import start_tokens
 
 NEW_TOKENS = 256  # This is lm-eval's limit for tasks that name none.
 LIMITS = (
@@ -86,15 +87,8 @@ class Requests:
             raise ValueError(f"the item {context[-40:]!r}: {error}") from None
 
     def loglikelihood_rolling(self, texts: Sequence[str], member: int) -> list[float]:
-        """Of whole texts, in lm-eval's disjoint windows; the first token follows the start token."""
-        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-
-        prefix, longest = start_token(self._tokenizer), self._window or LONGEST
-        windows = []
-        for text in texts:
-            tokens = encode_prompt(self._tokenizer, text)
-            rolled = get_rolling_token_windows(tokens, prefix_token=prefix, max_seq_len=longest, context_len=1)
-            windows.append([TokenPair(tuple(a), tuple(b)) for a, b in map(make_disjoint_window, rolled)])
+        """Of whole texts, in windows that begin as the tokenizer begins a text."""
+        windows = [rolling_pairs(self._tokenizer, text, longest=self._window or LONGEST) for text in texts]
         # Every window is an item of its own: windows share no context.
         items = [[pair] for pairs in windows for pair in pairs]
         scored, _ = score_pairs(self._view, items, students=[self._students[member]], progress=self._progress)
@@ -142,6 +136,35 @@ class Requests:
             self._texts[member][keys[index]] = text
             if self._progress is not None:
                 self._progress(done, len(keys))
+
+
+def rolling_pairs(tokenizer: Any, text: str, *, longest: int) -> list[TokenPair]:
+    """lm-eval's disjoint windows over a text, at most ``longest`` tokens read in each.
+
+    Unlike lm-eval 0.4.13, the start tokens of a tokenizer that adds some stand in front of every window, are there once, and
+    are not predicted: there a BOS follows a BOS, and all windows but the first have none. Where a tokenizer adds none, the
+    windows are lm-eval's, and the first token of the text follows the BOS, or else the end token.
+
+    Raises:
+        ValueError: a tokenizer with none of these.
+    """
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+    start = list(start_tokens(tokenizer))
+    prefix = start[-1] if start else start_token(tokenizer)
+    if prefix is None:
+        raise ValueError(
+            "this tokenizer has no start token and no end token, so nothing stands before the first token of a text"
+        )
+    if longest <= len(start):
+        raise ValueError(f"a window of {longest} tokens has no room for a text behind {len(start)} start tokens")
+    tokens = encode_prompt(tokenizer, text)[len(start) :]
+    rolled = get_rolling_token_windows(tokens, prefix_token=prefix, max_seq_len=longest - len(start), context_len=1)
+    first = (*start[:-1],)
+    pairs = []
+    for context, option in map(make_disjoint_window, rolled):
+        pairs.append(TokenPair((*(tuple(start) if pairs else first), *context), tuple(option)))
+    return pairs
 
 
 def as_lm(requests: Requests, member: int) -> Any:

@@ -22,6 +22,7 @@ from shoal.export.gguf.file_parts import GgufModel, Stored
 from shoal.export.gguf.layers import cut_keys
 from shoal.export.gguf.stored_weights import StoredWeights
 from shoal.export.gguf.write_file import Outgoing, write_gguf
+from shoal.words.progress import each
 
 Array = np.ndarray[Any, Any]
 NEAR = 0.6  # New values differ from those of the file by at most this, relatively; another order of rows gives about 1.4.
@@ -82,8 +83,11 @@ def graft(
     stored = renumbered(model, n_layers, order)
     names = _names(weights, architecture, len(order), {name for name, _ in stored})
     changed = _Changed(weights, source, _layouts(model))
-    old = {name for name, one in stored if name not in names or changed.is_old(names[name], one)}
-    for name, one in stored:
+    old: set[str] = set()
+    for name, one in each("look for new tensors", stored):
+        if name not in names or changed.is_old(names[name], one):
+            old.add(name)
+    for name, one in each("learn the layout of the file", stored):
         if name in old and name in names and BLOCK.match(name):
             changed.compare(name, names[name], one)
     found = [

@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from shoal.engine.disk import is_full_disk, no_space, refuse_full_disk
 from shoal.engine.gguf_head import ALIGNMENT, MAGIC, STRING, UINT32, Value
+from shoal.words.progress import megabytes
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,10 @@ def write_gguf(
     n_bytes = len(head) + sum(_padded(one.n_bytes, alignment) for one in tensors)
     with new_file(out, n_bytes=n_bytes, overwrite=overwrite) as temporary, temporary.open("wb") as file:
         file.write(head)
+        written = megabytes("write the file", n_bytes - len(head))
         for one in tensors:
             _write_tensor(file, one, alignment)
+            written(_padded(one.n_bytes, alignment))
         file.flush()
         os.fsync(file.fileno())
     return Path(out)

@@ -23,8 +23,9 @@ from shoal.evaluate.tasks.task_files import Task
 from shoal.fit.fit_config import LINEAR_ERROR
 from shoal.measure.oracle import Oracle
 from shoal.measure.scan import Scan
+from shoal.recipes.reads import needs_scan
 from shoal.recipes.recipe import Recipe
-from shoal.run.asking import needs_scan, oracle, request_of, why_not
+from shoal.run.asking import oracle, request_of, why_not
 from shoal.run.begin import open_folder
 from shoal.run.curve.methods import check_methods, is_plain
 from shoal.run.curve.points import PointBench, PointCut, make_cut, point_path, with_recipe

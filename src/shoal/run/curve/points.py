@@ -16,8 +16,9 @@ from shoal.evaluate.tasks.choice import score_task
 from shoal.evaluate.tasks.task_files import Task
 from shoal.measure.oracle import Oracle, Quality
 from shoal.measure.scan import Scan
+from shoal.recipes.reads import needs_scan
 from shoal.recipes.recipe import Recipe
-from shoal.run.asking import needs_scan, oracle
+from shoal.run.asking import oracle
 from shoal.run.begin import open_folder
 from shoal.run.curve.methods import slug
 from shoal.run.folder import RunFolder

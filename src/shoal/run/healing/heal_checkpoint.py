@@ -77,7 +77,7 @@ def heal(
     student = checkpoint_of(request.student)
     refuse_inside(Path(out), student)
     folder = open_folder(Path(out), command=command, overwrite=overwrite)
-    asked = Recipe(model=request.teacher or student, text=request.text, seed=request.seed)
+    asked = Recipe(model=request.teacher or student, text=request.text, speed=request.speed, seed=request.seed)
     with folder.unless_refused():
         inputs = open_inputs(asked, teacher_opening(request, opening, say=say), share=SHARE_BESIDE_STUDENT)
     with quiet_training():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from shoal.engine.open import load_strictly
@@ -19,6 +20,7 @@ from shoal.show.card import inherited_metadata
 from shoal.show.heal_card import heal_card
 from shoal.show.table import Table
 from shoal.train.heal.result import Drift, HealTraining, Merging
+from shoal.words.progress import each_batch, tell
 from shoal.words.records import Provenance, stable_hash, write_atomically
 
 
@@ -54,12 +56,18 @@ def measure_stage(
 def _by_teacher(bench: HealBench, folder: RunFolder, training: HealTraining, merging: Merging, command: str) -> BeforeAfter:
     """Before and after, each against the teacher."""
     inputs = bench.inputs
-    key = stable_hash("measured", bench.key, merging.way, inputs.evaluation.data_hash)
+    untimed = [] if inputs.recipe.speed else ["without speed"]
+    key = stable_hash("measured", bench.key, merging.way, inputs.evaluation.data_hash, *untimed)
     if folder.is_done("evaluation", key):
         return BeforeAfter(Quality.load(folder / "before.json"), Evaluation.load(folder / "evaluation.json"))
     started = time.monotonic()
+    batches = inputs.batches(inputs.evaluation)
     before = closeness(
-        inputs.view, _opened(bench, bench.path), inputs.batches(inputs.evaluation), workers=inputs.workers
+        inputs.view,
+        _opened(bench, bench.path),
+        batches,
+        after_batch=each_batch("evaluate before", len(batches)),
+        workers=inputs.workers,
     ).quality
     evaluation = against_teacher(inputs, _opened(bench, folder / "model"))
 
@@ -89,6 +97,7 @@ def _alone(bench: HealBench, folder: RunFolder, training: HealTraining, merging:
         inputs.batches(inputs.evaluation),
         provenance=provenance,
         start=inputs.evaluation.start,
+        progress=partial(tell, "evaluate"),
         workers=inputs.workers,
     )
     drift = Drift(

@@ -13,6 +13,7 @@ class HealRequest(Record):
         student: hub id, checkpoint folder or run folder (its ``model/``).
         teacher: the reference; None: train on text alone.
         plan: file with the plan that made the student; None where nothing reads it.
+        speed: whether the evaluation measures how fast teacher and student run; without a teacher nothing is timed.
     """
 
     student: str
@@ -20,4 +21,5 @@ class HealRequest(Record):
     plan: str | None = None
     text: TextChoice = TextChoice()
     heal: HealConfig = HealConfig()
+    speed: bool = True
     seed: SeedNumber = 0

@@ -37,7 +37,7 @@ def run(state: State, folder: RunFolder) -> Made:
     inputs, config, claimed = state.inputs, _config(state.recipe), key(state)
     assert claimed is not None, "a stage without a key does not run"
     folder.workers.on_first(lambda: claim(folder, "train", claimed))
-    judge = oracle(inputs, inputs.selection, what=None)
+    judge = oracle(inputs, inputs.selection, what="validate")
     trained = train_plan(
         inputs.view,
         state.planned,

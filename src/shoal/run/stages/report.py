@@ -19,9 +19,9 @@ from shoal.measure.oracle import Quality
 from shoal.measure.scan import Scan
 from shoal.measure.unit_score_record import UnitScores
 from shoal.prune.thin_result import ThinResult
+from shoal.recipes.reads import needs_scan
 from shoal.recipes.recipe import Recipe
 from shoal.recipes.recipe_file import load_recipe
-from shoal.run.asking import needs_scan
 from shoal.run.folder import RECORD, RunRecord
 from shoal.run.healing.heal_request import HealRequest
 from shoal.run.run_files import CURVES, plan_file

@@ -8,7 +8,7 @@ from pathlib import Path
 from shoal.checkpoint.blueprint import check_can_be_cut
 from shoal.measure.observers import OBSERVERS, ScanFacts
 from shoal.measure.scan import Asked, Scan, scan
-from shoal.run.asking import needs_scan
+from shoal.recipes.reads import needs_scan
 from shoal.run.folder import RunFolder
 from shoal.run.keys import scan_key
 from shoal.run.memory_plan.sizes import Sizes, StageNeed

@@ -28,6 +28,7 @@ from shoal.train.heal.streams import run_model
 from shoal.train.heal.text_rows import counted
 from shoal.train.heal.train import Lesson, Pupil, prepare
 from shoal.words.entries import Entries, by_name
+from shoal.words.progress import each
 from shoal.words.records import nearest
 
 Measures = dict[str, float]
@@ -77,7 +78,7 @@ def measure(model: Any, lesson: Lesson, *, batch_size: int, device: str = "cpu")
     model.eval()
     layers = list(find_layers(bare(model))[1])
     nll, kl, n = 0.0, 0.0, 0
-    for batch in lesson.selection.batches(batch_size):
+    for batch in each("measure what was trained", lesson.selection.batches(batch_size)):
         batch = {name: value.to(device) for name, value in batch.items()}
         theirs = None if lesson.teacher is None else lesson.teacher.selection(batch)
         more_nll, more_kl = measured(run_model(model, layers, batch).logits_BTV, theirs, batch["labels"])

@@ -11,6 +11,7 @@ from shoal.train.heal.losses import measured
 from shoal.train.heal.result import QuantisedFigures
 from shoal.train.heal.teachers import RunningTeacher, Teacher
 from shoal.train.heal.text_rows import TextRows, counted
+from shoal.words.progress import each
 
 N_BATCHES, BATCH = 8, 4
 
@@ -26,7 +27,7 @@ def compare_teachers(whole: Teacher, quantised: Teacher, text: TextRows, *, bits
     assert isinstance(quantised, RunningTeacher)
     model = quantised.model
     kl, n = 0.0, 0
-    for batch in text.batches(BATCH)[:N_BATCHES]:
+    for batch in each("compare the teacher in few bits", text.batches(BATCH)[:N_BATCHES]):
         batch = {name: value.to(model.device) for name, value in batch.items()}
         _, more = measured(quantised.selection(batch), whole.selection(batch), batch["labels"])
         kl += 0.0 if more is None else float(more)

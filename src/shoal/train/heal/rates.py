@@ -52,12 +52,16 @@ def find_rate(
     per_step = config.n_batch * lesson.training.n_tokens // len(lesson.training)
     start = {name: value.detach().clone() for name, value in pupil.model.named_parameters() if value.requires_grad}
 
+    def told(step: int, n: int) -> None:
+        if tell is not None:
+            tell(len(trials) * n + step, max(len(trials) + 1, len(TIMES)) * n)
+
     def measure(lr: float) -> RateTrial:
         short = config.model_copy(update={"lr": lr, "tokens": n_trial * per_step, "eval_every": n_trial, "patience": None})
         work = folder / "trial"
         shutil.rmtree(work, ignore_errors=True)
         try:
-            done = train_at(pupil, short, lesson, work, device=device)
+            done = train_at(pupil, short, lesson, work, device=device, tell=told)
             found = RateTrial(lr=lr, measure=done.curve[-1].measure(done.decided_by), n_tokens=done.n_tokens)
         except DivergedError:
             found = RateTrial(lr=lr, measure=None, n_tokens=n_trial * per_step)
@@ -74,8 +78,6 @@ def find_rate(
             if lr not in trials:
                 trials[lr] = measure(lr)
                 RateTrials(trials=tuple(trials.values())).save(record)
-                if tell is not None:
-                    tell(len(trials), max(len(trials), len(TIMES)))
         waiting = _beyond(trials.values()) if len(trials) < MOST_TRIALS else []
     return tuple(sorted(trials.values(), key=lambda one: one.lr))
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from shoal.engine.told_tokens import told_tokens
 from shoal.train.heal.text_rows import TextRows
 from shoal.words.records import Record, stable_hash
 
@@ -67,6 +68,7 @@ def write_text(
                 max_new_tokens=length - n_prompt,
                 eos_token_id=n_vocab,  # No token: an end inside a sample is text like any other, as in packed blocks.
                 pad_token_id=0,
+                stopping_criteria=[told_tokens(n_prompt, length - n_prompt)],
             )
         ids_NT[at : at + GROUP] = written.cpu().numpy()
         ids_NT.flush()

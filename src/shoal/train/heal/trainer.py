@@ -24,6 +24,7 @@ from shoal.train.heal.losses import HealLoss, measured
 from shoal.train.heal.streams import run_model
 from shoal.train.heal.teachers import Teacher
 from shoal.train.heal.text_rows import TextRows, collate, counted
+from shoal.words.progress import each
 
 TRAINABLE_FILE, BEST_FILE = "trainable.safetensors", "best.safetensors"
 
@@ -144,7 +145,7 @@ class HealTrainer(Trainer):
         n_processes, rank = self.args.world_size, self.args.process_index
         sums = torch.zeros(3, dtype=torch.float64)
         # Every process runs as many forwards as the others: with sharded parameters a forward is a joint operation.
-        for at in range(0, len(self.validation), n_processes):
+        for at in each("validate", range(0, len(self.validation), n_processes)):
             mine = at + rank
             batch = self._prepare_inputs(self.validation[min(mine, len(self.validation) - 1)])
             theirs = None if self.teacher is None else self.teacher.selection(batch)
