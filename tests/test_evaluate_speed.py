@@ -198,8 +198,19 @@ def test_rounds_are_as_many_as_the_seconds_have_room_for(monkeypatch):
     """Planted: a round of the teacher takes a second and one of all 2.5; the warm-up and the memory take one each."""
     clock = iter(range(1000))
     monkeypatch.setattr(speed_module.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(speed_module, "_round", lambda *args: (1.0, 1.0))
+    monkeypatch.setattr(speed_module, "_steps", lambda *args: iter([None]))
     model = DecoderView(tiny_model("llama", n_layers=2)).model
     found = {seconds: speed_module.rounds_within(seconds, model) for seconds in (0.5, 5, 8.4, 8.6, 13.6, 23.6, 1000)}
     assert found == {0.5: 0, 5: 0, 8.4: 0, 8.6: 1, 13.6: 3, 23.6: 7, 1000: 9}
     assert all(1 + (n + 2) * speed_module.ROUND_OF_ALL <= seconds for seconds, n in found.items() if n)
+
+
+@pytest.mark.parametrize("seconds", [0.5, 8.5, 85.0])
+def test_the_question_how_many_rounds_fit_costs_a_part_of_the_seconds(seconds, monkeypatch):
+    """Planted: a prompt and each token take a second, so a round takes 33; it is given up when it can no longer fit."""
+    clock, steps = iter(range(1000)), []
+    monkeypatch.setattr(speed_module.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(speed_module, "_steps", lambda *args: (steps.append(n) for n in range(33)))
+    model = DecoderView(tiny_model("llama", n_layers=2)).model
+    assert speed_module.rounds_within(seconds, model) == 0
+    assert len(steps) <= 1 + seconds / 8.5

@@ -319,7 +319,7 @@ def test_a_prompt_without_tokens_is_refused(view, tmp_path):
 
 def test_progress_and_the_first_items(view, files):
     tasks, seen = open_tasks([str(files / f"{name}.jsonl") for name in FILES], n_items=2), []
-    with watched(lambda what, *step: seen.append((what, *step))):
+    with watched(lambda what, *step: what == "write tokens" or seen.append((what, *step))):
         got = answer_tasks(view, tasks, tokenizer=TOKENIZER, window=WINDOW)
     assert [one.facts.n_items for one in got] == [2, 2, 2] and got[0].counted.items[0].key == tasks.files[0].items[0].key
     assert {what for what, _, _ in seen} == {"quiz, model", "last, model", "lm-eval, model"}

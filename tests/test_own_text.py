@@ -43,7 +43,7 @@ def test_a_run_that_was_killed_writes_the_same(small, tmp_path):
     write_own_text(recipe(small), whole, n=40)
 
     def kill(what, done, total):
-        if done >= 16:
+        if what == "write" and done >= 16:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -51,7 +51,7 @@ def test_a_run_that_was_killed_writes_the_same(small, tmp_path):
             write_own_text(recipe(small), killed, n=40)
     assert not killed.exists() and (tmp_path / "b.jsonl.part").exists()
     steps = []
-    with watched(lambda what, done, total: steps.append(done)):
+    with watched(lambda what, done, total: steps.append(done) if what == "write" else None):
         write_own_text(recipe(small), killed, n=40)
     assert killed.read_text() == whole.read_text() and steps[0] > 16
 

@@ -8,7 +8,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.words.progress import LogLines, clock, counted, duration, numbered, stage_of, tell, told, watched
+from shoal.words.progress import (
+    LogLines,
+    clock,
+    counted,
+    duration,
+    each,
+    listener,
+    megabytes,
+    numbered,
+    over_passes,
+    stage_of,
+    tell,
+    told,
+    watched,
+)
 
 
 class Clock:
@@ -66,6 +80,57 @@ def test_steps_that_begin_again_are_measured_anew():
             clock_.wait(30)
             clock_.lines("repair a candidate", done, 3)
     assert "[0:02:45] repair a candidate: 2 of 3, about 15 s left" in [line for _, line in clock_.said]
+
+
+def test_work_that_comes_again_and_again_is_part_of_the_time_left():
+    """Planted: 40 steps of a second, and behind every fifth one a validation of ten; 120 seconds in all."""
+    clock_ = Clock()
+    for step in range(1, 41):
+        clock_.wait(1)
+        clock_.lines("train", step, 40)
+        for k in range(5 if step % 5 == 0 else 0):
+            clock_.lines("validate", k, 5)
+            clock_.wait(2)
+    assert clock_.seconds == 120 and len(clock_.said) <= 2 + 120 / 10
+    left = [(at, re.search(r"train: .* about (\d+) s left", line)) for at, line in clock_.said if at > 20]
+    assert sum(found is not None for _, found in left) >= 4
+    assert all(abs(float(found[1]) - (120 - at)) <= 12 for at, found in left if found), clock_.said
+
+
+def test_a_step_that_takes_longer_than_its_share_is_said_to():
+    clock_ = Clock()
+    for done in range(5):
+        clock_.lines("fit", done, 6)
+        clock_.wait(1)
+    clock_.wait(60)
+    lines = [line for _, line in clock_.said]
+    assert lines[-1].endswith("fit: 4 of 6, at work for 60 s on a step that takes longer than those before"), lines
+
+
+def test_parts_of_work_are_told_as_a_whole():
+    found = []
+    with watched(lambda *said: found.append(said)):
+        written = megabytes("write", 2_500_000)
+        for n_bytes in (900_000, 900_000, 700_000):
+            written(n_bytes)
+        assert found == [("write (MB)", 0, 3), ("write (MB)", 0, 3), ("write (MB)", 1, 3), ("write (MB)", 3, 3)]
+        found.clear()
+        assert list(each("validate", "ab")) == ["a", "b"] and found == [("validate", n, 2) for n in range(3)]
+        found.clear()
+        step = over_passes("paths", 3)
+        for _ in range(4):
+            step(None)
+        assert found == [("paths", n, 3) for n in (1, 2, 3, 3)]
+
+
+def test_another_thread_tells_who_watched_when_it_was_made():
+    found = []
+    with watched(lambda *said: found.append(said)):
+        told_there = listener()
+    worker = threading.Thread(target=lambda: (tell("lost", 1, 1), told_there("fetch", 1, 2)))
+    worker.start()
+    worker.join()
+    assert found == [("fetch", 1, 2)]
 
 
 def test_a_long_step_without_a_report_is_at_work():
