@@ -53,7 +53,7 @@ def told_bars(what: str) -> type[Any]:
 
     told = listener()  # The client's threads move the bars.
 
-    class Told(tqdm):  # type: ignore[type-arg]  # the library is untyped
+    class Told(tqdm):
         def __init__(self, *args: Any, **options: Any) -> None:
             self._counts_bytes = options.get("unit") == "B" and not str(options.get("desc", "")).startswith("Downloading")
             super().__init__(*args, **{**options, "disable": True})

@@ -158,8 +158,9 @@ class _Pass:
 
     def report(self, batches: Iterable[Batch]) -> None:
         """So much is done, for progress."""
-        for batch in batches if self.after_batch is not None else ():
-            self.after_batch(batch)
+        if self.after_batch is not None:
+            for batch in batches:
+                self.after_batch(batch)
 
 
 def _run_by_batch(job: _Pass, batches: Iterable[Batch]) -> float:

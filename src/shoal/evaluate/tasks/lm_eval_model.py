@@ -161,7 +161,7 @@ def rolling_pairs(tokenizer: Any, text: str, *, longest: int) -> list[TokenPair]
     tokens = encode_prompt(tokenizer, text)[len(start) :]
     rolled = get_rolling_token_windows(tokens, prefix_token=prefix, max_seq_len=longest - len(start), context_len=1)
     first = (*start[:-1],)
-    pairs = []
+    pairs: list[TokenPair] = []
     for context, option in map(make_disjoint_window, rolled):
         pairs.append(TokenPair((*(tuple(start) if pairs else first), *context), tuple(option)))
     return pairs
