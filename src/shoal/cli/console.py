@@ -16,7 +16,7 @@ from rich.table import Column
 from rich.text import Text
 
 from shoal.engine.workers import join
-from shoal.words.progress import LogLines, watched
+from shoal.words.progress import OPENING, LogLines, watched
 
 PLAIN_WIDTH = 120  # Tables in a file or a pipe have so many columns.
 
@@ -62,11 +62,16 @@ class Screen:
         return f" ({(time.monotonic() - began) / 60:.0f} of ~{seconds / 60:.0f} min)"
 
     @contextmanager
-    def progress(self) -> Iterator[None]:
-        """Show what the block tells: as bars, or off a terminal as lines with the time, twenty seconds apart at most."""
+    def progress(self, what: str = OPENING) -> Iterator[None]:
+        """Show what the block tells: as bars, or off a terminal as lines with the time, twenty seconds apart at most.
+
+        Args:
+            what: is at work until the block tells of something else.
+        """
         if self._silent:
             yield
             return
+        self._lines.begin(what)
         if not self._errors.is_terminal:
             with self._lines, watched(self.step):
                 yield
@@ -81,8 +86,7 @@ class Screen:
     @contextmanager
     def working(self, what: str) -> Iterator[None]:
         """While the block runs, work without steps: said at once on a terminal, and in a log where it takes long."""
-        self._lines.begin(what)
-        with self.progress():
+        with self.progress(what):
             if self._bars is not None:
                 self.step(what, 0, 1)
             yield
