@@ -97,7 +97,7 @@ VERBS = {
     "heal": lambda w: ("heal", student(w), "--out", "run", *HEAL, *text(w)[:4]),
     "compress, healed": lambda w: ("compress", w["model"], "--out", "run", *text(w), *QUICK, "--heal", "norms", *TOKENS),
     "curve": lambda w: ("curve", w["model"], "--out", "run", "--drop", "0..1", "--task", quiz(w), *ONE_METHOD, *text(w)),
-    "prune": lambda w: ("prune", w["model"], "--out", "run", "--method", "magnitude", "--no-speed", *text(w)),
+    "prune": lambda w: ("prune", w["model"], "--out", "run", "--no-speed", *text(w)),
     "grow": lambda w: ("grow", w["model"], "--out", "run", "--to", 7, "--no-speed", *text(w)),
     "analyse": lambda w: ("analyse", w["model"], "--out", "run", *text(w)),
     "export": lambda w: ("export", "hf", w["model"], "--out", "written"),
