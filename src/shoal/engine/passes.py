@@ -210,7 +210,7 @@ def _run_by_layer(job: _Pass, batches: Sequence[Batch]) -> float:
     """All batches through a layer before the next one, so that each weight is read once; states wait in a :class:`Spill`.
 
     The same layers run on the same batches as in :func:`_run_by_batch`, and everything is delivered in batch order at the end.
-    No batch is done before the last layer is, so what is reported after a layer is as many batches as the layers are a share.
+    No batch is done before the last layer is, so what is reported on the way is as many batches as what has run is a share.
     """
     waiting = Spill(job.view.residency.state_bytes)
     readings = _Readings(job.view, batches)
@@ -226,13 +226,14 @@ def _run_by_layer(job: _Pass, batches: Sequence[Batch]) -> float:
         for stop in range(len(job.route.hops)):
             for i, work in enumerate(works):
                 _run_stop(job, work.hops[stop], readings, i, waiting)
+                due = (stop * n + i + 1) // (n_stops + 1)
+                job.report(batches[n_told:due])
+                n_told = due
             for i, work in enumerate(works):
                 last_reads = _last_reads(work, kept)
                 for node in {hop.before for hop in work.hops[stop]}:
                     if last_reads[node] <= stop:
                         waiting.drop((node, i))
-            job.report(batches[n_told : n * (stop + 1) // (n_stops + 1)])
-            n_told = n * (stop + 1) // (n_stops + 1)
         job.view.residency.settle(range(job.n_layers - 1))
         for i in range(len(batches)):
             reading = readings[i]

@@ -21,5 +21,5 @@ def reads_calibration(recipe: Recipe) -> bool:
     """False where no score, no search and no pruner reads the calibration text, so that its size changes nothing."""
     if recipe.prune is not None and recipe.prune.reads_text:
         return True
-    chooses = bool(SELECTORS.named(recipe.select).reads) or needs_scan(recipe) or "latency" in recipe.drop
-    return not recipe.is_by_hand and chooses
+    measures = needs_scan(recipe) or recipe.rounds > 1 or "latency" in recipe.drop
+    return not recipe.is_by_hand and (measures or bool(SELECTORS.named(recipe.select).reads))
