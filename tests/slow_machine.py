@@ -19,8 +19,8 @@ from shoal.words.progress import LogLines
 LAYER, SOLVE, FILE = 1.0, 2.0, 4.0
 """Seconds: a batch takes six in the layers of the tiny model."""
 
-TOKENS_PER_BATCH = 48
-"""Three samples of the tests, so that a pass has several batches."""
+TOKENS_PER_BATCH = 64
+"""Four samples of the tests, so that a pass has several batches."""
 
 SOLVES = ("cholesky", "cholesky_ex", "eigh", "eigvalsh", "svd", "solve", "lstsq", "inv", "qr")
 SLOW_FILES = (".safetensors", ".gguf", ".jsonl", ".txt", ".gz", ".csv", ".parquet")

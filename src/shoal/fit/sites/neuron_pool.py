@@ -29,6 +29,7 @@ from shoal.fit.held_out import WEIGHTS, real_and_sinks
 from shoal.fit.sites.linear_map import LinearMap, find_map
 from shoal.fit.sites.neurons import NeuronRows, Neurons, neurons_of
 from shoal.fit.sites.site import CannotRefit, is_close, tolerance_of
+from shoal.words.progress import tell
 from shoal.words.types import Batch
 
 EXTRA = 1.0
@@ -104,7 +105,9 @@ class NeuronPool:
             self.z_ND = _normed(module.get_submodule(self.norm), self.x_ND)
             self._refuse_coupled(where)
             self.read: list[tuple[Tensor, Tensor]] = []
-            for reading, h_BTD, folds_B in zip(ranking.readings, ranking.inputs, ranking.folds, strict=True):
+            read = zip(ranking.readings, ranking.inputs, ranking.folds, strict=True)
+            for i, (reading, h_BTD, folds_B) in enumerate(read):
+                tell("rank neurons", i, len(ranking.readings))
                 seen: dict[Tap, Tensor] = {}
                 tap = Tap("mlp_in", layer)
                 with view.tapped(layer, [tap], seen):
