@@ -17,7 +17,7 @@ from shoal.engine.streamed import Streamed
 from shoal.text.corpus import Corpus
 
 MOST_UNREPORTED = 60.0
-"""Seconds between two steps, so much as ten batches take in the layers: a model is opened and probed, a round of speed is run."""
+"""Seconds between two steps, as ten batches take in the layers: a model is opened and probed, or a round of speed is run."""
 
 SPEED = ("measure speed", "try how fast it is")
 SPEED_SHARE, SPEED_SECONDS = 0.1, 10.0
