@@ -42,7 +42,7 @@ def why_not(config: Mapping[str, Any]) -> str | None:
     if family not in ARCHITECTURE_OF:
         return f"model type {family!r} is not among those written here ({', '.join(ARCHITECTURE_OF)}); use {CHECKOUT}"
     if config.get("quantization_config"):
-        return "its weights are quantised; cut its GGUF file with shoal cut instead"
+        return "its weights are quantised; shoal export plain first, or cut its GGUF file with shoal cut"
     kinds = set(config.get("layer_types") or ()) - {"full_attention"}
     if family != "gemma3_text" and (kinds or family == "qwen2" and config.get("use_sliding_window")):
         return f"llama.cpp knows no sliding windows of {family!r}; use another engine"
