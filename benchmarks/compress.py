@@ -2,7 +2,8 @@
 
     python benchmarks/compress.py --model A=text.txt --model B=text.txt [--drop 25%] [--fit-tokens N] [--train-tokens N]
 
-Every model is compressed by the recipes ``default``, ``polished`` and ``high``; checkpoints are reloaded by plain transformers.
+Every model is compressed by the recipes ``default``, ``polished`` and ``high``, and by the closed forms of the default alone
+(``heal: none``); checkpoints are reloaded by plain transformers.
 Without ``--model`` the bundled model and text are used, and the results go to a file of their own.
 """
 
@@ -23,20 +24,25 @@ from shoal.run.job import bundled_model, versions
 from shoal.words.records import write_atomically
 
 HERE = Path(__file__).parent
-RECIPES = ("default", "polished", "high")
+RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "closed forms": ("default", {"heal": "none"}), "default": ("default", {}),
+    "polished": ("polished", {}), "high": ("high", {}),
+}  # fmt: skip
+"""Recipes with what differs, by their names in the results."""
 
 
-def measure(recipe: str, model: str, text: str, *, changes: dict[str, Any], folder: Path) -> dict[str, Any]:
+def measure(name: str, model: str, text: str, *, changes: dict[str, Any], folder: Path) -> dict[str, Any]:
     more: dict[str, Any] = {"text": {"sources": [text]}} if text else {}
     started = time.monotonic()
-    outcome = compress(load_recipe(recipe, {**changes, **more, "model": model}), folder)
+    recipe, own = RECIPES[name]
+    outcome = compress(load_recipe(recipe, {**changes, **more, **own, "model": model}), folder)
     seconds = time.monotonic() - started
     _, info = AutoModelForCausalLM.from_pretrained(outcome.model, output_loading_info=True)
     assert not any(info.values()), info
     found, plan = outcome.evaluation, outcome.plan
     plain = found.plain or found.quality  # A repair that was undone leaves the plain cut.
     return {
-        "recipe": recipe,
+        "recipe": name,
         "layers": [plan.before.layers, plan.after.layers],
         "parameters": [plan.before.parameters, plan.after.parameters],
         "removed": list(plan.removed_layers),
@@ -73,7 +79,7 @@ def main() -> None:
     for one in args.model or [f"{bundled_model()}="]:
         model, _, text = one.partition("=")
         for recipe in args.recipes:
-            healing = {"heal": {"tokens": args.train_tokens}} if load_recipe(recipe).heal else {}
+            healing = {"heal": {"tokens": args.train_tokens}} if recipe == "high" else {}
             with tempfile.TemporaryDirectory() as folder:
                 row = measure(recipe, model, text, changes={**changes, **healing}, folder=Path(folder) / "run")
             rows.append({"model": Path(model).name, "text": Path(text).name or "bundled", **row})

@@ -20,6 +20,7 @@ HIDDEN, FFN = 512, 1408
 EVERY_CASE: dict[str, Any] = {
     "drop": "25%layers",
     "guard": 2,
+    "heal": "none",
     "text": {"samples": 16, "length": 256, "selection": 8, "evaluation": 8},
 }
 CASES: dict[str, dict[str, Any]] = {

@@ -97,66 +97,59 @@ def fitted(method: str, share: str, seed: int = 0) -> Callable[[Bench], dict[str
     return cell
 
 
-def command(effort: str, share: str = "25 %") -> Callable[[Bench], dict[str, Any]]:
-    """What `shoal compress --drop 25%layers` takes from start to report, with its defaults, and the student it leaves."""
+WAYS: dict[str, tuple[str, ...]] = {"low": ("--effort", "low"), "closed forms": ("--heal", "none"), "default": ()}
+"""Options of the command, by what its students are called."""
+
+
+def command(way: str, share: str = "25 %") -> Callable[[Bench], dict[str, Any]]:
+    """What `shoal compress --drop 25%layers` takes from start to report, and the student it leaves."""
 
     def cell(bench: Bench) -> dict[str, Any]:
-        folder = Path(bench.options.work) / (f"command-{effort}" if share == "25 %" else f"command-{effort}-{share[:2]}")
+        folder = folder_of(bench, way, share)
         wall = folder.with_suffix(".seconds")
         if not wall.exists():
             started = time.monotonic()
-            asked = ["compress", str(bench.options.model), "--drop", share.replace(" %", "%layers"), "--effort", effort]
+            asked = ["compress", str(bench.options.model), "--drop", share.replace(" %", "%layers"), *WAYS[way]]
             asked += ["--text", str(bench.options.books), "--out", str(folder), "--overwrite"]
             subprocess.run([sys.executable, "-m", "shoal", *asked], check=True)
             wall.write_text(f"{time.monotonic() - started:.0f}")
         record = json.loads((folder / "run.json").read_text())
         plan = json.loads((folder / "plan.json").read_text())
-        student = bench.student_in(folder)
-        return {
+        found = {
             "seconds": float(wall.read_text()),
             "stages": {name: round(one["seconds"], 1) for name, one in record["stages"].items()},
             "edits": plan["edits"],
-            **{domain: closeness(bench, {effort: student}, getattr(bench.options, domain)) for domain in ("other", "wiki")},
         }
+        if (folder / "heal.json").exists():
+            return {**found, **of_healed(bench, folder, called=way)}
+        student = bench.student_in(folder)
+        domains = ("other", "wiki")
+        return {**found, **{domain: closeness(bench, {way: student}, getattr(bench.options, domain)) for domain in domains}}
 
     return cell
 
 
-def healed(effort: str, n_tokens: int) -> Callable[[Bench], dict[str, Any]]:
+def folder_of(bench: Bench, way: str, share: str = "25 %") -> Path:
+    name = f"command-{way.replace(' ', '-')}"
+    return Path(bench.options.work) / (name if share == "25 %" else f"{name}-{share[:2]}")
+
+
+def healed(way: str, n_tokens: int) -> Callable[[Bench], dict[str, Any]]:
     """What LoRA on the teacher's logits makes of the student that the command leaves."""
 
     def cell(bench: Bench) -> dict[str, Any]:
-        work = Path(bench.options.work)
-        folder = work / f"command-{effort}-healed-{n_tokens}"
+        run = folder_of(bench, way)
+        folder = run.with_name(f"{run.name}-healed-{n_tokens}")
         if not (folder / "verification.json").exists():
             asked = ["--method", "lora", "--tokens", str(n_tokens), "--length", "256", "--batch", "2"]
             asked += ["--text", str(bench.options.books), "--out", str(folder)]
-            subprocess.run([sys.executable, "-m", "shoal", "heal", str(work / f"command-{effort}"), *asked], check=True)
+            subprocess.run([sys.executable, "-m", "shoal", "heal", str(run), *asked], check=True)
         return of_healed(bench, folder)
 
     return cell
 
 
-def in_time(given: str) -> Callable[[Bench], dict[str, Any]]:
-    """What `shoal compress --drop 25%layers --time 15m` makes of the time, from start to report."""
-
-    def cell(bench: Bench) -> dict[str, Any]:
-        folder = Path(bench.options.work) / f"command-time-{given}"
-        wall = folder.with_suffix(".seconds")
-        if not wall.exists():
-            started = time.monotonic()
-            asked = ["compress", str(bench.options.model), "--drop", "25%layers", "--time", given]
-            asked += ["--text", str(bench.options.books), "--out", str(folder)]
-            subprocess.run([sys.executable, "-m", "shoal", *asked], check=True)
-            wall.write_text(f"{time.monotonic() - started:.0f}")
-        record = json.loads((folder / "run.json").read_text())
-        stages = {name: round(one["seconds"], 1) for name, one in record["stages"].items()}
-        return {"seconds": float(wall.read_text()), "stages": stages, **of_healed(bench, folder)}
-
-    return cell
-
-
-def of_healed(bench: Bench, folder: Path) -> dict[str, Any]:
+def of_healed(bench: Bench, folder: Path, *, called: str = "healed") -> dict[str, Any]:
     """The training of a folder, and how close its checkpoint is to the teacher."""
     from shoal.engine.open import open_model
     from shoal.engine.view import DecoderView
@@ -167,7 +160,7 @@ def of_healed(bench: Bench, folder: Path) -> dict[str, Any]:
     for domain in ("other", "wiki"):
         text = bench.samples(getattr(bench.options, domain), "evaluation", MEASURED_SAMPLES)
         found = against(bench.view, student, text.batches(8)).quality
-        rows[domain] = {"tokens": found.n_tokens, "rows": {"healed": found.model_dump(mode="json")}}
+        rows[domain] = {"tokens": found.n_tokens, "rows": {called: found.model_dump(mode="json")}}
     return {**{name: record[name] for name in ("n_tokens", "n_steps", "tokens_per_second")}, **rows}
 
 
@@ -242,13 +235,20 @@ CELLS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "plain 25 % other": plain_cuts("25 %", "other"),
     "plain 25 % wiki": plain_cuts("25 %", "wiki"),
     "command low": command("low"),
-    "command default": command("default"),
-    **{f"command default {share}": command("default", share) for share in ("40 %", "50 %", "10 %")},
-    "command in 15m": in_time("15m"),
     **{
-        f"command {effort}, healed, {n_tokens}": healed(effort, n_tokens)
-        for n_tokens in (24_576, 49_152)
-        for effort in ("default", "low")
+        f"command {way}{share and ' ' + share}": command(way, share or "25 %")
+        for way in ("default", "closed forms")
+        for share in ("", "40 %", "50 %", "10 %")
+    },
+    **{
+        f"command {way}, healed, {n_tokens}": healed(way, n_tokens)
+        for way, n_tokens in (
+            ("closed forms", 24_576),
+            ("low", 24_576),
+            ("closed forms", 49_152),
+            ("low", 98_304),
+            ("closed forms", 98_304),
+        )
     },
     **{f"fit {name} 25 %": fitted(name, "25 %") for name in AT_25},
     "repaired 25 % other": repaired("25 %", "other"),

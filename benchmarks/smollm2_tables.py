@@ -27,20 +27,23 @@ def plain_cuts(results: Results) -> list[list[str]]:
 
 def commands(results: Results) -> list[list[str]]:
     rows = []
-    for effort, share in (("low", "25 %"), ("default", "10 %"), ("default", "25 %"), ("default", "40 %"), ("default", "50 %")):
-        if one := results.get(f"command {effort}" if share == "25 %" else f"command {effort} {share}"):
-            kl = " | ".join(_kl(one[domain]["rows"][effort]) for domain in DOMAINS)
+    for way, share in (
+        ("low", ""),
+        *((way, share) for share in (" 10 %", "", " 40 %", " 50 %") for way in ("closed forms", "default")),
+    ):
+        if one := results.get(f"command {way}{share}"):
+            kl = " | ".join(_kl(one[domain]["rows"][way]) for domain in DOMAINS)
             removed = sorted(layer for edit in one["edits"] if edit["kind"] == "layer" for layer in edit["indices"])
-            rows.append(f"| {effort} | {layers_said(removed)} | {one['seconds'] / 60:.1f} | {kl} |")
-    if one := results.get("command in 15m"):
-        kl = " | ".join(_kl(one[domain]["rows"]["healed"]) for domain in DOMAINS)
-        rows.append(f"| --time 15m | LoRA on {one['n_tokens']:,} tokens at its end | {one['seconds'] / 60:.1f} | {kl} |")
+            rows.append(f"| {way} | {layers_said(removed)} | {one['seconds'] / 60:.1f} | {kl} |")
     for name, one in results.items():
         if ", healed, " in name:
-            effort, kl = name.split()[1].rstrip(","), " | ".join(_kl(one[domain]["rows"]["healed"]) for domain in DOMAINS)
-            how = f"{effort}, then LoRA on logits, {one['n_tokens']:,} tokens in {one['n_steps']} steps"
-            rows.append(f"| {how} | the same as {effort}'s 25 % | | {kl} |")
-    head = ["| effort | removed | minutes, start to report | KL, other books | KL, WikiText |", "|---|---|---:|---:|---:|"]
+            way, kl = (
+                name.split(",")[0].removeprefix("command "),
+                " | ".join(_kl(one[domain]["rows"]["healed"]) for domain in DOMAINS),
+            )
+            how = f"{way}, then LoRA on logits, {one['n_tokens']:,} tokens in {one['n_steps']} steps"
+            rows.append(f"| {how} | the same as of {way} | | {kl} |")
+    head = ["| way | removed | minutes, start to report | KL, other books | KL, WikiText |", "|---|---|---:|---:|---:|"]
     return [head + rows] if rows else []
 
 

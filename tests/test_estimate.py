@@ -8,10 +8,11 @@ from toys import TOYS
 
 from shoal.fit.table import REPAIRS
 from shoal.recipes.recipe_file import load_recipe
-from shoal.run import time_budget
 from shoal.run.estimate import Estimate, estimate, minutes
+from shoal.run.optional_healing import FEWEST_HEALED
 from shoal.run.pace import Pace, StageRates
-from shoal.run.time_budget import FEWEST_HEALED, FIRST_HEALED, ROUND, SAFETY, in_time, ladder, parse_time
+from shoal.run.time_budget import ROUND, SAFETY, in_time, ladder, parse_time
+from shoal.train.heal.config import SHORT_HEAL_TOKENS
 
 RATES = StageRates(layers=1e-3, compared=5e-4, products=1e11, solves=2e10)
 
@@ -34,7 +35,7 @@ class World:
 
 
 def world(**changes):
-    return World(load_recipe("default", {"model": "m", **changes}))
+    return World(load_recipe("default", {"model": "m", "heal": None, **changes}))
 
 
 def seconds(**changes):
@@ -133,7 +134,7 @@ def test_the_most_that_fits_is_taken_and_more_time_never_buys_less(heals):
     """The longest repair that leaves time for a first healing; where none does, the longest repair."""
     steps = ladder(world().recipe)
     cost = [lasts(step) for step in steps]
-    first = lasts(world(heal={"tokens": FIRST_HEALED}).recipe) - lasts(world().recipe) if heals else 0
+    first = lasts(world(heal={"tokens": SHORT_HEAL_TOKENS}).recipe) - lasts(world().recipe) if heals else 0
     taken = []
     for given in (60, 300, 900, 1800, 3600, 36_000):
         recipe = in_time(world(), RATES, given, heals=heals)[0].recipe
@@ -164,12 +165,6 @@ def test_a_healing_is_bounded_by_what_was_asked_for_and_by_the_text():
     assert in_time(world(heal={}), RATES, 1)[0].recipe.heal.tokens == FEWEST_HEALED  # It was asked for.
     assert in_time(World(world(heal={}).recipe, n_training=5000), RATES, 36_000)[0].recipe.heal.tokens is None  # All of it.
     assert in_time(world(prune="wanda:sparsity=50%"), RATES, 36_000)[0].recipe.heal.keep_zeros
-
-
-def test_without_the_package_of_adapters_no_time_heals_by_itself(monkeypatch):
-    monkeypatch.setattr(time_budget, "find_spec", lambda name: None)
-    assert in_time(world(), RATES, 36_000)[0].recipe.heal is None
-    assert in_time(world(heal={"method": "full"}), RATES, 36_000)[0].recipe.heal.tokens > FEWEST_HEALED
 
 
 def test_a_repair_says_what_time_may_be_spent_on_it(monkeypatch):

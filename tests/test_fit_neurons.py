@@ -215,6 +215,24 @@ def test_neurons_that_never_answer_change_nothing(silent):
     assert swept.layers[0].error_after < swept.layers[0].error_before
 
 
+@pytest.mark.parametrize("n_held_out", [1, 3])
+def test_a_batch_of_held_out_samples_alone_chooses_nothing(n_held_out):
+    """41 samples in batches of four end in one sample, which a fold may hold out; it ended in a traceback."""
+    view, batches = planted("llama"), samples(41).batches(4)
+    readings, states = read_all(view, batches, Spill())
+    states = [view.run_layer(1, view.run_layer(0, h, one), one) for h, one in zip(states, readings, strict=True)]
+    folds = [torch.ones(len(batch.ids_BT), dtype=torch.int64) for batch in batches]
+    probe, found = probe_of(view, batches), []
+    for without in (False, True):
+        held = [torch.zeros_like(fold) if i >= len(folds) - n_held_out else fold for i, fold in enumerate(folds)]
+        n = len(folds) - (n_held_out if without else 0)
+        ranking = Ranking(readings[:n], states[:n], held[:n])
+        pool = NeuronPool(view, 2, probe=probe, ranking=ranking, config=FitConfig(), workers=ALONE)
+        pool.visit(3)
+        found.append(pool)
+    assert len(found[0].score) and torch.equal(found[0].score, found[1].score)
+
+
 def test_where_no_neurons_can_be_chosen_the_map_is_solved_as_without_them(monkeypatch):
     from shoal.fit.sites import neurons
 

@@ -257,15 +257,28 @@ def test_a_teacher_of_another_kind_has_the_same_answers():
     assert dataclasses.replace(lesson, teacher=None).decided_by(config(objective="next_token")) == "nll"
 
 
+@pytest.mark.parametrize(
+    ("n_tokens", "length", "expected"),
+    [
+        (98_304, 1024, 512), (98_303, 1024, 256), (49_152, 1024, 256), (10, 1024, 256), (10**6, 1024, 1024), (98_304, 256, 256),
+        (10, 300, 300), (10, 511, 511), (10, 1022, 511), (10, 16, 16), (10, 4096, 256),
+    ],
+)  # fmt: skip
+def test_samples_are_short_where_the_text_gives_few_steps(n_tokens, length, expected):
+    """Halved until there are 192 steps of one sample, but 256 tokens at least; a batch that is asked for leaves them alone."""
+    assert HealConfig().sample_length(n_tokens, length) == expected
+    assert HealConfig(batch=8).sample_length(n_tokens, length) == length
+
+
 @pytest.mark.parametrize("n_processes", [1, 2, 3, 4])
 @pytest.mark.parametrize("per_sample", [16, 100, 128, 256, 511, 512, 4096])
-@pytest.mark.parametrize("n_samples", [1, 63, 64, 127, 128, 255, 256, 511, 512, 10_000])
+@pytest.mark.parametrize("n_samples", [1, 191, 192, 383, 384, 767, 768, 1535, 1536, 10_000])
 def test_a_batch_leaves_enough_steps_where_none_is_asked_for(n_samples, per_sample, n_processes):
-    """The largest of 8, 4, 2, 1 with 64 steps, or the smallest with 512 tokens; whole samples per process; pieces fill it."""
+    """The largest of 8, 4, 2, 1 with 192 steps, or the smallest with 512 tokens; whole samples per process; pieces fill it."""
     found = HealConfig().settled(n_samples, per_sample, n_processes)
     assert found.batch % n_processes == 0 and (found.batch // n_processes) % found.micro_batch == 0
     large = [b for b in (8, 4, 2, 1) if b == 8 or b * per_sample >= 512]
-    enough = next((b for b in large if n_samples >= 64 * b), large[-1])
+    enough = next((b for b in large if n_samples >= 192 * b), large[-1])
     assert found.batch == max(n_processes, enough // n_processes * n_processes)
     asked = HealConfig(batch=12, micro_batch=8).settled(n_samples, per_sample, n_processes)
     assert (asked.batch, asked.micro_batch) == (12, {1: 6, 2: 6, 3: 4, 4: 3}[n_processes])

@@ -6,6 +6,9 @@ import pytest
 
 from shoal.edits.drop import Drop
 from shoal.edits.plan import Candidate
+from shoal.fit.table import REPAIRS
+from shoal.recipes.recipe import Recipe
+from shoal.run.candidate_repair import FEWEST_FOR_RANKING, ranking_repairs, ranking_sizes
 from shoal.run.race import Rung, Standings, race, ranked, still_in
 
 RUNGS = (Rung(1000, lambda one, kept: None), Rung(4000, lambda one, kept: None))
@@ -98,3 +101,21 @@ def test_a_race_that_was_killed_goes_on_where_it_was(tmp_path):
     assert other.runs == whole.runs, "figures of other inputs are not taken"
     Standings(tmp_path, "key").clear()
     assert not tmp_path.exists()
+
+
+@pytest.mark.parametrize("name", list(REPAIRS))
+@pytest.mark.parametrize("n_rounds", [0, 1, 2, 3])
+def test_the_repair_of_the_recipe_decides_the_last_round(name, n_rounds):
+    """At 50 % of SmolLM2 refits alone would have chosen other layers than those that are best behind the sweep."""
+    recipe = Recipe(repair=name, replace="hadamard" if REPAIRS[name].sets_replacements else "none", polish="none")
+    found = ranking_repairs(recipe, n_rounds)
+    assert len(found) == n_rounds and found[-1:] == [name] * (n_rounds > 0)
+    assert set(found[:-1]) <= {REPAIRS[name].ranks_by or name}
+
+
+def test_a_round_has_at_least_its_tokens_whatever_the_length_of_a_sample():
+    for length in (16, 256, 1024, 8192):
+        sizes = ranking_sizes(96_000 // length, length)
+        assert sizes == sorted(sizes) and sizes[-1] == 96_000 // length // 4 or sizes[-1] * length >= FEWEST_FOR_RANKING
+        assert all(n * length >= min(FEWEST_FOR_RANKING, 96_000 // length * length) for n in sizes)
+        assert all(2 * a <= b for a, b in zip(sizes, sizes[1:], strict=False))

@@ -56,14 +56,23 @@ def test_the_shape_is_that_of_the_model(family, tmp_path):
 
 
 @pytest.mark.parametrize("resident", ["all", "1"])
-@pytest.mark.parametrize("changes", [{}, {"replace": "none", "repair": "sweep"}, {"replace": "none"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"replace": "none", "repair": "sweep"}, {"replace": "none"}, {"replace": "none", "repair": "auto"}]
+)
 def test_parts_add_up_and_stages_are_those_of_the_run(model, changes, resident):
     found = ask(model, changes, resident=resident)
     assert all(one.memory == sum(one.parts.values()) for one in found.stages)
     more = {"replace": ["train"], "repair": ["fit"]}
     middle = [] if changes.get("replace") == "none" else more["replace"]
     middle += more["repair"] if "repair" in changes else []
-    assert [one.stage for one in found.stages] == ["scan", "plan", *middle, "model", "evaluation"]
+    heals = changes.get("repair") == "auto" and resident == "all"
+    assert [one.stage for one in found.stages] == [
+        "scan",
+        "plan",
+        *middle,
+        *(["cut", "heal"] if heals else ["model"]),
+        "evaluation",
+    ]
     assert found.peak.memory == max(one.memory for one in found.stages) and found.fits and not found.advice
 
 

@@ -8,7 +8,8 @@ from shoal.cli.options import OutOption
 from shoal.cli.recipe_options import with_options
 from shoal.cli.verb import verb
 
-DEMO_TOKENS = 40_000  # With so many tokens of the repair the demo takes one to two minutes on two cores.
+DEMO_TOKENS, DEMO_HEAL_TOKENS = 40_000, 24_576
+"""Of the repair and of the healing: with so many the demo takes one to two minutes on two cores."""
 
 
 @verb
@@ -19,5 +20,5 @@ def demo(
     """Compress the bundled model by 25 % on the bundled text, offline."""
     from shoal.run.job import bundled_model
 
-    chosen = with_options("default", model=str(bundled_model()), fit_tokens=DEMO_TOKENS)
+    chosen = with_options("default", model=str(bundled_model()), fit_tokens=DEMO_TOKENS, heal_tokens=DEMO_HEAL_TOKENS)
     run_recipe(chosen, out, MachineOptions(PlaceOptions(), resident="all"), result)

@@ -24,7 +24,7 @@ from shoal.prune.table import PRUNERS
 from shoal.recipes.table import RECIPES
 from shoal.select.table import SELECTORS
 from shoal.train.config import MOST_LR, RATE_TIMES_WIDTH
-from shoal.train.heal.config import DEFAULT_HEAL_TOKENS
+from shoal.train.heal.config import DEFAULT_HEAL_TOKENS, SHORT_HEAL_TOKENS
 from shoal.train.heal.table import TRAINABLE
 from shoal.words.counts import parse_count
 
@@ -220,7 +220,7 @@ class HealOptions:
         option(
             "NAME",
             f"Then train more than the repair set: {', '.join(TRAINABLE)}, or none (`shoal heal --help`).",
-            "none",
+            f"lora on {SHORT_HEAL_TOKENS:,} tokens where teacher and student fit into memory and no repair is named",
         ),
     ] = None
     heal_tokens: Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from shoal.cli.console import Screen
@@ -20,6 +21,7 @@ from shoal.run.compress import Outcome
 from shoal.run.estimate import estimate
 from shoal.run.folder import RunFolder
 from shoal.run.job import Inputs
+from shoal.run.optional_healing import without_healing
 from shoal.run.pace import Pace, measure_rates
 from shoal.run.stage import Stage
 from shoal.run.stages.table import STAGES
@@ -54,6 +56,8 @@ def show_outcome(screen: Screen, outcome: Outcome) -> None:
         screen.say(speed_said(outcome.thinned.config))
     if outcome.healed is not None:
         screen.say(f"Healed: {outcome.healed.training}")
+    if outcome.not_healed:
+        screen.say(f"Not healed: {outcome.not_healed}")
     screen.show(figures(evaluation))
     screen.show(generations(evaluation.generations))
     screen.say(f"Plan: {plan}; {sizes_said(plan)}")
@@ -104,6 +108,7 @@ def settle_time(screen: Screen, inputs: Inputs, folder: RunFolder, *, seconds: f
         return inputs
     rates = measure_rates(inputs)
     if seconds is not None:
+        inputs = replace(inputs, recipe=without_healing(inputs.recipe))  # The time decides how long it is.
         begun = folder / "recipe.yaml"
         inputs, chosen = in_time(
             inputs, rates, seconds, begun=begun if begun.exists() and not folder.overwrite else None, heals=heals

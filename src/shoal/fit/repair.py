@@ -78,6 +78,7 @@ class Repair:
         efforts: what ``--time`` may spend on it: candidates that compete, and tokens of the fit; the larger one leaves less KL.
         else_plain: where nothing has a closed form the plain cut stands, said aloud, instead of an error.
         comes_to: the repair that this one is where there is something to repair; empty: itself.
+        ranks_by: the repair of the first round of a race, where a cheaper one tells who is clearly behind; empty: itself.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Repair:
     efforts: tuple[tuple[int, int], ...] = ()
     else_plain: bool = False
     comes_to: str = ""
+    ranks_by: str = ""
 
     def refusal(self, replacement: Replacement | None, trained_on: TrainedOn) -> str:
         """Why this repair cannot stand in a recipe with these, or an empty text."""

@@ -19,7 +19,7 @@ def of_nothing(recipe: Recipe) -> Iterator[str]:
         return
     if recipe.replace != "none" or recipe.repair != "none":
         yield "--layers none removes nothing, so there is nothing to repair; use --replace none --repair none"
-    if recipe.prune is None and recipe.heal is None:
+    if recipe.prune is None and (recipe.heal is None or recipe.heal.optional):
         yield "--layers none removes nothing, and nothing is pruned or healed; name layers, or add --prune wanda"
 
 

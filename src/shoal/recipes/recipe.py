@@ -295,7 +295,7 @@ class Recipe(Record):
             yield f"--repair {self.repair} is of whole layers; with --units {self.units} use refit, auto or none"
         if self.replace != "none":
             yield f"--replace {self.replace} stands in place of whole layers; with --units {self.units} use none"
-        if self.heal is not None and not self.heal.keep_zeros:
+        if self.heal is not None and not (self.heal.keep_zeros or self.heal.optional):
             yield (
                 "healing trains a stock checkpoint, in which sublayers that are gone are maps of zeros that would grow back; "
                 f"with --units {self.units} use --heal none, or heal: keep_zeros: true in a recipe"

@@ -14,6 +14,11 @@ from shoal.words.records import nearest
 from shoal.words.yaml_text import read_yaml
 
 
+def recipe_without_keys() -> Recipe:
+    """What a file comes to that gives no keys: the recipe ``default``, without its name and papers."""
+    return RECIPES["default"].recipe.model_copy(update={"name": "custom", "about": "", "papers": ()})
+
+
 def load_recipe(name_or_path: str = "default", changes: Mapping[str, Any] | None = None) -> Recipe:
     """A named recipe, or one read from a YAML file, with changes on top.
 
@@ -29,7 +34,7 @@ def load_recipe(name_or_path: str = "default", changes: Mapping[str, Any] | None
     own = RECIPES[name_or_path].recipe if name_or_path in RECIPES else _read(name_or_path, given)
     changes = _one_choice(_one_method(changes or {}))
     where = "options" if changes else name_or_path
-    content = one_seed(merge(own.model_dump(mode="json"), changes), changes)
+    content = one_seed(_over(own, changes), changes)
     recipe = Recipe.from_json(json.dumps(content), where=where)
     refuse_unread_keys(given, own, recipe, name_or_path)
     return recipe
@@ -37,7 +42,7 @@ def load_recipe(name_or_path: str = "default", changes: Mapping[str, Any] | None
 
 def with_changes(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """A recipe with other values in some fields, validated as a whole. Raises ValueError as :func:`load_recipe`."""
-    content = one_seed(merge(recipe.model_dump(mode="json"), _one_choice(_one_method(changes))), changes)
+    content = one_seed(_over(recipe, _one_choice(_one_method(changes))), changes)
     return Recipe.from_json(json.dumps(content), where=f"changes of {recipe.name}")
 
 
@@ -57,6 +62,14 @@ def _one_method(changes: Mapping[str, Any]) -> Mapping[str, Any]:
     if changes.get("polish") is not None:
         train = {"objective": None, "stages": [], **train}
     return {**changes, "train": train} if train else changes
+
+
+def _over(base: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a recipe with changes on top; a healing that is asked for means itself in place of an optional one."""
+    content = base.model_dump(mode="json")
+    if changes.get("heal") is not None and base.heal is not None and base.heal.optional:
+        content["heal"] = None
+    return merge(content, changes)
 
 
 def one_seed(content: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,9 +130,9 @@ def _read(name_or_path: str, given: dict[str, Any]) -> Recipe:
     base = content.pop("recipe", None)
     given.update(content)
     if base is None:
-        merged = dict(_one_choice(_one_method(content)))
+        merged = _over(recipe_without_keys(), _one_choice(_one_method(content)))
     elif isinstance(base, str) and base in RECIPES:
-        merged = merge(RECIPES[base].recipe.model_dump(mode="json"), _one_choice(_one_method(content)))
+        merged = _over(RECIPES[base].recipe, _one_choice(_one_method(content)))
     else:
         raise ValueError(f"{path}: recipe: {base!r} is unknown; {nearest(str(base), RECIPES)}")
     merged = one_seed(merged, content)

@@ -9,6 +9,7 @@ import yaml
 from pydantic_core import PydanticUndefined
 
 from shoal.recipes.recipe import Recipe
+from shoal.recipes.recipe_file import recipe_without_keys
 from shoal.words.records import Record
 
 HEAD = """# The keys of a recipe file
@@ -71,7 +72,7 @@ def described(kind: type[Record]) -> list[tuple[tuple[str, ...], str]]:
 def default_said(kind: type[Record], name: str) -> str:
     """The value of a field that is left out, as YAML; ``...`` for a record, whose own fields have theirs."""
     field = kind.model_fields[name]
-    value = field.get_default(call_default_factory=True)
+    value = field.get_default(call_default_factory=True) if kind is not Recipe else getattr(recipe_without_keys(), name)
     if value is PydanticUndefined or isinstance(value, Record):
         return "..."
     value = list(value) if isinstance(value, tuple) else value

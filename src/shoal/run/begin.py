@@ -21,6 +21,7 @@ from shoal.run.job import (
     versions,
     weights_and_room,
 )
+from shoal.run.optional_healing import settled_healing
 from shoal.run.refusals import check_budget, refuse_little_text, refuse_place, refuse_side_files
 from shoal.words.numbers import in_bytes
 from shoal.words.reading import at_home
@@ -90,8 +91,11 @@ def open_to_cut(
     )
     with folder.unless_refused():
         check_budget(inputs)
+        inputs, why = settled_healing(inputs, folder)
         if not folder.record.stages:
             refuse_little_text(inputs)
+    if why:
+        say(f"Not healed: {why}")
     return inputs, folder
 
 

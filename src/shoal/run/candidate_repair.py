@@ -37,8 +37,8 @@ SHARES_FOR_RANKING = (16, 4)
 """Candidates are repaired on one part in that many of the text of the fit, those still in the race on the larger one:
 to rank them takes less text than to repair the winner."""
 
-FEWEST_FOR_RANKING = 20
-"""Samples of a part, where the text holds them."""
+FEWEST_FOR_RANKING = 5120
+"""Tokens of a part, where the text holds them."""
 
 APART = 2
 """A part has at least that many times the samples of the one before: a second look at nearly the same text would tell nothing
@@ -81,16 +81,21 @@ def repairs_candidates(recipe: Recipe) -> bool:
     return recipe.guard > 1 and REPAIRS.named(recipe.repair).compares_repaired
 
 
+def ranking_repairs(recipe: Recipe, n_rounds: int) -> list[str]:
+    """The repair of every round: the recipe's own decides the last, and before it a cheaper one tells who is clearly behind."""
+    return [REPAIRS.named(recipe.repair).ranks_by or recipe.repair] * (n_rounds - 1) + [recipe.repair] * (n_rounds > 0)
+
+
 def ranking_texts(inputs: Inputs) -> list[Samples]:
     """The parts of the text of the fit that candidates are repaired on, the smallest first."""
-    return [inputs.fitting.take(n) for n in ranking_sizes(inputs.fitting.n_samples)]
+    return [inputs.fitting.take(n) for n in ranking_sizes(inputs.fitting.n_samples, inputs.length)]
 
 
-def ranking_sizes(n_samples: int) -> list[int]:
-    """Samples of each part of a text for the fit, the smallest first."""
+def ranking_sizes(n_samples: int, length: int) -> list[int]:
+    """Samples of each part of a text for the fit, so many tokens long, the smallest first."""
     sizes: list[int] = []
     for share in sorted(SHARES_FOR_RANKING):
-        n = min(n_samples, max(n_samples // share, FEWEST_FOR_RANKING))
+        n = min(n_samples, max(n_samples // share, -(-FEWEST_FOR_RANKING // length)))
         if not sizes or APART * n <= sizes[0]:
             sizes.insert(0, n)
     return sizes
@@ -101,10 +106,10 @@ def rungs(inputs: Inputs, size: ModelSize, candidates: Sequence[Candidate]) -> t
     if not repairs_candidates(inputs.recipe):
         return ()
     boundary = shared_boundary(candidates)
-    found = []
-    for samples in ranking_texts(inputs):
+    found, texts = [], ranking_texts(inputs)
+    for samples, repair in zip(texts, ranking_repairs(inputs.recipe, len(texts)), strict=True):
         prefix = TeacherPrefix(inputs.view, inputs.batches(samples), boundary, workers=inputs.workers)
-        found.append(Rung(samples.n_tokens, repairer(inputs, size, samples, prefix)))
+        found.append(Rung(samples.n_tokens, repairer(inputs, size, samples, prefix, repair=repair)))
     return tuple(found)
 
 
@@ -139,8 +144,8 @@ def refit_without(inputs: Inputs) -> tuple[RefitOf, str]:
     return refit, f"{samples.data_hash} {samples.n_samples} {config!r}"
 
 
-def repairer(inputs: Inputs, size: ModelSize, samples: Samples, prefix: TeacherPrefix) -> RepairOfCandidate:
-    """Repairs a candidate as the recipe asks, on that text; all of them share the teacher's states on it up to their cuts."""
+def repairer(inputs: Inputs, size: ModelSize, samples: Samples, prefix: TeacherPrefix, *, repair: str) -> RepairOfCandidate:
+    """Repairs a candidate to be compared, on that text; all of them share the teacher's states on it up to their cuts."""
     opened, config = inputs.opened, inputs.recipe.fit
     if config.ridge is None:
         config = config.model_copy(update={"ridge": RANKING_RIDGE})
@@ -152,7 +157,7 @@ def repairer(inputs: Inputs, size: ModelSize, samples: Samples, prefix: TeacherP
                 inputs.view,
                 cut,
                 samples,
-                repair=inputs.recipe.repair,
+                repair=repair,
                 batch_size=inputs.batch_size,
                 config=config,
                 reuse=Reuse(kept, prefix),

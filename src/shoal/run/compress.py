@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class Outcome:
     """What a run left: every value is also a file of ``folder``; ``model`` loads with plain transformers.
 
-    ``beside`` says what the source's folder holds beside the decoder.
+    ``beside`` says what the source's folder holds beside the decoder; ``not_healed``, why an optional healing failed.
     """
 
     folder: Path
@@ -46,6 +46,7 @@ class Outcome:
     thinned: ThinResult | None
     beside: Beside
     healed: HealedInRun | None = None
+    not_healed: str = ""
 
     def __repr__(self) -> str:
         """A few lines: what was removed, what that cost, where it lies. Every value is an attribute."""
@@ -113,4 +114,5 @@ def run_stages(inputs: Inputs, folder: RunFolder, *, command: str = "") -> Outco
         thinned=state.thinned,
         beside=inputs.opened.beside,
         healed=state.healed,
+        not_healed=state.not_healed,
     )

@@ -100,17 +100,22 @@ class Inputs:
         """The text of polishing: as many samples as the recipe's tokens need."""
         return self.training_for(self.recipe.train.all_tokens())
 
-    def training_for(self, tokens: int | None) -> Samples:
-        """Samples of the training slice for that many tokens; without a number, 1 M tokens or what the text holds."""
+    def training_for(self, tokens: int | None, *, length: int | None = None) -> Samples:
+        """Samples of the training slice for that many tokens; without a number, 1 M tokens or what the text holds.
+
+        Args:
+            length: tokens of a packed sample, where they are not those of the other slices.
+        """
         is_padded = self.recipe.text.packing == "padded"
         if tokens is not None and not is_padded:
-            return self._samples("training", -(-tokens // self.length))
-        return self._up_to(DEFAULT_TOKENS if tokens is None else tokens)
+            length = length or self.length
+            return self._samples("training", -(-tokens // length), length=length)
+        return self.training_up_to(DEFAULT_TOKENS if tokens is None else tokens)
 
     @cached_property
     def fitting(self) -> Samples:
         """Samples of the training slice for a closed-form repair: as many as its tokens need where the text holds them."""
-        return self._up_to(self.recipe.fit.n_tokens(self.widest_map))
+        return self.training_up_to(self.recipe.fit.n_tokens(self.widest_map))
 
     @property
     def widest_map(self) -> int:
@@ -151,8 +156,8 @@ class Inputs:
             versions=versions(),
         )
 
-    def _up_to(self, wanted: int) -> Samples:
-        """Samples of the training slice with about that many tokens, or what the text holds."""
+    def training_up_to(self, wanted: int) -> Samples:
+        """Samples of the training slice with about that many tokens, or what the text holds, eight at least."""
         most = max(FEWEST_DEFAULT, wanted // self.length)
         found = self._samples("training", None, most=most)
         # Padded samples are rarely full.
@@ -161,11 +166,11 @@ class Inputs:
             found = self._samples("training", None, most=most)
         return found
 
-    def _samples(self, slice: str, asked: int | None, *, most: int | None = None) -> Samples:
+    def _samples(self, slice: str, asked: int | None, *, most: int | None = None, length: int | None = None) -> Samples:
         """The number asked for, or else the default where the text holds it and at least 8."""
         n = asked or most or samples_of(self.recipe.text, slice, self.length)
         fewest = None if asked else FEWEST_DEFAULT
-        length, packing = self.length, self.recipe.text.packing
+        length, packing = length or self.length, self.recipe.text.packing
 
         def read() -> Samples:
             assert self.corpus is not None
@@ -230,7 +235,7 @@ def without_new_values(recipe: Recipe, opened: Opened) -> Recipe:
         f"--replace {recipe.replace}": recipe.replace != "none",
         f"--repair {recipe.repair}": recipe.repair != "none" and not REPAIRS.named(recipe.repair).else_plain,
         "training": recipe.repair != "none" and recipe.training() is not None,
-        "healing": recipe.heal is not None,
+        "healing": recipe.heal is not None and not recipe.heal.optional,
         f"--units {recipe.units}": recipe.units != "layers",
         f"--select {recipe.select}": recipe.merges_layers,
         "--prune": recipe.prune is not None,
@@ -240,7 +245,7 @@ def without_new_values(recipe: Recipe, opened: Opened) -> Recipe:
     what = next((name for name, is_asked in asked.items() if is_asked), None)
     if what is not None:
         refuse_new_values(opened.path, opened.quantised, what=what)
-    return recipe.model_copy(update={"repair": "none"})
+    return recipe.model_copy(update={"repair": "none", "heal": None})
 
 
 def layers_in_memory(model: str, opening: Opening, *, share: float = SHARE_FOR_WEIGHTS) -> int | None:

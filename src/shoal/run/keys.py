@@ -8,7 +8,7 @@ from __future__ import annotations
 from shoal.edits.plan import Plan
 from shoal.recipes.recipe import Recipe
 from shoal.recipes.task_choice import asks_tasks
-from shoal.run.candidate_repair import repairs_candidates
+from shoal.run.candidate_repair import ranking_repairs, repairs_candidates
 from shoal.run.choosing_tasks import tasks_of
 from shoal.run.job import Inputs
 from shoal.run.searching import runs_the_model, search_in_use
@@ -41,7 +41,9 @@ def choice_key(inputs: Inputs, budget: Budget, request: Request, *, scan: str | 
     if recipe.merges_layers:
         used.update(search=repr(recipe.search), searched=inputs.calibration.data_hash)
     if repairs_candidates(recipe):
-        used.update(repair=recipe.repair, fitting=inputs.fitting.data_hash, how_fitted=_how_fitted(recipe))
+        used.update(
+            repair=" ".join(ranking_repairs(recipe, 2)), fitting=inputs.fitting.data_hash, how_fitted=_how_fitted(recipe)
+        )
     return stable_hash("plan", inputs.model_key, used, inputs.selection.data_hash if request.n_candidates > 1 else None)
 
 

@@ -67,7 +67,7 @@ class State:
         values: beside the plan.
         repaired, trained, thinned: the records of fit, polish and prune.
         model: the folder of the checkpoint.
-        healed: how it was healed, where the recipe asks for that.
+        healed: how it was healed, where the recipe asks for that; ``not_healed``: why an optional healing failed.
     """
 
     inputs: Inputs
@@ -83,6 +83,7 @@ class State:
     thinned: ThinResult | None = None
     model: Path | None = None
     healed: HealedInRun | None = None
+    not_healed: str = ""
     evaluation: Evaluation | None = None
 
     @property

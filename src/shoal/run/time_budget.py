@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 from shoal.fit.table import REPAIRS
@@ -19,17 +18,14 @@ from shoal.recipes.recipe import Recipe
 from shoal.recipes.recipe_file import load_recipe
 from shoal.run.estimate import estimate, minutes
 from shoal.run.job import Inputs
+from shoal.run.optional_healing import FEWEST_HEALED
 from shoal.run.pace import Pace, StageRates
-from shoal.train.heal.config import HealConfig
-from shoal.train.heal.table import TRAINABLE
+from shoal.train.heal.config import SHORT_HEAL_TOKENS, HealConfig
 from shoal.words.reading import shortened
 
 UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 SAFETY = 0.8  # This share of the time is planned: an estimate may be off, and a run that ends late breaks a promise.
-FEWEST_HEALED = 8192  # A healing of fewer tokens has hardly begun when its learning rate falls again.
-FIRST_HEALED = 49_152
-"""Tokens of a healing that a longer repair has to leave time for: on SmolLM2 they are worth more (``docs/smollm2.md``)."""
 ROUND = 1024  # Tokens of a healing that time chooses are a multiple of it.
 
 
@@ -68,7 +64,7 @@ def in_time(
         return estimate(Pace(replace(inputs, recipe=tried), rates)).seconds
 
     expected = [lasts(step) for step in steps]
-    with_healing = [lasts(_healed(step, min(longest, FIRST_HEALED))) for step in steps]
+    with_healing = [lasts(_healed(step, min(longest, SHORT_HEAL_TOKENS))) for step in steps]
     for costs in (with_healing, expected):
         fitting = [n for n in range(len(steps)) if costs[n] <= planned]
         if fitting:
@@ -118,10 +114,7 @@ def ladder(recipe: Recipe, n_healed: int | None = None) -> list[Recipe]:
 
 
 def _longest_healing(inputs: Inputs, recipe: Recipe) -> int:
-    """The most tokens that time may heal: those of the text; 0 where it is too short or the method's package is missing."""
-    healing = recipe.heal or HealConfig()
-    if TRAINABLE.named(healing.method).has_adapters and find_spec("peft") is None:
-        return 0
+    """The most tokens that time may heal: those of the text; 0 where it is too short."""
     n_tokens = inputs.training_for(None).n_tokens // ROUND * ROUND
     return n_tokens if n_tokens >= FEWEST_HEALED else 0
 

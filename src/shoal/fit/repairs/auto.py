@@ -24,4 +24,5 @@ AUTO = Repair(
     efforts=EFFORTS_OF_SWEEPS,
     else_plain=True,
     comes_to="sweep",
+    ranks_by="refit",
 )

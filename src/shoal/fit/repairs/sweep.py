@@ -22,4 +22,5 @@ SWEEP = Repair(
     fit,
     size,
     efforts=EFFORTS_OF_SWEEPS,
+    ranks_by="refit",
 )

@@ -114,6 +114,8 @@ class NeuronPool:
                     view.run_layer(layer, h_BTD, reading)
                 real_BT, sinks_BT = real_and_sinks(reading.batch, h_BTD, h_BTD)
                 chosen_BT = real_BT & ~sinks_BT & (folds_B != 0)[:, None]  # The held-out samples may not choose.
+                if not chosen_BT.any():  # A last batch may hold nothing else.
+                    continue
                 self.read.append((seen[tap].reshape(h_BTD.shape)[chosen_BT], WEIGHTS[config.weights](h_BTD[chosen_BT])))
         self.n_most = int(EXTRA * self.map.n_inputs)
         self.found: dict[str, Tensor] = {}

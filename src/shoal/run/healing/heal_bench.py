@@ -65,8 +65,13 @@ class HealBench:
 
     @cached_property
     def given(self) -> Samples:
-        """The training text as it was given."""
-        return self.inputs.training_for(self.config.tokens)
+        """The training text as it was given, in samples short enough for its steps."""
+        inputs, text = self.inputs, self.inputs.recipe.text
+        found = inputs.training_for(self.config.tokens)
+        if text.length is not None or text.packing == "padded":
+            return found
+        length = self.config.sample_length(found.n_tokens, inputs.length)
+        return found if length == inputs.length else inputs.training_for(found.n_tokens, length=length)
 
     @cached_property
     def cut(self) -> CutPlace | None:

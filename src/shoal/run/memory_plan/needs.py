@@ -20,6 +20,7 @@ from shoal.run.job import LONGEST_DEFAULT, SHARE_BESIDE_STUDENT, layers_in_memor
 from shoal.run.memory_plan.machine import Machine, machine_of
 from shoal.run.memory_plan.shape import amounts_without_weights, shape_of
 from shoal.run.memory_plan.sizes import Sizes, StageNeed
+from shoal.run.optional_healing import mended_by_name, without_healing
 from shoal.run.resource_amounts import amounts_as_if_alike
 from shoal.run.stages.table import STAGES
 from shoal.select.amounts import Amounts
@@ -71,7 +72,7 @@ def needs_of(
     *,
     out: Path | None = None,
 ) -> MemoryNeeds:
-    """Bound every stage of :func:`shoal.run.compress.compress` with these arguments.
+    """Bound every stage of :func:`shoal.run.compress.compress` with these arguments; an optional healing where it fits.
 
     Numbers of samples that the recipe leaves open are taken at their defaults: a short text takes less.
 
@@ -80,15 +81,20 @@ def needs_of(
     Raises:
         ValueError: no such model, a model that cannot be cut, a budget out of reach.
     """
-    if recipe.model is None:
+    model = recipe.model
+    if model is None:
         raise ValueError("no model given; name a hub id or a folder")
-    shape = shape_of(recipe.model, dtype=opening.dtype, trust_remote_code=opening.trust)
-    held = layers_in_memory(recipe.model, opening, share=SHARE_BESIDE_STUDENT)
+    shape = shape_of(model, dtype=opening.dtype, trust_remote_code=opening.trust)
+    held = layers_in_memory(model, opening, share=SHARE_BESIDE_STUDENT)
     machine = machine_of(opening.device)
+    if held is not None or mended_by_name(recipe):
+        recipe = without_healing(recipe)
     folder = next(place for place in (Path(out or "."), *Path(out or ".").absolute().parents) if place.exists())
     sizes = sizes_of(recipe, shape, machine, held=held, amounts=unopened_amounts(recipe, shape, opening))
+    if any(one.stage == "heal" and one.memory > machine.free for one in stage_needs(sizes)):
+        sizes = replace(sizes, recipe=without_healing(recipe))
     found = MemoryNeeds(
-        model=recipe.model,
+        model=model,
         resident=held,
         stages=stage_needs(sizes),
         free_memory=machine.free,
@@ -97,6 +103,17 @@ def needs_of(
     )
     streamed = stage_needs(replace(sizes, held=1))
     return found.model_copy(update={"advice": tuple(_advice(found, streamed))})
+
+
+def too_little_to_heal(recipe: Recipe, opening: Opening) -> str:
+    """Why the healing of a recipe may not fit into memory beside a teacher that is opened; empty where it fits."""
+    assert recipe.heal is not None
+    required = recipe.model_copy(update={"heal": recipe.heal.model_copy(update={"optional": False})})
+    found = needs_of(required, opening)
+    need = next(one for one in found.stages if one.stage == "heal")
+    free = found.free_memory - need.parts["process"]
+    most = need.memory - need.parts["process"] - need.parts["weights"]
+    return f"it takes up to {in_bytes(most)} of memory beside its teacher, {in_bytes(free)} are free" if most > free else ""
 
 
 def unopened_amounts(recipe: Recipe, shape: ModelShape, opening: Opening) -> dict[str, Amounts]:

@@ -19,6 +19,7 @@ from shoal.run.candidate_repair import (
     LINEAR_ERROR_BYTES,
     SHARES_FOR_RANKING,
     linear_errors_of,
+    ranking_repairs,
     ranking_sizes,
     repairs_candidates,
     rungs,
@@ -250,9 +251,10 @@ def _racing(pace: Pace) -> float:
         return n_left * pace.judging(n_selection)
     lookups = pace.rates.layers + shape.n_layers * 4 * shape.hidden**2 / pace.rates.products
     seconds = pace.tokens("calibration") * lookups
-    texts = [n * length * pace.share for n in ranking_sizes(pace.n_fit // length)]
-    for text in texts if n_left > 2 else texts[-1:]:
-        seconds += n_left * (solving(pace, text, searches=False) + 2 * pace.judging(n_selection))
+    texts = [n * length * pace.share for n in ranking_sizes(pace.n_fit // length, length)]
+    rounds = list(zip(texts, ranking_repairs(recipe, len(texts)), strict=True))
+    for text, repair in rounds if n_left > 2 else rounds[-1:]:
+        seconds += n_left * (solving(pace, repair, text, searches=False) + 2 * pace.judging(n_selection))
         n_left = max(2, -(-n_left // 2))
     return seconds
 

@@ -102,19 +102,19 @@ def fitting(sizes: Sizes, stage: str, *, share: int, n_states: int = 5) -> Stage
 
 def lasts(pace: Pace) -> dict[str, float]:
     """The repair, and its student compared with the plain cut."""
-    repair = solving(pace, pace.n_fit * pace.share, searches=pace.recipe.fit.ridge is None)
+    repair = solving(pace, pace.recipe.repair, pace.n_fit * pace.share, searches=pace.recipe.fit.ridge is None)
     return {"repair": repair + 2 * pace.judging(pace.tokens("selection"))}
 
 
-def solving(pace: Pace, n_tokens: float, *, searches: bool) -> float:
-    """Seconds of one closed-form repair of a quarter of the layers, cut from the middle.
+def solving(pace: Pace, repair: str, n_tokens: float, *, searches: bool) -> float:
+    """Seconds of one closed-form repair, by its name, of a quarter of the layers, cut from the middle.
 
     Args:
         searches: the ridge is looked for by cross-validation.
     """
     shape, rates = pace.shape, pace.rates
     n_before = 3 * shape.n_layers // 8
-    size = REPAIRS.named(pace.recipe.repair).size(shape, n_before)
+    size = REPAIRS.named(repair).size(shape, n_before)
     n_refitted = size.layers if size.solved else 0
     forwards = (n_before + shape.n_layers // 4 + PASSES * n_refitted) / shape.n_layers
     sums = n_refitted * sum(2 * n * (n + shape.hidden) for n in size.solved)

@@ -1,7 +1,10 @@
 """The stage healed: the student of ``cut/`` trained by its teacher and merged into ``model/``; its steps are in run/healing."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
+from shoal.checkpoint.verify import Verification
 from shoal.recipes.recipe import Recipe
 from shoal.run.folder import RunFolder
 from shoal.run.keys import save_key
@@ -12,7 +15,11 @@ from shoal.train.config import DEFAULT_TOKENS
 from shoal.train.heal.config import HealConfig
 from shoal.train.heal.table import TRAINABLE
 from shoal.words.progress import silent, watched
-from shoal.words.records import stable_hash
+from shoal.words.records import stable_hash, write_atomically
+
+NOT_HEALED = "not_healed.txt"
+"""Why an optional healing has failed."""
+PROOF = "verification.json"
 
 
 def _config(recipe: Recipe) -> HealConfig:
@@ -27,7 +34,8 @@ def key(state: State) -> str:
 
 def run(state: State, folder: RunFolder) -> Made:
     """Training and merge keep records of their own, so that a run that was killed between them goes on."""
-    return Made(_healed(state, folder), ())
+    made = _healed(state, folder)
+    return Made(made, (NOT_HEALED, "model", PROOF) if made.not_healed else ())
 
 
 def load(state: State, folder: RunFolder) -> State:
@@ -36,11 +44,33 @@ def load(state: State, folder: RunFolder) -> State:
 
 
 def _healed(state: State, folder: RunFolder) -> State:
+    """The healed student; that which was cut and repaired where an optional healing has failed, now or before."""
     from shoal.run.healing.heal_checkpoint import heal_in_run
 
     assert state.model is not None, "there is nothing to heal before a student is written"
-    found = heal_in_run(state.inputs, folder, state.model)
-    return replace(state, healed=found, model=folder / "model")
+    inputs, failed = state.inputs, folder / NOT_HEALED
+    why = inputs.workers.from_first(lambda: failed.read_text() if failed.exists() else "")
+    if not why:
+        try:
+            return replace(state, healed=heal_in_run(inputs, folder, state.model), model=folder / "model")
+        except ValueError as error:
+            # The others of several processes may have met no error, so that they would wait for this one.
+            if not _config(state.recipe).optional or inputs.workers.size > 1:
+                raise
+            why = str(error)
+        _take_over(state.model, folder, why=why)
+    return replace(state, model=folder / "model", not_healed=why)
+
+
+def _take_over(cut: Path, folder: RunFolder, *, why: str) -> None:
+    """The checkpoint that was to be healed takes the final name, with its proof."""
+    folder.forget(["model", "heal"])
+    for name in ("model", "adapter", "heal"):
+        folder.remove(name)
+    shutil.copytree(cut, folder / "model")
+    proof = Verification.load(cut.with_name("cut.verification.json"))
+    proof.model_copy(update={"path": "model"}).save(folder / PROOF)
+    write_atomically(folder / NOT_HEALED, why.encode())
 
 
 def takes(sizes: Sizes) -> StageNeed:

@@ -19,9 +19,12 @@ from shoal.words.counts import SampleCount, SeedNumber, StepCount, TokenCount
 from shoal.words.records import Record, is_asked, refuse
 
 DEFAULT_HEAL_TOKENS = 1_000_000
+SHORT_HEAL_TOKENS = 98_304
+"""Tokens of a short healing, worth more than a longer repair: docs/decisions/0021-the-default-heals.md."""
 MICRO_BATCH = 4
-MOST_BATCH, FEWEST_STEPS, FEWEST_TOKENS = 8, 64, 512
-"""24,576 tokens of SmolLM2 in 48 steps of 512 do what 49,152 tokens do in 24 steps (``docs/healing.md``)."""
+MOST_BATCH, FEWEST_STEPS, FEWEST_TOKENS, SHORTEST = 8, 192, 512, 256
+"""Little text is cut into small steps: of SmolLM2 98,304 tokens leave less in 192 steps of 512 tokens than in 96 of 1,024, and
+24,576 tokens in 48 steps do what 49,152 do in 24 (``docs/healing.md``)."""
 
 
 class HealConfig(Record):
@@ -54,8 +57,8 @@ class HealConfig(Record):
         floor: the final learning rate as a share of the peak (cosine).
         warmup: first steps with a rising rate: a share of all steps below 1, a number of steps from 1.
         weight_decay, betas, clip: AdamW's, and the largest gradient norm.
-        batch: samples per optimiser step over all processes. None: 8, fewer where the text would give fewer than 64 steps, but
-            512 tokens at least.
+        batch: samples per optimiser step over all processes. None: 8; where the text would give fewer than 192 steps, shorter
+            samples unless their length is asked for, and fewer of them, but 512 tokens at least.
         micro_batch: most samples per forward of one process; gradients accumulate in between.
         checkpointing: recompute activations in the backward pass, which takes a third more time and far less memory.
         processes: how several processes share the training: each has the whole model (``replicate``, DDP), or a part of every
@@ -68,6 +71,8 @@ class HealConfig(Record):
         regrow, regrow_every, regrow_in: share of the other weights of each matrix that is set to zero every ``regrow_every``
             steps, the smallest, while as many grow where the gradient is largest: among the zeros of ``all`` matrices (arXiv
             2210.14012), or of each ``map``. It falls to nothing at three quarters of the training.
+        optional: left out, and said so, where the run cannot train beside its teacher, or where the recipe names how the cut is
+            mended; a training that fails leaves the student that was cut and repaired.
         seed: of adapters, dropout and the order of the samples; the recipe's, where that is given and this is not.
     """
 
@@ -109,6 +114,7 @@ class HealConfig(Record):
     regrow: float = Field(default=0.0, ge=0, lt=1)
     regrow_every: StepCount = 100
     regrow_in: Literal["all", "map"] = "all"
+    optional: bool = False
     seed: SeedNumber = 0
 
     @field_validator("method")
@@ -142,6 +148,12 @@ class HealConfig(Record):
         """The batch of a settled config."""
         assert self.batch is not None, "the batch is settled when the text is known"
         return self.batch
+
+    def sample_length(self, n_tokens: int, length: int) -> int:
+        """Tokens of a training sample where nobody asked for a length: halved while the text gives too few steps of one."""
+        while self.batch is None and n_tokens < FEWEST_STEPS * length and length % 2 == 0 and length >= 2 * SHORTEST:
+            length //= 2
+        return length
 
     def settled(self, n_samples: float, per_sample: float, n_processes: int = 1) -> HealConfig:
         """With the batch of a training on so many samples of so many tokens, and with pieces of it that fill it.

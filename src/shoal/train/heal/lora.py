@@ -23,9 +23,10 @@ def add_adapters(model: Any, config: HealConfig, evidence: RankEvidence) -> Any:
     """The model with adapters, as a ``PeftModel``; everything but the adapters is frozen.
 
     Raises:
-        ValueError: no map to adapt; a rank above the width of a map; peft is not installed.
+        ValueError: no map to adapt; a rank above the width of a map.
     """
-    peft = import_peft()
+    import peft
+
     maps = linear_maps(model, config.targets)
     ranks = divided(RANKS.named(config.ranks).weights(evidence), costs(maps, evidence.n_layers), config.rank)
     narrow = min(maps, key=lambda one: min(one.n_in, one.n_out) - ranks[one.layer])
@@ -69,15 +70,6 @@ def adapter_ranks(layers: Sequence[nn.Module]) -> tuple[int, ...]:
 def merged(model: Any) -> Any:
     """The plain model with its adapters added into the weights, in the weights' own dtype."""
     return model.merge_and_unload()
-
-
-def import_peft() -> Any:
-    """The library peft. Raises ImportError with the extra to install."""
-    try:
-        import peft
-    except ImportError:
-        raise ImportError("healing with adapters needs peft; install it with: pip install 'shoal[heal]'") from None
-    return peft
 
 
 def most_adapters(shape: ModelShape, n_layers: int, config: HealConfig) -> int:

@@ -1,0 +1,87 @@
+"""An optional healing: whether this run has it, with how many tokens, and why not where it has not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from shoal.recipes.recipe import Recipe
+from shoal.recipes.recipe_file import load_recipe
+from shoal.run.folder import RunFolder
+from shoal.run.job import Inputs
+from shoal.train.config import DEFAULT_TOKENS
+from shoal.train.heal.config import HealConfig
+
+FEWEST_HEALED = 8192  # A healing of fewer tokens has hardly begun when its learning rate falls again.
+
+
+def settled_healing(inputs: Inputs, folder: RunFolder) -> tuple[Inputs, str]:
+    """The inputs with an optional healing as this run has it, and for people why it has none; empty where it has.
+
+    A run that goes on keeps what it began with: the memory that is free may be another by then.
+    """
+    recipe, healing = inputs.recipe, inputs.recipe.heal
+    if healing is None or not healing.optional:
+        return inputs, ""
+    n_tokens = _tokens(inputs, healing.tokens or DEFAULT_TOKENS)
+    has_zeros = recipe.prune is not None or recipe.units != "layers"
+    healed = _with(
+        recipe, healing.model_copy(update={"tokens": n_tokens or None, "keep_zeros": healing.keep_zeros or has_zeros})
+    )
+    why = inputs.workers.from_first(lambda: _as_begun(recipe, healed, folder))
+    if why is None:
+        why = inputs.workers.from_first(lambda: next(_reasons(inputs, healed), ""))
+    return replace(inputs, recipe=_with(recipe, None) if why else healed), why
+
+
+def without_healing(recipe: Recipe) -> Recipe:
+    """The recipe without an optional healing; any other stays."""
+    return _with(recipe, None) if recipe.heal is not None and recipe.heal.optional else recipe
+
+
+def mended_by_name(recipe: Recipe) -> str | None:
+    """The field that names how the cut is mended, or None where that is left to the recipe."""
+    named = {
+        f"repair {recipe.repair}": recipe.repair != "auto",
+        f"replace {recipe.replace}": recipe.replace != "none",
+        f"polish {recipe.polish}": recipe.polish is not None,
+        "new layers": recipe.grow is not None,
+    }
+    return next((what for what, is_named in named.items() if is_named), None)
+
+
+def _tokens(inputs: Inputs, wanted: int) -> int:
+    try:
+        return min(wanted, inputs.training_up_to(wanted).n_tokens)
+    except ValueError:  # The text does not fill eight samples.
+        return 0
+
+
+def _with(recipe: Recipe, healing: HealConfig | None) -> Recipe:
+    return recipe.model_copy(update={"heal": healing})
+
+
+def _as_begun(recipe: Recipe, healed: Recipe, folder: RunFolder) -> str | None:
+    """What a run of this recipe decided when it began: its reason, or empty; None where none stands."""
+    begun = folder / "recipe.yaml"
+    if folder.overwrite or not begun.exists():
+        return None
+    stands = load_recipe(str(begun)).to_yaml()
+    return {healed.to_yaml(): "", _with(recipe, None).to_yaml(): "this run began without it"}.get(stands)
+
+
+def _reasons(inputs: Inputs, healed: Recipe) -> Iterator[str]:
+    assert healed.heal is not None
+    n_tokens = healed.heal.tokens or 0
+    named = mended_by_name(healed)
+    if named is not None:
+        yield f"{named} was asked for; add --heal {healed.heal.method} for both"
+    if inputs.is_streamed:
+        yield "it trains with all layers in memory, and here they are read from disk"
+    if n_tokens < FEWEST_HEALED:
+        yield f"the text has {n_tokens:,} tokens to train on, and it takes {FEWEST_HEALED:,}"
+    from shoal.run.memory_plan.needs import too_little_to_heal
+
+    too_little = too_little_to_heal(healed, inputs.opened.opening)
+    if too_little:
+        yield too_little

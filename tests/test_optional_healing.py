@@ -1,0 +1,162 @@
+"""The default's healing: in the run where it can be, left out with the reason where it cannot, and never the end of a run."""
+
+import hashlib
+import json
+import re
+from dataclasses import replace
+
+import pytest
+
+from shoal import compress, load_recipe
+from shoal.engine.opening import Opening
+from shoal.recipes.table import RECIPES
+from shoal.run import optional_healing
+from shoal.run.begin import open_to_cut
+from shoal.run.healing import heal_checkpoint
+from shoal.run.memory_plan import needs
+from shoal.train.heal.config import HealConfig
+
+LENGTH = 16
+TEXT = {"samples": 8, "length": LENGTH, "selection": 8, "evaluation": 8}
+
+
+@pytest.fixture(autouse=True)
+def few_tokens_are_enough(monkeypatch):
+    monkeypatch.setattr(optional_healing, "FEWEST_HEALED", 8 * LENGTH)
+
+
+def recipe(small, **changes):
+    """The default with eight samples of healing."""
+    found = load_recipe(
+        "default",
+        {
+            "model": small["model"], "text": {**TEXT, "sources": [small["text"]]}, "fit": {"tokens": 1024},
+            **({} if {"layers", "keep"} & changes.keys() else {"drop": "2"}), **changes,
+        },
+    )  # fmt: skip
+    return (
+        found
+        if found.heal is None
+        else found.model_copy(update={"heal": HealConfig(tokens=8 * LENGTH, optional=True, lr=1e-3)})
+    )
+
+
+def begun(small, folder, opening=Opening(), **changes):
+    """The healing of a run as it is settled, and what people are told of it."""
+    said = []
+    inputs, _ = open_to_cut(recipe(small, **changes), folder, opening, say=said.append)
+    return inputs.recipe.heal, [line for line in said if line.startswith("Not healed")]
+
+
+def bytes_of(folder):
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.suffix == ".safetensors"
+    }
+
+
+def test_the_default_heals_as_well_as_it_is_asked_to(small, tmp_path):
+    found = compress(recipe(small), tmp_path / "run")
+    assert found.healed is not None and not found.not_healed and (tmp_path / "run" / "cut").is_dir()
+    named = compress(recipe(small).model_copy(update={"heal": HealConfig(tokens=8 * LENGTH, lr=1e-3)}), tmp_path / "named")
+    assert bytes_of(found.model) == bytes_of(named.model)
+
+
+def test_it_takes_the_tokens_that_the_text_holds(small, tmp_path):
+    asked = recipe(small)
+    inputs, _ = open_to_cut(asked.model_copy(update={"heal": HealConfig(tokens=10**7, optional=True)}), tmp_path / "run")
+    held = inputs.training_up_to(10**7).n_tokens
+    assert inputs.recipe.heal.tokens == held < 10**7
+
+
+@pytest.mark.parametrize(
+    ("changes", "opening", "why"),
+    [
+        ({"repair": "none"}, Opening(), r"repair none was asked for; add --heal lora for both"),
+        ({"repair": "sweep"}, Opening(), r"repair sweep was asked for"),
+        ({"replace": "layer"}, Opening(), r"repair none was asked for"),
+        ({"polish": "kl"}, Opening(), r"polish kl was asked for"),
+        ({"layers": "2", "repair": "bias"}, Opening(), r"repair bias was asked for"),
+        ({}, Opening(resident="1"), r"it trains with all layers in memory"),
+    ],
+)  # fmt: skip
+def test_it_is_left_out_with_the_reason(changes, opening, why, small, tmp_path):
+    healing, said = begun(small, tmp_path / "run", opening, **changes)
+    assert healing is None and len(said) == 1
+    assert re.search(why, said[0]), said
+
+
+def test_it_is_left_out_of_little_text_and_of_little_memory(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(optional_healing, "FEWEST_HEALED", 10**6)
+    healing, said = begun(small, tmp_path / "little")
+    assert healing is None and "the text has 128 tokens to train on, and it takes 1,000,000" in said[0]
+    monkeypatch.undo()
+    assert not needs.too_little_to_heal(recipe(small), Opening())
+    whole = needs.machine_of
+    monkeypatch.setattr(optional_healing, "FEWEST_HEALED", 1)
+    monkeypatch.setattr(needs, "machine_of", lambda device: replace(whole(device), free=whole(device).base + 10**6))
+    healing, said = begun(small, tmp_path / "memory")
+    assert healing is None and "of memory beside its teacher, 1 MB are free" in said[0]
+
+
+@pytest.mark.parametrize("units", ["layers", "sublayers"])
+def test_zeros_that_were_asked_for_stay(units, small, tmp_path):
+    searching = {} if units == "layers" else {"units": units, "select": "lowest", "by": "relative_update", "drop": "2"}
+    healing, said = begun(small, tmp_path / "run", **searching)
+    assert not said and healing.keep_zeros == (units != "layers")
+
+
+def test_a_run_goes_on_with_what_it_began_with(small, tmp_path, monkeypatch):
+    """The memory that is free may be another by then."""
+    compress(recipe(small), tmp_path / "run")
+    monkeypatch.setattr(needs, "too_little_to_heal", lambda recipe, opening: "it does not fit")
+    healing, said = begun(small, tmp_path / "run")
+    assert healing is not None and not said
+    compress(recipe(small), tmp_path / "without")
+    monkeypatch.undo()
+    monkeypatch.setattr(optional_healing, "FEWEST_HEALED", 8 * LENGTH)
+    healing, said = begun(small, tmp_path / "without")
+    assert healing is None and "this run began without it" in said[0]
+
+
+def test_a_training_that_fails_leaves_the_student_that_was_cut_and_repaired(small, tmp_path, monkeypatch, shoal):
+    """Memory that ran out, say: the run ends with the repaired student, proved, and does not train again when it goes on."""
+
+    def fails(*_):
+        raise ValueError("healing ran out of memory; give checkpointing")
+
+    monkeypatch.setattr(heal_checkpoint, "heal_in_run", fails)
+    found = compress(recipe(small), tmp_path / "run")
+    assert found.healed is None and found.not_healed.startswith("healing ran out of memory")
+    assert bytes_of(found.model) == bytes_of(tmp_path / "run" / "cut") == bytes_of(plain(small, tmp_path).model)
+    assert json.loads((tmp_path / "run" / "verification.json").read_text())["path"] == "model"
+    monkeypatch.setattr(heal_checkpoint, "heal_in_run", lambda *_: pytest.fail("it trained again"))
+    assert compress(recipe(small), tmp_path / "run").evaluation == found.evaluation
+    code, out, err = shoal("report", tmp_path / "run")
+    assert code == 0, err
+    monkeypatch.setattr(heal_checkpoint, "heal_in_run", fails)
+    with pytest.raises(ValueError, match="out of memory"):
+        compress(recipe(small).model_copy(update={"heal": HealConfig(tokens=8 * LENGTH)}), tmp_path / "asked")
+
+
+def plain(small, folder):
+    return compress(recipe(small).model_copy(update={"heal": None}), folder / "plain")
+
+
+@pytest.mark.parametrize(("given", "expected"), [
+    ("lora", HealConfig()),
+    ({"tokens": 4096}, HealConfig(tokens=4096)),
+    ({"rank": 8}, HealConfig(rank=8)),
+    ("none", None),
+])  # fmt: skip
+def test_a_healing_that_is_asked_for_means_itself(given, expected, tmp_path):
+    """Nothing of the optional one stays below it; by an option, in a file, and in one that starts from the default."""
+    assert load_recipe("default").heal == RECIPES["default"].recipe.heal and load_recipe("default").heal.optional
+    assert load_recipe("default", {"heal": given}).heal == expected
+    for base in ("", "recipe: default\n"):
+        path = tmp_path / "mine.yaml"
+        path.write_text(f"{base}heal: {json.dumps(given)}\n")
+        assert load_recipe(str(path)).heal == expected
+
+
+def test_recipes_of_papers_are_not_healed_by_the_way():
+    assert [name for name, one in RECIPES.items() if one.recipe.heal is not None and one.recipe.heal.optional] == ["default"]
