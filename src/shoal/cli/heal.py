@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,16 @@ if TYPE_CHECKING:
     from shoal.show.table import Table
 
 
+@dataclass(frozen=True)
+class OriginOptions:
+    """What the student was made from."""
+
+    teacher: Annotated[
+        str | None, option("MODEL", "Reference model, or none for text alone.", "the source of the student's plan")
+    ] = None
+    plan: Annotated[Path | None, option("FILE", "Plan that made the student.", "plan.json of its run folder")] = None
+
+
 @verb
 def heal(
     student: Annotated[str, argument("STUDENT", "Checkpoint folder, hub id, or a run folder (its model/).")],
@@ -27,10 +38,7 @@ def heal(
     text: TextOptions,
     machine: MachineOptions,
     result: ResultOptions,
-    teacher: Annotated[
-        str | None, option("MODEL", "Reference model, or none for text alone.", "the source of the student's plan")
-    ] = None,
-    plan: Annotated[Path | None, option("FILE", "Plan that made the student.", "plan.json of its run folder")] = None,
+    origin: OriginOptions,
     length: LengthOption = None,
     seed: SeedOption = None,
     no_speed: NoSpeedOption = False,
@@ -44,7 +52,7 @@ def heal(
     preset = options.pop("preset")
     options |= {"lr": _rate(options["lr"]), **{name: options[name] or None for name in ("keep_zeros", "checkpointing")}}
     texts = {"sources": text.text, "field": text.field, "length": length}
-    request = request_of(student, teacher, plan, texts, options, preset=preset, seed=seed, speed=not no_speed)
+    request = request_of(student, origin.teacher, origin.plan, texts, options, preset=preset, seed=seed, speed=not no_speed)
     refuse_without_teacher(request, machine.resident)
     if not request.text.sources:
         screen.say(BUNDLED_TEXT)
