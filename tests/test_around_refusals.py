@@ -57,7 +57,7 @@ WRONG = [
     ("prune model --method wand", "did you mean 'wanda'"),
     ("prune odd --pattern 2:4", "no whole groups of 4"),
     ("prune packed", "--prune needs plain weights"),
-    ("prune packed --method magnitude --allocate lamp", "--prune needs plain weights"),
+    ("prune packed --method wanda --allocate lamp", "--prune needs plain weights"),
 ]
 
 

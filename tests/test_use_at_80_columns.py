@@ -46,7 +46,7 @@ def test_the_walk_from_a_scan_to_a_report(small, shoal, tmp_path, monkeypatch):
     assert len(set(stages)) >= 4 and stages == sorted(stages) and len({n for _, n in stages}) == 1
     assert "'auto', here 'sweep'" in out and "What next:" in out and "Takes about" in out
     assert "attention" in seen["sublayers"][0] and "MLP" in seen["sublayers"][0]
-    assert re.search(r"stage 2 of 5, candidate 1 of 2, repair: .*\n(.*\n)*.*candidate 2 of 2, repair: ", log)
+    assert re.search(r"stage 2 of 6, candidate 1 of 2, repair: .*\n(.*\n)*.*candidate 2 of 2, repair: ", log)
     assert not re.search(r"Takes about 0[.]0", "".join(out for out, _ in seen.values()))
     for name, then in {"scan": "shoal plan run ", "plan": "shoal apply run/plan.json ", "apply": "shoal eval student "}.items():
         assert then in seen[name][0].split("What next:")[1], name
