@@ -178,7 +178,7 @@ def test_answers_of_chats_alone_are_predicted(cut, shoal, tmp_path):
     "more, said",
     [
         (("--heal", "lorra"), "did you mean 'lora'"),
-        (("--heal-tokens", 100), "add --heal lora"),
+        (("--effort", "low", "--heal-tokens", 100), "add --heal lora"),
     ],
 )
 def test_a_run_that_cannot_heal_says_so_before_it_measures(more, said, cut, shoal, tmp_path):

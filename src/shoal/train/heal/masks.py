@@ -48,7 +48,7 @@ def mask_adapters(model: Any, masks: Mapping[str, Tensor]) -> None:
     for name, module in model.named_modules():
         mask = masks.get(f"{name.removeprefix('base_model.model.')}.weight")
         if mask is not None and hasattr(module, "lora_A"):
-            module.forward = _masked(module, mask)
+            module.forward = _masked(module, mask.mT if module.fan_in_fan_out else mask)  # A Conv1D has inputs as its rows.
 
 
 def _masked(module: Any, mask_ED: Tensor) -> Any:
