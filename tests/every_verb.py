@@ -12,8 +12,9 @@ CONFIG = """
 from transformers import LlamaConfig
 
 class OursConfig(LlamaConfig):
-    model_type = "ours"
+    model_type = "ours"  # Its model's forwards are noted in {mark}.
 """
+# The mark makes each world's config a class of its own: transformers runs the first class that was registered for a config.
 MODEL = """
 from transformers import LlamaForCausalLM
 {import_config}
@@ -39,7 +40,7 @@ def write_own_code(folder, kind, mark):
     config["auto_map"] = {"AutoModelForCausalLM": "modeling_ours.OursForCausalLM"}
     config["architectures"] = ["OursForCausalLM"]
     if own:
-        (folder / "configuration_ours.py").write_text(CONFIG)
+        (folder / "configuration_ours.py").write_text(CONFIG.format(mark=mark))
         config["auto_map"]["AutoConfig"] = "configuration_ours.OursConfig"
         config["model_type"] = "ours"
     (folder / "config.json").write_text(json.dumps(config))

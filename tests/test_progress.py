@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.words.progress import (
+    EVERY,
     LogLines,
     clock,
     counted,
@@ -95,6 +96,18 @@ def test_work_that_comes_again_and_again_is_part_of_the_time_left():
     left = [(at, re.search(r"train: .* about (\d+) s left", line)) for at, line in clock_.said if at > 20]
     assert sum(found is not None for _, found in left) >= 3
     assert all(abs(float(found[1]) - (120 - at)) <= 12 for at, found in left if found), clock_.said
+
+
+def test_work_that_comes_again_says_its_beginning_and_its_end_once():
+    clock_ = Clock()
+    for _ in range(40):
+        for done in range(3):
+            clock_.lines("refit a layer", done, 2)
+            clock_.wait(1)
+    lines = [line for _, line in clock_.said]
+    ends = sum("2 of 2, done" in line for line in lines)
+    assert 1 <= ends <= 40 * 3 / EVERY, lines
+    assert len(lines) <= 2 + 40 * 3 / EVERY, lines
 
 
 def test_a_step_that_takes_longer_than_its_share_is_said_to():

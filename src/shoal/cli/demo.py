@@ -9,7 +9,7 @@ from shoal.cli.recipe_options import with_options
 from shoal.cli.verb import verb
 
 DEMO_TOKENS, DEMO_HEAL_TOKENS = 40_000, 24_576
-"""Of the repair and of the healing: with so many the demo takes one to two minutes on two cores."""
+"""Of the repair and of the healing: with so many the demo takes about two minutes on two cores."""
 
 
 @verb

@@ -18,7 +18,6 @@ from shoal.recipes.recipe_file import load_recipe, with_changes
 from shoal.run.begin import open_to_cut
 from shoal.run.folder import RunFolder
 from shoal.run.job import Inputs
-from shoal.run.optional_healing import settled_healing
 from shoal.run.stage import State, run_all
 from shoal.run.stages.report import report_stage
 from shoal.run.stages.table import STAGES
@@ -94,8 +93,7 @@ def compress(
 
 
 def run_stages(inputs: Inputs, folder: RunFolder, *, command: str = "") -> Outcome:
-    """All stages on inputs that are open; an optional healing is settled where that was not done yet."""
-    inputs, _ = settled_healing(inputs, folder)
+    """All stages on inputs that are open."""
     recipe_file, recipe = folder / "recipe.yaml", inputs.recipe.to_yaml().encode()
     if inputs.workers.is_first and (
         folder.overwrite or not recipe_file.exists()

@@ -66,7 +66,10 @@ def _as_begun(recipe: Recipe, healed: Recipe, folder: RunFolder) -> str | None:
     begun = folder / "recipe.yaml"
     if folder.overwrite or not begun.exists():
         return None
-    stands = load_recipe(str(begun)).to_yaml()
+    try:
+        stands = load_recipe(str(begun)).to_yaml()
+    except ValueError:  # Somebody edited it; it is written anew when the run ends.
+        return None
     return {healed.to_yaml(): "", _with(recipe, None).to_yaml(): "this run began without it"}.get(stands)
 
 

@@ -160,9 +160,9 @@ class LogLines:
     """Progress as lines of a log: the time since the start, the stage, how far it is, and how long it will take.
 
     A line comes when a stage begins, every ten seconds while it reports steps, and when it ends. Work that comes again and
-    again, such as the validations of a training, begins once; the training then goes on, and its time left counts them in. As a
-    context it also says, after fifteen seconds without a word, that the last stage is still at work: a single step (a model
-    being opened, one layer being solved) may take minutes.
+    again, such as the validations of a training, begins and ends once; the training then goes on, and its time left counts them
+    in. As a context it also says, after fifteen seconds without a word, that the last stage is still at work: a single step (a
+    model being opened, one layer being solved) may take minutes.
 
     Args:
         write: takes one line; ``print`` unless given.
@@ -176,6 +176,7 @@ class LogLines:
         self._began = self._said = self._reported = self._start
         self._first = 0
         self._left: dict[str, tuple[float, int, int, int]] = {}
+        self._ended: set[str] = set()
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._watch: threading.Thread | None = None
@@ -192,8 +193,11 @@ class LogLines:
                 # How long the steps took that were done before the first report is not known, so they do not count.
                 self._began, self._first = now, done
             self._what, self._done, self._total, self._reported = what, done, total, now
-            if not is_known or now - self._said >= EVERY or done == total and now - self._said >= 1:
+            is_end = done == total and what not in self._ended and now - self._said >= 1
+            if not is_known or now - self._said >= EVERY or is_end:
                 self._say(now)
+            if done == total:
+                self._ended.add(what)
 
     def begin(self, what: str) -> None:
         """Something without steps is at work; a line comes only where it takes long."""
