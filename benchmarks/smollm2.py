@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from smollm2_answers import TASKS, arithmetic, chat, instructions, task, teacher
+from smollm2_answers import TASKS, arithmetic, chat, chat_with_default, default, every_item, instructions, task, teacher
 from smollm2_bench import (
     AFTER_A_REPAIR,
     FIT_TOKENS,
@@ -254,14 +254,16 @@ CELLS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     **{f"fit {name} 25 %": fitted(name, "25 %") for name in AT_25},
     "repaired 25 % other": repaired("25 %", "other"),
     "repaired 25 % wiki": repaired("25 %", "wiki"),
-    **{f"instructions {label}": instructions(label, make) for label, make in (("teacher", teacher),)},
+    **{f"instructions {label}": instructions(label, make) for label, make in (("teacher", teacher), ("default", default))},
     **{
         f"instructions {name}": instructions(name, lambda bench, name=name: bench.student(name))
         for name in AFTER_A_REPAIR
         if name != "LLM-Streamline, layer"
     },
     **{f"task {name}": task(name) for name in TASKS},
+    **{f"all items, {name}": every_item(name) for name in TASKS},
     "arithmetic": arithmetic,
+    "chat default": chat_with_default,
     "speed": speed,
     "fit ours, refit 10 %": fitted("ours, refit", "10 %"),
     "chat 25 %": chat("25 %", ["plain cut", "ours, refit", "ours, sweep", "ours, sweep, mixed"]),
@@ -308,7 +310,7 @@ def main() -> None:
     for name, cell in CELLS.items():
         if name in results or left == 0 or (options.only or "") not in name:
             continue
-        if name.startswith("task") and options.bench is None:
+        if name.startswith(("task", "all items")) and options.bench is None:
             continue
         started = time.monotonic()
         found = cell(bench)

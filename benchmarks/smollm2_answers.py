@@ -54,6 +54,35 @@ def task(name: str) -> Callable[[Bench], dict[str, Any]]:
     return cell
 
 
+def every_item(name: str) -> Callable[[Bench], dict[str, Any]]:
+    """Which of all items of a task the teacher, the plain cut and the command's default have right, and its stability."""
+
+    def cell(bench: Bench) -> dict[str, Any]:
+        from shoal.engine.student import TEACHER
+        from shoal.evaluate.stability import stability
+        from shoal.evaluate.tasks.choice import score_task
+        from shoal.evaluate.tasks.task_files import load_task
+
+        one, tokenizer = load_task(bench.options.bench / f"{name}.jsonl"), bench.opened.need_tokenizer()
+        plain = bench.plain(bench.results["criteria"]["25 %"]["cosine (LLM-Streamline)"])
+        teacher, cut = score_task(bench.view, one, tokenizer=tokenizer, students=[TEACHER, plain], window=1024)
+        (default,) = score_task(bench.default, one, tokenizer=tokenizer, students=[TEACHER], window=1024)
+        found = {"teacher": teacher, "plain cut": cut, "default": default}
+        sure = teacher.weighed or teacher.counted
+        return {
+            "items": len(one.items),
+            "right": {
+                label: [int(item.is_right) for item in (made.norm or made.counted).items] for label, made in found.items()
+            },
+            "stability": {
+                label: stability(sure, made.weighed or made.counted).model_dump(mode="json", include={"value", "low", "high"})
+                for label, made in found.items()
+            },
+        }
+
+    return cell
+
+
 @torch.no_grad()
 def answers(bench: Bench, student: Any, prompts: Sequence[str], n_tokens: int) -> list[str]:
     """Greedy answers through the model's chat template, of a student or of the view of a checkpoint."""
@@ -106,6 +135,15 @@ def teacher(_: Bench) -> Any:
     from shoal.engine.student import TEACHER
 
     return TEACHER
+
+
+def default(bench: Bench) -> Any:
+    return bench.default
+
+
+def chat_with_default(bench: Bench) -> dict[str, Any]:
+    """What the command's default answers to the five prompts."""
+    return {"max_new_tokens": 40, "answers": dict(zip(PROMPTS, answers(bench, bench.default, PROMPTS, 40), strict=True))}
 
 
 def sums() -> list[tuple[str, str]]:

@@ -128,6 +128,14 @@ class Bench:
         plan = Plan.load(plan_file(folder))
         return student_of(self.view, plan, values_for(plan, folder))
 
+    @cached_property
+    def default(self) -> Any:
+        """The view of the checkpoint that the command leaves at 25 % with its defaults."""
+        from shoal.engine.open import open_model
+        from shoal.engine.view import DecoderView
+
+        return DecoderView(open_model(str(Path(self.options.work) / "command-default" / "model")).model)
+
     def student(self, method: str, share: str = "25 %", seed: int = 0) -> Any:
         return self.made(method, share, seed).student()
 

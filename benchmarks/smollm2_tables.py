@@ -13,7 +13,7 @@ DOMAINS = ("other", "wiki")
 
 def tables(results: Results) -> str:
     """All of them, an empty line between two."""
-    made = (plain_cuts, commands, repaired, seeds, rounds, corpora, instructions, tasks, stability, speed)
+    made = (plain_cuts, commands, repaired, seeds, rounds, corpora, instructions, tasks, stability, every_item, speed)
     return "\n\n".join("\n".join(lines) for one in made for lines in one(results) if lines)
 
 
@@ -101,14 +101,20 @@ def tasks(results: Results) -> list[list[str]]:
     labels = list(next(iter(asked.values()))["right"])
     lines = ["| task (items) | " + " | ".join(labels) + " |", "|---|" + "---:|" * len(labels)]
     for name, one in asked.items():
-        teacher = one["right"]["teacher"]
-        cells = []
-        for label, right in one["right"].items():
-            differences = [a - b for a, b in zip(right, teacher, strict=True)]
-            error = statistics.stdev(differences) / math.sqrt(len(differences))
-            cells.append(f"{100 * statistics.mean(right):.0f}" + ("" if label == "teacher" else f" ± {100 * error:.0f}"))
-        lines.append(f"| {name} ({one['items']}) | " + " | ".join(cells) + " |")
+        lines.append(f"| {name} ({one['items']}) | " + " | ".join(_shares_right(one)) + " |")
     return [lines]
+
+
+def _shares_right(one: dict[str, Any]) -> list[str]:
+    """Per cent of the items of a cell, student by student, with the standard error of the paired difference to the teacher."""
+    cells, teacher = [], one["right"]["teacher"]
+    digits = 1 if one["items"] >= 1000 else 0
+    for label, right in one["right"].items():
+        differences = [a - b for a, b in zip(right, teacher, strict=True)]
+        error = statistics.stdev(differences) / math.sqrt(len(differences))
+        share = f"{100 * statistics.mean(right):.{digits}f}"
+        cells.append(share if label == "teacher" else f"{share} ± {100 * error:.{digits}f}")
+    return cells
 
 
 def stability(results: Results) -> list[list[str]]:
@@ -122,6 +128,21 @@ def stability(results: Results) -> list[list[str]]:
         lines.append(
             f"| {name} | " + " | ".join(f"{at['value']:.2f} ({at['low']:.2f} to {at['high']:.2f})" for at in kept) + " |"
         )
+    return [lines]
+
+
+def every_item(results: Results) -> list[list[str]]:
+    """All items of the tasks: share that is right, the error of its difference to the teacher, and stability."""
+    asked = {name.removeprefix("all items, "): one for name, one in results.items() if name.startswith("all items, ")}
+    if not asked:
+        return []
+    labels = list(next(iter(asked.values()))["right"])
+    lines = ["| task (all items) | " + " | ".join(labels) + " | stability: plain cut | stability: default |"]
+    lines.append("|---|" + "---:|" * (len(labels) + 2))
+    for name, one in asked.items():
+        kept = [one["stability"][label] for label in ("plain cut", "default")]
+        cells = [*_shares_right(one), *(f"{at['value']:.3f} ({at['low']:.2f} to {at['high']:.2f})" for at in kept)]
+        lines.append(f"| {name} ({one['items']:,}) | " + " | ".join(cells) + " |")
     return [lines]
 
 
