@@ -67,6 +67,9 @@ def test_high_heals_every_weight_at_a_rate_that_it_found(cut, shoal, tmp_path):
     assert healed["lr"] == best["lr"]
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"fit.safetensors", "cut", "model", "heal.json", "report.html"} <= names
+    changed = f"Then healed as one: full, {healed['n_trainable']:,} parameters."
+    assert (changed in (tmp_path / "run" / "report.html").read_text()) == (healed["best_step"] > 0)
+    assert healed["best_step"] > 0, "a training that changes nothing shows nothing"
 
 
 def test_text_alone_says_what_it_changed(cut, shoal, tmp_path):

@@ -20,8 +20,8 @@ def fates(plan: Plan) -> list[Fate]:
     return found
 
 
-def strip(plan: Plan) -> Html:
-    """A row of boxes, and what their looks mean."""
+def strip(plan: Plan, trained: str = "") -> Html:
+    """A row of boxes, and what their looks mean; ``trained``: how the whole student was trained behind the cut."""
     every = next(step for step in (1, 2, 5, 10, 20, 50) if plan.n_layers / step <= 24)
     found = fates(plan)
     behind: dict[int, list[int]] = {}
@@ -33,7 +33,7 @@ def strip(plan: Plan) -> Html:
         boxes += [_box("new", "", f"behind layer {layer}: new, like layer {like}") for like in behind.get(layer, ())]
     row = tag("ol", boxes, class_="strip", role="img", aria_label=f"{plan.n_layers} layers of the teacher: {plan}")
     looks = {fate.look.split()[0] for fate in found} | ({"new"} if behind else set())
-    return tag("figure", row, tag("figcaption", _key(looks, plan)), class_="layers")
+    return tag("figure", row, tag("figcaption", _key(looks, plan, trained)), class_="layers")
 
 
 def _box(look: str, number: int | str, said: str) -> Html:
@@ -42,11 +42,12 @@ def _box(look: str, number: int | str, said: str) -> Html:
     return tag("li", tag("span", class_="bar"), tag("span", class_="box"), under, class_=look, title=said)
 
 
-def _key(looks: set[str], plan: Plan) -> list[Html]:
+def _key(looks: set[str], plan: Plan, trained: str) -> list[Html]:
     words = {"kept": "kept", "gone": "removed", "refitted": "kept, with new values", "part": "kept in part", "new": "new"}
     if plan.replacements:
         looks = looks | {"module"}
         words["module"] = "one module in their place"
     items = [(look, text) for look, text in words.items() if look in looks]
     keys = [tag("span", tag("span", class_=f"key {look}"), text, class_="key-item") for look, text in items]
-    return [*keys, tag("span", "Layers of the teacher, numbered from 0.")]
+    healed = [tag("span", f"Then healed as one: {trained}.")] if trained else []
+    return [*keys, tag("span", "Layers of the teacher, numbered from 0."), *healed]

@@ -101,12 +101,18 @@ def _head(data: RunData, what: str) -> Html:
     if data.plan is None:
         return tag("section", parts, class_="hero", aria_label="Headline")
     said = headline(data.plan, data.evaluation, data.tasks[0], thinned=data.thinned)
-    parts.append(strip(data.plan))
+    parts.append(strip(data.plan, _trained(data)))
     for name, facts in ((said.changed, said.removed), ("What it cost", said.cost), ("What it buys", said.gain)):
         if facts:
             tiles = tag("dl", [_tile(one) for one in facts], class_="tiles")
             parts.append(tag("div", tag("h2", name), tiles, class_="group"))
     return tag("section", parts, class_="hero", aria_label="Headline")
+
+
+def _trained(data: RunData) -> str:
+    """How a healing changed the layers that stay; empty where there was none, or where its start was best."""
+    done = data.healing
+    return f"{done.method}, {done.n_trainable:,} parameters" if done is not None and done.best_step else ""
 
 
 def _tile(one: Fact) -> Html:
