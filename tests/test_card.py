@@ -117,6 +117,7 @@ def test_pure_removal_comes_with_the_same_cut_for_mergekit(evaluation):
     recipe = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text_of(evaluation), re.DOTALL)[1])
     ranges = [source["layer_range"] for part in recipe["slices"] for source in part["sources"]]
     assert [layer for start, stop in ranges for layer in range(start, stop)] == [0, 1, 3]
+    assert "The cut before it was trained, for mergekit" in text_of(evaluation, healed="lora on 4,096 tokens")
     assert "mergekit" not in text_of(evaluation, made_plan(Replace(start=1, stop=3, replacement="layer")))
 
 

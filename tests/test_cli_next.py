@@ -1,5 +1,6 @@
 """What the command says to do next can be done: each command is parsed, and its files are those that are there."""
 
+import json
 import shlex
 from pathlib import Path
 
@@ -19,12 +20,28 @@ def plan():
                 edits=(Drop(indices=(3,)),))  # fmt: skip
 
 
+GGUF = {
+    "written here": ({"model_type": "llama"}, ["student.gguf"]),
+    "grafted": ({"model_type": "olmo2"}, ["TEACHER.gguf", "student.gguf"]),
+    "with images": ({"model_type": "llava", "text_config": {}}, None),
+    "quantised": ({"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}, None),
+}
+"""By the config of a student: the files that its command for llama.cpp names, or None where there is no such command."""
+
+
 @pytest.mark.parametrize("is_healed", [False, True])
-def test_every_next_step_is_a_command_that_parses(is_healed):
-    head, *lines = next_steps(Path("out dir/run"), plan(), is_healed=is_healed)
+@pytest.mark.parametrize(("config", "files"), GGUF.values(), ids=GGUF)
+def test_every_next_step_is_a_command_that_parses(is_healed, config, files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = Path("out dir/run/model")
+    model.mkdir(parents=True)
+    (model / "config.json").write_text(json.dumps(config))
+    head, *lines = next_steps(model.parent, plan(), is_healed=is_healed)
     commands = [shlex.split(line.split(":", 1)[1]) for line in lines]
-    assert head == "What next:" and all(len(line) <= 80 for line in lines)
-    assert [words[1] for words in commands] == (["compare", "export"] if is_healed else ["compare", "heal", "export"])
+    assert head == "What next:" and all(len(line) <= 90 for line in lines)
+    verbs = ["compare", *([] if is_healed else ["heal"]), *([] if files is None else ["export"])]
+    assert [words[1] for words in commands] == verbs
+    assert files is None or [word for word in commands[-1] if word.endswith(".gguf")] == files
     group = typer.main.get_command(app)
     for _, verb, *words in commands:
         context = group.commands[verb].make_context(verb, words, resilient_parsing=False)

@@ -38,8 +38,11 @@ def test_a_list_of_layers_never_stands_for_a_student_that_was_changed(later, nam
         Plan.load(run / CHOSEN).save(run / later)
         plan_of(llama, Drop(indices=(1, 4))).save(run / CHOSEN)
     for student in (run, run / "model"):
-        with pytest.raises(ValueError, match=f"cannot be exported as {name}: it (has values of its own|is more|was trained)"):
+        with pytest.raises(
+            ValueError, match=f"cannot be exported as {name}: it (has values of its own|is more|was trained)"
+        ) as said:
             export(name, student, None, Options())
+        assert f"its cut alone: shoal plan {llama} --layers 1,4 --out CUT" in str(said.value)
 
 
 def test_what_a_healing_run_cut_is_a_list_still(llama, tmp_path):  # noqa: F811

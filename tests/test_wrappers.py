@@ -17,6 +17,7 @@ from shoal.engine.open import open_model
 from shoal.engine.source import auto_class, wrapper_class
 from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
+from shoal.export.engines import run_transformers
 from shoal.words.types import Batch, Unit
 
 N, GONE = 6, (1, 2)
@@ -128,9 +129,11 @@ def test_an_image_goes_through_the_student(tmp_path):
     ("family", "wrapped"),
     [("llava", True), ("qwen2_5_vl", True), ("gemma3", False), ("llama", False), ("bert", False), (None, False)],
 )
-def test_which_class_opens_a_family(family, wrapped):
+def test_which_class_opens_a_family(family, wrapped, tmp_path):
     assert (wrapper_class({"model_type": family}) is not None) == wrapped
     assert auto_class({"model_type": family}).__name__ == ("AutoModelForImageTextToText" if wrapped else "AutoModelForCausalLM")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    assert run_transformers.auto_class(tmp_path) is auto_class({"model_type": family}), "the engine opens what we open"
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from shoal.show.figure_tables import figures, generations
 from shoal.show.plan_tables import best_spans, candidates, removed_said, repair, sizes_said, telling_lengths, zeroed_said
 from shoal.show.task_tables import accuracy, agreement, flips, task_notes
 from shoal.show.zero_tables import by_role
+from shoal.words.reading import read_json
 from shoal.words.structure import units_off
 
 HEAT_MAP = ("heat map", "heatmap.png")
@@ -181,9 +182,20 @@ def next_steps(folder: Path, plan: Plan, *, is_healed: bool) -> list[str]:
         # Zeros are what was asked for: pruned weights, and sublayers that are gone.
         has_zeros = any(isinstance(edit, Prune) for edit in plan.edits) or bool(units_off(plan.structure))
         steps["train it on"] = f"shoal heal {run}{' --keep-zeros' if has_zeros else ''} --out {run}-healed"
-    if not plan.brings_code:  # Other engines do not run a checkpoint with code.
-        steps["llama.cpp"] = f"shoal export gguf {run} --out student.gguf"
+    like = None if plan.brings_code else gguf_option(folder / "model")  # Other engines do not run a checkpoint with code.
+    if like is not None:
+        steps["llama.cpp"] = f"shoal export gguf {run}{like} --out student.gguf"
     return steps_said(steps)
+
+
+def gguf_option(checkpoint: Path) -> str | None:
+    """What ``shoal export gguf`` needs beside the run of a checkpoint; None where it writes no file of such a model."""
+    from shoal.export.gguf.convert import why_not
+
+    config = read_json(checkpoint / "config.json")
+    if why_not(config) is None:
+        return ""
+    return None if "text_config" in config or "quantization_config" in config else " --like TEACHER.gguf"
 
 
 def steps_said(steps: Mapping[str, str]) -> list[str]:

@@ -1,5 +1,6 @@
 """What an export format is: a refusal, a writer and a check, under a name. A new one is one file and one line of the table."""
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,6 +117,16 @@ class Exporter:
     extra: str = ""
     takes: frozenset[str] = frozenset()
     needs_target: bool = True
+
+
+def cut_alone(student: StudentFolder) -> str:
+    """How to have a changed student's cut as it was chosen, as the end of a refusal; empty where no whole layers are gone."""
+    plan = student.plan
+    if plan is None or not plan.removed_layers or any(slot.off or slot.is_inserted for slot in plan.structure):
+        return ""
+    gone = ",".join(map(str, plan.removed_layers))
+    made = f"shoal plan {shlex.quote(plan.source)} --layers {gone} --out CUT, then shoal apply CUT/plan.json --out CUT/model"
+    return f"; its cut alone: {made}"
 
 
 def find_student(path: Path, *, trust_remote_code: bool = False) -> StudentFolder:

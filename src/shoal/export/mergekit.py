@@ -9,16 +9,16 @@ from typing import Any
 
 import yaml
 
-from shoal.export.exporter import TRAINED, UNPLANNED, Exported, Exporter, Options, StudentFolder
+from shoal.export.exporter import TRAINED, UNPLANNED, Exported, Exporter, Options, StudentFolder, cut_alone
 
 
 def refuses(student: StudentFolder, options: Options) -> str | None:
     if student.plan is None:
         return UNPLANNED
     if student.is_trained:
-        return TRAINED
+        return TRAINED + cut_alone(student)
     if not student.plan.is_of_whole_layers:
-        return "it has values of its own or lacks parts of layers, which a slice of layers cannot say"
+        return f"it has values of its own or lacks parts of layers, which a slice of layers cannot say{cut_alone(student)}"
     return None
 
 

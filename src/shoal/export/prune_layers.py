@@ -3,16 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-from shoal.export.exporter import TRAINED, UNPLANNED, Exported, Exporter, Options, StudentFolder
+from shoal.export.exporter import TRAINED, UNPLANNED, Exported, Exporter, Options, StudentFolder, cut_alone
 
 
 def refuses(student: StudentFolder, options: Options) -> str | None:
     if student.plan is None:
         return UNPLANNED
     if student.is_trained:
-        return TRAINED
+        return TRAINED + cut_alone(student)
     if not student.plan.is_pure_removal or list(student.plan.kept_layers) != sorted(set(student.plan.kept_layers)):
-        return "it is more than a removal of whole layers, which is all that --prune-layers does"
+        return f"it is more than a removal of whole layers, which is all that --prune-layers does{cut_alone(student)}"
     if not student.plan.removed_layers:
         return "it has every layer of its teacher"
     return None

@@ -71,7 +71,7 @@ def card(
         _removed(plan, said.changed) if plan.is_changed or thinned is None else "",
         _zeros(thinned),
         _generations(evaluation.generations),
-        _reproduce(plan, name, recipe_name, command),
+        _reproduce(plan, name, recipe_name, command, is_trained=bool(healed)),
         _provenance(evaluation, trained, healed),
         _limits(evaluation),
         _citations(citations),
@@ -187,7 +187,7 @@ def _generations(generated: Sequence[Generation]) -> str:
     return "\n\n".join(parts)
 
 
-def _reproduce(plan: Plan, name: str, recipe_name: str, command: str) -> str:
+def _reproduce(plan: Plan, name: str, recipe_name: str, command: str, *, is_trained: bool) -> str:
     text = f"## How to make it again\n\nRecipe {words(recipe_name)}"
     command = command_for_others(command)
     text += f":\n\n{fenced(command, 'bash')}" if command else "; `recipe.yaml` of the run folder has every option."
@@ -195,7 +195,8 @@ def _reproduce(plan: Plan, name: str, recipe_name: str, command: str) -> str:
         slices = [{"sources": [{"model": name, "layer_range": [span.start, span.stop]}]} for span in spans_of(plan.kept_layers)]
         content = {"merge_method": "passthrough", "slices": slices}
         recipe = yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
-        text += f"\n\nThe same cut for mergekit (upper bounds are exclusive):\n\n{fenced(recipe.rstrip(), 'yaml')}"
+        what = "The cut before it was trained, for mergekit" if is_trained else "The same cut for mergekit"
+        text += f"\n\n{what} (upper bounds are exclusive):\n\n{fenced(recipe.rstrip(), 'yaml')}"
     return text
 
 

@@ -29,7 +29,7 @@ def main(request_file: str, reply_file: str) -> None:
     where, packed = str(path.parent if path.is_file() else path), {}
     if path.is_file() and hasattr(transformers, "GgufConfig"):
         packed["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    model = transformers.AutoModelForCausalLM.from_pretrained(where, torch_dtype=torch.float32, **options, **packed).eval()
+    model = auto_class(path).from_pretrained(where, torch_dtype=torch.float32, **options, **packed).eval()
     tokenizer = None
     has_files = path.is_file() or any((path / name).exists() for name in TOKENIZER_FILES)
     try:
@@ -48,6 +48,18 @@ def main(request_file: str, reply_file: str) -> None:
     tokens = None if tokenizer is None or not texts else [tokenizer.encode(one, add_special_tokens=False) for one in texts]
     said = {"version": transformers.__version__, "greedy": greedy, "tokens": tokens, "ids": ids}
     np.savez(reply_file, logprobs=logprobs, said=json.dumps(said))
+
+
+def auto_class(path: Path) -> Any:
+    """The class that opens a checkpoint: transformers has no causal model of some that wrap a text decoder for images."""
+    import transformers
+    from transformers.models.auto import modeling_auto as known
+
+    family = None if path.is_file() else json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
+    is_wrapper = family not in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and (
+        family in known.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    )
+    return transformers.AutoModelForImageTextToText if is_wrapper else transformers.AutoModelForCausalLM
 
 
 def first_ids(tokenizer: Any, request: dict[str, Any], config: Any) -> list[int]:
