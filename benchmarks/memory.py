@@ -39,13 +39,15 @@ CASES: dict[str, dict[str, Any]] = {
 CASE = """
 import json, sys
 from pathlib import Path
+from shoal.engine.opening import Opening
 from shoal.run import folder as folders
 from shoal.run.compress import compress
 from shoal.run.memory_plan.needs import needs_of
 from shoal.recipes.recipe_file import load_recipe
-changes, out, resident, dtype = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
+changes, out = json.loads(sys.argv[1]), sys.argv[2]
+opening = Opening(resident=sys.argv[3], dtype=sys.argv[4])
 recipe = load_recipe("default", changes)
-planned = needs_of(recipe, resident=resident, dtype=dtype)
+planned = needs_of(recipe, opening)
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
@@ -56,7 +58,7 @@ def finished(self, stage, *args, **options):
     Path("/proc/self/clear_refs").write_text("5")
 folders.RunFolder.finish = finished
 Path("/proc/self/clear_refs").write_text("5")
-compress(recipe, out, resident=resident, dtype=dtype)
+compress(recipe, out, opening=opening)
 print("RESULT", json.dumps({"peaks": peaks, "planned": planned.model_dump(mode="json")}))
 """
 
