@@ -118,6 +118,19 @@ def test_too_little_text_leaves_no_folder(small, shoal, tmp_path):
         assert not (tmp_path / "out").exists()
 
 
+def test_text_that_cannot_rank_candidates_is_refused_before_the_scan(small, shoal, tmp_path):
+    """The slice that decides ran out only after the scan, in a folder that was then in the way."""
+    text = {"sources": [str(small["text"])], "length": 16, "samples": 8, "selection": 10**6, "evaluation": 8}
+    recipe = {"model": str(small["model"]), "drop": "2", "repair": "none", "text": text}
+    (tmp_path / "compared.yaml").write_text(json.dumps({**recipe, "guard": 2}))
+    code, _, err = shoal("run", "compared.yaml", "--no-speed", "--out", "out")
+    one_line(code, err, "too little text", "'selection'")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "first.yaml").write_text(json.dumps({**recipe, "guard": 1}))
+    code, _, err = shoal("run", "first.yaml", "--no-speed", "--out", "out")
+    assert code == 0, f"nothing reads that slice where no candidates are compared: {err}"
+
+
 def test_an_export_whose_check_fails_keeps_the_file_that_stands(small, tmp_path, monkeypatch):
     from dataclasses import replace
 

@@ -77,8 +77,12 @@ def check_budget(inputs: Inputs) -> None:
 
 def refuse_little_text(inputs: Inputs) -> None:
     """Raises ValueError where the text does not fill what a run reads behind its first stage: all work before would be lost."""
-    prune = inputs.recipe.prune
-    _ = inputs.evaluation, inputs.calibration if prune is not None and prune.reads_text else None
+    recipe = inputs.recipe
+    _ = inputs.evaluation
+    if recipe.guard > 1 and not recipe.is_by_hand:
+        _ = inputs.selection
+    if recipe.prune is not None and recipe.prune.reads_text:
+        _ = inputs.calibration
 
 
 def refuse_units(view: DecoderView, units: Sequence[Unit]) -> None:
