@@ -2,13 +2,15 @@
 
 import copy
 import json
+import math
 
 import pytest
 from families import FAMILIES, tiny_config, tiny_model
 from test_surgery_rewrite import contents, removal
 from transformers import AutoConfig
 
-from shoal.checkpoint.config_json import edited_json, first_other_field, state_both_names
+from shoal.checkpoint.blueprint import edited_config
+from shoal.checkpoint.config_json import edited_json, first_other_field, state_both_names, write_config
 from shoal.checkpoint.in_memory import cut
 from shoal.checkpoint.rewrite import rewrite
 from shoal.checkpoint.save import save
@@ -174,3 +176,17 @@ def test_a_file_that_would_be_read_otherwise_is_named():
     assert first_other_field({"a": 1, "b": [2]}, {"a": 1, "b": [2], "c": 3}) is None
     assert first_other_field({"a": 1, "b": 2}, {"a": 1}) == "b: 2 != nothing"
     assert first_other_field({"t": {"model_type": "a", "x": 1}}, {"t": {"model_type": "a", "x": 2}}) == "t.x: 1 != 2"
+
+
+@pytest.mark.parametrize("family", ["falcon_h1", "nemotron_h"])
+def test_a_number_that_json_has_not_is_read_back(family, tmp_path):
+    """The library writes infinity as an object of its own; a student of such a family ended in a traceback."""
+    AutoConfig.for_model(family).save_pretrained(tmp_path)
+    stated = json.loads((tmp_path / "config.json").read_text())
+    assert "Infinity" in str(stated["time_step_limit"])
+    before = AutoConfig.from_pretrained(tmp_path)
+    after = edited_config(before, range(before.num_hidden_layers - 4, before.num_hidden_layers))
+    (tmp_path / "student").mkdir()
+    write_config(tmp_path / "student" / "config.json", stated, before, after)
+    again = AutoConfig.from_pretrained(tmp_path / "student")
+    assert again.num_hidden_layers == 4 and tuple(again.time_step_limit) == (0.0, math.inf)
