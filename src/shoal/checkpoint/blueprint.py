@@ -12,12 +12,12 @@ from typing import Any
 from torch import nn
 
 from shoal.checkpoint.config_fields import edited_config_dict
-from shoal.engine.families import find_layers, refuse_coupled_layers, text_config
+from shoal.engine.families import find_layers, refuse_two_stacks, text_config
 from shoal.engine.model_config import build_empty
 from shoal.words.reading import guarded
 
-# ``layer_idx`` is renumbered; the others are state, not structure.
-IGNORED = ("layer_idx", "training", "gradient_checkpointing")
+# ``layer_idx`` is renumbered, and a layer whose keys nobody reads need not store them; the others are state, not structure.
+IGNORED = ("layer_idx", "store_full_length_kv", "training", "gradient_checkpointing")
 SETTINGS = (bool, int, float, str, tuple, list, type(None))
 MOST_BUILT = 8  # Models are built for so many spans before a family is refused.
 IMPLEMENTATIONS = ("_attn_implementation_internal", "_experts_implementation_internal", "_name_or_path", "_commit_hash")
@@ -54,7 +54,7 @@ def check_layers(
     Raises:
         ValueError: the config cannot be edited, or the built layers differ; names the family, the layer and the setting.
     """
-    refuse_coupled_layers(config)
+    refuse_two_stacks(config)
     how: dict[str, Any] = {"model_class": model_class, "trust_remote_code": trust_remote_code}
     source = build_empty(config, **how)
     student = build_empty(edited_config(config, order), **how)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from shoal.checkpoint import shared_keys
 from shoal.checkpoint.unknown_fields import may_speak_of_layers
 
 COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -68,15 +69,16 @@ HARMLESS = (
     "suppress_tokens",
     "time_step_limit",
 )
+SHARED = ("num_kv_shared_layers", "hidden_size_per_layer_input")  # The families of ``shared_keys`` may state these.
 # Any value but these makes layers depend on each other, or on where they stand.
 NEEDED: dict[str, tuple[Any, ...]] = {
-    "num_kv_shared_layers": (0, None),
-    "hidden_size_per_layer_input": (0, None),
+    **dict.fromkeys(SHARED, (0, None)),
     "scale_attn_by_inverse_layer_idx": (False, None),
     "cross_attention_layers": ((), [], None),
     "hybrid_layer_ids": ((), [], None),
 }
 RECURRENT = ("linear_attention", "conv", "mamba", "mamba2", "recurrent", "short_conv", "moe", "mlp")
+LAST_IS_FULL = ("gemma4_text", "gemma4_unified_text")  # The library makes the last layer of these one of full attention.
 LENGTH_FROM_FIRST = ("minimax",)  # Cached generation is wrong, without an error, when the first layer has no key-value cache.
 
 
@@ -181,6 +183,7 @@ def edited_config_dict(config: dict[str, Any], order: Sequence[int]) -> dict[str
     if list(order) == list(range(n)):
         return edited
     _refuse_coupled(decoder, where)
+    shared_keys.edit_shared(decoder, order, n, where)
     _refuse_last_attention(decoder, order, where)
     known = {*COUNTS, *PER_LAYER, *INDICES, *HARMLESS, *DEFAULT_OF, *NEEDED}
     for pattern in PATTERNS:
@@ -215,8 +218,9 @@ def edited_config_dict(config: dict[str, Any], order: Sequence[int]) -> dict[str
 
 
 def _refuse_coupled(decoder: dict[str, Any], where: str) -> None:
+    knows = SHARED if decoder.get("model_type") in shared_keys.FAMILIES else ()
     for field, allowed in NEEDED.items():
-        if field in decoder and decoder[field] not in allowed:
+        if field in decoder and decoder[field] not in allowed and field not in knows:
             raise ValueError(
                 f"{where}: {field}={decoder[field]!r} ties layers to each other or to their position; "
                 "it cannot be cut layer by layer"
@@ -229,7 +233,8 @@ def _refuse_coupled(decoder: dict[str, Any], where: str) -> None:
 
 
 def _refuse_last_attention(decoder: dict[str, Any], order: Sequence[int], where: str) -> None:
-    """Hybrids read the sequence length from an attention layer's cache; without one, cached generation fails."""
+    """Hybrids read the sequence length from an attention layer's cache; without one, cached generation fails. Other families
+    need a layer of a kind in a certain place."""
     for field in ("layer_types", "layers_block_type"):
         kinds = decoder.get(field)
         if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
@@ -237,6 +242,9 @@ def _refuse_last_attention(decoder: dict[str, Any], order: Sequence[int], where:
         attention = [i for i, kind in enumerate(kinds) if kind.endswith("attention") and not kind.startswith("linear")]
         if decoder.get("model_type") in LENGTH_FROM_FIRST and order[0] not in attention:
             raise ValueError(f"{where} reads the sequence length from its first layer, which must be one of {attention}")
+        full = [i for i, kind in enumerate(kinds) if kind == "full_attention"]
+        if decoder.get("model_type") in LAST_IS_FULL and order[-1] not in full:
+            raise ValueError(f"{where} ends in a layer of full attention, and layer {order[-1]} is none; end in one of {full}")
         if 0 < len(attention) < len(kinds) and not set(attention) & set(order) and any(kinds[i] in RECURRENT for i in order):
             raise ValueError(
                 f"{where} mixes attention and recurrent layers and would lose its last attention layer; keep one of {attention}"

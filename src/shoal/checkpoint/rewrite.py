@@ -8,6 +8,7 @@ Copies, never links: editing the output cannot touch the source.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,15 +19,17 @@ from shoal.checkpoint.blueprint import check_layers, edited_config
 from shoal.checkpoint.config_fields import NESTED
 from shoal.checkpoint.config_json import CONFIG, write_config
 from shoal.checkpoint.consumed_fields import edited_consumed
-from shoal.checkpoint.copy_shards import Copy, copied_bytes, copy_shard, write_index
+from shoal.checkpoint.copy_shards import Blocks, Copy, copied_bytes, copy_shard, write_index
 from shoal.checkpoint.named_modules import Names, names_of, renumbered
 from shoal.checkpoint.new_folder import copy_side_files, new_folder, side_files
 from shoal.checkpoint.new_tensors import NewTensors
+from shoal.checkpoint.stored_names import StoredNames
 from shoal.edits.plan import Plan
 from shoal.engine.beside import PREDICTION_COUNTS
 from shoal.engine.families import text_config
 from shoal.engine.layer_names import layer_of
-from shoal.engine.model_config import describe, read_config
+from shoal.engine.model_config import Described, describe, read_config
+from shoal.engine.per_layer_tables import per_layer_tables
 from shoal.engine.shards import INDEX, SINGLE, Shard, TensorSlot
 from shoal.engine.streamed import TORCH_DTYPES
 from shoal.text.chat import deadline
@@ -95,7 +98,8 @@ def rewrite(
         set_dtype(content, dtype)
     stated = {file: read_json(source / file) for file in QUANTISATION_FILES if (source / file).exists()}
     stated = {file: renumbered(one, names, where=file) for file, one in stated.items()}
-    cuts = [(shard, renamed(shard.slots, described.prefix, order)) for shard in shards]
+    blocks = blocks_of(described, order)
+    cuts = [(shard, renamed(shard.slots, described.prefix, order, blocks)) for shard in shards]
     cuts = [(shard, kept) for shard, kept in cuts if kept]
     n_bytes = sum(copied_bytes(shard, kept, new) for shard, kept in cuts)
     with new_folder(out, n_bytes=n_bytes + sum(path.stat().st_size for path in side_files(source))) as folder:
@@ -140,11 +144,38 @@ def state_no_prediction(config: Any) -> None:
                 setattr(part, field, 0)
 
 
-def renamed(names: Mapping[str, TensorSlot], prefix: str, order: Sequence[int]) -> list[Copy]:
+def blocks_of(described: Described, order: Sequence[int]) -> dict[str, Blocks]:
+    """What stays of the stored tensors that hold a block for every layer, by stored name.
+
+    Raises:
+        ValueError: such a tensor is stored in another shape: it is quantised.
+    """
+    tables = per_layer_tables(described.model, text_config(described.config))
+    if not tables or list(order) == list(range(described.n_layers)):
+        return {}
+    found: dict[str, Blocks] = {}
+    for stored, name in StoredNames(described.model, described.shards).in_memory.items():
+        if name not in tables:
+            continue
+        slot = next(shard.slots[stored] for shard in described.shards if stored in shard.slots)
+        needed = tuple(described.model.get_parameter(name).shape)
+        if slot.shape != needed:
+            raise ValueError(
+                f"{described.path}: {stored!r} holds a block for every layer and is stored as {slot.shape}, not {needed}, so "
+                "that no block can be taken out (is it quantised?); cut the unquantised checkpoint"
+            )
+        found[stored] = Blocks(tables[name], described.n_layers, tuple(order))
+    return found
+
+
+def renamed(
+    names: Mapping[str, TensorSlot], prefix: str, order: Sequence[int], blocks: Mapping[str, Blocks] = MappingProxyType({})
+) -> list[Copy]:
     """Where the tensors that stay go, in the order given; those of a layer that stands in several places go to each.
 
     Args:
         order: the source layer of every layer of the checkpoint.
+        blocks: what stays of tensors that hold a block for every layer.
     """
     positions: dict[int, list[int]] = {}
     for position, source in enumerate(order):
@@ -153,7 +184,7 @@ def renamed(names: Mapping[str, TensorSlot], prefix: str, order: Sequence[int]) 
     for name in names:
         layer = layer_of(name, prefix)
         if layer is None:
-            kept.append(Copy(name, name, None))
+            kept.append(Copy(name, name, None, blocks.get(name)))
             continue
         inner = name.removeprefix(prefix).partition(".")[2]
         kept += [Copy(name, f"{prefix}{at}.{inner}", at) for at in positions.get(layer, ())]

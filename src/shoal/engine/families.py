@@ -59,26 +59,37 @@ def _lists_of(n: int, inside: nn.Module, model: nn.Module) -> list[tuple[str, nn
     ]
 
 
+def refuse_two_stacks(config: Any) -> None:
+    """Raises ValueError for encoder-decoder models."""
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"model type {config.model_type!r} is an encoder-decoder; Shoal cuts decoder-only causal language models"
+        )
+
+
+FILE_TO_FILE = (
+    "its layers cannot be run one by one, so nothing of it can be measured or repaired here; it can be cut file to file: shoal "
+    "apply MODEL --layers LIST, or shoal plan MODEL --recipe uidl-simple --drop N and shoal apply"
+)
+
+
 def refuse_coupled_layers(config: Any) -> None:
-    """Refuse families whose layers feed each other outside the residual stream.
+    """Refuse to run the layers of families that feed each other outside the residual stream.
 
     Raises:
         ValueError: shared key/value layers, per-layer input embeddings, encoder-decoder models.
     """
     decoder = text_config(config)
-    if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(
-            f"model type {config.model_type!r} is an encoder-decoder; Shoal cuts decoder-only causal language models"
-        )
+    refuse_two_stacks(config)
     if getattr(decoder, "num_kv_shared_layers", 0):
         raise ValueError(
             f"model type {decoder.model_type!r} shares keys and values between layers (num_kv_shared_layers="
-            f"{decoder.num_kv_shared_layers}); its layers cannot be run or cut one by one"
+            f"{decoder.num_kv_shared_layers}); {FILE_TO_FILE}"
         )
     if getattr(decoder, "hidden_size_per_layer_input", 0):
         raise ValueError(
             f"model type {decoder.model_type!r} feeds token embeddings to every layer (hidden_size_per_layer_input="
-            f"{decoder.hidden_size_per_layer_input}); its layers cannot be run or cut one by one"
+            f"{decoder.hidden_size_per_layer_input}); {FILE_TO_FILE}"
         )
 
 

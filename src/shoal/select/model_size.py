@@ -147,8 +147,10 @@ def model_size(view: DecoderView) -> ModelSize:
 
 
 def size_of(model: nn.Module, layers_path: str) -> ModelSize:
-    """Count parameters, also on the ``meta`` device. One that a layer shares with anything else leaves with no single layer."""
-    from shoal.engine.families import output_map, sublayer
+    """Count parameters, also on the ``meta`` device. One that a layer shares with anything else leaves with no single layer;
+    of a table with a block for every layer the block leaves with its layer."""
+    from shoal.engine.families import output_map, sublayer, text_config
+    from shoal.engine.per_layer_tables import per_layer_tables
 
     owners: dict[int, set[str]] = {}
     prefix = layers_path + "."
@@ -161,6 +163,8 @@ def size_of(model: nn.Module, layers_path: str) -> ModelSize:
         (owner, *others) = owners[id(parameter)]
         if not others and owner != "outside":
             own[int(owner)] += parameter.numel()
+    for name in per_layer_tables(model, text_config(model.config)) if hasattr(model, "config") else ():
+        own = [count + model.get_parameter(name).numel() // len(own) for count in own]
     sublayers = []
     for layer in layers:
         paths = [found[0] if (found := sublayer(layer, kind)) else output_map(layer, kind) for kind in ("attn", "mlp")]
