@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shoal.cli.expected import BELIEF, Expected
 from shoal.words.progress import (
     EVERY,
     LogLines,
@@ -19,6 +20,7 @@ from shoal.words.progress import (
     megabytes,
     numbered,
     over_passes,
+    stage_in,
     stage_of,
     tell,
     told,
@@ -108,6 +110,33 @@ def test_work_that_comes_again_says_its_beginning_and_its_end_once():
     ends = sum("2 of 2, done" in line for line in lines)
     assert 1 <= ends <= 40 * 3 / EVERY, lines
     assert len(lines) <= 2 + 40 * 3 / EVERY, lines
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.floats(1, 2000), min_size=1, max_size=6), st.floats(0.05, 20))
+def test_the_whole_is_corrected_by_the_stages_that_are_done(expected, factor):
+    """All stages take the same multiple of what was expected, as where the pace was measured beside other work."""
+    seconds, every = 0.0, sum(expected)
+    whole = Expected(expected, now=lambda: seconds)
+    for k, one in enumerate(expected, 1):
+        whole.begin(k)
+        done = sum(expected[: k - 1])
+        doubt = BELIEF * every / (done + BELIEF * every)  # What is left of the wrong pace: all of it at first.
+        assert abs(whole.whole - factor * every) == pytest.approx((every - done) * abs(factor - 1) * doubt, abs=1e-6 * every)
+        seconds += factor * one
+        assert whole.whole >= whole.taken == seconds
+
+
+def test_the_whole_is_what_was_expected_where_it_comes_so():
+    seconds = 0.0
+    whole = Expected([30, 0, 90], now=lambda: seconds)
+    assert str(whole) == "0 of ~2 min" and whole.whole == 120
+    seconds = 30.0
+    whole.begin(stage_in("stage 3 of 3, evaluate"))
+    assert whole.whole == 120
+    seconds = 150.0
+    assert whole.whole == 150 and str(whole) == "2 of ~2 min"
+    assert str(Expected([20, 20])) == "", "a matter of seconds"
 
 
 def test_a_step_that_takes_longer_than_its_share_is_said_to():

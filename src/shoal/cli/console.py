@@ -4,8 +4,7 @@ import json
 import math
 import os
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,8 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column
 from rich.text import Text
 
+from shoal.cli.expected import Expected
 from shoal.engine.workers import join
-from shoal.words.progress import OPENING, LogLines, watched
+from shoal.words.progress import OPENING, LogLines, stage_in, watched
 
 PLAIN_WIDTH = 120  # Tables in a file or a pipe have so many columns.
 
@@ -47,19 +47,16 @@ class Screen:
         self._tasks: dict[str, Any] = {}
         self._shown = ""
         self._lines = LogLines(self._line)
-        # The pair says when the work began and how many seconds it should take.
-        self._expected: tuple[float, float] | None = None
+        self._expected: Expected | None = None
 
-    def expect(self, seconds: float) -> None:
-        """From here on progress also says how far the whole is, in minutes."""
-        self._expected = (time.monotonic(), seconds)
+    def expect(self, seconds: Sequence[float]) -> None:
+        """From here on progress also says how far the whole is, in minutes; ``seconds`` is expected of each stage, in order."""
+        self._expected = Expected(seconds)
 
     def _whole(self) -> str:
         """``(3 of ~12 min)``; empty where nothing is expected or it is a matter of seconds."""
-        if self._expected is None or self._expected[1] < 60:
-            return ""
-        began, seconds = self._expected
-        return f" ({(time.monotonic() - began) / 60:.0f} of ~{seconds / 60:.0f} min)"
+        said = str(self._expected or "")
+        return f" ({said})" if said else ""
 
     @contextmanager
     def progress(self, what: str = OPENING) -> Iterator[None]:
@@ -93,6 +90,8 @@ class Screen:
 
     def step(self, what: str, done: int, total: int) -> None:
         """Progress of one stage: ``done`` of ``total`` steps."""
+        if self._expected is not None:
+            self._expected.begin(stage_in(what))
         if self._bars is None:
             self._lines(what, done, total)
             return

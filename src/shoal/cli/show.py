@@ -122,10 +122,12 @@ def settle_time(screen: Screen, inputs: Inputs, folder: RunFolder, *, seconds: f
 
 def say_time(screen: Screen, pace: Pace, folder: RunFolder, stages: Iterable[Stage]) -> None:
     """The minutes of those of some stages that are not finished yet; from here on progress says how far the whole is."""
-    left = estimate(pace, [one for one in stages if one.name not in folder.record.stages])
+    asked = [one for one in stages if one.is_asked(pace.recipe)]
+    lasts = [0.0 if one.name in folder.record.stages else estimate(pace, [one]).seconds for one in asked]
+    left = estimate(pace, [one for one in asked if one.name not in folder.record.stages])
     if left.stages:
         screen.say(f"Takes {left}")
-        screen.expect(left.seconds)
+        screen.expect(lasts)
 
 
 def say_candidates(screen: Screen, recipe: Recipe) -> None:

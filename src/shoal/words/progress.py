@@ -5,6 +5,7 @@ anything on. Watchers stack up: a stage puts its number before whatever is told 
 """
 
 import builtins
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -133,6 +134,12 @@ def counted(done: Callable[[], int], total: int) -> Iterator[None]:
 def stage_of(k: int, n: int) -> AbstractContextManager[None]:
     """The block is the ``k``-th of ``n`` stages: what it tells is named ``stage 2 of 6, scan``. One alone needs no number."""
     return nullcontext() if n < 2 else labelled(f"stage {k} of {n}, ")
+
+
+def stage_in(what: str) -> int:
+    """The number that :func:`stage_of` put into a name, or 1."""
+    found = re.match(r"stage (\d+) of \d+, ", what)
+    return int(found[1]) if found else 1
 
 
 def numbered(*asked: bool) -> tuple[AbstractContextManager[None], ...]:
