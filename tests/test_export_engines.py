@@ -6,6 +6,8 @@ the tests are skipped and say so. The other engines are slow tests (`make prove`
 
 import json
 import os
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,7 @@ BUNDLED = Path(package.__file__).parent / "assets" / "books-16l"
 HOME = Path(__file__).parents[1] / ".prove"
 if HOME.is_dir():
     os.environ.setdefault("SHOAL_ENGINES", str(HOME))
+SERVING = (Path(__file__).parents[1] / "docs" / "serving.md").read_text()
 GONE = (1, 3)
 LEFT = [layer for layer in range(12) if layer not in GONE]
 
@@ -183,6 +186,25 @@ def test_a_file_in_openvino(bundled, tmp_path):
     """Half precision: it reads no file in single precision."""
     written = export("gguf", bundled / "plain", tmp_path / "written.gguf", Options(kind="f16")).path
     assert proof(written, bundled / "plain" / "model", "openvino").verdict == "agrees"
+
+
+COMMANDS = dict(re.findall(r"^\| `([\w.-]+)` \| `(.+)` \|$", SERVING.split("**A command for each**")[1], re.MULTILINE))
+
+
+def test_the_page_has_a_command_for_every_engine():
+    assert set(COMMANDS) == set(ENGINES) - {"transformers-4"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", [pytest.param(name, marks=installed(name)) for name in COMMANDS])
+def test_the_command_of_the_page_serves_the_student(engine, bundled, tmp_path):
+    (tmp_path / "DIR").symlink_to(bundled / "plain")
+    export("gguf", bundled / "plain", tmp_path / "student.gguf", Options(kind="f16"))
+    paths = os.pathsep.join([str(Path(ENGINES[engine].interpreter() or "").parent), os.environ["PATH"]])
+    ran = subprocess.run(
+        COMMANDS[engine], shell=True, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PATH": paths}
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
 
 
 def test_a_student_drafts_for_its_teacher(bundled):

@@ -173,6 +173,19 @@ def test_wrong_requests_are_one_line(words, message, student, shoal):
     assert code == 2 and message in err and len(err.strip().splitlines()) == 1
 
 
+def test_a_refusal_says_where_the_rounding_of_a_file_counts(student, shoal, monkeypatch, tmp_path):
+    folder, exact = student
+    rounded = export("gguf", folder, tmp_path / "q.gguf", Options(kind="q8_0")).path
+    differs = Proof(engine="llama.cpp", verdict="differs: KL 1.0", version="1", found=agreement(kl=1.0))
+    monkeypatch.setattr(prove_module, "prove", lambda *args, **options: iter([differs]))
+    said = {
+        pair: shoal("verify", pair[0], "--against", pair[1])[2]
+        for pair in ((rounded, folder), (rounded, rounded), (exact, folder))
+    }
+    assert all("in llama.cpp: KL 1.0" in err for err in said.values())
+    assert [f"--against {rounded} leaves it out" in err for err in said.values()] == [True, False, False]
+
+
 def test_an_engine_that_fails_is_one_line(student, monkeypatch):
     def broken(*args, **options):
         return subprocess.CompletedProcess(args, 1, "", "Traceback\n  deep\nRuntimeError: no such layer\n")

@@ -14,7 +14,7 @@ from shoal.words.reading import at_home
 
 WINDOWS = "its sliding windows are listed layer by layer: llama.cpp reads that from build b11434 (October 2026) on"
 
-MOST_ROUNDING = 0.5  # Beyond it, a quarter of the square of what changed the matrices is noise.
+MOST_ROUNDING = 0.5  # Beyond it, the noise has more than a quarter of the square of what changed the matrices.
 
 
 def refuses(student: StudentFolder, options: Options) -> str | None:
@@ -53,7 +53,7 @@ def _grafted(student: StudentFolder, out: Path, like: Path, options: Options) ->
         lost = (
             f"rounding to {kind} moves the new matrices {done.rounding:.1f} times as far as they are from those of {like.name}"
         )
-        notes = (*notes, f"{lost}, so little of what changed them is left: --type q8_0 keeps more")
+        notes = (*notes, f"{lost}: what changed them stands in noise of that size; --type q8_0 has less")
     text = f"{done.n_kept} tensors of {like.name} byte for byte, {done.n_new} of the student in {kind} (vectors in f32)"
     checked = {"kept": done.n_kept, "new": done.n_new, "layouts": done.layouts, "rounding": done.rounding}
     return Exported(out, text, notes, checked)
