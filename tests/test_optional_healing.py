@@ -98,11 +98,24 @@ def test_it_is_left_out_of_little_text_and_of_little_memory(small, tmp_path, mon
     assert healing is None and "of memory beside its teacher, 1 MB are free" in said[0]
 
 
-@pytest.mark.parametrize("units", ["layers", "sublayers"])
-def test_zeros_that_were_asked_for_stay(units, small, tmp_path):
-    searching = {} if units == "layers" else {"units": units, "select": "lowest", "by": "relative_update", "drop": "2"}
-    healing, said = begun(small, tmp_path / "run", **searching)
-    assert not said and healing.keep_zeros == (units != "layers")
+@pytest.mark.parametrize(
+    ("changes", "keeps"),
+    [
+        ({}, False),
+        ({"layers": "2"}, False),
+        ({"layers": "attn:2,mlp:1"}, True),
+        ({"units": "sublayers", "select": "lowest", "by": "relative_update", "drop": "2"}, True),
+    ],
+)
+def test_zeros_that_were_asked_for_stay(changes, keeps, small, tmp_path):
+    healing, said = begun(small, tmp_path / "run", **changes)
+    assert not said and healing.keep_zeros == keeps
+
+
+def test_a_healing_that_is_asked_for_by_name_grows_no_sublayer_back(small):
+    with pytest.raises(ValueError, match="maps of zeros that would grow back, and --layers attn:2 names single sublayers"):
+        recipe(small, layers="attn:2", heal={"tokens": 512})
+    assert recipe(small, layers="attn:2", heal={"tokens": 512, "keep_zeros": True}).heal is not None
 
 
 def test_a_run_goes_on_with_what_it_began_with(small, tmp_path, monkeypatch):

@@ -32,6 +32,11 @@ def of_sublayers(recipe: Recipe) -> Iterator[str]:
         yield f"--replace {recipe.replace} stands in place of whole layers, and {named}; use --replace none"
     if REPAIRS.named(recipe.repair).needs_layers:
         yield f"--repair {recipe.repair} is of whole layers, and {named}; use --repair refit, auto or none"
+    if recipe.heal is not None and not (recipe.heal.keep_zeros or recipe.heal.optional):
+        yield (
+            "healing trains a stock checkpoint, in which sublayers that are gone are maps of zeros that would grow back, and "
+            f"{named}; use --heal none, or heal: keep_zeros: true in a recipe"
+        )
 
 
 def of_merging(recipe: Recipe) -> Iterator[str]:

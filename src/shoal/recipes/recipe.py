@@ -342,6 +342,12 @@ class Recipe(Record):
         """Whether it is said what becomes of the layers, so that nothing is chosen."""
         return self.layers is not None or self.keep is not None or self.grow is not None
 
+    @property
+    def leaves_zeros(self) -> bool:
+        """Whether the student is to hold zeros: maps of sublayers that are gone, weights that were pruned."""
+        named = () if self.layers is None else parse_units(self.layers, option="--layers")
+        return self.prune is not None or self.units != "layers" or any(one.kind != "layer" for one in named)
+
     def to_yaml(self) -> str:
         """All fields that something reads."""
         from shoal.recipes.unread import unread_keys

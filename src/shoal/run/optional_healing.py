@@ -24,10 +24,8 @@ def settled_healing(inputs: Inputs, folder: RunFolder) -> tuple[Inputs, str]:
     if healing is None or not healing.optional:
         return inputs, ""
     n_tokens = _tokens(inputs, healing.tokens or DEFAULT_TOKENS)
-    has_zeros = recipe.prune is not None or recipe.units != "layers"
-    healed = _with(
-        recipe, healing.model_copy(update={"tokens": n_tokens or None, "keep_zeros": healing.keep_zeros or has_zeros})
-    )
+    keeps = healing.keep_zeros or recipe.leaves_zeros
+    healed = _with(recipe, healing.model_copy(update={"tokens": n_tokens or None, "keep_zeros": keeps}))
     why = inputs.workers.from_first(lambda: _as_begun(recipe, healed, folder))
     if why is None:
         why = inputs.workers.from_first(lambda: next(_reasons(inputs, healed), ""))
