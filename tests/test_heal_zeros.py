@@ -6,9 +6,14 @@ from families import tiny_model
 from test_heal_parts import config, world
 from torch import nn
 
+from shoal.cli.heal import grown_back
+from shoal.edits.drop import Drop
+from shoal.edits.plan import Plan
+from shoal.run.healing.heal_request import HealRequest
 from shoal.train.heal.masks import zero_masks
 from shoal.train.heal.moving_zeros import MoveZeros, moved
 from shoal.train.heal.train import prepare, train
+from shoal.words.structure import Size
 
 
 def drawn(seed=0):
@@ -136,3 +141,22 @@ def test_zeros_move_in_a_healing_and_their_number_stays(tmp_path):
 def test_moving_needs_zeros_that_are_kept_and_weights_that_are_trained(wrong):
     with pytest.raises(ValueError, match="add keep_zeros, with method full or partial"):
         config(regrow=0.1, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("kind", "heal", "warns"), [("attn", {}, True), ("attn", {"keep_zeros": True}, False), ("layer", {}, False)]
+)
+def test_a_training_that_fills_sublayers_again_is_said(kind, heal, warns, tmp_path):
+    before, after = Size(layers=6, parameters=60), Size(layers=6, parameters=60)
+    plan = Plan(
+        source="a",
+        source_hash="h",
+        teacher="a",
+        n_layers=6,
+        before=before,
+        after=after,
+        edits=(Drop(kind=kind, indices=(2, 3)),),
+    )
+    plan.save(tmp_path / "plan.json")
+    said = list(grown_back(HealRequest(student="s", teacher="a", plan=str(tmp_path / "plan.json"), heal=config(**heal))))
+    assert [line.split(" went")[0] for line in said] == ["Warning: attn:2,attn:3"] * warns

@@ -13,7 +13,7 @@ from shoal.cli.options import LengthOption, NoSpeedOption, OutOption, SeedOption
 from shoal.cli.verb import command_line, given, verb
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from shoal.run.healing.heal_checkpoint import Healed
     from shoal.run.healing.heal_request import HealRequest
@@ -56,6 +56,8 @@ def heal(
     refuse_without_teacher(request, machine.resident)
     if not request.text.sources:
         screen.say(BUNDLED_TEXT)
+    for said in grown_back(request):
+        screen.say(said)
     with screen.progress():
         healed = heal_checkpoint(
             request,
@@ -115,6 +117,19 @@ def request_of(
     request = HealRequest.from_json(json.dumps(content), where="options")
     refuse_unheard(options, request)
     return request
+
+
+def grown_back(request: HealRequest) -> Iterator[str]:
+    """A warning where sublayers that the plan took out are maps of zeros that this training would fill."""
+    from shoal.edits.plan import Plan
+    from shoal.words.structure import units_off
+
+    if request.plan is None or request.heal.keep_zeros or request.heal.method == "norms":
+        return
+    gone = sorted(units_off(Plan.load(Path(request.plan)).structure))
+    if gone:
+        named = ",".join(f"{unit.kind}:{unit.index}" for unit in gone)
+        yield f"Warning: {named} went and are maps of zeros, which this training fills again; --keep-zeros keeps them out"
 
 
 def refuse_unheard(options: Mapping[str, Any], request: HealRequest) -> None:
