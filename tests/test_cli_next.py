@@ -23,7 +23,7 @@ def plan():
 GGUF = {
     "written here": ({"model_type": "llama"}, ["student.gguf"]),
     "grafted": ({"model_type": "olmo2"}, ["TEACHER.gguf", "student.gguf"]),
-    "with images": ({"model_type": "llava", "text_config": {}}, None),
+    "with images": ({"model_type": "llava", "text_config": {}}, ["TEACHER.gguf", "student.gguf"]),
     "quantised": ({"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}, None),
 }
 """By the config of a student: the files that its command for llama.cpp names, or None where there is no such command."""

@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
+from gguf_files import tensors_of
 from safetensors.torch import load_file
 from test_export_table import plan_of, run_folder
-from transformers import AutoModelForImageTextToText, Gemma3Config, LlavaConfig, Qwen2_5_VLConfig
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Gemma3Config, LlavaConfig, Qwen2_5_VLConfig
 
 from shoal.checkpoint.in_memory import cut
 from shoal.checkpoint.rewrite import rewrite
@@ -18,6 +19,8 @@ from shoal.engine.source import auto_class, wrapper_class
 from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
 from shoal.export.engines import run_transformers
+from shoal.export.exporter import Options
+from shoal.export.table import export
 from shoal.words.types import Batch, Unit
 
 N, GONE = 6, (1, 2)
@@ -123,6 +126,35 @@ def test_an_image_goes_through_the_student(tmp_path):
     with torch.no_grad():
         student = AutoModelForImageTextToText.from_pretrained(out).eval()(**given).logits
         assert torch.equal(student, skipping(folder)(**given).logits)
+
+
+def decoder_file(source, folder):
+    """The text decoder alone as a file in single precision, as a converter of llama.cpp writes it."""
+    wrapped = AutoModelForImageTextToText.from_pretrained(source)
+    text = AutoModelForCausalLM.from_config(wrapped.config.text_config)
+    text.model.load_state_dict(wrapped.model.language_model.state_dict())
+    text.lm_head.load_state_dict(wrapped.lm_head.state_dict())
+    text.save_pretrained(folder / "text")
+    return export("gguf", folder / "text", folder / "teacher.gguf", Options(kind="f32")).path
+
+
+@pytest.mark.parametrize("source", ["llava", "gemma3"], indirect=True)
+def test_a_decoder_is_grafted_without_what_sees(source, tmp_path):
+    """Its file is that of the decoder alone, cut and grafted; the tower and the projector have no place in it."""
+    name = "mlp.down_proj.weight"
+    value = (
+        AutoModelForImageTextToText.from_pretrained(source).model.language_model.layers[4].get_parameter(name).detach() * 1.5
+    )
+    edits = Drop(indices=GONE), Refit(layer=4, parameters=(name,))
+    run = run_folder(source, tmp_path / "run", *edits, values={f"refit.4.{name}": value})
+    teacher = decoder_file(source, tmp_path)
+    done = export("gguf", run, tmp_path / "student.gguf", Options(like=teacher, kind="f32"))
+    before, after = tensors_of(teacher), tensors_of(done.path)
+    kept = [layer for layer in range(N) if layer not in GONE]
+    old = {n: before[f"blk.{kept[int(n.split('.')[1])]}.{n.split('.', 2)[2]}" if n.startswith("blk.") else n] for n in after}
+    assert {n for n in after if after[n] != old[n]} == {"blk.2.ffn_down.weight"}
+    assert after["blk.2.ffn_down.weight"][2] == value.numpy().tobytes()
+    assert any("mmproj" in note for note in done.notes)
 
 
 @pytest.mark.parametrize(

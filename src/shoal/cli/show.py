@@ -197,7 +197,7 @@ def gguf_option(checkpoint: Path) -> str | None:
     config = read_json(checkpoint / "config.json")
     if why_not(config) is None:
         return ""
-    return None if "text_config" in config or "quantization_config" in config else " --like TEACHER.gguf"
+    return None if "quantization_config" in config else " --like TEACHER.gguf"
 
 
 def steps_said(steps: Mapping[str, str]) -> list[str]:

@@ -52,8 +52,10 @@ def refuse_unopenable(path: Path, method: str) -> None:
     """Raises ValueError where a package that opens this method is not installed."""
     why = why_not_openable(method)
     if why is not None:
+        plain = f", and shoal export plain {path} --out DIR takes it out of its blocks" if method in PACKINGS else ""
         raise ValueError(
-            f"{path} cannot be opened: {why}. Without it layers can be taken out file to file: shoal apply MODEL --layers LIST"
+            f"{path} cannot be opened: {why}. Without it layers can be taken out file to file: "
+            f"shoal apply MODEL --layers LIST{plain}"
         )
 
 

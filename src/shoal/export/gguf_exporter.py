@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from shoal.checkpoint.config_fields import count_layers
 from shoal.export.exporter import Exported, Exporter, Options, StudentFolder, source_layers
 from shoal.export.gguf.blocks import KINDS
 from shoal.export.gguf.convert import convert, why_not
@@ -13,6 +14,8 @@ from shoal.export.gguf.stored_weights import StoredWeights
 from shoal.words.reading import at_home
 
 WINDOWS = "its sliding windows are listed layer by layer: llama.cpp reads that from build b11434 (October 2026) on"
+
+IMAGES = "this is the text decoder; images go in through the teacher's mmproj file, which no cut changes"
 
 MOST_ROUNDING = 0.5  # Beyond it, the noise has more than a quarter of the square of what changed the matrices.
 
@@ -41,7 +44,7 @@ def write(student: StudentFolder, out: Path | None, options: Options) -> Exporte
 
 def _grafted(student: StudentFolder, out: Path, like: Path, options: Options) -> Exported:
     model = open_model(like)
-    order = source_layers(student, student.config["num_hidden_layers"], model.n_layers, str(like))
+    order = source_layers(student, count_layers(student.config), model.n_layers, str(like))
     weights = StoredWeights(student.folder)
     done = graft(
         model, weights, order, out, source=_source(student, order), kind=options.kind or "q8_0", overwrite=options.overwrite
@@ -49,6 +52,8 @@ def _grafted(student: StudentFolder, out: Path, like: Path, options: Options) ->
     written = open_model(out)
     kind = options.kind or "q8_0"
     notes = (WINDOWS,) if lists_windows(written.keys, model.architecture) else ()
+    if "vision_config" in student.config:
+        notes = (*notes, IMAGES)
     if done.rounding > MOST_ROUNDING:
         lost = (
             f"rounding to {kind} moves the new matrices {done.rounding:.1f} times as far as they are from those of {like.name}"
@@ -79,7 +84,7 @@ def verify(student: StudentFolder, done: Exported) -> dict[str, Any]:
     """
     assert done.path is not None
     model = open_model(done.path)
-    n = student.config["num_hidden_layers"]
+    n = count_layers(student.config)
     if model.n_layers != n:
         raise ValueError(f"{done.path} has {model.n_layers} layers, the student {n}")
     return {"layers": n, "tensors": len(model.tensors), "bytes": done.path.stat().st_size, **done.checked}

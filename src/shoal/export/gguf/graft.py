@@ -28,6 +28,10 @@ Array = np.ndarray[Any, Any]
 NEAR = 0.6  # New values differ from those of the file by at most this, relatively; another order of rows gives about 1.4.
 CLEARLY = 2.0  # The next layout must be so many times farther off.
 NUMBER = re.compile(r"\.(\d+)\.")
+DECODER = re.compile(r"language_model\.")
+"""What stands in the names of a decoder that is wrapped for images, and not in those of a text model."""
+BESIDE = re.compile(r"(model\.)?(vision_tower|vision_model|visual|multi_modal_projector)\.")
+"""Names of what turns images into embeddings: no cut changes it, and llama.cpp reads it from a file of its own (mmproj)."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,9 @@ def _names(weights: StoredWeights, architecture: str, n_layers: int, known: set[
     names = get_tensor_name_map(number, n_layers)
     found: dict[str, str] = {}
     for name in weights.names:
-        given = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if BESIDE.match(name):
+            continue
+        given = names.get_name(DECODER.sub("", name), try_suffixes=(".weight", ".bias"))
         if given == "output.weight" and given not in known:
             continue  # The head is tied to the embeddings.
         if given is None or given not in known:
