@@ -81,7 +81,7 @@ def request_of(
     seed: int | None = None,
     speed: bool = True,
 ) -> HealRequest:
-    """What the options ask for, on top of a preset; the plan of the student's run folder says its teacher where no option does.
+    """What the options ask for, on top of a preset; the run of the student says its plan and, where no option does, its teacher.
 
     Raises:
         ValueError: an option that is not allowed, with the values that are.
@@ -94,12 +94,12 @@ def request_of(
     from shoal.train.heal.presets import PRESETS
     from shoal.words.reading import refuse_other_than_plan
 
-    beside = Path(checkpoint_of(student)).parent / "plan.json"
-    found = plan if plan is not None else beside if beside.is_file() else None
+    beside, healed_by = _origin(Path(checkpoint_of(student)).parent)
+    found = plan if plan is not None else beside
     if plan is not None:
         refuse_other_than_plan(plan, "give the plan.json of the run that made the student")
-    if teacher is None and found is not None:
-        teacher = Plan.load(found).source
+    if teacher is None:
+        teacher = Plan.load(found).source if found is not None else healed_by
     if teacher is None:
         raise ValueError(f"{student} has no plan beside it that names its teacher; give --teacher MODEL, or --teacher none")
     given = PRESETS.named(preset).for_model(teacher) if preset is not None else {}
@@ -117,6 +117,19 @@ def request_of(
     request = HealRequest.from_json(json.dumps(content), where="options")
     refuse_unheard(options, request)
     return request
+
+
+def _origin(run: Path) -> tuple[Path | None, str | None]:
+    """The plan beside a checkpoint, or that of the student which was healed into it, and the teacher of that healing."""
+    from shoal.export.found_plan import REQUEST
+    from shoal.words.reading import read_json
+
+    if (run / "plan.json").is_file():
+        return run / "plan.json", None
+    stated = read_json(run / REQUEST) if (run / REQUEST).is_file() else {}
+    plan, teacher = stated.get("plan"), stated.get("teacher")
+    is_there = isinstance(plan, str) and Path(plan).is_absolute() and Path(plan).is_file()
+    return Path(plan) if is_there else None, teacher if isinstance(teacher, str) else None
 
 
 def grown_back(request: HealRequest) -> Iterator[str]:
