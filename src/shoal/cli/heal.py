@@ -81,7 +81,7 @@ def request_of(
     seed: int | None = None,
     speed: bool = True,
 ) -> HealRequest:
-    """What the options ask for, on top of a preset; the run of the student says its plan and, where no option does, its teacher.
+    """What the options ask for, on top of a preset; the student's run says its plan and, where no option does, its teacher.
 
     Raises:
         ValueError: an option that is not allowed, with the values that are.
@@ -127,9 +127,9 @@ def _origin(run: Path) -> tuple[Path | None, str | None]:
     if (run / "plan.json").is_file():
         return run / "plan.json", None
     stated = read_json(run / REQUEST) if (run / REQUEST).is_file() else {}
-    plan, teacher = stated.get("plan"), stated.get("teacher")
-    is_there = isinstance(plan, str) and Path(plan).is_absolute() and Path(plan).is_file()
-    return Path(plan) if is_there else None, teacher if isinstance(teacher, str) else None
+    plan, teacher = Path(str(stated.get("plan"))), stated.get("teacher")
+    is_there = plan.is_absolute() and plan.is_file()
+    return plan if is_there else None, teacher if isinstance(teacher, str) else None
 
 
 def grown_back(request: HealRequest) -> Iterator[str]:
