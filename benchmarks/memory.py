@@ -108,7 +108,8 @@ def main() -> None:
                 out = Path(scratch) / f"{name}-{resident}"
                 found = measure(changes, out, resident=resident, dtype=asked.dtype)
                 planned = {one["stage"]: one["memory"] for one in found["planned"]["stages"]}
-                planned.setdefault("model", planned.get("heal", 0))  # The checkpoint of a run that heals is what was merged.
+                for part in ("model", "healed"):  # A healing writes what it merged, and ends with it.
+                    planned.setdefault(part, planned.get("heal", 0))
                 process = found["planned"]["stages"][0]["parts"]["process"]
                 rows = [row for row in rows if (row["case"], row["resident"]) != (name, resident)]
                 for stage, took in found["peaks"].items():

@@ -77,10 +77,13 @@ def takes(sizes: Sizes) -> StageNeed:
     """Teacher and student in memory, and what the entry of the method trains; then the student again, to be merged into."""
     config = _config(sizes.recipe)
     n_trained = TRAINABLE.named(config.method).most_trained(sizes.shape, sizes.n_kept, config)
+    n_tokens = config.tokens or DEFAULT_TOKENS
+    length = config.sample_length(n_tokens, sizes.length)
+    n_at_once = config.settled(n_tokens / length, length).micro_batch * length
     return sizes.need(
         "heal",
         second_model=2 * sizes.student,
-        work=sizes.gradients(config.micro_batch * sizes.length, sizes.n_kept, logits=True),
+        work=sizes.gradients(n_at_once, sizes.n_kept, logits=True),
         trained=n_trained * TRAINED_BYTES,
         disk=sizes.student + n_trained * (12 + 4),
     )
