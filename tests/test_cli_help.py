@@ -125,7 +125,7 @@ FROM_TABLES = {
     ("compress", "--length"): f"the model's window, at most {LONGEST_DEFAULT:,}",
     ("compress", "--fit-tokens"): f"{TOKENS_PER_INPUT} per input of the widest map, at least {FEWEST_TOKENS:,}",
     ("compress", "--train-tokens"): f"{DEFAULT_TOKENS:,}, ",
-    ("compress", "--heal-tokens"): f"{DEFAULT_HEAL_TOKENS:,}, ",
+    ("compress", "--heal-tokens"): f"{DEFAULT.heal.tokens:,} where nothing asks for it, else {DEFAULT_HEAL_TOKENS:,}, ",
     ("heal", "--tokens"): f"{DEFAULT_HEAL_TOKENS:,}, ",
     ("heal", "--method"): USUAL.method,
     ("heal", "--rank"): USUAL.rank,

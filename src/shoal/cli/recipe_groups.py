@@ -226,7 +226,11 @@ class HealOptions:
     heal_tokens: Annotated[
         int | None,
         option(
-            "N", "Tokens of healing.", f"{DEFAULT_HEAL_TOKENS:,}, or all that the text holds", under=HEALED, parser=parse_count
+            "N",
+            "Tokens of healing.",
+            f"{SHORT_HEAL_TOKENS:,} where nothing asks for it, else {DEFAULT_HEAL_TOKENS:,}, or all that the text holds",
+            under=HEALED,
+            parser=parse_count,
         ),
     ] = None
 
