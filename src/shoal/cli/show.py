@@ -178,26 +178,22 @@ def show_flips(screen: Screen, results: Sequence[Stability]) -> None:
 
 def next_steps(folder: Path, plan: Plan, *, is_healed: bool) -> list[str]:
     """What people do with a student, as commands: measure it on tasks of their own, train it on, serve it."""
+    from shoal.export.gguf.convert import why_not
+
     run, source = shlex.quote(str(folder)), shlex.quote(plan.source)
     steps = {"measure tasks": f"shoal compare {source} {run} --task FILE.jsonl"}
+    config = read_json(folder / "model" / "config.json")
+    if config.get("quantization_config"):  # Training and files of other engines need plain weights.
+        steps["plain weights"] = f"shoal export plain {run} --out {run}-plain"
+        return steps_said(steps)
     if not is_healed:
         # Zeros are what was asked for: pruned weights, and sublayers that are gone.
         has_zeros = any(isinstance(edit, Prune) for edit in plan.edits) or bool(units_off(plan.structure))
         steps["train it on"] = f"shoal heal {run}{' --keep-zeros' if has_zeros else ''} --out {run}-healed"
-    like = None if plan.brings_code else gguf_option(folder / "model")  # Other engines do not run a checkpoint with code.
-    if like is not None:
+    if not plan.brings_code:  # Other engines do not run a checkpoint with code.
+        like = "" if why_not(config) is None else " --like TEACHER.gguf"
         steps["llama.cpp"] = f"shoal export gguf {run}{like} --out student.gguf"
     return steps_said(steps)
-
-
-def gguf_option(checkpoint: Path) -> str | None:
-    """What ``shoal export gguf`` needs beside the run of a checkpoint; None where it writes no file of such a model."""
-    from shoal.export.gguf.convert import why_not
-
-    config = read_json(checkpoint / "config.json")
-    if why_not(config) is None:
-        return ""
-    return None if "quantization_config" in config else " --like TEACHER.gguf"
 
 
 def steps_said(steps: Mapping[str, str]) -> list[str]:

@@ -118,7 +118,8 @@ def load_strictly(path: Path, *, dtype: str | None = None, device: str = "cpu", 
         refuse_plain_weights(path, method, read_shards(path))
         refuse_unopenable(path, method)
         where = {"device_map": {"": devices[0]}}
-    with quiet_loading(), guarded(f"{path} cannot be opened"):
+    doubt = "" if method is None else f"; its blocks ({method}) may lack a part"
+    with quiet_loading(), guarded(f"{path} cannot be opened{doubt}"):
         model, info = auto.from_pretrained(
             str(path),
             dtype="auto" if kept is None else kept,

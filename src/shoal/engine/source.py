@@ -74,16 +74,21 @@ def check_source(path: Path, *, trust_remote_code: bool = False) -> list[Shard]:
     return read_shards(path)
 
 
+def refuse_wrong_types(config: dict[str, Any], where: str) -> None:
+    """Raises ValueError where a field of a ``config.json`` that is read here holds another kind of value than it has to."""
+    for field, kind, needed in FIELD_TYPES:
+        value = config.get(field)
+        if value is not None and not isinstance(value, kind):
+            raise ValueError(f"{where}: config.json states {field}={shortened(repr(value), 40)}, {needed} is needed; mend it")
+
+
 def check_architecture(config: dict[str, Any], where: str, *, trust_remote_code: bool = False) -> None:
     """Refuse a ``config.json`` that is not a decoder-only causal language model known to transformers.
 
     Raises:
         ValueError: see :func:`check_source`.
     """
-    for field, kind, needed in FIELD_TYPES:
-        value = config.get(field)
-        if value is not None and not isinstance(value, kind):
-            raise ValueError(f"{where}: config.json states {field}={shortened(repr(value), 40)}, {needed} is needed; mend it")
+    refuse_wrong_types(config, where)
     heads = config.get("architectures") or []
     if not all(isinstance(head, str) for head in heads):
         raise ValueError(

@@ -8,7 +8,7 @@ from typing import Any
 
 from shoal.edits.plan import Plan
 from shoal.engine.hub import fetched, is_hub_id
-from shoal.engine.source import needs_code
+from shoal.engine.source import needs_code, refuse_wrong_types
 from shoal.export.found_plan import found_plan
 from shoal.words.reading import read_json
 from shoal.words.structure import Structure, intact, stored
@@ -147,6 +147,7 @@ def find_student(path: Path, *, trust_remote_code: bool = False) -> StudentFolde
 
     plan, is_trained = found_plan(folder)
     config = read_json(folder / "config.json")
+    refuse_wrong_types(config, str(folder))
     if trust_remote_code or not needs_code(config):
         stated = read_config(folder, trust_remote_code=trust_remote_code).to_dict()  # The config states every default.
         config = {**stated, **{key: config[key] for key in ("auto_map",) if key in config}}
