@@ -48,12 +48,15 @@ from shoal.show.chart_files import can_draw
 from shoal.cli.malloc import keep_freed_memory
 from shoal.engine.view import DecoderView
 from shoal.engine.open import load_strictly
-from shoal.engine.streamed import open_streamed
+from shoal.engine.streamed import Streamed, open_streamed
 from shoal.words.records import Provenance
 from shoal.words.types import Batch
 case, folder, samples, length, states = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
 keep_freed_memory()
 can_draw()  # loads matplotlib
+
+made = Streamed.__init__
+Streamed.__init__ = lambda self, *given, **named: made(self, *given, **{**named, "state_bytes": states})
 
 def memory(field):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -92,7 +95,7 @@ if case.startswith("offload"):
             model.model(input_ids=batch.ids_BT, use_cache=False)
 elif case.startswith("scan"):
     if case == "scan_streamed":
-        model, residency = open_streamed(folder, n_resident=1, state_bytes=states)
+        model, residency = open_streamed(folder, n_resident=1)
         view = DecoderView(model.model, residency=residency)
         with residency.layer(view.n_layers - 1):  # so that the pass begins with nothing of the front read
             pass
@@ -110,11 +113,7 @@ elif case.startswith("compress"):
     text = dict(sources=[str(folder / "text.jsonl")], samples=samples, length=length, selection=4, evaluation=4)
     train = dict(tokens=4 * length, batch=2, micro_batch=2, eval_every=100)
     recipe = load_recipe("default", dict(model=str(folder), drop="4", replace="layer", guard=1, text=text, train=train))
-    if case == "compress_streamed":
-        open_streamed_as_it_is = open_streamed
-        import shoal.engine.streamed as module
-        module.open_streamed = lambda *a, **k: open_streamed_as_it_is(*a, **{**k, "state_bytes": states})
-    else:  # the checkpoint is written before the evaluation, whose decoding takes long and is not of a streamed run
+    if case == "compress":  # the checkpoint is written before the evaluation, whose decoding takes long and is not of a streamed run
         import dataclasses
         from shoal.run.stages.table import STAGES
         def enough(*args, **options):
