@@ -30,6 +30,7 @@ from shoal.engine.gguf_head import read_head
 from shoal.engine.source import fingerprint
 from shoal.export.engines.table import ENGINES
 from shoal.export.exporter import StudentFolder, find_student
+from shoal.words.structure import runs_said
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "gguf_chat.json"
@@ -97,8 +98,7 @@ def kept_of(student: StudentFolder) -> str:
 def layers_of(keep: str, file: Path) -> str:
     """How many layers are kept, and which are not."""
     kept = [int(layer) for layer in keep.split(",")]
-    gone = [str(layer) for layer in range(n_layers(file)) if layer not in kept]
-    return f"{len(kept)} layers (without {', '.join(gone)})"
+    return f"{len(kept)} layers (without {runs_said(layer for layer in range(n_layers(file)) if layer not in kept)})"
 
 
 def n_layers(file: Path) -> int:
@@ -151,10 +151,8 @@ def table(rows: dict[str, Any]) -> list[str]:
         same = "" if best is None or best is one else f"{sum(map(str.__eq__, one['said'], best['said']))}"
         lines.append(f"| {name} | {one['bytes'] / 1e6:.1f} | {sum(one['right'])} | {same} | {cost} |")
     chosen = smallest(rows)
-    lines += [
-        "",
-        *(f"The smallest file of {group} that loses at most a tenth of its right answers: {name}." for group, name in chosen),
-    ]
+    lines += ["", "The smallest file of each student that loses at most a tenth of the right answers that it has in f16:", ""]
+    lines += [f"* {group}: {rows[name]['type']}, {rows[name]['bytes'] / 1e6:.1f} MB" for group, name in chosen]
     shown = [name for name, one in rows.items() if not one.get("group") or name in dict(chosen).values()]
     for prompt in SHOWN:
         lines += ["", f"**{prompt}**", "", "| | |", "|---|---|"]
