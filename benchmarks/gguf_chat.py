@@ -131,7 +131,7 @@ def row(job: Job, file: Path, work: Path) -> dict[str, Any]:
     cost, said = measured(job.command, out)
     found = {"group": job.group, "type": job.kind, "student": job.student, "bytes": out.stat().st_size, "layers": n_layers(out)}
     if job.kind:
-        found["rounding"] = said["checked"]["rounding"]
+        found["left"] = said["checked"]["left"]
     try:
         return found | {"making": cost, **answers(out)}
     finally:
@@ -142,14 +142,19 @@ def table(rows: dict[str, Any]) -> list[str]:
     """A line per file, the smallest file of each student that keeps its answers, and what each says."""
     if not rows:
         return ["No run is recorded yet."]
-    said = "*as f16*: how many of the sixty answers are word for word those of the f16 file"
+    said = (
+        "*as f16*: how many of the sixty answers are word for word those of the f16 file; *left*: how much of what the student "
+        "changed is there still in its blocks, of the middle one of its new matrices"
+    )
     lines = [f"From [the rows](../benchmarks/results/{RESULTS.name}); {said}."]
-    lines += ["", "| file | MB | right of 60 | as f16 | making it: processor time, peak memory |", "|---|---:|---:|---:|---:|"]
+    lines += ["", "| file | MB | right of 60 | as f16 | left of the change | making it: processor time, peak memory |"]
+    lines += ["|---|---:|---:|---:|---:|---:|"]
     for name, one in rows.items():
         cost = f"{one['making']['cpu_seconds']:.1f} s, {one['making']['peak_mib']:.0f} MiB" if "making" in one else ""
         best = unrounded(rows, one)
         same = "" if best is None or best is one else f"{sum(map(str.__eq__, one['said'], best['said']))}"
-        lines.append(f"| {name} | {one['bytes'] / 1e6:.1f} | {sum(one['right'])} | {same} | {cost} |")
+        left = f"{one['left']:.2f}" if "left" in one else ""
+        lines.append(f"| {name} | {one['bytes'] / 1e6:.1f} | {sum(one['right'])} | {same} | {left} | {cost} |")
     chosen = smallest(rows)
     lines += ["", "The smallest file of each student that loses at most a tenth of the right answers that it has in f16:", ""]
     lines += [f"* {group}: {rows[name]['type']}, {rows[name]['bytes'] / 1e6:.1f} MB" for group, name in chosen]

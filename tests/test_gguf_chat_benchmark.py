@@ -10,7 +10,7 @@ import gguf_chat as chat
 
 def row(right, size, *, group="", kind="", said="a"):
     answers = dict.fromkeys(chat.PROMPTS, f"{said} | b\nc")
-    made = {"making": {"cpu_seconds": 1.0, "peak_mib": 80.0}} if group else {}
+    made = {"left": 0.5, "making": {"cpu_seconds": 1.0, "peak_mib": 80.0}} if group else {}
     return (
         {"group": group, "type": kind, "bytes": size, "right": [1] * right + [0] * (60 - right), "said": [said] * 60}
         | made
@@ -28,7 +28,7 @@ def test_the_smallest_file_that_keeps_a_students_answers_is_named():
     rows["A, q4_1"]["right"] = [1] * 17 + [0] * 43
     assert chat.smallest(rows) == [("A", "A, q5_1")]
     lines = chat.table(rows)
-    assert "| A, q5_1 | 0.0 | 18 | 60 | 1.0 s, 80 MiB |" in lines and "| as it is | 0.0 | 50 |  |  |" in lines
+    assert "| A, q5_1 | 0.0 | 18 | 60 | 0.50 | 1.0 s, 80 MiB |" in lines and "| as it is | 0.0 | 50 |  |  |  |" in lines
     assert "| A, q5_1 | a \\| b c |" in lines and "| A, q8_0 | a \\| b c |" not in lines
 
 

@@ -17,7 +17,7 @@ WINDOWS = "its sliding windows are listed layer by layer: llama.cpp reads that f
 
 IMAGES = "this is the text decoder; images go in through the teacher's mmproj file, which no cut changes"
 
-MOST_ROUNDING = 0.5  # Beyond it, the noise has more than a quarter of the square of what changed the matrices.
+LEAST_LEFT = 0.5
 
 
 def refuses(student: StudentFolder, options: Options) -> str | None:
@@ -54,13 +54,11 @@ def _grafted(student: StudentFolder, out: Path, like: Path, options: Options) ->
     notes = (WINDOWS,) if lists_windows(written.keys, model.architecture) else ()
     if "vision_config" in student.config:
         notes = (*notes, IMAGES)
-    if done.rounding > MOST_ROUNDING:
-        lost = (
-            f"rounding to {kind} moves the new matrices {done.rounding:.1f} times as far as they are from those of {like.name}"
-        )
-        notes = (*notes, f"{lost}: what changed them stands in noise of that size; --type q8_0 has less")
+    if done.left < LEAST_LEFT:
+        lost = f"written in {kind} the middle one of the new matrices keeps {done.left:.0%} of what changed it"
+        notes = (*notes, f"{lost}, the rest goes back to the steps of {like.name}: --type q8_0 keeps it")
     text = f"{done.n_kept} tensors of {like.name} byte for byte, {done.n_new} of the student in {kind} (vectors in f32)"
-    checked = {"kept": done.n_kept, "new": done.n_new, "layouts": done.layouts, "rounding": done.rounding}
+    checked = {"kept": done.n_kept, "new": done.n_new, "layouts": done.layouts, "left": done.left}
     return Exported(out, text, notes, checked)
 
 

@@ -41,14 +41,14 @@ class Grafted:
     Attributes:
         n_new, n_kept: tensors with the student's values, and with the bytes of the file.
         layouts: role of a tensor to the layout that was found for it.
-        rounding: how far writing them in blocks moves the new matrices, as a share of how far they are from the file's: 1 says
-            that what the repair changed drowns. 0.0 without new matrices.
+        left: the share of what sets a new matrix apart from the file's that is there still when it is written in blocks, of the
+            middle one of them: 0 says that its values went back to the steps of the file. 1.0 without new matrices.
     """
 
     n_new: int
     n_kept: int
     layouts: dict[str, str]
-    rounding: float
+    left: float
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def graft(
     ]
     new = with_provenance(keys, order, n_parameters=sum(one.place.n_values for _, one in stored), architecture=architecture)
     write_gguf(out, new, found, version=model.version, overwrite=overwrite)
-    return Grafted(changed.n_new, len(found) - changed.n_new, changed.layouts, changed.rounding)
+    return Grafted(changed.n_new, len(found) - changed.n_new, changed.layouts, changed.left)
 
 
 def _names(weights: StoredWeights, architecture: str, n_layers: int, known: set[str]) -> dict[str, str]:
@@ -139,11 +139,11 @@ class _Changed:
         self._weights, self._source, self._known = weights, source, layouts
         self.layouts: dict[str, str] = {}
         self.n_new = 0
-        self._changed = self._rounded_away = 0.0  # Sums of squares over new matrices.
+        self._left: list[float] = []
 
     @property
-    def rounding(self) -> float:
-        return float(np.sqrt(self._rounded_away / self._changed)) if self._changed else 0.0
+    def left(self) -> float:
+        return float(np.median(self._left)) if self._left else 1.0
 
     def is_old(self, name: str, stored: Stored) -> bool:
         """Whether the student's tensor is what the teacher has there."""
@@ -194,8 +194,7 @@ class _Changed:
             new = layout(self._weights.values(theirs))  # It is read again, so that the values of all are never held.
             raw = encoded(new, as_kind)
             if len(shape) > 1:
-                self._changed += float(np.square(new - _values_of(stored), dtype=np.float64).sum())
-                self._rounded_away += float(np.square(new - decoded(raw, place), dtype=np.float64).sum())
+                self._left.append(share_left(_values_of(stored), new, decoded(raw, place)))
             return [raw]
 
         return Outgoing(name, place.shape, place.kind, place.n_bytes, made)
@@ -225,6 +224,13 @@ class _Changed:
         if earlier is None:
             self.layouts[role] = found
         return fitting[found]
+
+
+def share_left(old: Array, new: Array, written: Array) -> float:
+    """How much of the step from ``old`` to ``new`` is made by ``written``: its projection on that step, as a share of it."""
+    wanted, made = (new - old).ravel(), (written - old).ravel()
+    length = np.einsum("i,i->", wanted, wanted, dtype=np.float64)
+    return float(np.einsum("i,i->", wanted, made, dtype=np.float64) / length) if length else 1.0
 
 
 def _values_of(stored: Stored) -> Array:
