@@ -139,7 +139,7 @@ def row(job: Job, file: Path, work: Path) -> dict[str, Any]:
 
 
 def table(rows: dict[str, Any]) -> list[str]:
-    """A line per file, the smallest file of each student that keeps its answers, and what each says."""
+    """A line per file, the smallest file of each student that keeps its answers, and what that and its best file say."""
     if not rows:
         return ["No run is recorded yet."]
     said = (
@@ -158,7 +158,9 @@ def table(rows: dict[str, Any]) -> list[str]:
     chosen = smallest(rows)
     lines += ["", "The smallest file of each student that loses at most a tenth of the right answers that it has in f16:", ""]
     lines += [f"* {group}: {rows[name]['type']}, {rows[name]['bytes'] / 1e6:.1f} MB" for group, name in chosen]
-    shown = [name for name, one in rows.items() if not one.get("group") or name in dict(chosen).values()]
+    best_of = {one.get("group"): name for name, one in sorted(rows.items(), key=lambda item: sum(item[1]["right"]))}
+    named = {*dict(chosen).values(), *best_of.values()}
+    shown = [name for name, one in rows.items() if not one.get("group") or name in named]
     for prompt in SHOWN:
         lines += ["", f"**{prompt}**", "", "| | |", "|---|---|"]
         lines += [f"| {name} | {in_cell(rows[name]['answers'][prompt])} |" for name in shown]

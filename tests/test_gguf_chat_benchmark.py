@@ -29,7 +29,7 @@ def test_the_smallest_file_that_keeps_a_students_answers_is_named():
     assert chat.smallest(rows) == [("A", "A, q5_1")]
     lines = chat.table(rows)
     assert "| A, q5_1 | 0.0 | 18 | 60 | 0.50 | 1.0 s, 80 MiB |" in lines and "| as it is | 0.0 | 50 |  |  |  |" in lines
-    assert "| A, q5_1 | a \\| b c |" in lines and "| A, q8_0 | a \\| b c |" not in lines
+    assert "| A, q5_1 | a \\| b c |" in lines and "| A, q5_0 | a \\| b c |" not in lines
 
 
 def test_without_a_row_the_table_says_so():
