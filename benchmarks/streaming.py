@@ -113,7 +113,7 @@ elif case.startswith("compress"):
     text = dict(sources=[str(folder / "text.jsonl")], samples=samples, length=length, selection=4, evaluation=4)
     train = dict(tokens=4 * length, batch=2, micro_batch=2, eval_every=100)
     recipe = load_recipe("default", dict(model=str(folder), drop="4", replace="layer", guard=1, text=text, train=train))
-    if case == "compress":  # the checkpoint is written before the evaluation, whose decoding takes long and is not of a streamed run
+    if case == "compress":  # The checkpoint is written before the evaluation, whose decoding takes long and is not streamed.
         import dataclasses
         from shoal.run.stages.table import STAGES
         def enough(*args, **options):
