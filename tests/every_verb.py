@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from gguf_world import tiny_llama, write_gguf
 from world import write_model, write_text
 
 from shoal.engine.opening import Opening
@@ -65,6 +66,25 @@ def quiz(world):
     return path
 
 
+def answers(world):
+    """Two folders of predictions that another evaluator wrote."""
+    folder = world["mark"].parent / "answers"
+    for name, shift in (("teacher", 0.0), ("student", 0.1)):
+        made = folder / name / "quiz.json"
+        made.parent.mkdir(parents=True, exist_ok=True)
+        rows = {
+            str(i): {"label: A": {"PPL": 1.0 + i % 2 + shift}, "label: B": {"PPL": 1.5}, "prediction": "A", "gold": "A"}
+            for i in range(4)
+        }
+        made.write_text(json.dumps(rows))
+    return folder / "teacher", folder / "student"
+
+
+def gguf_file(world):
+    path = world["mark"].parent / "model.gguf"
+    return path if path.exists() else write_gguf(path, tiny_llama())
+
+
 def student(world):
     """A cut checkpoint of the model, with its code beside it."""
     out = world["mark"].parent / "student"
@@ -96,6 +116,9 @@ VERBS = {
     "eval, tasks": lambda w: ("eval", w["model"], "--teacher", w["model"], "--task", quiz(w), *text(w)),
     "compare, tasks": lambda w: ("compare", w["model"], w["model"], "--task", quiz(w), *text(w)),
     "heal": lambda w: ("heal", student(w), "--out", "run", *HEAL, *text(w)[:4]),
+    "heal, full": lambda w: ("heal", student(w), "--out", "run", *HEAL, *text(w)[:4], "--method", "full"),
+    "compress, laco": lambda w: ("compress", w["model"], "--out", "run", *text(w), *QUICK, "--select", "laco"),
+    "compress, sliding": lambda w: ("compress", w["model"], "--out", "run", *text(w), *QUICK, "--select", "sliding"),
     "compress, healed": lambda w: ("compress", w["model"], "--out", "run", *text(w), *QUICK, "--heal", "norms", *TOKENS),
     "curve": lambda w: ("curve", w["model"], "--out", "run", "--drop", "0..1", "--task", quiz(w), *ONE_METHOD, *text(w)),
     "prune": lambda w: ("prune", w["model"], "--out", "run", "--no-speed", *text(w)),
@@ -103,7 +126,11 @@ VERBS = {
     "analyse": lambda w: ("analyse", w["model"], "--out", "run", *text(w)),
     "export": lambda w: ("export", "hf", w["model"], "--out", "written"),
     "verify": lambda w: ("verify", w["model"], "--against", w["model"], "--engine", "transformers"),
+    "stability": lambda w: ("stability", *answers(w)),
+    "cut": lambda w: ("cut", gguf_file(w), "--layers", 1, "--out", "cut.gguf"),
+    "report": lambda w: ("report", "made"),
 }
+OPEN_NOTHING = ("plan unopened", "plan --memory", "stability", "cut", "report")
 
 
 def prepare(world, shoal):

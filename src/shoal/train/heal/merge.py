@@ -144,7 +144,7 @@ def merge_pupil(
 
     unmerged = look(pupil.model)
     if not pupil.method.has_adapters:
-        return _narrowed(in_dtypes(pupil.model, pupil.dtypes), unmerged, look=look, by=by)
+        return _narrowed(in_dtypes(_as_opened(pupil.model), pupil.dtypes), unmerged, look=look, by=by)
     if not pupil.method.is_quantised:
         made = {"original": lambda: _merged(pupil)}
         return best_merge(config.merge, made, unmerged, look=look, by=by)
@@ -167,6 +167,14 @@ def _merged(pupil: Pupil) -> Any:
     model = pupil.model.merge_and_unload()
     apply_masks(model, pupil.masks)
     return in_dtypes(model, pupil.dtypes)
+
+
+def _as_opened(model: Any) -> Any:
+    """The model without the precision of its training: accelerate leaves an autocast around the forward of what it trained, and
+    a checkpoint of another dtype would be held against its logits."""
+    from accelerate.utils import extract_model_from_parallel
+
+    return extract_model_from_parallel(model, keep_fp32_wrapper=False)
 
 
 def _narrowed(model: Any, wide: Measures, *, look: Callable[[Any], Measures], by: str) -> tuple[Merging, Any]:
