@@ -66,8 +66,8 @@ def run(state: State, folder: RunFolder) -> Made:
 
 def takes(sizes: Sizes) -> StageNeed:
     n = sizes.tokens("evaluation")
-    work = sizes.judging(n)
-    return sizes.need("evaluation", second_model=sizes.second_model, states=sizes.states(3, n), work=work)
+    second = sizes.second_model if sizes.recipe.heal is None else sizes.student  # A healed student is opened whole.
+    return sizes.need("evaluation", second_model=second, states=sizes.states(3, n), work=sizes.judging(n))
 
 
 # The depths are those of teacher, student, and two smaller depths of the teacher.
