@@ -120,6 +120,20 @@ def test_the_command_cuts_such_a_model_and_says_what_it_cannot_do(tmp_path, shoa
     }
 
 
+def test_a_wrapper_keeps_its_tower_and_its_decoder_is_cut_alike(tmp_path):
+    tower = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2)
+    parts = {"text_config": SHARING["gemma4_text"], "vision_config": {**tower, "head_dim": 8, "position_embedding_size": 16}}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gemma4", **parts)).eval()
+    model.save_pretrained(tmp_path / "m")
+    rewrite(tmp_path / "m", removal(1, 4), tmp_path / "student")
+    ids_BT = torch.arange(24).view(2, 12) + 3
+    verify(tmp_path / "student", ids_BT=ids_BT, reference=lambda ids: without(model, (1, 4), ids))
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("student", "m"))
+    towers = [name for name in theirs if "vision" in name]
+    assert towers and all(torch.equal(ours[name], theirs[name]) for name in towers)
+
+
 def test_a_packed_table_is_refused(tmp_path):
     write_sharing("gemma4_text", tmp_path / "m")
     values = load_file(tmp_path / "m" / "model.safetensors")
