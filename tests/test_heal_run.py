@@ -37,14 +37,15 @@ def test_heals_a_run_folder_and_the_result_is_a_stock_checkpoint(cut, shoal, tmp
 
 
 def test_what_was_healed_heals_on_by_the_same_teacher_and_plan(cut, shoal, tmp_path):
-    code, _, err = shoal("heal", *healing(cut, "--out", "once", "--method", "norms", "--no-speed"))
+    (tmp_path / "other").symlink_to(cut["teacher"])  # A teacher that the plan does not name.
+    code, _, err = shoal("heal", *healing(cut, "--teacher", "other", "--out", "once", "--method", "norms", "--no-speed"))
     assert code == 0, err
     for student in ("once", "once/model"):
         more = ("--text", cut["text"], "--tokens", 256, "--batch", 4, "--length", 16, "--method", "norms", "--no-speed")
         code, _, err = shoal("heal", student, *more, "--out", "twice", "--overwrite")
         assert code == 0, err
         first, second = (json.loads((tmp_path / name / "heal.request.json").read_text()) for name in ("once", "twice"))
-        assert first["plan"] is not None and (second["plan"], second["teacher"]) == (first["plan"], first["teacher"])
+        assert first["plan"] is not None and (second["plan"], second["teacher"]) == (first["plan"], "other")
 
 
 def test_the_adapter_beside_the_student_is_the_healed_model(cut, shoal, tmp_path):

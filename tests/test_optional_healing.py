@@ -73,7 +73,7 @@ def test_it_takes_the_tokens_that_the_text_holds(small, tmp_path):
     [
         ({"repair": "none"}, Opening(), r"repair none was asked for; add --heal lora for both"),
         ({"repair": "sweep"}, Opening(), r"repair sweep was asked for"),
-        ({"replace": "layer"}, Opening(), r"repair none was asked for"),
+        ({"replace": "layer"}, Opening(), r"replace layer was asked for"),
         ({"polish": "kl"}, Opening(), r"polish kl was asked for"),
         ({"layers": "2", "repair": "bias"}, Opening(), r"repair bias was asked for"),
         ({}, Opening(resident="1"), r"it trains with all layers in memory"),
@@ -149,6 +149,50 @@ def test_a_training_that_fails_leaves_the_student_that_was_cut_and_repaired(smal
     monkeypatch.setattr(heal_checkpoint, "heal_in_run", fails)
     with pytest.raises(ValueError, match="out of memory"):
         compress(recipe(small).model_copy(update={"heal": HealConfig(tokens=8 * LENGTH)}), tmp_path / "asked")
+
+
+def test_after_it_failed_or_was_done_a_run_can_be_made_without_it(small, tmp_path, monkeypatch, shoal):
+    """``--heal none --overwrite`` over both: the cut student, and nothing that says or shows a training."""
+    without, folder = recipe(small).model_copy(update={"heal": None}), tmp_path / "run"
+    expected = bytes_of(plain(small, tmp_path).model)
+    with monkeypatch.context() as failing:
+        failing.setattr(heal_checkpoint, "heal_in_run", lambda *_: (_ for _ in ()).throw(ValueError("out of memory")))
+        compress(recipe(small), folder)
+    found = compress(without, folder, overwrite=True)
+    assert bytes_of(found.model) == expected and not found.not_healed and not (folder / "not_healed.txt").exists()
+    healed = compress(recipe(small), folder, overwrite=True)
+    assert healed.healed is not None and (folder / "heal.json").exists()
+    found = compress(without, folder, overwrite=True)
+    assert bytes_of(found.model) == expected and found.healed is None and not (folder / "heal.json").exists()
+    code, _, err = shoal("report", folder, "--overwrite")
+    assert code == 0 and "healed as one" not in (folder / "report.html").read_text(), err
+
+
+def test_a_refusal_to_replace_what_stands_is_no_training_that_failed(small, tmp_path, monkeypatch):
+    """Hours of an unfinished training would go with it."""
+    asked = recipe(small).model_copy(update={"heal": HealConfig(tokens=16 * LENGTH, lr=1e-3)})
+
+    class Stopped(BaseException):
+        pass
+
+    def stops(*_):
+        raise Stopped
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr(heal_checkpoint, "merge_stage", stops)
+        with pytest.raises(Stopped):
+            compress(asked, tmp_path / "run")
+    trained = (tmp_path / "run" / "heal.json").read_bytes()
+    with pytest.raises(ValueError, match="add --overwrite"):
+        compress(recipe(small), tmp_path / "run")
+    assert (tmp_path / "run" / "heal.json").read_bytes() == trained and not (tmp_path / "run" / "not_healed.txt").exists()
+
+
+def test_what_else_is_asked_for_does_not_decide_it_anew(small, tmp_path, monkeypatch):
+    compress(recipe(small), tmp_path / "run")
+    monkeypatch.setattr(needs, "too_little_to_heal", lambda recipe, opening: "it does not fit")
+    healing, said = begun(small, tmp_path / "run", speed=False)
+    assert healing is not None and not said
 
 
 def plain(small, folder):

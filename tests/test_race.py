@@ -116,6 +116,7 @@ def test_the_repair_of_the_recipe_decides_the_last_round(name, n_rounds):
 def test_a_round_has_at_least_its_tokens_whatever_the_length_of_a_sample():
     for length in (16, 256, 1024, 8192):
         sizes = ranking_sizes(96_000 // length, length)
-        assert sizes == sorted(sizes) and sizes[-1] == 96_000 // length // 4 or sizes[-1] * length >= FEWEST_FOR_RANKING
+        assert sizes == sorted(sizes)
+        assert sizes[-1] == 96_000 // length // 4 or sizes[-1] * length >= FEWEST_FOR_RANKING
         assert all(n * length >= min(FEWEST_FOR_RANKING, 96_000 // length * length) for n in sizes)
         assert all(2 * a <= b for a, b in zip(sizes, sizes[1:], strict=False))

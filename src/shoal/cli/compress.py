@@ -51,10 +51,13 @@ def run_recipe(
     from shoal.cli.show import settle_time, show_outcome
     from shoal.run.begin import open_to_cut
     from shoal.run.compress import run_stages
+    from shoal.run.optional_healing import without_healing
     from shoal.run.time_budget import parse_time
 
     screen = result.screen()
     seconds = None if time is None else parse_time(time)
+    if seconds is not None:
+        chosen = without_healing(chosen)  # The time decides whether it heals, and for how long.
     with screen.progress():
         inputs, folder = open_to_cut(
             chosen, out, machine.opening, overwrite=result.overwrite, command=command_line(), say=screen.say

@@ -1,5 +1,6 @@
 """The verb ``cut``: layers out of a GGUF file, still quantised."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -63,4 +64,5 @@ def _left_out(plan: Path, file: Path) -> list[str]:
     done = " and ".join(done_beyond(plan))
     if not done:
         return []
-    return [f"this is the cut alone; the student of {plan.parent} was {done}: shoal export gguf {plan.parent} --like {file}"]
+    command = f"shoal export gguf {shlex.quote(str(plan.parent))} --like {shlex.quote(str(file))} --out student.gguf"
+    return [f"this is the cut alone; the student of {plan.parent} was {done}: {command}"]

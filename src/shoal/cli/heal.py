@@ -99,7 +99,7 @@ def request_of(
     if plan is not None:
         refuse_other_than_plan(plan, "give the plan.json of the run that made the student")
     if teacher is None:
-        teacher = Plan.load(found).source if found is not None else healed_by
+        teacher = healed_by or (Plan.load(found).source if found is not None else None)
     if teacher is None:
         raise ValueError(f"{student} has no plan beside it that names its teacher; give --teacher MODEL, or --teacher none")
     given = PRESETS.named(preset).for_model(teacher) if preset is not None else {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from shoal.cli.console import Screen
@@ -21,7 +20,7 @@ from shoal.run.compress import Outcome
 from shoal.run.estimate import estimate
 from shoal.run.folder import RunFolder
 from shoal.run.job import Inputs
-from shoal.run.optional_healing import without_healing
+from shoal.run.optional_healing import no_room_to_heal
 from shoal.run.pace import Pace, measure_rates
 from shoal.run.stage import Stage
 from shoal.run.stages.table import STAGES
@@ -109,7 +108,11 @@ def settle_time(screen: Screen, inputs: Inputs, folder: RunFolder, *, seconds: f
         return inputs
     rates = measure_rates(inputs)
     if seconds is not None:
-        inputs = replace(inputs, recipe=without_healing(inputs.recipe))  # The time decides how long it is.
+        if heals and inputs.recipe.heal is None:
+            why = no_room_to_heal(inputs)
+            heals = not why
+            if why:
+                screen.say(f"Not healed: {why}")
         begun = folder / "recipe.yaml"
         inputs, chosen = in_time(
             inputs, rates, seconds, begun=begun if begun.exists() and not folder.overwrite else None, heals=heals

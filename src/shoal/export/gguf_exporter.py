@@ -56,7 +56,8 @@ def _grafted(student: StudentFolder, out: Path, like: Path, options: Options) ->
         notes = (*notes, IMAGES)
     if done.left < LEAST_LEFT:
         lost = f"written in {kind} the middle one of the new matrices keeps {done.left:.0%} of what changed it"
-        notes = (*notes, f"{lost}, the rest goes back to the steps of {like.name}: --type q8_0 keeps it")
+        more = "f16" if kind == "q8_0" else "q8_0"
+        notes = (*notes, f"{lost}, the rest goes back to the steps of {like.name}: --type {more} keeps it")
     text = f"{done.n_kept} tensors of {like.name} byte for byte, {done.n_new} of the student in {kind} (vectors in f32)"
     checked = {"kept": done.n_kept, "new": done.n_new, "layouts": done.layouts, "left": done.left}
     return Exported(out, text, notes, checked)

@@ -38,6 +38,10 @@ class RunRecord(Record):
     stages: dict[str, StageRecord] = {}
 
 
+class OtherRun(ValueError):
+    """A folder holds work of other inputs, and nothing was said of replacing it."""
+
+
 class RunFolder:
     """A folder that belongs to one run.
 
@@ -113,7 +117,7 @@ class RunFolder:
         """True when the stage stands with these inputs and all of its files.
 
         Raises:
-            ValueError: it stands with other inputs and ``overwrite`` was not given.
+            OtherRun: it stands with other inputs and ``overwrite`` was not given.
         """
         done = self.record.stages.get(stage)
         if done is None:
@@ -125,7 +129,7 @@ class RunFolder:
 
     def _has_key(self, stage: str, done: StageRecord, key: str) -> bool:
         if done.key != key and not self.overwrite:
-            raise ValueError(
+            raise OtherRun(
                 f"{self.path} holds the stage {stage!r} of a run with other options, model or text; "
                 "add --overwrite to replace it (unchanged stages are kept), or give another --out"
             )

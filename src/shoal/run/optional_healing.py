@@ -10,7 +10,7 @@ from shoal.recipes.recipe_file import load_recipe
 from shoal.run.folder import RunFolder
 from shoal.run.job import Inputs
 from shoal.train.config import DEFAULT_TOKENS
-from shoal.train.heal.config import HealConfig
+from shoal.train.heal.config import SHORT_HEAL_TOKENS, HealConfig
 
 FEWEST_HEALED = 8192  # A healing of fewer tokens has hardly begun when its learning rate falls again.
 
@@ -37,13 +37,21 @@ def without_healing(recipe: Recipe) -> Recipe:
     return _with(recipe, None) if recipe.heal is not None and recipe.heal.optional else recipe
 
 
+def no_room_to_heal(inputs: Inputs) -> str:
+    """Why the default's healing may not fit into memory behind a recipe without one; empty where it fits."""
+    from shoal.run.memory_plan.needs import too_little_to_heal
+
+    healed = _with(inputs.recipe, HealConfig(tokens=SHORT_HEAL_TOKENS))
+    return inputs.workers.from_first(lambda: too_little_to_heal(healed, inputs.opened.opening))
+
+
 def mended_by_name(recipe: Recipe) -> str | None:
     """The field that names how the cut is mended, or None where that is left to the recipe."""
     named = {
-        f"repair {recipe.repair}": recipe.repair != "auto",
+        "growing": recipe.grow is not None,
         f"replace {recipe.replace}": recipe.replace != "none",
         f"polish {recipe.polish}": recipe.polish is not None,
-        "new layers": recipe.grow is not None,
+        f"repair {recipe.repair}": recipe.repair != "auto",
     }
     return next((what for what, is_named in named.items() if is_named), None)
 
@@ -60,12 +68,12 @@ def _with(recipe: Recipe, healing: HealConfig | None) -> Recipe:
 
 
 def _as_begun(recipe: Recipe, healed: Recipe, folder: RunFolder) -> str | None:
-    """What a run of this recipe decided when it began: its reason, or empty; None where none stands."""
+    """What a run decided when it began, whatever else was asked for then: its reason, or empty; None where none stands."""
     begun = folder / "recipe.yaml"
     if folder.overwrite or not begun.exists():
         return None
     try:
-        stands = load_recipe(str(begun)).to_yaml()
+        stands = _with(recipe, load_recipe(str(begun)).heal).to_yaml()
     except ValueError:  # Somebody edited it; it is written anew when the run ends.
         return None
     return {healed.to_yaml(): "", _with(recipe, None).to_yaml(): "this run began without it"}.get(stands)
@@ -80,7 +88,8 @@ def _reasons(inputs: Inputs, healed: Recipe) -> Iterator[str]:
     if inputs.is_streamed:
         yield "it trains with all layers in memory, and here they are read from disk"
     if n_tokens < FEWEST_HEALED:
-        yield f"the text has {n_tokens:,} tokens to train on, and it takes {FEWEST_HEALED:,}"
+        has = f"has {n_tokens:,} tokens" if n_tokens else "fills no eight samples"
+        yield f"the text {has} to train on, and it takes {FEWEST_HEALED:,} tokens"
     from shoal.run.memory_plan.needs import too_little_to_heal
 
     too_little = too_little_to_heal(healed, inputs.opened.opening)

@@ -122,6 +122,7 @@ class Stage:
         takes: most memory and disk of it, from sizes alone.
         lasts: about how many seconds, by what people call the things it does; empty where that is little.
         record: the name in ``run.json`` where it depends on what the run does; ``name`` unless given.
+        steps: names in ``run.json`` of what it finishes on the way; they go with it where a recipe has the stage no more.
         is_asked: whether a recipe has this stage at all. Nothing else is called where it has not.
     """
 
@@ -134,6 +135,7 @@ class Stage:
     lasts: Callable[[Pace], Mapping[str, float]] = lambda pace: {}
     record: Callable[[State], str] | None = None
     is_asked: Callable[[Recipe], bool] = lambda recipe: True
+    steps: tuple[str, ...] = ()
 
 
 def run_stage(stage: Stage, state: State, folder: RunFolder) -> State:
@@ -146,8 +148,9 @@ def run_stage(stage: Stage, state: State, folder: RunFolder) -> State:
         key = stage.key(state) if stage.is_asked(state.recipe) else None
         name = stage.name if stage.record is None else stage.record(state)
         if key is None:
-            if name in folder.record.stages:
-                folder.is_done(name, "none")  # The stage that stands is refused without --overwrite, else forgotten.
+            for one in (name, *stage.steps):
+                if one in folder.record.stages:
+                    folder.is_done(one, "none")  # What stands is refused without --overwrite, else forgotten.
             return state
         if folder.is_done(name, key):
             return stage.load(state, folder)

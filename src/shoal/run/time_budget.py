@@ -121,10 +121,15 @@ def _longest_healing(inputs: Inputs, recipe: Recipe) -> int:
 
 def _healed(recipe: Recipe, n_tokens: int) -> Recipe:
     """With so many tokens of a healing, its own, else LoRA on logits; as it is where there are too few."""
-    healing = recipe.heal or HealConfig(keep_zeros=recipe.leaves_zeros)
+    healing = recipe.heal or _own(recipe)
     if n_tokens < max(FEWEST_HEALED, healing.tokens or 0):
         return recipe
     return recipe.model_copy(update={"heal": healing.model_copy(update={"tokens": n_tokens})})
+
+
+def _own(recipe: Recipe) -> HealConfig:
+    """The healing of a recipe that asks for none."""
+    return HealConfig(keep_zeros=recipe.leaves_zeros, seed=recipe.seed)
 
 
 def _healing_longer(recipe: Recipe, seconds: float, longest: int, lasts: Callable[[Recipe], float]) -> Recipe:
@@ -140,7 +145,7 @@ def _chosen_before(begun: Path, steps: list[Recipe], *, is_open: bool) -> Recipe
     """The recipe of a run that goes on. Raises ValueError where it is none that these options could have come to."""
     chosen = load_recipe(str(begun))
     for step in steps:
-        own = step.heal or HealConfig(keep_zeros=step.leaves_zeros)
+        own = step.heal or _own(step)
         longer = None if chosen.heal is None else own.model_copy(update={"tokens": chosen.heal.tokens})
         for allowed in [step, *([step.model_copy(update={"heal": longer})] if is_open else [])]:
             if chosen.to_yaml() == allowed.to_yaml():  # A recipe is written without the keys that nothing reads.

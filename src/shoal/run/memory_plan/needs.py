@@ -109,7 +109,10 @@ def too_little_to_heal(recipe: Recipe, opening: Opening) -> str:
     """Why the healing of a recipe may not fit into memory beside a teacher that is opened; empty where it fits."""
     assert recipe.heal is not None
     required = recipe.model_copy(update={"heal": recipe.heal.model_copy(update={"optional": False})})
-    found = needs_of(required, opening)
+    try:
+        found = needs_of(required, opening)
+    except ValueError as error:  # A budget that layers of one size could not meet, say.
+        return f"what it takes cannot be told beforehand ({error})"
     need = next(one for one in found.stages if one.stage == "heal")
     free = found.free_memory - need.parts["process"]
     most = need.memory - need.parts["process"] - need.parts["weights"]

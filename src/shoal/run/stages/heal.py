@@ -2,11 +2,10 @@
 
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 from shoal.checkpoint.verify import Verification
 from shoal.recipes.recipe import Recipe
-from shoal.run.folder import RunFolder
+from shoal.run.folder import OtherRun, RunFolder
 from shoal.run.keys import save_key
 from shoal.run.memory_plan.sizes import TRAINED_BYTES, Sizes, StageNeed
 from shoal.run.pace import Pace
@@ -34,36 +33,41 @@ def key(state: State) -> str:
 
 def run(state: State, folder: RunFolder) -> Made:
     """Training and merge keep records of their own, so that a run that was killed between them goes on."""
-    made = _healed(state, folder)
-    return Made(made, (NOT_HEALED, "model", PROOF) if made.not_healed else ())
+    # A run that was killed may have left one that no record names.
+    state.inputs.workers.on_first(lambda: folder.remove(NOT_HEALED))
+    try:
+        return Made(_healed(state, folder), ())
+    except OtherRun:
+        raise
+    except ValueError as error:
+        # The others of several processes may have met no error, so that they would wait for this one.
+        if not _config(state.recipe).optional or state.inputs.workers.size > 1:
+            raise
+        why = str(error)
+    _take_over(state, folder, why=why)
+    return Made(replace(state, model=folder / "model", not_healed=why), (NOT_HEALED,))
 
 
 def load(state: State, folder: RunFolder) -> State:
+    failed = folder / NOT_HEALED
+    why = state.inputs.workers.from_first(lambda: failed.read_text() if failed.exists() else "")
+    if why:
+        return replace(state, model=folder / "model", not_healed=why)
     with watched(silent):
         return _healed(state, folder)
 
 
 def _healed(state: State, folder: RunFolder) -> State:
-    """The healed student; that which was cut and repaired where an optional healing has failed, now or before."""
     from shoal.run.healing.heal_checkpoint import heal_in_run
 
     assert state.model is not None, "there is nothing to heal before a student is written"
-    inputs, failed = state.inputs, folder / NOT_HEALED
-    why = inputs.workers.from_first(lambda: failed.read_text() if failed.exists() else "")
-    if not why:
-        try:
-            return replace(state, healed=heal_in_run(inputs, folder, state.model), model=folder / "model")
-        except ValueError as error:
-            # The others of several processes may have met no error, so that they would wait for this one.
-            if not _config(state.recipe).optional or inputs.workers.size > 1:
-                raise
-            why = str(error)
-        _take_over(state.model, folder, why=why)
-    return replace(state, model=folder / "model", not_healed=why)
+    return replace(state, healed=heal_in_run(state.inputs, folder, state.model), model=folder / "model")
 
 
-def _take_over(cut: Path, folder: RunFolder, *, why: str) -> None:
-    """The checkpoint that was to be healed takes the final name, with its proof."""
+def _take_over(state: State, folder: RunFolder, *, why: str) -> None:
+    """The checkpoint that was to be healed takes the final name, with its proof and the record of one that is not healed."""
+    cut = state.model
+    assert cut is not None
     folder.forget(["model", "heal"])
     for name in ("model", "adapter", "heal"):
         folder.remove(name)
@@ -71,6 +75,8 @@ def _take_over(cut: Path, folder: RunFolder, *, why: str) -> None:
     proof = Verification.load(cut.with_name("cut.verification.json"))
     proof.model_copy(update={"path": "model"}).save(folder / PROOF)
     write_atomically(folder / NOT_HEALED, why.encode())
+    key = save_key(state.inputs, state.planned, state.values.digest)
+    folder.finish("model", key, seconds=0.0, files=("model", PROOF))
 
 
 def takes(sizes: Sizes) -> StageNeed:
@@ -78,7 +84,9 @@ def takes(sizes: Sizes) -> StageNeed:
     config = _config(sizes.recipe)
     n_trained = TRAINABLE.named(config.method).most_trained(sizes.shape, sizes.n_kept, config)
     n_tokens = config.tokens or DEFAULT_TOKENS
-    length = config.sample_length(n_tokens, sizes.length)
+    text = sizes.recipe.text
+    is_as_asked = text.length is not None or text.packing == "padded"
+    length = sizes.length if is_as_asked else config.sample_length(n_tokens, sizes.length)
     n_at_once = config.settled(n_tokens / length, length).micro_batch * length
     return sizes.need(
         "heal",
@@ -107,4 +115,5 @@ HEAL = Stage(
     takes,
     lasts,
     is_asked=lambda recipe: recipe.heal is not None,
+    steps=("heal",),
 )

@@ -7,7 +7,7 @@ from shoal.edits.replace.table import parse_replacement
 from shoal.fit.table import REPAIRS
 from shoal.recipes.recipe import Recipe
 from shoal.run.asking import oracle
-from shoal.run.folder import RunFolder
+from shoal.run.folder import OtherRun, RunFolder
 from shoal.run.keys import train_key
 from shoal.run.memory_plan.sizes import TRAINED_BYTES, Sizes, StageNeed
 from shoal.run.pace import Pace
@@ -111,12 +111,12 @@ def claim(folder: RunFolder, name: str, key: str) -> None:
     """Make ``name/`` the work folder of a stage with these inputs: an unfinished one of the same inputs is continued.
 
     Raises:
-        ValueError: it holds unfinished work of other inputs, and ``overwrite`` was not given.
+        OtherRun: it holds unfinished work of other inputs, and ``overwrite`` was not given.
     """
     mark = folder / name / "key"
     if mark.exists() and mark.read_text() != key:
         if not folder.overwrite:
-            raise ValueError(
+            raise OtherRun(
                 f"{folder / name} holds an unfinished run with other options, model or text; add --overwrite to drop it, "
                 "or give another --out"
             )

@@ -72,7 +72,7 @@ class HealConfig(Record):
             steps, the smallest, while as many grow where the gradient is largest: among the zeros of ``all`` matrices (arXiv
             2210.14012), or of each ``map``. It falls to nothing at three quarters of the training.
         optional: left out, and said so, where the run cannot train beside its teacher, or where the recipe names how the cut is
-            mended; a training that fails leaves the student that was cut and repaired.
+            mended; a training that fails in one process leaves the student that was cut and repaired.
         seed: of adapters, dropout and the order of the samples; the recipe's, where that is given and this is not.
     """
 
