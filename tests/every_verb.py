@@ -130,7 +130,8 @@ VERBS = {
     "cut": lambda w: ("cut", gguf_file(w), "--layers", 1, "--out", "cut.gguf"),
     "report": lambda w: ("report", "made"),
 }
-OPEN_NOTHING = ("plan unopened", "plan --memory", "stability", "cut", "report")
+ON_FILES = ("stability", "cut", "report")  # No model is named, so no trust is asked for.
+OPEN_NOTHING = ("plan unopened", "plan --memory", *ON_FILES)
 
 
 def prepare(world, shoal):
