@@ -45,9 +45,8 @@ def write_config(path: Path, stated: Mapping[str, Any], before: Any, after: Any)
 
     content = edited_json(stated, before, after)
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    with (
-        quiet_loading()
-    ):  # From the file, because the library writes numbers that JSON has not, such as infinity, in its own way.
+    # From the file, because the library writes numbers that JSON has not, such as infinity, in its own way.
+    with quiet_loading():
         again = type(after).from_json_file(path)
     field = first_other_field(after.to_dict(), again.to_dict())
     if field is not None:

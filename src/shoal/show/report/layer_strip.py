@@ -49,5 +49,5 @@ def _key(looks: set[str], plan: Plan, trained: str) -> list[Html]:
         words["module"] = "one module in their place"
     items = [(look, text) for look, text in words.items() if look in looks]
     keys = [tag("span", tag("span", class_=f"key {look}"), text, class_="key-item") for look, text in items]
-    healed = [tag("span", f"Then healed as one: {trained}.")] if trained else []
-    return [*keys, tag("span", "Layers of the teacher, numbered from 0."), *healed]
+    healed = f" Then healed as one: {trained}." if trained else ""
+    return [*keys, tag("span", f"Layers of the teacher, numbered from 0.{healed}")]
