@@ -11,6 +11,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from shoal.cli import main  # noqa: E402  (after the environment above)
 
+ABOUT_PICTURES = ("chart", "report", "scan_files", "landscape", "curve", "memory", "use")
+ABOUT_HEALING = ("heal", "estimate", "time", "docs", "help")
+
 
 @pytest.fixture(scope="module", autouse=True)
 def one_round_of_speed(request):
@@ -20,6 +23,27 @@ def one_round_of_speed(request):
             from shoal.evaluate.speed import rounds_within
 
             patched.setitem(rounds_within.__kwdefaults__, "most", 1)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_healing(request):
+    """The default trains on 1,024 tokens, where healing is not what a file is about: it was half of the time of most runs."""
+    with pytest.MonkeyPatch.context() as patched:
+        if not any(word in request.path.name for word in ABOUT_HEALING):
+            from shoal.recipes.named.default import DEFAULT
+
+            recipe = DEFAULT.recipe
+            patched.setitem(recipe.__dict__, "heal", recipe.heal.model_copy(update={"tokens": 1024}))
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures(request):
+    """Runs write no pictures for papers, where these are not what a file is about: an eighth of their time."""
+    with pytest.MonkeyPatch.context() as patched:
+        if not any(word in request.path.name for word in ABOUT_PICTURES):
+            patched.setattr("shoal.show.chart_files.can_draw", lambda: False)
         yield
 
 

@@ -112,7 +112,7 @@ def whole(small, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("place", ["tournament", "fit-layers"])
+@pytest.mark.parametrize("place", ["tournament", pytest.param("fit-layers", marks=pytest.mark.slow)])
 def test_a_run_killed_in_a_candidate_or_in_its_repair_ends_as_an_unbroken_one(place, small, whole, tmp_path):
     broken = tmp_path / "broken"
     assert run(["-c", KILLS_ITSELF, place], small, broken).returncode == -signal.SIGKILL

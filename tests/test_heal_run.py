@@ -144,7 +144,9 @@ def test_other_ways_to_heal_end_in_a_checkpoint(more, cut, shoal, tmp_path):
     assert (tmp_path / "out" / "model" / "model.safetensors").exists() and "Healed" in out
 
 
-@pytest.mark.parametrize("more", [(), ("--resident", 1), ("--resident", 1, "--teacher-cache", 8)], ids=str)
+@pytest.mark.parametrize(
+    "more", [(), pytest.param(("--resident", 1), marks=pytest.mark.slow), ("--resident", 1, "--teacher-cache", 8)], ids=str
+)
 def test_a_killed_healing_goes_on(more, cut, shoal, tmp_path, monkeypatch):
     from shoal.cli.console import Screen
 

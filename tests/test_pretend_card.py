@@ -33,7 +33,9 @@ def test_the_pretended_card_refuses_two_devices():
             ours.numpy()
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [case if case.endswith("streamed") else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 def test_a_run_stays_on_the_card_and_equals_that_of_the_cpu(case, small, tmp_path):
     family, resident, changes = CASES[case]
     model = small["model"] if family == "llama" else str(write_model(tmp_path / "source", family=family))

@@ -156,10 +156,10 @@ def without_clocks(curves):
     return [one.model_copy(update={"seconds": 0.0}) for one in (curves.teacher, *curves.points)]
 
 
-LATER = [pytest.param(when, marks=pytest.mark.slow) for when in ("scan", "teacher: evaluate", "plain cuts: evaluate")]
+LATER = [pytest.param(when, marks=pytest.mark.slow) for when in ("scan", "guard", "teacher: evaluate", "plain cuts: evaluate")]
 
 
-@pytest.mark.parametrize("when", ["guard", "(refit, 2 layers): stage 2 of 2, refit", *LATER])
+@pytest.mark.parametrize("when", ["(refit, 2 layers): stage 2 of 2, refit", *LATER])
 def test_a_killed_run_ends_in_the_same_points(when, small, swept, tmp_path):
     methods, task = recipes(small, "none", "uidl", "refit"), quiz(tmp_path)
 

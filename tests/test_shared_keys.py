@@ -82,7 +82,10 @@ def test_what_is_cut_is_the_model_without_these_layers(source, gone, tmp_path, m
     ids_BT = torch.arange(24).view(2, 12) + 3
     verify(tmp_path / "student", ids_BT=ids_BT, reference=lambda ids: without(model, gone, ids))
     student = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
-    assert torch.equal(student(input_ids=ids_BT, use_cache=False).logits, without(model, gone, ids_BT))
+    # Maps into the tables per layer lose rows, so their products may be summed in another order: some units of the last place.
+    torch.testing.assert_close(
+        student(input_ids=ids_BT, use_cache=False).logits, without(model, gone, ids_BT), atol=1e-5, rtol=0
+    )
 
 
 def test_of_all_cuts_those_are_refused_that_would_change_what_a_layer_reads(source):

@@ -180,11 +180,11 @@ SAME_FILES = ("scan.json", "scan.safetensors", "plan.json", "fit.safetensors", "
 @pytest.mark.parametrize(
     ("resident", "changes"),
     [
-        ("1", {}),
-        ("2", {}),
+        pytest.param("1", {}, marks=pytest.mark.slow),
+        pytest.param("2", {}, marks=pytest.mark.slow),
         ("4", {}),
         ("1", {"repair": "sweep"}),
-        ("2", {"repair": "refit", "max_spans": 2}),
+        pytest.param("2", {"repair": "refit", "max_spans": 2}, marks=pytest.mark.slow),
         ("1", {"replace": "layer", "train": {"tokens": 500}}),
     ],
     ids=str,
