@@ -234,10 +234,9 @@ CELLS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "criteria": criteria,
     "plain 25 % other": plain_cuts("25 %", "other"),
     "plain 25 % wiki": plain_cuts("25 %", "wiki"),
-    "command low": command("low"),
     **{
         f"command {way}{share and ' ' + share}": command(way, share or "25 %")
-        for way in ("default", "closed forms")
+        for way in WAYS
         for share in ("", "40 %", "50 %", "10 %")
     },
     **{

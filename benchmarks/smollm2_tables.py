@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -27,10 +28,7 @@ def plain_cuts(results: Results) -> list[list[str]]:
 
 def commands(results: Results) -> list[list[str]]:
     rows = []
-    for way, share in (
-        ("low", ""),
-        *((way, share) for share in (" 10 %", "", " 40 %", " 50 %") for way in ("closed forms", "default")),
-    ):
+    for share, way in itertools.product((" 10 %", "", " 40 %", " 50 %"), ("low", "closed forms", "default")):
         if one := results.get(f"command {way}{share}"):
             kl = " | ".join(_kl(one[domain]["rows"][way]) for domain in DOMAINS)
             removed = sorted(layer for edit in one["edits"] if edit["kind"] == "layer" for layer in edit["indices"])

@@ -20,6 +20,7 @@ from shoal.engine.quantised import refuse_new_values, refuse_plain_weights, refu
 from shoal.engine.shards import read_shards
 from shoal.engine.source import TOKENIZER_FILES, auto_class, quantisation
 from shoal.engine.spread import device_map, devices_of
+from shoal.engine.wide_products import widen
 from shoal.words.reading import guarded, read_json
 from shoal.words.records import nearest
 
@@ -131,7 +132,10 @@ def load_strictly(path: Path, *, dtype: str | None = None, device: str = "cpu", 
             **where,
         )
     refuse_other_tensors(model, info, str(path))
-    return (model if where else model.to(devices[0])).eval()
+    model = (model if where else model.to(devices[0])).eval()
+    if method is None:
+        widen(model)
+    return model
 
 
 def refuse_spread_packed(path: Path, method: str | None) -> None:

@@ -31,6 +31,7 @@ from shoal.engine.model_config import build_skeleton, describe_source
 from shoal.engine.open import DTYPES, Opened, load_tokenizer, quiet_loading, refuse_nonfinite, refuse_quantised, usable_device
 from shoal.engine.opening import Opening
 from shoal.engine.shards import Shard, TensorSlot, read_shards
+from shoal.engine.wide_products import widen
 
 TORCH_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -226,6 +227,7 @@ def open_streamed(
     stored = text_config(found.config).dtype or torch.float32
     wanted = stored if dtype is None else DTYPES[dtype]
     model = build_skeleton(found.config, dtype=wanted, trust_remote_code=trust)
+    widen(model)
     streamed = Streamed(model, path, n_resident=n_resident, device=place)
     tokenizer = load_tokenizer(path, trust_remote_code=trust)
     return Opened(model, tokenizer, str(source), found.fingerprint, path, found.beside, opening), streamed

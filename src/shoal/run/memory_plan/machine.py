@@ -24,6 +24,7 @@ class Machine:
         free: what there is in all, ``base`` included.
         spill: of states that a pass may keep there.
         scan, logits: temporaries of the scan and of the divergences.
+        widened: numbers that a product of 16 bits takes in float32 at a time, of weights as of states; 0 where it takes none.
         host: the machine's, where this is a card.
     """
 
@@ -32,6 +33,7 @@ class Machine:
     spill: int
     scan: int = CHUNK
     logits: int = CHUNK
+    widened: int = 0
     host: Machine | None = None
 
 
@@ -39,17 +41,20 @@ def machine_of(device: str) -> Machine:
     """The memory of a device as it is now. Raises ValueError: a device that cannot be used."""
     from shoal.engine.open import usable_device
     from shoal.engine.spill import ONE_IN, free_memory, free_on_card
+    from shoal.engine.wide_products import HALVES, MOST_NUMBERS, multiplies_slowly
     from shoal.measure.divergence import CHUNK_ELSEWHERE
     from shoal.measure.gram import OTHER_CHUNK_BYTES
 
     base = process_memory()
-    machine = Machine(base, free_memory() + base, free_memory() // ONE_IN)
+    widened = MOST_NUMBERS if any(map(multiplies_slowly, HALVES)) else 0
+    machine = Machine(base, free_memory() + base, free_memory() // ONE_IN, widened=widened)
     where = usable_device(device)
     if where.type != "cuda":
         return machine
     free = free_on_card(where)
     # These are the updates of a chunk in a scan, and its geometry.
-    return Machine(CONTEXT, free + CONTEXT, free // ONE_IN, 2 * OTHER_CHUNK_BYTES, N_DIVERGENCE * 4 * CHUNK_ELSEWHERE, machine)
+    chunks = {"scan": 2 * OTHER_CHUNK_BYTES, "logits": N_DIVERGENCE * 4 * CHUNK_ELSEWHERE}
+    return Machine(CONTEXT, free + CONTEXT, free // ONE_IN, **chunks, host=machine)
 
 
 def process_memory() -> int:

@@ -100,8 +100,12 @@ class Sizes:
         return n_streams * n_tokens * self.shape.hidden * self.shape.itemsize
 
     def layer_work(self, n_tokens: int) -> int:
-        """Temporaries of a layer, in the model's dtype."""
-        return min(n_tokens, self.n_batch) * (8 * self.shape.hidden + 3 * self.shape.ffn) * self.shape.itemsize
+        """Temporaries of a layer, in the model's dtype, and what its maps or those of the head take in float32."""
+        shape, n = self.shape, min(n_tokens, self.n_batch)
+        most = self.machine.widened if shape.itemsize == 2 else 0
+        widest = max(shape.ffn, shape.vocabulary)
+        widened = 4 * (min(most, widest * shape.hidden) + min(most, n * (widest + shape.hidden)))
+        return n * (8 * shape.hidden + 3 * shape.ffn) * shape.itemsize + widened
 
     def judging(self, n_tokens: int) -> int:
         """A batch through a layer, and then the logits of teacher and student with the chunks of their divergence."""

@@ -13,6 +13,7 @@ from torch import nn
 
 from shoal.engine.families import find_layers, text_config
 from shoal.engine.opening import Opening
+from shoal.engine.wide_products import widen
 from shoal.engine.workers import join
 from shoal.train.course import eval_interval
 from shoal.train.heal.config import DEFAULT_HEAL_TOKENS, HealConfig
@@ -157,6 +158,8 @@ def prepare(model: Any, config: HealConfig, lesson: Lesson, *, computes_in: str 
     for parameter in made.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # The steps of training are smaller than the last digit of bf16.
+    if in_bf16:
+        widen(made, computes_in=torch.bfloat16)
     if masks and method.has_adapters:
         mask_adapters(made, masks)
     if not any(parameter.requires_grad for parameter in made.parameters()):

@@ -1,0 +1,108 @@
+"""Linear maps of 16-bit models on processors without instructions for them: multiplied in float32, rounded once.
+
+Such a processor (AVX2, say) multiplies bfloat16 and float16 five times as slowly as float32. A product of 16-bit numbers is
+exact in float32, so the sum of the products, rounded once at the end, is what a processor with these instructions gives up to
+the order of the sum. Weights stay in 16 bits; what is converted at a time is small.
+"""
+
+from __future__ import annotations
+
+import platform
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+HALVES = (torch.bfloat16, torch.float16)
+FEW_TOKENS = 4
+"""Products of so few tokens, as when text is generated, are made as before: the conversion would take longer than they do."""
+MOST_NUMBERS = 1 << 24
+"""Numbers in float32 at a time: of the weights, and of inputs and outputs together."""
+
+
+def multiplies_slowly(dtype: torch.dtype) -> bool:
+    """Whether products of a 16-bit type are slow on this processor. Others than x86 are left as they are."""
+    if dtype not in HALVES or platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
+        return False
+    asked = "_is_mkldnn_bf16_supported" if dtype == torch.bfloat16 else "_is_mkldnn_fp16_supported"
+    supported = getattr(torch.ops.mkldnn, asked, None)
+    return supported is not None and not supported()
+
+
+def widen(model: nn.Module, *, computes_in: torch.dtype | None = None) -> None:
+    """Let every linear map that runs in 16 bits multiply in float32, where the processor is slow at it; nothing else changes.
+
+    Args:
+        computes_in: the type that autocast will set. None: each map's own.
+    """
+    for module in model.modules():
+        kind = type(module)
+        if kind is not nn.Linear and kind.__name__ != "Conv1D":
+            continue
+        weight = module.weight
+        if not isinstance(weight, Tensor) or weight.device.type not in ("cpu", "meta"):
+            continue
+        if multiplies_slowly(computes_in or weight.dtype):
+            # The class stays: what trains or prunes a model finds linear maps by it.
+            module.forward = MethodType(_linear if kind is nn.Linear else _conv1d, module)
+
+
+def _linear(self: Any, input: Tensor) -> Tensor:
+    return linear(input, self.weight, self.bias)
+
+
+def _conv1d(self: Any, x: Tensor) -> Tensor:
+    return linear(x, self.weight.mT, self.bias)
+
+
+def linear(x_BTD: Tensor, w_ED: Tensor, bias_E: Tensor | None) -> Tensor:
+    """``torch.nn.functional.linear``, multiplied in float32 where its type, or autocast's, is one of 16 bits on the CPU.
+
+    Returns: (..., E), of the dtype that ``functional.linear`` returns.
+    """
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x_BTD.dtype
+    is_same = torch.is_autocast_enabled("cpu") or w_ED.dtype == x_BTD.dtype
+    n_tokens = x_BTD.shape[:-1].numel()
+    if not is_same or x_BTD.device.type != "cpu" or n_tokens <= FEW_TOKENS or not multiplies_slowly(dtype):
+        return nn.functional.linear(x_BTD, w_ED, bias_E)
+    halves = (x_BTD.to(dtype), w_ED.to(dtype), None if bias_E is None else bias_E.to(dtype))
+    with torch.autocast("cpu", enabled=False):
+        return _Product.apply(*halves)
+
+
+class _Product(torch.autograd.Function):
+    """The map, and its gradients, without a copy of the weights in float32 that would wait for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BTD: Tensor, w_ED: Tensor, bias_E: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x_BTD, w_ED)
+        ctx.has_bias = bias_E is not None
+        y_NE = _multiplied(x_BTD.reshape(-1, x_BTD.shape[-1]), w_ED, bias_E)
+        return y_NE.view(*x_BTD.shape[:-1], len(w_ED))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x_BTD, w_ED = ctx.saved_tensors
+        g_NE = grads[0].reshape(-1, len(w_ED))
+        wants_x, wants_w, wants_bias = ctx.needs_input_grad
+        of_x = _multiplied(g_NE, w_ED.mT, None).view_as(x_BTD) if wants_x else None
+        of_w = _multiplied(g_NE.mT, x_BTD.reshape(-1, x_BTD.shape[-1]).mT, None) if wants_w else None
+        of_bias = g_NE.float().sum(0).to(g_NE.dtype) if ctx.has_bias and wants_bias else None
+        return of_x, of_w, of_bias
+
+
+def _multiplied(x_ND: Tensor, w_ED: Tensor, bias_E: Tensor | None) -> Tensor:
+    """``x @ w.T + bias`` in float32, a block of both at a time, in the dtype of x."""
+    n_outputs, n_inputs = w_ED.shape
+    n_rows = max(1, min(n_outputs, MOST_NUMBERS // max(1, n_inputs)))
+    n_tokens = max(1, MOST_NUMBERS // (n_inputs + n_rows))
+    y_NE = x_ND.new_empty(len(x_ND), n_outputs)
+    for row in range(0, n_outputs, n_rows):
+        rows = slice(row, row + n_rows)
+        wide_ED = w_ED[rows].float()
+        for token in range(0, len(x_ND), n_tokens):
+            tokens = slice(token, token + n_tokens)
+            block_NE = x_ND[tokens].float() @ wide_ED.mT
+            y_NE[tokens, rows] = block_NE if bias_E is None else block_NE.add_(bias_E[rows].float())
+    return y_NE

@@ -1,0 +1,79 @@
+"""Linear maps of 16-bit models on a processor that is slow at them: the exact product, rounded once; nothing else changes."""
+
+import copy
+
+import pytest
+import torch
+from families import VOCAB, tiny_model
+from torch import nn
+from torch.nn.functional import linear as plain_linear
+
+from shoal.engine import wide_products
+from shoal.engine.open import load_strictly
+from shoal.engine.wide_products import HALVES, linear, widen
+
+IDS = torch.randint(3, VOCAB, (2, 12), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def slow_processor(monkeypatch):
+    monkeypatch.setattr(wide_products, "multiplies_slowly", lambda dtype: dtype in HALVES)
+
+
+def drawn(*shape, dtype, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("most", [1 << 24, 100])
+def test_a_product_and_its_gradients_are_the_exact_ones_rounded_once(dtype, has_bias, most, monkeypatch):
+    monkeypatch.setattr(wide_products, "MOST_NUMBERS", most)  # Blocks of some rows and tokens give the same.
+    x, w, bias = drawn(2, 9, 24, dtype=dtype), drawn(40, 24, dtype=dtype, seed=1), drawn(40, dtype=dtype, seed=2)
+    given = [one.requires_grad_() for one in ((x, w, bias) if has_bias else (x, w))]
+    exact = [one.detach().double().requires_grad_() for one in given]
+    y, z = linear(*given, *[None] * (3 - len(given))), plain_linear(*exact)
+    upstream = drawn(2, 9, 40, dtype=dtype, seed=3)
+    y.backward(upstream)
+    z.backward(upstream.double())
+    for ours, theirs in zip([y, *(one.grad for one in given)], [z, *(one.grad for one in exact)], strict=True):
+        assert ours.dtype == dtype
+        # Half a unit of the last of 8 or 11 bits, and what sums in float32 add where numbers cancel.
+        torch.testing.assert_close(ours.double(), theirs, rtol=torch.finfo(dtype).eps / 2, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
+def test_a_widened_model_is_the_model_up_to_rounding_and_is_saved_as_it_was(family, tmp_path):
+    model = tiny_model(family).to(torch.bfloat16)
+    was, expected = copy.deepcopy(model.state_dict()), copy.deepcopy(model).float()(IDS).logits
+    model.save_pretrained(tmp_path)
+    opened = load_strictly(tmp_path)
+    calls = []
+    kept = wide_products._multiplied
+    with pytest.MonkeyPatch.context() as patched, torch.no_grad():
+        patched.setattr(wide_products, "_multiplied", lambda *given: calls.append(1) or kept(*given))
+        found = opened(IDS).logits
+        assert len(calls) == sum(type(one) is nn.Linear or type(one).__name__ == "Conv1D" for one in opened.modules())
+        torch.testing.assert_close(copy.deepcopy(opened)(IDS).logits, found, rtol=0, atol=0)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected.detach(), rtol=0, atol=0.03 * expected.abs().max().item())
+    assert all(torch.equal(value, was[name]) for name, value in opened.state_dict().items())
+
+
+def test_other_types_few_tokens_and_other_maps_are_left_alone():
+    exact = nn.Linear(4, 3)
+    widen(nn.Sequential(exact))
+    assert "forward" not in vars(exact)
+    x, w = drawn(1, 4, 24, dtype=torch.bfloat16), drawn(40, 24, dtype=torch.bfloat16, seed=1)
+    assert torch.equal(linear(x, w, None), plain_linear(x, w))
+    wide = drawn(9, 24, dtype=torch.float32)
+    assert torch.equal(linear(wide, w.float(), None), plain_linear(wide, w.float()))
+
+
+def test_under_autocast_a_map_computes_in_its_type():
+    x, w = drawn(9, 24, dtype=torch.float32), drawn(40, 24, dtype=torch.float32, seed=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = linear(x, w, None)
+    exact = plain_linear(x.bfloat16().double(), w.bfloat16().double())
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=1e-5)
