@@ -17,6 +17,8 @@ from shoal.checkpoint import copy_shards
 from shoal.checkpoint.blueprint import edited_config
 from shoal.checkpoint.rewrite import rewrite
 from shoal.checkpoint.verify import verify
+from shoal.engine.source import auto_class
+from shoal.engine.view import DecoderView
 
 F, W = "full_attention", "sliding_attention"
 KINDS = [F, W, W, F, W, F]  # Layers 4 and 5 read the keys of 2 and 3.
@@ -57,7 +59,8 @@ def without(model, layers, ids_BT):
     """Logits of the model while some of its layers return what they are given: the definition of their removal."""
     gone = [model.get_decoder().layers[layer] for layer in layers]
     for layer in gone:
-        layer.forward = lambda hidden_states, *args, **kwargs: hidden_states
+        # Layers with an index of keys hand theirs on; each computes its own here.
+        layer.forward = lambda h_BTD, *args, **kwargs: (h_BTD, None) if hasattr(model.config, "vision_feature_layer") else h_BTD
     try:
         with torch.no_grad():
             return model(input_ids=ids_BT, use_cache=False).logits
@@ -135,6 +138,45 @@ def test_a_wrapper_keeps_its_tower_and_its_decoder_is_cut_alike(tmp_path):
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("student", "m"))
     towers = [name for name in theirs if "vision" in name]
     assert towers and all(torch.equal(ours[name], theirs[name]) for name in towers)
+
+
+LISTED = (0, 0, 2, 0, 2, 5)  # Layers 1 and 3 read the keys of 0, layer 4 those of 2, which has no rotary embedding, nor has 4.
+
+
+def write_listing(folder):
+    text = dict(
+        LLAMA, vocab_size=64, num_hidden_layers=N, num_key_value_heads=4, kv_source_layers=list(LISTED),
+        no_rope_layers=[1, 1, 0, 1, 0, 1],
+        moe_intermediate_size=16, n_routed_experts=4, num_experts_per_tok=2, kv_lora_rank=8, qk_rope_head_dim=8,
+        qk_nope_head_dim=8, v_head_dim=8, head_dim=8, index_topk=64, index_head_dim=16, index_n_heads=2,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    )  # fmt: skip
+    tower = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, patch_size=4, image_size=16)
+    parts = {"text_config": text, "vision_config": {"model_type": "pixtral", **tower}}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("mistral_large4", **parts)
+    model = auto_class(config).from_config(config).eval()
+    model.save_pretrained(folder)
+    return model
+
+
+def test_sources_that_are_listed_are_cut_with_their_layers(tmp_path):
+    """Mistral Large 4 was refused whole."""
+    model = write_listing(tmp_path / "m")
+    with pytest.raises(ValueError, match=r"kv_source_layers=\[0, 0, 2, 0, 2, 5\].*cut file to file"):
+        DecoderView(model)
+    for n in range(1, N):
+        for kept in combinations(range(N), n):
+            if {LISTED[layer] for layer in kept} - set(kept):
+                with pytest.raises(ValueError, match="the keys and values of layer"):
+                    edited_config(model.config, kept)
+                continue
+            found = edited_config(model.config, kept).text_config
+            assert [kept[source] for source in found.kv_source_layers] == [LISTED[layer] for layer in kept]
+    ids_BT = torch.arange(24).view(2, 12) + 3
+    for gone in [(1,), (2, 4), (0, 1, 3), (3, 5)]:
+        rewrite(tmp_path / "m", removal(*gone), tmp_path / str(gone))
+        verify(tmp_path / str(gone), ids_BT=ids_BT, reference=lambda ids, gone=gone: without(model, gone, ids))
 
 
 def test_a_packed_table_is_refused(tmp_path):

@@ -184,6 +184,7 @@ def edited_config_dict(config: dict[str, Any], order: Sequence[int]) -> dict[str
         return edited
     _refuse_coupled(decoder, where)
     shared_keys.edit_shared(decoder, order, n, where)
+    shared_keys.edit_listed(decoder, order, n, where)
     _refuse_last_attention(decoder, order, where)
     known = {*COUNTS, *PER_LAYER, *INDICES, *HARMLESS, *DEFAULT_OF, *NEEDED}
     for pattern in PATTERNS:
@@ -227,9 +228,6 @@ def _refuse_coupled(decoder: dict[str, Any], where: str) -> None:
             )
     if "shared" in (decoder.get("indexer_types") or ()):
         raise ValueError(f"{where}: indexer_types has 'shared' layers, which reuse another layer's choice; it cannot be cut")
-    sources = decoder.get("kv_source_layers")
-    if sources and list(sources) != list(range(len(sources))):
-        raise ValueError(f"{where}: kv_source_layers shares keys and values between layers; it cannot be cut")
 
 
 def _refuse_last_attention(decoder: dict[str, Any], order: Sequence[int], where: str) -> None:
@@ -287,8 +285,6 @@ def _edit_special(decoder: dict[str, Any], order: Sequence[int], n: int, where: 
     if decoder.get("per_layer_config"):
         by_layer = {int(key): value for key, value in decoder["per_layer_config"].items()}
         decoder["per_layer_config"] = {str(j): by_layer[layer] for j, layer in enumerate(order) if layer in by_layer}
-    if decoder.get("kv_source_layers"):
-        decoder["kv_source_layers"] = list(range(len(order)))
     if decoder.get("scale_depth"):  # Layers of minicpm3 use scale_depth / sqrt(n).
         decoder["scale_depth"] = _scaled(decoder["scale_depth"], n, len(order))
     # Layers for multi-token prediction are not part of the decoder and are not kept.

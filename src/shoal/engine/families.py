@@ -86,6 +86,12 @@ def refuse_coupled_layers(config: Any) -> None:
             f"model type {decoder.model_type!r} shares keys and values between layers (num_kv_shared_layers="
             f"{decoder.num_kv_shared_layers}); {FILE_TO_FILE}"
         )
+    sources = getattr(decoder, "kv_source_layers", None)
+    if sources and list(sources) != list(range(len(sources))):
+        raise ValueError(
+            f"model type {decoder.model_type!r} shares keys and values between layers (kv_source_layers={sources}); "
+            f"{FILE_TO_FILE}"
+        )
     if getattr(decoder, "hidden_size_per_layer_input", 0):
         raise ValueError(
             f"model type {decoder.model_type!r} feeds token embeddings to every layer (hidden_size_per_layer_input="
