@@ -344,7 +344,7 @@ class Bench:
             rates = find_rate(pupil, config, lesson, work, device="cpu")
             lr = best_rate(rates)
         done = train(pupil, config.model_copy(update={"lr": lr}), lesson, work)
-        merging, model = merge_pupil(pupil, config, lesson, path)
+        merging, model = merge_pupil(pupil, done.best, config, lesson, path)
         shutil.rmtree(work)
         return {
             "lr": lr,

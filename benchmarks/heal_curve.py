@@ -73,7 +73,7 @@ class CurveBench(heal.Bench):
         pupil = open_pupil(path, config, lesson)
         lr = args.times * pupil.method.learning_rate(pupil.hidden_size)
         done = train(pupil, config.model_copy(update={"lr": lr}), lesson, work)
-        _, model = merge_pupil(pupil, config, lesson, path)
+        _, model = merge_pupil(pupil, done.best, config, lesson, path)
         shutil.rmtree(work)
         return {"lr": lr, "n_tokens": done.n_tokens, "best_step": done.best_step}, model
 

@@ -6,6 +6,7 @@ from families import tiny_model
 from heal_world import config, student_of, text, world
 
 from shoal.engine.families import find_layers
+from shoal.train.heal import merge
 from shoal.train.heal.lora_targets import linear_maps
 from shoal.train.heal.merge import MERGES, best_merge, measure, merge_pupil
 from shoal.train.heal.table import TRAINABLE
@@ -108,13 +109,18 @@ def test_what_is_not_trained_keeps_its_bits(method, tmp_path):
 
 @pytest.mark.parametrize("variant", ["plain", "rslora", "dora"])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_merged_equals_unmerged(variant, family, tmp_path):
+def test_merged_equals_unmerged(variant, family, tmp_path, monkeypatch):
     student, lesson = world(family)
     asked = config(variant=variant)
     pupil = prepare(student, asked, lesson)
-    train(pupil, asked, lesson, tmp_path)
+    done = train(pupil, asked, lesson, tmp_path)
     apart = logits(pupil.model, lesson.selection)
-    merging, model = merge_pupil(pupil, asked, lesson, tmp_path)
+    # The best validation is of the values that are merged: nothing has to be measured again.
+    assert measure(pupil.model, lesson, batch_size=2) == pytest.approx({"nll": done.best.nll, "kl": done.best.kl}, rel=1e-5)
+    seen = []
+    monkeypatch.setattr(merge, "measure", lambda model, *rest, **more: seen.append(model) or measure(model, *rest, **more))
+    merging, model = merge_pupil(pupil, done.best, asked, lesson, tmp_path)
+    assert seen == [model] and (merging.nll, merging.kl) == (done.best.nll, done.best.kl)
     # W x + B (A x) and (W + B A) x are sums in another order.
     torch.testing.assert_close(logits(model, lesson.selection), apart, rtol=1e-4, atol=1e-4)
     assert merging.way == "original" and abs(merging.trials[0].lost) < 1e-4

@@ -108,7 +108,7 @@ def test_zeros_stay_through_training_and_merge(method, tmp_path):
     pupil = prepare(student, asked, lesson)
     done = train(pupil, asked, lesson, tmp_path)
     assert done.best_step > 0
-    merging, model = merge_pupil(pupil, asked, lesson, tmp_path)
+    merging, model = merge_pupil(pupil, done.best, asked, lesson, tmp_path)
     for name, parameter in model.named_parameters():
         if name in masks:
             assert not parameter[~masks[name]].any(), name
@@ -121,8 +121,8 @@ def test_without_the_mask_a_merge_fills_zeros(tmp_path):
     masks = zero_masks(with_zeros(student))
     asked = config()
     pupil = prepare(student, asked, lesson)
-    train(pupil, asked, lesson, tmp_path)
-    _, model = merge_pupil(pupil, asked, lesson, tmp_path)
+    done = train(pupil, asked, lesson, tmp_path)
+    _, model = merge_pupil(pupil, done.best, asked, lesson, tmp_path)
     assert any(parameter[~masks[name]].any() for name, parameter in model.named_parameters() if name in masks)
 
 
@@ -179,7 +179,7 @@ def test_qlora_trains_beside_4_bits_and_merges_three_ways(saved, tmp_path):
     done = train(pupil, asked, lesson, tmp_path)
     assert done.best.nll < done.start.nll
     values = trained_values(pupil.model)
-    merging, model = merge_pupil(pupil, asked, lesson, saved)
+    merging, model = merge_pupil(pupil, done.best, asked, lesson, saved)
     assert {one.way for one in merging.trials} == {"original", "dequantised"}
     assert merging.taken.lost == min(one.lost for one in merging.trials)
     dequantised = next(one for one in merging.trials if one.way == "dequantised")
@@ -187,7 +187,7 @@ def test_qlora_trains_beside_4_bits_and_merges_three_ways(saved, tmp_path):
     assert dequantised.nll == pytest.approx(merging.nll, rel=1e-3)
     other = open_pupil(saved, asked, lesson)
     adopt_values(other.model, values)
-    assert merge_pupil(other, asked.model_copy(update={"merge": "apart"}), lesson, saved)[1] is None
+    assert merge_pupil(other, done.best, asked.model_copy(update={"merge": "apart"}), lesson, saved)[1] is None
 
 
 def test_out_of_4_bits_are_the_numbers_that_the_product_uses(saved):

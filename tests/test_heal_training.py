@@ -120,8 +120,8 @@ def test_a_bf16_student_is_trained_in_fp32_and_stays_bf16(tmp_path):
     asked = config(method="full", lr=1e-3)
     pupil = prepare(student.bfloat16(), asked, lesson)
     assert {p.dtype for p in pupil.model.parameters()} == {torch.float32} and pupil.in_bf16
-    train(pupil, asked, lesson, tmp_path)
-    merging, model = merge_pupil(pupil, asked, lesson, tmp_path)
+    done = train(pupil, asked, lesson, tmp_path)
+    merging, model = merge_pupil(pupil, done.best, asked, lesson, tmp_path)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert merging.way == "none" and len(merging.trials) == 1
 
@@ -137,8 +137,9 @@ def test_a_dtype_that_is_asked_for_is_computed_in_and_the_checkpoint_keeps_its_o
         student, lesson = world()
         pupil = prepare(student.bfloat16(), asked, lesson, computes_in=computes_in)
         assert pupil.in_bf16 is (computes_in != "float32")
-        done[computes_in] = train(pupil, asked, lesson, tmp_path / str(computes_in)).curve
-        _, model = merge_pupil(pupil, asked, lesson, tmp_path)
+        found = train(pupil, asked, lesson, tmp_path / str(computes_in))
+        done[computes_in] = found.curve
+        _, model = merge_pupil(pupil, found.best, asked, lesson, tmp_path)
         assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     student, lesson = world()
     whole = train(prepare(student.bfloat16().float(), asked, lesson), asked, lesson, tmp_path / "fp32").curve

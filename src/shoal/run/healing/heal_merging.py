@@ -39,7 +39,7 @@ def _merge_and_write(bench: HealBench, folder: RunFolder, training: HealTraining
     if pupil.method.has_adapters:
         pupil.model.save_pretrained(str(folder / "adapter"))
         make_readable(folder / "adapter")
-    merging, model = merge_pupil(pupil, bench.config, bench.judge, bench.path, bench.opening)
+    merging, model = merge_pupil(pupil, training.best, bench.config, bench.judge, bench.path, bench.opening)
     taken = merging.taken
     if taken is not None and taken.lost > bench.config.most_lost and pupil.method.has_adapters:
         merging, model = merging.model_copy(update={"way": "apart"}), None

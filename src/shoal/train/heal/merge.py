@@ -23,7 +23,7 @@ from shoal.train.heal.config import HealConfig
 from shoal.train.heal.losses import measured
 from shoal.train.heal.masks import apply_masks
 from shoal.train.heal.qlora import out_of_4_bits
-from shoal.train.heal.result import MergeTrial, Merging
+from shoal.train.heal.result import HealPoint, MergeTrial, Merging
 from shoal.train.heal.streams import run_model
 from shoal.train.heal.text_rows import counted
 from shoal.train.heal.train import Lesson, Pupil, prepare
@@ -78,7 +78,7 @@ def measure(model: Any, lesson: Lesson, *, batch_size: int, device: str = "cpu")
     model.eval()
     layers = list(find_layers(bare(model))[1])
     nll, kl, n = 0.0, 0.0, 0
-    for batch in each("measure what was trained", lesson.selection.batches(batch_size)):
+    for batch in each("measure what was merged", lesson.selection.batches(batch_size)):
         batch = {name: value.to(device) for name, value in batch.items()}
         theirs = None if lesson.teacher is None else lesson.teacher.selection(batch)
         more_nll, more_kl = measured(run_model(model, layers, batch).logits_BTV, theirs, batch["labels"])
@@ -126,12 +126,13 @@ def best_merge(
 
 
 def merge_pupil(
-    pupil: Pupil, config: HealConfig, lesson: Lesson, path: Path, opening: Opening = Opening()
+    pupil: Pupil, trained: HealPoint, config: HealConfig, lesson: Lesson, path: Path, opening: Opening = Opening()
 ) -> tuple[Merging, Any]:
-    """The trained student as a plain model in its checkpoint's dtypes, measured before and after.
+    """The trained student as a plain model in its checkpoint's dtypes, measured and held against its validation.
 
     Args:
         pupil: trained; it is used up.
+        trained: the validation of the values that it has: what the selection text says of it before the merge.
         path: the student's checkpoint, which 4-bit adapters are merged into.
     Returns: the record and the model; None where the adapter stays apart.
     Raises:
@@ -142,7 +143,7 @@ def merge_pupil(
     def look(model: Any) -> Measures:
         return measure(model, lesson, batch_size=config.micro_batch, device=home_of(opening.device))
 
-    unmerged = look(pupil.model)
+    unmerged = {"nll": trained.nll} if trained.kl is None else {"nll": trained.nll, "kl": trained.kl}
     if not pupil.method.has_adapters:
         return _narrowed(in_dtypes(_as_opened(pupil.model), pupil.dtypes), unmerged, look=look, by=by)
     if not pupil.method.is_quantised:
