@@ -1,8 +1,6 @@
 """Help screens: six verbs first, at most twelve options before the headings, every default stated, all from the tables."""
 
-import json
 import re
-from pathlib import Path
 
 import pytest
 import typer
@@ -96,12 +94,10 @@ def test_the_command_shows_both_lists_in_full(shoal, monkeypatch):
 
 
 def test_what_the_repair_of_candidates_takes_is_said_and_how_to_do_without(shoal, monkeypatch):
-    race = json.loads((Path(__file__).parents[1] / "benchmarks" / "results" / "race.json").read_text())
-    seconds = round(race["books-16l"]["race"]["seconds"])
     for verb in ("plan", "compress"):
         shown = " ".join(screen(shoal, monkeypatch, verb).split())
         assert "four by default" in shown and RECIPES["default"].recipe.guard == 4
-        assert f"takes {seconds} s for the bundled model" in shown and "--guard 1 none is repaired" in shown
+        assert "on this machine" in shown and "--guard 1 none is" in shown
     assert RECIPES["low"].recipe.guard == 2  # "--effort low compares two"
 
 
@@ -177,3 +173,10 @@ def test_plan_says_what_it_repairs_and_how_long_it_takes(more, is_said, small, s
     assert code == 0, err
     assert "Takes about" in out
     assert ("Candidates: 4 are repaired" in out) == is_said
+
+
+def test_the_help_of_a_verb_promises_no_time_and_says_that_the_default_heals():
+    """``38 s`` was that of another default, on another machine."""
+    for verb, command in COMMANDS.items():
+        assert not re.search(r"\d (s|min|minutes|hours)\b", command.help), verb
+    assert RECIPES["default"].recipe.heal is not None and "--heal none" in COMMANDS["compress"].help

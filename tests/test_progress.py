@@ -3,11 +3,13 @@
 import builtins
 import re
 import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shoal import cli
 from shoal.cli.expected import BELIEF, Expected
 from shoal.words.progress import (
     EVERY,
@@ -279,3 +281,10 @@ def test_a_notebook_is_told_and_a_program_is_not(monkeypatch, capsys):
     with told(print):
         tell("scan", 1, 4)
     assert capsys.readouterr().out == "scan 1 4\n"
+
+
+def test_a_verb_opens_its_model_once():
+    """A second block of progress said, where its first stage was long, that the model was being opened."""
+    for file in Path(cli.__file__).parent.glob("*.py"):
+        for one in re.split(r"\n(?=def |class |    def )", file.read_text()):
+            assert one.count(".progress()") <= 1, (file.name, one.splitlines()[0])

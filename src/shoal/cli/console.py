@@ -18,6 +18,8 @@ from shoal.cli.expected import Expected
 from shoal.engine.workers import join
 from shoal.words.progress import OPENING, LogLines, stage_in, watched
 
+FIRST_STAGE = "begin the first stage"
+"""At work in the block behind the one that opened the model, until a stage tells of itself."""
 PLAIN_WIDTH = 120  # Tables in a file or a pipe have so many columns.
 
 

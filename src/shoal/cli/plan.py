@@ -31,9 +31,9 @@ def plan(
 ) -> None:
     """Choose what to remove: plan.json, readable and editable by hand.
 
-    The best cuts of several scores, four by default, are repaired on a part of the text and compared before one is chosen. That
-    takes 38 s for the bundled model of 8 M parameters on two cores, and the first lines say how long it takes here. With
-    --guard 1 none is repaired: the score's first choice stands, after the scan.
+    The best cuts of several scores, four by default, are repaired on a part of the text and compared before one is chosen; the
+    first lines say how long that takes on this machine. With --guard 1 none is repaired: the score's first choice stands, after
+    the scan.
     """
     from shoal.cli.show import say_files, say_removed, say_spread, steps_said
     from shoal.show.plan_tables import candidates, sizes_said
@@ -87,6 +87,7 @@ def choose(
     screen: Screen, chosen: Recipe, out: Path, options: RecipeOptions, machine: MachineOptions, result: ResultOptions
 ) -> Plan:
     """The plan: by a scan and what the recipe runs, or, where nothing needs the model, from its config and names alone."""
+    from shoal.cli.console import FIRST_STAGE
     from shoal.cli.show import say_beside, say_candidates, say_time
     from shoal.run.asking import needs_model
     from shoal.run.begin import open_to_choose, open_unopened
@@ -115,5 +116,5 @@ def choose(
             rates = measure_rates(inputs)
         say_time(screen, Pace(inputs, rates), folder, (SCAN, CHOOSE))
     say_candidates(screen, inputs.recipe)
-    with screen.progress():
+    with screen.progress(FIRST_STAGE):
         return run_all((SCAN, CHOOSE), State(inputs), folder).planned

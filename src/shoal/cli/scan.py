@@ -20,6 +20,7 @@ def scan(
     observe: ObserveOption = None,
 ) -> None:
     """Measure every span of layers in one pass: scan.json, scan.safetensors, heat map."""
+    from shoal.cli.console import FIRST_STAGE
     from shoal.cli.show import HEAT_MAP, say_beside, say_files, steps_said
     from shoal.run.begin import open_to_choose
     from shoal.run.stage import State, run_stage
@@ -33,7 +34,7 @@ def scan(
             chosen, out, machine.opening, overwrite=result.overwrite, command=command_line(), say=screen.say
         )
     say_beside(screen, inputs.opened.beside)
-    with screen.progress():
+    with screen.progress(FIRST_STAGE):
         found = run_stage(SCAN, State(inputs), folder).scan
     assert found is not None, "the recipe default reads a scan"
     screen.show(best_spans(found, lengths=telling_lengths(max(1, found.n_layers - 1))))

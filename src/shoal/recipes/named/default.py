@@ -14,6 +14,6 @@ DEFAULT = NamedRecipe(
         heal=HealConfig(tokens=SHORT_HEAL_TOKENS, optional=True),
     ),
     chooses="best of several scores and of a greedy search; first and last layer stay",
-    then="repair `auto`, then LoRA on the teacher's logits, 98 k tokens, where all layers are in memory",
+    then=f"repair `auto`, then LoRA on {SHORT_HEAL_TOKENS:,} tokens of the teacher's logits, where all layers are in memory",
     text="yours",
 )
