@@ -8,11 +8,12 @@ from toys import TOYS
 
 from shoal.fit.table import REPAIRS
 from shoal.recipes.recipe_file import load_recipe
+from shoal.run import time_budget
 from shoal.run.estimate import Estimate, estimate, minutes
 from shoal.run.optional_healing import FEWEST_HEALED
 from shoal.run.pace import Pace, StageRates
-from shoal.run.time_budget import ROUND, SAFETY, in_time, ladder, parse_time
-from shoal.train.heal.config import SHORT_HEAL_TOKENS
+from shoal.run.time_budget import ROUND, SAFETY, ladder, parse_time
+from shoal.train.heal.config import SHORT_HEAL_TOKENS, HealConfig
 
 RATES = StageRates(layers=1e-3, compared=5e-4, products=1e11, solves=2e10)
 
@@ -25,6 +26,7 @@ class World:
     length: int = 1024
     widest_map: int = 2304
     n_training: int = 10**6
+    not_healed: str = ""
     workers: object = field(default_factory=lambda: SimpleNamespace(size=1))
     view: object = field(
         default_factory=lambda: SimpleNamespace(n_layers=30, hidden_size=576, config=SimpleNamespace(intermediate_size=1536))
@@ -36,6 +38,13 @@ class World:
 
 def world(**changes):
     return World(load_recipe("default", {"model": "m", "heal": None, **changes}))
+
+
+SPARE = HealConfig()
+
+
+def in_time(inputs, rates, given, *, begun=None, spare=SPARE):
+    return time_budget.in_time(inputs, rates, given, begun=begun, spare=spare)
 
 
 def seconds(**changes):
@@ -137,7 +146,7 @@ def test_the_most_that_fits_is_taken_and_more_time_never_buys_less(heals):
     first = lasts(world(heal={"tokens": SHORT_HEAL_TOKENS}).recipe) - lasts(world().recipe) if heals else 0
     taken = []
     for given in (60, 300, 900, 1800, 3600, 36_000):
-        recipe = in_time(world(), RATES, given, heals=heals)[0].recipe
+        recipe = in_time(world(), RATES, given, spare=SPARE if heals else None)[0].recipe
         closed, planned = lasts(recipe.model_copy(update={"heal": None})), SAFETY * given
         fitting = [one for one in cost if one + first <= planned] or [one for one in cost if one <= planned] or [min(cost)]
         assert closed == max(fitting)
@@ -158,13 +167,37 @@ def test_the_time_that_is_left_heals_and_no_more(asked):
 
 
 def test_a_healing_is_bounded_by_what_was_asked_for_and_by_the_text():
-    assert in_time(world(), RATES, 36_000, heals=False)[0].recipe.heal is None
+    assert in_time(world(), RATES, 36_000, spare=None)[0].recipe.heal is None
     assert in_time(world(heal={"tokens": 9000}), RATES, 36_000)[0].recipe.heal.tokens == 9000
     assert in_time(World(world().recipe, n_training=50_000), RATES, 36_000)[0].recipe.heal.tokens == 48 * ROUND
     assert in_time(World(world().recipe, n_training=5000), RATES, 36_000)[0].recipe.heal is None
     assert in_time(world(heal={}), RATES, 1)[0].recipe.heal.tokens == FEWEST_HEALED  # It was asked for.
     assert in_time(World(world(heal={}).recipe, n_training=5000), RATES, 36_000)[0].recipe.heal.tokens is None  # All of it.
     assert in_time(world(prune="wanda:sparsity=50%"), RATES, 36_000)[0].recipe.heal.keep_zeros
+
+
+OPTIONAL = HealConfig(method="full", lr=3e-5, tokens=20_000, optional=True, seed=3)
+
+
+def test_an_optional_healing_of_a_recipe_is_the_one_that_time_heals_by():
+    """Method and rate of the file were lost: LoRA came in their place."""
+    chosen, said = in_time(world(), RATES, 36_000, spare=OPTIONAL)
+    longer = chosen.recipe.heal
+    assert longer == OPTIONAL.model_copy(update={"tokens": longer.tokens, "optional": False}) and longer.tokens > 20_000
+    assert "then full on" in said and not chosen.not_healed
+
+
+@pytest.mark.parametrize(("n_training", "given", "why"), [(5000, 36_000, "the text has less"), (10**6, 60, "the time that is")])
+def test_an_optional_healing_that_time_leaves_out_has_its_reason(n_training, given, why, tmp_path):
+    inputs = World(world().recipe, n_training=n_training)
+    chosen, _ = in_time(inputs, RATES, given, spare=OPTIONAL)
+    assert chosen.recipe.heal is None and chosen.not_healed.startswith(why)
+    assert not in_time(inputs, RATES, given)[0].not_healed, "nobody missed it"
+    begun = tmp_path / "recipe.yaml"
+    begun.write_text(chosen.recipe.to_yaml())
+    (tmp_path / "not_healed.txt").write_text(chosen.not_healed)
+    again, _ = in_time(inputs, RATES, given, begun=begun, spare=OPTIONAL)
+    assert again.not_healed == f"this run began without it: {chosen.not_healed}"
 
 
 def test_a_repair_says_what_time_may_be_spent_on_it(monkeypatch):

@@ -1,5 +1,7 @@
 """What ``shoal heal`` cannot do: one clear line, exit code 2, and no folder left behind."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from families import LLAMA, tiny_model
@@ -8,6 +10,9 @@ from heal_world import student_of
 from text_world import word_tokenizer
 from transformers import AutoModelForCausalLM, OlmoConfig
 from world import N_WORDS, write_model, write_text
+
+from shoal.run.healing.heal_training import less_memory
+from shoal.train.heal.config import HealConfig
 
 
 @pytest.mark.parametrize(
@@ -141,6 +146,18 @@ def test_an_optimiser_without_memory_says_what_takes_less(error, cut, shoal, tmp
     code, _, err = shoal("heal", *healing(cut, "--out", "out", "--method", "full"))
     one_line(code, err, "healing ran out of memory; give micro_batch 1 (4 here), checkpointing, method lora, teacher_bits 4,")
     assert not (tmp_path / "out").exists()
+
+
+def test_shorter_than_the_samples_that_it_trains_on_takes_less():
+    """It named the length of the other slices, where samples of half of it and less had not fitted."""
+    for config, expected in ((HealConfig(), 256), (HealConfig(predict="answers"), 1024)):
+        bench = SimpleNamespace(
+            config=config,
+            request=SimpleNamespace(teacher="t"),
+            given=SimpleNamespace(length=256),
+            inputs=SimpleNamespace(length=1024),
+        )
+        assert less_memory(bench).endswith(f"samples shorter than {expected} tokens")
 
 
 def test_what_has_no_part_to_train_is_refused(cut, shoal, tmp_path, capfd):

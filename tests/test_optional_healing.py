@@ -3,11 +3,14 @@
 import hashlib
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
 
 from shoal import compress, load_recipe
+from shoal.cli.console import Screen
+from shoal.cli.show import show_outcome
 from shoal.engine.opening import Opening
 from shoal.recipes.table import RECIPES
 from shoal.run import optional_healing
@@ -54,11 +57,18 @@ def bytes_of(folder):
     }
 
 
-def test_the_default_heals_as_well_as_it_is_asked_to(small, tmp_path):
+def test_the_default_heals_as_well_as_it_is_asked_to(small, tmp_path, monkeypatch, capsys):
     found = compress(recipe(small), tmp_path / "run")
     assert found.healed is not None and not found.not_healed and (tmp_path / "run" / "cut").is_dir()
     named = compress(recipe(small).model_copy(update={"heal": HealConfig(tokens=8 * LENGTH, lr=1e-3)}), tmp_path / "named")
     assert bytes_of(found.model) == bytes_of(named.model)
+    before = bytes_of(named.folder / "cut")
+    shutil.rmtree(named.folder / "cut")  # It may go: the same run makes it again, and trains nothing.
+    monkeypatch.setattr("shoal.train.heal.train.train", lambda *_, **__: pytest.fail("it trained again"))
+    again = compress(recipe(small).model_copy(update={"heal": HealConfig(tokens=8 * LENGTH, lr=1e-3)}), tmp_path / "named")
+    assert bytes_of(again.folder / "cut") == before and bytes_of(again.model) == bytes_of(named.model)
+    show_outcome(Screen(as_json=False), found)
+    assert re.search(r"unhealed: +\S*cut\s\(\d+\.?\d* [kM]B; it may go", capsys.readouterr().out)
 
 
 def test_it_takes_the_tokens_that_the_text_holds(small, tmp_path):
@@ -85,6 +95,33 @@ def test_it_is_left_out_with_the_reason(changes, opening, why, small, tmp_path):
     assert re.search(why, said[0]), said
 
 
+@pytest.mark.parametrize("how", ["left out", "failed"])
+def test_the_reason_stands_in_what_a_run_leaves(how, small, tmp_path, monkeypatch, capsys):
+    """In the outcome, its few lines, the JSON, the report and the card, and in those of the run that goes on."""
+
+    def fails(*_):
+        raise ValueError(f"out of memory; {tmp_path}/run/adapter is left")
+
+    monkeypatch.setattr(heal_checkpoint, "heal_in_run", fails)
+    if how == "left out":
+        monkeypatch.setattr(optional_healing, "FEWEST_HEALED", 10**6)
+    why = {"left out": "the text has 128 tokens to train on", "failed": "out of memory"}[how]
+    found = compress(recipe(small), tmp_path / "run")
+    assert found.not_healed.startswith(why) and f"not healed: {found.not_healed}" in repr(found)
+    capsys.readouterr()
+    show_outcome(Screen(as_json=True), found)
+    as_json = json.loads(capsys.readouterr().out)
+    assert as_json["healed"] is None and as_json["not_healed"] == found.not_healed
+    card = (found.model / "README.md").read_text().partition("## Provenance")[2]
+    assert f"not healed: {why}" in card and str(tmp_path) not in card
+    assert f"Not healed: {why}" in (found.folder / "report.html").read_text()
+    again = compress(recipe(small), tmp_path / "run")
+    assert again.not_healed == {"left out": f"this run began without it: {found.not_healed}", "failed": found.not_healed}[how]
+    if how == "left out":
+        inputs, _ = open_to_cut(recipe(small), tmp_path / "run")
+        assert inputs.not_healed == again.not_healed
+
+
 def test_it_is_left_out_of_little_text_and_of_little_memory(small, tmp_path, monkeypatch):
     monkeypatch.setattr(optional_healing, "FEWEST_HEALED", 10**6)
     healing, said = begun(small, tmp_path / "little")
@@ -96,6 +133,29 @@ def test_it_is_left_out_of_little_text_and_of_little_memory(small, tmp_path, mon
     monkeypatch.setattr(needs, "machine_of", lambda device: replace(whole(device), free=whole(device).base + 10**6))
     healing, said = begun(small, tmp_path / "memory")
     assert healing is None and "of memory beside its teacher, 1 MB are free" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"tokens": 64}, "less than one step of"),
+        ({"tokens": 10**9}, "too little text"),
+        ({"predict": "answers"}, "chat template"),
+        ({"teacher_cache": 4, "objective": "next_token"}, "teacher_cache=4 is not read"),
+    ],
+)
+def test_a_healing_that_would_be_refused_is_so_before_the_cut(asked, said, small, tmp_path):
+    """It was refused when everything before it was done; an optional one is left out for the same reason."""
+    healing = HealConfig(batch=8, **asked)
+    with pytest.raises(ValueError, match=said):
+        open_to_cut(recipe(small).model_copy(update={"heal": healing}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_optional_healing_that_would_be_refused_is_left_out(small, tmp_path):
+    asked = recipe(small).model_copy(update={"heal": HealConfig(tokens=8 * LENGTH, batch=512, optional=True)})
+    inputs, _ = open_to_cut(asked, tmp_path / "run")
+    assert inputs.recipe.heal is None and "less than one step of 512 samples" in inputs.not_healed
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,10 @@ def test_a_quantised_model_is_cut_and_measured_in_one_run(sources, shoal, tmp_pa
     evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert evaluation["student"]["cost"]["parameters"] == plan["after"]["parameters"]
+    assert "Not healed: the model is quantised (bitsandbytes)" in (tmp_path / "run" / "report.html").read_text()
+    code, out, err = shoal("plan", sources("nf4"), "--drop", 2, "--memory", "--json")
+    done = json.loads((tmp_path / "run" / "run.json").read_text())["stages"]
+    assert code == 0 and [one["stage"] for one in json.loads(out)["stages"]] == list(done), err
 
 
 NEW_VALUES = {
@@ -144,6 +148,12 @@ NEW_VALUES = {
     "planned sublayers": ("plan", ("--layers", "attn:2"), "remove whole layers"),
     "on disk": ("scan", ("--resident", 1), "one layer at a time needs plain weights"),
 }
+
+
+def test_memory_is_planned_for_no_run_that_is_refused(sources, shoal):
+    verb, asked, said = NEW_VALUES["sweep"]
+    code, _, err = shoal("plan", sources("nf4"), *asked, "--memory")
+    one_line(code, err, said, "unquantised checkpoint")
 
 
 @pytest.mark.parametrize("name", NEW_VALUES)

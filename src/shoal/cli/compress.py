@@ -13,6 +13,7 @@ from shoal.cli.verb import command_line, given, verb
 
 if TYPE_CHECKING:
     from shoal.recipes.recipe import Recipe
+    from shoal.train.heal.config import HealConfig
 
 
 @verb
@@ -29,25 +30,35 @@ def compress(
     no_speed: NoSpeedOption = False,
     result: ResultOptions,
 ) -> None:
-    """Remove layers, repair the cut, measure what was lost, save a checkpoint for plain transformers.
+    """Remove layers, repair the cut, train it for a moment, measure what was lost, save a checkpoint for plain transformers.
 
-    The best cuts of several scores, four by default, are repaired on a part of the text and compared before one is chosen. That
-    takes 38 s for the bundled model of 8 M parameters on two cores, and the first lines say how long each stage takes here.
-    With --guard 1 none is repaired before the choice; --effort low compares two.
+    The best cuts of several scores, four by default, are repaired on a part of the text and compared before one is chosen; with
+    --guard 1 none is, and --effort low compares two. Behind the repair the student learns from the teacher's logits where both
+    fit into memory; --heal none leaves that out. The first lines of a run say how long each stage takes on this machine.
     """
+    from shoal.run.optional_healing import spare_healing
+
     speed = False if no_speed else None
     chosen = with_options(method.name, model=model, speed=speed, **given(options, zeros, healing))
-    run_recipe(chosen, out, machine, result, time=time, heals=healing.heal.heal != "none")
+    spare = None if healing.heal.heal == "none" else spare_healing(chosen)
+    run_recipe(chosen, out, machine, result, time=time, spare=spare)
 
 
 def run_recipe(
-    chosen: Recipe, out: Path, machine: MachineOptions, result: ResultOptions, *, time: str | None = None, heals: bool = True
+    chosen: Recipe,
+    out: Path,
+    machine: MachineOptions,
+    result: ResultOptions,
+    *,
+    time: str | None = None,
+    spare: HealConfig | None = None,
 ) -> None:
     """A recipe from its first refusal to its tables: what ``compress``, ``run`` and ``demo`` do.
 
     Args:
-        heals: whether time that is left may heal where the recipe does not ask for it.
+        spare: the healing that time which is left may go to where the recipe asks for none.
     """
+    from shoal.cli.console import FIRST_STAGE
     from shoal.cli.show import settle_time, show_outcome
     from shoal.run.begin import open_to_cut
     from shoal.run.compress import run_stages
@@ -63,7 +74,7 @@ def run_recipe(
             chosen, out, machine.opening, overwrite=result.overwrite, command=command_line(), say=screen.say
         )
         with folder.unless_refused():
-            inputs = settle_time(screen, inputs, folder, seconds=seconds, heals=heals)
-    with screen.progress():
+            inputs = settle_time(screen, inputs, folder, seconds=seconds, spare=spare)
+    with screen.progress(FIRST_STAGE):
         outcome = run_stages(inputs, folder, command=command_line())
     show_outcome(screen, outcome)

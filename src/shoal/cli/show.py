@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from shoal.cli.console import Screen
@@ -13,6 +14,7 @@ from shoal.engine.beside import Beside
 from shoal.evaluate.evaluation import Evaluation
 from shoal.evaluate.stability import Stability
 from shoal.evaluate.tasks.disagreement import disagreement, kept_shares
+from shoal.export.found_plan import CUT
 from shoal.prune.thin_result import speed_said
 from shoal.recipes.recipe import Recipe
 from shoal.run.candidate_repair import repairs_candidates
@@ -30,6 +32,8 @@ from shoal.show.figure_tables import figures, generations
 from shoal.show.plan_tables import best_spans, candidates, removed_said, repair, sizes_said, telling_lengths, zeroed_said
 from shoal.show.task_tables import accuracy, agreement, flips, task_notes
 from shoal.show.zero_tables import by_role
+from shoal.train.heal.config import HealConfig
+from shoal.words.numbers import in_bytes
 from shoal.words.reading import read_json
 from shoal.words.structure import units_off
 
@@ -67,6 +71,10 @@ def show_outcome(screen: Screen, outcome: Outcome) -> None:
         files.insert(2, HEAT_MAP)
     files += [("scores", "scores.json"), ("search", "search.json")]
     say_files(screen, outcome.folder, *files)
+    if outcome.healed is not None:
+        cut = outcome.folder / CUT
+        size = in_bytes(sum(file.stat().st_size for file in cut.iterdir()))
+        screen.say(f"unhealed:   {cut} ({size}; it may go, and the same command makes it again)")
     for line in next_steps(outcome.folder, plan, is_healed=outcome.healed is not None):
         screen.say(line)
     screen.result(
@@ -75,6 +83,8 @@ def show_outcome(screen: Screen, outcome: Outcome) -> None:
             "plan": plan.model_dump(mode="json"),
             "repair": outcome.repaired and outcome.repaired.model_dump(mode="json"),
             "pruned": outcome.thinned and outcome.thinned.model_dump(mode="json"),
+            "healed": outcome.healed and outcome.healed.training.model_dump(mode="json"),
+            "not_healed": outcome.not_healed or None,
             "evaluation": evaluation.model_dump(mode="json"),
         }
     )
@@ -94,11 +104,13 @@ def is_run_folder(target: str) -> bool:
         return False
 
 
-def settle_time(screen: Screen, inputs: Inputs, folder: RunFolder, *, seconds: float | None, heals: bool = True) -> Inputs:
+def settle_time(
+    screen: Screen, inputs: Inputs, folder: RunFolder, *, seconds: float | None, spare: HealConfig | None = None
+) -> Inputs:
     """Say how long the run will take, and choose what fits where a time was given.
 
     Args:
-        heals: whether time that is left may heal where the recipe does not ask for it.
+        spare: the healing that time which is left may go to where the recipe asks for none.
     Raises:
         ValueError: a time, and layers that are read from disk, or a recipe that leaves nothing to choose.
     """
@@ -108,16 +120,17 @@ def settle_time(screen: Screen, inputs: Inputs, folder: RunFolder, *, seconds: f
         return inputs
     rates = measure_rates(inputs)
     if seconds is not None:
-        if heals and inputs.recipe.heal is None:
-            why = no_room_to_heal(inputs)
-            heals = not why
-            if why:
-                screen.say(f"Not healed: {why}")
-        begun = folder / "recipe.yaml"
-        inputs, chosen = in_time(
-            inputs, rates, seconds, begun=begun if begun.exists() and not folder.overwrite else None, heals=heals
-        )
+        recipe_file = folder / "recipe.yaml"
+        begun = recipe_file if recipe_file.exists() and not folder.overwrite else None
+        why = ""
+        if begun is None and spare is not None and inputs.recipe.heal is None:
+            why = no_room_to_heal(inputs, spare)
+        inputs, chosen = in_time(inputs, rates, seconds, begun=begun, spare=None if why else spare)
+        if why:
+            inputs = replace(inputs, not_healed=why)
         screen.say(f"Time: {chosen}")
+        if inputs.not_healed:
+            screen.say(f"Not healed: {inputs.not_healed}")
     say_time(screen, Pace(inputs, rates), folder, STAGES.values())
     say_candidates(screen, inputs.recipe)
     return inputs

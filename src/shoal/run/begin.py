@@ -12,6 +12,7 @@ from shoal.engine.quantised import order_for
 from shoal.engine.workers import join
 from shoal.recipes.recipe import Recipe
 from shoal.run.folder import RunFolder
+from shoal.run.healing.heal_bench import refuse_unhealable
 from shoal.run.job import (
     SHARE_BESIDE_STUDENT,
     SHARE_FOR_WEIGHTS,
@@ -91,11 +92,13 @@ def open_to_cut(
     )
     with folder.unless_refused():
         check_budget(inputs)
-        inputs, why = settled_healing(inputs, folder)
+        inputs = settled_healing(inputs, folder)
         if not folder.record.stages:
             refuse_little_text(inputs)
-    if why:
-        say(f"Not healed: {why}")
+            if inputs.recipe.heal is not None:
+                refuse_unhealable(inputs, inputs.recipe.heal)
+    if inputs.not_healed:
+        say(f"Not healed: {inputs.not_healed}")
     return inputs, folder
 
 

@@ -16,7 +16,7 @@ from shoal.prune.thin_result import ThinResult
 from shoal.recipes.recipe import Recipe
 from shoal.recipes.recipe_file import load_recipe, with_changes
 from shoal.run.begin import open_to_cut
-from shoal.run.folder import RunFolder
+from shoal.run.folder import NOT_HEALED, RunFolder
 from shoal.run.job import Inputs
 from shoal.run.stage import State, run_all
 from shoal.run.stages.report import report_stage
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 class Outcome:
     """What a run left: every value is also a file of ``folder``; ``model`` loads with plain transformers.
 
-    ``beside`` says what the source's folder holds beside the decoder; ``not_healed``, why an optional healing failed.
+    ``beside`` says what the source's folder holds beside the decoder; ``not_healed``, why an optional healing was left
+    out or failed.
     """
 
     folder: Path
@@ -55,6 +56,7 @@ class Outcome:
             f"{self.plan}",
             f"parameters {teacher.cost.parameters:,} -> {student.cost.parameters:,}",
             f"perplexity {teacher.perplexity.value:.4g} -> {student.perplexity.value:.4g}, KL {self.evaluation.quality.kl:.4g}",
+            *([f"not healed: {self.not_healed}"] if self.not_healed else []),
             f"checkpoint {self.model}",
             f"report {self.folder / 'report.html'}",
         ]
@@ -94,13 +96,14 @@ def compress(
 
 def run_stages(inputs: Inputs, folder: RunFolder, *, command: str = "") -> Outcome:
     """All stages on inputs that are open."""
-    recipe_file, recipe = folder / "recipe.yaml", inputs.recipe.to_yaml().encode()
-    if inputs.workers.is_first and (
-        folder.overwrite or not recipe_file.exists()
-    ):  # Where results of another run stand, the recipe is written at the end: a refused run leaves theirs.
-        write_atomically(recipe_file, recipe)
-    state = run_all(STAGES.values(), State(inputs, command=command), folder)
-    inputs.workers.on_first(lambda: write_atomically(recipe_file, recipe))
+    is_new = folder.overwrite or not (folder / "recipe.yaml").exists()
+    if inputs.workers.is_first and is_new:
+        # Where results of another run stand, these are written at the end: a refused run leaves theirs.
+        _write_what_is_done(folder, inputs.recipe, inputs.not_healed)
+    state = run_all(STAGES.values(), State(inputs, command=command, not_healed=inputs.not_healed), folder)
+    inputs.workers.on_first(lambda: _write_what_is_done(folder, inputs.recipe, state.not_healed))
+    if not state.not_healed:  # A run before this one may have left its reason.
+        inputs.workers.on_first(lambda: folder.remove(NOT_HEALED))
     inputs.workers.on_first(lambda: report_stage(folder.path))
     assert state.model is not None and state.evaluation is not None, "the stages end with a model and its evaluation"
     return Outcome(
@@ -116,3 +119,10 @@ def run_stages(inputs: Inputs, folder: RunFolder, *, command: str = "") -> Outco
         healed=state.healed,
         not_healed=state.not_healed,
     )
+
+
+def _write_what_is_done(folder: RunFolder, recipe: Recipe, not_healed: str) -> None:
+    """The recipe as this run follows it, and why that has no healing where it might have had."""
+    write_atomically(folder / "recipe.yaml", recipe.to_yaml().encode())
+    if not_healed:
+        write_atomically(folder / NOT_HEALED, not_healed.encode())

@@ -15,7 +15,9 @@ from shoal.words.reading import inside
 from shoal.words.records import Record
 
 RECORD = "run.json"
-BEGUN = {RECORD, "recipe.yaml", "heal.request.json"}
+NOT_HEALED = "not_healed.txt"
+"""Why an optional healing was left out, or has failed."""
+BEGUN = {RECORD, NOT_HEALED, "recipe.yaml", "heal.request.json"}
 """What a run writes before its first stage; a folder that holds no more is no loss."""
 
 

@@ -59,6 +59,7 @@ class Inputs:
         workers: the processes of this job; each has the whole model, the first reads text for all of them.
         corpus: None on the others.
         opened_at: when the run had opened its model, on a clock that only goes forward.
+        not_healed: why the run leaves out its optional healing, for people; empty where it does not.
         refusals: what the family said of layers to keep, so far.
     """
 
@@ -68,6 +69,7 @@ class Inputs:
     corpus: Corpus | None
     workers: Workers = ALONE
     opened_at: float = field(default_factory=time.monotonic)
+    not_healed: str = ""
     refusals: dict[tuple[int, ...], str | None] = field(default_factory=dict)
 
     @cached_property
@@ -112,6 +114,16 @@ class Inputs:
             return self._samples("training", -(-tokens // length), length=length)
         return self.training_up_to(DEFAULT_TOKENS if tokens is None else tokens)
 
+    def training_up_to(self, wanted: int) -> Samples:
+        """Samples of the training slice with about that many tokens, or what the text holds, eight at least."""
+        most = max(FEWEST_DEFAULT, wanted // self.length)
+        found = self._samples("training", None, most=most)
+        # Padded samples are rarely full.
+        while self.recipe.text.packing == "padded" and found.n_tokens < wanted and found.n_samples == most:
+            most *= 2
+            found = self._samples("training", None, most=most)
+        return found
+
     @cached_property
     def fitting(self) -> Samples:
         """Samples of the training slice for a closed-form repair: as many as its tokens need where the text holds them."""
@@ -155,16 +167,6 @@ class Inputs:
             dtype=str(self.view.dtype).removeprefix("torch."),
             versions=versions(),
         )
-
-    def training_up_to(self, wanted: int) -> Samples:
-        """Samples of the training slice with about that many tokens, or what the text holds, eight at least."""
-        most = max(FEWEST_DEFAULT, wanted // self.length)
-        found = self._samples("training", None, most=most)
-        # Padded samples are rarely full.
-        while self.recipe.text.packing == "padded" and found.n_tokens < wanted and found.n_samples == most:
-            most *= 2
-            found = self._samples("training", None, most=most)
-        return found
 
     def _samples(self, slice: str, asked: int | None, *, most: int | None = None, length: int | None = None) -> Samples:
         """The number asked for, or else the default where the text holds it and at least 8."""
@@ -211,18 +213,22 @@ def open_inputs(
         opened = open_model(model, here)
     else:
         opened, residency = open_streamed(model, here, n_resident=n_resident)
+    not_healed = ""
     if opened.quantised is not None:
-        recipe = without_new_values(recipe, opened)
+        asked, recipe = recipe, without_new_values(recipe, opened.path, opened.quantised)
+        not_healed = f"the model is quantised ({opened.quantised}) and gets no new values" if asked.heal is not None else ""
     sources: Sequence[Any] = recipe.text.sources or (bundled_text(),)
     tokenizer = opened.need_tokenizer()
     given = sources if len(sources) > 1 else sources[0]
     corpus = workers.on_first(lambda: open_corpus(given, tokenizer, seed=recipe.seed, field=recipe.text.field))
-    return Inputs(recipe, opened, DecoderView(opened.model, residency=residency), corpus, workers)
+    return Inputs(recipe, opened, DecoderView(opened.model, residency=residency), corpus, workers, not_healed=not_healed)
 
 
-def without_new_values(recipe: Recipe, opened: Opened) -> Recipe:
+def without_new_values(recipe: Recipe, path: Path, method: str) -> Recipe:
     """The recipe for a quantised model, which gets no new values: the repair that is there unless another is asked for is none.
 
+    Args:
+        path, method: of the quantised checkpoint.
     Raises:
         ValueError: a replacement, a repair, training or healing was asked for by name; sublayers, whose maps become zeros;
             merged layers, zeros among the weights, or new layers that are no copies.
@@ -244,7 +250,7 @@ def without_new_values(recipe: Recipe, opened: Opened) -> Recipe:
         asked[f"--init {recipe.grow.init}"] = INITS.named(recipe.grow.init).makes_values
     what = next((name for name, is_asked in asked.items() if is_asked), None)
     if what is not None:
-        refuse_new_values(opened.path, opened.quantised, what=what)
+        refuse_new_values(path, method, what=what)
     return recipe.model_copy(update={"repair": "none", "heal": None})
 
 

@@ -67,7 +67,8 @@ class State:
         values: beside the plan.
         repaired, trained, thinned: the records of fit, polish and prune.
         model: the folder of the checkpoint.
-        healed: how it was healed, where the recipe asks for that; ``not_healed``: why an optional healing failed.
+        healed: how it was healed, where the recipe asks for that; ``not_healed``: why an optional healing
+            was left out or failed.
     """
 
     inputs: Inputs

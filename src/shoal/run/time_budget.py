@@ -18,7 +18,7 @@ from shoal.recipes.recipe import Recipe
 from shoal.recipes.recipe_file import load_recipe
 from shoal.run.estimate import estimate, minutes
 from shoal.run.job import Inputs
-from shoal.run.optional_healing import FEWEST_HEALED
+from shoal.run.optional_healing import FEWEST_HEALED, reason_of
 from shoal.run.pace import Pace, StageRates
 from shoal.train.heal.config import SHORT_HEAL_TOKENS, HealConfig
 from shoal.words.reading import shortened
@@ -42,38 +42,45 @@ def parse_time(text: str) -> float:
 
 
 def in_time(
-    inputs: Inputs, rates: StageRates, seconds: float, *, begun: Path | None = None, heals: bool = True
+    inputs: Inputs, rates: StageRates, seconds: float, *, begun: Path | None = None, spare: HealConfig | None = None
 ) -> tuple[Inputs, str]:
     """The inputs with the best recipe of the ladder that is expected to end in time, and what was chosen, for people.
 
     Args:
         begun: ``recipe.yaml`` of a run that goes on: what it chose stands.
-        heals: whether the time that is left may heal where the recipe does not ask for it.
+        spare: the healing that time which is left may go to where the recipe asks for none; as many of its tokens as fit.
     Raises:
         ValueError: the recipe has nothing that more or less time could be spent on.
     """
     recipe, planned = inputs.recipe, SAFETY * seconds
-    is_open = heals if recipe.heal is None else recipe.heal.tokens is None
-    longest = _longest_healing(inputs, recipe) if is_open else 0
+    healing = recipe.heal or (spare and _opened(spare, recipe))
+    longest = _longest_healing(inputs) if healing is not None and healing.tokens is None else 0
     steps = ladder(recipe, FEWEST_HEALED if longest else None)
     if begun is not None:
-        chosen = _chosen_before(begun, steps, is_open=longest > 0)
-        return replace(inputs, recipe=chosen), f"as this run began: {_said(chosen)}"
+        chosen = _chosen_before(begun, steps, healing if longest else None)
+        is_missed = chosen.heal is None and spare is not None and spare.optional
+        why = reason_of(begun.parent) if is_missed else ""
+        return replace(inputs, recipe=chosen, not_healed=why), f"as this run began: {_said(chosen)}"
 
     def lasts(tried: Recipe) -> float:
         return estimate(Pace(replace(inputs, recipe=tried), rates)).seconds
 
     expected = [lasts(step) for step in steps]
-    with_healing = [lasts(_healed(step, min(longest, SHORT_HEAL_TOKENS))) for step in steps]
+    with_healing = [lasts(_healed(step, min(longest, SHORT_HEAL_TOKENS), healing)) for step in steps]
+    least = min(range(len(steps)), key=lambda n: expected[n])
+    chosen = steps[least]
+    said = f"{_said(chosen)}, the least there is: {minutes(expected[least])} min are expected"
     for costs in (with_healing, expected):
         fitting = [n for n in range(len(steps)) if costs[n] <= planned]
         if fitting:
             most = max(fitting, key=lambda n: costs[n])
-            chosen = _healing_longer(steps[most], planned - expected[most], longest, lasts)
-            return replace(inputs, recipe=chosen), _said(chosen)
-    least = min(range(len(steps)), key=lambda n: expected[n])
-    said = f"{_said(steps[least])}, the least there is: {minutes(expected[least])} min are expected"
-    return replace(inputs, recipe=steps[least]), said
+            chosen = _healing_longer(steps[most], planned - expected[most], longest, healing, lasts)
+            said = _said(chosen)
+            break
+    if spare is not None and spare.optional and chosen.heal is None:
+        of = "the time that is left is" if longest else "the text has"
+        inputs = replace(inputs, not_healed=f"{of} less than the {FEWEST_HEALED:,} tokens of a first healing")
+    return replace(inputs, recipe=chosen), said
 
 
 def ladder(recipe: Recipe, n_healed: int | None = None) -> list[Recipe]:
@@ -113,41 +120,47 @@ def ladder(recipe: Recipe, n_healed: int | None = None) -> list[Recipe]:
     return [recipe.model_copy(update=changes) for i, changes in enumerate(found) if changes not in found[:i]]
 
 
-def _longest_healing(inputs: Inputs, recipe: Recipe) -> int:
+def _longest_healing(inputs: Inputs) -> int:
     """The most tokens that time may heal: those of the text; 0 where it is too short."""
     n_tokens = inputs.training_for(None).n_tokens // ROUND * ROUND
     return n_tokens if n_tokens >= FEWEST_HEALED else 0
 
 
-def _healed(recipe: Recipe, n_tokens: int) -> Recipe:
-    """With so many tokens of a healing, its own, else LoRA on logits; as it is where there are too few."""
-    healing = recipe.heal or _own(recipe)
-    if n_tokens < max(FEWEST_HEALED, healing.tokens or 0):
+def _healed(recipe: Recipe, n_tokens: int, spare: HealConfig | None) -> Recipe:
+    """With so many tokens of a healing, its own or the one that is spare; as it is where there are too few."""
+    healing = recipe.heal or spare
+    if healing is None or n_tokens < max(FEWEST_HEALED, healing.tokens or 0):
         return recipe
     return recipe.model_copy(update={"heal": healing.model_copy(update={"tokens": n_tokens})})
 
 
-def _own(recipe: Recipe) -> HealConfig:
-    """The healing of a recipe that asks for none."""
-    return HealConfig(keep_zeros=recipe.leaves_zeros, seed=recipe.seed)
+def _opened(spare: HealConfig, recipe: Recipe) -> HealConfig:
+    """A healing that is optional no more and whose tokens time chooses; zeros that the recipe leaves stay."""
+    keeps = spare.keep_zeros or recipe.leaves_zeros
+    return spare.model_copy(update={"tokens": None, "optional": False, "keep_zeros": keeps})
 
 
-def _healing_longer(recipe: Recipe, seconds: float, longest: int, lasts: Callable[[Recipe], float]) -> Recipe:
+def _healing_longer(
+    recipe: Recipe, seconds: float, longest: int, spare: HealConfig | None, lasts: Callable[[Recipe], float]
+) -> Recipe:
     """The recipe with a healing that takes so many seconds more."""
     if not longest:
         return recipe
-    per_token = (lasts(_healed(recipe, 2 * FEWEST_HEALED)) - lasts(_healed(recipe, FEWEST_HEALED))) / FEWEST_HEALED
+    twice, once = (lasts(_healed(recipe, n * FEWEST_HEALED, spare)) for n in (2, 1))
+    per_token = (twice - once) / FEWEST_HEALED
     n_tokens = (recipe.heal.tokens or 0 if recipe.heal is not None else 0) + int(seconds / per_token)
-    return _healed(recipe, min(n_tokens // ROUND * ROUND, longest))
+    return _healed(recipe, min(n_tokens // ROUND * ROUND, longest), spare)
 
 
-def _chosen_before(begun: Path, steps: list[Recipe], *, is_open: bool) -> Recipe:
+def _chosen_before(begun: Path, steps: list[Recipe], spare: HealConfig | None) -> Recipe:
     """The recipe of a run that goes on. Raises ValueError where it is none that these options could have come to."""
     chosen = load_recipe(str(begun))
     for step in steps:
-        own = step.heal or _own(step)
-        longer = None if chosen.heal is None else own.model_copy(update={"tokens": chosen.heal.tokens})
-        for allowed in [step, *([step.model_copy(update={"heal": longer})] if is_open else [])]:
+        allowed_too = []
+        if spare is not None and chosen.heal is not None:
+            longer = (step.heal or spare).model_copy(update={"tokens": chosen.heal.tokens})
+            allowed_too = [step.model_copy(update={"heal": longer})]
+        for allowed in [step, *allowed_too]:
             if chosen.to_yaml() == allowed.to_yaml():  # A recipe is written without the keys that nothing reads.
                 return allowed
     raise ValueError(f"{begun} is of a run with other options; add --overwrite to replace it, or give another --out")

@@ -20,7 +20,7 @@ from shoal.select.verdict import spread_said
 from shoal.show.clean_text import clean
 from shoal.show.figure_tables import figures, figures_note
 from shoal.show.headline import Fact, Headline, became, headline, source_name
-from shoal.show.local_paths import command_for_others, without_folders
+from shoal.show.local_paths import command_for_others, sentence_for_others, without_folders
 from shoal.show.markdown import coded, fenced, table, words
 from shoal.show.plan_tables import candidates
 from shoal.show.zero_tables import by_layer, by_role
@@ -46,6 +46,7 @@ def card(
     trained: Sequence[TrainResult] = (),
     thinned: ThinResult | None = None,
     healed: str = "",
+    not_healed: str = "",
     inherited: Mapping[str, Any] | None = None,
 ) -> str:
     """The text of README.md.
@@ -59,6 +60,7 @@ def card(
         trained: how each replacement was trained.
         thinned: the record of its zeros, where weights were set to zero.
         healed: how the whole student was trained behind that, for people; empty where it was not.
+        not_healed: why it was not, where it might have been.
         inherited: metadata of the source's card (:func:`inherited_metadata`); without a licence there the card names none.
     """
     name = source_name(plan.source)
@@ -72,7 +74,7 @@ def card(
         _zeros(thinned),
         _generations(evaluation.generations),
         _reproduce(plan, name, recipe_name, command, is_trained=bool(healed)),
-        _provenance(evaluation, trained, healed),
+        _provenance(evaluation, trained, healed, not_healed),
         _limits(evaluation),
         _citations(citations),
     )
@@ -200,7 +202,7 @@ def _reproduce(plan: Plan, name: str, recipe_name: str, command: str, *, is_trai
     return text
 
 
-def _provenance(evaluation: Evaluation, trained: Sequence[TrainResult], healed: str) -> str:
+def _provenance(evaluation: Evaluation, trained: Sequence[TrainResult], healed: str, not_healed: str) -> str:
     source = evaluation.provenance
     texts = [
         f"{words(without_folders(one.data))}, hash `{one.data_hash}`, {one.n_tokens:,} tokens for {', '.join(one.trained)}"
@@ -212,6 +214,7 @@ def _provenance(evaluation: Evaluation, trained: Sequence[TrainResult], healed: 
         "samples": f"{source.n_samples:,} of {source.length} tokens, {source.n_tokens:,} tokens in all{_of_text(source)}",
         "training text": "; ".join(texts),
         "healed": words(healed),
+        "not healed": words(sentence_for_others(not_healed)),
         "seed": str(source.seed),
         "dtype": source.dtype,
         "versions": ", ".join(f"{package} {version}" for package, version in sorted(source.versions.items())),

@@ -22,6 +22,11 @@ def command_for_others(command: str) -> str:
     return shlex.join(without_folders(one) for one in arguments)
 
 
+def sentence_for_others(text: str) -> str:
+    """A sentence with the folders of local paths left out, word by word."""
+    return re.sub(r"\S+", lambda word: _last(word[0]), text)
+
+
 def _last(path: str) -> str:
     """The last part of a local path; anything else as it is."""
     if not IS_LOCAL.match(path):

@@ -66,12 +66,7 @@ class HealBench:
     @cached_property
     def given(self) -> Samples:
         """The training text as it was given, in samples short enough for its steps."""
-        inputs, text = self.inputs, self.inputs.recipe.text
-        found = inputs.training_for(self.config.tokens)
-        if text.length is not None or text.packing == "padded":
-            return found
-        length = self.config.sample_length(found.n_tokens, inputs.length)
-        return found if length == inputs.length else inputs.training_for(found.n_tokens, length=length)
+        return training_text(self.inputs, self.config)
 
     @cached_property
     def cut(self) -> CutPlace | None:
@@ -119,7 +114,7 @@ class HealBench:
 
         teacher = self.teacher if self.request.teacher else None
         answers = self.config.predict == "answers"
-        selection = self._chats("selection") if answers else TextRows.of(self.inputs.selection)
+        selection = chats_of(self.inputs, "selection") if answers else TextRows.of(self.inputs.selection)
         return Lesson(selection, selection, teacher, self.cut)
 
     def lesson(self, work: Path) -> Lesson:
@@ -128,14 +123,11 @@ class HealBench:
         from shoal.train.heal.text_rows import TextRows
 
         if self.config.predict == "answers":
-            return replace(self.judge, training=self._chats("training"))
+            return replace(self.judge, training=chats_of(self.inputs, "training"))
         given = TextRows.of(self.given)
         if self.config.source == "given":
             return replace(self.judge, training=given)
-        if self.request.teacher is None:
-            raise ValueError("source teacher needs a teacher that writes; give --teacher, or use --source given")
-        if self.inputs.is_streamed:
-            raise ValueError("source teacher writes with all layers in memory; give --resident all, or use --source given")
+        refuse_no_writer(self.inputs, self.config, has_teacher=self.request.teacher is not None)
         model = self.inputs.view.model
         n_prompt = len(self.given.start) + max(1, min(PROMPT_TOKENS, self.inputs.length // 4))
 
@@ -153,21 +145,6 @@ class HealBench:
 
         return replace(self.judge, training=self.inputs.workers.from_first(write))
 
-    def _chats(self, name: str) -> TextRows:
-        """Conversations of a slice: as many as the selection text has samples, or all there are to train on."""
-        from shoal.train.heal.chats import chat_rows
-
-        inputs, n = self.inputs, MOST_CHATS if name == "training" else MOST_CHATS_TO_SELECT
-        sources = list(inputs.recipe.text.sources)
-        if not sources:
-            raise ValueError("predicting answers needs conversations; give rows with messages by --text")
-        tokenizer = inputs.opened.need_tokenizer()
-        return inputs.workers.from_first(
-            lambda: chat_rows(
-                sources, tokenizer, name, n=n, length=inputs.length, field=inputs.recipe.text.field, seed=inputs.recipe.seed
-            )
-        )
-
     @cached_property
     def pupil(self) -> Pupil:
         """The student, ready to be trained."""
@@ -183,6 +160,57 @@ class HealBench:
         teacher = self.inputs.model_key if self.request.teacher else None
         texts = (self.given.data_hash, self.inputs.selection.data_hash)
         return stable_hash("heal", self.fingerprint, teacher, cut, texts, how)
+
+
+def training_text(inputs: Inputs, config: HealConfig) -> Samples:
+    """The training text of a healing as it was given, in samples short enough for its steps."""
+    text, found = inputs.recipe.text, inputs.training_for(config.tokens)
+    if text.length is not None or text.packing == "padded":
+        return found
+    length = config.sample_length(found.n_tokens, inputs.length)
+    return found if length == inputs.length else inputs.training_for(found.n_tokens, length=length)
+
+
+def chats_of(inputs: Inputs, name: str) -> TextRows:
+    """Conversations of a slice: as many as the selection text has samples, or all there are to train on."""
+    from shoal.train.heal.chats import chat_rows
+
+    n = MOST_CHATS if name == "training" else MOST_CHATS_TO_SELECT
+    sources = list(inputs.recipe.text.sources)
+    if not sources:
+        raise ValueError("predicting answers needs conversations; give rows with messages by --text")
+    tokenizer, text = inputs.opened.need_tokenizer(), inputs.recipe.text
+    return inputs.workers.from_first(
+        lambda: chat_rows(sources, tokenizer, name, n=n, length=inputs.length, field=text.field, seed=inputs.recipe.seed)
+    )
+
+
+def refuse_unhealable(inputs: Inputs, config: HealConfig) -> None:
+    """Raises ValueError, before a run cuts anything, for a healing that would be refused when it begins: too few tokens or too
+    little text for one step, no conversations, nobody who writes, an objective that does not go with the other options."""
+    with quiet_training():
+        from shoal.train.heal.arguments import n_processes
+        from shoal.train.heal.losses import objective_of
+        from shoal.train.heal.text_rows import TextRows
+        from shoal.train.heal.train import samples_of, steps_of
+
+    objective_of(config, has_teacher=True)
+    refuse_no_writer(inputs, config, has_teacher=True)
+    if config.predict == "answers":  # All of them may be millions, and are read when they are trained on.
+        chats_of(inputs, "selection")
+        return
+    rows = TextRows.of(training_text(inputs, config))
+    steps_of(config.settled(samples_of(config, rows), rows.n_tokens / len(rows), n_processes()), rows)
+
+
+def refuse_no_writer(inputs: Inputs, config: HealConfig, *, has_teacher: bool) -> None:
+    """Raises ValueError where the teacher is to write the text and cannot."""
+    if config.source != "teacher":
+        return
+    if not has_teacher:
+        raise ValueError("source teacher needs a teacher that writes; give --teacher, or use --source given")
+    if inputs.is_streamed:
+        raise ValueError("source teacher writes with all layers in memory; give --resident all, or use --source given")
 
 
 def refuse_apart(config: HealConfig, objective: WeightedSum, opening: Opening) -> None:

@@ -82,7 +82,8 @@ def dropped_if_refused(bench: HealBench, folder: RunFolder) -> Iterator[None]:
 
 def less_memory(bench: HealBench) -> str:
     """Options that take less memory than those that were asked for."""
-    config, length = bench.config, bench.inputs.length
+    config = bench.config
+    length = bench.inputs.length if config.predict == "answers" else bench.given.length
     lighter = TRAINABLE.named(config.method).lighter
     less = {
         f"micro_batch 1 ({config.micro_batch} here)": config.micro_batch > 1,

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from shoal.edits.replace.table import parse_replacement
 from shoal.engine.opening import Opening
+from shoal.engine.source import quantisation, resolve_source
 from shoal.recipes.recipe import Recipe
 from shoal.run.asking import budget_of, is_measured
 from shoal.run.by_hand import named_gone
-from shoal.run.job import LONGEST_DEFAULT, SHARE_BESIDE_STUDENT, layers_in_memory
+from shoal.run.job import LONGEST_DEFAULT, SHARE_BESIDE_STUDENT, layers_in_memory, without_new_values
 from shoal.run.memory_plan.machine import Machine, machine_of
 from shoal.run.memory_plan.shape import amounts_without_weights, shape_of
 from shoal.run.memory_plan.sizes import Sizes, StageNeed
@@ -30,6 +31,7 @@ from shoal.select.model_size import NOTHING, ModelSize, PutBack
 from shoal.show.table import Column, Table, numbers
 from shoal.words.model_shape import ModelShape
 from shoal.words.numbers import in_bytes
+from shoal.words.reading import read_json
 from shoal.words.records import Record
 
 
@@ -79,12 +81,17 @@ def needs_of(
     Args:
         out: where the run folder will be, for the free disk.
     Raises:
-        ValueError: no such model, a model that cannot be cut, a budget out of reach.
+        ValueError: no such model, a model that cannot be cut, a budget out of reach, a quantised model that would get new
+            values.
     """
     model = recipe.model
     if model is None:
         raise ValueError("no model given; name a hub id or a folder")
     shape = shape_of(model, dtype=opening.dtype, trust_remote_code=opening.trust)
+    path = resolve_source(model, trust_remote_code=opening.trust)
+    method = quantisation(read_json(path / "config.json"))
+    if method is not None:
+        recipe = without_new_values(recipe, path, method)
     held = layers_in_memory(model, opening, share=SHARE_BESIDE_STUDENT)
     machine = machine_of(opening.device)
     if held is not None or mended_by_name(recipe):

@@ -56,6 +56,7 @@ def run(state: State, folder: RunFolder) -> Made:
             trained=state.trained,
             thinned=state.thinned,
             healed="" if healed is None else f"{healed.training}; merged: {healed.merging.way}",
+            not_healed=state.not_healed,
             inherited=inherited_metadata(inputs.opened.path),
         )
         write_atomically(folder / "model" / "README.md", text.encode())

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from shoal.checkpoint.verify import Verification
 from shoal.recipes.recipe import Recipe
-from shoal.run.folder import OtherRun, RunFolder
+from shoal.run.folder import NOT_HEALED, OtherRun, RunFolder
 from shoal.run.keys import save_key
 from shoal.run.memory_plan.sizes import TRAINED_BYTES, Sizes, StageNeed
 from shoal.run.pace import Pace
@@ -16,8 +16,6 @@ from shoal.train.heal.table import TRAINABLE
 from shoal.words.progress import silent, watched
 from shoal.words.records import stable_hash, write_atomically
 
-NOT_HEALED = "not_healed.txt"
-"""Why an optional healing has failed."""
 PROOF = "verification.json"
 
 

@@ -22,7 +22,7 @@ from shoal.prune.thin_result import ThinResult
 from shoal.recipes.reads import needs_scan
 from shoal.recipes.recipe import Recipe
 from shoal.recipes.recipe_file import load_recipe
-from shoal.run.folder import RECORD, RunRecord
+from shoal.run.folder import NOT_HEALED, RECORD, RunRecord
 from shoal.run.healing.heal_request import HealRequest
 from shoal.run.run_files import CURVES, plan_file
 from shoal.select.search.search_record import SearchRecord
@@ -123,6 +123,7 @@ def read_run(folder: Path) -> RunData:
         thinned=ThinResult.load(folder / "prune.json") if (folder / "prune.json").is_file() else None,
         verification=Verification.load(folder / "verification.json") if has["verification.json"] else None,
         healing=HealTraining.load(folder / "heal.json") if (folder / "heal.json").is_file() else None,
+        not_healed=(folder / NOT_HEALED).read_text(encoding="utf-8") if (folder / NOT_HEALED).is_file() else "",
         drift=Drift.load(folder / "drift.json") if (folder / "drift.json").is_file() else None,
         before=Quality.load(folder / "before.json") if (folder / "before.json").is_file() else None,
         search=SearchRecord.load(folder / "search.json") if (folder / "search.json").is_file() else None,

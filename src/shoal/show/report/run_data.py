@@ -66,6 +66,7 @@ class RunData:
         name: the model that was cut, for others to read.
         before: the student as it came to a healing of its own, on the text of ``evaluation``; ``drift``: what such a healing
             changed where text alone trained.
+        not_healed: why the student was not healed, where it might have been.
         proved: files of this student in engines.
         answers: what ``shoal eval --task … --json`` printed, kept in the folder as ``tasks.json``.
         missing: files that a finished run of this kind would have, each with the step that writes it.
@@ -82,6 +83,7 @@ class RunData:
     thinned: ThinResult | None = None
     verification: Verification | None = None
     healing: HealTraining | None = None
+    not_healed: str = ""
     before: Quality | None = None
     drift: Drift | None = None
     merging: Merging | None = None

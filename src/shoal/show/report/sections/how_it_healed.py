@@ -1,4 +1,5 @@
-"""How the whole student was trained behind the cut: objective, KL and NLL on selection, learning rate, speed, merge."""
+"""How the whole student was trained behind the cut: objective, KL and NLL on selection, learning rate, speed, merge; or why
+it was not."""
 
 import math
 from collections.abc import Callable
@@ -15,7 +16,8 @@ from shoal.words.numbers import number, short, whole
 def healing(data: RunData) -> Section | None:
     done = data.healing
     if done is None:
-        return None
+        why = tag("p", f"Not healed: {data.not_healed}.")
+        return Section("healing", "Why it was not healed", "not_healed.txt", (why,)) if data.not_healed else None
     parts: list[Part] = [tag("p", f"Healed: {done}."), tag("p", _said(done))]
     parts += [tag("p", f"Teacher: {one}.") for one in (done.quantised, done.cached) if one is not None]
     if data.merging is not None and data.merging.trials:
