@@ -49,7 +49,7 @@ prove: export OMP_NUM_THREADS := 1
 prove: $(INSTALLED)  ## what every engine makes of students (5 GB of packages, half an hour); with the folder of make smollm2 there, of SmolLM2, too
 	$(BIN)/python -m shoal.export.engines.install all || echo "The others are proved."
 	$(BIN)/python benchmarks/prove.py $(wildcard $(SMOLLM2))
-	$(BIN)/python -m pytest -q -m "slow or not slow" tests/test_export_old_readers.py tests/test_export_engines.py
+	$(BIN)/python -m pytest -q -rs -m "slow or not slow" tests/test_export_old_readers.py tests/test_export_engines.py
 
 install: $(INSTALLED)
 

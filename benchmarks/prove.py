@@ -183,7 +183,7 @@ def main() -> int:
     rows, models = Rows(given.results), {"books-16l": BUNDLED}
     if given.smollm2:
         models["smollm2"] = given.smollm2.resolve()
-    engines = [ENGINES.named(name).name for name in given.engines.split(",")]
+    engines, n_run = [ENGINES.named(name).name for name in given.engines.split(",")], 0
     for name, kind, artefact, readers in wanted(models, engines):
         keys = {one: (name, kind, artefact.name, one) for one in readers}
         missing = [ENGINES[one] for one in readers if not rows.stands(keys[one], ENGINES[one])]
@@ -194,12 +194,17 @@ def main() -> int:
         uncut = made(artefact, models[name], given.work / f"{name}-uncut") if artefact.stored == HALF else None
         for proof in prove(path, folder, missing, uncut=uncut, trust_remote_code=True):
             rows.put(keys[proof.engine], path, proof)
+            n_run += proof.version is not None
             found = f"; {proof.found}" if proof.found else ""
             engine = f"{proof.engine} {proof.version}" if proof.version else proof.engine
             print(f"{name} {kind} {artefact.name} | {engine}: {proof.verdict}{found}", flush=True)
     wrong = [one for one in rows.rows if one["verdict"].startswith(("differs", "fails"))]
-    absent = [one for one in rows.rows if one["version"] is None]
-    print(f"{len(rows.rows)} rows: {len(absent)} not proved here, {len(wrong)} wrong; {given.results}")
+    print(f"{len(rows.rows)} rows: {n_run} run now, {len(wrong)} wrong; {given.results}")
+    for engine in (ENGINES[one] for one in engines):
+        theirs = [one for one in rows.rows if one["engine"] == engine.name]
+        if theirs and engine.interpreter() is None:
+            n_earlier = sum(one["version"] is not None for one in theirs)
+            print(f"{engine.name}: not proved here ({n_earlier} of {len(theirs)} rows are of an earlier run): {engine.missing}")
     for one in wrong:
         print(" ".join(one[name] for name in KEY), one["verdict"], file=sys.stderr)
     return 1 if wrong else 0

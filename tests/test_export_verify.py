@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -287,6 +288,15 @@ class TestWherePeopleLook:
         assert code == 2 and "student.gguf.verification.json" in err and len(err.strip().splitlines()) == 1
 
 
+def standing(name):
+    """The environment of an engine as its installation leaves it."""
+    engine = ENGINES[name]
+    (engine.home / "bin").mkdir(parents=True, exist_ok=True)
+    (engine.home / "bin" / "python").touch()
+    (engine.home / "packages.txt").write_text("\n".join(engine.packages) + "\n")
+    return engine
+
+
 class TestInstalling:
     """Engines come into environments of their own, or one line says why not."""
 
@@ -298,7 +308,7 @@ class TestInstalling:
         def unreachable(engine, *words):
             raise ValueError(f"{engine.name} cannot be installed: ERROR: no index")
 
-        monkeypatch.setattr(install_module.venv, "create", lambda home, **how: Path(home).mkdir(parents=True))
+        monkeypatch.setattr(install_module.venv, "create", lambda home, **how: None)
         monkeypatch.setattr(install_module, "_pip", unreachable)
         assert install_module.main(["llama.cpp"]) == 2
         assert "llama.cpp cannot be installed: ERROR: no index" in capsys.readouterr().err
@@ -306,19 +316,64 @@ class TestInstalling:
         assert ENGINES["llama.cpp"].missing == "llama.cpp cannot be installed: ERROR: no index", "the reason stays"
 
     def test_what_stands_is_not_installed_again(self, monkeypatch):
-        engine = ENGINES["llama.cpp"]
-        (engine.home / "bin").mkdir(parents=True)
-        (engine.home / "bin" / "python").touch()
-        (engine.home / "packages.txt").write_text("\n".join(engine.packages) + "\n")
+        engine = standing("llama.cpp")
         monkeypatch.setattr(install_module, "_pip", lambda *words: pytest.fail("installed again"))
         assert install_module.install(engine) is False and engine.interpreter() == str(engine.home / "bin" / "python")
 
-    def test_an_unfinished_installation_is_no_engine(self):
-        engine = ENGINES["llama.cpp"]
-        (engine.home / "bin").mkdir(parents=True)
-        (engine.home / "bin" / "python").touch()
-        (engine.home / "unfinished").touch()
+    def test_an_engine_of_other_versions_or_without_its_interpreter_is_none(self):
+        """Pins that moved on, or a Python that was removed; the environment would be said to be there and not run."""
+        engine = standing("llama.cpp")
+        (engine.home / "packages.txt").write_text("xllamacpp==2020.1\n")
         assert engine.interpreter() is None
+        engine = standing("mlx")
+        (engine.home / "bin" / "python").unlink()
+        (engine.home / "bin" / "python").symlink_to(engine.home / "gone")
+        assert engine.interpreter() is None and not engine.stands
+
+    @pytest.mark.parametrize("when", ["create", "install"])
+    def test_an_installation_that_is_killed_is_no_engine_and_says_so(self, when, monkeypatch, capsys):
+        """An earlier version stood there; the environment has an interpreter before it has its packages."""
+        engine = standing("llama.cpp")
+        (engine.home / "packages.txt").write_text("xllamacpp==2020.1\n")
+
+        def create(home, **how):
+            (home / "bin").mkdir()
+            (home / "bin" / "python").touch()
+            if when == "create":
+                raise KeyboardInterrupt
+
+        def killed(engine, *words):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(install_module.venv, "create", create)
+        monkeypatch.setattr(install_module, "_pip", killed)
+        assert install_module.main(["llama.cpp", "mlx"]) == 130 and "Traceback" not in capsys.readouterr().err
+        assert engine.interpreter() is None and (engine.home / "bin" / "python").is_file()
+        assert engine.missing == f"llama.cpp is half installed: its installation was stopped; {engine.install}"
+        assert not ENGINES["mlx"].home.exists(), "the others are not begun"
+        monkeypatch.setattr(install_module.venv, "create", lambda home, **how: standing("llama.cpp"))
+        monkeypatch.setattr(install_module, "_pip", lambda *words: None)
+        assert install_module.install(engine) is True and engine.interpreter() is not None, "the same command goes on"
+
+    def test_an_environment_that_cannot_be_made_is_one_line(self, monkeypatch, capsys):
+        def broken(home, **how):
+            raise subprocess.CalledProcessError(1, ["python", "-m", "ensurepip"])
+
+        monkeypatch.setattr(install_module.venv, "create", broken)
+        assert install_module.main(["llama.cpp"]) == 2
+        said = capsys.readouterr().err.strip()
+        assert said.startswith("llama.cpp cannot be installed: ") and "ensurepip" in said and "\n" not in said
+        assert ENGINES["llama.cpp"].missing == said, "the reason stays"
+
+    def test_what_an_engine_takes_from_here_is_linked_again(self, monkeypatch, tmp_path):
+        """Engines may lie outside the clone that installed them, and that clone may be gone."""
+        engine = standing("transformers-4")
+        (engine.home / "bin" / "python").unlink()
+        (engine.home / "bin" / "python").write_text(f"#!/bin/sh\necho {tmp_path}\n")
+        (engine.home / "bin" / "python").chmod(0o755)
+        (tmp_path / install_module.LINK).write_text("/gone/site-packages\n")
+        assert install_module.install(engine) is False
+        assert (tmp_path / install_module.LINK).read_text().strip() == sysconfig.get_path("purelib")
 
     @pytest.mark.parametrize("words", [[], ["llama"]])
     def test_wrong_names_are_one_line(self, words, capsys):

@@ -59,7 +59,7 @@ def agreeing(asked):
     return prove
 
 
-def test_rows_are_written_one_by_one_and_not_run_again(prove_script, run, monkeypatch, tmp_path):
+def test_rows_are_written_one_by_one_and_not_run_again(prove_script, run, monkeypatch, capsys, tmp_path):
     asked, seen = [], tmp_path / "student"
     seen.mkdir()
     (seen / "config.json").write_text("{}")
@@ -88,6 +88,9 @@ def test_rows_are_written_one_by_one_and_not_run_again(prove_script, run, monkey
     asked.clear()
     _, rows = run("--engines", "transformers,vllm,llama.cpp")
     assert {engine for _, engine in asked} == {"transformers"} and all(one["version"] for one in rows)
+    said = capsys.readouterr().out
+    assert "vllm: not proved here (4 of 4 rows are of an earlier run): vllm cannot be installed: no package" in said
+    assert "17 rows: 6 run now, 0 wrong" in said
     content["rows"][0]["verdict"] = "differs: KL"
     (tmp_path / "rows.json").write_text(json.dumps(content))
     assert run("--engines", "vllm")[0] == 1, "a wrong row fails the command"

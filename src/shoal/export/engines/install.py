@@ -4,12 +4,13 @@ Their pins exclude one another and Shoal's, so each has an environment under ``.
 transformers it takes from this environment, where the versions fit; nothing is installed into this one.
 """
 
+import shutil
 import subprocess
 import sys
 import sysconfig
 import venv
 
-from shoal.export.engines.table import ENGINES, UNFINISHED, Engine
+from shoal.export.engines.table import ENGINES, STATED, UNFINISHED, Engine
 
 LINK = "zz_shoal.pth"  # The link is read last, so that what the engine has of its own goes first.
 COMMON = ("numpy",)
@@ -22,32 +23,43 @@ def install(engine: Engine) -> bool:
     Raises:
         ValueError: one line: the package index cannot be reached, or has no such package for this machine.
     """
-    if not engine.packages or _stands(engine):
+    if not engine.packages:
         return False
-    mark, python = engine.home / UNFINISHED, engine.home / "bin" / "python"
-    venv.create(engine.home, with_pip=True, clear=True)
-    mark.touch()
+    if engine.stands:
+        _link(engine)  # The packages it takes from Shoal's environment may have moved: engines may lie outside the clone.
+        return False
+    mark = engine.home / UNFINISHED
+    engine.home.mkdir(parents=True, exist_ok=True)
+    # The mark comes first and is the only thing that stays, so an installation that is killed anywhere is no engine.
+    mark.write_text(f"{engine.name} is half installed: its installation was stopped; {engine.install}\n", encoding="utf-8")
+    for left in engine.home.iterdir():
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left)
+        elif left != mark:
+            left.unlink()
     try:
+        venv.create(engine.home, with_pip=True)
         _pip(engine, "install", "--quiet", *engine.packages, *COMMON)
         if engine.unwanted:
             _pip(engine, "uninstall", "--quiet", "--yes", *engine.unwanted)
-    except ValueError as error:
-        mark.write_text(f"{error}\n", encoding="utf-8")  # Whoever asks for the engine later is told.
-        raise
-    if engine.beside:
-        asked = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-        theirs = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-        with open(f"{theirs}/{LINK}", "w") as file:
-            file.write(sysconfig.get_path("purelib") + "\n")
-    (engine.home / "packages.txt").write_text("\n".join(engine.packages) + "\n")
+        _link(engine)
+    except (ValueError, OSError, subprocess.SubprocessError) as error:
+        said = str(error).partition("\n")[0]
+        said = said if isinstance(error, ValueError) else f"{engine.name} cannot be installed: {said}"
+        mark.write_text(f"{said}\n", encoding="utf-8")  # Whoever asks for the engine later is told.
+        raise ValueError(said) from None
+    (engine.home / STATED).write_text("\n".join(engine.packages) + "\n")
     mark.unlink()
     return True
 
 
-def _stands(engine: Engine) -> bool:
-    stated = engine.home / "packages.txt"
-    is_whole = stated.is_file() and not (engine.home / UNFINISHED).exists()
-    return is_whole and stated.read_text().split() == list(engine.packages)
+def _link(engine: Engine) -> None:
+    """Let an engine import what it needs beside its own packages from this environment."""
+    if engine.beside:
+        asked = [str(engine.home / "bin" / "python"), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+        theirs = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+        with open(f"{theirs}/{LINK}", "w") as file:
+            file.write(sysconfig.get_path("purelib") + "\n")
 
 
 def _pip(engine: Engine, *words: str) -> None:
@@ -65,7 +77,7 @@ def _pip(engine: Engine, *words: str) -> None:
 
 
 def main(names: list[str]) -> int:
-    """Install engines; 2 where one could not be, with one line for each."""
+    """Install engines; 2 where one could not be, with one line for each; 130 where it was stopped by hand."""
     failed = False
     try:
         wanted = list(ENGINES.values()) if names == ["all"] else [ENGINES.named(name) for name in names]
@@ -81,8 +93,11 @@ def main(names: list[str]) -> int:
         except (ValueError, OSError, subprocess.SubprocessError) as error:
             print(error, file=sys.stderr)
             failed = True
+        except KeyboardInterrupt:
+            print(f"\n{engine.missing}", file=sys.stderr)
+            return 130
         else:
-            print(f"{engine.name}: {said}")
+            print(f"{engine.name}: {said}", flush=True)
     return 2 if failed else 0
 
 

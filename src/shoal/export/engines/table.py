@@ -12,6 +12,7 @@ HERE = Path(__file__).parent
 HOME = ".prove"  # Environments of engines lie here unless $SHOAL_ENGINES says otherwise.
 # An environment whose installation has not come to its end holds this file, which says why it failed.
 UNFINISHED = "unfinished"
+STATED = "packages.txt"  # This file of an environment lists the packages it was made of.
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Engine:
     @property
     def version(self) -> str:
         """Of what is installed for it here, as far as it can be told without running it."""
-        if not self.packages or not (self.home / "bin" / "python").is_file():
+        if not self.stands:
             return importlib.metadata.version(self.packages[0].partition("==")[0] if self.packages else "transformers")
         return self.packages[0].partition("==")[2]
 
@@ -61,11 +62,17 @@ class Engine:
         """Folder of its environment, whether it is there or not."""
         return Path(os.environ.get("SHOAL_ENGINES", HOME)).absolute() / self.name
 
+    @property
+    def stands(self) -> bool:
+        """Whether its environment is there, of these versions and installed to its end."""
+        stated = self.home / STATED
+        is_whole = (self.home / "bin" / "python").is_file() and stated.is_file() and not (self.home / UNFINISHED).exists()
+        return is_whole and stated.read_text().split() == list(self.packages)
+
     def interpreter(self) -> str | None:
         """The interpreter that can run it: an environment of its own, else this one where it has the package; or None."""
-        own = self.home / "bin" / "python"
-        if own.is_file() and not (self.home / UNFINISHED).exists():
-            return str(own)
+        if self.stands:
+            return str(self.home / "bin" / "python")
         if not self.packages:
             return sys.executable
         name, _, version = self.packages[0].partition("==")
