@@ -315,6 +315,23 @@ class TestInstalling:
         assert ENGINES["llama.cpp"].interpreter() is None
         assert ENGINES["llama.cpp"].missing == "llama.cpp cannot be installed: ERROR: no index", "the reason stays"
 
+    def test_no_network_is_said_to_be_the_reason(self, monkeypatch, capsys):
+        """pip warns of every try, and ends with another reason."""
+
+        def create(home, **how):
+            python = standing("openvino").home / "bin" / "python"
+            lines = (
+                "WARNING: Retrying (Retry(total=0)) after connection broken by 'Refused'",
+                "ERROR: No matching distribution",
+            )
+            python.write_text("#!/bin/sh\n" + "".join(f'echo "{line}" >&2\n' for line in lines) + "exit 1\n")
+            python.chmod(0o755)
+
+        monkeypatch.setattr(install_module.venv, "create", create)
+        assert install_module.main(["openvino"]) == 2
+        said = "openvino cannot be installed: the connection to the package index broke; ERROR: No matching distribution\n"
+        assert capsys.readouterr().err == said
+
     def test_what_stands_is_not_installed_again(self, monkeypatch):
         engine = standing("llama.cpp")
         monkeypatch.setattr(install_module, "_pip", lambda *words: pytest.fail("installed again"))

@@ -116,6 +116,8 @@ def compare(
         if progress is not None:
             progress(min(done, n_steps), n_steps)
 
+    if progress is not None:
+        progress(0, n_steps)  # The first batch may take minutes.
     sharing: dict[str, Any] = {"after_batch": step, "workers": workers}
     reading = {"window": window, "stride": stride, "start": start, "batch_size": batch_size, **sharing}
     close = closeness(teacher, student, batches, plain=plain, **sharing)

@@ -15,6 +15,7 @@ from shoal.export.engines.table import ENGINES, STATED, UNFINISHED, Engine
 LINK = "zz_shoal.pth"  # The link is read last, so that what the engine has of its own goes first.
 COMMON = ("numpy",)
 LINES_SHOWN = 3
+UNREACHED = "after connection broken by"  # pip warns so before every further try.
 
 
 def install(engine: Engine) -> bool:
@@ -70,9 +71,10 @@ def _pip(engine: Engine, *words: str) -> None:
         text=True,
     )
     if ran.returncode != 0:
-        lines = (
-            [line for line in ran.stderr.splitlines() if line.startswith("ERROR")] or ran.stderr.splitlines() or ["no reason"]
-        )
+        said = ran.stderr.splitlines()
+        lines = [line for line in said if line.startswith("ERROR")] or said or ["no reason"]
+        if any(UNREACHED in line for line in said):  # pip ends with "no matching distribution" then, which is not the reason.
+            lines.insert(0, "the connection to the package index broke")
         raise ValueError(f"{engine.name} cannot be installed: {'; '.join(lines[:LINES_SHOWN])}")
 
 
