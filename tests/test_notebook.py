@@ -1,10 +1,14 @@
 """Shoal in a notebook: one call by name, a result that prints in a few lines, progress that is seen."""
 
 import builtins
+import sys
+from contextlib import redirect_stdout
 
 import pytest
 
 from shoal import compress, load_recipe
+from shoal.words.progress import LogLines
+from shoal.words.types import Span
 
 TEXT = {"samples": 8, "length": 16, "selection": 8, "evaluation": 4}
 
@@ -41,3 +45,46 @@ def test_in_a_notebook_lines_are_printed(small, tmp_path, monkeypatch, capsys):
     compress("default", tmp_path / "run", **options(small))
     lines = capsys.readouterr().out.splitlines()
     assert any(", scan" in line for line in lines) and any(", evaluate" in line for line in lines)
+
+
+def test_the_doors_are_listed_and_a_wrong_one_names_them():
+    import shoal
+
+    assert set(shoal.__all__) <= set(dir(shoal)) and all(f"{name}(" in shoal.__doc__ for name in shoal.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'scan'.*compress.*shoal --help"):
+        _ = shoal.scan
+
+
+def test_what_belongs_to_the_opening_is_shown_its_place():
+    with pytest.raises(ValueError, match=r"unknown key 'device'; .*--device.*opening=Opening\(device=") as told:
+        load_recipe("default", {"device": "cuda"})
+    assert "known:" not in str(told.value)
+
+
+def test_one_text_needs_no_list(small):
+    text = {"sources": small["text"], "samples": 8}
+    assert load_recipe("default", {"text": text}).text.sources == (small["text"],)
+
+
+def test_tables_of_a_scan_are_short_on_the_screen_and_take_the_number_of_a_layer(small, tmp_path):
+    outcome = compress("default", tmp_path / "a", **options(small))
+    table = outcome.scan["angular/last"]
+    assert list(table) == [table[Span(layer, layer + 1)] for layer in range(6)] and table[-1] == table[5]
+    for wrong in (6, -7, Span(0, 7)):
+        with pytest.raises(IndexError, match="6 layers"):
+            _ = table[wrong]
+    said = repr(outcome.scan)
+    assert len(said) < 2000 and "angular/last" in said and str(outcome.scan.provenance.text_said) in said
+    assert len(repr(table)) < 1000 and "angular/last" in repr(table) and f"{table[0]:.4g}" in repr(table)
+    with pytest.raises(
+        ValueError, match=r"'angular' of which tokens\? angular/every, angular/last, angular/rest, angular/sink"
+    ):
+        _ = outcome.scan["angular"]
+
+
+def test_lines_stay_on_the_stream_they_began_on(capsys):
+    lines = LogLines()
+    with redirect_stdout(sys.stderr):  # as while a model is opened
+        lines("scan", 0, 2)
+    captured = capsys.readouterr()
+    assert "scan" in captured.out and captured.err == ""

@@ -4,7 +4,15 @@ from shoal import compress
 
 outcome = compress("default", "out", model="org/name", drop="25%")
 
-With a card: ``compress(..., opening=Opening(device="cuda"))``.
+The doors, each with a help of its own (``help(shoal.compress)``):
+
+* ``compress(recipe, out, ...)``: measure, choose, cut, repair, save, evaluate.
+* ``load_recipe(name_or_path, changes)``: a recipe as a value, to look at or to change.
+* ``compare_models(...)``: any models in one table.
+* ``open_model(path)``: a model with its layers, for measurements of your own.
+* ``Opening(device="cuda")``: where and how models are opened; ``compress(..., opening=Opening(device="cuda"))``.
+
+Everything else is a verb of the command: ``shoal --help``, or ``!shoal --help`` in a notebook.
 """
 
 from typing import Any
@@ -35,4 +43,10 @@ def __getattr__(name: str) -> Any:
         from shoal.engine.open import open_model
 
         return open_model
-    raise AttributeError(f"module 'shoal' has no attribute {name!r}")
+    hint = "" if name.startswith("_") else f"; it has {', '.join(__all__)}, and the rest are verbs of the command: shoal --help"
+    raise AttributeError(f"module 'shoal' has no attribute {name!r}{hint}")
+
+
+def __dir__() -> list[str]:
+    """With the doors that are not imported yet, so that completion finds them."""
+    return sorted({*globals(), *__all__})

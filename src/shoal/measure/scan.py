@@ -64,8 +64,15 @@ class Scan:
     def __getitem__(self, name: str) -> SpanTable:
         """Raises ValueError: no such table (says which there are)."""
         if name not in self.tables:
+            of_tokens = sorted(known for known in self.tables if known.startswith(f"{name}/"))
+            if of_tokens:
+                raise ValueError(f"{name!r} of which tokens? {', '.join(of_tokens)}")
             raise ValueError(f"the scan has no table {name!r}; {nearest(name, self.tables)}")
         return self.tables[name]
+
+    def __repr__(self) -> str:
+        """A few lines: what was measured on what. A table is ``scan["angular/last"]``."""
+        return f"scan of {self.n_layers} layers on {self.provenance.text_said}\ntables: {', '.join(sorted(self.tables))}"
 
     def save(self, folder: Path) -> None:
         """Write ``scan.safetensors`` (values), then ``scan.json`` (the rest, with the hash of the values)."""

@@ -133,7 +133,7 @@ class RunFolder:
         if done.key != key and not self.overwrite:
             raise OtherRun(
                 f"{self.path} holds the stage {stage!r} of a run with other options, model or text; "
-                "add --overwrite to replace it (unchanged stages are kept), or give another --out"
+                "add --overwrite to replace it (unchanged stages are kept; in Python overwrite=True), or give another --out"
             )
         return done.key == key
 

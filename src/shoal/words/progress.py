@@ -6,11 +6,13 @@ anything on. Watchers stack up: a stage puts its number before whatever is told 
 
 import builtins
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from functools import partial
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
@@ -172,12 +174,13 @@ class LogLines:
     model being opened, one layer being solved) may take minutes.
 
     Args:
-        write: takes one line; ``print`` unless given.
+        write: takes one line; unless given, it is printed where ``sys.stdout`` went when this began.
         now: seconds of a clock that only goes forward.
     """
 
-    def __init__(self, write: Callable[[str], object] = print, *, now: Callable[[], float] = time.monotonic) -> None:
-        self._write, self._now = write, now
+    def __init__(self, write: Callable[[str], object] | None = None, *, now: Callable[[], float] = time.monotonic) -> None:
+        # While a model is opened stdout is turned to stderr, for what other libraries print; these lines are not theirs.
+        self._write, self._now = write or partial(print, file=sys.stdout), now
         self._start = now()
         self._what, self._done, self._total = OPENING, 0, 0
         self._began = self._said = self._reported = self._start

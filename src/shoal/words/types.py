@@ -7,7 +7,7 @@ the output of the last layer before the final norm.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -170,8 +170,28 @@ class SpanTable:
     def n_layers(self) -> int:
         return int(self.values.shape[0]) - 1
 
-    def __getitem__(self, span: Span) -> float:
+    def __getitem__(self, at: Span | int) -> float:
+        """The value of a span, or of the layer of that number alone; so a table can be walked and plotted layer by layer.
+
+        Raises IndexError: there is no such layer.
+        """
+        span = at if isinstance(at, Span) else Span(at % self.n_layers, at % self.n_layers + 1)
+        if span.stop > self.n_layers or not (isinstance(at, Span) or -self.n_layers <= at < self.n_layers):
+            raise IndexError(f"table {self.name!r} is of {self.n_layers} layers, numbered from 0; got {at}")
         return float(self.values[span.start, span.stop])
+
+    def __iter__(self) -> Iterator[float]:
+        """The values of the layers one by one."""
+        return (self[layer] for layer in range(self.n_layers))
+
+    def __len__(self) -> int:
+        return self.n_layers
+
+    def __repr__(self) -> str:
+        """One line: what it is, and the layers one by one. The whole is ``values``."""
+        ends = "higher" if self.higher_is_more_redundant else "lower"
+        layers = ", ".join(f"{value:.4g}" for value in self)
+        return f"{self.name}, {self.unit} ({ends} is more redundant), {self.n_samples} samples, layer by layer: {layers}"
 
     def cost(self, span: Span) -> float:
         """The value with the sign that makes lower more redundant."""
