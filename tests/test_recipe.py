@@ -274,3 +274,13 @@ def test_the_same_holds_in_a_file(start, tmp_path):
     assert load_recipe(str(tmp_path / "mine.yaml")).repair == "none"
     (tmp_path / "mine.yaml").write_text(start + "drop: 2\n")
     assert load_recipe(str(tmp_path / "mine.yaml")).repair == "auto"
+
+
+def test_a_key_at_the_wrong_place_is_shown_the_right_one_and_known_keys_are_listed_once(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("recipe: default\nsamples: 16\ntokens: 4000\nepochs: 1\ndevise: cpu\nout: x\n")
+    with pytest.raises(ValueError) as told:
+        load_recipe(str(file))
+    said = str(told.value)
+    assert "it stands below text, as in text: {samples: ...}" in said and "below text, search, fit, " in said
+    assert "'out'; where a run goes" in said and said.count("known: ") == 1, said

@@ -6,8 +6,8 @@ run. Those that have a name are in :mod:`shoal.recipes.named`, one file each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal
 
 import yaml
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -55,6 +55,11 @@ class TextChoice(Record):
     selection: SampleCount | None = None
     evaluation: SampleCount | None = None
 
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _one_source(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
 
 CHOOSING = {
     "drop": "--drop", "parameters": "--params", "size": "--size", "select": "--select", "search": "--metric or --evaluations",
@@ -64,6 +69,10 @@ CHOOSING = {
 
 MOST_CANDIDATES = 1000
 """That many are repaired and compared at most: each takes a repair, and selectors propose far fewer."""
+
+
+OPENED_BY = {"device": "--device", "dtype": "--dtype", "resident": "--resident", "trust": "--trust-remote-code"}
+OF_OPENING = "how a model is opened is no part of a recipe: {option} on the command line, opening=Opening({key}=...) in Python"
 
 
 class Recipe(Record):
@@ -100,6 +109,12 @@ class Recipe(Record):
         speed: whether the evaluation measures how fast teacher and student run.
         seed: the order of the text, and all that is drawn.
     """
+
+    ELSEWHERE: ClassVar[Mapping[str, str]] = {
+        **{key: OF_OPENING.format(option=option, key=key) for key, option in OPENED_BY.items()},
+        "out": "where a run goes is no part of a recipe: --out on the command line",
+        "overwrite": "it is said for one run: --overwrite on the command line",
+    }
 
     name: str = "custom"
     about: str = ""

@@ -1,13 +1,15 @@
 """Records: frozen values that are JSON files, saved whole or not at all, with errors a person can act on."""
 
+from __future__ import annotations
+
 import difflib
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, ClassVar, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
@@ -27,6 +29,9 @@ class Record(BaseModel):
     """A frozen value that is a JSON file: unknown keys are refused, saving is atomic."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")  # NaN is no JSON; "NaN" reads back
+
+    ELSEWHERE: ClassVar[Mapping[str, str]] = {}
+    """What people look for among the keys of a record and where it is said instead, by the key that they try."""
 
     def to_json(self) -> str:
         return self.model_dump_json(indent=2) + "\n"
@@ -92,22 +97,45 @@ MOST_PROBLEMS = 20
 """Problems of one file that are listed; a file with more is another kind of file, and its list would not be read."""
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
+def explain(error: ValidationError, model: type[Record]) -> str:
     """All problems of a pydantic error in one line, with the nearest field for each unknown key."""
-    found = list(dict.fromkeys(_problem(one, model) for one in error.errors()))
+    found = _known_once(list(dict.fromkeys(_problem(one, model) for one in error.errors())))
     more = f"; and {len(found) - MOST_PROBLEMS} more" if len(found) > MOST_PROBLEMS else ""
     return ("" if len(found) == 1 else f"{len(found)} problems: ") + "; ".join(found[:MOST_PROBLEMS]) + more
 
 
-def _problem(problem: ErrorDetails, model: type[BaseModel]) -> str:
+def _problem(problem: ErrorDetails, model: type[Record]) -> str:
     place = ".".join(str(part) for part in problem["loc"]) or "the top level"
     if problem["type"] == "extra_forbidden":
         key = str(problem["loc"][-1])
+        if len(problem["loc"]) == 1 and key in model.ELSEWHERE:
+            return f"unknown key {place!r}; {model.ELSEWHERE[key]}"
+        below = _below(key, model) if len(problem["loc"]) == 1 else []
+        if below:
+            return f"unknown key {place!r} here; it stands below {', '.join(below)}, as in {below[0]}: {{{key}: ...}}"
         return f"unknown key {place!r}; {nearest(key, fields_at(model, problem['loc'][:-1]))}"
     if problem["type"] == "value_error":  # We raised this one, so it says what was got.
         return f"{place}: {problem['ctx']['error']}"
     got = "" if problem["type"] == "missing" else f", got {_shown(problem.get('input'))!r}"
     return f"{place}: {problem['msg'][0].lower()}{problem['msg'][1:]}{got}"
+
+
+def _below(key: str, model: type[Record]) -> list[str]:
+    """The fields of a record whose own records have this key."""
+    return [
+        name
+        for name, field in model.model_fields.items()
+        if any(key in one.model_fields for one in models_in(field.annotation))
+    ]
+
+
+def _known_once(problems: Sequence[str]) -> list[str]:
+    """Each list of known names behind the last problem that needs it, and nowhere else."""
+    tails = [one.partition("known: ")[2] for one in problems]
+    return [
+        one.removesuffix(f"known: {tail}").rstrip("; ") if tail and tail in tails[k + 1 :] else one
+        for k, (one, tail) in enumerate(zip(problems, tails, strict=True))
+    ]
 
 
 def fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
