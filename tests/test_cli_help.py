@@ -5,6 +5,7 @@ import re
 import pytest
 import typer
 
+from shoal.cli import _meant
 from shoal.cli.help import FIRST_SCREEN, heading_of
 from shoal.cli.recipe_groups import EFFORTS
 from shoal.cli.table import FIRST, OTHERS, app
@@ -180,3 +181,11 @@ def test_the_help_of_a_verb_promises_no_time_and_says_that_the_default_heals():
     for verb, command in COMMANDS.items():
         assert not re.search(r"\d (s|min|minutes|hours)\b", command.help), verb
     assert RECIPES["default"].recipe.heal is not None and "--heal none" in COMMANDS["compress"].help
+
+
+@pytest.mark.parametrize("verb", ["compress", "cut", "verify"])
+def test_what_is_missing_says_what_it_is_for(verb):
+    with pytest.raises(Exception) as told:
+        COMMANDS[verb].main(["model"], standalone_mode=False)
+    param = told.value.param
+    assert param.required and _meant(told.value).strip(" .") and _meant(told.value).strip(" .") in param.help

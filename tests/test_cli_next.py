@@ -14,9 +14,9 @@ from shoal.edits.plan import Plan
 from shoal.words.structure import Size
 
 
-def plan():
+def plan(source="org/a name"):
     before, after = Size(layers=6, parameters=60), Size(layers=5, parameters=50)
-    return Plan(source="org/a name", source_hash="h", teacher="org/a name", n_layers=6, before=before, after=after,
+    return Plan(source=source, source_hash="h", teacher=source, n_layers=6, before=before, after=after,
                 edits=(Drop(indices=(3,)),))  # fmt: skip
 
 
@@ -46,3 +46,11 @@ def test_every_next_step_is_a_command_that_parses(is_healed, config, files, tmp_
     for _, verb, *words in commands:
         context = group.commands[verb].make_context(verb, words, resilient_parsing=False)
         assert any("out dir/run" in str(value) for value in context.params.values())
+
+
+def test_a_student_of_a_gguf_file_goes_back_into_that_file(tmp_path):
+    model = tmp_path / "run" / "model"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    lines = next_steps(model.parent, plan("my model.gguf"), is_healed=True)
+    assert "--like 'my model.gguf' --out student.gguf" in lines[-1]

@@ -352,6 +352,8 @@ def test_the_command(shoal, cut_llama, tmp_path):
 WRONG = [
     (("gguf", "{run}"), "needs --out"),
     (("ggfu", "{run}", "--out", "x"), "unknown format 'ggfu'; did you mean 'gguf'"),
+    (("vllm", "{run}", "--out", "x"), "vllm is an engine; the format that it reads is hf: shoal export hf"),
+    (("gguf", "{gguf}", "--out", "x"), "is a GGUF file already; `shoal cut"),
     (("mergekit", "{run}", "--type", "f16"), "--type has no meaning for the format mergekit; it belongs to gguf, blocks"),
     (("hf", "{run}", "--out", "x", "--like", "t.gguf"), "--like has no meaning for the format hf"),
     (("gguf", "{run}", "--out", "x", "--type", "q4_k_m"), "'q4_k_m' cannot be written, known: f32"),
@@ -361,8 +363,9 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("words", "message"), WRONG, ids=lambda one: str(one)[:30])
-def test_wrong_requests_are_one_line(words, message, shoal, cut_llama):
-    code, out, err = shoal("export", *(word.format(run=cut_llama) for word in words))
+def test_wrong_requests_are_one_line(words, message, shoal, cut_llama, tmp_path):
+    (tmp_path / "file.gguf").write_bytes(b"GGUF")
+    code, out, err = shoal("export", *(word.format(run=cut_llama, gguf=tmp_path / "file.gguf") for word in words))
     assert code == 2 and message in err and len(err.strip().splitlines()) == 1
 
 

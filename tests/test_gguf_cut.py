@@ -320,11 +320,14 @@ def test_a_plan_says_what_to_cut(shoal, tmp_path):
     (tmp_path / "plan.json").write_text(plan(edits=[DROP]))
     code, out, err = shoal("cut", "m.gguf", "--plan", "plan.json", "--out", "out.gguf")
     assert code == 0 and "layers 1, 4 (0-based, inclusive), keeps 4" in out
+    assert "shoal eval out.gguf --teacher m.gguf" in out.split("What next:")[1]
     assert keys_of(tmp_path / "out.gguf")["shoal.kept_blocks"] == [0, 2, 3, 5]
 
 
 WRONG = {
     "neither": ((), "either --layers 20..24, --keep 0..19 or --plan"),
+    "a share": (("--drop", "2"), "No such option: --drop (compress, plan, run, curve have it"),
+    "neither, and how to choose": ((), "`shoal plan m.gguf --drop 25% --out DIR` measures which layers"),
     "both": (("--layers", "1", "--plan", "plan.json"), "either --layers 20..24, --keep 0..19 or --plan"),
     "no number": (("--layers", "one"), "'one' is no layer and no range"),
     "backwards": (("--layers", "4..2"), "4..2 runs backwards"),

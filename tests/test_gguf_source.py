@@ -16,6 +16,7 @@ from shoal.engine.open import open_model
 from shoal.engine.source import resolve_source
 from shoal.recipes.recipe_file import load_recipe
 from shoal.run.compress import compress
+from shoal.words.progress import watched
 
 
 @pytest.fixture(autouse=True)
@@ -59,9 +60,10 @@ def test_blocks_are_unpacked_to_their_values(tmp_path, teacher, kind, dtype):
 
 
 def test_a_file_is_unpacked_once_and_never_changed(file, cache):
-    before = file.read_bytes()
-    with pytest.warns(DequantisedSource):
+    before, heard = file.read_bytes(), []
+    with pytest.warns(DequantisedSource), watched(lambda what, done, total: heard.append((what, done, total))):
         first = resolve_source(file)
+    assert heard[0][0].startswith("dequantise") and heard[0][1] == 0 and heard[-1][1] == heard[-1][2]
     written = (first / "model.safetensors").stat().st_mtime_ns
     with pytest.warns(DequantisedSource):
         assert resolve_source(str(file.parent)) == first  # The folder holds the file.

@@ -13,7 +13,7 @@ import traceback
 import warnings
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from shoal.cli.noise import show_warning, silence_libraries, write_in_any_encoding
 from shoal.engine.out_of_memory import is_out_of_memory
@@ -68,6 +68,24 @@ def _interrupt_again(lost: "sys.UnraisableHookArgs") -> None:
     again.start()
 
 
+def _meant(error: Any) -> str:
+    """What a missing option or argument is for: the first sentence of its help."""
+    about = getattr(getattr(error, "param", None), "help", "") if type(error).__name__ == "MissingParameter" else ""
+    return f" {about.split('. ')[0].rstrip('.')}." if about else ""
+
+
+def _verbs_with(error: Any) -> str:
+    """Which other verbs have an option that this one has not and nothing like it either."""
+    option = "" if getattr(error, "possibilities", None) else getattr(error, "option_name", "")
+    group = error.ctx.find_root().command
+    verbs = [
+        name
+        for name in (group.list_commands(error.ctx) if option else ())
+        if any(option in one.opts for one in group.get_command(error.ctx, name).params)
+    ]
+    return f"{', '.join(verbs)} {'has' if len(verbs) == 1 else 'have'} it; " if verbs else ""
+
+
 def _report(error: Exception) -> int:
     import click
 
@@ -81,7 +99,8 @@ def _report(error: Exception) -> int:
     if isinstance(error, click.ClickException) or hasattr(error, "format_message"):
         message = error.format_message().replace("Value error, ", "")  # pydantic puts this before our own words.
         context = getattr(error, "ctx", None)
-        hint = f" (see '{context.command_path} --help')" if context else ""
+        message += _meant(error)
+        hint = f" ({_verbs_with(error)}see '{context.command_path} --help')" if context else ""
         _fail(f"error: {' '.join(message.split())}{hint}")
         return 2
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -32,9 +32,9 @@ def apply(
 
     Plain removal goes file to file: any size, quantised too, the model is not opened.
     """
-    from shoal.cli.console import Screen
+    from shoal.cli.console import Screen, steps_said
     from shoal.cli.groups import PlaceOptions
-    from shoal.cli.show import say_beside, steps_said
+    from shoal.cli.show import say_beside
     from shoal.run.apply import apply_named, apply_plan
     from shoal.run.run_files import CHOSEN
     from shoal.run.stages.fit import FITTED

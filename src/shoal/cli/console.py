@@ -4,7 +4,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -145,3 +145,8 @@ def _as_in_files(content: Any) -> Any:
     if isinstance(content, float) and not math.isfinite(content):
         return "NaN" if math.isnan(content) else "Infinity" if content > 0 else "-Infinity"
     return content
+
+
+def steps_said(steps: Mapping[str, str]) -> list[str]:
+    """Lines for people: what can be done next, with its command."""
+    return ["What next:", *(f"  {what + ':':<15}{command}" for what, command in steps.items())]

@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 from typing import Annotated
 
-from shoal.cli.console import Screen
+from shoal.cli.console import Screen, steps_said
 from shoal.cli.option import argument, flag, option
 from shoal.cli.options import JsonOption, KeepOption
 from shoal.cli.verb import verb
@@ -36,7 +36,10 @@ def cut(
     from shoal.export.gguf.file_parts import open_model
 
     if [layers, keep, plan].count(None) != 2:
-        raise ValueError("say what to remove: either --layers 20..24, --keep 0..19 or --plan plan.json")
+        raise ValueError(
+            "say what to remove: either --layers 20..24, --keep 0..19 or --plan plan.json "
+            f"(`shoal plan {shlex.quote(str(file))} --drop 25% --out DIR` measures which layers and writes one)"
+        )
     screen = Screen(as_json=json)
     with screen.working("look at the file"):
         n_layers = open_model(file).n_layers
@@ -54,6 +57,14 @@ def cut(
     screen.say(f"file:       {done.path}")
     for note in (*done.notes, *([] if plan is None else _left_out(plan, file))):
         screen.say(f"note:       {note}")
+    teacher, student = shlex.quote(str(file)), shlex.quote(str(done.path))
+    steps = {
+        "measure it": f"shoal eval {student} --teacher {teacher}",
+        "talk to it": f"llama-cli -m {student}",
+        "prove it": f"shoal verify {student} --against {student} --uncut {teacher} --engine llama.cpp",
+    }
+    for line in steps_said(steps):
+        screen.say(line)
     screen.result(done.to_dict())
 
 

@@ -16,7 +16,7 @@ from shoal.words.counts import parse_count
 
 DEFAULT = RECIPES["default"].recipe
 
-ModelOption = Annotated[str, argument("MODEL", "Hub id or local folder of a causal language model.")]
+ModelOption = Annotated[str, argument("MODEL", "Hub id, local folder or .gguf file of a causal language model.")]
 OutOption = Annotated[Path, option("DIR", "Run folder: new, empty, or of an earlier run, which is continued.")]
 DropOption = Annotated[
     str | None,

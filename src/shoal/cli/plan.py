@@ -35,7 +35,8 @@ def plan(
     first lines say how long that takes on this machine. With --guard 1 none is repaired: the score's first choice stands, after
     the scan.
     """
-    from shoal.cli.show import say_files, say_removed, say_spread, steps_said
+    from shoal.cli.console import steps_said
+    from shoal.cli.show import say_files, say_removed, say_spread
     from shoal.show.plan_tables import candidates, sizes_said
 
     screen = result.screen()

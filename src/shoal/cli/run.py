@@ -13,7 +13,7 @@ from shoal.cli.verb import OF_THE_RECIPE, given, verb
 
 @verb
 def run(
-    recipe: Annotated[str, argument("RECIPE", "YAML file, or a name of the list below.")],
+    recipe: Annotated[str, argument("RECIPE", "YAML file (its keys: docs/recipe_keys.md), or a name of the list below.")],
     out: OutOption,
     budget: Annotated[BudgetOptions, OF_THE_RECIPE],
     text: Annotated[TextOptions, OF_THE_RECIPE],

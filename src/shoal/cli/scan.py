@@ -20,8 +20,8 @@ def scan(
     observe: ObserveOption = None,
 ) -> None:
     """Measure every span of layers in one pass: scan.json, scan.safetensors, heat map."""
-    from shoal.cli.console import FIRST_STAGE
-    from shoal.cli.show import HEAT_MAP, say_beside, say_files, steps_said
+    from shoal.cli.console import FIRST_STAGE, steps_said
+    from shoal.cli.show import HEAT_MAP, say_beside, say_files
     from shoal.run.begin import open_to_choose
     from shoal.run.stage import State, run_stage
     from shoal.run.stages.scan import SCAN

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from shoal.cli.console import Screen
+from shoal.cli.console import Screen, steps_said
 from shoal.edits.plan import Plan
 from shoal.edits.prune import Prune
 from shoal.engine.beside import Beside
@@ -207,14 +207,10 @@ def next_steps(folder: Path, plan: Plan, *, is_healed: bool) -> list[str]:
         has_zeros = any(isinstance(edit, Prune) for edit in plan.edits) or bool(units_off(plan.structure))
         steps["train it on"] = f"shoal heal {run}{' --keep-zeros' if has_zeros else ''} --out {run}-healed"
     if not plan.brings_code:  # Other engines do not run a checkpoint with code.
-        like = "" if why_not(config) is None else " --like TEACHER.gguf"
+        file = plan.source if plan.source.endswith(".gguf") else "TEACHER.gguf"
+        like = "" if why_not(config) is None and file != plan.source else f" --like {shlex.quote(file)}"
         steps["llama.cpp"] = f"shoal export gguf {run}{like} --out student.gguf"
     return steps_said(steps)
-
-
-def steps_said(steps: Mapping[str, str]) -> list[str]:
-    """Lines for people: what can be done next, with its command."""
-    return ["What next:", *(f"  {what + ':':<15}{command}" for what, command in steps.items())]
 
 
 def say_files(screen: Screen, folder: Path, *files: tuple[str, str]) -> None:

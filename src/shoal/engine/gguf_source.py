@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from shoal.words.progress import tell
 from shoal.words.records import stable_hash
 
 MAGIC = b"GGUF"
@@ -81,8 +82,10 @@ def write_dequantised(path: Path, folder: Path, *, card: str | None = None) -> N
     facts = read_facts(path)
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    tell("dequantise the GGUF file, this once", 0, 2)
     try:
         model, tokenizer = _load(path, dtype=facts.dtype, has_tokenizer=facts.has_tokenizer)
+        tell("dequantise the GGUF file, this once", 1, 2)
         with quiet_loading():
             model.save_pretrained(unfinished)
         if tokenizer is not None:
@@ -93,6 +96,7 @@ def write_dequantised(path: Path, folder: Path, *, card: str | None = None) -> N
         unfinished.chmod(0o755)
         if not folder.exists():  # Another process may have been faster, with the same content.
             os.rename(unfinished, folder)
+        tell("dequantise the GGUF file, this once", 2, 2)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

@@ -96,7 +96,9 @@ def usable_device(device: str) -> torch.device:
         found.item()  # Sums are fp64, which mps has not, and meta holds no values.
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")[:80]
-        raise ValueError(f"device {device!r} cannot be used here ({reason}); try cpu or cuda") from None
+        cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        here = ", ".join(["cpu", *(f"cuda:{card}" for card in range(cards))])
+        raise ValueError(f"device {device!r} cannot be used here ({reason}); torch finds {here} on this machine") from None
     return found.device  # The device has its number, so that it equals the device of what lives there.
 
 

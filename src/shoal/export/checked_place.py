@@ -25,6 +25,8 @@ def checked_place(out: Path, *, overwrite: bool, outside: Path) -> Iterator[Path
     if out.resolve().is_relative_to(outside.resolve()):
         raise ValueError(f"--out {out} is inside the student's folder {outside}; choose a place outside it")
     is_empty_folder = out.is_dir() and not any(out.iterdir())
+    if out.is_dir() and not out.is_symlink() and not is_empty_folder:
+        raise ValueError(f"{out} is a folder that holds something; choose another place or remove it")
     if out.is_symlink() or out.exists() and not out.is_file() and not is_empty_folder:
         raise ValueError(f"{out} exists and is no plain file and no empty folder; choose another place or remove it")
     if out.is_file() and not overwrite:

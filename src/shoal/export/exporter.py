@@ -141,6 +141,8 @@ def find_student(path: Path, *, trust_remote_code: bool = False) -> StudentFolde
     if not path.exists() and len(path.parts) == 2 and is_hub_id(str(path)) and not path.parent.exists():
         path = fetched(str(path), trust_remote_code=trust_remote_code)
     folder = path if (path / "config.json").is_file() else path / "model"
+    if path.is_file() and path.suffix == ".gguf":
+        raise ValueError(f"{path} is a GGUF file already; `shoal cut {path} --layers ... --out FILE` takes layers out of it")
     if not (folder / "config.json").is_file():
         raise ValueError(f"{path} is no checkpoint folder and no run folder with a model in it; shoal compress writes one")
     from shoal.engine.model_config import read_config
@@ -166,5 +168,10 @@ def source_layers(student: StudentFolder, n_student: int, n_teacher: int, what: 
         raise ValueError(
             f"{student.folder} has {n_student} layers, {what} {n_teacher}, and {unsaid} which are which; "
             "give the run folder of a student that was cut from this teacher"
+            + (
+                f"; a cut alone of a GGUF file needs no student: shoal cut {what} --layers ..."
+                if what.endswith(".gguf")
+                else ""
+            )
         )
     return [slot.like for slot in structure]

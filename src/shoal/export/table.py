@@ -5,6 +5,7 @@ from pathlib import Path
 
 from shoal.export.blocks import BLOCKS
 from shoal.export.checked_place import checked_place
+from shoal.export.engines.table import ENGINES
 from shoal.export.exporter import Exported, Exporter, Options, StudentFolder, find_student
 from shoal.export.gguf_exporter import GGUF
 from shoal.export.hf import HF
@@ -33,6 +34,9 @@ def export(name: str, student: Path, out: Path | None, options: Options, *, trus
         ValueError: an unknown format, an option it has no use for, a student it refuses, a check that failed.
         ImportError: the extra it needs is not installed.
     """
+    if name not in EXPORTERS and name in ENGINES:
+        formats = " or ".join(form for form, kind in (("hf", "folder"), ("gguf", "file")) if kind in ENGINES[name].reads)
+        raise ValueError(f"{name} is an engine; the format that it reads is {formats}: shoal export {formats.split()[0]} ...")
     one = EXPORTERS.named(name)
     given = {field for field in ("like", "kind") if getattr(options, field) is not None}
     for field in sorted(given - one.takes):

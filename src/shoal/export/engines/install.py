@@ -99,7 +99,7 @@ def main(names: list[str]) -> int:
             print(f"\n{engine.missing}", file=sys.stderr)
             return 130
         else:
-            print(f"{engine.name}: {said}", flush=True)
+            print(f"{engine.name}: {said}; its python: {engine.interpreter()}", flush=True)
     return 2 if failed else 0
 
 
