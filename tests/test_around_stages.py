@@ -66,7 +66,12 @@ class Killed(BaseException):
     """Passes by everything that catches errors, as a signal does."""
 
 
-@pytest.mark.parametrize("method", METHODS)
+ALIKE = ("sliding", "grow by identity", "lesa", "magnitude by lamp")  # Another method of the same stage is in every run.
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(method, marks=pytest.mark.slow if method in ALIKE else ()) for method in METHODS]
+)
 def test_one_layer_in_memory_and_two_kills_at_every_stage_change_no_byte(method, whole, small, tmp_path, monkeypatch):
     """Killed before a stage is recorded, when its files are there, and right behind that; a stage runs twice at most."""
     expected, finish, known = left(whole(method)), RunFolder.finish, []

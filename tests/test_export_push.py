@@ -97,7 +97,7 @@ def test_a_folder_goes_up_whole_and_private(hub, student):
     stored = hub.repositories["me/student"]
     assert stored["private"] is True and address.endswith("/me/student/commit/abc")
     assert stored["files"] == {path.name: path.read_bytes() for path in student.iterdir()}
-    assert {given for _, given, _ in hub.asked} == {f"Bearer {TOKEN}"}
+    assert hub.asked and [one for one in hub.asked if one[1] != f"Bearer {TOKEN}"] == []
 
 
 def test_a_file_brings_the_card(hub, student, shoal):
