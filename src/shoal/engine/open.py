@@ -135,8 +135,7 @@ def load_strictly(path: Path, *, dtype: str | None = None, device: str = "cpu", 
         )
     refuse_other_tensors(model, info, str(path))
     model = (model if where else model.to(devices[0])).eval()
-    if method is None:
-        widen(model)
+    widen(model)
     return model
 
 
