@@ -8,6 +8,7 @@ the order of the sum. Weights stay in 16 bits; what is converted at a time is sm
 from __future__ import annotations
 
 import platform
+from functools import cache
 from types import MethodType
 from typing import Any
 
@@ -21,6 +22,7 @@ MOST_NUMBERS = 1 << 24
 """Numbers in float32 at a time: of the weights, and of inputs and outputs together."""
 
 
+@cache
 def multiplies_slowly(dtype: torch.dtype) -> bool:
     """Whether products of a 16-bit type are slow on this processor. Others than x86 are left as they are."""
     if dtype not in HALVES or platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
