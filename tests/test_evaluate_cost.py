@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from shoal.edits.replace.layer import LayerReplacement
 from shoal.engine.student import Attached, Student
 from shoal.engine.view import DecoderView
-from shoal.evaluate.cost import cost, n_keys
+from shoal.evaluate.cost import cost, costs, n_keys
 from shoal.words.types import Span, Unit
 
 T = 5  # The length is within the window of the tiny sliding-window models, so eager T x T products are those of the formula.
@@ -50,6 +50,15 @@ def test_kv_bytes_equal_a_real_cache(model):
         cache = model(input_ids=torch.arange(3, 3 + n)[None], use_cache=True).past_key_values
     real = sum(part.numel() * part.element_size() for layer in cache.layers for part in (layer.keys, layer.values))
     assert cost(DecoderView(model), context=n).kv_bytes_per_token == real / n
+
+
+def test_students_that_are_counted_together_cost_what_each_costs_alone(model):
+    view = DecoderView(model)
+    cut, less = Student(frozenset({Unit("layer", 1)})), Student(frozenset({Unit("layer", 1), Unit("attn", 2), Unit("mlp", 3)}))
+    students = [less, Student(), cut, less]
+    together = list(costs(view, students, context=T))
+    assert together == [cost(view, context=T, student=one) for one in students]
+    assert together[2].macs_per_token > together[0].macs_per_token and together[0] == together[3]
 
 
 def test_costs_are_sums_over_layers(model):

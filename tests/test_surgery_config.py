@@ -266,6 +266,23 @@ def test_the_edited_config_builds_the_kept_layers(name, kept):
         assert edited.layer_types == [config.layer_types[layer] for layer in kept], "masks are chosen by this list"
 
 
+def test_equal_configs_are_built_once_and_others_anew(monkeypatch):
+    """What is remembered is told apart by every field: a wrong neighbour would let a wrong cut pass."""
+    from shoal.checkpoint import blueprint as room
+
+    built = []
+    monkeypatch.setattr(room, "BUILT", {})
+    monkeypatch.setattr(room, "build_empty", lambda config, **how: (built.append(config), blueprint(config, **how))[1])
+    kept = (0, 1, 4, 5)
+    assert check_layers(tiny_config("qwen3_moe"), kept) is check_layers(tiny_config("qwen3_moe"), kept)
+    assert len(built) == 2
+    other = tiny_config("qwen3_moe")
+    other.mlp_only_layers = [0]
+    found = check_layers(other, kept)
+    assert len(built) == 4 and len(room.BUILT) <= room.MOST_REMEMBERED
+    assert hasattr(find_layers(found)[1][1].mlp, "experts") and not hasattr(find_layers(found)[1][0].mlp, "experts")
+
+
 OUT_OF_STEP = {
     "gemma3_text": "layer_types",
     "smollm3": "no_rope_layers",

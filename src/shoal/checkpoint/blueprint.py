@@ -6,6 +6,7 @@ residual scale, ...). This catches every per-layer rule of an architecture that 
 us or not.
 """
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,8 +57,7 @@ def check_layers(
     """
     refuse_two_stacks(config)
     how: dict[str, Any] = {"model_class": model_class, "trust_remote_code": trust_remote_code}
-    source = build_empty(config, **how)
-    student = build_empty(edited_config(config, order), **how)
+    source, student = _built(config, **how), _built(edited_config(config, order), **how)
     theirs, ours = find_layers(source)[1], find_layers(student)[1]
     if len(ours) != len(order):
         raise ValueError(
@@ -71,6 +71,21 @@ def check_layers(
                 f"{difference}; a stock checkpoint cannot describe this cut"
             )
     return student
+
+
+BUILT: dict[Any, nn.Module] = {}
+MOST_REMEMBERED = 4
+"""Of the models that were built last: a run asks about its source, and about the student it chose, again and again."""
+
+
+def _built(config: Any, **how: Any) -> nn.Module:
+    """:func:`shoal.engine.model_config.build_empty` of an equal config, built once; for reading only."""
+    known = type(config), json.dumps(config.to_dict(), sort_keys=True, default=str), *how.values()
+    found = BUILT.pop(known, None)
+    BUILT[known] = build_empty(config, **how) if found is None else found
+    while len(BUILT) > MOST_REMEMBERED:
+        del BUILT[next(iter(BUILT))]
+    return BUILT[known]
 
 
 def check_can_be_cut(config: Any, *, model_class: Any | None = None) -> None:

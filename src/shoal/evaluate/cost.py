@@ -20,8 +20,9 @@ Sizes of students: removed layers cost nothing; a removed sublayer costs nothing
 stores it (zeroed); replacement modules are counted in full.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -114,28 +115,64 @@ def cost(view: Sized, *, context: int, student: Student = TEACHER) -> Cost:
     Raises:
         ValueError: context below 1.
     """
+    return next(costs(view, [student], context=context))
+
+
+def costs(view: Sized, students: Iterable[Student], *, context: int) -> Iterator[Cost]:
+    """:func:`cost` of several students of a view; what a block costs is counted once for all of them.
+
+    Raises:
+        ValueError: context below 1.
+    """
     if context < 1:
         raise ValueError(f"context={context} needs at least 1 token (the measured token sees itself)")
     shapes = view.shapes
     layers = shapes.get_submodule(view.layers_path)
-    blocks = list(_blocks(layers, student))
-    stored = _parameters(shapes, layers, blocks)
-    maps = [_map_macs(block.module, view.config, skip=_off_paths(block)) for block in blocks]
-    idle = [_idle_experts(block.module, view.config, skip=_off_paths(block)) for block in blocks]
-    n_parameters = sum(parameter.numel() for parameter in stored)
-    attention = sum(_attention_macs(view, block, context) for block in blocks)
-    around = _map_macs_around(shapes, layers)
-    known = around + sum(one for one in maps if one is not None) + attention
-    return Cost(
-        layers=sum(not isinstance(block.module, StreamModule) for block in blocks),
-        parameters=n_parameters,
-        active_parameters=None if None in idle else n_parameters - sum(one for one in idle if one is not None),
-        weight_bytes=_weight_bytes(view, blocks, stored, is_packed=shapes is not view.model),
-        file_bytes=_file_bytes(view) if student is TEACHER else None,
-        context=context,
-        macs_per_token=None if None in maps else known,
-        kv_bytes_per_token=sum(_kv_numbers(view, block, context) for block in blocks) * view.dtype.itemsize / context,
+    around, around_macs = _parameters_around(shapes, layers), _map_macs_around(shapes, layers)
+    counted = cache(lambda block: _counted(view, block, context))
+    for student in students:
+        blocks = list(_blocks(layers, student))
+        counts = [counted(block) for block in blocks]
+        stored = _once(around, blocks, counts)
+        n_parameters = sum(parameter.numel() for parameter in stored)
+        macs, idle = _sum_or_none(one.macs for one in counts), _sum_or_none(one.idle for one in counts)
+        yield Cost(
+            layers=sum(not isinstance(block.module, StreamModule) for block in blocks),
+            parameters=n_parameters,
+            active_parameters=None if idle is None else n_parameters - idle,
+            weight_bytes=_weight_bytes(view, blocks, stored, is_packed=shapes is not view.model),
+            file_bytes=_file_bytes(view) if student is TEACHER else None,
+            context=context,
+            macs_per_token=None if macs is None else around_macs + macs + sum(one.attention for one in counts),
+            kv_bytes_per_token=sum(one.kv_numbers for one in counts) * view.dtype.itemsize / context,
+        )
+
+
+@dataclass(frozen=True)
+class _BlockCost:
+    """What one block stores and runs. ``macs`` are those of its linear maps, ``attention`` those of scores and values."""
+
+    parameters: tuple[nn.Parameter, ...]
+    macs: float | None
+    idle: float | None
+    attention: int
+    kv_numbers: int
+
+
+def _counted(view: Sized, block: Block, context: int) -> _BlockCost:
+    off = _off_paths(block)
+    return _BlockCost(
+        tuple(p for path, p in block.module.named_parameters() if not _under(path, off)),
+        macs=_map_macs(block.module, view.config, skip=off),
+        idle=_idle_experts(block.module, view.config, skip=off),
+        attention=_attention_macs(view, block, context),
+        kv_numbers=_kv_numbers(view, block, context),
     )
+
+
+def _sum_or_none(values: Iterable[float | None]) -> float | None:
+    known = list(values)
+    return None if None in known else sum(one for one in known if one is not None)
 
 
 def _file_bytes(view: Sized) -> int | None:
@@ -174,18 +211,20 @@ def _under(path: str, roots: tuple[str, ...]) -> bool:
     return any(path == root or path.startswith(root + ".") for root in roots)
 
 
-def _parameters(model: Any, layers: nn.ModuleList, blocks: list[Block]) -> list[nn.Parameter]:
-    """Every stored parameter once, whoever shares it; those of what was put in once more."""
+def _parameters_around(model: Any, layers: nn.ModuleList) -> list[nn.Parameter]:
     inside_layers = {id(parameter) for parameter in layers.parameters()}
-    found = {id(p): p for p in model.parameters() if id(p) not in inside_layers}
+    return [p for p in model.parameters() if id(p) not in inside_layers]
+
+
+def _once(around: list[nn.Parameter], blocks: list[Block], counts: list[_BlockCost]) -> list[nn.Parameter]:
+    """Every stored parameter once, whoever shares it; those of what was put in once more."""
+    found = {id(p): p for p in around}
     again: list[nn.Parameter] = []
-    for block in blocks:
-        off = _off_paths(block)
-        stored = [p for path, p in block.module.named_parameters() if not _under(path, off)]
+    for block, one in zip(blocks, counts, strict=True):
         if block.is_inserted:
-            again += stored
+            again += one.parameters
         else:
-            found.update((id(p), p) for p in stored)
+            found.update((id(p), p) for p in one.parameters)
     return [*found.values(), *again]
 
 

@@ -6,8 +6,8 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from importlib import resources
+from functools import cache, cached_property
+from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -318,15 +318,19 @@ def window_of(config: Any) -> int | None:
     return None
 
 
+@cache
+def _version(package: str) -> str:
+    """Of an installed package; its metadata are a file that takes 15 ms to read."""
+    return metadata.version(package)
+
+
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
-    from importlib.metadata import version
-
     from shoal import __version__
 
     return {
         "shoal": __version__,
-        "torch": version("torch"),
-        "transformers": version("transformers"),
+        "torch": _version("torch"),
+        "transformers": _version("transformers"),
         "python": platform.python_version(),
     }

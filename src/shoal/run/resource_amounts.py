@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from shoal.engine.student import Student
-from shoal.evaluate.cost import Cost, Sized, cost
+from shoal.engine.student import TEACHER, Student
+from shoal.evaluate.cost import Cost, Sized, costs
 from shoal.run.folder import RunFolder
 from shoal.run.job import Inputs
 from shoal.select.amounts import Amounts
@@ -26,8 +26,8 @@ def amounts_of(inputs: Inputs, budget: Budget, *, folder: RunFolder | None = Non
 def computed_amounts(view: Sized, *, context: int) -> dict[str, Amounts]:
     """Weights, cache and multiply-accumulates of every layer and sublayer, for a token that sees ``context`` tokens."""
     units = [Unit(kind, layer) for layer in range(view.n_layers) for kind in ("layer", "attn", "mlp")]
-    whole = cost(view, context=context)
-    without = {unit: cost(view, context=context, student=Student(removed=frozenset({unit}))) for unit in units}
+    whole, *left = costs(view, [TEACHER, *(Student(removed=frozenset({unit})) for unit in units)], context=context)
+    without = dict(zip(units, left, strict=True))
 
     def amounts(about: str, of: Callable[[Cost], float | None]) -> Amounts | None:
         total = of(whole)
