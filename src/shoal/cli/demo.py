@@ -5,11 +5,10 @@ from pathlib import Path
 from shoal.cli.compress import run_recipe
 from shoal.cli.groups import MachineOptions, PlaceOptions, ResultOptions
 from shoal.cli.options import OutOption
-from shoal.cli.recipe_options import with_options
 from shoal.cli.verb import verb
 
-DEMO_TOKENS, DEMO_HEAL_TOKENS = 40_000, 24_576
-"""Of the repair and of the healing: with so many the demo takes about two minutes on two cores."""
+FEW = {"text": {"tokens": 4096}, "search": {"tokens": 1024}, "fit": {"tokens": 8000}, "heal": {"tokens": 4096}}
+"""As much text as shows what every step does: the demo takes one to two minutes on two cores."""
 
 
 @verb
@@ -18,7 +17,8 @@ def demo(
     out: OutOption = Path("demo-run"),
 ) -> None:
     """Compress the bundled model by 25 % on the bundled text, offline."""
+    from shoal.recipes.recipe_file import load_recipe
     from shoal.run.job import bundled_model
 
-    chosen = with_options("default", model=str(bundled_model()), fit_tokens=DEMO_TOKENS, heal_tokens=DEMO_HEAL_TOKENS)
+    chosen = load_recipe("default", {"model": str(bundled_model()), "guard": 3, **FEW})
     run_recipe(chosen, out, MachineOptions(PlaceOptions(), resident="all"), result)
