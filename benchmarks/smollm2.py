@@ -313,7 +313,8 @@ def main() -> None:
             continue
         started = time.monotonic()
         found = cell(bench)
-        results[name] = {**found, "wall_seconds": time.monotonic() - started, "threads": torch.get_num_threads()}
+        machine = {"threads": torch.get_num_threads(), "instructions": torch.backends.cpu.get_cpu_capability()}
+        results[name] = {**found, "wall_seconds": time.monotonic() - started, **machine}
         unfinished = options.out.with_suffix(".part")
         unfinished.write_text(json.dumps(results, indent=1) + "\n")
         unfinished.replace(options.out)
