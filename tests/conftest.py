@@ -1,4 +1,7 @@
+import gc
 import os
+import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,29 +16,50 @@ from shoal.cli import main  # noqa: E402  (after the environment above)
 
 ABOUT_PICTURES = ("chart", "report", "scan_files", "landscape", "curve", "memory", "use")
 ABOUT_HEALING = ("heal", "estimate", "time", "docs", "help")
+ABOUT_SPEED = ("speed", "report", "card", "cuda", "every_verb", "evaluate", "estimate", "time", "docs", "notebook", "guides")
+ABOUT_FITS = ("fit", "repair", "race", "tournament", "needs", "memory", "text", "estimate", "time", "docs", "help")
+
+
+def pytest_collection_finish():
+    """What the imports left is never garbage: each collection went through it, a half of a second every time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_round_of_speed(request):
-    """Runs time teacher and student once, where their speed is not what a file is about: it was a fifth of their time."""
+def speed_in_one_round(request):
+    """Runs time teacher and student once, and only where their speed may be asked for: it was a third of a small run."""
     with pytest.MonkeyPatch.context() as patched:
-        if "speed" not in request.path.name:
-            from shoal.evaluate.speed import rounds_within
+        if not any(word in request.path.name for word in ABOUT_SPEED):
+            patched.setattr("shoal.run.measuring._timed", lambda *words: None)
+        elif "speed" not in request.path.name:
+            from shoal.evaluate.speed import rounds_within, speed
 
             patched.setitem(rounds_within.__kwdefaults__, "most", 1)
+            patched.setitem(speed.__kwdefaults__, "warmup", 0)
         yield
 
 
 @pytest.fixture(scope="module", autouse=True)
 def short_healing(request):
-    """The default trains on 1,024 tokens, where healing is not what a file is about: it was half of the time of most runs."""
+    """The default trains on 256 tokens, where healing is not what a file is about: it was half of the time of most runs."""
     with pytest.MonkeyPatch.context() as patched:
         if not any(word in request.path.name for word in ABOUT_HEALING):
             from shoal.recipes.named.default import DEFAULT
 
             recipe = DEFAULT.recipe
-            patched.setitem(recipe.__dict__, "heal", recipe.heal.model_copy(update={"tokens": 1024}))
-            patched.setattr("shoal.run.optional_healing.FEWEST_HEALED", 256)  # It is left out where there is less.
+            patched.setitem(recipe.__dict__, "heal", recipe.heal.model_copy(update={"tokens": 256}))
+            patched.setattr("shoal.run.optional_healing.FEWEST_HEALED", 64)  # It is left out where there is less.
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_fits(request):
+    """Repairs read 1,024 tokens unless told, where they are not what a file is about: all that a text has was half of a run."""
+    with pytest.MonkeyPatch.context() as patched:
+        if not any(word in request.path.name for word in ABOUT_FITS):
+            patched.setattr("shoal.fit.fit_config.FEWEST_TOKENS", 1024)
+            patched.setattr("shoal.fit.fit_config.TOKENS_PER_INPUT", 8)
         yield
 
 
@@ -46,6 +70,27 @@ def no_pictures(request):
         if not any(word in request.path.name for word in ABOUT_PICTURES):
             patched.setattr("shoal.show.chart_files.can_draw", lambda: False)
         yield
+
+
+@pytest.fixture(scope="module")
+def transformers_answers_here():
+    """In this process, not in one of its own, whose start takes most of a proof; test_export_verify starts them."""
+    from transformers.utils import logging
+
+    from shoal.export import prove
+
+    apart, said = subprocess.run, logging.get_verbosity()
+
+    def run(words, **options):
+        if words[0] != sys.executable:
+            return apart(words, **options)
+        runpy.run_path(words[1])["main"](*words[2:])
+        return subprocess.CompletedProcess(words, 0, "", "")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(prove.subprocess, "run", run)
+        yield
+    logging.set_verbosity(said)
 
 
 @pytest.fixture

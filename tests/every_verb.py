@@ -98,6 +98,7 @@ TOKENS = ("--heal-tokens", 128)
 HEAL = ("--plan", "made/plan.json", "--tokens", 128, "--batch", 4)
 ONE_METHOD = ("--methods", "none")
 QUICK = ("--drop", 2, "--guard", 1, "--repair", "none")
+REPAIRED = ("--drop", 2, "--guard", 2, "--fit-tokens", 400)
 # Every verb that opens models, with what it needs; PLAN and RECIPE are made before.
 VERBS = {
     "scan": lambda w: ("scan", w["model"], "--out", "run", *text(w)),
@@ -107,7 +108,7 @@ VERBS = {
     "apply": lambda w: ("apply", "made/plan.json", "--out", "checkpoint"),
     "compress": lambda w: ("compress", w["model"], "--out", "run", *text(w), *QUICK),
     "compress, streamed": lambda w: ("compress", w["model"], "--out", "run", *text(w), *QUICK, "--resident", 1),
-    "compress, repaired": lambda w: ("compress", w["model"], "--out", "run", *text(w), "--drop", 2, "--fit-tokens", 2000),
+    "compress, repaired": lambda w: ("compress", w["model"], "--out", "run", *text(w), *REPAIRED),
     "run": lambda w: ("run", "made/recipe.yaml", "--out", "run"),
     "eval": lambda w: ("eval", w["model"], *text(w)),
     "eval --teacher": lambda w: ("eval", w["model"], "--teacher", w["model"], *text(w)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -70,6 +71,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_oss": dict(MOE, rope_parameters={"rope_type": "default", "rope_theta": 10000.0}),
     "bitnet": LLAMA,
 }  # fmt: skip
+
+
+UNLIKE = ("deepseek_v3", "falcon", "gemma3_text", "gpt2", "gpt_oss", "llama", "qwen3_moe")
+"""Those that differ most: latent attention, parallel sublayers, windows and four norms, biases and transposed maps, packed and
+listed experts. What goes through whole fits and trainings goes through these in the gate, and through all in the slow tests."""
+
+
+def every_family() -> list[Any]:
+    return [name if name in UNLIKE else pytest.param(name, marks=pytest.mark.slow) for name in sorted(FAMILIES)]
 
 
 def tiny_config(name: str, *, n_layers: int = 6) -> Any:

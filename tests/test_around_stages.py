@@ -107,6 +107,7 @@ SHARED = ("sliding", "lesa", "wanda by owl")
 """Their values are the source's, or computed by every process from weights alone: sums of text decide, and enter none."""
 
 
+@pytest.mark.slow  # Two processes import everything; test_workers.py has two in the gate.
 def test_two_processes_write_the_bytes_of_one(whole, small, tmp_path):
     ended = launch(2, "-c", JOB, json.dumps(small), str(tmp_path), *SHARED)
     assert [one.code for one in ended] == [0, 0], "\n".join(one.err[-3000:] for one in ended)

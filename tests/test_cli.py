@@ -231,7 +231,7 @@ def test_help_and_version_work(shoal):
         assert code == 0 and out
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupt_says_how_to_go_on(number, world, tmp_path):
     command = [sys.executable, "-c", "from shoal.cli import main; main()", "compress", str(world / "model")]
     command += [

@@ -4,6 +4,10 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+from every_verb import VERBS
 
 SCRIPT = """
 import logging, sys, warnings
@@ -40,6 +44,46 @@ def test_a_log_holds_what_shoal_says_and_errors_of_libraries(small, tmp_path):
     *log, last = run(script=SCRIPT.replace('[["shoal", "--version"]]', repr(asked)), cwd=tmp_path).strip().splitlines()
     assert last == "an error" and any("heal" in line for line in log)
     assert [line for line in log if not SAID.fullmatch(line)] == []
+
+
+EVERY_VERB = """
+import shutil, sys
+sys.path.insert(0, {tests!r})
+from shoal.cli import main
+
+def shoal(*args):
+    sys.argv = ["shoal", *map(str, args)]
+    try:
+        main()
+    except SystemExit as end:
+        return end.code or 0, "", ""
+
+print("=== prepare", file=sys.stderr)
+from pathlib import Path
+from every_verb import ON_FILES, VERBS, prepare, write_world
+world = write_world(Path("world"), "stock config")
+prepare(world, shoal)
+for verb, args in VERBS.items():
+    asked = args(world)
+    print(f"=== {{verb}}", file=sys.stderr, flush=True)
+    shutil.rmtree("run", ignore_errors=True)
+    code = shoal(*asked, *(() if verb in ON_FILES else ("--trust-remote-code",)))[0]
+    assert code == 0, verb
+"""
+
+
+@pytest.mark.slow
+def test_the_log_of_every_verb_holds_what_shoal_says(tmp_path):
+    """All of them in one process of its own, whose stderr is a file, as a cluster's log is."""
+    (tmp_path / "world").mkdir()
+    with (tmp_path / "log").open("w") as log:
+        command = [sys.executable, "-c", EVERY_VERB.format(tests=str(Path(__file__).parent))]
+        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=log, cwd=tmp_path, timeout=3600, check=False)
+    _, *parts = (tmp_path / "log").read_text().split("=== ")
+    said = {part.partition("\n")[0]: part.partition("\n")[2].splitlines() for part in parts}
+    assert list(said) == ["prepare", *VERBS], said[list(said)[-1]]
+    noise = {verb: [line for line in lines if not SAID.fullmatch(line)] for verb, lines in said.items() if verb != "prepare"}
+    assert {verb: lines for verb, lines in noise.items() if lines} == {}
 
 
 def test_signs_that_the_terminal_has_not_are_replaced():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import FAMILIES, VOCAB, tiny_model
+from families import FAMILIES, VOCAB, every_family, tiny_model
 
 from shoal.engine.student import TEACHER, Student
 from shoal.engine.view import DecoderView
@@ -103,7 +103,7 @@ def said(model, prompts=PROMPTS, **options):
     return dict(greedy_texts(model, Letters(), prompts, **options))
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", every_family())
 def test_padding_on_the_left_changes_no_token(family):
     """Prompts of different lengths in one batch say what each says on its own, before the end token."""
     model = tiny_model(family, n_layers=3)

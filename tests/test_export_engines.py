@@ -39,6 +39,9 @@ GONE = (1, 3)
 LEFT = [layer for layer in range(12) if layer not in GONE]
 
 
+pytestmark = pytest.mark.usefixtures("transformers_answers_here")
+
+
 def installed(name):
     there = bool(os.environ.get("SHOAL_ENGINES")) and ENGINES[name].interpreter() is not None
     return pytest.mark.skipif(not there, reason=f"{name} is not installed: {ENGINES[name].install}")

@@ -196,6 +196,7 @@ def test_an_engine_that_fails_is_one_line(student, monkeypatch):
         list(prove(student[1], student[0], [ENGINES["transformers"]]))
 
 
+@pytest.mark.usefixtures("transformers_answers_here")
 def test_one_engine_that_fails_does_not_hide_the_others(student, shoal, monkeypatch):
     """The reference runs, the engine under test does not: its line says so, and the next one is asked."""
     run = prove_module.subprocess.run

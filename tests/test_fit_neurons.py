@@ -313,7 +313,9 @@ def test_saliency_is_what_leaving_one_out_costs():
     torch.testing.assert_close(saliency(sums, ridge=0.01), torch.stack(expected))
 
 
-@pytest.mark.parametrize("family", ["gpt2", "starcoder2", "gpt_neox", "phi", "llama"])
+@pytest.mark.parametrize(
+    "family", ["gpt2", "llama", *(pytest.param(one, marks=pytest.mark.slow) for one in ("gpt_neox", "phi", "starcoder2"))]
+)
 @pytest.mark.parametrize("removed", [(2, 5), (2, 4)])
 def test_candidates_of_layers_on_disk_are_those_of_layers_in_memory(family, removed, tmp_path):
     """Every layer's memory is another one's in turn; the file has the type that runs, so nothing is copied on the way."""

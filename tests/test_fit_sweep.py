@@ -185,7 +185,16 @@ NO_BIAS = {"llama", "granite", "mixtral"}
 
 
 @pytest.mark.parametrize("repair", ["bias", "map", "refit", "sweep"])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "granite", "phi", "bloom", "gemma2", "olmo2", "mixtral"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "llama",
+        "gpt2",
+        "phi",
+        "gemma2",
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ("bloom", "granite", "mixtral", "olmo2")),
+    ],
+)
 def test_errors_are_those_of_the_student_and_never_rise(family, repair):
     if repair in ("map", "bias") and family in POST_NORM or repair == "bias" and family in NO_BIAS:
         with pytest.raises(CannotRefit, match=rf"nothing can be refitted: layer 1 of this {family} .* --repair none"):

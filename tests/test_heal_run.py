@@ -66,6 +66,7 @@ def test_the_adapter_beside_the_student_is_the_healed_model(cut, shoal, tmp_path
     torch.testing.assert_close(merged, beside, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow  # Five rates are tried; test_heal_training.py tries them on one model.
 def test_high_heals_every_weight_at_a_rate_that_it_found(cut, shoal, tmp_path):
     made = ("--text", cut["text"], "--length", 16, "--drop", 2, "--guard", 1, "--repair", "refit", "--no-speed")
     code, _, err = shoal(
@@ -145,7 +146,9 @@ def test_other_ways_to_heal_end_in_a_checkpoint(more, cut, shoal, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "more", [(), pytest.param(("--resident", 1), marks=pytest.mark.slow), ("--resident", 1, "--teacher-cache", 8)], ids=str
+    "more",
+    [(), *(pytest.param(("--resident", 1, *more), marks=pytest.mark.slow) for more in ((), ("--teacher-cache", 8)))],
+    ids=str,
 )
 def test_a_killed_healing_goes_on(more, cut, shoal, tmp_path, monkeypatch):
     from shoal.cli.console import Screen

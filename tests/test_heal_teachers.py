@@ -79,6 +79,7 @@ def test_the_command_heals_by_a_teacher_on_disk(cut, shoal, tmp_path):
     assert not (tmp_path / "written").exists()
 
 
+@pytest.mark.slow  # The command above it does the same behind a run that is there.
 def test_a_run_heals_with_its_layers_on_disk(cut, shoal, tmp_path):
     made = ("--text", cut["text"], "--length", 16, "--drop", 2, "--repair", "none", "--guard", 1)
     code, _, err = shoal(

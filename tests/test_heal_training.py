@@ -126,7 +126,7 @@ def test_a_bf16_student_is_trained_in_fp32_and_stays_bf16(tmp_path):
     assert merging.way == "none" and len(merging.trials) == 1
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.slow)])
 def test_a_dtype_that_is_asked_for_is_computed_in_and_the_checkpoint_keeps_its_own(method, tmp_path):
     """``--dtype float32`` trains a bf16 student as if its checkpoint were fp32; ``bfloat16`` an fp32 student in bf16."""
     from shoal.train.heal.merge import merge_pupil

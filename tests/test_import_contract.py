@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -224,7 +225,8 @@ def test_importing_stays_light(module):
     assert shown.stdout.split() == []
 
 
-def names_of(path: Path) -> set[str]:
+@cache
+def names_of(path: Path) -> frozenset[str]:
     """Everything that a module defines or imports, at any depth."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -234,7 +236,7 @@ def names_of(path: Path) -> set[str]:
             found |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             found.add(node.id)
-    return found
+    return frozenset(found)
 
 
 def test_what_benchmarks_scripts_and_tests_import_is_there():

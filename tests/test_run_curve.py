@@ -211,6 +211,7 @@ def test_other_text_or_tasks_need_the_users_word(small, swept, tmp_path):
     assert measure_curves(methods, tmp_path / "curves", drop="2", tasks=[quiz(tmp_path)], overwrite=True).tasks
 
 
+@pytest.mark.slow  # Three methods at three counts; test_streamed.py has a run of each kind.
 def test_layers_read_from_disk_give_the_same_points(small, swept, tmp_path):
     methods = recipes(small, "none", "uidl", "refit")
     found = measure_curves(methods, tmp_path / "curves", drop="0..3", tasks=[quiz(tmp_path)], opening=Opening(resident="1"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import FAMILIES, VOCAB, tiny_model
+from families import VOCAB, every_family, tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -33,7 +33,7 @@ STUDENTS = [
 ]
 
 
-@pytest.fixture(params=sorted(FAMILIES), scope="module")
+@pytest.fixture(params=every_family(), scope="module")
 def pair(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     tiny_model(request.param).save_pretrained(folder, max_shard_size="20KB")

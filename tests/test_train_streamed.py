@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import FAMILIES, VOCAB, tiny_model
+from families import VOCAB, every_family, tiny_model
 from safetensors.torch import load_file
 
 from shoal.checkpoint.in_memory import cut
@@ -89,7 +89,7 @@ def tensors_of(folder):
     return {name: value for path in sorted(folder.glob("*.safetensors")) for name, value in load_file(path).items()}
 
 
-@pytest.mark.parametrize("name", sorted(FAMILIES))
+@pytest.mark.parametrize("name", every_family())
 def test_every_family_is_swept_trained_and_saved_alike(name, tmp_path):
     tiny_model(name).save_pretrained(tmp_path / "source", max_shard_size="30KB")
     whole, streamed = pair_of(tmp_path / "source")
@@ -111,7 +111,7 @@ def test_every_family_is_swept_trained_and_saved_alike(name, tmp_path):
     assert_same_values(tensors_of(tmp_path / "files"), tensors_of(tmp_path / "memory"))
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3_moe", "gemma2"])
+@pytest.mark.parametrize("name", ["qwen3_moe", *(pytest.param(one, marks=pytest.mark.slow) for one in ("gemma2", "llama"))])
 @pytest.mark.parametrize("repair", sorted(set(REPAIRS) - {"none"}))
 def test_every_repair_is_fitted_and_saved_alike(name, repair, tmp_path):
     tiny_model(name).save_pretrained(tmp_path / "source", max_shard_size="30KB")

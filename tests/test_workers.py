@@ -181,7 +181,11 @@ except LostWorker as error:
 
 
 @pytest.mark.parametrize(
-    "does, code", [("os.kill(os.getpid(), signal.SIGKILL)", -9), ("time.sleep(12); os._exit(8)", 8)], ids=["dies", "hangs"]
+    "does, code",
+    [
+        pytest.param("os.kill(os.getpid(), signal.SIGKILL)", -9, id="dies"),
+        pytest.param("time.sleep(12); os._exit(8)", 8, id="hangs", marks=pytest.mark.slow),
+    ],
 )
 def test_a_lost_worker_is_an_error_of_the_others_and_not_a_wait(does, code):
     first, second = launch(2, "-c", TROUBLE.replace("DOES", does))
