@@ -8,7 +8,7 @@ from shoal.cli.options import OutOption
 from shoal.cli.verb import verb
 
 FEW = {"text": {"tokens": 4096}, "search": {"tokens": 1024}, "fit": {"tokens": 8000}, "heal": {"tokens": 4096}}
-"""As much text as shows what every step does: the demo takes one to two minutes on two cores."""
+"""As much text as shows what every step does: one to two and a half minutes on two cores."""
 
 
 @verb
