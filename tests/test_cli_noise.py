@@ -36,6 +36,7 @@ def run(*flags, script=SCRIPT, **where):
     return done.stderr
 
 
+@pytest.mark.slow  # A process of its own; tests of single libraries below are not.
 def test_a_log_holds_what_shoal_says_and_errors_of_libraries(small, tmp_path):
     """A run with a healing, and an export, in a process of their own: no bar, no warning of anybody else is in its log."""
     few = ["--text", small["text"], "--length", "16", "--samples", "8", "--drop", "2", "--guard", "1", "--repair", "none"]

@@ -226,10 +226,16 @@ def test_importing_stays_light(module):
 
 
 @cache
+def nodes_of(path: Path) -> list[ast.AST]:
+    """Every node of a file, which several laws read."""
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
+@cache
 def names_of(path: Path) -> frozenset[str]:
     """Everything that a module defines or imports, at any depth."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes_of(path):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             found.add(node.name)
         elif isinstance(node, ast.Import | ast.ImportFrom):
@@ -245,7 +251,7 @@ def test_what_benchmarks_scripts_and_tests_import_is_there():
     root = Path(__file__).parent.parent
     wrong = []
     for path in [path for folder in ("benchmarks", "scripts", "tests") for path in (root / folder).glob("*.py")]:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes_of(path):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("shoal."):
                 name = (node.module or "").removeprefix("shoal.").replace(".", "/")
                 there = names_of(modules[name]) if name in modules else set()
@@ -259,7 +265,7 @@ def test_what_is_named_to_be_imported_late_is_there():
     """``late`` is given a text, which no checker of names reads."""
     wrong, n_named = [], 0
     for path in SRC.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes_of(path):
             if (named := late_name(node)) is not None:
                 file = SRC.parent / f"{named[0].replace('.', '/')}.py"
                 n_named += 1

@@ -13,7 +13,22 @@ LENGTH = 16
 
 @pytest.fixture
 def options(small):
-    return ("--text", small["text"], "--samples", 8, "--length", LENGTH, "--drop", 2, "--guard", 1, "--repair", "none")
+    return (
+        "--text",
+        small["text"],
+        "--samples",
+        8,
+        "--length",
+        LENGTH,
+        "--drop",
+        2,
+        "--guard",
+        1,
+        "--repair",
+        "none",
+        "--heal",
+        "none",
+    )
 
 
 def test_no_speed_measures_none_and_the_rest_as_before(shoal, small, tmp_path, options):
@@ -42,7 +57,9 @@ def test_a_machine_too_slow_for_its_share_leaves_it_out_and_says_so(small, tmp_p
     said = []
     monkeypatch.setattr(measuring, "LEAST_SPEED_SECONDS", 0.0)
     text = {"sources": [small["text"]], "samples": 8, "length": LENGTH, "evaluation": 4}
-    recipe = load_recipe("default", {"model": small["model"], "drop": "2", "guard": 1, "repair": "none", "text": text})
+    recipe = load_recipe(
+        "default", {"model": small["model"], "drop": "2", "guard": 1, "repair": "none", "heal": None, "text": text}
+    )
     monkeypatch.setattr("shoal.run.measuring.rounds_within", lambda seconds, *args, **workload: 0)
     outcome = compress(recipe, tmp_path / "run", progress=lambda what, done, total: said.append(what))
     assert outcome.evaluation.speed is None

@@ -107,6 +107,9 @@ def test_what_cannot_be_cut_is_refused_by_name(shoal, tmp_path):
     one_line(code, err, "'clip' has no causal language model")
 
 
+@pytest.mark.parametrize(
+    "source", [pytest.param(name, marks=() if name == "llava" else pytest.mark.slow) for name in CONFIGS], indirect=True
+)
 def test_healed_by_the_command(source, shoal, tmp_path):
     """The decoder is trained, the images' part keeps its bits, and the config is that of the cut, not of the training."""
     cut = ("compress", source, "--drop", 2, "--guard", 1, "--repair", "none", *texts(tmp_path), "--no-speed")
