@@ -75,7 +75,7 @@ def main() -> None:
     results: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     for given in options.model or [f"{bundled_model()}="]:
         model, _, text = given.partition("=")
-        name = Path(model).name
+        name = Path(model).name if text else "bundled"
         if name not in results:
             results[name] = both_ways(model, text or None, drop=options.drop, fit_tokens=options.fit_tokens)
             options.out.write_text(json.dumps(results, indent=1) + "\n")

@@ -134,11 +134,13 @@ def folder_of(bench: Bench, way: str, share: str = "25 %") -> Path:
     return Path(bench.options.work) / (name if share == "25 %" else f"{name}-{share[:2]}")
 
 
-def healed(way: str, n_tokens: int, length: int = 256, batch: int = 2) -> Callable[[Bench], dict[str, Any]]:
+def healed(
+    way: str, n_tokens: int, length: int = 256, batch: int = 2, share: str = "25 %"
+) -> Callable[[Bench], dict[str, Any]]:
     """What LoRA on the teacher's logits makes of the student that the command leaves."""
 
     def cell(bench: Bench) -> dict[str, Any]:
-        run = folder_of(bench, way)
+        run = folder_of(bench, way, share)
         folder = run.with_name(f"{run.name}-healed-{n_tokens}{'' if length == 256 else f'-{length}'}")
         if not (folder / "verification.json").exists():
             asked = ["--method", "lora", "--tokens", str(n_tokens), "--length", str(length), "--batch", str(batch)]
@@ -249,6 +251,7 @@ CELLS: dict[str, Callable[[Bench], dict[str, Any]]] = {
             ("closed forms", 98_304),
         )
     },
+    **{f"command low {share}, healed, 98304": healed("low", 98_304, share=share) for share in ("50 %", "40 %", "10 %")},
     **{f"command low, healed, {n_tokens}, whole samples": healed("low", n_tokens, 1024, 1) for n_tokens in (49_152, 98_304)},
     **{f"fit {name} 25 %": fitted(name, "25 %") for name in AT_25},
     "repaired 25 % other": repaired("25 %", "other"),
