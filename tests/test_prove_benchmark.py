@@ -88,6 +88,14 @@ def test_rows_are_written_one_by_one_and_not_run_again(prove_script, run, monkey
     asked.clear()
     _, rows = run("--engines", "transformers,vllm,llama.cpp")
     assert {engine for _, engine in asked} == {"transformers"} and all(one["version"] for one in rows)
+
+    # An engine that failed, for want of memory or a network perhaps, is asked again; one that says something else is not.
+    content["rows"] = [row | {"version": ENGINES[row["engine"]].version} for row in rows if row["engine"] == "transformers"]
+    content["rows"][0]["verdict"], content["rows"][1]["verdict"] = "fails: no room", "differs"
+    (tmp_path / "rows.json").write_text(json.dumps(content))
+    asked.clear()
+    run("--engines", "transformers")
+    assert len(asked) == 1
     said = capsys.readouterr().out
     assert "vllm: not proved here (4 of 4 rows are of an earlier run): vllm cannot be installed: no package" in said
     assert "17 rows: 6 run now, 0 wrong" in said
