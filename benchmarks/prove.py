@@ -5,9 +5,9 @@
 `make prove` installs the engines and runs this. Every row is `shoal verify FILE --against MODEL --engine NAME`: the same 96
 token ids in the engine and in transformers, and 16 greedy tokens. A row is written as soon as it is there, and one that stands
 in the results with the same version of engine and transformers is not run again, unless the engine failed: a run that was
-killed goes on where it was. An engine that is not installed gives a row that says why, unless it was proved before. Beside a file in half precision the
-uncut model in the same format is run, too: what engines do to it is the noise of the format. Results:
-benchmarks/results/prove.json; --page writes their table into docs/serving.md.
+killed goes on where it was. An engine that is not installed gives a row that says why, unless it was proved before. Beside a
+file in half precision the uncut model in the same format is run, too: what engines do to it is the noise of the format.
+Results: benchmarks/results/prove.json; --page writes their table into docs/serving.md.
 """
 
 import argparse
@@ -111,7 +111,7 @@ class Rows:
         self.rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
 
     def stands(self, key: tuple[str, ...], engine: Engine) -> bool:
-        """Whether a row is there, of this version; any row will do where the engine is not here. One that failed is run again."""
+        """Whether a row is there, of this version, that did not fail; any row will do where the engine is not here."""
         row = next((one for one in self.rows if tuple(one[name] for name in KEY) == key), None)
         if row is None or row["version"] is None:
             return False
