@@ -36,6 +36,13 @@ def test_rising_is_the_papers_line():
     assert divided(RANKS["falling"].weights(RankEvidence(5)), [10] * 5, 8) == (12, 10, 8, 6, 4)
 
 
+def test_no_layer_gets_more_than_its_maps_are_wide():
+    """It was refused, after all the work before it, where the schedule and not the rank that was asked for led there."""
+    assert divided([1, 1, 1, 9], [10] * 4, 4, most=8) == (3, 3, 2, 8)
+    assert divided([0, 0, 1, 1], [10] * 4, 6, most=8) == (4, 4, 8, 8)
+    assert divided([0, 0, 1, 1], [10] * 4, 8, most=8) == (8, 8, 8, 8)
+
+
 def test_near_cut_is_largest_on_both_sides_of_the_cut():
     cut = CutPlace.of_kept((0, 1, 2, 3, 8, 9), 10)
     assert cut.interfaces == (4,) and cut.distances() == (3, 2, 1, 0, 0, 1)

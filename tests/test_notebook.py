@@ -1,16 +1,32 @@
 """Shoal in a notebook: one call by name, a result that prints in a few lines, progress that is seen."""
 
 import builtins
+import json
 import sys
 from contextlib import redirect_stdout
 
 import pytest
 
-from shoal import compress, load_recipe
+from shoal import compare_models, compress, load_recipe, open_model
+from shoal.measure.scan import Scan
 from shoal.words.progress import LogLines
+from shoal.words.refusal import in_one_line
 from shoal.words.types import Span
 
 TEXT = {"samples": 8, "length": 16, "selection": 8, "evaluation": 4}
+
+
+class Page:
+    """IPython's printer, as far as a value that knows its own text needs it."""
+
+    def text(self, said):
+        self.said = said
+
+
+def shown(value):
+    page = Page()
+    value._repr_pretty_(page, False)
+    return page.said
 
 
 def options(small):
@@ -25,6 +41,9 @@ def test_a_recipe_by_its_name_and_a_result_that_is_short(small, tmp_path, capsys
     assert capsys.readouterr().out == "", "a program is not talked to"
     again = compress(load_recipe("default", options(small)), tmp_path / "b")
     assert again.evaluation == outcome.evaluation
+    assert shown(outcome.plan) in said and shown(outcome.evaluation) in said
+    both = shown(compare_models([small["model"], str(tmp_path / "b")], recipe=load_recipe("default", options(small))))
+    assert both.count("\n") == 2 and "4 layers" in both and f"KL {outcome.evaluation.quality.kl:.4g}" in both
     changed = compress(load_recipe("default", options(small)), tmp_path / "c", drop="1")
     assert changed.plan.after.layers == 5
 
@@ -61,6 +80,11 @@ def test_what_belongs_to_the_opening_is_shown_its_place():
     assert "known:" not in str(told.value)
 
 
+def test_a_recipe_at_the_end_of_a_cell_is_its_file():
+    recipe = load_recipe("uidl")
+    assert shown(recipe) == recipe.to_yaml() and shown(recipe.text) == repr(recipe.text)
+
+
 def test_one_text_needs_no_list(small):
     text = {"sources": small["text"], "samples": 8}
     assert load_recipe("default", {"text": text}).text.sources == (small["text"],)
@@ -80,6 +104,35 @@ def test_tables_of_a_scan_are_short_on_the_screen_and_take_the_number_of_a_layer
         ValueError, match=r"'angular' of which tokens\? angular/every, angular/last, angular/rest, angular/sink"
     ):
         _ = outcome.scan["angular"]
+
+
+def test_what_is_refused_is_one_line_and_a_fault_keeps_its_frames(small, tmp_path):
+    """IPython formats fifty lines of frames of an error that is not asked how it is to be shown."""
+    for refused in (
+        lambda: compress("defualt", tmp_path / "run", model=small["model"]),
+        lambda: compress("default", tmp_path / "run", **{**options(small), "drop": "40"}),
+        lambda: load_recipe("default", {"modle": "x"}),
+        lambda: open_model(tmp_path / "nowhere"),
+        lambda: compare_models("one"),
+        lambda: Scan.load(tmp_path),
+    ):
+        with pytest.raises(ValueError) as told:
+            refused()
+        (line,) = told.value._render_traceback_()
+        assert line == f"ValueError: {told.value}" and told.value.__traceback__.tb_next is not None
+    with pytest.raises(ValueError) as told:
+        in_one_line(json.loads)("{")
+    assert not hasattr(told.value, "_render_traceback_"), "an error of a library is a fault, and its frames are needed"
+
+
+def test_an_interrupted_cell_says_how_the_run_goes_on(small, tmp_path):
+    def stop(what, done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as told:
+        compress("default", tmp_path / "run", progress=stop, **options(small))
+    (line,) = told.value._render_traceback_()
+    assert "from its last finished stage" in line
 
 
 def test_lines_stay_on_the_stream_they_began_on(capsys):

@@ -142,6 +142,7 @@ def test_it_is_left_out_of_little_text_and_of_little_memory(small, tmp_path, mon
         ({"tokens": 10**9}, "too little text"),
         ({"predict": "answers"}, "chat template"),
         ({"teacher_cache": 4, "objective": "next_token"}, "teacher_cache=4 is not read"),
+        ({"rank": 99}, "rank 99 is above the width of .*k_proj .*--rank 16 or less"),
     ],
 )
 def test_a_healing_that_would_be_refused_is_so_before_the_cut(asked, said, small, tmp_path):

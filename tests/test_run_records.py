@@ -9,7 +9,8 @@ from world import write_model
 from shoal.edits.plan import Plan
 from shoal.measure.scan import Scan
 from shoal.recipes.recipe_file import load_recipe
-from shoal.run.folder import RunFolder, RunRecord, StageRecord
+from shoal.run.asked import flat
+from shoal.run.folder import OtherRun, RunFolder, RunRecord, StageRecord
 from shoal.words.reading import inside, read_json
 from shoal.words.yaml_text import parse_yaml
 
@@ -41,6 +42,33 @@ def edit_record(change):
     change(record)
     with open("run/run.json", "w") as file:
         json.dump(record, file)
+
+
+def test_a_folder_of_another_run_says_what_differs(tmp_path):
+    """It named nothing: which of thirty options is another had to be found by eye."""
+
+    def said(asked, stage="plan"):
+        folder = RunFolder(tmp_path / "run", version="1")
+        folder.asked = flat(asked)
+        with pytest.raises(OtherRun) as told:
+            folder.is_done(stage, "another key")
+        return str(told.value)
+
+    first = {"text": {"sources": ["a.txt"], "length": None}, "drop": "4", "protect": [0, -1], "dtype": None, "heal": None}
+    folder = RunFolder(tmp_path / "run", version="1")
+    folder.asked = flat(first)
+    folder.finish("scan", "key", seconds=1.0, files=())
+    folder.asked = flat({**first, "drop": "5"})  # Another budget goes on with the same scan.
+    folder.finish("plan", "key", seconds=1.0, files=())
+    assert "text (drop was 5, now 6); add --overwrite" in said({**first, "drop": "6"})
+    assert "text (drop was 4, now 6); add --overwrite" in said({**first, "drop": "6"}, "scan")
+    assert "text (drop was 5, now 4; dtype was none, now bfloat16)" in said({**first, "dtype": "bfloat16"})
+    more = said({**first, "drop": "6", "text": {"sources": ["b.txt"], "length": 8}, "protect": [], "heal": {"rank": 8}})
+    assert "(text.sources was a.txt, now b.txt; text.length was none, now 8; drop was 5, now 6; and 2 more)" in more
+    assert "(the same options, so what a file holds has changed)" in said({**first, "drop": "5"})
+    assert len(RunRecord.load(tmp_path / "run" / "run.json").asked) == 2
+    RunRecord(version="1", stages={"plan": StageRecord(key="0", seconds=0.0)}).save(tmp_path / "run" / "run.json")
+    assert "model or text; add --overwrite" in said(first), "a record of an older version says nothing of what was asked"
 
 
 OUTSIDE = ["../victim", "{cwd}/victim", "model/../../victim", "..", ".", "", "run/../../victim", "x" * 5000, "a\0b"]

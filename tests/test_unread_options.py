@@ -213,3 +213,9 @@ def test_a_selector_that_merges_brings_its_own_guard(select):
     assert with_options("default", select=select).guard == 1
     with pytest.raises(ValueError, match="--guard 1"):
         with_options("default", select=select, guard=4)
+
+
+def test_an_option_of_another_verb_names_that_verb_beside_what_is_near(shoal, tmp_path):
+    """``--memory`` of compress was answered with --metric, and where it is was kept back."""
+    code, _, err = shoal("compress", "model", "--memory", "--out", "out")
+    assert code == 2 and "No such option: --memory" in err and "(plan has it; see 'shoal compress --help')" in err

@@ -11,17 +11,16 @@ import threading
 import time
 import traceback
 import warnings
-from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 from shoal.cli.noise import show_warning, silence_libraries, write_in_any_encoding
 from shoal.engine.out_of_memory import is_out_of_memory
 from shoal.engine.workers import LostWorker, join, report_failure
+from shoal.words.refusal import is_refusal
 
 INTERRUPTED = 130
 UNTIL_THE_LAUNCHER_ACTS = 6.0  # Launchers look at their processes more often than every so many seconds.
-HERE = Path(__file__).parent.parent
 
 
 def main() -> NoReturn:
@@ -75,8 +74,8 @@ def _meant(error: Any) -> str:
 
 
 def _verbs_with(error: Any) -> str:
-    """Which other verbs have an option that this one has not and nothing like it either."""
-    option = "" if getattr(error, "possibilities", None) else getattr(error, "option_name", "")
+    """Which other verbs have an option that this one has not."""
+    option = getattr(error, "option_name", "")
     group = error.ctx.find_root().command
     verbs = [
         name
@@ -113,10 +112,7 @@ def _report(error: Exception) -> int:
     if isinstance(error, PermissionError) or isinstance(error, OSError) and error.errno == errno.EROFS:
         _fail(f"error: no permission to read or write {error.filename}; choose another place or change its rights")
         return 2
-    if isinstance(error, ImportError) and "shoal[" in str(error):
-        _fail(f"error: {error}")
-        return 2
-    if isinstance(error, ValueError) and _raised_by_us(error):
+    if is_refusal(error):
         _fail(f"error: {' '.join(str(error).split())}")
         return 2
     if is_out_of_memory(error):
@@ -132,12 +128,6 @@ def _report(error: Exception) -> int:
         return 1
     _fail(f"{''.join(traceback.format_exception(error))}this is a fault of shoal, not of your input: please report it")
     return 1
-
-
-def _raised_by_us(error: Exception) -> bool:
-    """True for an error that shoal raised on purpose; one from deep inside a library is a fault to be reported."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and HERE in Path(frames[-1].filename).parents
 
 
 def _fail(text: str) -> None:

@@ -23,6 +23,7 @@ from shoal.engine.spread import device_map, devices_of
 from shoal.engine.wide_products import widen
 from shoal.words.reading import guarded, read_json
 from shoal.words.records import nearest
+from shoal.words.refusal import in_one_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -60,6 +61,7 @@ class Opened:
         return self.tokenizer
 
 
+@in_one_line
 def open_model(source: str | Path, opening: Opening = Opening()) -> Opened:
     """Open a local folder or a hub id.
 

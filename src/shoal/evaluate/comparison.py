@@ -39,6 +39,11 @@ class Compared(Record):
     tasks: tuple[TaskFigures, ...] = ()
     against_first: Benchmark | None = None
 
+    def __str__(self) -> str:
+        cost, kl = self.figures.cost, "" if self.quality is None else f", KL {self.quality.kl:.4g}"
+        said = f"{cost.layers} layers, {cost.parameters:,} parameters, {self.bits_per_byte:.4g} bits per byte{kl}"
+        return f"{self.figures.name}: {said}{f'; {self.why_not}' if self.why_not else ''}"
+
 
 class Comparison(Record):
     """The models in the order given. ``provenance``: the text, and the first model; ``n_bytes``: of the text."""
@@ -46,6 +51,10 @@ class Comparison(Record):
     models: tuple[Compared, ...]
     n_bytes: int
     provenance: Provenance
+
+    def __str__(self) -> str:
+        """A line for each model."""
+        return "\n".join([*map(str, self.models), f"on {self.provenance.text_said}"])
 
 
 def bits_per_byte(found: Perplexity, n_bytes: int) -> float:

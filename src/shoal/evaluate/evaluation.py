@@ -68,6 +68,14 @@ class Evaluation(Record):
     whole: tuple[WholeText, WholeText] | None = None
     provenance: Provenance
 
+    def __str__(self) -> str:
+        """Two lines: what the student has left, and what that cost."""
+        teacher, student = self.teacher, self.student
+        return (
+            f"parameters {teacher.cost.parameters:,} -> {student.cost.parameters:,}\n"
+            f"perplexity {teacher.perplexity.value:.4g} -> {student.perplexity.value:.4g}, KL {self.quality.kl:.4g}"
+        )
+
 
 def compare(
     teacher: DecoderView,

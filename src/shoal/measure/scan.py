@@ -17,6 +17,7 @@ from shoal.measure.anatomy import Anatomy
 from shoal.measure.gram import GramObserver
 from shoal.words.reading import guarded, read_bytes
 from shoal.words.records import Provenance, Record, nearest, stable_hash, write_atomically
+from shoal.words.refusal import in_one_line
 from shoal.words.types import Batch, SpanTable
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Scan:
     def n_layers(self) -> int:
         return len(self.anatomy.norm_rest) - 1
 
+    @in_one_line
     def __getitem__(self, name: str) -> SpanTable:
         """Raises ValueError: no such table (says which there are)."""
         if name not in self.tables:
@@ -101,6 +103,7 @@ class Scan:
         ).save(Path(folder) / FILE)
 
     @classmethod
+    @in_one_line
     def load(cls, folder: Path) -> Scan:
         """Read what :meth:`save` wrote.
 

@@ -363,6 +363,9 @@ class Recipe(Record):
         named = () if self.layers is None else parse_units(self.layers, option="--layers")
         return self.prune is not None or self.units != "layers" or any(one.kind != "layer" for one in named)
 
+    def __str__(self) -> str:
+        return self.to_yaml()
+
     def to_yaml(self) -> str:
         """All fields that something reads."""
         from shoal.recipes.unread import unread_keys

@@ -11,6 +11,7 @@ from shoal.recipes.unread import refuse_unread_keys
 from shoal.select.table import selects_merges
 from shoal.words.reading import shortened
 from shoal.words.records import nearest
+from shoal.words.refusal import in_one_line
 from shoal.words.yaml_text import read_yaml
 
 
@@ -19,6 +20,7 @@ def recipe_without_keys() -> Recipe:
     return RECIPES["default"].recipe.model_copy(update={"name": "custom", "about": "", "papers": ()})
 
 
+@in_one_line
 def load_recipe(name_or_path: str = "default", changes: Mapping[str, Any] | None = None) -> Recipe:
     """A named recipe, or one read from a YAML file, with changes on top.
 

@@ -11,6 +11,7 @@ from shoal.engine.opening import Opening
 from shoal.engine.quantised import order_for
 from shoal.engine.workers import join
 from shoal.recipes.recipe import Recipe
+from shoal.run.asked import asked_of
 from shoal.run.folder import RunFolder
 from shoal.run.healing.heal_bench import refuse_unhealable
 from shoal.run.job import (
@@ -70,6 +71,7 @@ def open_to_choose(
         if recipe.model is not None:
             opening = settled(recipe.model, opening, share=share, say=say)
         inputs = open_inputs(recipe, opening, share=share)
+        folder.asked = asked_of(recipe, inputs.opened)
     if inputs.opened.quantised is not None:
         order = order_for(inputs.opened.quantised, inputs.opened.path)
         say(f"Quantised ({inputs.opened.quantised}): layers are taken out file to file, and nothing is repaired; {order}")

@@ -22,9 +22,11 @@ from shoal.recipes.recipe_file import load_recipe
 from shoal.run.asked_tasks import Tasks, answer_tasks
 from shoal.run.job import LONGEST_DEFAULT, Inputs, open_inputs, refuse_unknown_tokens, window_of
 from shoal.text.start import start_tokens
-from shoal.words.progress import each_batch
+from shoal.words.progress import each_batch, told
+from shoal.words.refusal import in_one_line
 
 
+@in_one_line
 def compare_models(
     models: Sequence[str],
     *,
@@ -42,6 +44,8 @@ def compare_models(
         ValueError: fewer than two models, a length beyond the shortest window, and everything that opening models and text and
             scoring tasks can meet.
     """
+    if isinstance(models, str):
+        raise ValueError(f"compare_models takes a list of models, and got the text {models!r}; write [{models!r}, ...]")
     if len(models) < 2:
         raise ValueError(f"compare got {len(models)} model(s), needs at least 2; `shoal eval` measures one")
     sources = [checkpoint_of(name) for name in models]
@@ -57,7 +61,8 @@ def compare_models(
             found.append(side.other(name, opened))
         return Comparison(models=tuple(found), n_bytes=side.n_bytes, provenance=inputs.provenance(inputs.evaluation))
 
-    return inputs.workers.from_first(measure)
+    with told(None):
+        return inputs.workers.from_first(measure)
 
 
 def checkpoint_of(name: str) -> str:

@@ -24,6 +24,7 @@ from shoal.run.stages.table import STAGES
 from shoal.train.train_result import TrainResult
 from shoal.words.progress import Progress, told
 from shoal.words.records import write_atomically
+from shoal.words.refusal import in_one_line
 
 if TYPE_CHECKING:
     from shoal.run.healing.heal_checkpoint import HealedInRun
@@ -51,11 +52,9 @@ class Outcome:
 
     def __repr__(self) -> str:
         """A few lines: what was removed, what that cost, where it lies. Every value is an attribute."""
-        teacher, student = self.evaluation.teacher, self.evaluation.student
         lines = [
             f"{self.plan}",
-            f"parameters {teacher.cost.parameters:,} -> {student.cost.parameters:,}",
-            f"perplexity {teacher.perplexity.value:.4g} -> {student.perplexity.value:.4g}, KL {self.evaluation.quality.kl:.4g}",
+            f"{self.evaluation}",
             *([f"not healed: {self.not_healed}"] if self.not_healed else []),
             f"checkpoint {self.model}",
             f"report {self.folder / 'report.html'}",
@@ -63,6 +62,7 @@ class Outcome:
         return "\n".join(lines)
 
 
+@in_one_line
 def compress(
     recipe: Recipe | str,
     out: str | Path,

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shoal.engine.workers import ALONE, Workers
+from shoal.run.asked import Asked, differences
 from shoal.run.lock import hold
 from shoal.words.reading import inside
-from shoal.words.records import Record
+from shoal.words.records import Record, stable_hash
 
 RECORD = "run.json"
 NOT_HEALED = "not_healed.txt"
@@ -22,15 +23,19 @@ BEGUN = {RECORD, NOT_HEALED, "recipe.yaml", "heal.request.json"}
 
 
 class StageRecord(Record):
-    """One finished stage: hash of its inputs, wall seconds, and the files it left (relative to the folder)."""
+    """One finished stage: hash of its inputs, wall seconds, and the files it left (relative to the folder).
+
+    ``asked`` is the name, among those of the run record, of what was asked for then.
+    """
 
     key: str
     seconds: float
     files: tuple[str, ...] = ()
+    asked: str = ""
 
 
 class RunRecord(Record):
-    """``run.json``: what was run, with which versions, and which stages are done."""
+    """``run.json``: what was run, with which versions, which stages are done, and what they were asked for, for people."""
 
     program: str = "shoal"
     version: str
@@ -38,6 +43,7 @@ class RunRecord(Record):
     versions: dict[str, str] = {}
     n_workers: int = 1
     stages: dict[str, StageRecord] = {}
+    asked: dict[str, dict[str, str]] = {}
 
 
 class OtherRun(ValueError):
@@ -51,6 +57,7 @@ class RunFolder:
         path: new, empty, or left by an earlier run.
         version, command, versions: written into ``run.json``.
         overwrite: finished stages with other inputs may be replaced.
+        asked: what the job is asked for; empty until that is known.
         workers: the processes of the job; the first alone touches the folder, all of them learn what is done.
     Raises:
         ValueError: the folder holds files that no run of ours left, is a file, or is in use by another process.
@@ -69,18 +76,19 @@ class RunFolder:
         self.path = Path(path)
         self.overwrite = overwrite
         self.workers = workers
+        self.asked: Asked = {}
         self._is_new = not self.path.exists()
-        stages = workers.from_first(self._take)
+        stages, asked = workers.from_first(self._take)
         self.record = RunRecord(
-            version=version, command=command, versions=versions or {}, n_workers=workers.size, stages=stages
+            version=version, command=command, versions=versions or {}, n_workers=workers.size, stages=stages, asked=asked
         )
         if (
             workers.is_first and not (self.path / RECORD).exists()
         ):  # Otherwise the record is written when a stage is done: a refused run leaves it as it was.
             self._save()
 
-    def _take(self) -> dict[str, StageRecord]:
-        """Lock the folder for this job; the stages that stand in it."""
+    def _take(self) -> tuple[dict[str, StageRecord], dict[str, dict[str, str]]]:
+        """Lock the folder for this job; the stages that stand in it, and what they were asked for."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"--out {self.path} is a file; give a new or empty folder")
         try:
@@ -92,13 +100,13 @@ class RunFolder:
             ) from None
         hold(self.path)
         if (self.path / RECORD).exists():
-            stages = RunRecord.load(self.path / RECORD).stages
-            for name in [file for stage in stages.values() for file in stage.files] + ["model"]:
+            stands = RunRecord.load(self.path / RECORD)
+            for name in [file for stage in stands.stages.values() for file in stage.files] + ["model"]:
                 self._inside(name)
-            return stages
+            return stands.stages, stands.asked
         if any(p for p in self.path.iterdir() if not p.name.startswith(f".{RECORD}.")):
             raise ValueError(f"--out {self.path} is not empty and was not written by shoal; give a new or empty folder")
-        return {}
+        return {}, {}
 
     @contextmanager
     def unless_refused(self) -> Iterator[None]:
@@ -132,18 +140,31 @@ class RunFolder:
     def _has_key(self, stage: str, done: StageRecord, key: str) -> bool:
         if done.key != key and not self.overwrite:
             raise OtherRun(
-                f"{self.path} holds the stage {stage!r} of a run with other options, model or text; "
-                "add --overwrite to replace it (unchanged stages are kept; in Python overwrite=True), or give another --out"
+                f"{self.path} holds the stage {stage!r} of a run with other options, model or text"
+                f"{self.otherwise(stage)}; add --overwrite to replace it (unchanged stages are kept; in Python "
+                "overwrite=True), or give another --out"
             )
         return done.key == key
+
+    def otherwise(self, stage: str = "") -> str:
+        """What this job is asked for otherwise than a stage was, or the last one that is done; empty where nobody knows."""
+        done = self.record.stages.get(stage) or next(reversed(self.record.stages.values()), None)
+        before = self.record.asked.get(done.asked) if done else None
+        if not before or not self.asked:
+            return ""
+        return f" ({differences(before, self.asked) or 'the same options, so what a file holds has changed'})"
 
     def finish(self, stage: str, key: str, *, seconds: float, files: Iterable[str]) -> None:
         """Record a stage whose files are all in place; every worker comes here, and goes on when it is recorded.
 
         What the stage freed goes back to the system.
         """
-        entry = StageRecord(key=key, seconds=round(seconds, 3), files=tuple(files))
-        self.record = self.record.model_copy(update={"stages": {**self.record.stages, stage: entry}})
+        name = stable_hash(self.asked) if self.asked else ""
+        entry = StageRecord(key=key, seconds=round(seconds, 3), files=tuple(files), asked=name)
+        stages = {**self.record.stages, stage: entry}
+        known = {**self.record.asked, name: dict(self.asked)}
+        asked = {one.asked: known[one.asked] for one in stages.values() if one.asked in known and one.asked}
+        self.record = self.record.model_copy(update={"stages": stages, "asked": asked})
         self.workers.on_first(self._save)
         from shoal.engine.streamed import return_freed_memory  # A stage has loaded torch; reading a folder has not.
 

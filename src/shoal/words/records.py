@@ -39,6 +39,10 @@ class Record(BaseModel):
     def save(self, path: Path) -> None:
         write_atomically(path, self.to_json().encode())
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What IPython shows of a value at the end of a cell: its text for people, where it has one."""
+        printer.text(repr(self) if type(self).__str__ is BaseModel.__str__ else str(self))
+
     @classmethod
     def from_json(cls, text: str | bytes, *, where: str = "the JSON text") -> Self:
         """Raises ValueError with one line: where, and of every field that is wrong what was got and what is allowed."""

@@ -25,6 +25,7 @@ from shoal.measure.oracle import Oracle
 from shoal.measure.scan import Scan
 from shoal.recipes.reads import needs_scan
 from shoal.recipes.recipe import Recipe
+from shoal.run.asked import asked_of
 from shoal.run.asking import oracle, request_of, why_not
 from shoal.run.begin import open_folder
 from shoal.run.curve.methods import check_methods, is_plain
@@ -88,6 +89,7 @@ def measure_curves(
     shared = first.model_copy(update={"observers": observers})  # One scan serves all methods.
     with folder.unless_refused():
         base = open_inputs(shared, opening, share=SHARE_BESIDE_STUDENT)
+        folder.asked = asked_of(shared, base.opened, tasks=[task.name for task in tasks])
         size = model_size(base.view)
         counts = counts_in(drop, size, protected=base.recipe.protected(size.n_layers), n_points=n_points)
         check_counts(methods, counts, base.view, size)

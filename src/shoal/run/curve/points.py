@@ -18,6 +18,7 @@ from shoal.measure.oracle import Oracle, Quality
 from shoal.measure.scan import Scan
 from shoal.recipes.reads import needs_scan
 from shoal.recipes.recipe import Recipe
+from shoal.run.asked import asked_of
 from shoal.run.asking import oracle
 from shoal.run.begin import open_folder
 from shoal.run.curve.methods import slug
@@ -184,6 +185,7 @@ def make_cut(
     """
     started, recipe = time.monotonic(), inputs.recipe.model_copy(update={"drop": str(n_net), "parameters": None})
     own = open_folder(point_path(folder, method, n_net), command=command, overwrite=folder.overwrite)
+    own.asked = asked_of(recipe, inputs.opened, tasks=[task.name for task in bench.tasks])
     scan = found if needs_scan(recipe) else None
     state = State(inputs, budget=parse_budget(str(n_net)), judge=judge, sets=folder, scan=scan)
     with labelled(f"{label}: "):

@@ -187,14 +187,19 @@ def chats_of(inputs: Inputs, name: str) -> TextRows:
 
 def refuse_unhealable(inputs: Inputs, config: HealConfig) -> None:
     """Raises ValueError, before a run cuts anything, for a healing that would be refused when it begins: too few tokens or too
-    little text for one step, no conversations, nobody who writes, an objective that does not go with the other options."""
+    little text for one step, no conversations, nobody who writes, an objective that does not go with the other options, a
+    rank above the width of a map."""
     with quiet_training():
         from shoal.train.heal.arguments import n_processes
+        from shoal.train.heal.lora import refuse_wide_rank
+        from shoal.train.heal.lora_targets import linear_maps
         from shoal.train.heal.losses import objective_of
         from shoal.train.heal.text_rows import TextRows
         from shoal.train.heal.train import samples_of, steps_of
 
     objective_of(config, has_teacher=True)
+    if TRAINABLE.named(config.method).has_adapters:
+        refuse_wide_rank(linear_maps(inputs.view.model, config.targets), config.rank)
     refuse_no_writer(inputs, config, has_teacher=True)
     if config.predict == "answers":  # All of them may be millions, and are read when they are trained on.
         chats_of(inputs, "selection")

@@ -9,6 +9,7 @@ from shoal.engine.opening import Opening
 from shoal.evaluate.evaluation import Evaluation
 from shoal.measure.oracle import Quality
 from shoal.recipes.recipe import Recipe
+from shoal.run.asked import asked_of
 from shoal.run.begin import Say, open_folder, say_nothing, settled
 from shoal.run.comparing import checkpoint_of
 from shoal.run.folder import RunFolder
@@ -83,6 +84,7 @@ def heal(
     with quiet_training():
         with folder.unless_refused():
             bench = HealBench(inputs, request, student)
+        folder.asked = asked_of(asked, inputs.opened, **request.model_dump(mode="json"), student_weights=bench.fingerprint)
         inputs.workers.on_first(lambda: request.save(folder / "heal.request.json"))
         return heal_stages(bench, folder, command=command)
 

@@ -117,8 +117,8 @@ def claim(folder: RunFolder, name: str, key: str) -> None:
     if mark.exists() and mark.read_text() != key:
         if not folder.overwrite:
             raise OtherRun(
-                f"{folder / name} holds an unfinished run with other options, model or text; add --overwrite to drop it, "
-                "or give another --out"
+                f"{folder / name} holds an unfinished run with other options, model or text{folder.otherwise()}; "
+                "add --overwrite to drop it, or give another --out"
             )
         shutil.rmtree(folder / name)
     write_atomically(mark, key.encode())

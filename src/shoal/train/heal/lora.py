@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from shoal.train.heal.lora_targets import costs, linear_maps
+from shoal.train.heal.lora_targets import TargetMap, costs, linear_maps
 from shoal.train.heal.ranks import RANKS, RankEvidence, divided
 
 if TYPE_CHECKING:
@@ -28,13 +28,9 @@ def add_adapters(model: Any, config: HealConfig, evidence: RankEvidence) -> Any:
     import peft
 
     maps = linear_maps(model, config.targets)
-    ranks = divided(RANKS.named(config.ranks).weights(evidence), costs(maps, evidence.n_layers), config.rank)
-    narrow = min(maps, key=lambda one: min(one.n_in, one.n_out) - ranks[one.layer])
-    width = min(narrow.n_in, narrow.n_out)
-    if ranks[narrow.layer] > width:
-        raise ValueError(
-            f"rank {ranks[narrow.layer]} is above the width of {narrow.name} ({width}); give --rank {width} or less"
-        )
+    width = refuse_wide_rank(maps, config.rank)
+    weights = RANKS.named(config.ranks).weights(evidence)
+    ranks = divided(weights, costs(maps, evidence.n_layers), config.rank, most=width)
     scale = (config.alpha or config.rank) / config.rank
     pattern = {} if len(set(ranks)) == 1 else {one.name: ranks[one.layer] for one in maps}
     made = peft.LoraConfig(
@@ -51,6 +47,15 @@ def add_adapters(model: Any, config: HealConfig, evidence: RankEvidence) -> Any:
         fan_in_fan_out=type(maps[0].module).__name__ == "Conv1D",
     )
     return peft.get_peft_model(model, made)
+
+
+def refuse_wide_rank(maps: Sequence[TargetMap], rank: int) -> int:
+    """The width of the narrowest map, which has no more directions to train. Raises ValueError for a rank above it."""
+    narrow = min(maps, key=lambda one: min(one.n_in, one.n_out))
+    width = min(narrow.n_in, narrow.n_out)
+    if rank > width:
+        raise ValueError(f"rank {rank} is above the width of {narrow.name} ({width}); give --rank {width} or less")
+    return width
 
 
 def _escaped(name: str) -> str:

@@ -83,7 +83,7 @@ RANKS: Entries[RankSchedule] = by_name(
 )
 
 
-def divided(weights: Sequence[float], costs: Sequence[int], rank: int) -> tuple[int, ...]:
+def divided(weights: Sequence[float], costs: Sequence[int], rank: int, *, most: int | None = None) -> tuple[int, ...]:
     """Ranks in proportion to the weights that cost together at most what ``rank`` everywhere costs.
 
     Each layer with a map gets rank 1 at least, which the others make up for. The fractions that rounding down cuts off go back
@@ -91,6 +91,7 @@ def divided(weights: Sequence[float], costs: Sequence[int], rank: int) -> tuple[
 
     Args:
         weights, costs: per layer; a cost of 0 is a layer without adapted maps and gets rank 0.
+        most: no layer gets more, and the others take what it leaves; ``rank`` at least.
     Raises:
         ValueError: no layer has a cost, or the weights are all 0.
     """
@@ -99,7 +100,9 @@ def divided(weights: Sequence[float], costs: Sequence[int], rank: int) -> tuple[
     if not scale > 0:
         raise ValueError("no layer has both a map to adapt and a weight above 0; choose other targets or another schedule")
     sizes = {layer: cost for layer, cost in enumerate(costs) if cost}
-    found = scaled(sizes, {layer: weights[layer] for layer in sizes}, rank, least=1.0, most=float(budget))
+    # A layer of weight 0 gets more than rank 1 only where all others are at the limit.
+    above_0 = {layer: max(weights[layer], 1e-9 * max(weights)) for layer in sizes}
+    found = scaled(sizes, above_0, rank, least=1.0, most=float(most or budget))
     shares = [found.get(layer, 0.0) for layer in range(len(costs))]
     ranks = [math.floor(share + 1e-9) for share in shares]
 
