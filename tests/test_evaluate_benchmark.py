@@ -270,6 +270,7 @@ def test_stability_of_folders(shoal, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
+        ("config.json", '{"architectures": []}', "shoal compare TEACHER STUDENT --task"),
         ("quiz.json", "{}", "has no items"),
         ("quiz.json", '{"0": {"label: A": {"PPL": 1.0}, "prediction": "A"}}', "item '0': 'gold' is missing"),
         ("quiz.json", '{"0": {"label: A": {"PPL": NaN}, "prediction": "A", "gold": "A"}}', "are not finite"),

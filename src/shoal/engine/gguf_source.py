@@ -49,8 +49,8 @@ def gguf_in(source: Path) -> Path | None:
 def dequantised(path: Path) -> Path:
     """The plain checkpoint folder of a GGUF file, written now unless an earlier call has.
 
-    Said aloud by a :class:`DequantisedSource` warning. The folder lies under ``$XDG_CACHE_HOME/shoal/gguf`` (``~/.cache`` by
-    default).
+    Said aloud, once, by a :class:`DequantisedSource` warning. The folder lies under ``$XDG_CACHE_HOME/shoal/gguf``
+    (``~/.cache`` by default).
 
     Raises:
         ValueError: as :func:`write_dequantised`.
@@ -60,8 +60,14 @@ def dequantised(path: Path) -> Path:
     folder = _cache() / f"{path.stem}-{_identity(path.absolute(), stat.st_size, stat.st_mtime_ns)}"
     if not (folder / "config.json").exists():
         write_dequantised(path, folder)
-    warnings.warn(f"{path} is a GGUF file; its weights were dequantised into {folder}", DequantisedSource, stacklevel=2)
+    _say(path, folder)
     return folder
+
+
+@lru_cache(maxsize=64)
+def _say(path: Path, folder: Path) -> None:
+    """Said once; Python's own record of what was said is lost whenever a library changes a filter of warnings."""
+    warnings.warn(f"{path} is a GGUF file; its weights were dequantised into {folder}", DequantisedSource, stacklevel=3)
 
 
 def write_dequantised(path: Path, folder: Path, *, card: str | None = None) -> None:
@@ -171,6 +177,7 @@ def _load(path: Path, *, dtype: str, has_tokenizer: bool) -> tuple[Any, Any | No
     import torch
     import transformers
     from huggingface_hub.errors import StrictDataclassError
+    from transformers import modeling_gguf_pytorch_utils as unpacking
 
     from shoal.engine.open import quiet_loading, refuse_other_tensors
 
@@ -179,6 +186,7 @@ def _load(path: Path, *, dtype: str, has_tokenizer: bool) -> tuple[Any, Any | No
     if hasattr(transformers, "GgufConfig"):  # Older versions always unpack; newer ones keep the blocks unless asked not to.
         packed["quantization_config"] = transformers.GgufConfig(dequantize=True)
     where = str(path.parent)
+    unpacking.tqdm = transformers.logging.tqdm  # Its own bar, alone among those of transformers, cannot be turned off.
     with quiet_loading():
         try:
             model, info = transformers.AutoModelForCausalLM.from_pretrained(

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from shoal.engine.open import Opened
     from shoal.recipes.recipe import Recipe
 
-Asked = Mapping[str, str]
+AskedFor = Mapping[str, str]
 """Values by their dotted names, ``fit.tokens``; what is none or empty has no entry."""
 
 FOR_PEOPLE = ("about", "papers")
 MOST_NAMED = 3
 
 
-def asked_of(recipe: Recipe, opened: Opened, **more: Any) -> Asked:
+def asked_of(recipe: Recipe, opened: Opened, **more: Any) -> AskedFor:
     """All that a run's stages may depend on, but the content of its text: recipe, weights and how they are opened, versions.
 
     Args:
@@ -44,7 +44,7 @@ def flat(content: Mapping[str, Any], before: str = "") -> dict[str, str]:
     return found
 
 
-def differences(before: Asked, now: Asked) -> str:
+def differences(before: AskedFor, now: AskedFor) -> str:
     """``drop was 4 and is 5``: the first three values that differ, and how many more do; empty where none does."""
     names = [name for name in dict.fromkeys((*now, *before)) if before.get(name) != now.get(name)]
     said = [f"{name} was {shortened(before.get(name, 'none'))}, now {shortened(now.get(name, 'none'))}" for name in names]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shoal.engine.workers import ALONE, Workers
-from shoal.run.asked import Asked, differences
+from shoal.run.asked import AskedFor, differences
 from shoal.run.lock import hold
 from shoal.words.reading import inside
 from shoal.words.records import Record, stable_hash
@@ -76,7 +76,7 @@ class RunFolder:
         self.path = Path(path)
         self.overwrite = overwrite
         self.workers = workers
-        self.asked: Asked = {}
+        self.asked: AskedFor = {}
         self._is_new = not self.path.exists()
         stages, asked = workers.from_first(self._take)
         self.record = RunRecord(

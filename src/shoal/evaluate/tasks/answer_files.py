@@ -26,11 +26,16 @@ def load_answers(folder: Path | str) -> dict[str, Answers]:
     """Every task of a folder, by name; the kind of file tells the evaluator.
 
     Raises:
-        ValueError: no such folder, no readable file, both kinds, or two logs of one task (all in one line).
+        ValueError: no such folder, a model, no readable file, both kinds, or two logs of one task (all in one line).
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"no folder at {folder}; give OpenCompass predictions or lm-eval sample logs")
+    if (folder / "config.json").exists() or (folder / "run.json").exists():
+        raise ValueError(
+            f"{folder} is a model or a run, and what is compared here are the answers that another evaluator wrote; Shoal asks "
+            "models itself: shoal compare TEACHER STUDENT --task FILE.jsonl"
+        )
     logs = sorted(path for path in folder.rglob("samples_*.jsonl"))
     predictions = sorted(path for path in folder.glob("*.json") if not path.name.startswith("results"))
     if logs and predictions:
