@@ -45,7 +45,7 @@ def flat(content: Mapping[str, Any], before: str = "") -> dict[str, str]:
 
 
 def differences(before: AskedFor, now: AskedFor) -> str:
-    """``drop was 4 and is 5``: the first three values that differ, and how many more do; empty where none does."""
+    """``drop was 4, now 5``: the first three values that differ, and how many more do; empty where none does."""
     names = [name for name in dict.fromkeys((*now, *before)) if before.get(name) != now.get(name)]
     said = [f"{name} was {shortened(before.get(name, 'none'))}, now {shortened(now.get(name, 'none'))}" for name in names]
     return "; ".join([*said[:MOST_NAMED], *([f"and {len(said) - MOST_NAMED} more"] if len(said) > MOST_NAMED else [])])
