@@ -270,7 +270,7 @@ class Bench:
         rows: Row = {}
         for start in STARTS:
             began = time.monotonic()
-            state = self.made(f"start-{start}", repair="none" if start == "plain" else self.args.repair, replace="none")
+            state = self.start(start)
             seconds = round(time.monotonic() - began, 1)
             rows[start] = self.figures(load_strictly(state.model))
             rows[f"{start}_made"] = {"seconds": seconds, "layers_out": list(state.planned.removed_layers)}
@@ -279,6 +279,10 @@ class Bench:
         self.logits("speed", self.training).path.unlink()
         speed = round(n * self.args.length / (time.monotonic() - began), 1)
         return {"teacher": self.figures(self.opened.model), "teacher_tokens_per_second": speed, **rows}
+
+    def start(self, start: str) -> Any:
+        """The student that trainings begin with; nothing is done where it stands in the work folder."""
+        return self.made(f"start-{start}", repair="none" if start == "plain" else self.args.repair, replace="none")
 
     def made(self, folder: str, **changes: Any) -> Any:
         """The stages of a recipe up to a student, and its checkpoint; the scan is made once for all."""
@@ -294,7 +298,14 @@ class Bench:
 
         args = self.args
         text = {"sources": [args.train_text], "length": args.length, "selection": args.selection, "evaluation": 8}
-        given = {"model": args.model, "text": text, "drop": args.drop, "guard": 1, "fit": {"tokens": args.fit_tokens}}
+        given = {
+            "model": args.model,
+            "text": text,
+            "drop": args.drop,
+            "guard": 1,
+            "heal": None,
+            "fit": {"tokens": args.fit_tokens},
+        }
         recipe = load_recipe("default", {**given, **changes})
         inputs = Inputs(recipe, self.opened, DecoderView(self.opened.model), self.corpus, workers=ALONE)
         path, scanned = args.work / folder, args.work / "scan"
@@ -336,7 +347,10 @@ class Bench:
             eval_every=-(-tokens // step // VALIDATIONS),
             **METHODS[method],
         )
-        path, work, held = args.work / f"start-{start}" / "model", args.work / name.replace(":", "-"), resident()
+        path, work = args.work / f"start-{start}" / "model", args.work / name.replace(":", "-")
+        if not path.exists():  # The row of the starts was written with another work folder.
+            apart(lambda: {"model": str(self.start(start).model)})
+        held = resident()
         pupil = open_pupil(path, config, lesson)
         own = pupil.method.learning_rate(pupil.hidden_size)
         lr, rates = self.known_rate(name, own), []
