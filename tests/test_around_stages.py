@@ -66,13 +66,8 @@ class Killed(BaseException):
     """Passes by everything that catches errors, as a signal does."""
 
 
-ALIKE = (
-    "sliding",
-    "grow by identity",
-    "lesa",
-    "magnitude by lamp",
-    "sparsegpt 2:4",
-)  # Another method of the same stage is in every run.
+# Another method of the same stage is in every run.
+ALIKE = ("sliding", "grow by identity", "lesa", "magnitude by lamp", "sparsegpt 2:4")
 
 
 @pytest.mark.parametrize(

@@ -13,22 +13,8 @@ LENGTH = 16
 
 @pytest.fixture
 def options(small):
-    return (
-        "--text",
-        small["text"],
-        "--samples",
-        8,
-        "--length",
-        LENGTH,
-        "--drop",
-        2,
-        "--guard",
-        1,
-        "--repair",
-        "none",
-        "--heal",
-        "none",
-    )
+    few = f"--samples 8 --length {LENGTH} --drop 2 --guard 1 --repair none --heal none"
+    return ("--text", small["text"], *few.split())
 
 
 def test_no_speed_measures_none_and_the_rest_as_before(shoal, small, tmp_path, options):
