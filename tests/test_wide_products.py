@@ -7,6 +7,7 @@ import torch
 from families import VOCAB, tiny_model
 from torch import nn
 from torch.nn.functional import linear as plain_linear
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from shoal.engine import wide_products
 from shoal.engine.open import load_strictly
@@ -26,7 +27,7 @@ def drawn(*shape, dtype, seed=0):
 
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("has_bias", [False, True])
-@pytest.mark.parametrize("most", [1 << 24, 100])
+@pytest.mark.parametrize("most", [1 << 21, 100])
 def test_a_product_and_its_gradients_are_the_exact_ones_rounded_once(dtype, has_bias, most, monkeypatch):
     monkeypatch.setattr(wide_products, "MOST_NUMBERS", most)  # Blocks of some rows and tokens give the same.
     x, w, bias = drawn(2, 9, 24, dtype=dtype), drawn(40, 24, dtype=dtype, seed=1), drawn(40, dtype=dtype, seed=2)
@@ -58,6 +59,53 @@ def test_a_widened_model_is_the_model_up_to_rounding_and_is_saved_as_it_was(fami
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), expected.detach(), rtol=0, atol=0.03 * expected.abs().max().item())
     assert all(torch.equal(value, was[name]) for name, value in opened.state_dict().items())
+
+
+@pytest.fixture
+def own_attention():
+    """Transformers' table of attentions, left as it was."""
+    kept = dict(ALL_ATTENTION_FUNCTIONS._local_mapping)
+    ALL_ATTENTION_FUNCTIONS._local_mapping.clear()
+    yield
+    ALL_ATTENTION_FUNCTIONS._local_mapping.clear()
+    ALL_ATTENTION_FUNCTIONS._local_mapping.update(kept)
+
+
+def attend(*states, mask=None, autocast=False):
+    module = nn.Module()
+    module.num_key_value_groups, module.is_causal = 1, True
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, *states, mask)[0]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("masked", [False, True])
+def test_trained_attention_and_its_gradients_are_the_exact_ones_rounded_once(own_attention, dtype, masked):
+    given = [drawn(2, 3, 9, 8, dtype=dtype, seed=seed).requires_grad_() for seed in range(3)]
+    mask = drawn(2, 1, 9, 9, dtype=dtype, seed=3) if masked else None
+    exact = [one.detach().double().requires_grad_() for one in given]
+    wanted = attend(*exact, mask=mask if mask is None else mask.double())
+    widen(nn.Linear(8, 8, dtype=dtype))
+    widen(nn.Linear(8, 8, dtype=dtype))  # Once is enough.
+    found = attend(*given, mask=mask)
+    upstream = drawn(*found.shape, dtype=dtype, seed=4)
+    found.backward(upstream)
+    wanted.backward(upstream.double())
+    for ours, theirs in zip([found, *(one.grad for one in given)], [wanted, *(one.grad for one in exact)], strict=True):
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours.double(), theirs, rtol=torch.finfo(dtype).eps / 2, atol=1e-5)
+
+
+def test_attention_is_left_alone_without_a_gradient_and_rounds_under_autocast(own_attention):
+    states = [drawn(2, 3, 9, 8, dtype=torch.bfloat16, seed=seed) for seed in range(3)]
+    plain = attend(*states)
+    widen(nn.Linear(8, 8, dtype=torch.bfloat16))
+    assert torch.equal(attend(*states), plain)
+    wide = [one.float().requires_grad_() for one in states]
+    assert torch.equal(attend(*wide), attend(*(one.detach() for one in wide)))  # Float32 is no 16-bit type.
+    rounded = attend(*wide, autocast=True)
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded, attend(*wide).bfloat16(), rtol=0, atol=0)
 
 
 def test_other_types_few_tokens_and_other_maps_are_left_alone():
