@@ -89,9 +89,12 @@ def test_it_takes_the_tokens_that_the_text_holds(small, tmp_path):
         ({}, Opening(resident="1"), r"it trains with all layers in memory"),
     ],
 )  # fmt: skip
-def test_it_is_left_out_with_the_reason(changes, opening, why, small, tmp_path):
+def test_it_is_left_out_with_the_reason(changes, opening, why, small, tmp_path, monkeypatch):
+    """And at once: what a healing would need is neither read nor imported."""
+    asked = []
+    monkeypatch.setattr(optional_healing, "refuse_unhealable", lambda *_: asked.append(1))
     healing, said = begun(small, tmp_path / "run", opening, **changes)
-    assert healing is None and len(said) == 1
+    assert healing is None and len(said) == 1 and not asked
     assert re.search(why, said[0]), said
 
 
