@@ -10,6 +10,8 @@ from heal_command import FEW, healing, one_line
 from text_world import word_tokenizer
 from world import write_model
 
+from shoal import heal
+
 
 def test_heals_a_run_folder_and_the_result_is_a_stock_checkpoint(cut, shoal, tmp_path):
     from transformers import AutoModelForCausalLM
@@ -101,19 +103,11 @@ def test_text_alone_says_what_it_changed(cut, shoal, tmp_path):
 
 
 def test_a_merge_that_loses_too_much_is_refused_and_the_adapter_kept(cut, shoal, tmp_path, monkeypatch):
-    from shoal.run.healing.heal_checkpoint import heal
-    from shoal.run.healing.heal_request import HealRequest
     from shoal.train.heal import merge
-    from shoal.train.heal.config import HealConfig
 
-    request = HealRequest(
-        student=str(cut["run"]),
-        teacher=str(cut["teacher"]),
-        text={"sources": [str(cut["text"])], "length": 16},
-        heal=HealConfig(tokens=256, batch=4, rank=2, most_lost=0.0),
-    )
     monkeypatch.setattr(merge, "apply_masks", lambda model, masks: [p.data.mul_(1.5) for p in model.parameters()])
-    healed = heal(request, tmp_path / "out")
+    text = {"sources": cut["text"], "length": 16}
+    healed = heal(cut["run"], tmp_path / "out", teacher=cut["teacher"], text=text, tokens=256, batch=4, rank=2, most_lost=0)
     assert healed.model is None and healed.adapter is not None and healed.evaluation is None
     assert healed.merging.way == "apart" and healed.merging.trials[0].lost > 0
 

@@ -6,10 +6,10 @@ from families import tiny_model
 from test_heal_parts import config, world
 from torch import nn
 
-from shoal.cli.heal import grown_back
 from shoal.edits.drop import Drop
 from shoal.edits.plan import Plan
 from shoal.run.healing.heal_request import HealRequest
+from shoal.run.healing.requested import grown_back
 from shoal.train.heal.masks import zero_masks
 from shoal.train.heal.moving_zeros import MoveZeros, moved
 from shoal.train.heal.train import prepare, train

@@ -45,6 +45,7 @@ TRANSFORMERS = (
     "engine/open.py",
     "engine/source.py",
     "engine/streamed.py",
+    "engine/wide_products.py",
     "checkpoint/",
     "evaluate/generate.py",
     "export/engines/run_transformers.py",

@@ -7,7 +7,7 @@ from contextlib import redirect_stdout
 
 import pytest
 
-from shoal import compare_models, compress, load_recipe, open_model
+from shoal import compare_models, compress, heal, load_recipe, open_model
 from shoal.measure.scan import Scan
 from shoal.words.progress import LogLines
 from shoal.words.refusal import in_one_line
@@ -46,6 +46,16 @@ def test_a_recipe_by_its_name_and_a_result_that_is_short(small, tmp_path, capsys
     assert both.count("\n") == 2 and "4 layers" in both and f"KL {outcome.evaluation.quality.kl:.4g}" in both
     changed = compress(load_recipe("default", options(small)), tmp_path / "c", drop="1")
     assert changed.plan.after.layers == 5
+
+
+def test_a_healing_by_its_name_and_a_result_that_is_short(cut, tmp_path, capsys):
+    text = {"sources": [cut["text"]], "length": 16}
+    healed = heal(cut["run"], tmp_path / "healed", teacher=cut["teacher"], text=text, tokens=128, batch=4, speed=False)
+    said = repr(healed)
+    assert len(said) < 1000 and str(healed.training) in said and str(healed.model) in said and f"{healed.repaired:.0%}" in said
+    assert capsys.readouterr().out == "", "a program is not talked to"
+    asked = json.loads((tmp_path / "healed" / "heal.request.json").read_text())
+    assert asked["plan"] == str(cut["run"] / "plan.json") and asked["heal"]["tokens"] == 128 and not asked["speed"]
 
 
 def test_what_is_wrong_is_said_before_anything_is_opened(small, tmp_path):
@@ -114,6 +124,9 @@ def test_what_is_refused_is_one_line_and_a_fault_keeps_its_frames(small, tmp_pat
         lambda: load_recipe("default", {"modle": "x"}),
         lambda: open_model(tmp_path / "nowhere"),
         lambda: compare_models("one"),
+        lambda: heal(tmp_path / "nowhere", tmp_path / "run"),
+        lambda: heal(small["model"], tmp_path / "run", teacher=small["model"], rnak=4),
+        lambda: heal(small["model"], tmp_path / "run", teacher="none", teacher_cache=8),
         lambda: Scan.load(tmp_path),
     ):
         with pytest.raises(ValueError) as told:

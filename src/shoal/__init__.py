@@ -7,6 +7,7 @@ outcome = compress("default", "out", model="org/name", drop="25%")
 The doors, each with a help of its own (``help(shoal.compress)``):
 
 * ``compress(recipe, out, ...)``: measure, choose, cut, repair, save, evaluate.
+* ``heal(student, out, ...)``: train what was cut, with its teacher or on text.
 * ``load_recipe(name_or_path, changes)``: a recipe as a value, to look at or to change.
 * ``compare_models(...)``: any models in one table.
 * ``open_model(path)``: a model with its layers, for measurements of your own.
@@ -18,7 +19,7 @@ Everything else is a verb of the command: ``shoal --help``, or ``!shoal --help``
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Opening", "compare_models", "compress", "load_recipe", "open_model"]
+__all__ = ["Opening", "compare_models", "compress", "heal", "load_recipe", "open_model"]
 
 
 def __getattr__(name: str) -> Any:
@@ -35,6 +36,10 @@ def __getattr__(name: str) -> Any:
         from shoal.run.compress import compress
 
         return compress
+    if name == "heal":
+        from shoal.run.healing.requested import heal
+
+        return heal
     if name == "load_recipe":
         from shoal.recipes.recipe_file import load_recipe
 

@@ -13,10 +13,7 @@ from shoal.cli.options import LengthOption, NoSpeedOption, OutOption, SeedOption
 from shoal.cli.verb import command_line, given, verb
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
     from shoal.run.healing.heal_checkpoint import Healed
-    from shoal.run.healing.heal_request import HealRequest
     from shoal.show.table import Table
 
 
@@ -45,14 +42,16 @@ def heal(
 ) -> None:
     """Train a cut model with its teacher or on text: checkpoint in, checkpoint out."""
     from shoal.run.begin import BUNDLED_TEXT
-    from shoal.run.healing.heal_checkpoint import heal as heal_checkpoint
+    from shoal.run.healing.heal_checkpoint import heal_checkpoint
+    from shoal.run.healing.requested import grown_back, refuse_without_teacher, request_of
 
     screen = result.screen()
     options = given(config)
     preset = options.pop("preset")
     options |= {"lr": _rate(options["lr"]), **{name: options[name] or None for name in ("keep_zeros", "checkpointing")}}
     texts = {"sources": text.text, "field": text.field, "length": length}
-    request = request_of(student, origin.teacher, origin.plan, texts, options, preset=preset, seed=seed, speed=not no_speed)
+    stated = {"plan": origin.plan, "preset": preset, "seed": seed, "speed": not no_speed}
+    request = request_of(student, origin.teacher, texts, **stated, **options)
     refuse_without_teacher(request, machine.resident)
     if not request.text.sources:
         screen.say(BUNDLED_TEXT)
@@ -68,101 +67,6 @@ def heal(
             say=screen.say,
         )
     show_healed(screen, healed)
-
-
-def request_of(
-    student: str,
-    teacher: str | None,
-    plan: Path | None,
-    text: dict[str, Any],
-    options: dict[str, Any],
-    *,
-    preset: str | None = None,
-    seed: int | None = None,
-    speed: bool = True,
-) -> HealRequest:
-    """What the options ask for, on top of a preset; the student's run says its plan and, where no option does, its teacher.
-
-    Raises:
-        ValueError: an option that is not allowed, with the values that are.
-    """
-    import json
-
-    from shoal.edits.plan import Plan
-    from shoal.run.comparing import checkpoint_of
-    from shoal.run.healing.heal_request import HealRequest
-    from shoal.train.heal.presets import PRESETS
-    from shoal.words.reading import refuse_other_than_plan
-
-    beside, healed_by = _origin(Path(checkpoint_of(student)).parent)
-    found = plan if plan is not None else beside
-    if plan is not None:
-        refuse_other_than_plan(plan, "give the plan.json of the run that made the student")
-    if teacher is None:
-        teacher = healed_by or (Plan.load(found).source if found is not None else None)
-    if teacher is None:
-        raise ValueError(f"{student} has no plan beside it that names its teacher; give --teacher MODEL, or --teacher none")
-    given = PRESETS.named(preset).for_model(teacher) if preset is not None else {}
-    given.update({name: value for name, value in options.items() if value is not None})
-    seeded = {} if seed is None else {"seed": seed}
-    content = {
-        "student": student,
-        "teacher": None if teacher == "none" else teacher,
-        "plan": None if found is None or teacher == "none" else str(found.absolute()),
-        "text": {name: value for name, value in text.items() if value is not None},
-        "heal": given | seeded,
-        "speed": speed,
-        **seeded,
-    }
-    request = HealRequest.from_json(json.dumps(content), where="options")
-    refuse_unheard(options, request)
-    return request
-
-
-def _origin(run: Path) -> tuple[Path | None, str | None]:
-    """The plan beside a checkpoint, or that of the student which was healed into it, and the teacher of that healing."""
-    from shoal.export.found_plan import REQUEST
-    from shoal.words.reading import read_json
-
-    if (run / "plan.json").is_file():
-        return run / "plan.json", None
-    stated = read_json(run / REQUEST) if (run / REQUEST).is_file() else {}
-    plan, teacher = Path(str(stated.get("plan"))), stated.get("teacher")
-    is_there = plan.is_absolute() and plan.is_file()
-    return plan if is_there else None, teacher if isinstance(teacher, str) else None
-
-
-def grown_back(request: HealRequest) -> Iterator[str]:
-    """A warning where sublayers that the plan took out are maps of zeros that this training would fill."""
-    from shoal.edits.plan import Plan
-    from shoal.words.structure import units_off
-
-    if request.plan is None or request.heal.keep_zeros or request.heal.method == "norms":
-        return
-    gone = sorted(units_off(Plan.load(Path(request.plan)).structure))
-    if gone:
-        named = ",".join(f"{unit.kind}:{unit.index}" for unit in gone)
-        yield f"Warning: {named} went and are maps of zeros, which this training fills again; --keep-zeros keeps them out"
-
-
-def refuse_unheard(options: Mapping[str, Any], request: HealRequest) -> None:
-    """Raises ValueError for an option that was given and that this healing does not read: it would be dropped in silence."""
-    unread = dict(request.heal.unread())
-    if request.teacher is None:
-        unread["teacher_cache"] = "there is no teacher"
-    heard = [name for name, value in options.items() if value is not None and name in unread]
-    if heard:
-        raise ValueError(f"--{heard[0].replace('_', '-')} is not read: {unread[heard[0]]}; leave it out")
-
-
-def refuse_without_teacher(request: HealRequest, resident: str) -> None:
-    """Raises ValueError for an option that is about the teacher, where there is none."""
-    if request.teacher is not None:
-        return
-    unread = {"--resident": resident != "auto", "--no-speed": not request.speed}
-    found = next((name for name, is_given in unread.items() if is_given), None)
-    if found is not None:
-        raise ValueError(f"{found} is not read: it is about the teacher, and there is none; leave it out")
 
 
 def _rate(text: str | None) -> float | str | None:

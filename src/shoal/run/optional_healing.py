@@ -30,8 +30,8 @@ def settled_healing(inputs: Inputs, folder: RunFolder) -> Inputs:
     healed = _with(recipe, healing.model_copy(update={"tokens": n_tokens or None, "keep_zeros": keeps}))
     why = inputs.workers.from_first(lambda: _as_begun(recipe, healed, folder))
     if why is None:
-        # The first process reads text for all of them, and cannot while it works alone. A reason that is plain needs no text, and
-        # spares a run without healing what a Trainer imports: a second of its start.
+        # The first process reads text for all of them, and cannot while it works alone. Where a repair was named nothing has to
+        # be read for a no, and a run without healing is spared what a Trainer imports: a second of its start.
         is_open = n_tokens >= FEWEST_HEALED and not inputs.is_streamed and mended_by_name(healed) is None
         unfit = _unfit(inputs, healed) if is_open else ""
         why = inputs.workers.from_first(lambda: next(_reasons(inputs, healed, unfit), ""))

@@ -26,7 +26,7 @@ from shoal.words.progress import numbered, tell
 ON_DISK = "2"  # The layer that runs is in memory, and the one that is read ahead.
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Healed:
     """What a healing left; every value is also a file of ``folder``.
 
@@ -53,8 +53,18 @@ class Healed:
             return None
         return 1 - self.evaluation.quality.kl / self.before.kl
 
+    def __repr__(self) -> str:
+        """A few lines: the training, what it gained, where it lies. Every value is an attribute."""
+        lines = [f"{self.training}"]
+        if self.evaluation is not None:
+            lines.append(f"{self.evaluation}")
+        if self.repaired is not None:
+            lines.append(f"{self.repaired:.0%} of the cut's KL to the teacher taken away")
+        lines.append(f"checkpoint {self.model}" if self.model is not None else f"not merged: adapter {self.adapter}")
+        return "\n".join([*lines, f"report {self.folder / 'report.html'}"])
 
-def heal(
+
+def heal_checkpoint(
     request: HealRequest,
     out: str | Path,
     *,
