@@ -229,7 +229,7 @@ class Judge:
 
     @cached_property
     def texts(self) -> dict[str, Any]:
-        from shoal.text import open_corpus
+        from shoal.text.corpus import open_corpus
         from shoal.train.heal.text_rows import TextRows
 
         n, length, tokenizer = self.args.samples, self.args.length, self.teacher.tokenizer

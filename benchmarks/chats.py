@@ -112,7 +112,7 @@ class Chats:
     def kl(self, student: Any, text: Path) -> dict[str, float]:
         """KL per token to the teacher on the ``evaluation`` slice of a text, and its standard error."""
         from shoal.evaluate.evaluation import closeness
-        from shoal.text import open_corpus
+        from shoal.text.corpus import open_corpus
 
         corpus = open_corpus(text, self.bench.opened.need_tokenizer(), seed=0)
         samples = corpus.samples("evaluation", n=16, length=256)

@@ -29,7 +29,7 @@ from shoal.measure.oracle import Oracle
 from shoal.measure.scan import scan
 from shoal.run.job import Inputs, open_inputs, versions
 from shoal.show.table import Column, Table, numbers
-from shoal.text import open_corpus
+from shoal.text.corpus import open_corpus
 from shoal.words.records import write_atomically
 from shoal.words.structure import runs_said
 from shoal.words.types import Batch, Span, SpanTable

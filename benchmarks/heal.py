@@ -189,7 +189,7 @@ class Bench:
 
         from shoal.engine.open import open_model
         from shoal.run.job import versions
-        from shoal.text import open_corpus
+        from shoal.text.corpus import open_corpus
         from shoal.train.heal.merge import merge_pupil  # noqa: F401
         from shoal.train.heal.text_rows import TextRows
         from shoal.words.records import stable_hash

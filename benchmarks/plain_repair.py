@@ -27,7 +27,7 @@ from plain import KINDS, quantised
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shoal.export.exporter import find_student
-from shoal.text import bundled_text, open_corpus
+from shoal.text.corpus import bundled_text, open_corpus
 from shoal.words.structure import runs_said
 
 ROOT = Path(__file__).parents[1]

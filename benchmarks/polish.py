@@ -24,7 +24,7 @@ from shoal.fit.fit_plan import fit_plan
 from shoal.fit.put_back import as_removal, put_back
 from shoal.measure.oracle import Oracle
 from shoal.run.job import versions
-from shoal.text import open_corpus
+from shoal.text.corpus import open_corpus
 from shoal.text.samples import Samples
 from shoal.train.config import TrainConfig
 from shoal.train.loop import train_starts

@@ -31,7 +31,7 @@ from shoal.engine.view import DecoderView
 from shoal.fit.sites.site import CannotRefit
 from shoal.measure.oracle import Oracle, Quality
 from shoal.run.job import bundled_model, versions
-from shoal.text import open_corpus
+from shoal.text.corpus import open_corpus
 from shoal.text.samples import Samples
 from shoal.words.records import write_atomically
 from shoal.words.types import Span

@@ -61,7 +61,7 @@ class Bench:
         return DecoderView(self.opened.model)
 
     def samples(self, path: Path, slice: str, n: int) -> Any:
-        from shoal.text import open_corpus
+        from shoal.text.corpus import open_corpus
 
         return open_corpus(path, self.opened.need_tokenizer(), seed=0).samples(slice, n=n, length=LENGTH)
 
@@ -107,7 +107,7 @@ class Bench:
         from shoal.run.stage import State, run_all
         from shoal.run.stages.scan import SCAN
         from shoal.run.stages.table import TO_A_STUDENT
-        from shoal.text import open_corpus
+        from shoal.text.corpus import open_corpus
 
         corpus = open_corpus(recipe.text.sources, self.opened.need_tokenizer(), seed=recipe.seed)
         inputs = Inputs(recipe, self.opened, self.view, corpus, workers=ALONE)

@@ -70,7 +70,7 @@ def take(folder: str) -> dict[str, float]:
     """100 samples, in a process of its own."""
     from transformers import AutoTokenizer
 
-    from shoal.text import open_corpus
+    from shoal.text.corpus import open_corpus
 
     tokenizer = AutoTokenizer.from_pretrained(str(ASSETS / "books-16l"))
     before, started = peak_bytes(), time.monotonic()

@@ -21,7 +21,7 @@ from shoal.edits.replace.table import REPLACEMENTS
 from shoal.engine.open import DTYPES
 from shoal.recipes.table import RECIPES
 from shoal.select.table import SELECTORS
-from shoal.text import PRESETS
+from shoal.text.mixture import PRESETS
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,8 @@ GGUF = {
 def test_every_next_step_is_a_command_that_parses(is_healed, config, files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = Path("out dir/run/model")
-    model.mkdir(parents=True)
+    for folder in (model, Path("org/a name")):
+        folder.mkdir(parents=True)
     (model / "config.json").write_text(json.dumps(config))
     head, *lines = next_steps(model.parent, plan(), is_healed=is_healed)
     commands = [shlex.split(line.split(":", 1)[1]) for line in lines]

@@ -12,8 +12,9 @@ from shoal.run import time_budget
 from shoal.run.estimate import Estimate, estimate, minutes
 from shoal.run.optional_healing import FEWEST_HEALED
 from shoal.run.pace import Pace, StageRates
-from shoal.run.time_budget import ROUND, SAFETY, ladder, parse_time
+from shoal.run.time_budget import ROUND, SAFETY, ladder
 from shoal.train.heal.config import SHORT_HEAL_TOKENS, HealConfig
+from shoal.words.durations import parse_time
 
 RATES = StageRates(layers=1e-3, compared=5e-4, products=1e11, solves=2e10)
 

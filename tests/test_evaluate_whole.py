@@ -10,7 +10,7 @@ from world import N_WORDS, write_model, write_text
 
 from shoal.engine.open import open_model
 from shoal.evaluate.evaluation import Evaluation, Measured
-from shoal.text import open_corpus
+from shoal.text.corpus import open_corpus
 
 LENGTH = 16
 

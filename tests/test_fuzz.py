@@ -29,7 +29,7 @@ from shoal.measure.scan import Scan, ScanFile, TableHead
 from shoal.recipes.recipe_file import load_recipe
 from shoal.recipes.table import RECIPES
 from shoal.run.folder import RunFolder, RunRecord, StageRecord
-from shoal.text import open_corpus
+from shoal.text.corpus import open_corpus
 from shoal.words.records import Provenance, stable_hash
 
 QUICK, SLOW = 12, 10_000

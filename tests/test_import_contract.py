@@ -226,6 +226,36 @@ def test_importing_stays_light(module):
     assert shown.stdout.split() == []
 
 
+def test_a_wrong_name_or_number_is_refused_before_torch_is_imported(tmp_path):
+    """An import of seconds, for a slip that is seen in the line as it was typed."""
+    model, out = str(SRC / "assets" / "books-16l"), ("--out", str(tmp_path / "run"))
+    there = ("compress", model, *out)
+    wrong = [
+        ([*there, "--drop", "200%"], "below 100%"),
+        ([*there, "--drop", "2", "--time", "soon"], "such as 10m"),
+        ([*there, "--drop", "2", "--text", str(tmp_path / "gone.txt")], "no such text"),
+        ([*there, "--drop", "2", "--text", "0.5*a.txt+0*b.txt"], "positive weight"),
+        (["plan", model, *out, "--drop", "200%"], "below 100%"),
+        *(
+            ([verb, str(tmp_path / "gone"), *out], "no such model")
+            for verb in ("compress", "scan", "plan", "heal", "grow", "curve")
+        ),
+        (["compare", model, str(tmp_path / "gone")], "no such model"),
+        (["eval", str(tmp_path / "gone")], "no such model"),
+    ]
+    code = (
+        "import sys\nfrom shoal.cli import main\n"
+        f"for sys.argv in {[['shoal', *line] for line, _ in wrong]}:\n"
+        "    try: main()\n    except SystemExit as end: print(end.code, *({'torch'} & set(sys.modules)))\n"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.split() == ["2"] * len(wrong), shown.stderr
+    said = [line for line in shown.stderr.splitlines() if line]
+    assert len(said) == len(wrong)
+    for line, (_, why) in zip(said, wrong, strict=True):
+        assert line.startswith("shoal: error: ") and why in line
+
+
 @cache
 def nodes_of(path: Path) -> list[ast.AST]:
     """Every node of a file, which several laws read."""

@@ -9,7 +9,7 @@ from text_world import BOS, EOS, word_tokenizer
 
 from shoal.recipes.recipe_file import load_recipe
 from shoal.run.own_text import texts_of, write_own_text
-from shoal.text import open_corpus
+from shoal.text.corpus import open_corpus
 from shoal.train.heal.teacher_text import write_text
 from shoal.train.heal.text_rows import TextRows
 from shoal.words.progress import watched

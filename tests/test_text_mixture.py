@@ -5,8 +5,9 @@ import json
 import pytest
 from text_world import CHAT_TEMPLATE, own_words, word_tokenizer, words, write_jsonl
 
-from shoal.text import PRESETS, SLICE_SHARES, open_corpus, parse_mixture
-from shoal.text.corpus import Corpus
+from shoal.text.corpus import Corpus, open_corpus
+from shoal.text.mixture import PRESETS, parse_mixture
+from shoal.text.slices import SLICE_SHARES
 
 TOKENIZER = word_tokenizer(100)
 

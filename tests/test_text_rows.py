@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from text_world import CHAT_TEMPLATE, own_words, word_tokenizer, write_jsonl
 
-from shoal.text import open_corpus
 from shoal.text.chat import chat_of, deadline
+from shoal.text.corpus import open_corpus
 from shoal.text.rows import COLUMNS, text_of, turns_of
 from shoal.text.slices import SLICE_SHARES
 from shoal.text.sources import TextSource

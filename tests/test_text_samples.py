@@ -8,10 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_world import BOS, EOS, N_SPECIAL, PAD, UNK, own_words, word_tokenizer, words, write_jsonl
 
-from shoal.text import Samples, open_corpus
-from shoal.text.corpus import Corpus
+from shoal.text.corpus import Corpus, open_corpus
 from shoal.text.mixture import parse_mixture
-from shoal.text.samples import tokenizer_hash
+from shoal.text.samples import Samples, tokenizer_hash
 
 SIZES = [3, 11, 1, 25, 7, 40, 2, 18, 9, 30] * 12
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_world import N_SPECIAL, own_words, word_tokenizer, words, write_jsonl
 
-from shoal.text import open_corpus
+from shoal.text.corpus import open_corpus
 from shoal.text.slices import SLICE_SHARES, content_digest, slice_of
 
 TOKENIZER = word_tokenizer(20_000)

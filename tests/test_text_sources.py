@@ -6,8 +6,7 @@ import json
 import pytest
 from text_world import CHAT_TEMPLATE, own_words, word_tokenizer, words, write_as, write_jsonl
 
-from shoal.text import open_corpus
-from shoal.text.corpus import Corpus
+from shoal.text.corpus import Corpus, open_corpus
 from shoal.text.formats import hub_parts, parquet_rows, txt_documents
 from shoal.text.mixture import parse_mixture
 from shoal.text.slices import SLICE_SHARES

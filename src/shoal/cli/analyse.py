@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Annotated
 
+from shoal.cli.early import model_argument
 from shoal.cli.groups import EvaluationOptions, PlaceOptions, ResultOptions, TextOptions
-from shoal.cli.option import argument, option
+from shoal.cli.option import option
 from shoal.cli.options import OutOption
 from shoal.cli.recipe_options import with_options
 from shoal.cli.verb import command_line, given, verb
@@ -12,10 +13,10 @@ from shoal.cli.verb import command_line, given, verb
 
 @verb
 def analyse(
-    model: Annotated[str, argument("A", "Folder, hub id, or run folder (its model/).")],
+    model: Annotated[str, model_argument("A", "Folder, hub id, or run folder (its model/).")],
     other: Annotated[
         str | None,
-        argument(
+        model_argument(
             "[B]",
             "Another checkpoint of the same shape, such as the healed one of a cut: barriers and the way between the two.",
         ),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from shoal.cli.early import model_argument
 from shoal.cli.groups import EvaluationOptions, PlaceOptions, TaskOptions, TextOptions
-from shoal.cli.option import argument
 from shoal.cli.options import JsonOption
 from shoal.cli.recipe_options import with_options
 from shoal.cli.verb import given, verb
@@ -14,7 +14,8 @@ from shoal.cli.verb import given, verb
 @verb
 def compare(
     models: Annotated[
-        list[str], argument("A B [C...]", "Folders, hub ids, or run folders (their model/); A is the reference.")
+        list[str],
+        model_argument("A B [C...]", "Folders, hub ids, or run folders (their model/); A is the reference."),
     ],
     tasks: TaskOptions,
     text: TextOptions,

@@ -36,12 +36,13 @@ def compress(
     --guard 1 none is, and --effort low compares two. Behind the repair the student learns from the teacher's logits where both
     fit into memory; --heal none leaves that out. The first lines of a run say how long each stage takes on this machine.
     """
-    from shoal.run.optional_healing import spare_healing
-
     speed = False if no_speed else None
     chosen = with_options(method.name, model=model, speed=speed, **given(options, zeros, healing))
+    # Only now what imports torch: a wrong option is refused at once.
+    from shoal.run.optional_healing import spare_healing
+
     spare = None if healing.heal.heal == "none" else spare_healing(chosen)
-    run_recipe(chosen, out, machine, result, time=time, spare=spare)
+    run_recipe(chosen, out, machine, result, seconds=time, spare=spare)
 
 
 def run_recipe(
@@ -50,12 +51,13 @@ def run_recipe(
     machine: MachineOptions,
     result: ResultOptions,
     *,
-    time: str | None = None,
+    seconds: float | None = None,
     spare: HealConfig | None = None,
 ) -> None:
     """A recipe from its first refusal to its tables: what ``compress``, ``run`` and ``demo`` do.
 
     Args:
+        seconds: what ``--time`` gives.
         spare: the healing that time which is left may go to where the recipe asks for none.
     """
     from shoal.cli.console import FIRST_STAGE
@@ -63,10 +65,8 @@ def run_recipe(
     from shoal.run.begin import open_to_cut
     from shoal.run.compress import run_stages
     from shoal.run.optional_healing import without_healing
-    from shoal.run.time_budget import parse_time
 
     screen = result.screen()
-    seconds = None if time is None else parse_time(time)
     if seconds is not None:
         chosen = without_healing(chosen)  # The time decides whether it heals, and for how long.
     with screen.progress():

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from shoal.cli.early import named_texts
 from shoal.cli.help import MACHINE, TASKS, TEXT
 from shoal.cli.option import flag, option
 from shoal.cli.options import (
@@ -45,6 +46,7 @@ class TextOptions:
             ".txt, .jsonl, .json, .csv, .parquet, a folder, hub:NAME, mix:slimpajama, or a mixture such as "
             "0.7*a.txt+0.3*b.jsonl; may be repeated.",
             "the bundled sample",
+            callback=named_texts,
         ),
     ] = None
     field: Annotated[

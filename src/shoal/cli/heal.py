@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from shoal.cli.early import model_argument
 from shoal.cli.groups import MachineOptions, ResultOptions, TextOptions
 from shoal.cli.heal_options import HealConfigOptions
-from shoal.cli.option import argument, option
+from shoal.cli.option import option
 from shoal.cli.options import LengthOption, NoSpeedOption, OutOption, SeedOption
 from shoal.cli.verb import command_line, given, verb
 
@@ -29,7 +30,7 @@ class OriginOptions:
 
 @verb
 def heal(
-    student: Annotated[str, argument("STUDENT", "Checkpoint folder, hub id, or a run folder (its model/).")],
+    student: Annotated[str, model_argument("STUDENT", "Checkpoint folder, hub id, or a run folder (its model/).")],
     out: OutOption,
     config: HealConfigOptions,
     text: TextOptions,

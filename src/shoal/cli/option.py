@@ -15,9 +15,9 @@ def listed(table: Mapping[str, Any]) -> str:
     return "; ".join(f"{name}: {one.about}" for name, one in table.items()) + "."
 
 
-def argument(metavar: str, about: str) -> Any:
-    """What is given by its place."""
-    return typer.Argument(metavar=metavar, help=about)
+def argument(metavar: str, about: str, **more: Any) -> Any:
+    """What is given by its place; ``more`` as typer takes it, such as a ``callback`` that refuses."""
+    return typer.Argument(metavar=metavar, help=about, **more)
 
 
 def option(metavar: str, about: str, default: object = None, *, under: str | None = None, name: str = "", **more: Any) -> Any:

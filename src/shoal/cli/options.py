@@ -5,18 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+from shoal.cli.early import model_argument
 from shoal.cli.help import MACHINE, REMOVED, REPAIRED, TASKS, TEXT
-from shoal.cli.option import argument, flag, listed, option
+from shoal.cli.option import flag, listed, option
 from shoal.fit.fit_config import FEWEST_TOKENS, TOKENS_PER_INPUT
 from shoal.measure.observers import OBSERVERS
 from shoal.recipes.table import RECIPES
 from shoal.run.job import LONGEST_DEFAULT
 from shoal.train.config import DEFAULT_TOKENS
 from shoal.words.counts import parse_count
+from shoal.words.durations import parse_time
 
 DEFAULT = RECIPES["default"].recipe
 
-ModelOption = Annotated[str, argument("MODEL", "Hub id, local folder or .gguf file of a causal language model.")]
+ModelOption = Annotated[str, model_argument("MODEL", "Hub id, local folder or .gguf file of a causal language model.")]
 OutOption = Annotated[Path, option("DIR", "Run folder: new, empty, or of an earlier run, which is continued.")]
 DropOption = Annotated[
     str | None,
@@ -82,11 +84,12 @@ TrainTokensOption = Annotated[
     ),
 ]
 TimeOption = Annotated[
-    str | None,
+    float | None,
     option(
         "TIME",
         "Make the best of that much time, such as 10m: chooses repair, candidates, tokens and healing, but what is given.",
         "no limit",
+        parser=parse_time,
     ),
 ]
 ItemsOption = Annotated[int | None, option("N", "The first items of every task.", "all", under=TASKS)]

@@ -6,8 +6,9 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from shoal.cli.early import model_argument
 from shoal.cli.groups import MachineOptions, ResultOptions
-from shoal.cli.option import argument, flag, option
+from shoal.cli.option import flag, option
 from shoal.cli.recipe_groups import MethodOptions, RecipeOptions
 from shoal.cli.recipe_options import refuse_unopened, with_options
 from shoal.cli.verb import command_line, given, verb
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 @verb
 def plan(
-    target: Annotated[str, argument("DIR|MODEL", "A run folder with a scan, or a model to scan first.")],
+    target: Annotated[str, model_argument("DIR|MODEL", "A run folder with a scan, or a model to scan first.")],
     options: RecipeOptions,
     method: MethodOptions,
     machine: MachineOptions,
@@ -35,14 +36,15 @@ def plan(
     first lines say how long that takes on this machine. With --guard 1 none is repaired: the score's first choice stands, after
     the scan.
     """
-    from shoal.cli.console import steps_said
-    from shoal.cli.show import say_files, say_removed, say_spread
-    from shoal.show.plan_tables import candidates, sizes_said
-
     screen = result.screen()
     model, asked, folder = scanned(target)
     out = out or folder
     chosen = with_options(method.name, asked=asked, model=model, **given(options))
+    # Only now what imports torch: a wrong option is refused at once.
+    from shoal.cli.console import steps_said
+    from shoal.cli.show import say_files, say_removed, say_spread
+    from shoal.show.plan_tables import candidates, sizes_said
+
     if memory:
         return show_memory(screen, chosen, machine, out)
     if out is None:
@@ -65,13 +67,20 @@ def plan(
 
 def scanned(target: str) -> tuple[str, Asked | None, Path | None]:
     """The model that is meant; for a run folder also what its scan was asked for, and the folder."""
-    from shoal.cli.show import is_run_folder
-    from shoal.measure.scan import Scan
-
     if not is_run_folder(target):
         return target, None, None
+    from shoal.measure.scan import Scan
+
     found = Scan.load(Path(target))
     return found.provenance.model, found.asked, Path(target)
+
+
+def is_run_folder(target: str) -> bool:
+    """Whether a name is a folder with a scan."""
+    try:
+        return (Path(target) / "scan.json").exists()
+    except (OSError, ValueError):  # No file can have such a name.
+        return False
 
 
 def show_memory(screen: Screen, chosen: Recipe, machine: MachineOptions, out: Path | None) -> None:

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from shoal.cli.compress import run_recipe
+from shoal.cli.early import model_argument
 from shoal.cli.groups import MachineOptions, ResultOptions, SampleOptions, TextOptions
-from shoal.cli.option import argument, listed, option
+from shoal.cli.option import listed, option
 from shoal.cli.options import NoSpeedOption, OutOption
 from shoal.cli.recipe_options import with_options
 from shoal.cli.verb import given, verb
@@ -15,7 +16,7 @@ from shoal.prune.table import ALLOCATORS, PRUNERS
 USUAL = PruneConfig()
 
 
-CheckpointOption = Annotated[str, argument("CHECKPOINT", "Hub id or folder of a causal language model.")]
+CheckpointOption = Annotated[str, model_argument("CHECKPOINT", "Hub id or folder of a causal language model.")]
 MethodOption = Annotated[str | None, option("NAME", listed(PRUNERS), USUAL.method)]
 SparsityOption = Annotated[
     str | None,

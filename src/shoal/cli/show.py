@@ -96,14 +96,6 @@ def say_beside(screen: Screen, found: Beside) -> None:
         screen.say(f"Beside the decoder: {found}")
 
 
-def is_run_folder(target: str) -> bool:
-    """Whether a name is a folder with a scan."""
-    try:
-        return (Path(target) / "scan.json").exists()
-    except (OSError, ValueError):  # No file can have such a name.
-        return False
-
-
 def settle_time(
     screen: Screen, inputs: Inputs, folder: RunFolder, *, seconds: float | None, spare: HealConfig | None = None
 ) -> Inputs:

@@ -33,14 +33,25 @@ def resolve_source(source: str | Path, *, trust_remote_code: bool = False) -> Pa
     Raises:
         ValueError: no such folder; a hub id that cannot be reached and is not in the cache; a GGUF file that cannot be read.
     """
+    place = local_place(source)
+    if place is None:
+        return fetched(str(source), trust_remote_code=trust_remote_code)
+    packed = gguf_in(place)
+    return place if packed is None else dequantised(packed)
+
+
+def local_place(source: str | Path) -> Path | None:
+    """The folder or GGUF file that a source names, or None where it is a hub id; nothing is read.
+
+    Raises:
+        ValueError: neither is there, a file of another kind, a name that no file can have.
+    """
     folder, text = at_home(Path(source)), str(source)
     try:
         packed, is_folder, is_there = gguf_in(folder), folder.is_dir(), folder.exists()
     except (OSError, ValueError) as error:  # No file can have such a name.
         raise ValueError(f"no such model folder: {shortened(repr(text))} ({reason_of(error)})") from None
-    if packed is not None:
-        return dequantised(packed)
-    if is_folder:
+    if packed is not None or is_folder:
         return folder
     if is_there:
         raise ValueError(
@@ -51,7 +62,7 @@ def resolve_source(source: str | Path, *, trust_remote_code: bool = False) -> Pa
             f"no such model folder: {shortened(repr(text))}; pass a folder with config.json and safetensors, or a hub id like "
             "org/name or org/name@revision"
         )
-    return fetched(text, trust_remote_code=trust_remote_code)
+    return None
 
 
 def check_source(path: Path, *, trust_remote_code: bool = False) -> list[Shard]:

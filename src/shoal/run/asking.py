@@ -17,7 +17,7 @@ from shoal.select.budget import MEASURED, Budget, parse_budget, parse_parameters
 from shoal.select.model_size import put_back_of
 from shoal.select.request import Request
 from shoal.select.table import SELECTORS
-from shoal.text import Samples
+from shoal.text.samples import Samples
 from shoal.words.progress import each_batch
 from shoal.words.structure import Structure, stored
 

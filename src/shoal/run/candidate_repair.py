@@ -26,7 +26,7 @@ from shoal.run.refitted_sets import RefitOf
 from shoal.select.model_size import ModelSize, model_size
 from shoal.select.plan_of import plan_of
 from shoal.select.request import LateTable
-from shoal.text import Samples
+from shoal.text.samples import Samples
 from shoal.words.progress import each_batch, tell
 from shoal.words.types import Span, SpanTable
 

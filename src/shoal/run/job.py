@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from shoal.engine.open import Opened
     from shoal.engine.residency import Residency
     from shoal.engine.view import DecoderView
-    from shoal.text import Corpus, Samples
+    from shoal.text.corpus import Corpus
+    from shoal.text.samples import Samples
     from shoal.words.types import Batch
 
 
@@ -203,7 +204,7 @@ def open_inputs(
     from shoal.engine.open import open_model
     from shoal.engine.streamed import open_streamed
     from shoal.engine.view import DecoderView
-    from shoal.text import bundled_text, open_corpus
+    from shoal.text.corpus import bundled_text, open_corpus
 
     model, workers = recipe.model, join()
     here = opening.for_process(workers)

@@ -21,7 +21,7 @@ from shoal.select.proposals import SEARCH_BESIDE, searches_beside
 from shoal.select.request import Request
 from shoal.select.search.search_record import SearchRecord
 from shoal.select.table import SELECTORS
-from shoal.text import Samples
+from shoal.text.samples import Samples
 from shoal.words.progress import each_batch
 
 VALUES_FOLDER, SEARCH_FILE = "search", "search.json"

@@ -8,7 +8,6 @@ takes them from there.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,24 +20,9 @@ from shoal.run.job import Inputs
 from shoal.run.optional_healing import FEWEST_HEALED, reason_of
 from shoal.run.pace import Pace, StageRates
 from shoal.train.heal.config import SHORT_HEAL_TOKENS, HealConfig
-from shoal.words.reading import shortened
-
-UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 SAFETY = 0.8  # This share of the time is planned: an estimate may be off, and a run that ends late breaks a promise.
 ROUND = 1024  # Tokens of a healing that time chooses are a multiple of it.
-
-
-def parse_time(text: str) -> float:
-    """Seconds of ``90s``, ``10m``, ``1.5h``.
-
-    Raises:
-        ValueError: another form, or not above 0.
-    """
-    found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(s|m|min|h)\s*", text)
-    if not found or float(found[1]) <= 0:
-        raise ValueError(f"--time {shortened(text)!r} needs a number and s, m or h, such as 10m")
-    return float(found[1]) * UNITS[found[2]]
 
 
 def in_time(

@@ -66,10 +66,7 @@ class TextSource:
     field: str | None = None
 
     def __post_init__(self) -> None:
-        if self.spec.startswith("hub:"):
-            hub_parts(self.spec.removeprefix("hub:"))
-        else:
-            files_of(path_of(self.spec))
+        refuse_missing(self.spec)
 
     def documents(self) -> Iterator[Document]:
         """Every document that is not blank, in the order of the source."""
@@ -128,6 +125,14 @@ class TextSource:
 def suffix_of(path: Path) -> str:
     """``.txt``, or ``.txt.gz`` where the file is packed; lower case."""
     return "".join(path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:]).lower()
+
+
+def refuse_missing(spec: str) -> None:
+    """Raises ValueError for a path that is not there, a format we do not read, or a malformed ``hub:`` name; reads nothing."""
+    if spec.startswith("hub:"):
+        hub_parts(spec.removeprefix("hub:"))
+    else:
+        files_of(path_of(spec))
 
 
 def path_of(spec: str) -> Path:
