@@ -108,6 +108,28 @@ def test_attention_is_left_alone_without_a_gradient_and_rounds_under_autocast(ow
     torch.testing.assert_close(rounded, attend(*wide).bfloat16(), rtol=0, atol=0)
 
 
+def test_maps_of_four_bits_multiply_in_float32_and_round_once():
+    bits = pytest.importorskip("bitsandbytes").nn
+    from bitsandbytes.functional import dequantize_4bit
+
+    x = drawn(9, 64, dtype=torch.bfloat16).requires_grad_()
+    made = bits.Linear4bit(64, 40, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4")
+    made.weight = bits.Params4bit(drawn(40, 64, dtype=torch.bfloat16, seed=1), requires_grad=False, quant_type="nf4")
+    model = nn.Sequential(made).to("cpu").train()
+    made(x)  # Packs the weights.
+    widen(model)
+    state = copy.copy(made.weight.quant_state)
+    unpacked = dequantize_4bit(made.weight.data, state).double()
+    state.dtype = torch.float32
+    exact = dequantize_4bit(made.weight.data, state).double()  # The product's own numbers, not rounded to 16 bits.
+    upstream = drawn(9, 40, dtype=torch.bfloat16, seed=2)
+    found = model(x)
+    found.backward(upstream)
+    assert found.dtype == x.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), x.detach().double() @ exact.mT, rtol=2**-8, atol=1e-5)
+    torch.testing.assert_close(x.grad.double(), upstream.double() @ unpacked, rtol=2**-8, atol=1e-5)
+
+
 def test_other_types_few_tokens_and_other_maps_are_left_alone():
     exact = nn.Linear(4, 3)
     widen(nn.Sequential(exact))

@@ -11,6 +11,7 @@ from torch import nn
 
 from shoal.engine.open import load_strictly, quiet_loading
 from shoal.engine.opening import Opening
+from shoal.engine.wide_products import widen
 
 
 def open_in_4_bits(path: Path, opening: Opening = Opening(), *, instead: str = "--method lora") -> Any:
@@ -48,6 +49,7 @@ def open_in_4_bits(path: Path, opening: Opening = Opening(), *, instead: str = "
     if opening.device.startswith("cpu"):
         _refuse_narrow(model, instead=instead)
         _keep_differentiable(model)
+        widen(model)
     return model.eval()
 
 
