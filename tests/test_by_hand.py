@@ -14,6 +14,7 @@ from world import N_WORDS, write_model
 
 from shoal import compress, load_recipe
 from shoal.edits.plan import Plan
+from shoal.run.healing.requested import request_of
 from shoal.words.types import Unit
 from shoal.words.unit_names import removed_by_hand, units_named
 
@@ -102,6 +103,10 @@ def test_every_way_to_say_it_writes_one_checkpoint(small, shoal, tmp_path):
     first, *others = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("a", "b", "c", "p/model"))
     assert all(other == first for other in others)
     assert not (tmp_path / "p" / "scan.json").exists(), "nothing is measured to choose"
+    for name in ("a", "b", "c"):  # A folder of its own says what it was cut from, to a healing and to a list of layers.
+        assert request_of(name, None, {}).teacher == str(small["model"])
+        code, out, err = shoal("export", "prune-layers", name)
+        assert code == 0 and "1,3,4" in out, err
     plan = Plan.load(tmp_path / "p" / "plan.json")
     assert plan.removed_layers == (1, 3, 4) and plan.method.startswith("layers given by hand") and not plan.is_edited_by_hand
     card = (tmp_path / "p" / "model" / "README.md").read_text()

@@ -87,7 +87,15 @@ class PlaceOptions:
     """Where models run, in which precision, and whether their own code may."""
 
     device: DeviceOption = "cpu"
-    dtype: Annotated[str | None, option("NAME", "float32, bfloat16 or float16.", "the checkpoint's", under=MACHINE)] = None
+    dtype: Annotated[
+        str | None,
+        option(
+            "NAME",
+            "float32, bfloat16 or float16: models run, and students are saved, in it.",
+            "the checkpoint's",
+            under=MACHINE,
+        ),
+    ] = None
     trust_remote_code: RemoteOption = False
 
     @property

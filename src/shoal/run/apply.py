@@ -26,7 +26,7 @@ from shoal.engine.spill import free_memory
 from shoal.engine.view import DecoderView
 from shoal.recipes.recipe import Recipe
 from shoal.run.refusals import refuse_place
-from shoal.run.run_files import values_for
+from shoal.run.run_files import CHOSEN, values_for
 from shoal.run.stages.fit import VALUES
 from shoal.run.stages.polish import TRAINED
 from shoal.run.unopened import chosen_unopened
@@ -92,7 +92,9 @@ def _applied_to(plan: Plan, folder: Path | None, out: Path, opening: Opening, *,
             verification = _check_rewritten(made, opening)
         else:
             verification = _apply_in_memory(plan, folder, source, made, opening)
-    return _applied(plan, out, verification, beside)
+        done = _applied(plan, out, verification, beside)
+        done.plan.save(made / CHOSEN)  # Healing and export of this folder alone ask what it was cut from.
+    return done
 
 
 def _apply_in_memory(plan: Plan, folder: Path | None, source: Path, out: Path, opening: Opening) -> dict[str, Any]:

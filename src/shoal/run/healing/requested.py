@@ -14,6 +14,7 @@ from shoal.export.found_plan import REQUEST
 from shoal.run.comparing import checkpoint_of
 from shoal.run.healing.heal_checkpoint import Healed, heal_checkpoint
 from shoal.run.healing.heal_request import HealRequest
+from shoal.run.run_files import CHOSEN
 from shoal.train.heal.presets import PRESETS
 from shoal.words.progress import Progress, told
 from shoal.words.reading import read_json, refuse_other_than_plan
@@ -79,7 +80,7 @@ def request_of(
     Raises:
         ValueError: an option that is not allowed, with the values that are.
     """
-    beside, healed_by = _origin(Path(checkpoint_of(student)).parent)
+    beside, healed_by = _origin(Path(checkpoint_of(student)))
     found = Path(plan) if plan is not None else beside
     if found is not None and plan is not None:
         refuse_other_than_plan(found, "give the plan.json of the run that made the student")
@@ -104,10 +105,12 @@ def request_of(
     return request
 
 
-def _origin(run: Path) -> tuple[Path | None, str | None]:
-    """The plan beside a checkpoint, or that of the student which was healed into it, and the teacher of that healing."""
-    if (run / "plan.json").is_file():
-        return run / "plan.json", None
+def _origin(checkpoint: Path) -> tuple[Path | None, str | None]:
+    """The plan in or beside a checkpoint, or that of the student which was healed into it, and the teacher of that healing."""
+    run = checkpoint.parent
+    for folder in (checkpoint, run):
+        if (folder / CHOSEN).is_file():
+            return folder / CHOSEN, None
     stated = read_json(run / REQUEST) if (run / REQUEST).is_file() else {}
     plan, teacher = Path(str(stated.get("plan"))), stated.get("teacher")
     is_there = plan.is_absolute() and plan.is_file()
