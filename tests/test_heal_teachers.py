@@ -14,6 +14,7 @@ from world import N_WORDS
 from shoal.engine.open import load_strictly
 from shoal.engine.streamed import open_streamed
 from shoal.engine.view import DecoderView
+from shoal.train.heal import teachers
 from shoal.train.heal.cut_place import CutPlace
 from shoal.train.heal.qlora import open_in_4_bits, out_of_4_bits
 from shoal.train.heal.quantised_teacher import compare_teachers
@@ -40,7 +41,32 @@ def test_a_teacher_read_from_disk_answers_bit_for_bit_as_one_in_memory(family, t
         real = batch["attention_mask"].bool() if padded else torch.ones_like(batch["input_ids"]).bool()
         assert torch.equal(ours.logits_BTV[real], theirs.logits_BTV[real])
         assert all(torch.equal(ours.states[boundary][real], theirs.states[boundary][real]) for boundary in ALL)
-        assert torch.equal(streamed.selection(batch)[real], theirs.logits_BTV[real])
+        for teacher in (streamed, running, streamed, running):
+            assert torch.equal(teacher.selection(batch)[real], theirs.logits_BTV[real])
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "qwen3_moe"])
+def test_a_validation_reads_its_text_through_the_layers_once(family, tmp_path, monkeypatch):
+    """A later one has the same logits, bit for bit, of the states that the first one left, as far as they are kept."""
+    streamed, running = both_ways(tmp_path / "teacher", family)
+    ran = []
+    for layer in running.layers:  # A part of it: a head runs the model with stubs in place of its layers.
+        next(layer.children()).register_forward_hook(lambda *_: ran.append(1))
+    kept = DecoderView.stream
+    monkeypatch.setattr(DecoderView, "stream", lambda *given, **more: ran.append(6) or kept(*given, **more))
+    batches = [text(4).batches(4)[0], text(4, seed=2).batches(4)[0], text(4, padded=True).batches(4)[0]]
+    for teacher in (streamed, running):
+        first = [teacher.selection(batch) for batch in batches]
+        assert sum(ran) == 6 * len(batches)
+        assert all(torch.equal(teacher.selection(batch), one) for batch, one in zip(batches, first, strict=True))
+        assert sum(ran) == 6 * len(batches)
+        ran.clear()
+    monkeypatch.setattr(teachers, "MOST_REMEMBERED", 0)
+    forgetful = RunningTeacher(running.model)
+    ran.clear()  # A new view looks at what a layer returns.
+    for _ in range(2):
+        assert torch.equal(forgetful.selection(batches[0]), first[0])
+    assert sum(ran) == 12
 
 
 def test_a_student_of_a_teacher_on_disk_has_the_losses_of_one_in_memory(tmp_path):

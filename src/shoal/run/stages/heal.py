@@ -78,7 +78,10 @@ def _take_over(state: State, folder: RunFolder, *, why: str) -> None:
 
 
 def takes(sizes: Sizes) -> StageNeed:
-    """Teacher and student in memory, and what the entry of the method trains; then the student again, to be merged into."""
+    """Teacher and student in memory, what the entry of the method trains, and the teacher's final states of the selection text;
+    then the student again, to be merged into."""
+    from shoal.train.heal.teachers import MOST_REMEMBERED
+
     config = _config(sizes.recipe)
     n_trained = TRAINABLE.named(config.method).most_trained(sizes.shape, sizes.n_kept, config)
     n_tokens = config.tokens or DEFAULT_TOKENS
@@ -86,10 +89,11 @@ def takes(sizes: Sizes) -> StageNeed:
     is_as_asked = text.length is not None or text.packing == "padded"
     length = sizes.length if is_as_asked else config.sample_length(n_tokens, sizes.length)
     n_at_once = config.settled(n_tokens / length, length).micro_batch * length
+    remembered = min(MOST_REMEMBERED, sizes.all_states(1, sizes.tokens("selection")))
     return sizes.need(
         "heal",
         second_model=2 * sizes.student,
-        work=sizes.gradients(n_at_once, sizes.n_kept, logits=True),
+        work=sizes.gradients(n_at_once, sizes.n_kept, logits=True) + remembered,
         trained=n_trained * TRAINED_BYTES,
         disk=sizes.student + n_trained * (12 + 4),
     )
