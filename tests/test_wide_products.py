@@ -71,23 +71,25 @@ def own_attention():
     ALL_ATTENTION_FUNCTIONS._local_mapping.update(kept)
 
 
-def attend(*states, mask=None, autocast=False):
+def attend(*states, mask=None, bias=None, autocast=False):
     module = nn.Module()
     module.num_key_value_groups, module.is_causal = 1, True
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, *states, mask)[0]
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, *states, mask, position_bias=bias)[0]
 
 
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("masked", [False, True])
-def test_trained_attention_and_its_gradients_are_the_exact_ones_rounded_once(own_attention, dtype, masked):
+@pytest.mark.parametrize("biased", [False, True])
+def test_trained_attention_and_its_gradients_are_the_exact_ones_rounded_once(own_attention, dtype, masked, biased):
     given = [drawn(2, 3, 9, 8, dtype=dtype, seed=seed).requires_grad_() for seed in range(3)]
     mask = drawn(2, 1, 9, 9, dtype=dtype, seed=3) if masked else None
+    bias = drawn(2, 3, 9, 9, dtype=dtype, seed=5) if biased else None
     exact = [one.detach().double().requires_grad_() for one in given]
-    wanted = attend(*exact, mask=mask if mask is None else mask.double())
+    wanted = attend(*exact, mask=mask if mask is None else mask.double(), bias=bias if bias is None else bias.double())
     widen(nn.Linear(8, 8, dtype=dtype))
     widen(nn.Linear(8, 8, dtype=dtype))  # Once is enough.
-    found = attend(*given, mask=mask)
+    found = attend(*given, mask=mask, bias=bias)
     upstream = drawn(*found.shape, dtype=dtype, seed=4)
     found.backward(upstream)
     wanted.backward(upstream.double())

@@ -87,14 +87,19 @@ def _widened(fused: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Te
         if not is_trained or query.device.type != "cpu" or not multiplies_slowly(dtype):
             return fused(module, query, key, value, attention_mask, *args, **kwargs)
         # What autocast would have rounded stays rounded.
-        wide = [one.to(dtype).float() for one in (query, key, value)]
-        if attention_mask is not None and attention_mask.is_floating_point():
-            attention_mask = attention_mask.float()
+        states = [one.to(dtype) for one in (query, key, value)]
+        # A mask, or a position bias of a family like Inkling's, has to have the type of the states.
+        wide = map(_wide, (*states, attention_mask, *args))
         with torch.autocast("cpu", enabled=False):
-            attended, weights = fused(module, *wide, attention_mask, *args, **kwargs)
+            attended, weights = fused(module, *wide, **{name: _wide(one) for name, one in kwargs.items()})
         return attended.to(dtype), weights
 
     return attention
+
+
+def _wide(given: Any) -> Any:
+    """A tensor of floating-point numbers in float32; anything else as it is."""
+    return given.float() if isinstance(given, Tensor) and given.is_floating_point() else given
 
 
 def _linear(self: Any, input: Tensor) -> Tensor:
