@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 import shoal
+from shoal.cli import early
+from shoal.engine.workers import Workers
 
 SRC = Path(shoal.__file__).parent
 
@@ -254,6 +256,18 @@ def test_a_wrong_name_or_number_is_refused_before_torch_is_imported(tmp_path):
     assert len(said) == len(wrong)
     for line, (_, why) in zip(said, wrong, strict=True):
         assert line.startswith("shoal: error: ") and why in line
+
+
+def test_a_name_that_is_right_only_later_is_not_refused_early(tmp_path, monkeypatch):
+    """A run may hold two GGUF files beside its model, and the first process of a job alone reads text."""
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).touch()
+    assert early.named_models(str(tmp_path)) == str(tmp_path)
+    gone = [str(tmp_path / "gone.txt")]
+    with pytest.raises(ValueError, match="no such text"):
+        early.named_texts(gone)
+    monkeypatch.setattr(early, "join", lambda: Workers(1, 2), raising=False)
+    assert early.named_texts(gone) == gone
 
 
 @cache

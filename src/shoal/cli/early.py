@@ -1,11 +1,15 @@
 """What is wrong with a name or a number is said at once: torch and transformers, which take seconds to import, come later."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 from shoal.cli.option import argument
 from shoal.engine.source import local_place
+from shoal.engine.workers import join
 from shoal.text.mixture import parse_mixture
 from shoal.text.sources import refuse_missing
+from shoal.words.reading import at_home
 
 
 def model_argument(metavar: str, about: str) -> Any:
@@ -16,13 +20,15 @@ def model_argument(metavar: str, about: str) -> Any:
 def named_models(given: str | list[str] | None) -> str | list[str] | None:
     """Models as they are named. Raises ValueError for one that is neither a folder nor a GGUF file nor like a hub id."""
     for one in [given] if isinstance(given, str) else given or ():
-        local_place(one)
+        # A folder is looked into where it is opened: that of a run may hold several GGUF files beside its model.
+        if not os.path.isdir(at_home(Path(one))):
+            local_place(one)
     return given
 
 
 def named_texts(given: list[str] | None) -> list[str] | None:
     """Texts as they are named. Raises ValueError for a mixture that cannot be read and a file that is not there."""
-    if given:
+    if given and join().is_first:  # The other processes of a job read no text, and may run on machines that have none.
         for part in parse_mixture(given).parts:
             for source in part.sources:
                 refuse_missing(source)
