@@ -4,11 +4,14 @@ import builtins
 import json
 import sys
 from contextlib import redirect_stdout
+from pathlib import Path
 
 import pytest
 
 from shoal import compare_models, compress, heal, load_recipe, open_model
 from shoal.measure.scan import Scan
+from shoal.run.healing.heal_checkpoint import refuse_inside
+from shoal.run.healing.requested import request_of
 from shoal.words.progress import LogLines
 from shoal.words.refusal import in_one_line
 from shoal.words.types import Span
@@ -56,6 +59,18 @@ def test_a_healing_by_its_name_and_a_result_that_is_short(cut, tmp_path, capsys)
     assert capsys.readouterr().out == "", "a program is not talked to"
     asked = json.loads((tmp_path / "healed" / "heal.request.json").read_text())
     assert asked["plan"] == str(cut["run"] / "plan.json") and asked["heal"]["tokens"] == 128 and not asked["speed"]
+
+
+def test_a_home_in_a_name_is_the_folder_it_stands_for(cut, monkeypatch):
+    """No shell expands it here."""
+    monkeypatch.setenv("HOME", str(cut["run"].parent))
+    run, model = f"~/{cut['run'].name}", str(cut["run"] / "model")
+    wanted = str(cut["run"] / "plan.json")
+    for student, plan in ((run, None), (f"{run}/model", None), (model, f"{run}/plan.json")):
+        assert request_of(student, None, {}, plan=plan).plan == wanted
+    for out, student in ((run, model), (model, f"{run}/model")):
+        with pytest.raises(ValueError, match="overlap"):
+            refuse_inside(Path(out), student)
 
 
 def test_what_is_wrong_is_said_before_anything_is_opened(small, tmp_path):

@@ -23,6 +23,7 @@ from shoal.run.asked_tasks import Tasks, answer_tasks
 from shoal.run.job import LONGEST_DEFAULT, Inputs, open_inputs, refuse_unknown_tokens, window_of
 from shoal.text.start import start_tokens
 from shoal.words.progress import each_batch, told
+from shoal.words.reading import at_home
 from shoal.words.refusal import in_one_line
 
 
@@ -67,8 +68,9 @@ def compare_models(
 
 def checkpoint_of(name: str) -> str:
     """``DIR/model`` of a run folder, anything else as it is."""
-    inside = Path(name) / "model"
-    return str(inside) if (inside / "config.json").is_file() and not (Path(name) / "config.json").is_file() else name
+    folder = at_home(Path(name))
+    inside = folder / "model"
+    return str(inside) if (inside / "config.json").is_file() and not (folder / "config.json").is_file() else name
 
 
 def shortest_window(sources: Sequence[str], names: Sequence[str], *, trust_remote_code: bool = False) -> int | None:

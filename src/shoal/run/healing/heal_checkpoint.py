@@ -22,6 +22,7 @@ from shoal.run.job import SHARE_BESIDE_STUDENT, Inputs, open_inputs
 from shoal.train.heal.quiet import quiet_training
 from shoal.train.heal.result import Drift, HealTraining, Merging
 from shoal.words.progress import numbered, tell
+from shoal.words.reading import at_home
 
 ON_DISK = "2"  # The layer that runs is in memory, and the one that is read ahead.
 
@@ -113,7 +114,7 @@ def teacher_opening(request: HealRequest, opening: Opening, *, say: Say) -> Open
 
 def refuse_inside(out: Path, student: str) -> None:
     """Raises ValueError where the run folder would lie inside the student's checkpoint, or be the run that it is part of."""
-    source = Path(student)
+    out, source = at_home(out), at_home(Path(student))
     if source.is_dir() and (out.resolve().is_relative_to(source.resolve()) or source.resolve().is_relative_to(out.resolve())):
         raise ValueError(f"--out {out} and the student {source} overlap; choose a folder outside it")
 

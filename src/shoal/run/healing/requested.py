@@ -17,7 +17,7 @@ from shoal.run.healing.heal_request import HealRequest
 from shoal.run.run_files import CHOSEN
 from shoal.train.heal.presets import PRESETS
 from shoal.words.progress import Progress, told
-from shoal.words.reading import read_json, refuse_other_than_plan
+from shoal.words.reading import at_home, read_json, refuse_other_than_plan
 from shoal.words.refusal import in_one_line
 from shoal.words.structure import units_off
 
@@ -80,9 +80,10 @@ def request_of(
     Raises:
         ValueError: an option that is not allowed, with the values that are.
     """
-    beside, healed_by = _origin(Path(checkpoint_of(student)))
-    found = Path(plan) if plan is not None else beside
-    if found is not None and plan is not None:
+    beside, healed_by = _origin(at_home(Path(checkpoint_of(student))))
+    found = beside
+    if plan is not None:
+        found = at_home(Path(plan))
         refuse_other_than_plan(found, "give the plan.json of the run that made the student")
     if teacher is None:
         teacher = healed_by or (Plan.load(found).source if found is not None else None)
