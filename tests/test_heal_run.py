@@ -36,6 +36,10 @@ def test_heals_a_run_folder_and_the_result_is_a_stock_checkpoint(cut, shoal, tmp
     assert "lora" in card and "KL to the teacher" in card and card.startswith("---\nbase_model:")
     again = shoal("heal", *healing(cut, "--out", "healed"))
     assert again[0] == 0 and "Healed" in again[1]
+    asked = (healed / "heal.request.json").read_bytes()
+    code, _, err = shoal("heal", *healing(cut, "--out", "healed", "--tokens", 128))
+    one_line(code, err, "healed")
+    assert (healed / "heal.request.json").read_bytes() == asked, "what was refused is not what was done"
 
 
 def test_what_was_healed_heals_on_by_the_same_teacher_and_plan(cut, shoal, tmp_path):

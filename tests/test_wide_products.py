@@ -7,7 +7,8 @@ import torch
 from families import VOCAB, tiny_model
 from torch import nn
 from torch.nn.functional import linear as plain_linear
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from shoal.engine import wide_products
 from shoal.engine.open import load_strictly
@@ -63,12 +64,11 @@ def test_a_widened_model_is_the_model_up_to_rounding_and_is_saved_as_it_was(fami
 
 @pytest.fixture
 def own_attention():
-    """Transformers' table of attentions, left as it was."""
-    kept = dict(ALL_ATTENTION_FUNCTIONS._local_mapping)
-    ALL_ATTENTION_FUNCTIONS._local_mapping.clear()
+    """Transformers' own attention, and its table left as it was."""
+    kept = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    AttentionInterface.register("sdpa", sdpa_attention_forward)
     yield
-    ALL_ATTENTION_FUNCTIONS._local_mapping.clear()
-    ALL_ATTENTION_FUNCTIONS._local_mapping.update(kept)
+    AttentionInterface.register("sdpa", kept)
 
 
 def attend(*states, mask=None, bias=None, autocast=False):

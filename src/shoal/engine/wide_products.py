@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 HALVES = (torch.bfloat16, torch.float16)
 FEW_TOKENS = 4
@@ -73,8 +73,9 @@ def _widen_4_bits(module: Any, computes_in: torch.dtype | None) -> None:
 
 def _widen_attention() -> None:
     fused = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    if not hasattr(fused, "__wrapped__"):
-        ALL_ATTENTION_FUNCTIONS["sdpa"] = _widened(fused)
+    if not getattr(fused, "is_widened", False):
+        # By the public door, so that a function registered after this one takes its place as it would anyhow.
+        AttentionInterface.register("sdpa", _widened(fused))
 
 
 def _widened(fused: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Tensor, Any]]:
@@ -94,6 +95,7 @@ def _widened(fused: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Te
             attended, weights = fused(module, *wide, **{name: _wide(one) for name, one in kwargs.items()})
         return attended.to(dtype), weights
 
+    attention.is_widened = True  # type: ignore[attr-defined]
     return attention
 
 

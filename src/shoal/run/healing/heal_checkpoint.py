@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shoal.engine.opening import Opening
 from shoal.evaluate.evaluation import Evaluation
+from shoal.export.found_plan import REQUEST
 from shoal.measure.oracle import Quality
 from shoal.recipes.recipe import Recipe
 from shoal.run.asked import asked_of
 from shoal.run.begin import Say, open_folder, say_nothing, settled
 from shoal.run.comparing import checkpoint_of
-from shoal.run.folder import RunFolder
+from shoal.run.folder import OtherRun, RunFolder
 from shoal.run.healing.heal_bench import HealBench
 from shoal.run.healing.heal_measuring import measure_stage
 from shoal.run.healing.heal_merging import merge_stage
@@ -23,6 +26,7 @@ from shoal.train.heal.quiet import quiet_training
 from shoal.train.heal.result import Drift, HealTraining, Merging
 from shoal.words.progress import numbered, tell
 from shoal.words.reading import at_home
+from shoal.words.records import write_atomically
 
 ON_DISK = "2"  # The layer that runs is in memory, and the one that is read ahead.
 
@@ -96,8 +100,22 @@ def heal_checkpoint(
         with folder.unless_refused():
             bench = HealBench(inputs, request, student)
         folder.asked = asked_of(asked, inputs.opened, **request.model_dump(mode="json"), student_weights=bench.fingerprint)
-        inputs.workers.on_first(lambda: request.save(folder / "heal.request.json"))
-        return heal_stages(bench, folder, command=command)
+        with _asked(bench, folder):
+            return heal_stages(bench, folder, command=command)
+
+
+@contextmanager
+def _asked(bench: HealBench, folder: RunFolder) -> Iterator[None]:
+    """The request as a file of the run; where results of another one stand and this one is refused, theirs stays."""
+    file, workers = folder / REQUEST, bench.inputs.workers
+    before = file.read_bytes() if file.is_file() else None
+    workers.on_first(lambda: bench.request.save(file))
+    try:
+        yield
+    except OtherRun:
+        if before is not None and workers.is_first:  # The others may have met no error, and would not take part.
+            write_atomically(file, before)
+        raise
 
 
 def teacher_opening(request: HealRequest, opening: Opening, *, say: Say) -> Opening:

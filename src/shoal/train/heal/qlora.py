@@ -1,4 +1,5 @@
-"""QLoRA: LoRA beside weights in 4 bits (NF4, double quantisation, bf16 arithmetic), by bitsandbytes; runs on CPUs, too.
+"""QLoRA: LoRA beside weights in 4 bits (NF4, double quantisation, bf16 arithmetic), by bitsandbytes; runs on CPUs, too, and
+multiplies in float32 on those that are slow at bf16.
 
 Source: arXiv 2305.14314, whose configuration this is. UIDL (arXiv 2403.17887) heals so, and states no more than "4-bit QLoRA".
 """
