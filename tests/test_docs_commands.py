@@ -51,7 +51,9 @@ def test_the_documents_are_read_and_a_wrong_command_is_seen():
     assert problem(["shoal", "scan", "MODEL", "--frobnicate", "3"]) == "scan has no --frobnicate"
 
 
-def test_the_walk_can_be_parsed_to_the_last_option():
+def test_the_walk_can_be_parsed_to_the_last_option(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.jsonl").write_text('{"text": "a b c"}\n')  # Texts are looked for where the line is parsed.
     walk = [words for words in commands_in(ROOT / "docs" / "steps.md") if not any(word.endswith("...") for word in words)]
     assert [words[1] for words in walk[:5]] == ["scan", "plan", "apply", "eval", "compress"]
     for _, verb, *words in walk[:5]:

@@ -15,7 +15,7 @@ def one_line(code, err, *said):
 
 
 UNREAD = {
-    "--text": ("nowhere.txt", "--text is not read"),
+    "--text": ("given.txt", "--text is not read"),
     "--samples": (8, "--samples is not read"),
     "--length": (16, "--length is not read"),
     "--seed": (1, "--seed is not read"),
@@ -29,6 +29,7 @@ UNREAD = {
 @pytest.mark.parametrize("option", UNREAD)
 def test_a_plan_from_config_alone_refuses_what_it_does_not_read(small, shoal, tmp_path, option):
     value, said = UNREAD[option]
+    (tmp_path / "given.txt").write_text("a b c")
     code, _, err = shoal("plan", small["model"], "--recipe", "uidl-simple", "--drop", 2, "--out", "run", option, value)
     one_line(code, err, said)
     assert not (tmp_path / "run" / "plan.json").exists()
