@@ -107,6 +107,10 @@ def test_every_way_to_say_it_writes_one_checkpoint(small, shoal, tmp_path):
         assert request_of(name, None, {}).teacher == str(small["model"])
         code, out, err = shoal("export", "prune-layers", name)
         assert code == 0 and "1,3,4" in out, err
+    # What is made of such a folder is not what its plan says.
+    assert shoal("compress", "b", "--layers", "0", "--repair", "none", "--out", "further", *text)[0] == 0
+    assert not (tmp_path / "further" / "model" / "plan.json").exists()
+    assert shoal("export", "prune-layers", "further")[1].split()[0] == "0"
     plan = Plan.load(tmp_path / "p" / "plan.json")
     assert plan.removed_layers == (1, 3, 4) and plan.method.startswith("layers given by hand") and not plan.is_edited_by_hand
     card = (tmp_path / "p" / "model" / "README.md").read_text()

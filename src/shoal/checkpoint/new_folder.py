@@ -13,7 +13,8 @@ from shoal.engine.disk import is_full_disk, no_space, refuse_full_disk
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
 # The first two are written anew for a student; the third describes weights of another format, which are not copied.
-NOT_COPIED = ("config.json", "README.md", "params.json")
+NOT_COPIED = ("config.json", "README.md", "params.json", "plan.json")
+"""Files of a source that say what it is; a checkpoint made of it is another, the plan that made the source not its own."""
 
 
 @contextmanager

@@ -1,7 +1,5 @@
 """What is wrong with a name or a number is said at once: torch and transformers, which take seconds to import, come later."""
 
-import os
-from pathlib import Path
 from typing import Any
 
 from shoal.cli.option import argument
@@ -9,7 +7,6 @@ from shoal.engine.source import local_place
 from shoal.engine.workers import join
 from shoal.text.mixture import parse_mixture
 from shoal.text.sources import refuse_missing
-from shoal.words.reading import at_home
 
 
 def model_argument(metavar: str, about: str) -> Any:
@@ -20,9 +17,7 @@ def model_argument(metavar: str, about: str) -> Any:
 def named_models(given: str | list[str] | None) -> str | list[str] | None:
     """Models as they are named. Raises ValueError for one that is neither a folder nor a GGUF file nor like a hub id."""
     for one in [given] if isinstance(given, str) else given or ():
-        # A folder is looked into where it is opened: that of a run may hold several GGUF files beside its model.
-        if not os.path.isdir(at_home(Path(one))):
-            local_place(one)
+        local_place(one)
     return given
 
 

@@ -41,17 +41,17 @@ def resolve_source(source: str | Path, *, trust_remote_code: bool = False) -> Pa
 
 
 def local_place(source: str | Path) -> Path | None:
-    """The folder or GGUF file that a source names, or None where it is a hub id; nothing is read.
+    """The folder or GGUF file that a source names, or None where it is a hub id; neither is looked into.
 
     Raises:
         ValueError: neither is there, a file of another kind, a name that no file can have.
     """
     folder, text = at_home(Path(source)), str(source)
     try:
-        packed, is_folder, is_there = gguf_in(folder), folder.is_dir(), folder.exists()
+        is_folder, is_there, is_file = folder.is_dir(), folder.exists(), folder.is_file()
     except (OSError, ValueError) as error:  # No file can have such a name.
         raise ValueError(f"no such model folder: {shortened(repr(text))} ({reason_of(error)})") from None
-    if packed is not None or is_folder:
+    if is_folder or (is_file and folder.suffix.lower() == ".gguf"):
         return folder
     if is_there:
         raise ValueError(
