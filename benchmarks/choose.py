@@ -6,7 +6,7 @@ Resumable, cell by cell: a cell is one choice (model, ratio, units, way to choos
 measured; cells that stand there are skipped, ``--cells 1`` measures the next one and stops, ``--seconds N`` starts none after
 that time, ``--only`` takes cells whose name has all these words. Of a model, a ratio and a kind of unit the most telling ways
 come first, so that a run may be stopped anywhere. ``--tables`` prints the tables of the file as Markdown. ``--task FILE``
-scores tasks (ctx, choices, gold).
+scores tasks (ctx, choices, gold) on their first ``--items``; ``--search-task FILE`` is for the way that chooses by answers.
 
 - Equal parameters: a ratio becomes the number of layers that comes nearest; sublayers go up to the parameters of as many.
 - Every way reads the same ``--tokens`` of the calibration slice; losses after the cut are KL to the teacher, per token, of the
@@ -56,6 +56,8 @@ def main() -> None:
     parser.add_argument("--most-sets", type=int, default=1100, help="run all sets where there are at most so many")
     parser.add_argument("--task", action="append", default=[], type=Path)
     parser.add_argument("--items", type=int, default=100)
+    parser.add_argument("--search-task", type=Path, help="whose items the score windowed_task asks; left out without it")
+    parser.add_argument("--search-items", type=int, default=50, help="its last ones, so that others are judged on")
     parser.add_argument("--cells", type=int, default=math.inf)
     parser.add_argument("--seconds", type=float, default=math.inf, help="start no cell after so many")
     parser.add_argument("--ratio", action="append", type=int, choices=RATIOS, help="these alone")

@@ -87,6 +87,17 @@ class Bench:
 
         return removal_function(self.inputs.view, self.inputs.batches(self.searched), units, metric=metric, limit=limit)
 
+    def value_by_answers(self, units: Sequence[Any]) -> Any:
+        """v(S) by the last items of the task to choose by."""
+        from shoal.evaluate.tasks.task_files import load_task
+        from shoal.evaluate.tasks.task_loss import task_function
+        from shoal.run.job import window_of
+
+        task = load_task(self.options.search_task)
+        task = replace(task, items=task.items[-self.options.search_items :])
+        tokenizer, window = self.inputs.opened.need_tokenizer(), window_of(self.inputs.view.config)
+        return task_function(self.inputs.view, [task], units, tokenizer=tokenizer, window=window)
+
     def n_layers_out(self, ratio: int) -> int:
         from fractions import Fraction
 

@@ -23,7 +23,7 @@ WAYS = (
     "lowest taylor_weights", "surrogate kl", "random", "lowest weight_l2", "lowest left_out_lost_cka", "greedy ce",
     "exhaustive", "one-shot kl", "lowest relative_update", "lowest taylor_unit", "span angular/last", "disjoint angular/rest",
     "lowest windowed_kl", "evolution kl", "policy-gradient kl", "beam kl", "greedy js", "lowest update_norm",
-    "lowest left_out_ce", "lowest shapley_kl",
+    "lowest left_out_ce", "lowest windowed_task", "lowest shapley_kl",
 )  # fmt: skip
 """The most telling ones first: the default's proposer, the best search, what costs nothing, and what repairs on its way."""
 UNITS = ("layers", "sublayers")
@@ -53,5 +53,6 @@ def cells(models: Sequence[str], options: argparse.Namespace) -> Iterator[Cell]:
     for model in models:
         for units in options.units or UNITS:
             for ratio in ratios:
-                yield from (Cell(model, ratio, units, way) for way in ways(units))
+                here = [way for way in ways(units) if options.search_task or way != "lowest windowed_task"]
+                yield from (Cell(model, ratio, units, way) for way in here)
             yield Cell(model, 0, units, "scores")

@@ -56,6 +56,7 @@ def by_score(bench: Bench, cell: Cell, by: str) -> dict[str, Any]:
 
 def table_of(bench: Bench, by: str, request: Any) -> tuple[Any, float, int] | None:
     """Scores of units with their seconds and sets; one reading gives all that it can. None: too many sets."""
+    from shoal.measure.task_metric import TASK
     from shoal.measure.unit_scores import score_with_table
 
     entry = score_with_table(by)
@@ -65,7 +66,8 @@ def table_of(bench: Bench, by: str, request: Any) -> tuple[Any, float, int] | No
     if by not in bench.scored.get(key, ({},))[0]:
         n_sets, batches, started = 0, bench.inputs.batches(bench.searched), time.process_time()
         if entry.of_values is not None:
-            value = bench.value(request.free_units, entry.metric)
+            by_answers = entry.metric == TASK
+            value = bench.value_by_answers(request.free_units) if by_answers else bench.value(request.free_units, entry.metric)
             found, n_sets = [entry.of_values(value)], value.n_evaluations
         else:
             found = entry.score(bench.inputs.view, batches, request.free_units)

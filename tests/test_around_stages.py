@@ -7,6 +7,8 @@ import json
 from contextlib import suppress
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from shared_work import launch
 
 from shoal import compress, load_recipe
@@ -67,7 +69,7 @@ class Killed(BaseException):
 
 
 # Another method of the same stage is in every run.
-ALIKE = ("sliding", "grow by identity", "lesa", "magnitude by lamp", "sparsegpt 2:4")
+ALIKE = ("sliding", "wanda by owl", "grow by identity", "lesa", "magnitude by lamp", "sparsegpt 2:4")
 
 
 @pytest.mark.parametrize(
@@ -114,3 +116,21 @@ def test_two_processes_write_the_bytes_of_one(whole, small, tmp_path):
     assert [one.code for one in ended] == [0, 0], "\n".join(one.err[-3000:] for one in ended)
     for number, method in enumerate(SHARED):
         assert left(tmp_path / str(number)) == left(whole(method)), method
+
+
+SUMMED = ("laco, fitted and polished", "a cut, a refit and zeros")
+"""Their values are solved from sums of text, or trained on it, and differ by the order of the sums. The text of the second is
+one batch, so that one of two processes has none."""
+
+
+@pytest.mark.slow  # Two processes import everything.
+@pytest.mark.parametrize("method", SUMMED)
+def test_two_processes_fit_and_polish_as_one(method, whole, small, tmp_path):
+    ended = launch(2, "-c", JOB, json.dumps(small), str(tmp_path), method)
+    assert [one.code for one in ended] == [0, 0], "\n".join(one.err[-3000:] for one in ended)
+    mine, theirs = tmp_path / "0", whole(method)
+    assert left(mine)["config"] == left(theirs)["config"]
+    ours, expected = (load_file(one / "model" / "model.safetensors") for one in (mine, theirs))
+    assert set(ours) == set(expected)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-5 * float(tensor.abs().max()), msg=name)

@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 import typer
-from every_verb import OPEN_NOTHING, VERBS, prepare, write_world
+from every_verb import OPEN_NOTHING, SLOW, VERBS, prepare, write_world
 from slow_machine import SlowMachine
 
 from shoal.cli.table import app
@@ -60,7 +60,7 @@ def world(tmp_path_factory):
     return write_world(tmp_path_factory.mktemp("own code"), "own config")
 
 
-@pytest.fixture(params=VERBS)
+@pytest.fixture(params=[pytest.param(verb, marks=pytest.mark.slow if verb in SLOW else ()) for verb in VERBS])
 def record(request, world, shoal):
     """What a verb did: run when it is first asked for."""
     verb = request.param

@@ -138,6 +138,7 @@ def student(tmp_path):
     return tmp_path / "m", export("gguf", tmp_path / "m", tmp_path / "m.gguf", Options(kind="f32")).path
 
 
+@pytest.mark.slow  # Two processes; test_export_engines.py asks in this one.
 def test_transformers_reads_the_file_as_the_student(student, shoal, monkeypatch, tmp_path):
     monkeypatch.setenv("SHOAL_ENGINES", str(tmp_path / "none"))
     folder, file = student

@@ -6,6 +6,7 @@ from families import VOCAB, tiny_model
 
 from shoal.engine.student import Step, Student
 from shoal.engine.view import DecoderView, Tap
+from shoal.engine.workers import Workers
 from shoal.fit.sites.linear_map import LinearMap, find_map
 from shoal.fit.sites.of_layer import probe_of
 from shoal.fit.sums import no_sums
@@ -54,6 +55,20 @@ def test_a_body_sees_the_student_as_it_was_set_and_the_teacher_as_it_is():
         here.set(values)
         seen.append((here.layer, values))
     assert [layer for layer, _ in seen] == [0, 1, 4, 5]
+
+
+def test_a_worker_without_a_batch_walks_along():
+    """Two processes and one batch: the second stops at the same layers, where the sums of all are made."""
+    view, batches = DecoderView(tiny_model("llama")), samples().batches(24)
+    walked = {}
+    for rank in (0, 1):
+        walked[rank] = stops = []
+        for here in walk(view, lacking(2, 3), batches, goals={1: Goal(4, 0.5), 4: Goal(5)}, workers=Workers(rank, 2)):
+            passed: list[int] = []
+            ends = here.ends(passing=passed.append)
+            assert len(list(ends.goals)) == len(ends.readings) == 1 - rank
+            stops.append((here.layer, passed))
+    assert walked[0] == walked[1] == [(1, [2, 3]), (4, [])]
 
 
 def test_layers_between_two_goals_run_as_the_student_does():

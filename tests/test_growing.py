@@ -78,7 +78,7 @@ def test_predicted_weights_lie_beside_the_plan(small, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.parametrize("resident", ["all", "1"])
+@pytest.mark.parametrize("resident", ["all", pytest.param("1", marks=pytest.mark.slow)])
 def test_a_killed_run_ends_in_the_same_bits(resident, small, tmp_path, monkeypatch):
     """Killed when the weights are predicted but not written, and read layer by layer: every file is the same."""
     wanted = compress(recipe(small, "lesa", heal=None), tmp_path / "whole")

@@ -35,11 +35,8 @@ def test_there_are_guides_and_their_blocks_are_commands_or_python():
         assert blocks(guide) and {language for language, _ in blocks(guide)} <= {"bash", "python"}, guide.name
 
 
-# Guides of several commands start the interpreter for each, which takes a minute or more on a slow machine.
-FOLLOWED = [pytest.param(guide, id=guide.stem, marks=[] if "notebook" in guide.stem else pytest.mark.slow) for guide in GUIDES]
-
-
-@pytest.mark.parametrize("guide", FOLLOWED)
+@pytest.mark.slow  # A minute or more for each, on a slow machine.
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.stem)
 def test_a_guide_can_be_followed_to_its_end(guide, tmp_path):
     pytest.importorskip(NEEDS.get(guide.stem, "shoal"))
     tools = tmp_path / "tools"

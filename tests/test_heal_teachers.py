@@ -92,6 +92,7 @@ def test_a_teacher_in_4_bits_says_how_far_it_is_from_the_whole_one(tmp_path):
 # -- through the command ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # A whole healing; the laws above are of its teachers alone.
 def test_the_command_heals_by_a_teacher_on_disk(cut, shoal, tmp_path):
     for name, resident in (("memory", "all"), ("disk", 1)):
         code, _, err = shoal("heal", *healing(cut, "--out", name, "--resident", resident))
@@ -116,6 +117,7 @@ def test_a_run_heals_with_its_layers_on_disk(cut, shoal, tmp_path):
     assert healed["curve"][-1]["step"] > 0 and (tmp_path / "run" / "model" / "model.safetensors").exists()
 
 
+@pytest.mark.slow  # A whole healing; the laws above are of its teachers alone.
 def test_the_command_heals_by_a_teacher_in_4_bits(cut, shoal, tmp_path, capfd):
     teacher = write_wide(tmp_path / "teacher", n_layers=4)
     student_of(load_strictly(teacher), kept=(0, 1, 3)).save_pretrained(tmp_path / "student")

@@ -138,7 +138,10 @@ def imports_of(path: Path) -> Iterator[Import]:
     return walk(ast.parse(path.read_text(), str(path)), False, False)
 
 
-IMPORTS = [one for path in sorted(SRC.rglob("*.py")) for one in imports_of(path)]
+@cache
+def imports() -> list[Import]:
+    """All of the source: read by the first law that asks, not by every process that collects tests."""
+    return [one for path in sorted(SRC.rglob("*.py")) for one in imports_of(path)]
 
 
 def room_of(file: str) -> str:
@@ -160,7 +163,7 @@ def test_a_room_imports_only_rooms_before_it(room):
     allowed = set(ORDER[: ORDER.index(room) + 1]) | {"__version__"}
     wrong = [
         str(one)
-        for one in IMPORTS
+        for one in imports()
         if room_of(one.file) == room and roots(one) == "shoal" and one.module.split(".")[1] not in allowed
     ]
     assert not wrong, f"{room} may import {sorted(allowed)}"
@@ -169,19 +172,19 @@ def test_a_room_imports_only_rooms_before_it(room):
 def test_transformers_is_imported_only_where_a_model_is_opened_cut_or_saved():
     wrong = [
         str(one)
-        for one in IMPORTS
+        for one in imports()
         if roots(one) == "transformers" and not one.for_types_only and not one.file.startswith(TRANSFORMERS)
     ]
     assert not wrong
 
 
 def test_every_place_allowed_to_import_transformers_does():
-    users = {one.file for one in IMPORTS if roots(one) == "transformers"}
+    users = {one.file for one in imports() if roots(one) == "transformers"}
     assert [place for place in TRANSFORMERS if not any(file.startswith(place) for file in users)] == []
 
 
 def test_extras_are_imported_only_inside_functions():
-    wrong = [str(one) for one in IMPORTS if roots(one) in LAZY and not one.in_function and not one.for_types_only]
+    wrong = [str(one) for one in imports() if roots(one) in LAZY and not one.in_function and not one.for_types_only]
     assert not wrong
 
 
@@ -215,7 +218,7 @@ def test_table_entries_never_import_each_other(room, table):
     files = entry_files(room, table)
     wrong = [
         str(one)
-        for one in IMPORTS
+        for one in imports()
         if one.file in files and f"{one.module.removeprefix('shoal.').replace('.', '/')}.py" in files
     ]
     assert not wrong
@@ -271,22 +274,27 @@ def test_a_name_that_is_right_only_later_is_not_refused_early(tmp_path, monkeypa
 
 
 @cache
-def nodes_of(path: Path) -> list[ast.AST]:
-    """Every node of a file, which several laws read."""
-    return list(ast.walk(ast.parse(path.read_text())))
+def statements_of(path: Path) -> list[ast.AST]:
+    """Every statement of a file, at any depth; expressions, most of its nodes, are not walked."""
+    found: list[ast.AST] = [ast.parse(path.read_text())]
+    for node in found:
+        for block in ("body", "orelse", "finalbody", "handlers", "cases"):
+            found += getattr(node, block, None) or []
+    return found
 
 
 @cache
 def names_of(path: Path) -> frozenset[str]:
-    """Everything that a module defines or imports, at any depth."""
+    """Everything that a module defines, assigns or imports, at any depth."""
     found: set[str] = set()
-    for node in nodes_of(path):
+    for node in statements_of(path):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             found.add(node.name)
         elif isinstance(node, ast.Import | ast.ImportFrom):
             found |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            found.add(node.id)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                found |= names_in(target)
     return frozenset(found)
 
 
@@ -296,7 +304,7 @@ def test_what_benchmarks_scripts_and_tests_import_is_there():
     root = Path(__file__).parent.parent
     wrong = []
     for path in [path for folder in ("benchmarks", "scripts", "tests") for path in (root / folder).glob("*.py")]:
-        for node in nodes_of(path):
+        for node in statements_of(path):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("shoal."):
                 name = (node.module or "").removeprefix("shoal.").replace(".", "/")
                 there = names_of(modules[name]) if name in modules else set()
@@ -310,7 +318,7 @@ def test_what_is_named_to_be_imported_late_is_there():
     """``late`` is given a text, which no checker of names reads."""
     wrong, n_named = [], 0
     for path in SRC.rglob("*.py"):
-        for node in nodes_of(path):
+        for node in ast.walk(ast.parse(path.read_text())) if "late(" in path.read_text() else ():
             if (named := late_name(node)) is not None:
                 file = SRC.parent / f"{named[0].replace('.', '/')}.py"
                 n_named += 1

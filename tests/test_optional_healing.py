@@ -182,6 +182,7 @@ def test_a_healing_that_is_asked_for_by_name_grows_no_sublayer_back(small):
     assert recipe(small, layers="attn:2", heal={"tokens": 512, "keep_zeros": True}).heal is not None
 
 
+@pytest.mark.slow  # Two runs.
 def test_a_run_goes_on_with_what_it_began_with(small, tmp_path, monkeypatch):
     """The memory that is free may be another by then."""
     compress(recipe(small), tmp_path / "run")
@@ -215,6 +216,7 @@ def test_a_training_that_fails_leaves_the_student_that_was_cut_and_repaired(smal
         compress(recipe(small).model_copy(update={"heal": HealConfig(tokens=8 * LENGTH)}), tmp_path / "asked")
 
 
+@pytest.mark.slow  # Four runs.
 def test_after_it_failed_or_was_done_a_run_can_be_made_without_it(small, tmp_path, monkeypatch, shoal):
     """``--heal none --overwrite`` over both: the cut student, and nothing that says or shows a training."""
     without, folder = recipe(small).model_copy(update={"heal": None}), tmp_path / "run"

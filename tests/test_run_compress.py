@@ -83,7 +83,16 @@ def reads_spans(asked):
     return not asked.is_by_hand and (is_chosen_by_table or asked.guard > 1)
 
 
-@pytest.mark.parametrize("name", sorted(name for name, one in RECIPES.items() if one.recipe.grow is None))
+# Searched rates, trained layers and gradients, each of which has a file of its own.
+LONG = ("high", "polished", "depth-then-width", "streamline-kd", "shortened", "shortened-taylor")
+CUTTING = [
+    pytest.param(name, marks=pytest.mark.slow if name in LONG else ())
+    for name, one in sorted(RECIPES.items())
+    if one.recipe.grow is None
+]
+
+
+@pytest.mark.parametrize("name", CUTTING)
 def test_every_recipe_ends_in_a_checkpoint_of_the_planned_size(name, small, tmp_path):
     world, n_layers = world_of(name, small, tmp_path)
     asked = recipe(world, name)
@@ -165,7 +174,7 @@ class Killed(BaseException):
     """As sudden as a signal: nothing catches it."""
 
 
-@pytest.mark.parametrize("die_at", [4, 9, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (1, 2, 3, 6, 7))])
+@pytest.mark.parametrize("die_at", [4, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (1, 2, 3, 6, 7, 9))])
 def test_a_killed_run_goes_on_to_the_same_bits(die_at, small, tmp_path):
     whole = compress(recipe(small), tmp_path / "whole").folder
     calls = 0

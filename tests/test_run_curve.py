@@ -111,7 +111,7 @@ def test_the_guards_share_one_pass_and_so_do_the_plain_cuts(small, tmp_path, mon
     assert len(passes) == 3 and passes[0] == 1 and passes[2] == len(different), "the teacher, the guards, the cuts"
 
 
-@pytest.mark.parametrize("names", [("none",), ("none", "refit")])
+@pytest.mark.parametrize("names", [("none",), pytest.param(("none", "refit"), marks=pytest.mark.slow)])
 def test_the_searches_of_all_points_run_no_set_twice(names, small, tmp_path, monkeypatch):
     asked, run = [], RemovalLosses.__call__
 

@@ -69,7 +69,9 @@ class Killed(BaseException):
     """As sudden as a signal: nothing catches it."""
 
 
-@pytest.mark.parametrize("what", ["sweep", "check the repair", "evaluate"])
+@pytest.mark.parametrize(
+    "what", ["check the repair", *(pytest.param(one, marks=pytest.mark.slow) for one in ("sweep", "evaluate"))]
+)
 def test_a_killed_repair_goes_on_to_the_same_bits(what, small, whole, tmp_path):
     def die(stage, done, total):
         if stage.endswith(what) and done == total:
@@ -105,6 +107,7 @@ def test_changing_the_repair_of_a_folder_needs_a_word_and_leaves_nothing_behind(
     assert same(tensors(back.folder), tensors(whole.folder))
 
 
+@pytest.mark.slow  # Three runs.
 def test_a_trained_layer_and_a_repair_take_turns_in_one_folder(small, tmp_path):
     train = {"tokens": 24 * LENGTH, "batch": 8, "micro_batch": 4}
     layer = recipe(small, "none", replace="layer", train=train)

@@ -110,6 +110,7 @@ print(megabytes() - before)
 """
 
 
+@pytest.mark.slow  # A process of its own; the laws above see every map go.
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about the heap of glibc")
 def test_a_layer_that_was_read_leaves_no_memory_behind(tmp_path):
     """In a process of its own, whose heap nothing else has shaped: 20 layers once left 53 MB, three times a batch's work."""

@@ -159,6 +159,7 @@ print(json.dumps(out))
 """
 
 
+@pytest.mark.slow  # Four models in a process of its own.
 def test_a_fresh_process_without_shoal_generates_as_the_student(source, tmp_path):
     """Greedy, with a dynamic and a static cache, against logits recomputed by the student for every token."""
     expected = {}

@@ -52,11 +52,19 @@ SEEING = [
 ]
 """Scores that look at what a unit does and ask for few sets."""
 
+LAYERS_ALONE = ("shapley_js",)
+"""Of which sublayers ask for a thousand sets."""
+
 # -- planted truths --------------------------------------------------------------------------------------------------------
 
+SCORED = [
+    pytest.param(name, choice, marks=pytest.mark.slow if choice == "sublayers" and name in LAYERS_ALONE else ())
+    for name in (*SEEING, "windowed_kl", "windowed_lost_cka", "shapley_js")
+    for choice in ("layers", "sublayers")
+]
 
-@pytest.mark.parametrize("choice", ["layers", "sublayers"])
-@pytest.mark.parametrize("name", [*SEEING, "windowed_kl", "windowed_lost_cka", "shapley_js"])
+
+@pytest.mark.parametrize(("name", "choice"), SCORED)
 def test_a_unit_that_does_nothing_scores_zero_and_goes_first(view, name, choice):
     units = model_units(5, choice)
     for table in unit_score_named(name).score(view, BATCHES, units):

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 TEXT = ("--length", 16)
 
 
@@ -18,6 +20,7 @@ def table_lines(out):
                 yield row
 
 
+@pytest.mark.slow  # Six verbs in a row, each of which has a law of its own.
 def test_the_walk_from_a_scan_to_a_report(small, shoal, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     text = ("--text", small["text"], *TEXT)

@@ -195,6 +195,7 @@ def test_a_lost_worker_is_an_error_of_the_others_and_not_a_wait(does, code):
     assert code == -9 or first.seconds < second.seconds
 
 
+@pytest.mark.slow  # Two processes.
 def test_the_first_process_speaks_at_once_and_the_others_only_if_they_are_left_alone():
     """Also: a verb that several processes cannot share is refused by all of them."""
     first, second = launch(2, "-m", "shoal", "stability", "a", "b")

@@ -14,6 +14,11 @@ from world import write_text
 BESIDE = ("vision", "visual", "projector")
 
 
+in_the_gate_for_one = pytest.mark.parametrize(
+    "source", [pytest.param(name, marks=() if name == "llava" else pytest.mark.slow) for name in CONFIGS], indirect=True
+)
+
+
 @pytest.fixture(scope="module", params=CONFIGS)
 def source(request, tmp_path_factory):
     torch.manual_seed(0)
@@ -75,6 +80,7 @@ def test_scanned_planned_and_cut_by_the_command(source, shoal, tmp_path):
         assert torch.equal(student, whole(input_ids=IDS, use_cache=False).logits)
 
 
+@in_the_gate_for_one
 def test_compressed_with_a_repair_by_the_command(source, shoal, tmp_path):
     options = ("--text", write_text(tmp_path / "t.jsonl"), "--length", 16, "--fit-tokens", 400, "--no-speed")
     code, _, err = shoal("compress", source, "--layers", "2..3", "--repair", "refit", "--out", "run", *options)
@@ -107,9 +113,7 @@ def test_what_cannot_be_cut_is_refused_by_name(shoal, tmp_path):
     one_line(code, err, "'clip' has no causal language model")
 
 
-@pytest.mark.parametrize(
-    "source", [pytest.param(name, marks=() if name == "llava" else pytest.mark.slow) for name in CONFIGS], indirect=True
-)
+@in_the_gate_for_one
 def test_healed_by_the_command(source, shoal, tmp_path):
     """The decoder is trained, the images' part keeps its bits, and the config is that of the cut, not of the training."""
     cut = ("compress", source, "--drop", 2, "--guard", 1, "--repair", "none", *texts(tmp_path), "--no-speed")

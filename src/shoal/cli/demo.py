@@ -7,7 +7,7 @@ from shoal.cli.groups import MachineOptions, PlaceOptions, ResultOptions
 from shoal.cli.options import OutOption
 from shoal.cli.verb import verb
 
-FEW = {"text": {"tokens": 4096}, "search": {"tokens": 1024}, "fit": {"tokens": 8000}, "heal": {"tokens": 4096}}
+FEW = {"text": {"tokens": 2048}, "search": {"tokens": 512}, "fit": {"tokens": 2048}, "heal": {"tokens": 2048}}
 """As much text as shows what every step does: one to two and a half minutes on two cores."""
 
 

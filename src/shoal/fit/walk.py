@@ -80,7 +80,7 @@ class Here:
         Args:
             passing: called with each layer between this one and the goal, while its weights are in memory.
         """
-        assert self._streams.teacher, "a walk without a teacher has no targets"
+        assert self._streams.has_teacher, "a walk without a teacher has no targets"
         near = None
         if self.goal.share < 1.0:
             self._streams.teacher_to(self.layer + 1)
@@ -147,7 +147,8 @@ class _Streams:
     """Where teacher and student stand, with the states of all batches at one boundary each.
 
     Attributes:
-        ours, teacher: those states; one object until the two differ. Without a teacher its states are empty.
+        ours, teacher: those states; one object until the two differ. They are empty where a worker has no batch to share.
+        has_teacher: whether it goes along; without it, its states are empty.
         known: the teacher's states at some boundaries, which are not run again.
         spill: where states of either wait.
         at: the boundary the teacher stands at.
@@ -158,6 +159,7 @@ class _Streams:
     folds: Sequence[Tensor]
     ours: BoundaryStates
     teacher: BoundaryStates
+    has_teacher: bool
     known: Mapping[int, BoundaryStates]
     workers: Workers
     spill: Spill
@@ -167,7 +169,7 @@ class _Streams:
     def begin(self, first: int, student: Student) -> int:
         """The boundary to begin at: the last known one up to ``first`` that the student reaches as the teacher, else 0."""
         before = [at for at in self.known if at <= first and all(student.is_teacher_at(layer) for layer in range(at))]
-        self.at = max(before, default=0) if self.teacher else 0
+        self.at = max(before, default=0) if self.has_teacher else 0
         if self.at in self.known:
             states = Borrowed(self.known[self.at], self.spill)
             self.move(ours=states, teacher=states)
@@ -188,7 +190,7 @@ class _Streams:
         Args:
             passing: called with each layer that the teacher passes, from the one after ``behind`` on.
         """
-        if not self.teacher or boundary <= self.at:
+        if not self.has_teacher or boundary <= self.at:
             return
         for layer in range(self.at, boundary):
             if boundary not in self.known:
@@ -251,7 +253,7 @@ def walk(
     try:
         readings, boundary = read_all(view, workers.share(batches), spill)
         folds = [one.to(view.device) for one in workers.share(folds_of(batches))] if teacher else []
-        streams = _Streams(view, readings, folds, boundary, boundary if teacher else (), known or {}, workers, spill)
+        streams = _Streams(view, readings, folds, boundary, boundary if teacher else (), teacher, known or {}, workers, spill)
         layer, last = streams.begin(min(goals), student), max(goals)
         while layer <= last:
             with view.residency.layer(layer):
