@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from shoal.train.heal.rates import MOST_TRIALS
 from shoal.train.heal.streams import Streams, run_model
 from shoal.train.heal.text_rows import IGNORED, TextRows, collate, counted
 from shoal.train.heal.train import prepare, steps_of, train
-from shoal.train.heal.trainer import DivergedError
+from shoal.train.heal.trainer import DivergedError, StepProgress
 from shoal.train.objectives import weighted_sum
 
 
@@ -241,3 +242,16 @@ def test_hidden_objectives_need_the_cut_and_all_but_text_need_a_teacher():
         dataclasses.replace(lesson, teacher=None).loss(config(objective="forward_kl"))
     assert lesson.loss(config(objective="hidden_mse")).pairs == ((2, 4),)
     assert lesson.loss(config(objective="hidden_mse", boundaries="every")).pairs == ((1, 1), (2, 4), (3, 5), (4, 6))
+
+
+def test_the_time_of_a_step_does_not_count_the_validation_before_it():
+    """The first report is at the begin of the first step, where the student has been validated; a resumed one counts on."""
+    said: list[tuple[int, int]] = []
+    watch, steps = StepProgress(lambda done, total: said.append((done, total))), SimpleNamespace(global_step=3, max_steps=5)
+    watch.on_train_begin(None, steps, None)
+    assert said == []
+    for done in (4, 5):
+        watch.on_step_begin(None, steps, None)
+        steps.global_step = done
+        watch.on_step_end(None, steps, None)
+    assert said == [(3, 5), (4, 5), (5, 5)]

@@ -99,6 +99,11 @@ def test_a_path_that_is_not_there(name):
     assert "no such model folder" in refusal(name)
 
 
+@pytest.mark.parametrize("name", ["gone.gguf", "org/gone.GGUF", "./gone.gguf"])
+def test_a_gguf_file_that_is_not_there_is_no_hub_id(name):
+    assert "no such GGUF file" in refusal(name)
+
+
 def test_a_hub_id_that_cannot_be_reached():
     assert "hub id" in refusal("nobody-at-all/no-such-model")
 

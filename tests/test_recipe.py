@@ -284,3 +284,13 @@ def test_a_key_at_the_wrong_place_is_shown_the_right_one_and_known_keys_are_list
     said = str(told.value)
     assert "it stands below text, as in text: {samples: ...}" in said and "below text, search, fit, " in said
     assert "'out'; where a run goes" in said and said.count("known: ") == 1, said
+
+
+def test_a_key_below_the_wrong_part_is_shown_the_right_one(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("recipe: default\nheal: {length: 64}\nfit: {rank: 3}\n")
+    with pytest.raises(ValueError) as told:
+        load_recipe(str(file))
+    said = str(told.value)
+    assert "'heal.length' here; it stands below text, as in text: {length: ...}" in said
+    assert "'fit.rank' here; it stands below heal" in said

@@ -57,6 +57,8 @@ def local_place(source: str | Path) -> Path | None:
         raise ValueError(
             f"model {text!r} is a file; pass the folder that holds config.json and the safetensors, or a .gguf file"
         )
+    if folder.suffix.lower() == ".gguf":
+        raise ValueError(f"no such GGUF file: {shortened(repr(text))}; give the path of one, or of a folder that holds one")
     if isinstance(source, Path) or not is_hub_id(text):
         raise ValueError(
             f"no such model folder: {shortened(repr(text))}; pass a folder with config.json and safetensors, or a hub id like "

@@ -242,14 +242,16 @@ class _Watch(TrainerCallback):
 
 
 class StepProgress(TrainerCallback):
-    """Tells somebody how many steps are done, from the beginning on, where the student is measured before the first."""
+    """Tells somebody how many steps are done, from the begin of the first one: the validation before it tells of itself."""
 
     def __init__(self, tell: Callable[[int, int], None]) -> None:
         self.tell = tell
+        self._has_begun = False
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step < state.max_steps:  # Else a finished training is read back.
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self._has_begun:
             self.tell(state.global_step, state.max_steps)
+        self._has_begun = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.tell(state.global_step, state.max_steps)
