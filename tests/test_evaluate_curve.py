@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from shoal.cli.curve import parse_keep
 from shoal.evaluate.curve.cliff import FEWEST, cliff_of
-from shoal.evaluate.curve.largest_cut import largest_cut, parse_keep, sentence
+from shoal.evaluate.curve.largest_cut import largest_cut, sentence
 from shoal.evaluate.curve.ratio_curve import RatioCurve, RatioCurves, RatioPoint, curve_of, is_at_chance
 from shoal.evaluate.tasks.answers import TaskFacts
 from shoal.measure.oracle import Quality

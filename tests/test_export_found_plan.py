@@ -10,8 +10,8 @@ from shoal.edits.plan import Plan
 from shoal.export.exporter import Options
 from shoal.export.found_plan import LATER, PLANS, REQUEST
 from shoal.export.table import export
+from shoal.run.folder import CHOSEN
 from shoal.run.healing.heal_request import HealRequest
-from shoal.run.run_files import CHOSEN
 from shoal.run.stages.fit import FITTED
 from shoal.run.stages.prune import PRUNED
 

@@ -241,6 +241,15 @@ def test_a_wrong_name_or_number_is_refused_before_torch_is_imported(tmp_path):
         ([*there, "--drop", "2", "--text", str(tmp_path / "gone.txt")], "no such text"),
         ([*there, "--drop", "2", "--text", "0.5*a.txt+0*b.txt"], "positive weight"),
         (["plan", model, *out, "--drop", "200%"], "below 100%"),
+        ([*there, "--by", "cosin/rest"], "is no score"),
+        (["heal", model, *out], "no plan beside it"),
+        (["heal", model, *out, "--teacher", model, "--rank", "0"], "greater than or equal to 1"),
+        (["curve", model, *out, "--methods", "nothing-of-the-kind"], "--methods has no"),
+        (["curve", model, *out, "--keep", "lots"], "such as 95%"),
+        (["apply", model, *out, "--layers", "x"], "is no layer"),
+        (["eval", model, "--no-speed"], "is not timed"),
+        (["compare", model, model, "--length", "0"], "text.length"),
+        (["analyse", model, *out, "--samples", "0"], "text.evaluation"),
         *(
             ([verb, str(tmp_path / "gone"), *out], "no such model")
             for verb in ("compress", "scan", "plan", "heal", "grow", "curve")

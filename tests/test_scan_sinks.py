@@ -12,9 +12,10 @@ from world import write_text
 from shoal.engine.tensors import exact_bmm
 from shoal.engine.view import Tap
 from shoal.measure import gram as gram_file
+from shoal.measure.criteria import TOKENS
 from shoal.measure.gram import GramObserver, mean_and_stderr
 from shoal.measure.scan import Scan
-from shoal.measure.sinks import TOKENS, massive_tokens, sink_tokens
+from shoal.measure.sinks import massive_tokens, sink_tokens
 from shoal.words.types import Batch, Span
 
 E, D = 4, 16

@@ -12,10 +12,9 @@ from shoal.engine.student import Student
 from shoal.engine.view import DecoderView, Tap
 from shoal.fit.linear_error import LinearErrorObserver
 from shoal.measure.cka import CkaObserver
-from shoal.measure.criteria import CRITERIA
+from shoal.measure.criteria import CRITERIA, TOKENS
 from shoal.measure.gram import N_PARTS, GramObserver, fold_of_text
 from shoal.measure.scan import add_states, finish, scan
-from shoal.measure.sinks import TOKENS
 from shoal.show.plan_tables import best_span
 from shoal.words.records import Provenance
 from shoal.words.types import Batch, Span, Unit

@@ -37,13 +37,14 @@ def analyse(
     The page has the charts; all figures are in landscape.json. Every layer is measured at four points of its way out, so the
     text is run four times for each; --samples sets how much text that is.
     """
+    chosen = with_options("default", model=model, **given(text), **reading.given())
+
     from shoal.run.analysing import LANDSCAPE, PAGE
     from shoal.run.analysing import analyse as look
     from shoal.run.begin import say_text
     from shoal.show.landscape_views import blend_said, removal_table, warning
 
     screen = result.screen()
-    chosen = with_options("default", model=model, **given(text), **reading.given())
     say_text(chosen, screen.say)
     with screen.progress():
         found = look(

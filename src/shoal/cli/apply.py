@@ -32,25 +32,23 @@ def apply(
 
     Plain removal goes file to file: any size, quantised too, the model is not opened.
     """
+    by_hand = layers is not None or keep is not None
+    if by_hand and model is not None:
+        raise ValueError("--model says where the source of a plan is; with --layers or --keep name it in place of the plan")
+    if layers is not None and layers.strip() == "none":
+        raise ValueError("--layers none keeps all layers, so nothing is removed; name what goes")
+    chosen = with_options("default", model=str(plan), layers=layers, keep=keep) if by_hand else None
+
     from shoal.cli.console import Screen, steps_said
     from shoal.cli.groups import PlaceOptions
     from shoal.cli.show import say_beside
     from shoal.run.apply import apply_named, apply_plan
-    from shoal.run.run_files import CHOSEN
+    from shoal.run.folder import CHOSEN
     from shoal.run.stages.fit import FITTED
 
     screen, opening = Screen(as_json=json), PlaceOptions(device=device, trust_remote_code=trust_remote_code).opening
-    if layers is None and keep is None:
-        with screen.working("write and check the checkpoint"):
-            made = apply_plan(plan, out, opening, model=model)
-    else:
-        if model is not None:
-            raise ValueError("--model says where the source of a plan is; with --layers or --keep name it in place of the plan")
-        if layers is not None and layers.strip() == "none":
-            raise ValueError("--layers none keeps all layers, so nothing is removed; name what goes")
-        chosen = with_options("default", model=str(plan), layers=layers, keep=keep)
-        with screen.working("write and check the checkpoint"):
-            made = apply_named(chosen, out, opening)
+    with screen.working("write and check the checkpoint"):
+        made = apply_plan(plan, out, opening, model=model) if chosen is None else apply_named(chosen, out, opening)
     say_beside(screen, made.beside)
     screen.say(f"{made.plan}\ncheckpoint: {out}")
     if plan.name == CHOSEN and (plan.parent / FITTED).exists():

@@ -24,6 +24,8 @@ def compare(
     json: JsonOption = False,
 ) -> None:
     """Compare any models in one table, on the same text and the same items."""
+    chosen = with_options("default", **given(text), **reading.given())
+
     from shoal.cli.console import Screen
     from shoal.run.begin import say_text
     from shoal.run.comparing import compare_models
@@ -32,7 +34,6 @@ def compare(
     screen = Screen(as_json=json)
     with screen.working("read the tasks"):
         asked = tasks.open()
-    chosen = with_options("default", **given(text), **reading.given())
     say_text(chosen, screen.say)
     if asked:
         screen.say(str(asked))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -73,8 +75,16 @@ def curve(
     result: ResultOptions,
 ) -> None:
     """Cut by every ratio of a range with several methods: KL, perplexity, tasks, the cliff, and what can be cut safely."""
+    if asked.keep is None and asked.of != "perplexity":
+        raise ValueError(f"--of {asked.of} says what --keep is told of; give --keep as well, such as --keep 95%")
+    share = None if asked.keep is None else parse_keep(asked.keep)
+    common = dict(model=model, protect=repair.protect, **given(text, sampling))
+    samples = common.pop("samples")
+    recipes = _recipes(asked.methods, common, fit_tokens=repair.fit_tokens, train_tokens=repair.train_tokens)
+    recipes = with_samples(recipes, samples)
+
     from shoal.cli.show import say_files
-    from shoal.evaluate.curve.largest_cut import parse_keep, sentence
+    from shoal.evaluate.curve.largest_cut import sentence
     from shoal.run.asked_tasks import task_files
     from shoal.run.begin import say_text, settled
     from shoal.run.curve.over_ratios import Keeping, measure_curves
@@ -84,14 +94,8 @@ def curve(
     from shoal.show.curve_views import cliff_lines, curves_charts, curves_table, smooth_lines
 
     screen = result.screen()
-    if asked.keep is None and asked.of != "perplexity":
-        raise ValueError(f"--of {asked.of} says what --keep is told of; give --keep as well, such as --keep 95%")
-    wanted = None if asked.keep is None else Keeping(parse_keep(asked.keep), asked.of)
+    wanted = None if share is None else Keeping(share, asked.of)
     tasks = task_files(asked.task or (), n_items=asked.items)
-    common = dict(model=model, protect=repair.protect, **given(text, sampling))
-    samples = common.pop("samples")
-    recipes = _recipes(asked.methods, common, fit_tokens=repair.fit_tokens, train_tokens=repair.train_tokens)
-    recipes = with_samples(recipes, samples)
     if recipes:
         say_text(next(iter(recipes.values())), screen.say)
     with screen.progress():
@@ -117,6 +121,19 @@ def curve(
         screen.say(sentence(one))
     say_files(screen, out, ("figures", "curve.json"), ("curve", "curve.png"), ("report", "report.html"))
     screen.result(found.model_dump(mode="json"))
+
+
+def parse_keep(text: str) -> float:
+    """``95%`` or ``0.95`` as a number.
+
+    Raises:
+        ValueError: not a share above 0 and up to 100 %.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)", text.strip())
+    value = float(match[1]) / (100 if match[2] else 1) if match else math.nan
+    if not 0 < value <= 1:
+        raise ValueError(f"--keep {text!r} needs a share of the teacher's quality above 0% and up to 100%, such as 95%")
+    return value
 
 
 def with_samples(recipes: dict[str, Recipe], samples: int | None) -> dict[str, Recipe]:

@@ -28,10 +28,19 @@ def evaluate(
     json: JsonOption = False,
 ) -> None:
     """Measure a model: perplexity, cost and tasks, and against a teacher KL, agreement, generations, speed, stability."""
+    from shoal.run.folder import checkpoint_of
+
+    if whole and reading.samples is not None:
+        raise ValueError("--samples takes a part of the text and --whole all of it; give one of them")
+    if no_speed and teacher is None:
+        raise ValueError("--no-speed is about teacher and student, and one model alone is not timed; leave it out")
+    model, teacher = checkpoint_of(model), teacher and checkpoint_of(teacher)
+    speed = False if no_speed else None
+    chosen = with_options("default", model=teacher or model, speed=speed, **given(text), **reading.given())
+
     from shoal.cli.console import Screen
     from shoal.cli.show import show_tasks
     from shoal.run.begin import say_text
-    from shoal.run.comparing import checkpoint_of
     from shoal.run.measuring import evaluate_alone, evaluate_pair
     from shoal.show.figure_tables import figures, figures_alone, generations, positions
     from shoal.show.task_tables import accuracy_alone
@@ -39,15 +48,8 @@ def evaluate(
     screen = Screen(as_json=json)
     with screen.working("read the tasks"):
         asked = tasks.open()
-    model, teacher = checkpoint_of(model), teacher and checkpoint_of(teacher)
-    speed = False if no_speed else None
-    chosen = with_options("default", model=teacher or model, speed=speed, **given(text), **reading.given())
-    if whole and reading.samples is not None:
-        raise ValueError("--samples takes a part of the text and --whole all of it; give one of them")
     if whole and reading.seed is not None and not asked:
         raise ValueError("--seed orders the text, and --whole reads all of it in its own order; leave out one of them")
-    if no_speed and teacher is None:
-        raise ValueError("--no-speed is about teacher and student, and one model alone is not timed; leave it out")
     say_text(chosen, screen.say)
     if asked:
         screen.say(str(asked))

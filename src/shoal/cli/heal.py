@@ -42,8 +42,6 @@ def heal(
     no_speed: NoSpeedOption = False,
 ) -> None:
     """Train a cut model with its teacher or on text: checkpoint in, checkpoint out."""
-    from shoal.run.begin import BUNDLED_TEXT
-    from shoal.run.healing.heal_checkpoint import heal_checkpoint
     from shoal.run.healing.requested import grown_back, refuse_without_teacher, request_of
 
     screen = result.screen()
@@ -54,6 +52,10 @@ def heal(
     stated = {"plan": origin.plan, "preset": preset, "seed": seed, "speed": not no_speed}
     request = request_of(student, origin.teacher, texts, **stated, **options)
     refuse_without_teacher(request, machine.resident)
+
+    from shoal.run.begin import BUNDLED_TEXT
+    from shoal.run.healing.heal_checkpoint import heal_checkpoint
+
     if not request.text.sources:
         screen.say(BUNDLED_TEXT)
     for said in grown_back(request):

@@ -4,14 +4,20 @@ Each maps the geometry of all spans to (S, T) float64 values; the scan averages 
 For several layers all of them compare x_l with x_m (m = l + n), not the layers inside.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from shoal.measure.geometry import SpanGeometry
+    from shoal.measure.geometry import SpanGeometry
+
+TOKENS: tuple[str, ...] = ("last", "rest", "every", "sink")
+"""``last`` real token; ``rest``: all but padding and sinks; ``every``: all but padding; ``sink``, as in ``sinks.py``."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ def cosine(geometry: SpanGeometry) -> Tensor:
 
 def angular(geometry: SpanGeometry) -> Tensor:
     """Angle between x_l and x_m in units of pi, in [0, 1]: 2 asin(chord / 2) / pi, accurate down to 0."""
-    return torch.asin(geometry.chord2.sqrt().mul_(0.5)).mul_(2 / math.pi)
+    return geometry.chord2.sqrt().mul_(0.5).asin().mul_(2 / math.pi)
 
 
 def block_influence(geometry: SpanGeometry) -> Tensor:

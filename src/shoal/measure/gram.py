@@ -15,9 +15,9 @@ from torch import Tensor
 from shoal.engine.tensors import exact_bmm
 from shoal.engine.view import DecoderView, Tap
 from shoal.measure.anatomy import Anatomy
-from shoal.measure.criteria import CRITERIA
+from shoal.measure.criteria import CRITERIA, TOKENS
 from shoal.measure.geometry import span_ends, span_geometry
-from shoal.measure.sinks import TOKENS, massive_tokens, real_lengths, sink_tokens
+from shoal.measure.sinks import massive_tokens, real_lengths, sink_tokens
 from shoal.words.records import stable_hash
 from shoal.words.types import Batch, SpanTable
 

@@ -10,9 +10,6 @@ from torch import Tensor
 
 from shoal.words.types import Batch
 
-TOKENS: tuple[str, ...] = ("last", "rest", "every", "sink")
-"""``last`` real token; ``rest``: all but padding and sinks; ``every``: all but padding; ``sink``."""
-
 MASSIVE = 20.0
 """Times the median norm of a boundary."""
 

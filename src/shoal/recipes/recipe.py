@@ -229,8 +229,7 @@ class Recipe(Record):
     @classmethod
     def _known_score(cls, value: str, info: ValidationInfo) -> str:
         if is_asked(cls, value, info):
-            from shoal.measure.criteria import CRITERIA
-            from shoal.measure.sinks import TOKENS
+            from shoal.measure.criteria import CRITERIA, TOKENS
             from shoal.measure.unit_scores import unit_tables
 
             known = [f"{criterion}/{tokens}" for criterion in CRITERIA for tokens in TOKENS]

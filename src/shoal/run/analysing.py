@@ -21,8 +21,7 @@ from shoal.measure.oracle import Oracle
 from shoal.recipes.recipe import Recipe
 from shoal.recipes.recipe_file import load_recipe
 from shoal.run.begin import open_folder
-from shoal.run.comparing import checkpoint_of
-from shoal.run.folder import RunFolder
+from shoal.run.folder import RunFolder, checkpoint_of
 from shoal.run.job import Inputs, open_inputs
 from shoal.run.refusals import refuse_place
 from shoal.show.report.landscape_page import landscape_page

@@ -25,8 +25,9 @@ from shoal.engine.source import fingerprint, quantisation, resolve_source
 from shoal.engine.spill import free_memory
 from shoal.engine.view import DecoderView
 from shoal.recipes.recipe import Recipe
+from shoal.run.folder import CHOSEN
 from shoal.run.refusals import refuse_place
-from shoal.run.run_files import CHOSEN, values_for
+from shoal.run.run_files import values_for
 from shoal.run.stages.fit import VALUES
 from shoal.run.stages.polish import TRAINED
 from shoal.run.unopened import chosen_unopened

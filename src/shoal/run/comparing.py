@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from shoal.engine.model_config import read_config
@@ -20,10 +19,10 @@ from shoal.evaluate.tasks.benchmark import compare_tasks, task_figures
 from shoal.recipes.recipe import Recipe
 from shoal.recipes.recipe_file import load_recipe
 from shoal.run.asked_tasks import Tasks, answer_tasks
+from shoal.run.folder import checkpoint_of
 from shoal.run.job import LONGEST_DEFAULT, Inputs, open_inputs, refuse_unknown_tokens, window_of
 from shoal.text.start import start_tokens
 from shoal.words.progress import each_batch, told
-from shoal.words.reading import at_home
 from shoal.words.refusal import in_one_line
 
 
@@ -64,13 +63,6 @@ def compare_models(
 
     with told(None):
         return inputs.workers.from_first(measure)
-
-
-def checkpoint_of(name: str) -> str:
-    """``DIR/model`` of a run folder, anything else as it is."""
-    folder = at_home(Path(name))
-    inside = folder / "model"
-    return str(inside) if (inside / "config.json").is_file() and not (folder / "config.json").is_file() else name
 
 
 def shortest_window(sources: Sequence[str], names: Sequence[str], *, trust_remote_code: bool = False) -> int | None:

@@ -12,14 +12,23 @@ from pathlib import Path
 from shoal.engine.workers import ALONE, Workers
 from shoal.run.asked import AskedFor, differences
 from shoal.run.lock import hold
-from shoal.words.reading import inside
+from shoal.words.reading import at_home, inside
 from shoal.words.records import Record, stable_hash
 
 RECORD = "run.json"
+CHOSEN = "plan.json"
+"""The cut as it was chosen."""
 NOT_HEALED = "not_healed.txt"
 """Why an optional healing was left out, or has failed."""
 BEGUN = {RECORD, NOT_HEALED, "recipe.yaml", "heal.request.json"}
 """What a run writes before its first stage; a folder that holds no more is no loss."""
+
+
+def checkpoint_of(name: str) -> str:
+    """``DIR/model`` of a run folder, anything else as it is."""
+    folder = at_home(Path(name))
+    inside = folder / "model"
+    return str(inside) if (inside / "config.json").is_file() and not (folder / "config.json").is_file() else name
 
 
 class StageRecord(Record):

@@ -8,12 +8,11 @@ from torch import Tensor
 
 from shoal.edits.plan import Plan
 from shoal.engine.tensors import each_tensor
+from shoal.run.folder import CHOSEN
 from shoal.run.stages.fit import FITTED, VALUES
 from shoal.run.stages.polish import TRAINED
 from shoal.run.stages.predict import PREDICTED
 from shoal.run.stages.prune import PRUNED, pruned_values
-
-CHOSEN = "plan.json"
 
 CURVES = "curve.json"
 """What `shoal curve` leaves in its folder, beside a folder for each of its points."""

@@ -6,25 +6,11 @@ count against it.
 """
 
 import math
-import re
 from collections.abc import Callable
 
 from shoal.evaluate.curve.ratio_curve import KeptCut, RatioCurve, RetainedShare
 from shoal.evaluate.intervals import LEVEL, Interval
 from shoal.words.numbers import percent, percents
-
-
-def parse_keep(text: str) -> float:
-    """``95%`` or ``0.95`` as a number.
-
-    Raises:
-        ValueError: not a share above 0 and up to 100 %.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)", text.strip())
-    value = float(match[1]) / (100 if match[2] else 1) if match else math.nan
-    if not 0 < value <= 1:
-        raise ValueError(f"--keep {text!r} needs a share of the teacher's quality above 0% and up to 100%, such as 95%")
-    return value
 
 
 def largest_cut(curve: RatioCurve, *, method: str, keep: float) -> RetainedShare:

@@ -8,7 +8,6 @@ from shoal.edits.replace.table import REPLACEMENTS
 from shoal.fit.table import REPAIRS
 from shoal.recipes.recipe import Recipe
 from shoal.recipes.table import RECIPES
-from shoal.run.refusals import refuse_place
 from shoal.train.config import POLISH
 from shoal.words.records import nearest
 
@@ -66,6 +65,8 @@ def check_methods(methods: Mapping[str, Recipe], out: Path) -> None:
         ValueError: no method, names that make one folder, recipes of another text, seed or model, or an ``out`` that no
             result can take.
     """
+    from shoal.run.refusals import refuse_place  # It looks into models as well, and names of methods are known without.
+
     if not methods:
         raise ValueError("--methods names no method; give some, such as none,refit")
     folders: dict[str, str] = {}

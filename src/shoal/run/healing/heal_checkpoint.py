@@ -14,8 +14,7 @@ from shoal.measure.oracle import Quality
 from shoal.recipes.recipe import Recipe
 from shoal.run.asked import asked_of
 from shoal.run.begin import Say, open_folder, say_nothing, settled
-from shoal.run.comparing import checkpoint_of
-from shoal.run.folder import OtherRun, RunFolder
+from shoal.run.folder import OtherRun, RunFolder, checkpoint_of
 from shoal.run.healing.heal_bench import HealBench
 from shoal.run.healing.heal_measuring import measure_stage
 from shoal.run.healing.heal_merging import merge_stage

@@ -6,20 +6,21 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shoal.edits.plan import Plan
 from shoal.engine.opening import Opening
 from shoal.export.found_plan import REQUEST
-from shoal.run.comparing import checkpoint_of
-from shoal.run.healing.heal_checkpoint import Healed, heal_checkpoint
+from shoal.run.folder import CHOSEN, checkpoint_of
 from shoal.run.healing.heal_request import HealRequest
-from shoal.run.run_files import CHOSEN
 from shoal.train.heal.presets import PRESETS
 from shoal.words.progress import Progress, told
 from shoal.words.reading import at_home, read_json, refuse_other_than_plan
 from shoal.words.refusal import in_one_line
 from shoal.words.structure import units_off
+
+if TYPE_CHECKING:
+    from shoal.run.healing.heal_checkpoint import Healed
 
 
 @in_one_line
@@ -60,6 +61,8 @@ def heal(
     refuse_without_teacher(request, opening.resident)
     for said in grown_back(request):
         warnings.warn(said.removeprefix("Warning: "), stacklevel=3)
+    from shoal.run.healing.heal_checkpoint import heal_checkpoint
+
     with told(progress):
         return heal_checkpoint(request, out, opening=opening, overwrite=overwrite, command=command)
 
