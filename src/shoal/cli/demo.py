@@ -8,7 +8,7 @@ from shoal.cli.options import OutOption
 from shoal.cli.verb import verb
 
 FEW = {"text": {"tokens": 2048}, "search": {"tokens": 512}, "fit": {"tokens": 2048}, "heal": {"tokens": 2048}}
-"""As much text as shows what every step does: one to two and a half minutes on two cores."""
+"""As much text as shows what every step does: one to two minutes on two cores."""
 
 
 @verb
