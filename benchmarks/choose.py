@@ -70,6 +70,8 @@ def main() -> None:
     if options.tables:
         print("\n".join(tables(results)))
         return
+    if any("windowed_task" in one for one in options.only) and options.search_task is None:
+        parser.error("windowed_task asks a task to choose by: give --search-task FILE")
     given = dict(one.split("=", 1) for one in options.model)
     settings = {key: getattr(options, key) for key in SETTINGS}
     for name in given:

@@ -93,8 +93,11 @@ class Bench:
         from shoal.evaluate.tasks.task_loss import task_function
         from shoal.run.job import window_of
 
-        task = load_task(self.options.search_task)
-        task = replace(task, items=task.items[-self.options.search_items :])
+        task, n = load_task(self.options.search_task), self.options.search_items
+        is_judged = any(one.resolve() == self.options.search_task.resolve() for one in self.options.task)
+        if is_judged and self.options.items + n > len(task.items):
+            raise ValueError(f"the last {n} items of {task.name} are judged on, too; give fewer --search-items or --items")
+        task = replace(task, items=task.items[-n:])
         tokenizer, window = self.inputs.opened.need_tokenizer(), window_of(self.inputs.view.config)
         return task_function(self.inputs.view, [task], units, tokenizer=tokenizer, window=window)
 

@@ -12,6 +12,9 @@ from typing import Any
 from choose_bench import Bench
 from choose_cells import SPANS, Cell
 
+TASK = "_task"
+"""A score that asks a task in place of text."""
+
 
 def chosen(bench: Bench, cell: Cell) -> dict[str, Any]:
     """Units that go, sets run and seconds."""
@@ -51,12 +54,14 @@ def by_score(bench: Bench, cell: Cell, by: str) -> dict[str, Any]:
     if found is None:
         return {}
     table, seconds, n_sets = found
-    return {**proposed(bench, request, unit_tables={by: table}, seconds=seconds), "sets": n_sets}
+    found = {**proposed(bench, request, unit_tables={by: table}, seconds=seconds), "sets": n_sets}
+    if by.endswith(TASK):
+        found["asked"] = f"the last {bench.options.search_items} items of {bench.options.search_task.name}"
+    return found
 
 
 def table_of(bench: Bench, by: str, request: Any) -> tuple[Any, float, int] | None:
     """Scores of units with their seconds and sets; one reading gives all that it can. None: too many sets."""
-    from shoal.measure.task_metric import TASK
     from shoal.measure.unit_scores import score_with_table
 
     entry = score_with_table(by)
@@ -66,7 +71,7 @@ def table_of(bench: Bench, by: str, request: Any) -> tuple[Any, float, int] | No
     if by not in bench.scored.get(key, ({},))[0]:
         n_sets, batches, started = 0, bench.inputs.batches(bench.searched), time.process_time()
         if entry.of_values is not None:
-            by_answers = entry.metric == TASK
+            by_answers = by.endswith(TASK)
             value = bench.value_by_answers(request.free_units) if by_answers else bench.value(request.free_units, entry.metric)
             found, n_sets = [entry.of_values(value)], value.n_evaluations
         else:

@@ -119,8 +119,8 @@ def test_two_processes_write_the_bytes_of_one(whole, small, tmp_path):
 
 
 SUMMED = ("laco, fitted and polished", "a cut, a refit and zeros")
-"""Their values are solved from sums of text, or trained on it, and differ by the order of the sums. The text of the second is
-one batch, so that one of two processes has none."""
+"""Their repairs read one batch, so that one of two processes has none; the training of the first is shared, and differs by the
+order of its sums. ``test_workers.py`` repairs with batches in both."""
 
 
 @pytest.mark.slow  # Two processes import everything.

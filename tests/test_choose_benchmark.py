@@ -63,3 +63,17 @@ def test_cells_of_sublayers_of_a_gpt2_are_measured_once(run, capsys):
     assert capsys.readouterr().out == "", "what stands is not measured again"
     run("--tables")
     assert "tiny, 25 %, sublayers" in capsys.readouterr().out
+
+
+def test_a_way_that_chooses_by_answers_asks_items_that_are_not_judged_on(run, tmp_path, capsys):
+    quiz = tmp_path / "quiz.jsonl"
+    items = [{"ctx": f"w{k} w{k + 1}", "choices": [" w1", " w2"], "gold": k % 2} for k in range(6)]
+    quiz.write_text("".join(json.dumps(one) + "\n" for one in items))
+    asked = ("--units", "layers", "--ratio", 25, "--only", "windowed_task", "--task", quiz, "--items", 4, "--search-task", quiz)
+    with pytest.raises(ValueError, match="the last 3 items of quiz are judged on, too"):
+        run(*asked, "--search-items", 3)
+    (cell,) = run(*asked, "--search-items", 2)["cells"].values()
+    assert cell["asked"] == "the last 2 items of quiz.jsonl" and cell["sets"] > 0 and len(cell["tasks"]["quiz"]) == 2
+    with pytest.raises(SystemExit):
+        run("--only", "windowed_task")
+    assert "give --search-task FILE" in capsys.readouterr().err

@@ -245,7 +245,7 @@ def test_hidden_objectives_need_the_cut_and_all_but_text_need_a_teacher():
 
 
 def test_the_time_of_a_step_does_not_count_the_validation_before_it():
-    """The first report is at the begin of the first step, where the student has been validated; a resumed one counts on."""
+    """The first report is at the beginning of the first step, where the student has been validated; a resumed one counts on."""
     said: list[tuple[int, int]] = []
     watch, steps = StepProgress(lambda done, total: said.append((done, total))), SimpleNamespace(global_step=3, max_steps=5)
     watch.on_train_begin(None, steps, None)

@@ -303,7 +303,7 @@ def names_of(path: Path) -> frozenset[str]:
             found |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
-                found |= names_in(target)
+                found |= {one.id for one in ast.walk(target) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
     return frozenset(found)
 
 

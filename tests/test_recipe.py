@@ -288,9 +288,12 @@ def test_a_key_at_the_wrong_place_is_shown_the_right_one_and_known_keys_are_list
 
 def test_a_key_below_the_wrong_part_is_shown_the_right_one(tmp_path):
     file = tmp_path / "mine.yaml"
-    file.write_text("recipe: default\nheal: {length: 64}\nfit: {rank: 3}\n")
+    wrong = ("heal: {length: 64}", "fit: {rank: 3}", "text: {seed: 3, drop: 2}", "train: {stages: [{batch: 3}]}")
+    file.write_text("\n".join(("recipe: default", *wrong)))
     with pytest.raises(ValueError) as told:
         load_recipe(str(file))
     said = str(told.value)
     assert "'heal.length' here; it stands below text, as in text: {length: ...}" in said
     assert "'fit.rank' here; it stands below heal" in said
+    assert "'text.seed' here; it stands at the top level, as in seed: ..." in said and "drop: ..." in said
+    assert said.count(" here; ") == 4, "batch is a key of train, one level up"

@@ -100,10 +100,10 @@ def test_candidates_that_were_repaired_are_not_called_plain(runs, tmp_path):
     folder = shutil.copytree(runs["plain"], tmp_path / "run")
     content = raw(folder, "plan.json")
     for n, one in enumerate(content["candidates"], start=1):
-        one["kl_plain"] = n / 8
+        one["kl_plain"], one["repaired_on"] = n / 8, 512 // n
     (folder / "plan.json").write_text(json.dumps(content))
     found = read_page(write_report(folder)[0].read_text())
-    table = table_of(found, "Candidates, each repaired on a part of the text, those behind on less, best first")
+    table = table_of(found, "Candidates, each repaired, those behind on less text, best first")
     assert table[0][2] == "KL before repair" and [row[2] for row in table[1:]] == ["0.125", "0.25", "0.375"]
     assert "plain cuts, before any repair" not in (folder / "report.html").read_text()
 

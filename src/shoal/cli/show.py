@@ -142,7 +142,7 @@ def say_candidates(screen: Screen, recipe: Recipe) -> None:
     """That several candidates are repaired before one is chosen: most of the time of a plan, and often of a run."""
     if recipe.guard > 1 and repairs_candidates(recipe):
         screen.say(
-            f"Candidates: {recipe.guard} are repaired on a part of the text and compared before one is chosen; "
+            f"Candidates: {recipe.guard} are repaired and compared before one is chosen; "
             "--guard 1 takes the score's first choice and repairs nothing before it"
         )
 

@@ -148,7 +148,7 @@ class _Streams:
 
     Attributes:
         ours, teacher: those states; one object until the two differ. They are empty where a worker has no batch to share.
-        has_teacher: whether it goes along; without it, its states are empty.
+        has_teacher: whether a teacher goes along; without one ``teacher`` is empty.
         known: the teacher's states at some boundaries, which are not run again.
         spill: where states of either wait.
         at: the boundary the teacher stands at.

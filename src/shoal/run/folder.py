@@ -27,8 +27,8 @@ BEGUN = {RECORD, NOT_HEALED, "recipe.yaml", "heal.request.json"}
 def checkpoint_of(name: str) -> str:
     """``DIR/model`` of a run folder, anything else as it is."""
     folder = at_home(Path(name))
-    inside = folder / "model"
-    return str(inside) if (inside / "config.json").is_file() and not (folder / "config.json").is_file() else name
+    model = folder / "model"
+    return str(model) if (model / "config.json").is_file() and not (folder / "config.json").is_file() else name
 
 
 class StageRecord(Record):

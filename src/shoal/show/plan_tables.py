@@ -80,7 +80,8 @@ def candidates(found: Sequence[Candidate], *, n_layers: int) -> Table:
         by = "; ".join(f"{name} ({number(one.scores[name])})" if name in one.scores else name for name in one.proposed_by)
         before = (one.kl_plain, one.repaired_on) if repaired else ()
         rows.append((str(one), kl_said(one), *before, one.perplexity, by))
-    on_what = "each repaired on a part of the text, those behind on less"
+    on_less = len({one.repaired_on for one in found}) > 1
+    on_what = "each repaired" + (", those behind on less text" if on_less else "")
     what_was_compared = on_what if repaired else "as plain cuts, before any repair"
     note = (f"Chosen: {verdict(found, n_layers=n_layers)}.",) if found else ()
     return Table(f"Candidates, {what_was_compared}, best first", columns, tuple(rows), notes=note, strong=0)

@@ -114,7 +114,9 @@ def _problem(problem: ErrorDetails, model: type[Record]) -> str:
         key = str(problem["loc"][-1])
         if len(problem["loc"]) == 1 and key in model.ELSEWHERE:
             return f"unknown key {place!r}; {model.ELSEWHERE[key]}"
-        below = [name for name in _below(key, model) if name != problem["loc"][0]]
+        if len(problem["loc"]) > 1 and key in model.model_fields:
+            return f"unknown key {place!r} here; it stands at the top level, as in {key}: ..."
+        below = _below(key, model) if len(problem["loc"]) <= 2 else []
         if below:
             return f"unknown key {place!r} here; it stands below {', '.join(below)}, as in {below[0]}: {{{key}: ...}}"
         return f"unknown key {place!r}; {nearest(key, fields_at(model, problem['loc'][:-1]))}"

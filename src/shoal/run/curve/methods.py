@@ -65,7 +65,7 @@ def check_methods(methods: Mapping[str, Recipe], out: Path) -> None:
         ValueError: no method, names that make one folder, recipes of another text, seed or model, or an ``out`` that no
             result can take.
     """
-    from shoal.run.refusals import refuse_place  # It looks into models as well, and names of methods are known without.
+    from shoal.run.refusals import refuse_place  # This imports torch, and names of methods are checked before.
 
     if not methods:
         raise ValueError("--methods names no method; give some, such as none,refit")

@@ -61,7 +61,7 @@ def heal(
     refuse_without_teacher(request, opening.resident)
     for said in grown_back(request):
         warnings.warn(said.removeprefix("Warning: "), stacklevel=3)
-    from shoal.run.healing.heal_checkpoint import heal_checkpoint
+    from shoal.run.healing.heal_checkpoint import heal_checkpoint  # This imports torch, and a wrong request is refused before.
 
     with told(progress):
         return heal_checkpoint(request, out, opening=opening, overwrite=overwrite, command=command)

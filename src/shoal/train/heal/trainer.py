@@ -242,7 +242,7 @@ class _Watch(TrainerCallback):
 
 
 class StepProgress(TrainerCallback):
-    """Tells somebody how many steps are done, from the begin of the first one: the validation before it tells of itself."""
+    """Tells somebody how many steps are done, from the beginning of the first one: the validation before it tells of itself."""
 
     def __init__(self, tell: Callable[[int, int], None]) -> None:
         self.tell = tell
