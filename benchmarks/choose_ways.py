@@ -12,8 +12,8 @@ from typing import Any
 from choose_bench import Bench
 from choose_cells import SPANS, Cell
 
-TASK = "_task"
-"""A score that asks a task in place of text."""
+BY_ANSWERS = "_task"
+"""The end of the name of a score that asks a task in place of text."""
 
 
 def chosen(bench: Bench, cell: Cell) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def by_score(bench: Bench, cell: Cell, by: str) -> dict[str, Any]:
         return {}
     table, seconds, n_sets = found
     found = {**proposed(bench, request, unit_tables={by: table}, seconds=seconds), "sets": n_sets}
-    if by.endswith(TASK):
+    if by.endswith(BY_ANSWERS):
         found["asked"] = f"the last {bench.options.search_items} items of {bench.options.search_task.name}"
     return found
 
@@ -71,7 +71,7 @@ def table_of(bench: Bench, by: str, request: Any) -> tuple[Any, float, int] | No
     if by not in bench.scored.get(key, ({},))[0]:
         n_sets, batches, started = 0, bench.inputs.batches(bench.searched), time.process_time()
         if entry.of_values is not None:
-            by_answers = by.endswith(TASK)
+            by_answers = by.endswith(BY_ANSWERS)
             value = bench.value_by_answers(request.free_units) if by_answers else bench.value(request.free_units, entry.metric)
             found, n_sets = [entry.of_values(value)], value.n_evaluations
         else:

@@ -327,7 +327,8 @@ def test_what_is_named_to_be_imported_late_is_there():
     """``late`` is given a text, which no checker of names reads."""
     wrong, n_named = [], 0
     for path in SRC.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())) if "late(" in path.read_text() else ():
+        text = path.read_text()
+        for node in ast.walk(ast.parse(text)) if "late(" in text else ():
             if (named := late_name(node)) is not None:
                 file = SRC.parent / f"{named[0].replace('.', '/')}.py"
                 n_named += 1

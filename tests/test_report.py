@@ -106,6 +106,10 @@ def test_candidates_that_were_repaired_are_not_called_plain(runs, tmp_path):
     table = table_of(found, "Candidates, each repaired, those behind on less text, best first")
     assert table[0][2] == "KL before repair" and [row[2] for row in table[1:]] == ["0.125", "0.25", "0.375"]
     assert "plain cuts, before any repair" not in (folder / "report.html").read_text()
+    for one in content["candidates"]:
+        one["repaired_on"] = 512
+    (folder / "plan.json").write_text(json.dumps(content))
+    assert table_of(read_page(write_report(folder)[0].read_text()), "Candidates, each repaired, best first")
 
 
 @pytest.mark.parametrize("index", range(4))
