@@ -102,11 +102,50 @@ def test_a_family_that_can_lose_certain_numbers_alone_is_searched_through_others
 def test_a_search_that_runs_out_of_evaluations_answers_with_its_best(name):
     loss = pairs(2, 8)
     n_needed = run_search(SEARCHES[name], function(loss, 8), Aim(count(3))).n_evaluations
-    with pytest.raises(ValueError, match="evaluations end before a set of 3 units"):
+    with pytest.raises(ValueError, match="0 evaluations end before a set of 3 units"):
         run_search(SEARCHES[name], function(loss, 8, limit=0), Aim(count(3)))
-    if n_needed > 9:  # One shot measures its only complete set last.
+    if name != "one-shot":  # It measures its only complete set last.
         answer = run_search(SEARCHES[name], function(loss, 8, limit=n_needed - 2), Aim(count(3)))
         assert answer.is_cut_short and answer.n_evaluations == n_needed - 2
+
+
+@pytest.mark.parametrize("name, n_least", [("greedy", 9), ("beam", 9), ("one-shot", 9), ("surrogate", 10)])
+def test_too_few_evaluations_for_any_answer_are_refused_before_the_first(name, n_least):
+    v = function(pairs(2, 8), 8, limit=n_least - 1)
+    with pytest.raises(ValueError, match=f"{n_least - 1} evaluations end before a set of 3 units is measured; allow at least"):
+        run_search(SEARCHES[name], v, Aim(count(3)))
+    assert v.n_measured == 0
+    assert run_search(SEARCHES[name], function(pairs(2, 8), 8, limit=n_least), Aim(count(3))).sets
+
+
+def refitted(loss, n_units, limit):
+    """A function that settles and forgets it at once: greedy with a repair inside is then greedy."""
+    v = function(loss, n_units, limit=limit)
+    v.settle = lambda off: None
+    return v
+
+
+@pytest.mark.parametrize("search", [Greedy(), Greedy(width=2), Greedy(front=0.4), GreedyRefit()], ids=str)
+def test_a_greedy_search_spends_what_it_may_and_ends_with_a_complete_set(search):
+    """Every limit from one shot's to its own: no more sets, an answer, the best of what it measured, and no worse than rounds
+    that were broken off could give; without a limit in its way it is itself."""
+    loss = pairs(5, 10)
+    whole = run_search(search, refitted(loss, 10, None), Aim(count(4)))
+    for limit in range(11, whole.n_evaluations + 3):
+        answer = run_search(search, refitted(loss, 10, limit), Aim(count(4)))
+        assert all(len(off) == 4 and value == loss(set(indices(off))) for off, value in answer.sets)
+        assert answer.n_evaluations <= limit and answer.is_cut_short == (limit < whole.n_evaluations)
+        if limit >= whole.n_evaluations:
+            assert answer == whole
+
+
+@pytest.mark.parametrize("search", [Greedy(), GreedyRefit()], ids=str)
+@pytest.mark.parametrize("seed", range(5))
+def test_greedy_with_as_many_evaluations_as_one_shot_is_one_shot(search, seed):
+    loss = pairs(seed, 10)
+    one = run_search(one_shot, function(loss, 10), Aim(count(4)))
+    answer = run_search(search, refitted(loss, 10, 11), Aim(count(4)))
+    assert answer.sets == one.sets and answer.n_evaluations == one.n_evaluations == 11
 
 
 @pytest.mark.parametrize("name", SEARCHES)

@@ -136,7 +136,10 @@ def test_wishes_that_cannot_be_met_are_one_line_each(small, shoal, tmp_path):
     for more, said in (
         (["--select", "greedy", "--metric", "kk"], "unknown metric 'kk'; did you mean 'kl'"),
         (["--select", "greedy", "--rounds", 2], "--select greedy reads none; leave out --rounds"),
-        (["--select", "greedy", "--guard", 1, "--evaluations", 3], "3 evaluations end before a set of 2 units is measured"),
+        (
+            ["--select", "greedy", "--guard", 1, "--evaluations", 3],
+            "3 evaluations end before a set of 2 units is measured; allow at least 5",
+        ),
         (
             ["--metric", "js"],
             "--select greedy, greedy-front, beam, greedy-refit, surrogate, one-shot, evolution, policy-gradient",

@@ -32,6 +32,7 @@ class SetFunction(Protocol):
     Attributes:
         units: all units that may be switched off, in the order of the model.
         n_evaluations: different sets that were asked for so far; asking for one again costs nothing.
+        n_left: how many more sets can be asked for; None: any number.
     """
 
     @property
@@ -39,6 +40,9 @@ class SetFunction(Protocol):
 
     @property
     def n_evaluations(self) -> int: ...
+
+    @property
+    def n_left(self) -> int | None: ...
 
     def values(self, sets: Sequence[UnitSet]) -> list[float]:
         """The loss without each of the sets, in their order; sets that are asked for together share their work.

@@ -50,6 +50,11 @@ class RefittedSets:
         return self._n_before + self._round.n_evaluations
 
     @property
+    def n_left(self) -> int | None:
+        """How many more sets can be asked for in all rounds together; None: any number."""
+        return self._round.n_left
+
+    @property
     def asked(self) -> dict[UnitSet, float]:
         """All sets that were asked for, in that order, with the loss in the student of their round."""
         return {**self._asked, **self._round.asked}

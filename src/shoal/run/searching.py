@@ -133,7 +133,8 @@ def search_said(inputs: Inputs, request: Request, function: CountedSets | Refitt
     if function is None or not function.n_evaluations:
         return ""
     _, metric, most = search_in_use(inputs.recipe, request)
-    return f"; {function.n_evaluations} sets run by {metric} on {searched_data(inputs, metric, n_tokens=most)}"
+    allowed = ", as many as it was allowed" if function.n_left == 0 else ""
+    return f"; {function.n_evaluations} sets run by {metric} on {searched_data(inputs, metric, n_tokens=most)}{allowed}"
 
 
 def write_search(inputs: Inputs, function: CountedSets | RefittedSets, request: Request, *, folder: RunFolder) -> str:

@@ -32,10 +32,22 @@ class Greedy:
             raise ValueError(f"width={self.width} needs at least 1, front={self.front} a share from 0 to below 1")
 
     def __call__(self, ledger: Ledger, aim: Aim) -> None:
-        """Grow the kept sets by one unit until none of them needs more."""
-        kept: list[UnitSet] = [frozenset()]
-        while grown := dict.fromkeys(one | {unit} for one in kept for unit in self.candidates(ledger, one)):
-            kept = ledger.best(list(grown), self.width)
+        """Grow the kept sets by one unit until none of them needs more.
+
+        Where the evaluations do not reach for a round, the last round says which units complete the kept sets: with as many as
+        one shot takes, the answer is that of one shot.
+
+        Raises:
+            ValueError: there are fewer evaluations than a first round and a complete set take.
+        """
+        kept, losses = [frozenset[Unit]()], dict[UnitSet, float]()
+        while grown := list(dict.fromkeys(one | {unit} for one in kept for unit in self.candidates(ledger, one))):
+            if not losses:
+                ledger.need(grown)
+            elif not ledger.affords(grown):
+                return ledger.end_with(kept, losses)
+            kept = ledger.best(grown, self.width)
+            losses = dict(zip(grown, ledger.values(grown), strict=True))
 
     def n_evaluations(self, n_units: int, n: int) -> int:
         """Most sets that are asked for where units are alike; exactly so many for a width of 1."""

@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 
 from shoal.measure.set_function import UnitSet
 from shoal.select.search.search_contract import Aim, Ledger
+from shoal.words.types import Unit
 
 
 @runtime_checkable
@@ -26,13 +27,23 @@ class GreedyRefit:
     """One unit a round, on a set function that settles."""
 
     def __call__(self, ledger: Ledger, aim: Aim) -> None:
-        """Raises ValueError: the set function cannot settle."""
+        """Where the evaluations do not reach for a round, the last round says which units complete the set, as in greedy.
+
+        Raises:
+            ValueError: the set function cannot settle, or there are fewer evaluations than a first round and a complete set take.
+        """
         function = ledger.function
         if not isinstance(function, Settles):
             raise ValueError("greedy-refit refits what stays after every round; it needs a model and text to refit on")
-        off: UnitSet = frozenset()
+        off, losses = frozenset[Unit](), dict[UnitSet, float]()
         while candidates := aim.goal.candidates(off, ledger.units):
-            off = ledger.best([off | {unit} for unit in candidates], 1)[0]
+            grown = [off | {unit} for unit in candidates]
+            if not losses:
+                ledger.need(grown)
+            elif not ledger.affords(grown):
+                return ledger.end_with([off], losses)
+            off = ledger.best(grown, 1)[0]
+            losses = dict(zip(grown, ledger.values(grown), strict=True))
             if aim.goal.candidates(off, ledger.units):
                 function.settle(off)
 

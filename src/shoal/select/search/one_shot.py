@@ -9,8 +9,14 @@ from shoal.select.search.search_contract import Aim, Ledger, first_that_may_go
 
 
 def one_shot(ledger: Ledger, aim: Aim) -> None:
-    """The units of lowest loss; where they may not go together, each that may go with those taken before it."""
-    singles = ledger.ranked([frozenset({unit}) for unit in ledger.units])
+    """The units of lowest loss; where they may not go together, each that may go with those taken before it.
+
+    Raises:
+        ValueError: there are fewer evaluations than it takes.
+    """
+    alone = [frozenset({unit}) for unit in ledger.units]
+    ledger.need(alone)
+    singles = ledger.ranked(alone)
     ledger.values([first_that_may_go([unit for single in singles for unit in single], aim)])
 
 

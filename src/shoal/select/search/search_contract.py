@@ -2,10 +2,11 @@
 
 A search asks a set function for losses, in batches. Whatever it does, the answer is the list of all complete sets that it
 measured, the lowest loss first, and the curve of the best one against evaluations. A search that runs out of evaluations
-answers with what it has. Ties are the same everywhere: of equal losses the deeper set goes first, compared unit by unit from
+answers with what it has, and one that builds its set unit by unit ends early enough to have one. Ties are the same everywhere: of equal losses the deeper set goes first, compared unit by unit from
 the shallowest one.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -62,6 +63,7 @@ class Ledger:
     aim: Aim
     complete: dict[UnitSet, float] = field(default_factory=dict)
     curve: list[tuple[int, float]] = field(default_factory=list)
+    is_cut_short: bool = False
 
     @property
     def units(self) -> tuple[Unit, ...]:
@@ -97,6 +99,39 @@ class Ledger:
         found = dict(zip(sets, self.values(sets), strict=True))
         return sorted(found, key=lambda one: (found[one], self.depth_key(one)))
 
+    def need(self, first: Sequence[UnitSet]) -> None:
+        """Refuse to begin what can have no answer.
+
+        Raises:
+            ValueError: there are fewer evaluations than these sets and one complete set take.
+        """
+        if not self.affords(first):
+            n_least = len(first) + (not any(map(self.is_complete, first)))
+            raise ValueError(f"{self.n_left} evaluations end before {self.aim.goal} is measured; allow at least {n_least}")
+
+    @property
+    def n_left(self) -> int | None:
+        return self.function.n_left
+
+    def affords(self, sets: Sequence[UnitSet]) -> bool:
+        """Whether these new sets can be measured and, where none of them is complete, a complete one after them."""
+        return self.n_left is None or len(sets) + (not any(map(self.is_complete, sets))) <= self.n_left
+
+    def end_with(self, kept: Sequence[UnitSet], losses: Mapping[UnitSet, float]) -> None:
+        """Spend the evaluations that are left on sets that complete those which are kept, the most promising ones first.
+
+        Args:
+            kept: sets that lack units, best first.
+            losses: of the last round. A unit is as promising as the best set of them that has it, so that the first set which is
+                measured has the units that a choice in one shot would add.
+        """
+        best = {unit: min(loss for one, loss in losses.items() if unit in one) for unit in frozenset().union(*losses)}
+        order = sorted(self.units, key=lambda unit: (best.get(unit, math.inf), -self.units.index(unit)))
+        goal = self.aim.goal
+        sets = [filled(one, [unit, *order], goal) for one in kept for unit in goal.candidates(one, order)]
+        self.values(list(dict.fromkeys(sets))[: self.n_left])
+        self.is_cut_short = True
+
     def best(self, sets: Sequence[UnitSet], n: int) -> list[UnitSet]:
         """The n best that may go; where none may, the n best: some families can lose certain numbers of layers only."""
         ranked = self.ranked(sets)
@@ -106,10 +141,10 @@ class Ledger:
         """Sorts deeper sets before shallower ones."""
         return tuple(sorted((-self.units.index(unit) for unit in units), reverse=True))
 
-    def answer(self, *, is_cut_short: bool) -> SearchAnswer:
+    def answer(self) -> SearchAnswer:
         order = sorted(self.complete, key=lambda one: (self.complete[one], self.depth_key(one)))
         sets = tuple((one, self.complete[one]) for one in order)
-        return SearchAnswer(sets, tuple(self.curve), self.n_evaluations, is_cut_short)
+        return SearchAnswer(sets, tuple(self.curve), self.n_evaluations, self.is_cut_short)
 
 
 def first_that_may_go(order: Sequence[Unit], aim: Aim) -> UnitSet:
@@ -144,11 +179,11 @@ def run_search(search: Search, function: SetFunction, aim: Aim) -> SearchAnswer:
         ValueError: the units cannot meet the goal, or the evaluations end before a complete set is measured.
     """
     aim.goal.refuse_impossible(function.units)
-    ledger, is_cut_short = Ledger(function, aim), False
+    ledger = Ledger(function, aim)
     try:
         search(ledger, aim)
     except OutOfEvaluations:
-        is_cut_short = True
-    if is_cut_short and not ledger.complete:
+        ledger.is_cut_short = True
+    if ledger.is_cut_short and not ledger.complete:
         raise ValueError(f"{ledger.n_evaluations} evaluations end before {aim.goal} is measured; allow more")
-    return ledger.answer(is_cut_short=is_cut_short)
+    return ledger.answer()

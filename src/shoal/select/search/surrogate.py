@@ -39,7 +39,11 @@ class Surrogate:
     n_starts: int = 8
 
     def __call__(self, ledger: Ledger, aim: Aim) -> None:
-        """Measure units alone and random sets, then fit, solve and measure in rounds."""
+        """Measure units alone and random sets, then fit, solve and measure in rounds.
+
+        Raises:
+            ValueError: there are fewer evaluations than all units alone and a complete set take.
+        """
         draw, units = random.Random(aim.seed), ledger.units
         known: dict[UnitSet, float] = {}
 
@@ -48,6 +52,7 @@ class Surrogate:
             known.update(zip(new, ledger.values(new), strict=True))
 
         alone = [frozenset({unit}) for unit in units]
+        ledger.need([frozenset(), *alone])
         measure([frozenset(), *alone])
         order = sorted(units, key=lambda unit: (known[frozenset({unit})], -units.index(unit)))
         n_left = self.n_evaluations(len(units), aim.goal.most(units)) - len(known)
