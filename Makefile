@@ -15,7 +15,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint format bench smollm2 prove install clean
+.PHONY: demo test slow lint format bench smollm2 prove install clean
 
 demo: $(INSTALLED)  ## compress the bundled model by 25 %, offline
 	HF_HUB_OFFLINE=1 $(BIN)/shoal demo --out $(OUT) --overwrite
@@ -23,6 +23,9 @@ demo: $(INSTALLED)  ## compress the bundled model by 25 %, offline
 test: $(INSTALLED)  ## the test suite, with llama.cpp (34 MB) where the package index can be reached
 	@$(BIN)/python -m shoal.export.engines.install llama.cpp || echo "Tests that need llama.cpp are skipped."
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+
+slow: $(INSTALLED)  ## the tests that the gate leaves out: every family with every variant, every guide, real engines; two hours
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m slow
 
 lint: $(INSTALLED)  ## format, rules, types
 	$(BIN)/ruff format --check .

@@ -20,6 +20,19 @@ ABOUT_SPEED = ("speed", "report", "card", "cuda", "every_verb", "evaluate", "est
 ABOUT_FITS = ("fit", "repair", "race", "tournament", "needs", "memory", "text", "estimate", "time", "docs", "help")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Each value of each parameter is in the gate, every pair of them in the slow tests: pairs of families and variants were an
+    eighth of the gate, and a variant that fails in one family alone is rare."""
+    places = {}
+    for item in items:
+        for turn in item.iter_markers("in_turn"):
+            axes = places.setdefault(item.function, [{} for _ in item.callspec._idlist])
+            place = sum(axis.setdefault(value, len(axis)) for axis, value in zip(axes, item.callspec._idlist, strict=True))
+            if place % turn.args[0]:
+                item.add_marker(pytest.mark.slow)
+
+
 def pytest_collection_finish():
     """What the imports left is never garbage: each collection went through it, a half of a second every time."""
     gc.collect()

@@ -131,7 +131,15 @@ VERBS = {
     "cut": lambda w: ("cut", gguf_file(w), "--layers", 1, "--out", "cut.gguf"),
     "report": lambda w: ("report", "made"),
 }
-SLOW = ("verify", "heal, full", "compress, sliding", "compress, healed")
+SLOW = (
+    "verify",
+    "heal, full",
+    "compress, sliding",
+    "compress, laco",
+    "compress, healed",
+    "compress, repaired",
+    "compress, streamed",
+)
 """Each a sibling of another, or with an engine that is a process of its own."""
 ON_FILES = ("stability", "cut", "report")  # No model is named, so no trust is asked for.
 OPEN_NOTHING = ("plan unopened", "plan --memory", *ON_FILES)

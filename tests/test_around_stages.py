@@ -69,7 +69,16 @@ class Killed(BaseException):
 
 
 # Another method of the same stage is in every run.
-ALIKE = ("sliding", "wanda by owl", "grow by identity", "lesa", "magnitude by lamp", "sparsegpt 2:4")
+ALIKE = (
+    "laco, fitted and polished",
+    "slayer",
+    "sliding",
+    "wanda by owl",
+    "grow by identity",
+    "lesa",
+    "magnitude by lamp",
+    "sparsegpt 2:4",
+)
 
 
 @pytest.mark.parametrize(

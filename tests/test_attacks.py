@@ -58,6 +58,7 @@ VERBS = {
 READS_TEXT = ("scan", "compress", "heal", "analyse")
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("damage", DAMAGED)
 def test_a_damaged_model_is_one_line_and_leaves_nothing(small, shoal, tmp_path, damage, verb):

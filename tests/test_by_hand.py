@@ -77,6 +77,7 @@ WRONG = {
 }
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("verb", ["plan", "compress"])
 @pytest.mark.parametrize("given", WRONG, ids=lambda given: " ".join(given)[:40])
 def test_what_cannot_be_asked_is_one_line(small, shoal, tmp_path, verb, given):
@@ -142,7 +143,11 @@ def test_a_replacement_stands_for_what_is_named(small, shoal, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("family", "named", "said"), [("mixtral", "mlp:1..2", "MLP of 1..2"), ("qwen3_moe", "mlp:0", "MLP of 0")]
+    ("family", "named", "said"),
+    [
+        pytest.param("mixtral", "mlp:1..2", "MLP of 1..2", marks=pytest.mark.slow),
+        ("qwen3_moe", "mlp:0", "MLP of 0"),
+    ],
 )
 def test_a_sublayer_that_a_family_cannot_leave_out_is_refused_before_any_work(shoal, tmp_path, family, named, said):
     write_model(tmp_path / "m", family=family)

@@ -166,7 +166,10 @@ def test_efforts_are_recipes():
     assert set(EFFORTS) <= set(RECIPES)
 
 
-@pytest.mark.parametrize(("more", "is_said"), [((), True), (("--guard", 1), False), (("--repair", "none"), False)])
+@pytest.mark.parametrize(
+    ("more", "is_said"),
+    [((), True), pytest.param(("--guard", 1), False, marks=pytest.mark.slow), (("--repair", "none"), False)],
+)
 def test_plan_says_what_it_repairs_and_how_long_it_takes(more, is_said, small, shoal):
     text = ("--text", small["text"], "--length", 16, "--samples", 8)
     fit = () if "--repair" in more else ("--fit-tokens", 500)

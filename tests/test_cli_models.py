@@ -106,6 +106,7 @@ MODELS = {
 }  # fmt: skip
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
 @pytest.mark.parametrize("verb", ["compress", "scan", "eval"])
 def test_a_wrong_model_is_one_clear_line(verb, make, world, shoal, tmp_path):

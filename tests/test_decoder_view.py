@@ -31,6 +31,7 @@ def own_logits(model, batch):
         return model(input_ids=batch.ids_BT, attention_mask=mask, use_cache=False).logits
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("kind", BATCHES)
 def test_replay_is_bitwise_the_models_own_forward(model, kind):
     view, batch = DecoderView(model), BATCHES[kind]
@@ -72,6 +73,7 @@ def zero_sublayer(layer, kind):
     assert hits, f"the reference found nothing to zero in {[n for n, _ in place.named_parameters()]}"
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("kind", ["layer", "attn", "mlp"])
 @pytest.mark.parametrize("batch_kind", ["plain", "right-padded"])
 def test_a_removed_unit_equals_zero_contribution(model, kind, batch_kind):

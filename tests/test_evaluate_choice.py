@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from families import FAMILIES, tiny_model
+from families import every_family, tiny_model
 from text_world import N_SPECIAL, word_tokenizer
 
 from shoal.engine.open import open_model
@@ -77,7 +77,7 @@ def assert_equal_to_naive(scores, task, model, *, window=None):
         assert [x.is_greedy for x in one] == [e[2] for e in expected]
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", every_family())
 def test_every_family_equals_one_forward_per_option(family):
     model = tiny_model(family, n_layers=3)
     got, shared = scores_of(DecoderView(model), task_of(*ITEMS))

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from families import FAMILIES, VOCAB, tiny_model
+from families import VOCAB, every_family, tiny_model
 
 from shoal.engine.student import TEACHER, Student
 from shoal.engine.view import DecoderView
@@ -42,7 +42,7 @@ def shown(renderable):
     return capture.get()
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", every_family())
 def test_the_teacher_against_itself_loses_nothing(family):
     view = DecoderView(tiny_model(family, n_layers=4))
     itself = [compare(view, other, BATCHES, provenance=FROM) for other in (TEACHER, view, Student())]

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from families import FAMILIES, tiny_model
+from families import every_family, tiny_model
 
 import shoal.evaluate.speed as speed_module
 from shoal.checkpoint.in_memory import cut
@@ -38,7 +38,7 @@ def test_median_and_interquartile_range():
 NOT_HALVED: set[str] = set()
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", every_family())
 def test_runs_on_every_family_and_survives_json(family):
     teacher, student = (DecoderView(tiny_model(family, n_layers=n)) for n in (4, 3))
     got = speed(teacher, student, batch_size=2, prompt_length=5, new_tokens=3, rounds=2, warmup=0)

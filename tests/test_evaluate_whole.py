@@ -38,6 +38,7 @@ def reference(folder, text, *, adds_bos):
     return math.exp(sum(losses) / n), n * (LENGTH - 1), len(ids) - adds_bos
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("adds_bos", [True, False])
 @pytest.mark.parametrize("suffix", ["txt", "jsonl"])
 def test_as_papers_state_it(world, shoal, suffix, adds_bos):

@@ -56,7 +56,7 @@ def fitted(view, folder, *, repair="sweep", die_in=None):
             return None, n_solved
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", [pytest.param("llama", marks=pytest.mark.slow), "gpt2"])
 def test_a_sweep_that_died_in_a_layer_goes_on_to_the_same_bytes(family, tmp_path):
     view = DecoderView(tiny_model(family, n_layers=N_LAYERS))
     whole, solved = fitted(view, tmp_path / "whole")

@@ -313,6 +313,7 @@ def test_saliency_is_what_leaving_one_out_costs():
     torch.testing.assert_close(saliency(sums, ridge=0.01), torch.stack(expected))
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize(
     "family", ["gpt2", "llama", *(pytest.param(one, marks=pytest.mark.slow) for one in ("gpt_neox", "phi", "starcoder2"))]
 )

@@ -112,6 +112,7 @@ def zeroed(args, output):
     return (torch.zeros_like(output[0]), *output[1:]) if isinstance(output, tuple) else torch.zeros_like(output)
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize("kind", ["attn", "mlp"])
 @pytest.mark.parametrize("form", sorted(FINDS))
@@ -146,6 +147,7 @@ def test_a_place_is_found_where_its_change_arrives_and_refused_elsewhere(family,
     torch.testing.assert_close(arrived, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize("kind", ["attn", "mlp"])
 @torch.no_grad()
@@ -184,6 +186,7 @@ def test_the_layers_of_each_repair():
 NO_BIAS = {"llama", "granite", "mixtral"}
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("repair", ["bias", "map", "refit", "sweep"])
 @pytest.mark.parametrize(
     "family",

@@ -130,7 +130,7 @@ def test_a_training_that_diverges_leaves_no_folder(cut, shoal, tmp_path):
 @pytest.mark.parametrize(
     "more",
     [
-        ("--method", "full"),
+        pytest.param(("--method", "full"), marks=pytest.mark.slow),
         ("--method", "norms", "--teacher", "none"),
         ("--method", "partial", "--layers", 1, "--objective", "relative_mse", "--boundaries", "every"),
         ("--source", "teacher", "--temperature", 0.8),

@@ -26,6 +26,7 @@ def healed(folder, asked, *, family="llama", **changes):
     return train(pupil, asked, lesson, folder), pupil, lesson
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("method", ["lora", "full", "norms"])
 @pytest.mark.parametrize("objective", ["forward_kl", "next_token", "relative_mse + 0.5*jensen_shannon"])
 def test_healing_lowers_what_it_trains_for(method, objective, tmp_path):
@@ -57,7 +58,7 @@ def test_patience_ends_a_training_that_no_longer_helps(tmp_path):
     assert done.best_step == 0 and done.n_steps == 2
 
 
-@pytest.mark.parametrize("method", ["lora", "partial"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("partial", marks=pytest.mark.slow)])
 def test_stopped_and_continued_equals_unbroken(method, tmp_path):
     asked = config(method=method, dropout=0.1 if method == "lora" else 0.0, tokens=288)
     unbroken, whole, _ = healed(tmp_path / "unbroken", asked)

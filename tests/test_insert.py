@@ -80,6 +80,7 @@ def test_a_silent_layer_trains_in_every_family(family):
     assert any(leaf.grad is not None and leaf.grad.abs().max() > 0 for leaf in leaves.values())
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("init", NOT_PREDICTED)
 @pytest.mark.parametrize("resident", ["all", 1])
 def test_the_written_file_is_the_student(init, resident, saved, tmp_path):

@@ -63,7 +63,7 @@ def test_the_verb_leaves_a_checkpoint_with_zeros_and_says_what_they_are(world, s
     }
 
 
-@pytest.mark.parametrize("family", ["gpt2", "mixtral"])
+@pytest.mark.parametrize("family", ["gpt2", pytest.param("mixtral", marks=pytest.mark.slow)])
 def test_after_a_cut_and_a_repair_the_checkpoint_is_the_overlay(family, world, tmp_path):
     """The stage that writes compares the reloaded model with the overlay; transposed weights and fused experts, too."""
     write_model(tmp_path / "model", family=family, n_layers=4)

@@ -52,6 +52,7 @@ def test_every_zero_start_is_plain_removal_bit_for_bit(view):
         assert torch.equal(view.logits(PADDED, student=student), plain), name
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_inherited_layers_start_as_removal_of_the_rest_under_their_own_arguments(view, layers):
     """Families with alternating windows give each of them another mask."""

@@ -105,6 +105,7 @@ def test_nothing_is_asked_of_the_network(browser, run):
     assert names == []
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])
 @pytest.mark.parametrize(("start", "n"), [(0, 1), (3, 4), (11, 1), (0, 12), (7, 2)])
 def test_pointing_at_a_cell_of_the_heat_map_says_its_value(browser, run, start, n, size):

@@ -78,7 +78,7 @@ def test_shares_rise_with_the_layers_removed(swept):
         assert all(a.share < b.share and a.n_net < b.n_net for a, b in zip(points, points[1:], strict=False))
 
 
-@pytest.mark.parametrize("name", ["none", "refit"])
+@pytest.mark.parametrize("name", [pytest.param("none", marks=pytest.mark.slow), "refit"])
 def test_a_point_is_what_compress_makes_of_the_same_recipe(name, small, swept, tmp_path):
     _, found = swept
     point = next(one for one in found.points if (one.method, one.n_net) == (name, 2))

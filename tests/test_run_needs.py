@@ -108,6 +108,7 @@ AT_A_BUDGET = [
 ]  # fmt: skip
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("budget", AT_A_BUDGET, ids=str)
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "mixtral"])
 def test_every_budget_cuts_as_many_layers_in_the_plan_of_memory_as_in_the_run(family, budget, tmp_path):

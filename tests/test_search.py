@@ -292,7 +292,7 @@ def test_a_quadratic_is_found_again_from_enough_sets():
     assert fitted(end) <= min(fitted(end - {a} | {b}) for a in end for b in set(units) - end)
 
 
-@pytest.mark.parametrize("spread", [0.1, 0.5])
+@pytest.mark.parametrize("spread", [pytest.param(0.1, marks=pytest.mark.slow), 0.5])
 def test_a_surrogate_comes_nearer_to_the_optimum_than_greedy_for_as_many_sets(spread):
     """Mean over functions with an interaction for every pair; single cases go either way."""
     apart = {"greedy": [], "surrogate": []}

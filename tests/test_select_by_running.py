@@ -96,7 +96,7 @@ def test_compress_by_greedy_search_and_again_from_its_files(small, shoal, tmp_pa
     "more, sets",
     [
         (("--select", "greedy"), [4, 3, 3]),
-        (("--select", "greedy", "--units", "sublayers", "--drop", "2"), [8, 7, 7]),
+        pytest.param(("--select", "greedy", "--units", "sublayers", "--drop", "2"), [8, 7, 7], marks=pytest.mark.slow),
         (("--select", "greedy-refit"), [4, 3, 3]),
     ],
 )

@@ -182,7 +182,7 @@ SAME_FILES = ("scan.json", "scan.safetensors", "plan.json", "fit.safetensors", "
     [
         pytest.param("1", {}, marks=pytest.mark.slow),
         pytest.param("2", {}, marks=pytest.mark.slow),
-        ("4", {}),
+        pytest.param("4", {}, marks=pytest.mark.slow),
         ("1", {"repair": "sweep"}),
         pytest.param("2", {"repair": "refit", "max_spans": 2}, marks=pytest.mark.slow),
         ("1", {"replace": "layer", "train": {"tokens": 500}}),

@@ -250,6 +250,7 @@ def test_window_and_full_attention_is_no_hybrid():
     assert edited_config_dict(config, (0, 1))["layer_types"] == ["sliding_attention"] * 2
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 @pytest.mark.parametrize("kept", [(0, 1, 4, 5), (1, 3, 4), (5,)], ids=str)
 def test_the_edited_config_builds_the_kept_layers(name, kept):

@@ -47,6 +47,7 @@ def greedy(model, *, use_cache):
     return model.generate(IDS_BT, attention_mask=torch.ones_like(IDS_BT), do_sample=False, use_cache=use_cache, **length)
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("removal", REMOVALS)
 def test_a_cut_is_the_overlay_student(model, removal):
     view, student = DecoderView(model), REMOVALS[removal]
@@ -103,6 +104,7 @@ def test_half_precision_survives_the_round_trip(tmp_path, dtype):
     assert record.logit_difference == 0.0 and record.dtype == str(dtype).removeprefix("torch.")
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("kind", ["attn", "mlp"])
 def test_a_removed_sublayer_is_a_zero_output_map_or_refused(model, kind):
     view = DecoderView(model)
@@ -139,6 +141,7 @@ class Wrapped(nn.Module):
         return self.layer(*args, **kwargs)
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("args_from", [1, 3])
 def test_a_replacement_that_is_a_layer_of_the_family_is_stock(model, args_from, tmp_path):
     view = DecoderView(model)

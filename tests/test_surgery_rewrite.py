@@ -69,6 +69,7 @@ def source(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "source")
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 @pytest.mark.parametrize("layers", [(1, 2), (0, 3, 5)], ids=str)
 def test_file_to_file_equals_in_memory(name, layers, tmp_path):

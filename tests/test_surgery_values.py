@@ -68,6 +68,7 @@ def test_file_to_file_with_values_equals_in_memory(name, tmp_path):
     assert open_model(tmp_path / "files").model.config.num_hidden_layers == 4
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("name", ["llama", "qwen3_moe", "deepseek_v3"])
 @pytest.mark.parametrize(("stored", "opened"), [("bfloat16", "float32"), ("float32", "bfloat16"), ("float32", "float16")])
 def test_the_checkpoint_has_the_dtype_the_model_was_opened_in(name, stored, opened, tmp_path):

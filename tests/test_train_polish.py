@@ -290,6 +290,7 @@ class Killed(BaseException):
     """Like a signal that nothing catches."""
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("signal", [KeyboardInterrupt, Killed])
 @pytest.mark.parametrize("stop_after", [1, 3, 4])
 def test_killed_at_and_around_a_change_of_stage_it_goes_on_bit_for_bit(view, swept, tmp_path, stop_after, signal):

@@ -141,7 +141,14 @@ def test_new_values_work_in_a_layer_that_lacks_a_sublayer(family):
 # -- the command -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("units, drop", [("attention", "2"), ("mlp", "10%params"), ("sublayers", "25%sublayers")])
+@pytest.mark.parametrize(
+    "units, drop",
+    [
+        pytest.param("attention", "2", marks=pytest.mark.slow),
+        pytest.param("mlp", "10%params", marks=pytest.mark.slow),
+        ("sublayers", "25%sublayers"),
+    ],
+)
 def test_compress_by_units_gives_a_stock_checkpoint(small, shoal, tmp_path, units, drop):
     asked = options(small, "--units", units, "--select", "greedy", "--drop", drop, "--guard", 1, "--repair", "refit")
     code, out, err = shoal("compress", small["model"], "--out", "run", "--no-speed", "--fit-tokens", 1000, *asked)

@@ -30,7 +30,7 @@ class GreedyRefit:
         """Where the evaluations do not reach for a round, the last round says which units complete the set, as in greedy.
 
         Raises:
-            ValueError: the set function cannot settle, or there are fewer evaluations than a first round and a complete set take.
+            ValueError: the set function cannot settle, or the evaluations are fewer than a first round and a complete set take.
         """
         function = ledger.function
         if not isinstance(function, Settles):

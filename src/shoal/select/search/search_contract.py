@@ -2,8 +2,8 @@
 
 A search asks a set function for losses, in batches. Whatever it does, the answer is the list of all complete sets that it
 measured, the lowest loss first, and the curve of the best one against evaluations. A search that runs out of evaluations
-answers with what it has, and one that builds its set unit by unit ends early enough to have one. Ties are the same everywhere: of equal losses the deeper set goes first, compared unit by unit from
-the shallowest one.
+answers with what it has, and one that builds its set unit by unit ends early enough to have one. Ties are the same everywhere:
+of equal losses the deeper set goes first, compared unit by unit from the shallowest one.
 """
 
 import math
@@ -122,8 +122,8 @@ class Ledger:
 
         Args:
             kept: sets that lack units, best first.
-            losses: of the last round. A unit is as promising as the best set of them that has it, so that the first set which is
-                measured has the units that a choice in one shot would add.
+            losses: of the last round. A unit is as promising as the best of its sets that has it, so that the first set that is
+                measured has the units which one shot would add.
         """
         best = {unit: min(loss for one, loss in losses.items() if unit in one) for unit in frozenset().union(*losses)}
         order = sorted(self.units, key=lambda unit: (best.get(unit, math.inf), -self.units.index(unit)))
