@@ -1,9 +1,11 @@
 """The default's healing: in the run where it can be, left out with the reason where it cannot, and never the end of a run."""
 
+import gc
 import hashlib
 import json
 import re
 import shutil
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -55,6 +57,42 @@ def bytes_of(folder):
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.suffix == ".safetensors"
     }
+
+
+def test_nothing_of_the_training_stands_beside_the_merge_or_the_evaluation(small, tmp_path, monkeypatch):
+    """Circles of references that only the collector would free, and it comes when it likes."""
+    from shoal.run.stages import evaluate
+    from shoal.train.heal import merge, train
+    from shoal.train.heal.trainer import HealTrainer
+
+    born, seen = [], {}
+
+    def noted(function, kind, of_what):
+        def called(*args, **kwargs):
+            made = function(*args, **kwargs)
+            born.append((kind, weakref.ref(of_what(made, args))))
+            return made
+
+        return called
+
+    def watched(function, place):
+        def called(*args, **kwargs):
+            seen[place] = {kind for kind, ref in born if ref() is not None}
+            return function(*args, **kwargs)
+
+        return called
+
+    monkeypatch.setattr(HealTrainer, "__init__", noted(HealTrainer.__init__, "trainer", lambda _, args: args[0]))
+    monkeypatch.setattr(train, "prepare", noted(train.prepare, "pupil", lambda pupil, _: pupil.model))
+    monkeypatch.setattr(merge, "merge_pupil", watched(merge.merge_pupil, "merge"))
+    monkeypatch.setattr(evaluate, "against_teacher", watched(evaluate.against_teacher, "evaluation"))
+    gc.disable()
+    try:
+        compress(recipe(small), tmp_path / "run")
+    finally:
+        gc.enable()
+    assert {kind for kind, _ in born} == {"trainer", "pupil"}
+    assert seen == {"merge": {"pupil"}, "evaluation": set()}
 
 
 def test_the_default_heals_as_well_as_it_is_asked_to(small, tmp_path, monkeypatch, capsys):

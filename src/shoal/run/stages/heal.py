@@ -1,5 +1,6 @@
 """The stage healed: the student of ``cut/`` trained by its teacher and merged into ``model/``; its steps are in run/healing."""
 
+import gc
 import shutil
 from dataclasses import replace
 
@@ -59,7 +60,9 @@ def _healed(state: State, folder: RunFolder) -> State:
     from shoal.run.healing.heal_checkpoint import heal_in_run
 
     assert state.model is not None, "there is nothing to heal before a student is written"
-    return replace(state, healed=heal_in_run(state.inputs, folder, state.model), model=folder / "model")
+    healed = heal_in_run(state.inputs, folder, state.model)
+    gc.collect()  # The student with its adapters is a circle of references; it would stand beside the one that is evaluated.
+    return replace(state, healed=healed, model=folder / "model")
 
 
 def _take_over(state: State, folder: RunFolder, *, why: str) -> None:
