@@ -107,12 +107,12 @@ def main() -> None:
                 changes = {"model": str(Path(scratch) / "model"), **EVERY_CASE, **CASES[name]}
                 out = Path(scratch) / f"{name}-{resident}"
                 found = measure(changes, out, resident=resident, dtype=asked.dtype)
-                planned = {one["stage"]: one["memory"] for one in found["planned"]["stages"]}
-                for part in ("model", "healed"):  # A healing writes what it merged, and ends with it.
-                    planned.setdefault(part, planned.get("heal", 0))
+                planned, peaks = {one["stage"]: one["memory"] for one in found["planned"]["stages"]}, found["peaks"]
+                if "heal" in peaks:  # One stage of the plan trains, merges and writes; the run records the three.
+                    peaks["heal"] = max(peaks.pop(part) for part in ("heal", "model", "healed"))
                 process = found["planned"]["stages"][0]["parts"]["process"]
                 rows = [row for row in rows if (row["case"], row["resident"]) != (name, resident)]
-                for stage, took in found["peaks"].items():
+                for stage, took in peaks.items():
                     row = {"case": name, "resident": resident, "stage": stage, "measured_mb": round(took / 1e6)}
                     row.update(planned_mb=round(planned[stage] / 1e6), ratio=round(planned[stage] / took, 3))
                     rows.append(row)
