@@ -106,7 +106,9 @@ def test_stages_are_those_that_run():
     searched = world(select="greedy", repair="none", guard=1)
     assert list(estimate(Pace(searched, RATES)).stages) == ["search", "evaluation"]
     assert list(estimate(Pace(world(), RATES)).stages) == ["scan", "search", "tournament", "repair", "evaluation"]
-    assert "search" not in estimate(Pace(world(guard=2), RATES)).stages  # There is no place for one more candidate.
+    one_shot = estimate(Pace(world(guard=2), RATES)).stages["search"]  # Two candidates do not warrant a greedy search.
+    assert one_shot < estimate(Pace(world(), RATES)).stages["search"] / 2
+    assert "search" not in estimate(Pace(world(guard=1), RATES)).stages
 
 
 def test_a_stage_says_how_long_it_lasts(monkeypatch):

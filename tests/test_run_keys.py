@@ -180,11 +180,13 @@ def test_how_a_search_runs_the_model(base):
         assert keys(base, greedy)["plan"] != keys(base, {**greedy, "search": {name: value}})["plan"]
 
 
-@pytest.mark.parametrize(("changes", "competes"), [({}, True), ({"guard": 2}, False), ({"select": "greedy"}, False)])
+@pytest.mark.parametrize(
+    ("changes", "competes"), [({}, True), ({"guard": 2}, True), ({"guard": 1}, False), ({"select": "greedy"}, False)]
+)
 def test_how_the_search_beside_a_score_runs_the_model(base, monkeypatch, changes, competes):
     changes = {"replace": "none", **changes}
     before = keys(base, changes)["plan"]
-    monkeypatch.setattr(searching, "TOKENS_BESIDE", 64)
+    monkeypatch.setattr(searching, "TOKENS_BESIDE", {"greedy": 64, "one-shot": 64})
     assert (keys(base, changes)["plan"] != before) == competes
 
 

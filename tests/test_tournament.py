@@ -25,7 +25,7 @@ from shoal.run.tournament import choose, tournament
 from shoal.select.budget import parse_budget
 from shoal.select.model_size import NOTHING, PutBack, model_size, put_back_of
 from shoal.select.plan_of import plan_of
-from shoal.select.proposals import Proposer, other_proposers, propose, searches_beside
+from shoal.select.proposals import Proposer, other_proposers, propose, search_beside
 from shoal.select.request import Evidence, Request
 from shoal.select.rounds import rescanner
 from shoal.select.shortlist import shortlist, spread_of
@@ -146,21 +146,33 @@ def test_the_score_shown_is_that_of_the_proposer(view, tables):
 @pytest.mark.parametrize(
     ("changes", "competes"),
     [
-        ({}, True),
-        ({"n_candidates": 3}, True),
-        ({"n_candidates": 2}, False),  # The choice that was asked for competes, and a different one.
-        ({"selector": "disjoint"}, True),
-        ({"selector": "evolution"}, False),  # The selector runs the model itself.
-        ({"put_back": PUT_BACK["layer"]}, True),
-        ({"put_back": PutBack("swiglu", own_parameters=5)}, False),  # There is a module for every span.
+        ({}, "greedy"),
+        ({"n_candidates": 3}, "greedy"),
+        ({"n_candidates": 2}, "one-shot"),
+        ({"n_candidates": 1}, None),
+        ({"selector": "disjoint"}, "greedy"),
+        ({"selector": "evolution"}, None),  # The selector runs the model itself.
+        ({"put_back": PUT_BACK["layer"]}, "greedy"),
+        ({"put_back": PutBack("swiglu", own_parameters=5)}, None),  # There is a module for every span.
     ],
 )
 def test_the_set_that_a_search_finds_competes_with_what_scores_propose(view, tables, changes, competes):
     how = replace(HOW, **changes)
     candidates = ask(view, tables, how=how, oracle=Oracle(view, SELECTION)).candidates
-    found = [one for one in candidates if "greedy" in one.proposed_by]
-    assert searches_beside(how) == competes == bool(found)
-    assert all(one.layers == (L - 4, L - 3, L - 2) for one in found)
+    found = [one for one in candidates if {"greedy", "one-shot"} & set(one.proposed_by)]
+    assert search_beside(how) == competes and len(found) == (competes is not None)
+    assert all(competes in one.proposed_by and one.layers == (L - 4, L - 3, L - 2) for one in found)
+
+
+@pytest.mark.parametrize(("searched", "second"), [((0, 1, 3), (0, 1, 3)), ((0, 1, 2), (3, 4, 5))])
+def test_of_two_candidates_the_second_is_what_the_search_found_or_a_different_one(searched, second):
+    """However much it shares with the first; a different one has the place where the search agrees with what was asked for."""
+    asked, found, other, apart = ((0, 1, 2), searched, (0, 1, 4), (3, 4, 5))
+    proposers = [
+        Proposer(name, iter([HOW.candidate(layers, by=name, score=0.0)]), is_search=name == "one-shot")
+        for name, layers in (("span", asked), ("one-shot", found), ("lowest", other), ("deepest", apart))
+    ]
+    assert [one.layers for one in propose(proposers, 2)] == [asked, second]
 
 
 def test_choosing_twice_gives_the_same(view, tables):

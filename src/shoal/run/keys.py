@@ -14,7 +14,7 @@ from shoal.run.job import Inputs
 from shoal.run.searching import runs_the_model, search_in_use
 from shoal.run.unit_scoring import wanted_score
 from shoal.select.budget import Budget
-from shoal.select.proposals import searches_beside
+from shoal.select.proposals import search_beside
 from shoal.select.request import Request
 from shoal.select.table import SELECTORS
 from shoal.words.records import stable_hash
@@ -32,7 +32,7 @@ def choice_key(inputs: Inputs, budget: Budget, request: Request, *, scan: str | 
         used.update(tasks=stable_hash([task.data_hash for task in tasks_of(recipe)]))
     if wanted_score(recipe) is not None:
         used.update(scored=f"{recipe.search.tokens} {inputs.calibration.data_hash}")
-    if searches_beside(request):
+    if search_beside(request) is not None:
         used.update(search=repr(search_in_use(recipe, request)), searched=inputs.calibration.data_hash)
     if runs_the_model(recipe):
         if SELECTORS.named(recipe.select).refits:

@@ -17,7 +17,7 @@ from shoal.run.choosing_tasks import SearchedData, items_read, task_sets_of
 from shoal.run.folder import RunFolder
 from shoal.run.job import Inputs
 from shoal.run.refitted_sets import RefittedSets
-from shoal.select.proposals import SEARCH_BESIDE, searches_beside
+from shoal.select.proposals import search_beside
 from shoal.select.request import Request
 from shoal.select.search.search_record import SearchRecord
 from shoal.select.table import SELECTORS
@@ -26,9 +26,10 @@ from shoal.words.progress import each_batch
 
 VALUES_FOLDER, SEARCH_FILE = "search", "search.json"
 
-METRIC_BESIDE, TOKENS_BESIDE = "kl", 1_024
-"""Of the search that competes with a selector of scores. On SmolLM2-135M it goes the same way on 512 tokens and on 1,024 for
-fourteen layers of thirty (docs/choose.md)."""
+METRIC_BESIDE = "kl"
+TOKENS_BESIDE = {"greedy": 1_024, "one-shot": 512}
+"""Of the search that competes with a selector of scores. On SmolLM2-135M greedy goes the same way on 512 tokens and on 1,024
+for fourteen layers of thirty (docs/choose.md)."""
 
 
 def runs_the_model(recipe: Recipe) -> bool:
@@ -48,8 +49,8 @@ def searched_text(inputs: Inputs, *, n_tokens: int | None = None) -> Samples:
 
 def search_in_use(recipe: Recipe, request: Request) -> tuple[str, str, int]:
     """Selector, metric and tokens of the search that a run makes: the one that was asked for, or the one that competes."""
-    if searches_beside(request):
-        return SEARCH_BESIDE, METRIC_BESIDE, TOKENS_BESIDE
+    if (beside := search_beside(request)) is not None:
+        return beside, METRIC_BESIDE, TOKENS_BESIDE[beside]
     return recipe.select, recipe.search.metric, recipe.search.tokens
 
 
@@ -118,7 +119,7 @@ def refitted_sets_of(inputs: Inputs, request: Request, *, folder: RunFolder) -> 
 def searched_sets(inputs: Inputs, request: Request, *, folder: RunFolder) -> CountedSets | RefittedSets | None:
     """The set function that the recipe's selector asks, or the search that competes with it; None where neither asks one."""
     recipe = inputs.recipe
-    if searches_beside(request):
+    if search_beside(request) is not None:
         selector, metric, n_tokens = search_in_use(recipe, request)
         return set_function_of(inputs, replace(request, selector=selector), folder=folder, metric=metric, n_tokens=n_tokens)
     if not runs_the_model(recipe):

@@ -3,8 +3,9 @@ of other criteria, and a different one.
 
 Criteria that look at the same stream tend to agree, and err together: a layer whose small change the head reads with a large
 gain is cheap to all of them. So one place is kept for the best choice that shares at most half of its layers with the others,
-and one for the set that a greedy search finds, which reads no stream but what the model says (docs/choose.md has both before
-and after repair).
+and one for the set that a search finds, which reads no stream but what the model says (docs/choose.md has both before and
+after repair). Of two candidates the second is that of the search: a greedy one would take most of the time of a run that
+compares no more, one shot takes the time of a scan.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,19 +30,20 @@ OTHERS = (
     ("span", "relative_magnitude/rest"),
     ("span", "euclidean/rest"),
 )
-SEARCH_BESIDE = "greedy"
-"""The selector whose search proposes beside those of scores."""
-FEWEST_FOR_SEARCH = 3
-"""Candidates: fewer leave no place for it beside the choice that was asked for and the different one."""
 MOST_RUNNERS_UP = 24  # So many are looked at per criterion for one that differs.
 
 
 @dataclass
 class Proposer:
-    """A criterion: its name and its candidates from best to worst."""
+    """A criterion: its name and its candidates from best to worst.
+
+    Attributes:
+        is_search: its best is compared, however much it shares with the others.
+    """
 
     name: str
     candidates: Iterator[Candidate]
+    is_search: bool = False
 
 
 @dataclass
@@ -65,10 +67,13 @@ class _Proposed:
         return self.first.model_copy(update={"proposed_by": tuple(self.names), "scores": self.scores})
 
 
-def searches_beside(request: Request) -> bool:
-    """Whether a search competes with the selector that was asked for: one of scores, with candidates enough to compare."""
+def search_beside(request: Request) -> str | None:
+    """The selector whose search competes with the one that was asked for: with a selector of scores, where candidates are
+    compared; greedy where there are three or more, one shot where there are two."""
     runs_by_itself = SELECTORS[request.selector].reads & {"values", "weights"}
-    return request.n_candidates >= FEWEST_FOR_SEARCH and not runs_by_itself and not _in_one_span(request)
+    if request.n_candidates < 2 or runs_by_itself or _in_one_span(request):
+        return None
+    return "greedy" if request.n_candidates > 2 else "one-shot"
 
 
 def _in_one_span(request: Request) -> bool:
@@ -79,10 +84,10 @@ def _in_one_span(request: Request) -> bool:
 
 def found_by_search(evidence: Evidence, request: Request) -> list[Proposer]:
     """The search that competes with the selector that was asked for; it runs when it is first asked for a candidate."""
-    if evidence.value is None or not searches_beside(request):
+    name = search_beside(request)
+    if evidence.value is None or name is None:
         return []
-    search = replace(request, selector=SEARCH_BESIDE)
-    return [Proposer(SEARCH_BESIDE, SELECTORS[SEARCH_BESIDE].propose(evidence, search))]
+    return [Proposer(name, SELECTORS[name].propose(evidence, replace(request, selector=name)), is_search=True)]
 
 
 def other_proposers(evidence: Evidence, request: Request) -> list[Proposer]:
@@ -119,7 +124,9 @@ def propose(proposers: Sequence[Proposer], n_candidates: int) -> tuple[Candidate
             continue
         bests.setdefault(best.units, _Proposed(best)).add(proposer.name, best)
     chosen = list(bests.values())[: max(1, n_candidates - 1)]
-    if n_candidates > 1:
+    searched = {proposer.name for proposer in proposers if proposer.is_search}
+    chosen += [one for one in bests.values() if one not in chosen and searched & set(one.names)][: n_candidates - len(chosen)]
+    if n_candidates > len(chosen):
         pool = {units: one for units, one in bests.items() if one not in chosen}
         _add_different(chosen, pool, proposers)
         for one in [*pool.values(), *_runners_up(proposers, {one.units for one in chosen} | set(pool))]:

@@ -40,7 +40,7 @@ from shoal.run.tournament import choose
 from shoal.run.unit_scoring import measured_scores, wanted_score
 from shoal.select.model_size import model_size
 from shoal.select.plan_of import plan_of
-from shoal.select.proposals import searches_beside
+from shoal.select.proposals import search_beside
 from shoal.select.request import Evidence
 from shoal.select.rounds import rescanner
 from shoal.select.shortlist import shortlist
@@ -171,7 +171,7 @@ def _searching(sizes: Sizes) -> list[StageNeed]:
         found.append(sizes.need("plan", states=sizes.states(MOST_ANSWERING + 1, n_read), work=sizes.judging(n_read)))
     scored, request = wanted_score(recipe), plain_request_of(recipe, shape.n_layers)
     is_scored_by_running = scored is not None and scored.reads != "weights" and not by_task
-    searches = runs_the_model(recipe) and not by_task or (searches_beside(request) and not recipe.is_by_hand)
+    searches = runs_the_model(recipe) and not by_task or (search_beside(request) is not None and not recipe.is_by_hand)
     if not searches and not is_scored_by_running:
         return found
     n_tokens = recipe.search.tokens if is_scored_by_running else search_in_use(recipe, request)[2]
@@ -224,7 +224,7 @@ def _sets_of_search(selector: str, pace: Pace) -> int | None:
 def _searching_beside(pace: Pace) -> float:
     """The search that competes with the selector; 0 where none does."""
     request = request_of(pace.recipe, pace.inputs.view)
-    if not searches_beside(request):
+    if search_beside(request) is None:
         return 0.0
     selector, metric, most = search_in_use(pace.recipe, request)
     n_tokens = min(pace.tokens("calibration"), most * pace.share)
