@@ -7,6 +7,9 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+FIRST = "span cosine/rest"
+"""The choice of the default where no tournament is held."""
+
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:
     """Rank correlation; equal values share their mean rank. NaN where all are equal."""
@@ -46,6 +49,20 @@ def summary(rows: dict[tuple[str, ...], dict[str, Any]]) -> Iterator[str]:
             yield f"| {way} | {len(found)} | {from_optimum} | {means} | {n_best} |"
 
 
+def pairs(rows: dict[tuple[str, ...], dict[str, Any]]) -> Iterator[str]:
+    """What a second candidate is worth beside the first of the house: the better of both after repair, over the first alone."""
+    of_first = {key[:3]: one["kl_repaired"] for key, one in rows.items() if key[3] == FIRST and "kl_repaired" in one}
+    worth: dict[str, list[float]] = {}
+    for key, one in rows.items():
+        if key[:3] in of_first and key[3] not in (FIRST, "random", "exhaustive") and "kl_repaired" in one:
+            worth.setdefault(key[3], []).append(min(1.0, one["kl_repaired"] / of_first[key[:3]]))
+    yield f"\n### The better of `{FIRST}` and a second candidate, repaired, over the first alone\n"
+    yield "| second candidate | groups | geometric mean | better than the first in |"
+    yield "|---|---|---|---|"
+    for way, found in sorted(worth.items(), key=lambda item: statistics.geometric_mean(item[1])):
+        yield f"| {way} | {len(found)} | {statistics.geometric_mean(found):.3f} | {sum(one < 1 - 1e-9 for one in found)} |"
+
+
 def _mean(found: Sequence[tuple[float, float]], which: int) -> float:
     return statistics.geometric_mean([one[which] for one in found])
 
@@ -54,6 +71,7 @@ def tables(results: dict[str, Any]) -> Iterator[str]:
     """Markdown: one table for each model, ratio and kind of unit; distances from the optimum; correlations; winners."""
     rows = {tuple(name.split(" | ")): one for name, one in results["cells"].items() if one}
     yield from summary(rows)
+    yield from pairs(rows)
     for model in dict.fromkeys(key[0] for key in rows):
         for ratio, units in dict.fromkeys(key[1:3] for key in rows if key[0] == model and key[3] != "scores"):
             here = {key[3]: one for key, one in rows.items() if key[:3] == (model, ratio, units)}

@@ -24,13 +24,20 @@ ABOUT_FITS = ("fit", "repair", "race", "tournament", "needs", "memory", "text", 
 def pytest_collection_modifyitems(items):
     """Each value of each parameter is in the gate, every pair of them in the slow tests: pairs of families and variants were an
     eighth of the gate, and a variant that fails in one family alone is rare."""
-    places = {}
+    axes, left_out = {}, {}
     for item in items:
         for turn in item.iter_markers("in_turn"):
-            axes = places.setdefault(item.function, [{} for _ in item.callspec._idlist])
-            place = sum(axis.setdefault(value, len(axis)) for axis, value in zip(axes, item.callspec._idlist, strict=True))
+            values = item.callspec._idlist
+            places = axes.setdefault(item.function, [{} for _ in values])
+            place = sum(axis.setdefault(value, len(axis)) for axis, value in zip(places, values, strict=True))
+            if not any(item.iter_markers("slow")):
+                for one in enumerate(values):
+                    left_out.setdefault((item.function, *one), []).append(bool(place % turn.args[0]))
             if place % turn.args[0]:
                 item.add_marker(pytest.mark.slow)
+    for (function, _, value), turns in left_out.items():
+        if all(turns) and len(turns) > 1:  # A test that was named alone may well be out of its turn.
+            raise pytest.UsageError(f"in_turn leaves {value!r} of {function.__name__} out of the gate")
 
 
 def pytest_collection_finish():

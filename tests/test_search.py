@@ -15,7 +15,7 @@ from shoal.select.search.greedy_refit import GreedyRefit
 from shoal.select.search.one_shot import n_one_shot_evaluations, one_shot
 from shoal.select.search.policy_gradient import PolicyGradient, estimated_gradient, off_by, projected
 from shoal.select.search.quotas import count
-from shoal.select.search.search_contract import Aim, run_search
+from shoal.select.search.search_contract import Aim, anything_goes, run_search
 from shoal.select.search.surrogate import Quadratic, Surrogate
 from shoal.words.types import Unit, model_units
 
@@ -125,27 +125,50 @@ def refitted(loss, n_units, limit):
     return v
 
 
-@pytest.mark.parametrize("search", [Greedy(), Greedy(width=2), Greedy(front=0.4), GreedyRefit()], ids=str)
-def test_a_greedy_search_spends_what_it_may_and_ends_with_a_complete_set(search):
-    """Every limit from one shot's to its own: no more sets, an answer, the best of what it measured, and no worse than rounds
-    that were broken off could give; without a limit in its way it is itself."""
-    loss = pairs(5, 10)
-    whole = run_search(search, refitted(loss, 10, None), Aim(count(4)))
-    for limit in range(11, whole.n_evaluations + 3):
-        answer = run_search(search, refitted(loss, 10, limit), Aim(count(4)))
+def apart(off):
+    """No two neighbours may go together."""
+    return all(b - a > 1 for a, b in itertools.pairwise(indices(off)))
+
+
+GREEDY = pytest.mark.parametrize("search", [Greedy(), Greedy(width=2), Greedy(front=0.3), GreedyRefit()], ids=str)
+
+
+@GREEDY
+@pytest.mark.parametrize("may_go", [anything_goes, apart])
+def test_a_greedy_search_with_too_few_evaluations_ends_with_a_complete_set(search, may_go):
+    """Every limit from that of one shot to its own: sets that are complete and may go, no more of them than allowed, the front
+    left alone; where nothing is in its way it is itself."""
+    loss = pairs(5, 12)
+    whole = run_search(search, refitted(loss, 12, None), Aim(count(4), may_go))
+    for limit in range(13, whole.n_evaluations + 3):
+        answer = run_search(search, refitted(loss, 12, limit), Aim(count(4), may_go))
         assert all(len(off) == 4 and value == loss(set(indices(off))) for off, value in answer.sets)
+        assert any(may_go(off) for off, _ in answer.sets)
         assert answer.n_evaluations <= limit and answer.is_cut_short == (limit < whole.n_evaluations)
+        assert not getattr(search, "front", 0) or min(min(indices(off)) for off, _ in answer.sets) >= 4
         if limit >= whole.n_evaluations:
             assert answer == whole
 
 
 @pytest.mark.parametrize("search", [Greedy(), GreedyRefit()], ids=str)
+@pytest.mark.parametrize("may_go", [anything_goes, apart])
 @pytest.mark.parametrize("seed", range(5))
-def test_greedy_with_as_many_evaluations_as_one_shot_is_one_shot(search, seed):
+def test_greedy_with_as_many_evaluations_as_one_shot_is_one_shot(search, may_go, seed):
     loss = pairs(seed, 10)
-    one = run_search(one_shot, function(loss, 10), Aim(count(4)))
-    answer = run_search(search, refitted(loss, 10, 11), Aim(count(4)))
-    assert answer.sets == one.sets and answer.n_evaluations == one.n_evaluations == 11
+    one = run_search(one_shot, function(loss, 10), Aim(count(4), may_go))
+    answer = run_search(search, refitted(loss, 10, 11), Aim(count(4), may_go))
+    assert may_go(answer.sets[0][0]) and answer.sets == one.sets and answer.n_evaluations == one.n_evaluations == 11
+
+
+@pytest.mark.parametrize("name", ["greedy", "beam", "one-shot"])
+def test_a_search_that_is_made_again_on_the_same_function_is_the_same_and_free(name):
+    """Why nothing may go is found by asking again."""
+    for limit in (9, 13, 18):
+        v = function(pairs(3, 8), 8, limit=limit)
+        once = run_search(SEARCHES[name], v, Aim(count(3), lambda off: False))
+        n_measured = v.n_measured
+        assert run_search(SEARCHES[name], v, Aim(count(3))).sets and v.n_measured == n_measured
+        assert run_search(SEARCHES[name], v, Aim(count(3), lambda off: False)).sets == once.sets
 
 
 @pytest.mark.parametrize("name", SEARCHES)

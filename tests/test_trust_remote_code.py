@@ -31,7 +31,6 @@ def test_with_the_flag_a_verb_runs_to_its_end(world, verb, shoal):
     assert world["mark"].exists() or verb == "plan unopened", "another class than the model's own ran"
 
 
-@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("verb", VERBS)
 def test_without_the_flag_the_models_code_never_runs_and_nobody_is_asked(world, verb, shoal, monkeypatch):
     if world["kind"] == "stock config" and verb not in FEW:

@@ -138,7 +138,7 @@ class ChoiceOptions:
         option(
             "N",
             "Candidates that are repaired on a part of the text and compared by KL to the teacher; 1: none is, the "
-            "score's first choice stands. From 3 on, a greedy search competes with the scores.",
+            "score's first choice stands. A search competes with the scores: one shot where there are 2, greedy from 3 on.",
             DEFAULT.guard,
             under=REMOVED,
         ),

@@ -2,10 +2,10 @@
 of other criteria, and a different one.
 
 Criteria that look at the same stream tend to agree, and err together: a layer whose small change the head reads with a large
-gain is cheap to all of them. So one place is kept for the best choice that shares at most half of its layers with the others,
-and one for the set that a search finds, which reads no stream but what the model says (docs/choose.md has both before and
-after repair). Of two candidates the second is that of the search: a greedy one would take most of the time of a run that
-compares no more, one shot takes the time of a scan.
+gain is cheap to all of them. So one place is kept for the set that a search finds, which reads no stream but what the model
+says, and from three candidates on one for the best choice that shares at most half of its layers with the others
+(docs/choose.md has all before and after repair). Of two candidates the second is that of one shot, which leaves out each layer
+once; a greedy search would take most of the time of a run that compares no more.
 """
 
 from collections.abc import Iterator, Sequence
@@ -73,7 +73,9 @@ def search_beside(request: Request) -> str | None:
     runs_by_itself = SELECTORS[request.selector].reads & {"values", "weights"}
     if request.n_candidates < 2 or runs_by_itself or _in_one_span(request):
         return None
-    return "greedy" if request.n_candidates > 2 else "one-shot"
+    if request.n_candidates > 2:
+        return "greedy"
+    return None if request.by.startswith("left_out_") else "one-shot"  # That score is what one shot chooses by.
 
 
 def _in_one_span(request: Request) -> bool:
@@ -108,7 +110,8 @@ def other_proposers(evidence: Evidence, request: Request) -> list[Proposer]:
 
 
 def propose(proposers: Sequence[Proposer], n_candidates: int) -> tuple[Candidate, ...]:
-    """Up to ``n_candidates`` different candidates, in order of proposal; the first proposer's best comes first.
+    """Up to ``n_candidates`` different candidates, in order of proposal; the first proposer's best comes first, and that of a
+    search is among them.
 
     Returns: candidates that are not yet measured; fewer where there are no more.
     Raises: ValueError: the first proposer finds nothing.

@@ -68,7 +68,7 @@ def shortlist(
                 f"rounds={request.n_rounds} measures the student anew after each cut; this needs the model and text"
             )
         found = in_rounds(selector, evidence, request, rescan=rescan)
-        # The one-shot choice competes, too.
+        # The choice in one round competes, too, where there is a place.
         proposers.insert(0, Proposer(f"{name} in {request.n_rounds} rounds", iter([found])))
     if request.n_candidates > 1:
         proposers += [one for one in other_proposers(evidence, request) if one.name != name]

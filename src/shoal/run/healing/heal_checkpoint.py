@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -144,6 +145,8 @@ def heal_stages(bench: HealBench, folder: RunFolder, *, command: str) -> Healed:
     with of_merge:
         tell("merge and write", 0, 1)
         merging = merge_stage(bench, folder, training)
+    bench.__dict__.pop("pupil", None)  # It would stand beside the students that are measured, and refers to itself.
+    gc.collect()
     model, adapter = folder / "model", folder / "adapter"
     with of_measures:
         measured = measure_stage(bench, folder, training, merging, command=command)

@@ -50,9 +50,9 @@ def train_stage(bench: HealBench, folder: RunFolder) -> HealTraining:
         training.save(folder / "heal.json")
 
     folder.workers.on_first(write)
-    gc.collect()  # A Trainer and its optimiser refer to each other; what is merged and measured next would stand beside them.
     if bench.config.processes == "shard":
         del bench.pupil, pupil  # Parameters of this pupil are parts; merging opens the student anew.
+    gc.collect()  # A Trainer and its optimiser refer to each other; what is merged and measured next would stand beside them.
     folder.finish("heal", bench.key, seconds=time.monotonic() - started, files=[HEALED, "heal.json"])
     folder.workers.on_first(lambda: shutil.rmtree(folder / "heal", ignore_errors=True))
     return training

@@ -43,6 +43,7 @@ def run(state: State, folder: RunFolder) -> Made:
         if not _config(state.recipe).optional or state.inputs.workers.size > 1:
             raise
         why = str(error)
+    gc.collect()  # As behind a healing that ended well.
     _take_over(state, folder, why=why)
     return Made(replace(state, model=folder / "model", not_healed=why), (NOT_HEALED,))
 

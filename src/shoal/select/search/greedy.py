@@ -7,6 +7,7 @@ for n M - n (n - 1) / 2 sets; with F units of the front left alone all the while
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from shoal.measure.set_function import UnitSet
@@ -32,11 +33,15 @@ class Greedy:
             raise ValueError(f"width={self.width} needs at least 1, front={self.front} a share from 0 to below 1")
 
     def __call__(self, ledger: Ledger, aim: Aim) -> None:
-        """Grow the kept sets by one unit until none of them needs more.
+        """Grow the kept sets by one unit until none of them needs more. Raises ValueError: as :meth:`grow`."""
+        self.grow(ledger)
 
-        Where the evaluations do not reach for a round, the last round says which units complete the kept sets: with as many as
-        one shot takes, the answer is that of one shot.
+    def grow(self, ledger: Ledger, after_round: Callable[[Sequence[UnitSet]], None] = lambda kept: None) -> None:
+        """Where the evaluations do not reach for a round, the last round says which units complete the kept sets: with as many
+        as one shot takes, the answer is that of one shot.
 
+        Args:
+            after_round: told the kept sets after each round.
         Raises:
             ValueError: there are fewer evaluations than a first round and a complete set take.
         """
@@ -45,9 +50,10 @@ class Greedy:
             if not losses:
                 ledger.need(grown)
             elif not ledger.affords(grown):
-                return ledger.end_with(kept, losses)
+                return ledger.end_with(kept, losses, lambda one: self.candidates(ledger, one))
             kept = ledger.best(grown, self.width)
             losses = dict(zip(grown, ledger.values(grown), strict=True))
+            after_round(kept)
 
     def n_evaluations(self, n_units: int, n: int) -> int:
         """Most sets that are asked for where units are alike; exactly so many for a width of 1."""

@@ -5,12 +5,13 @@ makes up for a part of what went. Prune&Comp (arXiv 2507.18212) measures anew af
 sets as greedy, and for a refit between two rounds.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from shoal.measure.set_function import UnitSet
+from shoal.select.search.greedy import Greedy
 from shoal.select.search.search_contract import Aim, Ledger
-from shoal.words.types import Unit
 
 
 @runtime_checkable
@@ -27,26 +28,17 @@ class GreedyRefit:
     """One unit a round, on a set function that settles."""
 
     def __call__(self, ledger: Ledger, aim: Aim) -> None:
-        """Where the evaluations do not reach for a round, the last round says which units complete the set, as in greedy.
-
-        Raises:
-            ValueError: the set function cannot settle, or the evaluations are fewer than a first round and a complete set take.
-        """
+        """Raises ValueError: the set function cannot settle, or as :meth:`Greedy.grow`."""
         function = ledger.function
         if not isinstance(function, Settles):
             raise ValueError("greedy-refit refits what stays after every round; it needs a model and text to refit on")
-        off, losses = frozenset[Unit](), dict[UnitSet, float]()
-        while candidates := aim.goal.candidates(off, ledger.units):
-            grown = [off | {unit} for unit in candidates]
-            if not losses:
-                ledger.need(grown)
-            elif not ledger.affords(grown):
-                return ledger.end_with([off], losses)
-            off = ledger.best(grown, 1)[0]
-            losses = dict(zip(grown, ledger.values(grown), strict=True))
-            if aim.goal.candidates(off, ledger.units):
-                function.settle(off)
+
+        def settle(kept: Sequence[UnitSet]) -> None:
+            if aim.goal.candidates(kept[0], ledger.units):
+                function.settle(kept[0])
+
+        Greedy().grow(ledger, settle)
 
     def n_evaluations(self, n_units: int, n: int) -> int:
         """Sets that are asked for where units are alike: as many as greedy."""
-        return sum(n_units - i for i in range(n))
+        return Greedy().n_evaluations(n_units, n)

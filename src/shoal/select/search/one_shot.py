@@ -5,19 +5,21 @@ Source: the ranking by perplexity of Reassessing Layer Pruning (arXiv 2411.15558
 together.
 """
 
-from shoal.select.search.search_contract import Aim, Ledger, first_that_may_go
+from shoal.select.search.search_contract import Aim, Ledger, filled, first_that_may_go
 
 
 def one_shot(ledger: Ledger, aim: Aim) -> None:
     """The units of lowest loss; where they may not go together, each that may go with those taken before it.
 
     Raises:
-        ValueError: there are fewer evaluations than it takes.
+        ValueError: there are fewer evaluations than all units alone and, unless one is enough, their choice take.
     """
     alone = [frozenset({unit}) for unit in ledger.units]
     ledger.need(alone)
-    singles = ledger.ranked(alone)
-    ledger.values([first_that_may_go([unit for single in singles for unit in single], aim)])
+    order = [unit for single in ledger.ranked(alone) for unit in single]
+    found = first_that_may_go(order, aim)
+    # Where nothing may go, the plain choice says what was wanted.
+    ledger.values([found if ledger.is_complete(found) else filled(frozenset(), order, aim.goal)])
 
 
 def n_one_shot_evaluations(n_units: int, n: int) -> int:

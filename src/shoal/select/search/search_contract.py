@@ -7,7 +7,7 @@ of equal losses the deeper set goes first, compared unit by unit from the shallo
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol
@@ -64,6 +64,13 @@ class Ledger:
     complete: dict[UnitSet, float] = field(default_factory=dict)
     curve: list[tuple[int, float]] = field(default_factory=list)
     is_cut_short: bool = False
+    asked: set[UnitSet] = field(default_factory=set)
+    limit: int | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        # A search that asks again what another one of the same function asked has as many evaluations as that one.
+        n_left = self.function.n_left
+        self.limit = None if n_left is None else n_left + self.function.n_evaluations
 
     @property
     def units(self) -> tuple[Unit, ...]:
@@ -72,6 +79,10 @@ class Ledger:
     @property
     def n_evaluations(self) -> int:
         return self.function.n_evaluations
+
+    @property
+    def n_left(self) -> int | None:
+        return None if self.limit is None else self.limit - len(self.asked)
 
     def values(self, sets: Sequence[UnitSet]) -> list[float]:
         """As :meth:`~shoal.measure.set_function.SetFunction.values`."""
@@ -84,6 +95,7 @@ class Ledger:
         return found
 
     def _note(self, losses: Mapping[UnitSet, float]) -> None:
+        self.asked.update(losses)
         for one, value in losses.items():
             if self.is_complete(one):
                 self.complete[one] = value
@@ -109,27 +121,38 @@ class Ledger:
             n_least = len(first) + (not any(map(self.is_complete, first)))
             raise ValueError(f"{self.n_left} evaluations end before {self.aim.goal} is measured; allow at least {n_least}")
 
-    @property
-    def n_left(self) -> int | None:
-        return self.function.n_left
-
     def affords(self, sets: Sequence[UnitSet]) -> bool:
-        """Whether these new sets can be measured and, where none of them is complete, a complete one after them."""
-        return self.n_left is None or len(sets) + (not any(map(self.is_complete, sets))) <= self.n_left
+        """Whether these sets can be measured and, where none of them is complete, a complete one after them."""
+        n_new = len(set(sets) - self.asked)
+        return self.n_left is None or n_new + (not any(map(self.is_complete, sets))) <= self.n_left
 
-    def end_with(self, kept: Sequence[UnitSet], losses: Mapping[UnitSet, float]) -> None:
-        """Spend the evaluations that are left on sets that complete those which are kept, the most promising ones first.
+    def end_with(
+        self, kept: Sequence[UnitSet], losses: Mapping[UnitSet, float], candidates: Callable[[UnitSet], Sequence[Unit]]
+    ) -> None:
+        """Spend what is left of the evaluations, at most, on sets that complete those which are kept, the most promising first.
 
         Args:
             kept: sets that lack units, best first.
             losses: of the last round. A unit is as promising as the best of its sets that has it, so that the first set that is
                 measured has the units which one shot would add.
+            candidates: units that may follow a set; others complete it only where these do not.
         """
         best = {unit: min(loss for one, loss in losses.items() if unit in one) for unit in frozenset().union(*losses)}
-        order = sorted(self.units, key=lambda unit: (best.get(unit, math.inf), -self.units.index(unit)))
-        goal = self.aim.goal
-        sets = [filled(one, [unit, *order], goal) for one in kept for unit in goal.candidates(one, order)]
-        self.values(list(dict.fromkeys(sets))[: self.n_left])
+
+        def completions(complete: Callable[[UnitSet, Sequence[Unit]], UnitSet]) -> Iterator[UnitSet]:
+            for one in kept:
+                allowed = set(candidates(one))
+                order = sorted(
+                    self.units, key=lambda unit: (unit not in allowed, best.get(unit, math.inf), -self.units.index(unit))
+                )
+                yield from (complete(one, [unit, *order]) for unit in order if unit in allowed)
+
+        may_go = completions(lambda one, order: first_that_may_go(order, self.aim, off=one))
+        plain = completions(
+            lambda one, order: filled(one, order, self.aim.goal)
+        )  # Where none may go, these say what was wanted.
+        sets = [one for one in dict.fromkeys(may_go) if self.is_complete(one) and self.aim.may_go(one)]
+        self.values((sets or list(dict.fromkeys(plain)))[: self.n_left])
         self.is_cut_short = True
 
     def best(self, sets: Sequence[UnitSet], n: int) -> list[UnitSet]:
@@ -147,12 +170,11 @@ class Ledger:
         return SearchAnswer(sets, tuple(self.curve), self.n_evaluations, self.is_cut_short)
 
 
-def first_that_may_go(order: Sequence[Unit], aim: Aim) -> UnitSet:
-    """The first units of an order that meet the goal; where they may not go together, each that may go with those before it."""
-    first = filled(frozenset(), order, aim.goal)
+def first_that_may_go(order: Sequence[Unit], aim: Aim, *, off: UnitSet = frozenset()) -> UnitSet:
+    """A set with the first units of an order until it meets the goal; where that may not go, with each that may go then."""
+    first = filled(off, order, aim.goal)
     if aim.may_go(first):
         return first
-    off: UnitSet = frozenset()
     for unit in order:
         if unit in aim.goal.candidates(off, order) and aim.may_go(off | {unit}):
             off |= {unit}
