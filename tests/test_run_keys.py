@@ -186,7 +186,7 @@ def test_how_a_search_runs_the_model(base):
 def test_how_the_search_beside_a_score_runs_the_model(base, monkeypatch, changes, competes):
     changes = {"replace": "none", **changes}
     before = keys(base, changes)["plan"]
-    monkeypatch.setattr(searching, "TOKENS_BESIDE", {"greedy": 64, "one-shot": 64})
+    monkeypatch.setattr(searching, "TOKENS_BESIDE", 64)
     assert (keys(base, changes)["plan"] != before) == competes
 
 

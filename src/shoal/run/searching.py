@@ -26,11 +26,9 @@ from shoal.words.progress import each_batch
 
 VALUES_FOLDER, SEARCH_FILE = "search", "search.json"
 
-METRIC_BESIDE = "kl"
-TOKENS_BESIDE = {"greedy": 1_024, "one-shot": 512}
+METRIC_BESIDE, TOKENS_BESIDE = "kl", 1_024
 """Of the search that competes with a selector of scores. On SmolLM2-135M greedy goes the same way on 512 tokens and on 1,024
-for fourteen layers of thirty (docs/decisions/0018). One shot on 512 tokens of three smaller models at three ratios takes the
-sets of 1,024 in seven of nine; in the others it loses more, and still less than the best span (docs/log.md)."""
+for fourteen layers of thirty (docs/decisions/0018)."""
 
 
 def runs_the_model(recipe: Recipe) -> bool:
@@ -51,7 +49,7 @@ def searched_text(inputs: Inputs, *, n_tokens: int | None = None) -> Samples:
 def search_in_use(recipe: Recipe, request: Request) -> tuple[str, str, int]:
     """Selector, metric and tokens of the search that a run makes: the one that was asked for, or the one that competes."""
     if (beside := search_beside(request)) is not None:
-        return beside, METRIC_BESIDE, TOKENS_BESIDE[beside]
+        return beside, METRIC_BESIDE, TOKENS_BESIDE
     return recipe.select, recipe.search.metric, recipe.search.tokens
 
 
