@@ -94,5 +94,6 @@ def test_signs_that_the_terminal_has_not_are_replaced():
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "? 1" and done.stderr.strip() == "?", done.stderr
 
 
+@pytest.mark.slow
 def test_who_asks_for_warnings_gets_them():
     assert "a future change" in run("-W", "default")

@@ -202,6 +202,7 @@ def test_all_alike_has_the_exact_bound_on_the_side_that_resampling_cannot_see():
     assert (1 - none.high) ** 200 == pytest.approx(0.025) and every.low**3 == pytest.approx(0.025)
 
 
+@pytest.mark.slow
 def test_the_interval_of_stability_covers_the_stability_of_the_population():
     """Studies of 120 items out of 20,000; the truth is the stability of them all."""
     teacher, student = random_pair(20_000, noise=0.6)

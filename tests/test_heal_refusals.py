@@ -95,6 +95,7 @@ def test_an_adapter_is_no_student(cut, shoal, tmp_path):
     refused(shoal, tmp_path, "adapter", *given(cut, tmp_path / "healed" / "adapter", cut["teacher"]))
 
 
+@pytest.mark.slow
 def test_trained_values_of_another_student_are_refused(cut, shoal, tmp_path):
     code, _, err = shoal("heal", *healing(cut, "--out", "healed"))
     assert code == 0, err

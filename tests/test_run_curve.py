@@ -90,6 +90,7 @@ def test_a_point_is_what_compress_makes_of_the_same_recipe(name, small, swept, t
     assert outcome.evaluation.student.cost.parameters == point.size.parameters
 
 
+@pytest.mark.slow
 def test_a_point_can_be_redone_from_its_recipe_file(swept, tmp_path):
     folder, found = swept
     point = found.points[-1]

@@ -80,6 +80,7 @@ def test_without_polish_the_values_of_the_repair_stand_again(small, whole, tmp_p
     assert same(beside(bare.folder), load_file(whole.folder / "fit.safetensors"))
 
 
+@pytest.mark.slow
 def test_polished_trains_the_layer_before_each_cut_whole_from_the_repair_of_the_plan_it_chose(small, tmp_path):
     changes = {key: value for key, value in TRAIN.items() if key != "lr"}
     text = {"sources": [small["text"]], "samples": 12, "length": LENGTH, "selection": 8, "evaluation": 8}

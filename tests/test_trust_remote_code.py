@@ -91,6 +91,7 @@ def test_the_checkpoint_of_such_a_model_is_one_too(world, shoal):
     assert world["mark"].exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_code_of_ours_can_be_cut_again(shoal, small):
     common = ("--text", small["text"], "--length", 16, "--samples", 8, "--guard", 1, "--drop", 2)
     more = ("--replace", "free", "--repair", "solve", "--polish", "none")

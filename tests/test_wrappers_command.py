@@ -113,6 +113,7 @@ def test_what_cannot_be_cut_is_refused_by_name(shoal, tmp_path):
     one_line(code, err, "'clip' has no causal language model")
 
 
+@pytest.mark.slow
 @in_the_gate_for_one
 def test_healed_by_the_command(source, shoal, tmp_path):
     """The decoder is trained, the images' part keeps its bits, and the config is that of the cut, not of the training."""

@@ -7,11 +7,11 @@ for n M - n (n - 1) / 2 sets; with F units of the front left alone all the while
 """
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from shoal.measure.set_function import UnitSet
 from shoal.select.search.search_contract import Aim, Ledger
+from shoal.select.search.unit_by_unit import grow
 from shoal.words.types import Unit
 
 
@@ -33,27 +33,8 @@ class Greedy:
             raise ValueError(f"width={self.width} needs at least 1, front={self.front} a share from 0 to below 1")
 
     def __call__(self, ledger: Ledger, aim: Aim) -> None:
-        """Grow the kept sets by one unit until none of them needs more. Raises ValueError: as :meth:`grow`."""
-        self.grow(ledger)
-
-    def grow(self, ledger: Ledger, after_round: Callable[[Sequence[UnitSet]], None] = lambda kept: None) -> None:
-        """Where the evaluations do not reach for a round, the last round says which units complete the kept sets: with as many
-        as one shot takes, the answer is that of one shot.
-
-        Args:
-            after_round: told the kept sets after each round.
-        Raises:
-            ValueError: there are fewer evaluations than a first round and a complete set take.
-        """
-        kept, losses = [frozenset[Unit]()], dict[UnitSet, float]()
-        while grown := list(dict.fromkeys(one | {unit} for one in kept for unit in self.candidates(ledger, one))):
-            if not losses:
-                ledger.need(grown)
-            elif not ledger.affords(grown):
-                return ledger.end_with(kept, losses, lambda one: self.candidates(ledger, one))
-            kept = ledger.best(grown, self.width)
-            losses = dict(zip(grown, ledger.values(grown), strict=True))
-            after_round(kept)
+        """Grow the kept sets by one unit until none needs more. Raises ValueError: too few evaluations for any answer."""
+        grow(ledger, lambda off: self.candidates(ledger, off), width=self.width)
 
     def n_evaluations(self, n_units: int, n: int) -> int:
         """Most sets that are asked for where units are alike; exactly so many for a width of 1."""

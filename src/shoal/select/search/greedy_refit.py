@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from shoal.measure.set_function import UnitSet
-from shoal.select.search.greedy import Greedy
 from shoal.select.search.search_contract import Aim, Ledger
+from shoal.select.search.unit_by_unit import grow
+from shoal.words.types import Unit
 
 
 @runtime_checkable
@@ -28,17 +29,20 @@ class GreedyRefit:
     """One unit a round, on a set function that settles."""
 
     def __call__(self, ledger: Ledger, aim: Aim) -> None:
-        """Raises ValueError: the set function cannot settle, or as :meth:`Greedy.grow`."""
+        """Raises ValueError: the set function cannot settle, or the evaluations are too few for any answer."""
         function = ledger.function
         if not isinstance(function, Settles):
             raise ValueError("greedy-refit refits what stays after every round; it needs a model and text to refit on")
 
+        def candidates(off: UnitSet) -> list[Unit]:
+            return aim.goal.candidates(off, ledger.units)
+
         def settle(kept: Sequence[UnitSet]) -> None:
-            if aim.goal.candidates(kept[0], ledger.units):
+            if candidates(kept[0]):
                 function.settle(kept[0])
 
-        Greedy().grow(ledger, settle)
+        grow(ledger, candidates, after_round=settle)
 
     def n_evaluations(self, n_units: int, n: int) -> int:
         """Sets that are asked for where units are alike: as many as greedy."""
-        return Greedy().n_evaluations(n_units, n)
+        return sum(n_units - i for i in range(n))
