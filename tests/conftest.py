@@ -20,11 +20,15 @@ ABOUT_SPEED = ("speed", "report", "card", "cuda", "every_verb", "evaluate", "est
 ABOUT_FITS = ("fit", "repair", "race", "tournament", "needs", "memory", "text", "estimate", "time", "docs", "help")
 
 
+IN_TURN = {}
+"""By test and value of a parameter: of each case that is not slow by itself, whether it is out of its turn."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Each value of each parameter is in the gate, every pair of them in the slow tests: pairs of families and variants were an
-    eighth of the gate, and a variant that fails in one family alone is rare."""
-    axes, left_out = {}, {}
+    """Each value of each parameter is in the gate (test_gate.py), every pair of them in the slow tests: pairs of families and
+    variants were an eighth of the gate, and a variant that fails in one family alone is rare."""
+    axes = {}
     for item in items:
         for turn in item.iter_markers("in_turn"):
             values = item.callspec._idlist
@@ -32,12 +36,9 @@ def pytest_collection_modifyitems(items):
             place = sum(axis.setdefault(value, len(axis)) for axis, value in zip(places, values, strict=True))
             if not any(item.iter_markers("slow")):
                 for one in enumerate(values):
-                    left_out.setdefault((item.function, *one), []).append(bool(place % turn.args[0]))
+                    IN_TURN.setdefault((item.originalname, *one), []).append(bool(place % turn.args[0]))
             if place % turn.args[0]:
                 item.add_marker(pytest.mark.slow)
-    for (function, _, value), turns in left_out.items():
-        if all(turns) and len(turns) > 1:  # A test that was named alone may well be out of its turn.
-            raise pytest.UsageError(f"in_turn leaves {value!r} of {function.__name__} out of the gate")
 
 
 def pytest_collection_finish():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from shoal.measure.set_function import CountedSets
+from shoal.select.request import Evidence, Request
 from shoal.select.search.evolution import Evolution
 from shoal.select.search.greedy import Greedy
 from shoal.select.search.greedy_refit import GreedyRefit
@@ -17,6 +18,8 @@ from shoal.select.search.policy_gradient import PolicyGradient, estimated_gradie
 from shoal.select.search.quotas import count
 from shoal.select.search.search_contract import Aim, anything_goes, run_search
 from shoal.select.search.surrogate import Quadratic, Surrogate
+from shoal.select.shortlist import candidates_or_reason
+from shoal.select.table import SELECTORS
 from shoal.words.types import Unit, model_units
 
 SEARCHES = {
@@ -160,15 +163,16 @@ def test_greedy_with_as_many_evaluations_as_one_shot_is_one_shot(search, may_go,
     assert may_go(answer.sets[0][0]) and answer.sets == one.sets and answer.n_evaluations == one.n_evaluations == 11
 
 
-@pytest.mark.parametrize("name", ["greedy", "beam", "one-shot"])
-def test_a_search_that_is_made_again_on_the_same_function_is_the_same_and_free(name):
-    """Why nothing may go is found by asking again."""
-    for limit in (9, 13, 18):
-        v = function(pairs(3, 8), 8, limit=limit)
-        once = run_search(SEARCHES[name], v, Aim(count(3), lambda off: False))
-        n_measured = v.n_measured
-        assert run_search(SEARCHES[name], v, Aim(count(3))).sets and v.n_measured == n_measured
-        assert run_search(SEARCHES[name], v, Aim(count(3), lambda off: False)).sets == once.sets
+@pytest.mark.parametrize("limit", [None, 9, 13, 18])
+@pytest.mark.parametrize("name", ["greedy", "beam", "one-shot", "greedy-refit"])
+def test_why_nothing_may_go_is_said_by_what_was_measured(name, limit):
+    v = refitted(pairs(3, 8), 8, limit)
+    request = Request(n_layers=8, n=3, selector=name)
+    with pytest.raises(ValueError, match=f"'{name}' finds no 3 layers that can go .its first choice, .*: never"):
+        candidates_or_reason(
+            SELECTORS[name], name, evidence=Evidence(value=v, refuse=lambda structure: "never"), request=request
+        )
+    assert v.n_evaluations == len(v.asked) <= (limit or 99)
 
 
 @pytest.mark.parametrize("name", SEARCHES)

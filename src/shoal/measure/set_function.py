@@ -33,6 +33,7 @@ class SetFunction(Protocol):
         units: all units that may be switched off, in the order of the model.
         n_evaluations: different sets that were asked for so far; asking for one again costs nothing.
         n_left: how many more sets can be asked for; None: any number.
+        asked: all sets that were asked for, in that order, with their losses.
     """
 
     @property
@@ -43,6 +44,9 @@ class SetFunction(Protocol):
 
     @property
     def n_left(self) -> int | None: ...
+
+    @property
+    def asked(self) -> Mapping[UnitSet, float]: ...
 
     def values(self, sets: Sequence[UnitSet]) -> list[float]:
         """The loss without each of the sets, in their order; sets that are asked for together share their work.

@@ -69,13 +69,14 @@ class _Proposed:
 
 def search_beside(request: Request) -> str | None:
     """The selector whose search competes with the one that was asked for: with a selector of scores, where candidates are
-    compared; greedy where there are three or more, one shot where there are two."""
+    compared; greedy where there are three or more; where there are two, one shot, unless the score that was asked for is the
+    same as its own."""
     runs_by_itself = SELECTORS[request.selector].reads & {"values", "weights"}
     if request.n_candidates < 2 or runs_by_itself or _in_one_span(request):
         return None
     if request.n_candidates > 2:
         return "greedy"
-    return None if request.by.startswith("left_out_") else "one-shot"  # That score is what one shot chooses by.
+    return None if request.by == "left_out_kl" else "one-shot"  # That score is what this one shot chooses by.
 
 
 def _in_one_span(request: Request) -> bool:

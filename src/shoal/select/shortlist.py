@@ -148,11 +148,23 @@ def candidates_or_reason(selector: Selector, name: str, *, evidence: Evidence, r
     table = evidence.tables.get(request.by) if is_of_spans else None
     if table is not None and not any(value == value for row in table.values for value in row):
         raise ValueError(f"no value of the score {request.by!r} is a number; scan again, or select by another score")
-    unrefused = next(selector.propose(replace(evidence, refuse=nothing_refused), request), None)
+    unrefused = _unrefused(selector, evidence, request)
     reason = None if unrefused is None else evidence.reason_against_units(request, unrefused.units)
     why = f"its first choice, {unrefused}: {reason}" if unrefused is not None and reason else "too many are protected"
     what = "layers" if request.units == "layers" else "sublayers"
     raise ValueError(f"{name!r} finds no {request.n} {what} that can go ({why}); remove fewer or protect fewer")
+
+
+def _unrefused(selector: Selector, evidence: Evidence, request: Request) -> Candidate | None:
+    """The first choice where nothing is refused; of a search the best set among those that it ran."""
+    if evidence.value is None or "values" not in selector.reads:
+        return next(selector.propose(replace(evidence, refuse=nothing_refused), request), None)
+    function = evidence.value
+    complete = {units: loss for units, loss in function.asked.items() if request.goal.is_met(units, function.units)}
+    if not complete:
+        return None
+    best = min(complete, key=complete.__getitem__)
+    return request.candidate_without(best, by=request.selector, score=complete[best])
 
 
 def cut_for(budget: Budget, size: ModelSize, *, evidence: Evidence, request: Request) -> ResolvedBudget:

@@ -7,7 +7,7 @@ of equal losses the deeper set goes first, compared unit by unit from the shallo
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol
@@ -64,13 +64,6 @@ class Ledger:
     complete: dict[UnitSet, float] = field(default_factory=dict)
     curve: list[tuple[int, float]] = field(default_factory=list)
     is_cut_short: bool = False
-    asked: set[UnitSet] = field(default_factory=set)
-    limit: int | None = field(init=False)
-
-    def __post_init__(self) -> None:
-        # A search that asks again what another one of the same function asked has as many evaluations as that one.
-        n_left = self.function.n_left
-        self.limit = None if n_left is None else n_left + self.function.n_evaluations
 
     @property
     def units(self) -> tuple[Unit, ...]:
@@ -82,7 +75,7 @@ class Ledger:
 
     @property
     def n_left(self) -> int | None:
-        return None if self.limit is None else self.limit - len(self.asked)
+        return self.function.n_left
 
     def values(self, sets: Sequence[UnitSet]) -> list[float]:
         """As :meth:`~shoal.measure.set_function.SetFunction.values`."""
@@ -95,7 +88,6 @@ class Ledger:
         return found
 
     def _note(self, losses: Mapping[UnitSet, float]) -> None:
-        self.asked.update(losses)
         for one, value in losses.items():
             if self.is_complete(one):
                 self.complete[one] = value
@@ -122,9 +114,8 @@ class Ledger:
             raise ValueError(f"{self.n_left} evaluations end before {self.aim.goal} is measured; allow at least {n_least}")
 
     def affords(self, sets: Sequence[UnitSet]) -> bool:
-        """Whether these sets can be measured and, where none of them is complete, a complete one after them."""
-        n_new = len(set(sets) - self.asked)
-        return self.n_left is None or n_new + (not any(map(self.is_complete, sets))) <= self.n_left
+        """Whether these new sets can be measured and, where none of them is complete, a complete one after them."""
+        return self.n_left is None or len(sets) + (not any(map(self.is_complete, sets))) <= self.n_left
 
     def end_with(
         self, kept: Sequence[UnitSet], losses: Mapping[UnitSet, float], candidates: Callable[[UnitSet], Sequence[Unit]]
@@ -151,8 +142,8 @@ class Ledger:
         plain = completions(
             lambda one, order: filled(one, order, self.aim.goal)
         )  # Where none may go, these say what was wanted.
-        sets = [one for one in dict.fromkeys(may_go) if self.is_complete(one) and self.aim.may_go(one)]
-        self.values((sets or list(dict.fromkeys(plain)))[: self.n_left])
+        n = self.n_left or 0
+        self.values(_different(filter(self.is_complete, may_go), n) or _different(plain, n))
         self.is_cut_short = True
 
     def best(self, sets: Sequence[UnitSet], n: int) -> list[UnitSet]:
@@ -168,6 +159,16 @@ class Ledger:
         order = sorted(self.complete, key=lambda one: (self.complete[one], self.depth_key(one)))
         sets = tuple((one, self.complete[one]) for one in order)
         return SearchAnswer(sets, tuple(self.curve), self.n_evaluations, self.is_cut_short)
+
+
+def _different(sets: Iterable[UnitSet], n: int) -> list[UnitSet]:
+    """The first ``n`` different sets of a sequence, which is read no further."""
+    found: dict[UnitSet, None] = {}
+    for one in sets:
+        if len(found) == n:
+            break
+        found[one] = None
+    return list(found)
 
 
 def first_that_may_go(order: Sequence[Unit], aim: Aim, *, off: UnitSet = frozenset()) -> UnitSet:
