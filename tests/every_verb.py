@@ -140,7 +140,7 @@ SLOW = (
     "compress, repaired",
     "compress, streamed",
 )
-"""Each a sibling of another, or with an engine that is a process of its own."""
+"""Each long and a sibling of another, or with an engine that is a process of its own."""
 ON_FILES = ("stability", "cut", "report")  # No model is named, so no trust is asked for.
 OPEN_NOTHING = ("plan unopened", "plan --memory", *ON_FILES)
 

@@ -133,10 +133,7 @@ def apart(off):
     return all(b - a > 1 for a, b in itertools.pairwise(indices(off)))
 
 
-GREEDY = pytest.mark.parametrize("search", [Greedy(), Greedy(width=2), Greedy(front=0.3), GreedyRefit()], ids=str)
-
-
-@GREEDY
+@pytest.mark.parametrize("search", [Greedy(), Greedy(width=2), Greedy(front=0.3), GreedyRefit()], ids=str)
 @pytest.mark.parametrize("may_go", [anything_goes, apart])
 def test_a_greedy_search_with_too_few_evaluations_ends_with_a_complete_set(search, may_go):
     """Every limit from that of one shot to its own: sets that are complete and may go, no more of them than allowed, the front

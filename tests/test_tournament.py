@@ -164,6 +164,12 @@ def test_the_set_that_a_search_finds_competes_with_what_scores_propose(view, tab
     assert all(competes in one.proposed_by and one.layers == (L - 4, L - 3, L - 2) for one in found)
 
 
+def test_no_search_competes_with_the_score_that_it_chooses_by():
+    """One shot leaves out each layer by itself and ranks by KL, as ``left_out_kl`` does; other metrics rank otherwise."""
+    for by, n, name in (("left_out_kl", 2, None), ("left_out_ce", 2, "one-shot"), ("left_out_kl", 3, "greedy")):
+        assert search_beside(replace(HOW, selector="lowest", by=by, n_candidates=n)) == name
+
+
 @pytest.mark.parametrize(("searched", "second"), [((0, 1, 3), (0, 1, 3)), ((0, 1, 2), (3, 4, 5))])
 def test_of_two_candidates_the_second_is_what_the_search_found_or_a_different_one(searched, second):
     """However much it shares with the first; a different one has the place where the search agrees with what was asked for."""
