@@ -256,6 +256,10 @@ def test_a_wrong_name_or_number_is_refused_before_torch_is_imported(tmp_path):
         ),
         (["compare", model, str(tmp_path / "gone")], "no such model"),
         (["eval", str(tmp_path / "gone")], "no such model"),
+        (["apply", str(tmp_path / "gone.json"), *out], "no plan at"),
+        (["curve", model, *out, "--methods", ""], "names no method"),
+        (["report", str(tmp_path / "gone")], "is not a folder"),
+        (["stability", str(tmp_path / "gone"), str(tmp_path)], "no folder at"),
     ]
     code = (
         "import sys\nfrom shoal.cli import main\n"

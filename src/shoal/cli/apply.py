@@ -8,6 +8,7 @@ from shoal.cli.option import argument, option
 from shoal.cli.options import DeviceOption, JsonOption, KeepOption, LayersOption, RemoteOption
 from shoal.cli.recipe_options import with_options
 from shoal.cli.verb import verb
+from shoal.words.reading import refuse_other_than_plan
 
 
 @verb
@@ -37,6 +38,8 @@ def apply(
         raise ValueError("--model says where the source of a plan is; with --layers or --keep name it in place of the plan")
     if layers is not None and layers.strip() == "none":
         raise ValueError("--layers none keeps all layers, so nothing is removed; name what goes")
+    if not by_hand:
+        refuse_other_than_plan(plan, "shoal plan writes one")
     chosen = with_options("default", model=str(plan), layers=layers, keep=keep) if by_hand else None
 
     from shoal.cli.console import Screen, steps_said

@@ -96,8 +96,7 @@ def curve(
     screen = result.screen()
     wanted = None if share is None else Keeping(share, asked.of)
     tasks = task_files(asked.task or (), n_items=asked.items)
-    if recipes:
-        say_text(next(iter(recipes.values())), screen.say)
+    say_text(next(iter(recipes.values())), screen.say)
     with screen.progress():
         opening = settled(model, machine.opening, share=SHARE_BESIDE_STUDENT, say=screen.say)
         found = measure_curves(
@@ -145,7 +144,7 @@ def with_samples(recipes: dict[str, Recipe], samples: int | None) -> dict[str, R
     from shoal.recipes.reads import reads_calibration
     from shoal.recipes.recipe_file import with_changes
 
-    if samples is None or not recipes:
+    if samples is None:
         return recipes
     if not any(map(reads_calibration, recipes.values())):
         raise ValueError("--samples is not read: it is text to choose by, and no method reads any; leave it out")
@@ -169,8 +168,8 @@ def _recipes(methods: str, common: dict[str, Any], *, fit_tokens: int | None, tr
         tokens = {"fit_tokens": fit_tokens if fits else None, "train_tokens": train_tokens if trains else None}
         found[name] = with_options(recipe, **common, **changes, **tokens)
         reads_fit, reads_train = reads_fit or fits, reads_train or trains
-    if found and fit_tokens is not None and not reads_fit:
+    if fit_tokens is not None and not reads_fit:
         raise ValueError("--fit-tokens is for a repair, and no method has one; add refit to --methods")
-    if found and train_tokens is not None and not reads_train:
+    if train_tokens is not None and not reads_train:
         raise ValueError("--train-tokens is for training, and no method trains; add layer to --methods")
     return found

@@ -7,6 +7,7 @@ from shoal.cli.console import Screen
 from shoal.cli.option import argument, flag, option
 from shoal.cli.options import JsonOption
 from shoal.cli.verb import verb
+from shoal.words.reading import refuse_other_than_run
 
 
 @verb
@@ -17,6 +18,8 @@ def report(
     json: JsonOption = False,
 ) -> None:
     """Make one self-contained HTML page of a run or of curves, and its charts as SVG and PNG."""
+    refuse_other_than_run(folder)
+
     from shoal.run.stages.report import FIGURES, write_report
 
     screen = Screen(as_json=json)

@@ -1,4 +1,4 @@
-"""Task files and tasks of lm-eval under any model, and answers that other evaluators wrote."""
+"""Task files and tasks of lm-eval under any model."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.engine.student import TEACHER, Student
 from shoal.engine.view import DecoderView
-from shoal.evaluate.stability import Stability, official_stability, stability
-from shoal.evaluate.tasks.answer_files import load_answers
 from shoal.evaluate.tasks.answers import TaskAnswers
 from shoal.evaluate.tasks.benchmark import Benchmark, compare_tasks
 from shoal.evaluate.tasks.choice import score_task
@@ -173,32 +171,3 @@ def tasks_against_teacher(inputs: Inputs, student: DecoderView | Student, tasks:
     ours = answer_tasks(inputs.view, tasks, tokenizer=tokenizer, window=window, who="teacher")
     theirs = answer_tasks(other, tasks, tokenizer=tokenizer, window=window, student=overlay, who="student")
     return compare_tasks(ours, theirs, seed=inputs.recipe.seed)
-
-
-@dataclass(frozen=True)
-class FromFiles:
-    """Stability of every task, and the number of LLM-Streamline's script where its inputs are those it was written for."""
-
-    tasks: tuple[Stability, ...]
-    official: dict[str, float]
-
-
-def stability_of_files(teacher: Path, student: Path, *, seed: int = 0) -> FromFiles:
-    """Compare two folders of OpenCompass predictions or of lm-eval sample logs.
-
-    Raises:
-        ValueError: what cannot be read, or other tasks or items in one than in the other.
-    """
-    ours, theirs = load_answers(teacher), load_answers(student)
-    if ours.keys() != theirs.keys():
-        raise ValueError(
-            f"{teacher} holds the tasks {', '.join(ours)}; {student} holds {', '.join(theirs)}: both need the same"
-        )
-    found = tuple(stability(ours[name], theirs[name], seed=seed) for name in ours)
-    official = {
-        name: official_stability(ours[name], theirs[name])
-        for name in ours
-        if ours[name].variant == "mean_nll"
-        and [a.key for a in ours[name].items] == [b.key for b in theirs[name].items]  # The condition compares line by line.
-    }
-    return FromFiles(found, official)

@@ -46,6 +46,12 @@ def refuse_other_than_plan(path: Path, hint: str) -> None:
     refuse_irregular(path)
 
 
+def refuse_other_than_run(path: Path) -> None:
+    """Raises ValueError for a path that an option names as the folder of a run and that is no folder."""
+    if not path.is_dir():
+        raise ValueError(f"{path} is not a folder; give the folder of shoal compress, run, curve, scan or plan (its --out)")
+
+
 def refuse_long_path(path: Path) -> None:
     """Raises ValueError for a path of more folders than anybody has, where Python would run out of stack."""
     if len(path.parts) > MOST_FOLDERS:

@@ -9,17 +9,47 @@ lm-eval (``--log_samples``): ``samples_<task>_<date>.jsonl`` with ``target``, ``
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shoal.evaluate.stability import Answer, Answers
+from shoal.evaluate.stability import Answer, Answers, Stability, official_stability, stability
 from shoal.words.reading import parse_json, read_bytes
 from shoal.words.records import stable_hash
 
 SAMPLE_LOG = re.compile(r"samples_(?P<task>.+?)(_\d{4}-\d{2}-\d{2}T[\d.:-]+)?\.jsonl")
 LABEL = "label: "
+
+
+@dataclass(frozen=True)
+class FromFiles:
+    """Stability of every task, and the number of LLM-Streamline's script where its inputs are those it was written for."""
+
+    tasks: tuple[Stability, ...]
+    official: dict[str, float]
+
+
+def stability_of_files(teacher: Path, student: Path, *, seed: int = 0) -> FromFiles:
+    """Compare two folders of OpenCompass predictions or of lm-eval sample logs.
+
+    Raises:
+        ValueError: what cannot be read, or other tasks or items in one than in the other.
+    """
+    ours, theirs = load_answers(teacher), load_answers(student)
+    if ours.keys() != theirs.keys():
+        raise ValueError(
+            f"{teacher} holds the tasks {', '.join(ours)}; {student} holds {', '.join(theirs)}: both need the same"
+        )
+    found = tuple(stability(ours[name], theirs[name], seed=seed) for name in ours)
+    official = {
+        name: official_stability(ours[name], theirs[name])
+        for name in ours
+        if ours[name].variant == "mean_nll"
+        and [a.key for a in ours[name].items] == [b.key for b in theirs[name].items]  # The condition compares line by line.
+    }
+    return FromFiles(found, official)
 
 
 def load_answers(folder: Path | str) -> dict[str, Answers]:

@@ -12,10 +12,20 @@ from shoal.train.config import POLISH
 from shoal.words.records import nearest
 
 
+NO_METHOD = "--methods names no method; give some, such as none,refit"
+
+
 def method_names(methods: str) -> list[str]:
-    """The methods of a list with commas, each once. Options of a replacement keep theirs (``swiglu:width=8,layout=code``)."""
+    """The methods of a list with commas, each once. Options of a replacement keep theirs (``swiglu:width=8,layout=code``).
+
+    Raises:
+        ValueError: there is none.
+    """
     parts = re.split(r",(?!\s*\w+\s*=)", methods)
-    return list(dict.fromkeys(part.strip() for part in parts if part.strip()))
+    names = list(dict.fromkeys(part.strip() for part in parts if part.strip()))
+    if not names:
+        raise ValueError(NO_METHOD)
+    return names
 
 
 def method_choice(name: str) -> tuple[str, dict[str, str]]:
@@ -68,7 +78,7 @@ def check_methods(methods: Mapping[str, Recipe], out: Path) -> None:
     from shoal.run.refusals import refuse_place  # This imports torch, and names of methods are checked before.
 
     if not methods:
-        raise ValueError("--methods names no method; give some, such as none,refit")
+        raise ValueError(NO_METHOD)
     folders: dict[str, str] = {}
     first = next(iter(methods.values()))
     for name, recipe in methods.items():

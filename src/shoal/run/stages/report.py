@@ -32,7 +32,7 @@ from shoal.show.report.page import GENERATOR, page, sections
 from shoal.show.report.run_data import Facts, LearningCurve, RunData
 from shoal.train.heal.result import Drift, HealTraining, Merging
 from shoal.train.train_result import CurvePoint, TrainResult, TrainResults
-from shoal.words.reading import read_json
+from shoal.words.reading import read_json, refuse_other_than_run
 from shoal.words.records import write_atomically
 from shoal.words.structure import Size
 
@@ -83,8 +83,7 @@ def read_run(folder: Path) -> RunData:
         ValueError: not a folder, nothing of a run in it, or a damaged file (says which, in one line).
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; give the folder of shoal compress, run, curve, scan or plan (its --out)")
+    refuse_other_than_run(folder)
     has = {name: (folder / name).is_file() for name in (*STEPS, RECORD, "verification.json")}
     if (folder / CURVES).is_file():
         return _read_curves(folder)
