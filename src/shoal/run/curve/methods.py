@@ -11,7 +11,6 @@ from shoal.recipes.table import RECIPES
 from shoal.train.config import POLISH
 from shoal.words.records import nearest
 
-
 NO_METHOD = "--methods names no method; give some, such as none,refit"
 
 
