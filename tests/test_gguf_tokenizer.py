@@ -1,14 +1,21 @@
 """What a GGUF file says of a tokenizer and of its positions, as other readers have it."""
 
 import json
+import shutil
+import struct
+import subprocess
 
 import numpy as np
 import pytest
 from gguf_files import keys_of
+from gguf_world import TOKENS, tiny_llama
+from test_export_engines import installed
 
+from shoal.export.engines import run_llama_cpp
+from shoal.export.engines.table import ENGINES
 from shoal.export.exporter import Options
 from shoal.export.gguf.convert import Rotary, llama3_factors
-from shoal.export.gguf.tokenizer import pieces, split_name
+from shoal.export.gguf.tokenizer import pieces, split_name, tokenizer_keys
 from shoal.export.table import export
 
 SPLITS = {
@@ -35,14 +42,23 @@ def test_an_unknown_way_of_splitting_is_refused(pre):
         split_name({"pre_tokenizer": pre})
 
 
+def message(number, content):
+    """A field of a message: bytes with their length, or a small number."""
+    if isinstance(content, int):
+        return varint(number << 3) + varint(content)
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def varint(n):
+    return bytes([n]) if n < 128 else bytes([n & 127 | 128]) + varint(n >> 7)
+
+
+def piece(text, score, kind=None):
+    raw = message(1, text.encode()) + b"\x15" + struct.pack("<f", score)
+    return message(1, raw + (b"" if kind is None else message(3, kind)))
+
+
 def test_pieces_of_a_sentencepiece_model():
-    import struct
-
-    def piece(text, score, kind=None):
-        raw = b"\x0a" + bytes([len(text.encode())]) + text.encode() + b"\x15" + struct.pack("<f", score)
-        raw += b"" if kind is None else b"\x18" + bytes([kind])
-        return b"\x0a" + bytes([len(raw)]) + raw
-
     trainer = b"\x12\x03abc"
     raw = piece("<s>", 0.0, 3) + trainer + piece("▁the", -1.5) + piece("<0x0A>", 0.0, 6)
     assert list(pieces(raw)) == [("<s>", 0.0, 3), ("▁the", -1.5, 1), ("<0x0A>", 0.0, 6)]
@@ -51,6 +67,60 @@ def test_pieces_of_a_sentencepiece_model():
             list(pieces(raw[:n]))
         except ValueError as error:
             assert "damaged" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("spec", "prefix", "squeezed"),
+    [({3: 0, 4: 0}, False, False), ({3: 1, 4: 0}, True, False), ({3: 0}, False, True), ({}, True, True), (None, True, True)],
+)
+def test_spaces_of_a_sentencepiece_model_are_those_of_its_normaliser(spec, prefix, squeezed, tmp_path):
+    """Gemma puts no space in front of a text, Llama does; what a message leaves out is true by the format's definition."""
+    raw = piece("<s>", 0.0, 3) + piece("▁the", -1.5)
+    if spec is not None:
+        raw += message(3, message(1, b"identity") + b"".join(message(*one) for one in spec.items()))
+    (tmp_path / "tokenizer.model").write_bytes(raw)
+    keys = tokenizer_keys(tmp_path, 2)
+    assert keys["tokenizer.ggml.add_space_prefix"].value is prefix
+    assert keys["tokenizer.ggml.remove_extra_whitespaces"].value is squeezed
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """The tiny Llama without a tokenizer."""
+    folder = tmp_path_factory.mktemp("plain") / "m"
+    tiny_llama(n_layers=1).save_pretrained(folder)
+    return folder
+
+
+def tokens_in_llama_cpp(folder, texts, tmp_path):
+    """Ids that llama.cpp makes of texts with the tokenizer of an exported folder."""
+    asked, reply = tmp_path / "request.json", tmp_path / "reply.npz"
+    file = export("gguf", folder, tmp_path / "m.gguf", Options(kind="f32")).path
+    request = {"path": str(file), "ids": [1, 2], "positions": [1], "n_greedy": 0, "n_vocab": len(TOKENS), "texts": texts}
+    asked.write_text(json.dumps(request))
+    subprocess.run([ENGINES["llama.cpp"].interpreter(), run_llama_cpp.__file__, asked, reply], check=True, capture_output=True)
+    return json.loads(str(np.load(reply)["said"]))["tokens"]
+
+
+@installed("llama.cpp")
+@pytest.mark.parametrize("prefix", [False, True])
+def test_llama_cpp_begins_a_text_as_the_normaliser_says(prefix, plain, tmp_path):
+    words = ["▁", "▁t", "▁th", "▁the", "th", "the", *"the"]
+    scores = [-50.0, -2.0, -1.0, -0.5, -3.0, -2.5, -20.0, -21.0, -22.0]
+    raw = piece("<s>", 0.0, 3) + b"".join(piece(*one) for one in zip(words, scores, strict=True))
+    shutil.copytree(plain, tmp_path / "m")
+    (tmp_path / "m" / "tokenizer.model").write_bytes(raw + message(3, message(3, int(prefix)) + message(4, 0)))
+    first, second = tokens_in_llama_cpp(tmp_path / "m", ["the the", "the  the"], tmp_path)
+    begun = "▁the" if prefix else "the"
+    assert [words[i - 1] for i in first] == [begun, "▁the"] and [words[i - 1] for i in second] == [begun, "▁", "▁the"]
+
+
+def test_spaces_that_llama_cpp_keeps_are_told(plain, tmp_path):
+    shutil.copytree(plain, tmp_path / "m")
+    for squeezed in (0, 1):
+        (tmp_path / "m" / "tokenizer.model").write_bytes(piece("▁the", -1.5) + message(3, message(4, squeezed)))
+        notes = export("gguf", tmp_path / "m", tmp_path / f"{squeezed}.gguf", Options()).notes
+        assert any("one space of several" in note for note in notes) is bool(squeezed)
 
 
 def test_the_bundled_model_brings_its_tokenizer(tmp_path):

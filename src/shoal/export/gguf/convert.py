@@ -18,7 +18,7 @@ from shoal.export.gguf.blocks import encoded, fitting_kind, kind_number, n_bytes
 from shoal.export.gguf.cut_file import KEPT
 from shoal.export.gguf.layers import ARCHITECTURES, PATTERN, has_window
 from shoal.export.gguf.stored_weights import StoredWeights
-from shoal.export.gguf.tokenizer import tokenizer_keys
+from shoal.export.gguf.tokenizer import SQUEEZED, tokenizer_keys
 from shoal.export.gguf.write_file import Outgoing, write_gguf
 
 ARCHITECTURE_OF = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3"}
@@ -127,6 +127,10 @@ def convert(
         notes.append(f"llama.cpp has no sliding window for Mistral; the context is set to the window, {window} tokens")
     if tokens[next(iter(tokens))].value == "none":
         notes.append("the folder has no tokenizer, so engines can run this file on token ids only")
+    if SQUEEZED in tokens and tokens[SQUEEZED].value:
+        notes.append(
+            "the tokenizer makes one space of several, llama.cpp keeps all, so texts with such spaces get other tokens"
+        )
     return tuple(notes)
 
 

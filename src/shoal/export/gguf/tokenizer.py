@@ -14,6 +14,7 @@ from shoal.words.reading import read_bytes, read_json
 
 PREFIX = "tokenizer.ggml."
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # These are kinds of tokens, which SentencePiece numbers alike.
+SQUEEZED = f"{PREFIX}remove_extra_whitespaces"
 CURE = "export with --like TEACHER.gguf, which takes the tokenizer of that file"
 
 
@@ -88,8 +89,9 @@ def _added(folder: Path) -> list[dict[str, Any]]:
 
 
 def _sentencepiece(path: Path, n_vocab: int, added: list[dict[str, Any]]) -> dict[str, Value]:
+    raw = read_bytes(path)
     tokens, scores, kinds = [], [], []
-    for token, score, kind in pieces(read_bytes(path)):
+    for token, score, kind in pieces(raw):
         tokens.append(token)
         scores.append(score)
         kinds.append(kind)
@@ -101,12 +103,15 @@ def _sentencepiece(path: Path, n_vocab: int, added: list[dict[str, Any]]) -> dic
     kinds += [UNUSED] * missing
     for one in added:
         _put(tokens, kinds, one["id"], one["content"], CONTROL if one.get("special") else USER_DEFINED, path)
+    prefix, squeezed = spaces(raw)
     return {
         f"{PREFIX}model": Value.of("llama", STRING),
         f"{PREFIX}pre": Value.of("default", STRING),
         f"{PREFIX}tokens": Value.of_list(tokens, STRING),
         f"{PREFIX}scores": Value.of_list(scores, FLOAT32),
         f"{PREFIX}token_type": Value.of_list(kinds, INT32),
+        f"{PREFIX}add_space_prefix": Value.of(prefix, BOOL),
+        SQUEEZED: Value.of(squeezed, BOOL),
     }
 
 
@@ -119,6 +124,16 @@ def pieces(raw: bytes) -> Iterator[tuple[str, float, int]]:
             if not isinstance(text, bytes) or not isinstance(score, bytes):
                 raise ValueError("tokenizer.model is damaged: a piece is no text; download it again")
             yield text.decode("utf-8", "replace"), struct.unpack("<f", score)[0], int(found.get(3, NORMAL))
+
+
+def spaces(raw: bytes) -> tuple[bool, bool]:
+    """Whether a SentencePiece model puts a space in front of a text, and whether it makes one of several spaces.
+
+    Both stand in its normaliser (field 3 of ModelProto: its fields 3 and 4), and both are true where nothing is stated.
+    """
+    stated = dict(_fields(raw)).get(3, b"")
+    normaliser = dict(_fields(stated)) if isinstance(stated, bytes) else {}
+    return bool(normaliser.get(3, True)), bool(normaliser.get(4, True))
 
 
 def _fields(raw: bytes) -> Iterator[tuple[int, bytes | int]]:
