@@ -217,6 +217,49 @@ def test_harmless_fields_of_length_n_stay(fields):
     }
 
 
+def around_text(model_type="seeing", vision=None, **fields):
+    text = {"model_type": "thing", "num_hidden_layers": N}
+    return {"model_type": model_type, "text_config": text, "vision_config": {"model_type": "v", **(vision or {})}, **fields}
+
+
+def test_layers_behind_which_an_image_is_added_stay_the_first():
+    """DeepStack adds the features of the i-th of these vision layers behind text layer i, inside the model's own forward."""
+    config = around_text(vision={"deepstack_visual_indexes": [5, 11]})
+    for kept in SUBSETS:
+        if kept[:2] == (0, 1):
+            assert edited_config_dict(config, kept)["text_config"]["num_hidden_layers"] == len(kept)
+            continue
+        with pytest.raises(ValueError, match=r"'thing'.*first 2 layers.*keep layers 0\.\.1 \(--protect 0,1\)"):
+            edited_config_dict(config, kept)
+
+
+def test_layers_before_which_an_image_is_added_are_renumbered_or_refused():
+    """Granite 4 Vision names them in the config around the text model's; a number beyond the layers names none."""
+    config = around_text(deepstack_layer_map=[[-19, 4], (-1, 0)], spatial_target_layers=[2, 9], vision_feature_layer=-1)
+    edited = edited_config_dict(config, (0, 2, 4))
+    assert edited["deepstack_layer_map"] == [[-19, 2], (-1, 0)] and edited["spatial_target_layers"] == [1, 9]
+    assert edited_config_dict(config, (0, 1, 2, 3, 3, 3, 3, 4, 5, 5, 5))["spatial_target_layers"] == [2, 11]
+    for gone in (0, 2, 4):
+        with pytest.raises(ValueError, match=r"before its layers 0, 2, 4 .*keep .* \(--protect 0,2,4\)"):
+            edited_config_dict(config, [layer for layer in range(N) if layer != gone])
+    for bad in (dict(deepstack_layer_map=[[1, 2, 3]]), dict(spatial_target_layers=["1"])):
+        with pytest.raises(ValueError, match=f"{next(iter(bad))} needs .*mend config.json"):
+            edited_config_dict(around_text(**bad), (0, 1))
+
+
+@pytest.mark.parametrize("fields", [dict(text_exit_layer=3), dict(fused_layers=[1, 2]), dict(scales={"0": 1.0})])
+def test_fields_around_the_text_decoder_that_may_speak_of_its_layers_are_refused(fields):
+    with pytest.raises(ValueError, match=f"'thing'.*{next(iter(fields))}"):
+        edited_config_dict(around_text(**fields), (0, 1))
+
+
+def test_fields_that_speak_of_other_stacks_stay():
+    fields = dict(vision_feature_layer=[-2, 3], insert_layer_id=2, projector_patch_to_query_dict={"12": 3})
+    config = around_text(vision={"layer_types": ["a"] * N}, image_grid_pinpoints=[[1, 1]] * N, **fields)
+    edited = edited_config_dict(config, (1, 2))
+    assert edited == {**config, "text_config": {"model_type": "thing", "num_hidden_layers": 2}}
+
+
 @pytest.mark.parametrize(("kept", "message"), [((), "at least one"), ((0, 6), "layer 6 is not in 0..5"), ((-1,), "layer -1")])
 def test_impossible_layers_are_refused(kept, message):
     with pytest.raises(ValueError, match=message):

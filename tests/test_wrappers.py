@@ -7,7 +7,14 @@ import torch
 from gguf_files import tensors_of
 from safetensors.torch import load_file
 from test_export_table import plan_of, run_folder
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Gemma3Config, LlavaConfig, Qwen2_5_VLConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    Gemma3Config,
+    LlavaConfig,
+    Qwen2_5_VLConfig,
+    Qwen3VLConfig,
+)
 
 from shoal.checkpoint.in_memory import cut
 from shoal.checkpoint.rewrite import rewrite
@@ -126,6 +133,43 @@ def test_an_image_goes_through_the_student(tmp_path):
     with torch.no_grad():
         student = AutoModelForImageTextToText.from_pretrained(out).eval()(**given).logits
         assert torch.equal(student, skipping(folder)(**given).logits)
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory):
+    """A tiny Qwen3-VL, which adds features of an image behind each of its first two layers."""
+    torch.manual_seed(0)
+    rotary = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
+    vision = dict(
+        depth=2, hidden_size=32, intermediate_size=48, num_heads=4, patch_size=4, out_hidden_size=32,
+        num_position_embeddings=16, deepstack_visual_indexes=[0, 1],
+    )  # fmt: skip
+    special = dict(image_token_id=57, video_token_id=58, vision_start_token_id=59, vision_end_token_id=60)
+    config = Qwen3VLConfig(text_config={**TEXT, "rope_parameters": rotary}, vision_config=vision, **special)
+    folder = tmp_path_factory.mktemp("deep") / "source"
+    AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def test_layers_behind_which_an_image_is_added_stay_where_they_are(deep, tmp_path):
+    """A text alone would not show it: a student without one of them adds the image elsewhere."""
+    given = {
+        "input_ids": torch.tensor([[5, 59, 57, 57, 57, 57, 60, 7, 8]]),
+        "mm_token_type_ids": torch.tensor([[0, 0, 1, 1, 1, 1, 0, 0, 0]]),
+        "pixel_values": torch.randn(16, 96),
+        "image_grid_thw": torch.tensor([[1, 4, 4]]),
+        "use_cache": False,
+    }
+    out = rewrite(deep, plan_of(deep, Drop(indices=(2, 4))), tmp_path / "out")
+    teacher = AutoModelForImageTextToText.from_pretrained(deep).eval()
+    for layer in (2, 4):
+        teacher.model.language_model.layers[layer].forward = lambda h, *args, **kwargs: h
+    with torch.no_grad():
+        student = AutoModelForImageTextToText.from_pretrained(out).eval()(**given).logits
+        assert torch.equal(student, teacher(**given).logits)
+    for gone in (0, 1):
+        with pytest.raises(ValueError, match=r"'qwen3_vl_text'.*keep layers 0\.\.1"):
+            rewrite(deep, plan_of(deep, Drop(indices=(gone,))), tmp_path / "refused")
 
 
 def decoder_file(source, folder):

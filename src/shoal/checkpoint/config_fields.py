@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shoal.checkpoint import shared_keys
+from shoal.checkpoint import image_layers, shared_keys
 from shoal.checkpoint.unknown_fields import may_speak_of_layers
 
 COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -68,6 +68,15 @@ HARMLESS = (
     "stop_words_ids",
     "suppress_tokens",
     "time_step_limit",
+)
+# Fields around the text decoder that speak of the vision layers, or of neither.
+AROUND = (
+    "image_grid_pinpoints",
+    "insert_layer_id",
+    "projector_patch_to_query_dict",
+    "spatial_vision_layer",
+    "vision_feature_layer",
+    "vision_feature_layers",
 )
 SHARED = ("num_kv_shared_layers", "hidden_size_per_layer_input")  # The families of ``shared_keys`` may state these.
 # Any value but these makes layers depend on each other, or on where they stand.
@@ -183,6 +192,7 @@ def edited_config_dict(config: dict[str, Any], order: Sequence[int]) -> dict[str
     if list(order) == list(range(n)):
         return edited
     _refuse_coupled(decoder, where)
+    _edit_around(edited, order, n, where)
     shared_keys.edit_shared(decoder, order, n, where)
     shared_keys.edit_listed(decoder, order, n, where)
     _refuse_last_attention(decoder, order, where)
@@ -228,6 +238,14 @@ def _refuse_coupled(decoder: dict[str, Any], where: str) -> None:
             )
     if "shared" in (decoder.get("indexer_types") or ()):
         raise ValueError(f"{where}: indexer_types has 'shared' layers, which reuse another layer's choice; it cannot be cut")
+
+
+def _edit_around(config: dict[str, Any], order: Sequence[int], n: int, where: str) -> None:
+    """What a config says of the text layers outside its part for them; the parts of other stacks have layers of their own."""
+    image_layers.edit_image_layers(config, order, n, where)
+    if decoder_dict(config) is not config:
+        own = {field: value for field, value in config.items() if not (isinstance(value, dict) and "model_type" in value)}
+        _refuse_unknown(own, {*NESTED, *HARMLESS, *AROUND, *image_layers.NAMED, "replacements"}, n, where)
 
 
 def _refuse_last_attention(decoder: dict[str, Any], order: Sequence[int], where: str) -> None:
