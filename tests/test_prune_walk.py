@@ -1,5 +1,7 @@
 """Thinning a model: masks equal those of an independent pass over the whole model, in every family; the plan records them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from families import FAMILIES, VOCAB, tiny_model
@@ -12,6 +14,7 @@ from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
 from shoal.prune.amount import SparsePattern
 from shoal.prune.maps import maps_of
+from shoal.prune.prune_config import PruneConfig
 from shoal.prune.table import PRUNERS
 from shoal.prune.thin import evidence_of, outlier_shares, thin, thin_site
 from shoal.text.samples import Samples
@@ -188,6 +191,25 @@ def test_maps_without_whole_groups_are_left_and_named():
     assert any("32 inputs, no whole groups of 24" in reason for reason in site.left)
     with pytest.raises(ValueError, match="can be thinned"):
         thin_site(view, Student(), batches(), pattern=SparsePattern(3, 7))
+
+
+def test_maps_of_sublayers_that_are_off_are_no_weights_to_thin():
+    """They are gone already: a share of the whole model is reached, and outliers of a layer are those of what it runs."""
+    view = DecoderView(tiny_model("llama", n_layers=N_LAYERS))
+    off = Student(removed=frozenset({Unit("attn", 1), Unit("mlp", 2)}))
+    site, every = (thin_site(view, one, batches()) for one in (off, Student()))
+    shapes, whole = (evidence_of(one).sizes for one in (site, every))
+    gone = {(layer, name) for layer, name in whole if (layer, name.split(".")[0]) in ((1, "self_attn"), (2, "mlp"))}
+    assert len(gone) == 7 and whole.keys() - shapes.keys() == gone
+    assert [reason.split(":")[0] for reason in site.left] == ["attn of layers 1", "mlp of layers 2"]
+    before = sum(p.numel() for p in view.model.parameters())
+    n_gone = sum(whole[one] for one in gone)
+    share = PruneConfig(sparsity="60%all").share(of_maps=sum(shapes.values()), parameters=before - n_gone, before=before)
+    done = thin(site, PRUNERS["magnitude"], dict.fromkeys(shapes, share))
+    zeros = sum(int((value == 0).sum()) for one in done for value in one.values.values())
+    assert (n_gone + zeros) / before == pytest.approx(0.6, abs=0.005)  # A whole number of zeros in each row.
+    only = replace(every, student=off, maps={2: [one for one in every.maps[2] if one.module.startswith("self_attn")]})
+    assert dict(outlier_shares(site, 3.0))[2] == dict(outlier_shares(only, 3.0))[2]
 
 
 def test_quantised_weights_are_refused():

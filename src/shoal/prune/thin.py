@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from shoal.engine.families import output_map, sublayer
 from shoal.engine.student import Student
 from shoal.engine.view import DecoderView, Reading
 from shoal.engine.workers import ALONE, Workers
@@ -22,6 +23,7 @@ from shoal.prune.pruner import Pruner
 from shoal.prune.pruners.by_wanda import wanda_score
 from shoal.prune.thin_result import ThinnedMap
 from shoal.prune.watch import layer_parameters, sums_of
+from shoal.words.structure import runs_said
 from shoal.words.types import Batch
 
 AfterLayer = Callable[[int], None]
@@ -80,25 +82,37 @@ def thin_site(
     pattern: SparsePattern | None = None,
     workers: Workers = ALONE,
 ) -> ThinSite:
-    """Find the maps of a student.
+    """Find the maps of a student; those of a sublayer that is off count for nothing and are no maps of it.
 
     Raises:
         ValueError: quantised weights; no map that can be thinned, or none that the pattern fits.
     """
     maps: dict[int, list[ThinMap]] = {}
     left: list[str] = []
+    off: dict[str, list[int]] = {}
     for layer in range(view.n_layers):
         step = student.step(layer)
         if step is None or step.module is not None:
             continue
         with view.residency.layer(layer) as module:
             found, reasons = thinnable_maps(module, pattern)
+            for kind in sorted(step.zeroed):
+                path = _place_of(module, kind)
+                found = [one for one in found if not f"{one.module}.".startswith(f"{path}.")]
+                off.setdefault(kind, []).append(layer)
         left += [reason for reason in reasons if reason not in left]
         if found:
             maps[layer] = found
+    left += [f"{kind} of layers {runs_said(layers)}: off, so its weights count for nothing" for kind, layers in off.items()]
     if not maps:
         raise _nothing_to_thin(view, left)
     return ThinSite(view, student, batches, workers, maps, tuple(left))
+
+
+def _place_of(layer: nn.Module, kind: str) -> str | None:
+    """Path of a sublayer, or of the map that ends it where it is no module."""
+    inside = sublayer(layer, kind)
+    return output_map(layer, kind) if inside is None else inside[0]
 
 
 def refuse_unthinnable(view: DecoderView, pattern: SparsePattern | None) -> None:
