@@ -95,6 +95,28 @@ def test_what_the_family_refuses_is_worked_around(name):
     )
 
 
+@pytest.mark.parametrize("bad", [math.nan, -math.inf])
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_loss_that_is_not_finite_never_wins(name, bad):
+    """Without the cheapest unit, or without the first, the student overflows: the best of the others is found."""
+    for broken in (7, 0):
+
+        def loss(off, broken=broken):
+            return bad if broken in off else additive(off)
+
+        answer = run_search(SEARCHES[name], function(loss, 8), Aim(count(3)))
+        others = [set(one) for one in itertools.combinations(range(8), 3) if broken not in one]
+        assert answer.sets[0][1] == min(map(additive, others))
+        assert [value for _, value in answer.sets] == sorted(value for _, value in answer.sets)
+        assert all(math.isfinite(value) for _, value in answer.curve) and answer.curve[-1][1] == answer.sets[0][1]
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_where_no_loss_is_finite_a_search_still_ends(name):
+    answer = run_search(SEARCHES[name], function(lambda off: math.nan if off else 0.0, 6), Aim(count(2)))
+    assert {value for _, value in answer.sets} == {math.inf} and not answer.curve
+
+
 @pytest.mark.parametrize("name", ["greedy", "beam", "evolution"])
 def test_a_family_that_can_lose_certain_numbers_alone_is_searched_through_others(name):
     answer = run_search(SEARCHES[name], function(additive, 8), Aim(count(4), lambda off: len(off) % 2 == 0))

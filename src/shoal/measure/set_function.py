@@ -4,6 +4,7 @@ Searches see this protocol alone, so that they are tested on functions written i
 such function memory, a count, a limit and, on request, a file, so that a search which was killed goes on where it was.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -12,6 +13,11 @@ from shoal.words.types import Unit
 
 UnitSet = frozenset[Unit]
 """Units that are switched off together."""
+
+
+def as_compared(loss: float) -> float:
+    """A loss as searches compare it: one that is not finite, as of a student that overflows, is worse than any other."""
+    return loss if math.isfinite(loss) else math.inf
 
 
 class OutOfEvaluations(Exception):

@@ -5,10 +5,11 @@ A run that was killed inside a search finds there what it had measured. ``search
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from shoal.measure.removals import RemovalLosses, hash_of_tokens, removal_function
-from shoal.measure.set_function import CountedSets, UnitSet
+from shoal.measure.set_function import CountedSets, UnitSet, as_compared
 from shoal.measure.task_metric import TASK
 from shoal.measure.value_file import ValueFile
 from shoal.recipes.recipe import Recipe
@@ -148,7 +149,7 @@ def write_search(inputs: Inputs, function: CountedSets | RefittedSets, request: 
     curve: list[tuple[int, float]] = []
     n_best = 0
     for place, (units, loss) in enumerate(function.asked.items(), start=1):
-        if (not curve or loss < curve[-1][1]) and goal.is_met(units, function.units):
+        if as_compared(loss) < (curve[-1][1] if curve else math.inf) and goal.is_met(units, function.units):
             curve.append((place, loss))
             n_best = len(units)
     record = SearchRecord(

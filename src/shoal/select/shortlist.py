@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from shoal.edits.plan import Candidate, PartChoice
+from shoal.measure.set_function import as_compared
 from shoal.select.amounts import Amounts
 from shoal.select.budget import MEASURED, Budget, ResolvedBudget, resolve
 from shoal.select.model_size import ModelSize
@@ -163,7 +164,7 @@ def _unrefused(selector: Selector, evidence: Evidence, request: Request) -> Cand
     complete = {units: loss for units, loss in function.asked.items() if request.goal.is_met(units, function.units)}
     if not complete:
         return None
-    best = min(complete, key=complete.__getitem__)
+    best = min(complete, key=lambda units: as_compared(complete[units]))
     return request.candidate_without(best, by=request.selector, score=complete[best])
 
 

@@ -4,6 +4,7 @@ Source: Bypass Back-propagation (arXiv 2406.10576): Bernoulli masks, a moving av
 probabilities onto the budget. The gradient of the expected loss by the probability s of a unit is the mean of
 (loss - baseline) (m - s) / (s (1 - s)) over masks m. As in the released code a step uses it times the root of s (1 - s), which
 is large where a unit is undecided. The paper draws tens of thousands of masks for channels; for layers a thousand are enough.
+A loss that is not finite has no mean: the largest finite one that was drawn until then stands for it.
 """
 
 import math
@@ -41,9 +42,14 @@ class PolicyGradient:
         budgets = [_kept_at_most(quota, units) for quota in aim.goal.quotas]
         kept = [max(0.0, min(most / sum(held) for held, most in budgets))] * len(units)
         baseline = spread = None
+        largest = -math.inf
         for _ in range(self.n_steps):
             masks = [[draw.random() < s for s in kept] for _ in range(self.n_masks)]
-            losses = ledger.values([off_by(units, mask) for mask in masks])
+            drawn = ledger.values([off_by(units, mask) for mask in masks])
+            largest = max([largest, *filter(math.isfinite, drawn)])
+            if largest == -math.inf:
+                continue
+            losses = [min(loss, largest) for loss in drawn]
             mean = sum(losses) / len(losses)
             apart = sum(abs(loss - (mean if baseline is None else baseline)) for loss in losses) / len(losses)
             spread = apart if spread is None else self.memory * spread + (1 - self.memory) * apart

@@ -3,7 +3,8 @@
 A search asks a set function for losses, in batches. Whatever it does, the answer is the list of all complete sets that it
 measured, the lowest loss first, and the curve of the best one against evaluations. A search that runs out of evaluations
 answers with what it has, and one that builds its set unit by unit ends early enough to have one. Ties are the same everywhere:
-of equal losses the deeper set goes first, compared unit by unit from the shallowest one.
+of equal losses the deeper set goes first, compared unit by unit from the shallowest one. A loss that is not finite is taken in
+as infinity, and is no point of the curve.
 """
 
 import math
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol
 
-from shoal.measure.set_function import OutOfEvaluations, SetFunction, UnitSet
+from shoal.measure.set_function import OutOfEvaluations, SetFunction, UnitSet, as_compared
 from shoal.select.search.quotas import Quotas
 from shoal.words.types import Unit
 
@@ -78,11 +79,11 @@ class Ledger:
         return self.function.n_left
 
     def values(self, sets: Sequence[UnitSet]) -> list[float]:
-        """As :meth:`~shoal.measure.set_function.SetFunction.values`."""
+        """As :meth:`~shoal.measure.set_function.SetFunction.values`; infinity where a loss is not finite."""
         try:
-            found = self.function.values(sets)
+            found = [as_compared(loss) for loss in self.function.values(sets)]
         except OutOfEvaluations as end:
-            self._note(end.known)
+            self._note({one: as_compared(loss) for one, loss in end.known.items()})
             raise
         self._note(dict(zip(sets, found, strict=True)))
         return found
@@ -91,7 +92,7 @@ class Ledger:
         for one, value in losses.items():
             if self.is_complete(one):
                 self.complete[one] = value
-                if not self.curve or value < self.curve[-1][1]:
+                if value < (self.curve[-1][1] if self.curve else math.inf):
                     self.curve.append((self.n_evaluations, value))
 
     def is_complete(self, units: UnitSet) -> bool:

@@ -10,6 +10,7 @@ cheap together. No paper's method is meant.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,8 @@ class Surrogate:
         first += [filled(frozenset(), leaning(order, draw), aim.goal) for _ in range(per_round - 1)]
         measure(first)
         for _ in range(self.n_rounds):
+            if all(math.isinf(loss) for one, loss in known.items() if one):
+                return
             fitted = Quadratic.fit(known, units)
             starts = sorted(ledger.complete, key=lambda one: (ledger.complete[one], ledger.depth_key(one)))
             starts = starts[: self.n_starts // 2]
@@ -101,16 +104,18 @@ class Quadratic:
     def fit(known: Mapping[UnitSet, float], units: Sequence[Unit]) -> Quadratic:
         """From measured sets; the one without any unit is met exactly.
 
-        The ridge of the pairs is the one whose error is least on the complete sets when each fifth of them is left out.
+        Sets whose loss is infinite are left out; a unit that is in no other set has an infinite loss. The ridge of the pairs is
+        the one whose error is least on the complete sets when each fifth of them is left out.
         """
         offset = known[frozenset()]
         pairs = list(combinations(range(len(units)), 2))
-        sets = [one for one in known if one]
+        sets = [one for one in known if one and math.isfinite(known[one])]
         there = np.array([[unit in one for unit in units] for one in sets], dtype=float)
         rows = np.hstack([there, np.stack([there[:, i] * there[:, j] for i, j in pairs], axis=1)]) if pairs else there
         losses = np.array([known[one] - offset for one in sets])
         ridge = min(RIDGES, key=lambda ridge: _error(rows, losses, len(units), ridge))
         found = _solved(rows, losses, len(units), ridge)
+        found[: len(units)][~there.any(axis=0)] = math.inf
         pair: dict[Unit, dict[Unit, float]] = {unit: {} for unit in units}
         for (i, j), value in zip(pairs, found[len(units) :], strict=True):
             pair[units[i]][units[j]] = pair[units[j]][units[i]] = float(value)
