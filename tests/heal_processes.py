@@ -12,10 +12,11 @@ from shoal.train.heal.merge import trained_values
 from shoal.train.heal.train import prepare, train
 
 
-def heal_here(folder: Path, method: str, processes: str):
+def heal_here(folder: Path, method: str, processes: str, pruned: str = ""):
     """The curve of a healing, and the values it ends with."""
     student, lesson = world()
-    asked = config(method=method, processes=processes, micro_batch=2, batch=4, tokens=192, lr=1e-3)
+    more = {"pruned": 0.5, "prune_every": 1} if pruned else {}
+    asked = config(method=method, processes=processes, micro_batch=2, batch=4, tokens=192, lr=1e-3, **more)
     pupil = prepare(student, asked, lesson)
     done = train(pupil, asked, lesson, folder)
     return [point.model_dump() for point in done.curve], trained_values(pupil.model)

@@ -130,6 +130,10 @@ def test_text_that_cannot_rank_candidates_is_refused_before_the_scan(small, shoa
     (tmp_path / "first.yaml").write_text(json.dumps({**recipe, "guard": 1}))
     code, _, err = shoal("run", "first.yaml", "--no-speed", "--out", "out")
     assert code == 0, f"nothing reads that slice where no candidates are compared: {err}"
+    (tmp_path / "trains.yaml").write_text(json.dumps({**recipe, "guard": 1, "replace": "layer", "train": {"tokens": 10**6}}))
+    code, _, err = shoal("run", "trains.yaml", "--no-speed", "--out", "trained")
+    one_line(code, err, "too little text", "'training'")
+    assert not (tmp_path / "trained").exists()
 
 
 def test_an_export_whose_check_fails_keeps_the_file_that_stands(small, tmp_path, monkeypatch):

@@ -5,18 +5,21 @@ import dataclasses
 import pytest
 import torch
 from families import tiny_model
-from heal_world import config, student_of, text, world, write_wide
+from heal_world import KEPT, config, student_of, text, world, write_wide
 
 from shoal.engine.open import load_strictly
 from shoal.train.heal.config import HealConfig
+from shoal.train.heal.cut_place import CutPlace
 from shoal.train.heal.losses import HealLoss
 from shoal.train.heal.masks import zero_masks
 from shoal.train.heal.merge import adopt_values, measure, merge_pupil, trained_values
 from shoal.train.heal.presets import PRESETS, UIDL_MODELS
 from shoal.train.heal.pruned_adapters import pruned
 from shoal.train.heal.qlora import open_in_4_bits, out_of_4_bits
+from shoal.train.heal.rates import find_rate
 from shoal.train.heal.streams import Streams, run_model
 from shoal.train.heal.teacher_cache import CacheProgress, cut_off, fill_cache
+from shoal.train.heal.teachers import RunningTeacher
 from shoal.train.heal.train import Lesson, open_pupil, prepare, train
 from shoal.train.objectives import weighted_sum
 
@@ -126,6 +129,17 @@ def test_without_the_mask_a_merge_fills_zeros(tmp_path):
     assert any(parameter[~masks[name]].any() for name, parameter in model.named_parameters() if name in masks)
 
 
+def test_trials_of_a_rate_leave_no_zeros_behind_that_they_moved(tmp_path, monkeypatch):
+    monkeypatch.setattr("shoal.train.heal.rates.FEWEST_STEPS", 2)
+    student, lesson = world()
+    asked = config(method="full", keep_zeros=True, regrow=0.5, regrow_every=1, lr="auto", tokens=96)
+    pupil = prepare(with_zeros(student), asked, lesson)
+    weights = {name: value.clone() for name, value in pupil.model.named_parameters()}
+    find_rate(pupil, asked, lesson, tmp_path, device="cpu")
+    assert all(torch.equal(mask, weights[name] != 0) for name, mask in pupil.masks.items())
+    assert all(torch.equal(value, weights[name]) for name, value in pupil.model.named_parameters())
+
+
 def test_a_dense_student_has_no_zeros_to_keep():
     student, lesson = world()
     with pytest.raises(ValueError, match="no zero"):
@@ -188,6 +202,23 @@ def test_qlora_trains_beside_4_bits_and_merges_three_ways(saved, tmp_path):
     other = open_pupil(saved, asked, lesson)
     adopt_values(other.model, values)
     assert merge_pupil(other, done.best, asked.model_copy(update={"merge": "apart"}), lesson, saved)[1] is None
+
+
+def test_ranks_that_were_found_beside_4_bits_are_those_of_the_merge(tmp_path):
+    """The damage of each layer is another beside the whole weights, and so would be the ranks."""
+    path = write_wide(tmp_path / "teacher", n_layers=6)
+    whole = load_strictly(path)
+    with torch.no_grad():
+        for parameter in whole.parameters():
+            parameter.mul_(3 if parameter.ndim == 2 else 1)
+    student_of(whole).save_pretrained(tmp_path / "student")
+    lesson = Lesson(text(24), text(8, seed=1), RunningTeacher(whole), CutPlace.of_kept(KEPT, 6))
+    asked = config(method="qlora", rank=8, ranks="from_scores", tokens=48)
+    pupil = open_pupil(tmp_path / "student", asked, lesson)
+    assert pupil.ranks != prepare(load_strictly(tmp_path / "student"), asked, lesson).ranks, "the case tells nothing"
+    done = train(pupil, asked, lesson, tmp_path / "work")
+    merging, model = merge_pupil(pupil, done.best, asked, lesson, tmp_path / "student")
+    assert model is not None and len(merging.trials) == 2
 
 
 def test_out_of_4_bits_are_the_numbers_that_the_product_uses(saved):

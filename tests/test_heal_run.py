@@ -8,9 +8,10 @@ import pytest
 import torch
 from heal_command import FEW, healing, one_line
 from text_world import word_tokenizer
-from world import write_model
+from world import write_model, write_text
 
 from shoal import heal
+from shoal.text.slices import SLICE_SHARES
 
 
 def test_heals_a_run_folder_and_the_result_is_a_stock_checkpoint(cut, shoal, tmp_path):
@@ -190,6 +191,79 @@ def test_answers_of_chats_alone_are_predicted(cut, shoal, tmp_path):
     assert not {tuple(row.tolist()) for row in found.ids_NT} & {tuple(row.tolist()) for row in other.ids_NT}
     with pytest.raises(ValueError, match="no message has the role"):
         answer_mask(tokenizer, talk[:1], "here")
+
+
+def test_what_answers_are_trained_on_is_in_no_other_slice_of_the_text(tmp_path):
+    """Documents of the same file are what a healing is measured on, and what a run chose by."""
+    from shoal.text.corpus import open_corpus
+    from shoal.train.heal.chats import chat_rows
+
+    tokenizer = word_tokenizer(40)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{{ m['content'] }} {{ 'w3 ' }}{% endfor %}"
+    )
+    system = {"role": "system", "content": "w2"}  # The template refuses it, and gets it as a part of what the user says.
+    rows = [
+        [
+            *([system] if i % 2 else []),
+            {"role": "user", "content": f"w{i % 30 + 4}"},
+            {"role": "assistant", "content": f"w{i // 30 + 4}"},
+        ]
+        for i in range(300)
+    ]
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    corpus = open_corpus(str(path), tokenizer)
+
+    def documents(name):
+        return {tuple(tokenizer(one.text)["input_ids"]) for one in corpus.documents(name)}
+
+    for name in ("training", "selection"):
+        found = chat_rows([str(path)], tokenizer, name, n=300, length=12)
+        trained = {tuple(row[:n].tolist()) for row, n in zip(found.ids_NT, found.lengths_N, strict=True)}
+        assert trained and trained <= documents(name)
+        assert not any(trained & documents(other) for other in SLICE_SHARES if other != name)
+
+
+@pytest.mark.parametrize("teacher", [None, "teacher"])
+def test_another_dtype_is_another_healing(teacher, tmp_path):
+    """Without a teacher, too: the student computes in what is asked for."""
+    from shoal.engine.opening import Opening
+    from shoal.recipes.recipe import Recipe, TextChoice
+    from shoal.run.healing.heal_bench import HealBench
+    from shoal.run.healing.heal_request import HealRequest
+    from shoal.run.job import open_inputs
+    from shoal.train.heal.config import HealConfig
+
+    student, above = str(write_model(tmp_path / "student", n_layers=3)), str(write_model(tmp_path / "teacher", seed=1))
+    text = TextChoice(sources=(str(write_text(tmp_path / "text.jsonl")),), length=16)
+    of_student = HealConfig(method="norms", tokens=256, objective="next_token")
+    request = HealRequest(student=student, teacher=teacher and above, text=text, heal=of_student)
+
+    def key(dtype):
+        inputs = open_inputs(Recipe(model=above if teacher else student, text=text), Opening(dtype=dtype, resident="all"))
+        return HealBench(inputs, request, student).key
+
+    assert key("float32") != key("bfloat16")
+    assert key("float32") == key("float32")
+
+
+def test_a_merge_that_lost_too_much_can_be_allowed_and_the_run_goes_on(cut, shoal, tmp_path, monkeypatch):
+    """It had recorded the refused merge as done, and asked for --overwrite."""
+    recipe = {"model": str(cut["teacher"]), "drop": "2", "guard": 1, "repair": "none", "speed": False}
+    recipe["text"] = {"sources": [str(cut["text"])], "length": 16, "samples": 8}
+    healing = {"method": "lora", "tokens": 128, "batch": 4, "rank": 2, "lr": 1e-3}
+    measure = "shoal.train.heal.merge.measure"
+    worse = lambda model, lesson, **how: {"nll": 99.0, "kl": 99.0}  # noqa: E731
+    (tmp_path / "r.yaml").write_text(json.dumps({**recipe, "heal": healing}))
+    with monkeypatch.context() as patched:
+        patched.setattr(measure, worse)
+        code, _, err = shoal("run", "r.yaml", "--out", "out")
+    one_line(code, err, "raise heal.most_lost")
+    (tmp_path / "r.yaml").write_text(json.dumps({**recipe, "heal": {**healing, "most_lost": 100.0}}))
+    code, _, err = shoal("run", "r.yaml", "--out", "out")
+    assert code == 0, err
 
 
 @pytest.mark.parametrize(

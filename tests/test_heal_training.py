@@ -11,7 +11,7 @@ from heal_world import config, text, world
 
 from shoal.engine.families import find_layers
 from shoal.train.heal.losses import HealLoss
-from shoal.train.heal.merge import measure, trained_values
+from shoal.train.heal.merge import measure, merge_pupil, trained_values
 from shoal.train.heal.rates import MOST_TRIALS
 from shoal.train.heal.streams import Streams, run_model
 from shoal.train.heal.text_rows import IGNORED, TextRows, collate, counted
@@ -56,6 +56,28 @@ def test_step_zero_stands_where_training_only_harms(tmp_path):
 def test_patience_ends_a_training_that_no_longer_helps(tmp_path):
     done, _, _ = healed(tmp_path, config(method="full", lr=3.0, warmup=0, tokens=288, eval_every=1, patience=2))
     assert done.best_step == 0 and done.n_steps == 2
+
+
+def test_a_training_that_patience_ended_is_not_trained_on(tmp_path):
+    """It was killed before its end was recorded, and is asked for again."""
+    asked = config(method="full", lr=3.0, warmup=0, tokens=288, eval_every=1, patience=2)
+    ended, pupil, _ = healed(tmp_path, asked)
+    again, other, _ = healed(tmp_path, asked)
+    assert (again.n_steps, again.best_step, again.curve) == (ended.n_steps, ended.best_step, ended.curve)
+    for (name, value), (_, same) in zip(pupil.model.named_parameters(), other.model.named_parameters(), strict=True):
+        assert torch.equal(value, same), name
+
+
+@pytest.mark.parametrize("method", ["norms", "partial", pytest.param("lora", marks=pytest.mark.slow)])
+def test_an_fp16_student_is_trained_in_fp32(method, tmp_path):
+    student, lesson = world()
+    student = student.half()
+    asked = config(method=method, layers=1, tokens=96) if method == "partial" else config(method=method, tokens=96)
+    pupil = prepare(student, asked, lesson)
+    done = train(pupil, asked, lesson, tmp_path)
+    assert done.n_steps == 2
+    _, model = merge_pupil(pupil, done.best, asked, lesson, tmp_path)
+    assert {value.dtype for value in model.parameters()} == {torch.float16}
 
 
 @pytest.mark.parametrize("method", ["lora", pytest.param("partial", marks=pytest.mark.slow)])
@@ -106,6 +128,25 @@ def test_pieces_of_a_padded_batch_weigh_by_their_tokens(tmp_path):
         assert first.loss == pytest.approx(second.loss, rel=1e-5)
     for (name, x), (_, y) in zip(a.model.named_parameters(), b.model.named_parameters(), strict=True):
         torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("objective", ["hidden_mse", "forward_kl"])
+def test_a_term_weighs_by_the_tokens_it_counts(objective, tmp_path):
+    """Answers of one token and of ten: logits count answers, states all tokens, whatever a piece of the batch holds."""
+
+    def answers(seed):
+        rows = text(4, seed=seed)
+        predicted_NT = torch.zeros_like(rows.ids_NT, dtype=torch.bool)
+        predicted_NT[::2, 2:] = predicted_NT[1::2, -1:] = True
+        return dataclasses.replace(rows, predicted_NT=predicted_NT)
+
+    def loss(micro_batch):
+        student, lesson = world()
+        lesson = dataclasses.replace(lesson, training=answers(0), selection=answers(1))
+        asked = config(method="norms", objective=objective, tokens=48, micro_batch=micro_batch, eval_every=1)
+        return train(prepare(student, asked, lesson), asked, lesson, tmp_path / str(micro_batch)).curve[-1].loss
+
+    assert loss(4) == pytest.approx(loss(1), rel=1e-5)
 
 
 def test_recomputed_activations_change_nothing(tmp_path):

@@ -214,6 +214,11 @@ def test_choices_that_do_not_go_together_are_said_at_once():
         load_recipe("default", {"select": "greedy", "rounds": 2, "repair": "none", "polish": "kl"})
 
 
+def test_an_adapter_that_stays_apart_is_no_end_of_a_run():
+    with pytest.raises(ValueError, match="ends in a checkpoint"):
+        load_recipe("default", {"heal": {"method": "lora", "merge": "apart"}})
+
+
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(ValueError, match="did you mean 'uidl'.*llm-streamline"):
         load_recipe("uidll")

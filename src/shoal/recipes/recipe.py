@@ -324,6 +324,11 @@ class Recipe(Record):
                 f"polish {self.polish!r} trains what a repair or a replacement put in, and there is neither; "
                 "add --repair sweep or --replace layer, or use --polish none"
             )
+        if self.heal is not None and self.heal.merge == "apart":
+            yield (
+                "heal.merge 'apart' leaves an adapter, and a run ends in a checkpoint; leave it out, or heal what the run made "
+                "with shoal heal --merge apart"
+            )
         refusal = REPAIRS.named(self.repair).refusal(parse_replacement(self.replace), self._trained_on())
         if refusal:
             yield refusal

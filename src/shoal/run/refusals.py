@@ -83,6 +83,8 @@ def refuse_little_text(inputs: Inputs) -> None:
         _ = inputs.selection
     if recipe.prune is not None and recipe.prune.reads_text:
         _ = inputs.calibration
+    if recipe.training() is not None:
+        _ = inputs.training, inputs.selection
 
 
 def refuse_units(view: DecoderView, units: Sequence[Unit]) -> None:

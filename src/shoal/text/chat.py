@@ -26,20 +26,26 @@ def chat_of(tokenizer: Any) -> Chat:
     if not getattr(tokenizer, "chat_template", None):
         return lambda turns: "\n\n".join(turn["content"].strip() for turn in turns if turn["content"].strip())
 
-    def chat(turns: list[Turn]) -> str:
-        try:
-            return _rendered(tokenizer, turns)
-        except ValueError:
-            folded = without_system(turns)
-            if folded is None:
-                raise
-            try:
-                return _rendered(tokenizer, folded)
-            except ValueError:
-                pass
-            raise
+    return lambda turns: as_taken(tokenizer, turns)[1]
 
-    return chat
+
+def as_taken(tokenizer: Any, turns: list[Turn]) -> tuple[list[Turn], str]:
+    """Turns as the chat template takes them, and what it writes of them.
+
+    Raises:
+        ValueError: it refuses them, also with the system's turn in front of the first user's.
+    """
+    try:
+        return turns, rendered(tokenizer, turns)
+    except ValueError:
+        folded = without_system(turns)
+        if folded is None:
+            raise
+        try:
+            return folded, rendered(tokenizer, folded)
+        except ValueError:
+            pass
+        raise
 
 
 def asked(tokenizer: Any, text: str) -> str | None:
@@ -47,7 +53,7 @@ def asked(tokenizer: Any, text: str) -> str | None:
     if not getattr(tokenizer, "chat_template", None):
         return None
     try:
-        return _rendered(tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True)
+        return rendered(tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True)
     except ValueError:
         return None
 
@@ -59,12 +65,12 @@ def asked_by(tokenizer: Any, turns: list[Turn]) -> str:
         ValueError: the template refuses them.
     """
     try:
-        return _rendered(tokenizer, turns, add_generation_prompt=True)
+        return rendered(tokenizer, turns, add_generation_prompt=True)
     except ValueError:
         folded = without_system(turns)
         if folded is None:
             raise
-        return _rendered(tokenizer, folded, add_generation_prompt=True)
+        return rendered(tokenizer, folded, add_generation_prompt=True)
 
 
 def without_system(turns: list[Turn]) -> list[Turn] | None:
@@ -75,7 +81,8 @@ def without_system(turns: list[Turn]) -> list[Turn] | None:
     return [first, *turns[2:]]
 
 
-def _rendered(tokenizer: Any, turns: list[Turn], **how: Any) -> str:
+def rendered(tokenizer: Any, turns: list[Turn], **how: Any) -> str:
+    """What the chat template writes of turns. Raises ValueError, in one line, for whatever it does wrong."""
     try:
         with deadline(MOST_SECONDS):
             text = tokenizer.apply_chat_template(turns, tokenize=False, **how)

@@ -119,7 +119,7 @@ def topk_forward_kl(student_BTV: Tensor, teacher_BTV: Tensor, mask_BT: Tensor | 
     numbers a token. With P, Q the masses of the bucket the slope is q - p on the k and q (1 - P / Q) elsewhere.
     Raises: ValueError: k is not a whole number from 1.
     """
-    if k < 1 or k != int(k):
+    if not math.isfinite(k) or k < 1 or k != int(k):
         raise ValueError(f"k={k:g} needs a whole number from 1")
     n_top = min(int(k), teacher_BTV.shape[-1])
 

@@ -157,9 +157,9 @@ class HealBench:
         """Identity of the training: student, teacher, cut, texts and options; how it is merged afterwards is no part of it."""
         how = self.config.model_dump(mode="json", exclude=set(FOR_MERGING))
         cut = None if self.cut is None else (self.cut.stands_for, self.cut.new) if self.cut.new else self.cut.stands_for
-        teacher = self.inputs.model_key if self.request.teacher else None
+        opened = (self.inputs.model_key, self.request.teacher is not None)  # Also in what is computed, and where.
         texts = (self.given.data_hash, self.inputs.selection.data_hash)
-        return stable_hash("heal", self.fingerprint, teacher, cut, texts, how)
+        return stable_hash("heal", self.fingerprint, opened, cut, texts, how)
 
 
 def training_text(inputs: Inputs, config: HealConfig) -> Samples:

@@ -183,12 +183,5 @@ def heal_in_run(inputs: Inputs, folder: RunFolder, student: Path) -> HealedInRun
     with quiet_training():
         bench = HealBench(inputs, request, str(student))
         training = train_stage(bench, folder)
-        merging = merge_stage(bench, folder, training)
-    if merging.way == "apart":
-        worst = max((one.lost for one in merging.trials), default=None)
-        lost = "" if worst is None else f": it lost {worst:.3g} nats per token, {config.most_lost:g} are allowed"
-        raise ValueError(
-            f"the adapter was not merged{lost}. The run has no checkpoint; {folder / 'adapter'} beside {student} is what was "
-            "healed: raise heal.most_lost, or heal by another method"
-        )
+        merging = merge_stage(bench, folder, training, has_to_merge=True)
     return HealedInRun(training, merging, bench.key)

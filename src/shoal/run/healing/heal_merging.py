@@ -16,14 +16,25 @@ from shoal.train.heal.result import HealTraining, Merging
 from shoal.words.records import stable_hash
 
 
-def merge_stage(bench: HealBench, folder: RunFolder, training: HealTraining) -> Merging:
-    """``merge.json``, and ``model/`` or ``adapter/``: the merge is measured, refused where it loses too much, and verified."""
+def merge_stage(bench: HealBench, folder: RunFolder, training: HealTraining, *, has_to_merge: bool = False) -> Merging:
+    """``merge.json``, and ``model/`` or ``adapter/``: the merge is measured, refused where it loses too much, and verified.
+
+    Raises:
+        ValueError: a merge that lost too much, where there has to be one; nothing is recorded, so that it can be tried anew.
+    """
     key = stable_hash("healed", bench.key, bench.config.merge, bench.config.most_lost)
     if folder.is_done("model", key):
         return Merging.load(folder / "merge.json")
     started = time.monotonic()
     _ = bench.judge, bench.inputs.evaluation  # The first process hands out texts to all, who then wait while it merges.
     merging = folder.workers.from_first(lambda: _merge_and_write(bench, folder, training))
+    if merging.way == "apart" and has_to_merge:
+        worst = max(one.lost for one in merging.trials)
+        raise ValueError(
+            f"the adapter was not merged: it lost {worst:.3g} nats per token, {bench.config.most_lost:g} are allowed. The run "
+            f"has no checkpoint; {folder / 'adapter'} beside {bench.path} is what was healed: raise heal.most_lost, or heal by "
+            "another method"
+        )
     files = ["merge.json", *(name for name in ("model", "verification.json", "adapter") if (folder / name).exists())]
     folder.finish("model", key, seconds=time.monotonic() - started, files=files)
     return merging

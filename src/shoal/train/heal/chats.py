@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from shoal.text.chat import as_taken, rendered
 from shoal.text.conversations import conversations
 from shoal.text.rows import Turn
 from shoal.text.slices import content_digest, order_key, slice_of
@@ -22,14 +23,18 @@ from shoal.words.records import stable_hash
 def answer_mask(tokenizer: Any, messages: Sequence[Turn], where: str) -> tuple[list[int], list[bool]]:
     """Token ids of a conversation, and which of them the assistant says.
 
+    Args:
+        messages: as the template takes them (:func:`shoal.text.chat.as_taken`).
     Raises:
-        ValueError: there is no answer; the template writes the beginning of a conversation otherwise when more follows, so that
-            answers cannot be told apart.
+        ValueError: there is no answer; the template refuses the messages, or writes the beginning of a conversation otherwise
+            when more follows, so that answers cannot be told apart.
     """
 
     def written(upto: int, *, asks: bool) -> list[int]:
-        text = tokenizer.apply_chat_template(list(messages[:upto]), tokenize=False, add_generation_prompt=asks)
-        return begun(tokenizer, text)
+        try:
+            return begun(tokenizer, rendered(tokenizer, list(messages[:upto]), add_generation_prompt=asks))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
 
     ids = written(len(messages), asks=False)
     answers = [False] * len(ids)
@@ -53,7 +58,8 @@ def chat_rows(
 ) -> TextRows:
     """n conversations of one slice, each cut to ``length`` tokens; those without an answer in that reach are left out.
 
-    Which slice a conversation is in depends on its text alone, as with any document.
+    Which slice a conversation is in depends on the text that the template makes of it, as where conversations are read as
+    documents: none that is trained on is in a text that something is measured or chosen by.
 
     Args:
         field: column of the rows that holds the turns; found unless given.
@@ -64,9 +70,13 @@ def chat_rows(
         raise ValueError("answers can be told apart only with a chat template, and the tokenizer has none; use --predict all")
     chosen = []
     for where, turns in conversations(sources, field):
-        digest = content_digest(str([(turn.get("role"), turn.get("content")) for turn in turns]))
+        try:
+            messages, text = as_taken(tokenizer, turns)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        digest = content_digest(text)
         if slice_of(digest) == slice_name:
-            chosen.append((order_key(digest, seed), where, turns))
+            chosen.append((order_key(digest, seed), where, messages))
     found: list[tuple[list[int], list[bool]]] = []
     for _, where, messages in sorted(chosen, key=lambda one: one[0]):
         ids, answers = answer_mask(tokenizer, messages, where)

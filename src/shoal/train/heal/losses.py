@@ -7,6 +7,7 @@ Shapes: B samples, T positions, D hidden size, V vocabulary, N counted positions
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from shoal.measure.divergence import forward_kl as kl_per_token
@@ -51,8 +52,14 @@ class HealLoss:
     def teacher_boundaries(self) -> tuple[int, ...]:
         return tuple(teacher for _, teacher in self.pairs)
 
-    def __call__(self, student: Streams, teacher: Streams | None, batch: dict[str, Tensor]) -> Tensor:
-        """The sum for one batch, a scalar: each term's mean times its weight."""
+    def __call__(
+        self, student: Streams, teacher: Streams | None, batch: dict[str, Tensor], shares_2: Tensor | None = None
+    ) -> Tensor:
+        """The sum for one batch, a scalar: each term's mean times its weight.
+
+        Args:
+            shares_2: of a larger batch's :func:`tokens_of` that are in this piece of it; each term is taken times its own.
+        """
         counted_BT = counted(batch["labels"])
         logits_NV = student.logits_BTV[:, :-1][counted_BT]
         total: Tensor | None = None
@@ -69,6 +76,8 @@ class HealLoss:
                 pairs = [(student.states[ours], teacher.states[theirs]) for ours, theirs in self.pairs]
                 value = sum((objective.loss(a, b.to(a.device), mask_BT) for a, b in pairs), start=logits_NV.new_zeros(()))
                 value = value / len(pairs)
+            if shares_2 is not None:
+                value = value * shares_2[int(objective.needs == "boundary")]
             total = weight * value if total is None else total + weight * value
         assert total is not None
         return total
@@ -76,6 +85,13 @@ class HealLoss:
     def __str__(self) -> str:
         at = f" at boundaries {', '.join(str(ours) for ours in self.student_boundaries)}" if self.pairs else ""
         return f"{self.sum}{at}"
+
+
+def tokens_of(batch: dict[str, Tensor]) -> Tensor:
+    """Tokens that objectives count in a batch, two numbers: those to predict, and real ones, which hidden states are of."""
+    mask_BT = batch.get("attention_mask")
+    n_real = torch.tensor(batch["labels"].numel()) if mask_BT is None else mask_BT.sum().cpu()
+    return torch.stack([counted(batch["labels"]).sum().cpu(), n_real])
 
 
 def objective_of(config: HealConfig, *, has_teacher: bool) -> WeightedSum:

@@ -152,7 +152,7 @@ def merge_pupil(
     values = trained_values(pupil.model)
 
     def into(base: Any) -> Any:
-        other = prepare(base.to(opening.device), config, lesson)
+        other = prepare(base.to(opening.device), config, lesson, evidence=pupil.evidence)
         adopt_values(other.model, values)
         return in_dtypes(other.model.merge_and_unload(), other.dtypes)
 

@@ -51,9 +51,18 @@ class PruneAdapters(TrainerCallback):
 
     @torch.no_grad()
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.world_size > 1:
+            self._share_norms(args.world_size)
         if (state.global_step + 1) % self.every == 0:
             for name, module in self.maps.items():
                 module.weight.copy_(pruned(module.weight, self.norms[name], self.share))
+
+    def _share_norms(self, n_processes: int) -> None:
+        """The mean of all processes, each of which saw a part of the batch: they have to zero the same entries."""
+        norms = torch.cat([self.norms[name] for name in self.maps])
+        torch.distributed.all_reduce(norms)
+        parts = (norms / n_processes).split([len(self.norms[name]) for name in self.maps])
+        self.norms = dict(zip(self.maps, parts, strict=True))
 
     def save_to(self, folder: Path) -> None:
         """Keep the running norms with a checkpoint."""

@@ -51,6 +51,7 @@ def find_rate(
     n_trial = min(n_steps, max(FEWEST_STEPS, round(n_steps * SHARE)))
     per_step = config.n_batch * lesson.training.n_tokens // len(lesson.training)
     start = {name: value.detach().clone() for name, value in pupil.model.named_parameters() if value.requires_grad}
+    zeros = {name: mask.clone() for name, mask in pupil.masks.items()}
 
     def told(step: int, n: int) -> None:
         if tell is not None:
@@ -68,6 +69,8 @@ def find_rate(
         for name, value in pupil.model.named_parameters():
             if name in start:
                 value.data.copy_(start[name])
+        for name, mask in pupil.masks.items():  # Training may move them.
+            mask.copy_(zeros[name])
         shutil.rmtree(work, ignore_errors=True)
         return found
 

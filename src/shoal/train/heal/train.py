@@ -108,6 +108,7 @@ class Pupil:
         in_bf16: it computes in bf16, as its checkpoint is unless another dtype is asked for.
         dtypes: of the checkpoint's parameters, by name.
         masks: of the weights that stay zero; empty where none has to.
+        evidence: what the ranks of adapters came from.
     """
 
     model: Any
@@ -119,6 +120,7 @@ class Pupil:
     in_bf16: bool
     dtypes: Mapping[str, torch.dtype]
     masks: Masks
+    evidence: RankEvidence
 
     @property
     def n_trainable(self) -> int:
@@ -138,23 +140,29 @@ def open_pupil(path: Path, config: HealConfig, lesson: Lesson, opening: Opening 
     return prepare(method.open(path, opening), config, lesson, computes_in=opening.dtype)
 
 
-def prepare(model: Any, config: HealConfig, lesson: Lesson, *, computes_in: str | None = None) -> Pupil:
+def prepare(
+    model: Any, config: HealConfig, lesson: Lesson, *, computes_in: str | None = None, evidence: RankEvidence | None = None
+) -> Pupil:
     """Make a model in memory ready for a method, which changes it.
 
     Args:
         computes_in: float32, bfloat16, or else the model's own dtype, which weights in 4 bits always compute in.
+        evidence: of another pupil whose values this one takes; None: the model is looked at.
     Raises:
         ValueError: anything the method refuses; a method that finds nothing to train.
     """
     method = TRAINABLE.named(config.method)
     layers, n_parameters = list(find_layers(model)[1]), n_parameters_of(model)
     dtypes = {name: p.dtype for name, p in model.named_parameters()}
-    if computes_in == "float32" and not method.is_quantised:
+    # Trained parameters are in fp32, and a layer whose other parameters stay in fp16 multiplies one with the other.
+    is_mixed = model.dtype == torch.float16 and not method.has_adapters
+    if (computes_in == "float32" and not method.is_quantised) or is_mixed:
         model = model.float()
     in_bf16 = model.dtype == torch.bfloat16 or computes_in == "bfloat16"
     masks = zero_masks(model) if config.keep_zeros else {}
     torch.manual_seed(config.seed)
-    made = method.prepare(model, config, lesson.evidence(config, model, layers))
+    evidence = lesson.evidence(config, model, layers) if evidence is None else evidence
+    made = method.prepare(model, config, evidence)
     for parameter in made.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # The steps of training are smaller than the last digit of bf16.
@@ -168,7 +176,7 @@ def prepare(model: Any, config: HealConfig, lesson: Lesson, *, computes_in: str 
             "--method lora"
         )
     width = text_config(model.config).hidden_size
-    return Pupil(made, method, layers, width, n_parameters, adapter_ranks(layers), in_bf16, dtypes, masks)
+    return Pupil(made, method, layers, width, n_parameters, adapter_ranks(layers), in_bf16, dtypes, masks, evidence)
 
 
 def train(
@@ -239,8 +247,10 @@ def train_at(
     if uses_cache is None:  # A model with images has the setting in the part of its decoder.
         del config_of_model["use_cache"]
     started = time.monotonic()
-    with stop_on_signal(trainer):
-        trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
+    checkpoint = last_whole_checkpoint(folder)
+    if not trainer.has_ended_at(checkpoint):
+        with stop_on_signal(trainer):
+            trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.stopping:
         raise KeyboardInterrupt
     seconds = time.monotonic() - started - trainer.seconds_of_validation

@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
 
-from shoal.train.heal.losses import HealLoss, measured
+from shoal.train.heal.losses import HealLoss, measured, tokens_of
 from shoal.train.heal.streams import run_model
 from shoal.train.heal.teachers import Teacher
 from shoal.train.heal.text_rows import TextRows, collate, counted
@@ -87,28 +88,28 @@ class HealTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The objective of one piece of a batch, weighed by its share of the tokens that the whole batch predicts.
+        """The objective of one piece of a batch, each part of it weighed by the piece's share of the tokens that it counts.
 
-        With several processes gradients are averaged over them, so the share is taken times their number.
+        With several processes gradients are averaged over them, so the shares are taken times their number.
         """
         assert not return_outputs and num_items_in_batch is not None
         answers = None
         if self.teacher is not None and self.loss.needs_teacher:
             answers = self.teacher.training(inputs, self.loss.teacher_boundaries)
         student = run_model(model, self.layers, inputs, self.loss.student_boundaries)
-        share = counted(inputs["labels"]).sum() / num_items_in_batch * self.args.world_size
-        value = self.loss(student, answers, inputs)
+        shares = tokens_of(inputs).to(num_items_in_batch) / num_items_in_batch * self.args.world_size
+        value = self.loss(student, answers, inputs, shares)
         if not value.requires_grad:
             raise ValueError(
                 f"objective {self.loss} does not depend on what is trained, which lies behind it; use --boundaries every, an "
                 "objective on logits, or another method"
             )
-        return value * share
+        return value
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        """Tokens to predict in all pieces of a batch, over all processes."""
-        n = torch.tensor(float(sum(int(counted(piece["labels"]).sum()) for piece in batch_samples)), device=device)
-        return self.accelerator.gather(n.reshape(1)).sum() if self.args.world_size > 1 else n
+        """:func:`~shoal.train.heal.losses.tokens_of` all pieces of a batch, over all processes."""
+        n = torch.stack([tokens_of(piece) for piece in batch_samples]).sum(0).float().to(device)
+        return self.accelerator.gather(n[None]).sum(0) if self.args.world_size > 1 else n
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """In the order of the rows, which are shuffled already."""
@@ -133,7 +134,7 @@ class HealTrainer(Trainer):
             self.best = {name: _local(value).detach().cpu().clone() for name, value in self.trainable()}
         self.seconds_of_validation += time.monotonic() - started
         self.log(metrics)
-        if self.patience is not None and self._validations_since_best() >= self.patience:
+        if self.patience is not None and self._validations_since_best(self.state) >= self.patience:
             self.control.should_training_stop = True
         return metrics
 
@@ -159,8 +160,19 @@ class HealTrainer(Trainer):
         found = {"eval_nll": float(sums[0] / sums[2])}
         return found if self.teacher is None else {**found, "eval_kl": float(sums[1] / sums[2])}
 
-    def _validations_since_best(self) -> int:
-        measures = [entry[f"eval_{self.decided_by}"] for entry in self.state.log_history if f"eval_{self.decided_by}" in entry]
+    def has_ended_at(self, checkpoint: str | None) -> bool:
+        """Whether patience ended the training at this checkpoint, whose best values and state are then taken over."""
+        if checkpoint is None or self.patience is None:
+            return False
+        state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        if self._validations_since_best(state) < self.patience:
+            return False
+        self.best, self.state = load_file(Path(checkpoint) / self._best_file), state
+        self._initial_global_step = state.global_step
+        return True
+
+    def _validations_since_best(self, state: TrainerState) -> int:
+        measures = [entry[f"eval_{self.decided_by}"] for entry in state.log_history if f"eval_{self.decided_by}" in entry]
         return len(measures) - 1 - min(range(len(measures)), key=measures.__getitem__)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
