@@ -8,38 +8,109 @@ import subprocess
 import numpy as np
 import pytest
 from gguf_files import keys_of
-from gguf_world import TOKENS, tiny_llama
+from gguf_world import BYTES, tiny_llama
 from test_export_engines import installed
 
 from shoal.export.engines import run_llama_cpp
 from shoal.export.engines.table import ENGINES
 from shoal.export.exporter import Options
 from shoal.export.gguf.convert import Rotary, llama3_factors
-from shoal.export.gguf.tokenizer import pieces, split_name, tokenizer_keys
+from shoal.export.gguf.pre_tokenizer import split_name
+from shoal.export.gguf.tokenizer import pieces, tokenizer_keys
 from shoal.export.table import export
 
+LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN_2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CASED = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%s"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*%s"
+    r"|%s| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+TEKKEN = CASED % ("", "", r"\p{N}")
+GPT_4O = CASED % (*["(?i:'s|'t|'re|'ve|'m|'ll|'d)?"] * 2, r"\p{N}{1,3}")
+
+
+def byte_level(use_regex, prefix=False):
+    return {"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": True, "use_regex": use_regex}
+
+
+def sequence(*steps):
+    return {"type": "Sequence", "pretokenizers": list(steps)}
+
+
+def split(pattern, **more):
+    return sequence(
+        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False, **more}, byte_level(False)
+    )
+
+
+DIGITS = {"type": "Digits", "individual_digits": True}
 SPLITS = {
-    "gpt-2": {"type": "ByteLevel", "use_regex": True},
-    "smollm": {"type": "Sequence", "pretokenizers": [
-        {"type": "Digits", "individual_digits": True}, {"type": "ByteLevel", "use_regex": True}]},
-    "llama-bpe": {"type": "Sequence", "pretokenizers": [
-        {"type": "Split", "pattern": {"Regex": r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|\s+"}},
-        {"type": "ByteLevel", "use_regex": False}]},
-    "qwen2": {"type": "Sequence", "pretokenizers": [
-        {"type": "Split", "pattern": {"Regex": r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+"}},
-        {"type": "ByteLevel", "use_regex": False}]},
-}  # fmt: skip
+    "gpt-2": (byte_level(True), False),
+    "smollm": (sequence(DIGITS, byte_level(True)), False),
+    "llama-bpe": (split(LLAMA_3), True),
+    "smaug-bpe": (split(LLAMA_3), False),
+    "qwen2": (split(QWEN_2), False),
+    "tekken": (split(TEKKEN), True),
+    "gpt-4o": (split(GPT_4O), False),
+}
+"""llama.cpp's name to the section of the models that it is named after, and their ``ignore_merges``."""
+
+
+def content_of(pre, ignores_merges=False, normaliser=None):
+    return {"pre_tokenizer": pre, "normalizer": normaliser, "model": {"ignore_merges": ignores_merges}}
 
 
 @pytest.mark.parametrize("name", SPLITS)
 def test_ways_of_splitting_text_have_their_names(name):
-    assert split_name({"pre_tokenizer": SPLITS[name]}) == name
+    assert split_name(content_of(*SPLITS[name])) == name
+    assert split_name(content_of(*SPLITS[name], {"type": "NFC"})) == name
 
 
-@pytest.mark.parametrize("pre", [None, {"type": "Whitespace"}, {"type": "Sequence", "pretokenizers": [{"type": "Metaspace"}]}])
-def test_an_unknown_way_of_splitting_is_refused(pre):
+UNKNOWN = {
+    "none": content_of(None),
+    "words": content_of({"type": "Whitespace"}),
+    "spaces": content_of(sequence({"type": "Metaspace"})),
+    "no pattern": content_of(byte_level(False)),
+    "groups of digits": content_of(sequence({**DIGITS, "individual_digits": False}, byte_level(True))),
+    "digits behind": content_of(sequence(byte_level(True), DIGITS)),
+    "two patterns": content_of(sequence(*split(QWEN_2)["pretokenizers"][:1], byte_level(True))),
+    "nearly llama": content_of(split(LLAMA_3.replace(r"\s*[\r\n]+", r"\s*[\r\n]")), True),
+    "a pattern alone": content_of({"pretokenizers": [], **split(QWEN_2)["pretokenizers"][0]}),
+    "removed": content_of(split(QWEN_2, behavior="Removed")),
+    "inverted": content_of(split(QWEN_2, invert=True)),
+    "a piece of merges": content_of(split(TEKKEN), False),
+    "a whole piece": content_of(split(QWEN_2), True),
+}
+
+
+@pytest.mark.parametrize("case", UNKNOWN)
+def test_an_unknown_way_of_splitting_is_refused(case):
     with pytest.raises(ValueError, match="no known name in llama.cpp; export with --like"):
-        split_name({"pre_tokenizer": pre})
+        split_name(UNKNOWN[case])
+
+
+@pytest.mark.parametrize("kinds", [["Lowercase"], ["NFKC"], ["NFC", "Replace"]])
+def test_a_tokenizer_that_changes_text_is_refused(kinds):
+    steps = [{"type": kind} for kind in kinds]
+    normaliser = steps[0] if len(steps) == 1 else {"type": "Sequence", "normalizers": steps}
+    with pytest.raises(ValueError, match=rf"changes text before it splits it \({kinds[-1]}\).*export with --like"):
+        split_name(content_of(byte_level(True), False, normaliser))
+
+
+def test_a_space_in_front_of_a_text_is_refused():
+    for content, config in (
+        (content_of(byte_level(True, prefix=True)), {}),
+        (content_of(byte_level(True)), {"add_prefix_space": True}),
+    ):
+        with pytest.raises(ValueError, match="a space in front of a text.*export with --like"):
+            split_name(content, config)
 
 
 def message(number, content):
@@ -84,11 +155,19 @@ def test_spaces_of_a_sentencepiece_model_are_those_of_its_normaliser(spec, prefi
     assert keys["tokenizer.ggml.remove_extra_whitespaces"].value is squeezed
 
 
+ACROSS = ["1 2", "12 3", "123 4", "o W", "' S", "! Ċ", "Ċ /", "Ġ 1"]
+"""Merges over the borders that some of the patterns have and others do not."""
+KNOWN = [*BYTES, *(merge.replace(" ", "") for merge in ACROSS), "zz", "<|end|>"]
+"""Tokens of the tests with llama.cpp; no merge makes ``zz``, found only where a piece that is a token is not merged."""
+
+
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     """The tiny Llama without a tokenizer."""
     folder = tmp_path_factory.mktemp("plain") / "m"
-    tiny_llama(n_layers=1).save_pretrained(folder)
+    model = tiny_llama(n_layers=1)
+    model.resize_token_embeddings(len(KNOWN))
+    model.save_pretrained(folder)
     return folder
 
 
@@ -96,7 +175,7 @@ def tokens_in_llama_cpp(folder, texts, tmp_path):
     """Ids that llama.cpp makes of texts with the tokenizer of an exported folder."""
     asked, reply = tmp_path / "request.json", tmp_path / "reply.npz"
     file = export("gguf", folder, tmp_path / "m.gguf", Options(kind="f32")).path
-    request = {"path": str(file), "ids": [1, 2], "positions": [1], "n_greedy": 0, "n_vocab": len(TOKENS), "texts": texts}
+    request = {"path": str(file), "ids": [1, 2], "positions": [1], "n_greedy": 0, "n_vocab": len(KNOWN), "texts": texts}
     asked.write_text(json.dumps(request))
     subprocess.run([ENGINES["llama.cpp"].interpreter(), run_llama_cpp.__file__, asked, reply], check=True, capture_output=True)
     return json.loads(str(np.load(reply)["said"]))["tokens"]
@@ -113,6 +192,22 @@ def test_llama_cpp_begins_a_text_as_the_normaliser_says(prefix, plain, tmp_path)
     first, second = tokens_in_llama_cpp(tmp_path / "m", ["the the", "the  the"], tmp_path)
     begun = "▁the" if prefix else "the"
     assert [words[i - 1] for i in first] == [begun, "▁the"] and [words[i - 1] for i in second] == [begun, "▁", "▁the"]
+
+
+@pytest.mark.slow
+@installed("llama.cpp")
+@pytest.mark.parametrize("name", SPLITS)
+def test_llama_cpp_splits_text_as_the_tokenizer_does(name, plain, tmp_path):
+    from tokenizers import Tokenizer
+
+    texts = ["it'S 1234 heoWorld", "zz!\n/ they'll 12", " 1  2\n\n !/\n"]
+    vocab = {token: i for i, token in enumerate(KNOWN)}
+    content = content_of(*SPLITS[name])
+    content["model"] |= {"type": "BPE", "vocab": vocab, "merges": ACROSS}
+    shutil.copytree(plain, tmp_path / "m")
+    (tmp_path / "m" / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], **content}))
+    wanted = [Tokenizer.from_file(str(tmp_path / "m" / "tokenizer.json")).encode(text).ids for text in texts]
+    assert tokens_in_llama_cpp(tmp_path / "m", texts, tmp_path) == wanted
 
 
 def test_spaces_that_llama_cpp_keeps_are_told(plain, tmp_path):

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from shoal.engine.gguf_head import BOOL, FLOAT32, INT32, STRING, UINT32, Value
+from shoal.export.gguf.pre_tokenizer import CURE, split_name
 from shoal.words.reading import read_bytes, read_json
 
 PREFIX = "tokenizer.ggml."
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # These are kinds of tokens, which SentencePiece numbers alike.
 SQUEEZED = f"{PREFIX}remove_extra_whitespaces"
-CURE = "export with --like TEACHER.gguf, which takes the tokenizer of that file"
 
 
 def tokenizer_keys(folder: Path, n_vocab: int) -> dict[str, Value]:
@@ -27,7 +27,7 @@ def tokenizer_keys(folder: Path, n_vocab: int) -> dict[str, Value]:
     if (folder / "tokenizer.model").is_file():
         keys = _sentencepiece(folder / "tokenizer.model", n_vocab, _added(folder))
     elif (folder / "tokenizer.json").is_file():
-        keys = _byte_level(folder / "tokenizer.json", n_vocab)
+        keys = _byte_level(folder, n_vocab)
     elif (folder / "tokenizer_config.json").is_file() or (folder / "vocab.json").is_file():
         raise ValueError(f"{folder} has a tokenizer but no tokenizer.json and no tokenizer.model; {CURE}")
     else:
@@ -35,32 +35,13 @@ def tokenizer_keys(folder: Path, n_vocab: int) -> dict[str, Value]:
     return {**keys, **_special(folder, n_vocab)}
 
 
-def split_name(content: dict[str, Any]) -> str:
-    """llama.cpp's name for how a ``tokenizer.json`` splits text before merging.
-
-    Raises:
-        ValueError: a way that is not known.
-    """
-    pre = content.get("pre_tokenizer") or {}
-    parts = pre.get("pretokenizers", []) if pre.get("type") == "Sequence" else [pre]
-    patterns = [part["pattern"].get("Regex") for part in parts if part.get("type") == "Split" and "pattern" in part]
-    digits = any(part.get("type") == "Digits" and part.get("individual_digits") for part in parts)
-    byte_level = [part for part in parts if part.get("type") == "ByteLevel"]
-    if byte_level and not patterns and byte_level[0].get("use_regex", True):
-        return "smollm" if digits else "gpt-2"
-    if byte_level and len(patterns) == 1 and not digits:
-        for mark, name in ((r"\p{N}{1,3}", "llama-bpe"), (r"|\p{N}|", "qwen2")):
-            if mark in str(patterns[0]):
-                return name
-    raise ValueError(f"its tokenizer splits text in a way that has no known name in llama.cpp; {CURE}")
-
-
-def _byte_level(path: Path, n_vocab: int) -> dict[str, Value]:
+def _byte_level(folder: Path, n_vocab: int) -> dict[str, Value]:
+    path, beside = folder / "tokenizer.json", folder / "tokenizer_config.json"
     content = read_json(path)
     model = content.get("model") or {}
     if model.get("type") != "BPE" or model.get("byte_fallback"):
         raise ValueError(f"{path} is a {model.get('type')} tokenizer, byte-level BPE or a tokenizer.model is needed; {CURE}")
-    name = split_name(content)
+    name = split_name(content, read_json(beside) if beside.is_file() else None)
     tokens, kinds = [f"[PAD{i}]" for i in range(n_vocab)], [UNUSED] * n_vocab
     added = content.get("added_tokens") or []
     for token, i in model["vocab"].items():
