@@ -1,6 +1,8 @@
 """Parts of healing: cached teachers, masks, pruned adapters, 4 bits, presets."""
 
 import dataclasses
+import errno
+import os
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from shoal.train.heal.pruned_adapters import pruned
 from shoal.train.heal.qlora import open_in_4_bits, out_of_4_bits
 from shoal.train.heal.rates import find_rate
 from shoal.train.heal.streams import Streams, run_model
-from shoal.train.heal.teacher_cache import CacheProgress, cut_off, fill_cache
+from shoal.train.heal.teacher_cache import CacheProgress, bytes_per_token, cut_off, fill_cache
 from shoal.train.heal.teachers import RunningTeacher
 from shoal.train.heal.train import Lesson, open_pupil, prepare, train
 from shoal.train.objectives import weighted_sum
@@ -82,6 +84,21 @@ def test_a_cache_that_was_begun_is_finished(tmp_path):
     again = fill_cache(tmp_path / "broken", Counting(), rows, **asked)
     assert calls == [8, 8, 8, 4]
     assert (again.ids_NTK == whole.ids_NTK).all() and (again.logs_NTK == whole.logs_NTK).all()
+
+
+def test_a_cache_takes_its_room_before_it_is_filled(tmp_path, monkeypatch):
+    """A write into a file that a full disk cannot hold ends the process without a word."""
+    _, lesson = world()
+    rows = text(20)
+    made = fill_cache(tmp_path / "cache", lesson.teacher, rows, k=6, n_vocabulary=61, key="a")
+    assert made.n_bytes == rows.ids_NT.numel() * bytes_per_token(6, 61)
+
+    def full(*words):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.posix_fallocate", full, raising=False)
+    with pytest.raises(OSError, match="No space"):
+        fill_cache(tmp_path / "other", None, rows, k=6, n_vocabulary=61, key="a")
 
 
 def test_a_cache_says_what_it_cannot_serve():

@@ -84,9 +84,11 @@ def _take_over(state: State, folder: RunFolder, *, why: str) -> None:
 def takes(sizes: Sizes) -> StageNeed:
     """Teacher and student in memory, what the entry of the method trains, and the teacher's final states of the selection text;
     then the student again, to be merged into."""
+    from shoal.train.heal.teacher_cache import bytes_per_token
     from shoal.train.heal.teachers import MOST_REMEMBERED
 
     config = _config(sizes.recipe)
+    cached = 0 if config.teacher_cache is None else bytes_per_token(config.teacher_cache, sizes.shape.vocabulary)
     n_trained = TRAINABLE.named(config.method).most_trained(sizes.shape, sizes.n_kept, config)
     n_tokens = config.tokens or DEFAULT_TOKENS
     text = sizes.recipe.text
@@ -99,7 +101,7 @@ def takes(sizes: Sizes) -> StageNeed:
         second_model=2 * sizes.student,
         work=sizes.gradients(n_at_once, sizes.n_kept, logits=True) + remembered,
         trained=n_trained * TRAINED_BYTES,
-        disk=sizes.student + n_trained * (12 + 4),
+        disk=sizes.student + n_trained * (12 + 4) + cached * n_tokens,
     )
 
 

@@ -5,6 +5,7 @@ tokens when it is read. ``topk_forward_kl(k)`` reads nothing of that rest but it
 Shapes: N samples, T positions, K kept tokens, B samples of a batch, V vocabulary.
 """
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -74,6 +75,25 @@ def cut_off(full: Streams, k: int) -> Streams:
     return Streams(spread(top.indices, top.values.half().float(), logs_BTV.shape[-1]), {})
 
 
+def kind_of_id(n_vocabulary: int) -> type:
+    """What numbers of tokens are stored as."""
+    return np.uint16 if n_vocabulary <= 2**16 else np.int32
+
+
+def bytes_per_token(k: int, n_vocabulary: int) -> int:
+    """What a cache of k tokens takes on disk for every token of the training text."""
+    return k * (np.dtype(kind_of_id(n_vocabulary)).itemsize + np.dtype(np.float16).itemsize)
+
+
+def _take_room(*files: Path) -> None:
+    """Raises OSError where the disk has no room for what a map of a file has only promised; a write into it would kill the process."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    for path in files:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
 @torch.no_grad()
 def fill_cache(
     folder: Path, teacher: Teacher, rows: TextRows, *, k: int, n_vocabulary: int, key: str, device: str = "cpu",
@@ -94,11 +114,11 @@ def fill_cache(
     record = folder / DONE
     found = CacheProgress.load(record) if record.exists() else None
     done = found.n_samples if found is not None and found.key == key else 0
-    kind: type = np.uint16 if n_vocabulary <= 2**16 else np.int32
     shape = (len(rows), rows.ids_NT.shape[1], k)
     mode = "r+" if done else "w+"
-    ids_NTK = np.lib.format.open_memmap(folder / IDS, mode=mode, dtype=kind, shape=shape)
+    ids_NTK = np.lib.format.open_memmap(folder / IDS, mode=mode, dtype=kind_of_id(n_vocabulary), shape=shape)
     logs_NTK = np.lib.format.open_memmap(folder / LOGS, mode=mode, dtype=np.float16, shape=shape)
+    _take_room(folder / IDS, folder / LOGS)
     for at in range(done, len(rows), PER_WRITE):
         part = rows.slice(at, at + PER_WRITE)
         batch = {name: value.to(device) for name, value in part.batches(PER_WRITE)[0].items()}
