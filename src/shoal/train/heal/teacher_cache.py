@@ -86,7 +86,7 @@ def bytes_per_token(k: int, n_vocabulary: int) -> int:
 
 
 def _take_room(*files: Path) -> None:
-    """Raises OSError where the disk has no room for what a map of a file has only promised; a write into it would kill the process."""
+    """Raises OSError where the disk has no room for what a map only promises; a write into it would kill the process."""
     if not hasattr(os, "posix_fallocate"):
         return
     for path in files:
@@ -125,7 +125,7 @@ def fill_cache(
         logs_BTV = teacher.training(batch, ()).logits_BTV.float().log_softmax(-1)
         top = logs_BTV.topk(k, dim=-1)
         n, length = top.indices.shape[:2]
-        ids_NTK[at : at + n, :length] = top.indices.cpu().numpy().astype(kind)
+        ids_NTK[at : at + n, :length] = top.indices.cpu().numpy().astype(ids_NTK.dtype)
         logs_NTK[at : at + n, :length] = top.values.cpu().numpy().astype(np.float16)
         ids_NTK.flush()
         logs_NTK.flush()
