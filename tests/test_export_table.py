@@ -306,11 +306,39 @@ def test_what_a_format_cannot_hold_is_refused(case, uneven, tmp_path):
         (dict(attn_logit_softcapping=30.0), "caps no attention"),
         (dict(quantization_config={"quant_method": "gptq"}), "quantised"),
         (dict(rope_parameters={"rope_type": "longrope", "rope_theta": 1.0}), "'longrope' is not written"),
+        (dict(hidden_activation="gelu"), "runs the MLP of 'gemma3_text' with gelu_pytorch_tanh, this model has 'gelu'"),
     ],
 )
 def test_a_gemma_that_llama_cpp_would_compute_otherwise_is_refused(fields, message):
     config = {**tiny_config("gemma3_text").to_dict(), **fields}
     assert message in str(why_not(config))
+
+
+@pytest.mark.parametrize("family", sorted(set(ARCHITECTURE_OF) - {"gemma3_text"}))
+def test_another_activation_is_refused(family):
+    config = {**tiny_config(family).to_dict(), **PLAIN[family]}
+    assert why_not(config) is None
+    assert "with silu, this model has 'relu'" in str(why_not({**config, "hidden_act": "relu"}))
+
+
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+
+
+@pytest.mark.parametrize(
+    ("more", "refused"),
+    [
+        ({}, None),
+        (dict(beta_fast=32, beta_slow=1.0, truncate=True, attention_factor=None, mscale=None), None),
+        (dict(attention_factor=1.1386294361119891), None),
+        (dict(beta_fast=4.0), "beta_fast=4.0"),
+        (dict(beta_fast=32.0, beta_slow=2.0, attention_factor=2.0), "beta_slow=2.0, attention_factor=2.0"),
+        (dict(truncate=False), "truncate=False"),
+        (dict(something=[1]), "something=[1]"),
+    ],
+)
+def test_yarn_is_written_with_the_values_that_llama_cpp_takes(more, refused):
+    said = why_not({**tiny_config("llama").to_dict(), "rope_parameters": {**YARN, **more}})
+    assert said is None if refused is None else f"'yarn' with {refused} is not written here" in str(said)
 
 
 def test_pure_removal_as_text(cut_llama, llama):

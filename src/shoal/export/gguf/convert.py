@@ -24,6 +24,18 @@ from shoal.export.gguf.write_file import Outgoing, write_gguf
 ARCHITECTURE_OF = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3"}
 FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "bf16": 32}
 ROTATED = re.compile(r"\.(q|k)_proj\.")
+ACTIVATIONS = {"gemma3_text": "gelu_pytorch_tanh"}
+"""What llama.cpp computes in the MLP of a family; silu in that of the others."""
+YARN = {
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": True,
+    "mscale": 0.0,
+    "mscale_all_dim": 0.0,
+    "partial_rotary_factor": 1.0,
+}
+"""Parameters of YaRN that no key is written for, and the values that llama.cpp takes then."""
+WRITTEN = ("rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings")
 CHECKOUT = "python convert_hf_to_gguf.py FOLDER of a llama.cpp checkout, or --like TEACHER.gguf"
 
 
@@ -46,13 +58,30 @@ def why_not(config: Mapping[str, Any]) -> str | None:
     kinds = set(config.get("layer_types") or ()) - {"full_attention"}
     if family != "gemma3_text" and (kinds or family == "qwen2" and config.get("use_sliding_window")):
         return f"llama.cpp knows no sliding windows of {family!r}; use another engine"
+    activation, computed = config.get("hidden_activation") or config.get("hidden_act"), ACTIVATIONS.get(family, "silu")
+    if activation not in (None, computed):
+        return f"llama.cpp runs the MLP of {family!r} with {computed}, this model has {activation!r}; use another engine"
     try:
         scaling = rotary_of(config).scaling
     except ValueError as error:
         return str(error)
     if scaling.get("rope_type", "default") not in ("default", "linear", "yarn", "llama3"):
         return f"rotary scaling {scaling.get('rope_type')!r} is not written here; use {CHECKOUT}"
+    if scaling.get("rope_type") == "yarn" and (others := _other_yarn(scaling)):
+        return f"rotary scaling 'yarn' with {others} is not written here; use {CHECKOUT}"
     return _why_no_gemma(config) if family == "gemma3_text" else None
+
+
+def _other_yarn(scaling: Mapping[str, Any]) -> str:
+    """Parameters that are neither written nor what llama.cpp takes by itself, with their values; empty: none."""
+    usual = {**YARN, "attention_factor": 0.1 * math.log(max(1.0, float(scaling["factor"]))) + 1.0}
+    stated = {name: value for name, value in scaling.items() if name not in WRITTEN and value is not None}
+    others = [
+        (name, value)
+        for name, value in stated.items()
+        if not isinstance(value, int | float) or not math.isclose(value, usual.get(name, math.nan))
+    ]
+    return ", ".join(f"{name}={value}" for name, value in others)
 
 
 def _why_no_gemma(config: Mapping[str, Any]) -> str | None:
