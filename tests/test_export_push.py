@@ -100,6 +100,14 @@ def test_a_folder_goes_up_whole_and_private(hub, student):
     assert hub.asked and [one for one in hub.asked if one[1] != f"Bearer {TOKEN}"] == []
 
 
+def test_named_chat_templates_go_up_where_they_are_found(student):
+    named = student / "additional_chat_templates" / "tool_use.jinja"
+    named.parent.mkdir()
+    named.write_text("{{ tools }}")
+    (student / ".hidden").mkdir()
+    assert dict(planned(student, "me/student").files)["additional_chat_templates/tool_use.jinja"] == named
+
+
 def test_a_file_brings_the_card(hub, student, shoal):
     code, out, err = shoal("export", "gguf", student, "--out", "s.gguf", "--push", "me/student", "--public", "--json")
     stored = hub.repositories["me/student"]

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from shoal.checkpoint import copy_shards as shard_copy
 from shoal.checkpoint import new_folder as folder_module
+from shoal.checkpoint.blended import write_blend
 from shoal.checkpoint.in_memory import cut
-from shoal.checkpoint.new_folder import new_folder
+from shoal.checkpoint.new_folder import TEMPLATES, new_folder
 from shoal.checkpoint.rewrite import rewrite
 from shoal.checkpoint.save import save
 from shoal.edits.drop import Drop
@@ -116,6 +117,18 @@ def test_shards_with_nothing_left_vanish(saved, source, tmp_path):
     open_model(tmp_path / "sharded")
 
 
+def test_a_blend_of_one_shard_under_another_name_has_its_index(saved, source, tmp_path):
+    """Some tools write ``model-00001-of-00001.safetensors``, which nobody finds without an index."""
+    names, file = tensors_of(source), "model-00001-of-00001.safetensors"
+    (source / "model.safetensors").rename(source / file)
+    content = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(names, file)}
+    (source / "model.safetensors.index.json").write_text(json.dumps(content))
+    (tmp_path / "blend").mkdir()
+    write_blend(source, saved, 0.5, tmp_path / "blend")
+    open_model(tmp_path / "blend")
+    assert_same_tensors(tensors_of(tmp_path / "blend"), names)
+
+
 def test_side_files_are_copied_and_are_nobodys_links(saved, tmp_path):
     source = shutil.copytree(saved, tmp_path / "models--org--name" / "snapshots" / "abc")
     blob = tmp_path / "models--org--name" / "blobs" / "123"
@@ -142,10 +155,25 @@ def test_side_files_are_copied_and_are_nobodys_links(saved, tmp_path):
 def test_in_memory_saving_copies_the_same_side_files(source, tmp_path):
     model = open_model(source).model
     (source / "tokenizer.json").write_text('{"model": {}}')
+    (source / TEMPLATES).mkdir()
+    (source / TEMPLATES / "tool_use.jinja").write_text("{{ tools }}")
     out = save(cut(DecoderView(model), Student(frozenset({Unit("layer", 1)}))), None, tmp_path / "memory", source=source)
-    assert {path.name for path in out.iterdir()} == {
-        path.name for path in rewrite(source, removal(1), tmp_path / "files").iterdir()
-    }
+    assert contents(out).keys() == contents(rewrite(source, removal(1), tmp_path / "files")).keys()
+    assert (out / TEMPLATES / "tool_use.jinja").read_text() == "{{ tools }}"
+
+
+def test_named_chat_templates_come_along_and_are_nobodys_links(source, tmp_path):
+    (source / TEMPLATES).mkdir()
+    (source / TEMPLATES / "rag.jinja").write_text("{{ documents }}")
+    (source / TEMPLATES / ".hidden.jinja").write_text("not ours")
+    (source / "other").mkdir()
+    (source / "other" / "tool_use.jinja").write_text("not ours")
+    out = rewrite(source, removal(1), tmp_path / "out")
+    assert [str(path.relative_to(out)) for path in out.rglob("*") if path.parent != out] == [f"{TEMPLATES}/rag.jinja"]
+    shutil.move(source / TEMPLATES, tmp_path / "elsewhere")
+    (source / TEMPLATES).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=f"{TEMPLATES}/rag.jinja is a link to .*elsewhere.*outside the model's folder"):
+        rewrite(source, removal(1), tmp_path / "refused")
 
 
 def test_quantised_tensors_keep_their_bytes_and_their_names_follow(source, tmp_path):

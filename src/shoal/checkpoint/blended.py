@@ -14,7 +14,7 @@ from torch import Tensor
 from shoal.checkpoint.config_json import CONFIG
 from shoal.checkpoint.copy_shards import Copy, copied_bytes, copy_shard, write_index
 from shoal.checkpoint.new_folder import copy_side_files
-from shoal.engine.shards import INDEX, Shard, TensorSlot, read_shards
+from shoal.engine.shards import INDEX, SINGLE, Shard, TensorSlot, read_shards
 from shoal.engine.streamed import TORCH_DTYPES, read_tensor
 from shoal.words.progress import megabytes
 
@@ -65,7 +65,7 @@ def write_blend(source: Path, other: Path, t: float, folder: Path) -> None:
     for shard, copies in cuts:
         copy_shard(shard, copies, folder / shard.path.name, new=blend, written=written)
         places.update(dict.fromkeys(shard.slots, shard.path.name))
-    if len(shards) > 1:
+    if len(shards) > 1 or shards[0].path.name != SINGLE:
         write_index(folder / INDEX, places, n_bytes)
     shutil.copyfile(source / CONFIG, folder / CONFIG)
     copy_side_files(source, folder)

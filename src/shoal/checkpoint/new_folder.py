@@ -15,6 +15,7 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msg
 # The first two are written anew for a student; the third describes weights of another format, which are not copied.
 NOT_COPIED = ("config.json", "README.md", "params.json", "plan.json")
 """Files of a source that say what it is; a checkpoint made of it is another, the plan that made the source not its own."""
+TEMPLATES = "additional_chat_templates"  # transformers 5 keeps here the chat templates that have names.
 
 
 @contextmanager
@@ -67,16 +68,21 @@ def make_readable(folder: Path) -> None:
             os.chmod(path, 0o755 if path.is_dir() else 0o644)
 
 
+def files_of(folder: Path) -> list[Path]:
+    """The files of a checkpoint folder: what lies in it and is not hidden, and the chat templates in its folder for them."""
+    found = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return found + sorted(path for path in (folder / TEMPLATES).glob("[!.]*.jinja") if path.is_file())
+
+
 def side_files(source: Path) -> list[Path]:
-    """What a checkpoint folder holds beside weights and config: tokenizer, chat template, generation config, code, licence.
+    """What a checkpoint folder holds beside weights and config: tokenizer, chat templates, generation config, code, licence.
 
     Raises:
         ValueError: one of them is a link out of the folder (those of the hub's cache stay within it).
     """
-    files = sorted(path for path in source.iterdir() if path.is_file() and not path.name.startswith("."))
-    files = [path for path in files if path.name not in NOT_COPIED and not path.name.endswith(WEIGHTS)]
+    files = [path for path in files_of(source) if path.name not in NOT_COPIED and not path.name.endswith(WEIGHTS)]
     for path in files:
-        if path.is_symlink() and not _stays_within(path, source):
+        if not _stays_within(path, source):
             raise ValueError(
                 f"{path} is a link to {path.resolve()}, outside the model's folder, and would be copied into the checkpoint; "
                 "put the file itself there, or remove the link"
@@ -85,7 +91,7 @@ def side_files(source: Path) -> list[Path]:
 
 
 def _stays_within(path: Path, folder: Path) -> bool:
-    """Whether a link ends in its folder, or in the blobs that belong to this snapshot of the hub's cache."""
+    """Whether a file is in its folder, or a link that ends there or in the blobs of this snapshot of the hub's cache."""
     places = [folder.resolve()]
     if folder.resolve().parent.name == "snapshots":
         places.append(folder.resolve().parent.parent / "blobs")
@@ -95,5 +101,7 @@ def _stays_within(path: Path, folder: Path) -> bool:
 def copy_side_files(source: Path, target: Path) -> None:
     """Copy them, never as links; a file that is already in ``target`` stays."""
     for path in side_files(source):
-        if not (target / path.name).exists():
-            shutil.copyfile(path, target / path.name)
+        place = target / path.relative_to(source)
+        if not place.exists():
+            place.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, place)

@@ -55,9 +55,11 @@ def planned(written: Path, name: str, *, card: Path | None = None, public: bool 
     Raises:
         ValueError: a name that the hub does not allow; nothing to upload.
     """
+    from shoal.checkpoint.new_folder import files_of
+
     check_name(name)
     if written.is_dir():
-        files = [(path.name, path) for path in sorted(written.iterdir()) if path.is_file() and not path.name.startswith(".")]
+        files = [(path.relative_to(written).as_posix(), path) for path in files_of(written)]
     else:
         files = [(written.name, written)]
     if card is not None and card.is_file() and all(known != CARD for known, _ in files):
