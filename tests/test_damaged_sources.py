@@ -9,6 +9,7 @@ import torch
 from families import tiny_model
 from safetensors.torch import load_file, save_file
 
+from shoal.checkpoint import in_memory
 from shoal.checkpoint.rewrite import rewrite
 from shoal.edits.drop import Drop
 from shoal.edits.plan import Plan
@@ -16,9 +17,10 @@ from shoal.engine.model_config import describe
 from shoal.engine.open import open_model
 from shoal.engine.source import fingerprint
 from shoal.engine.streamed import open_streamed
+from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
 from shoal.words.structure import Size
-from shoal.words.types import Batch
+from shoal.words.types import Batch, Unit
 
 INDEX = "model.safetensors.index.json"
 
@@ -296,7 +298,13 @@ def test_a_head_for_prediction_under_its_own_name_is_copied_and_said(folder, tmp
     with_tensors(folder, mtp__layers__0__eh_proj__weight=torch.ones(32, 64), mtp__norm__weight=torch.ones(32))
     for opened in (open_model(folder), open_streamed(folder)[0]):
         assert "2 tensors of a head for multi-token prediction" in str(opened.beside)
-    assert set(load_file(cut(folder) / "model.safetensors")) >= {"mtp.norm.weight", "mtp.layers.0.eh_proj.weight"}
+    state(folder, num_nextn_predict_layers=1)
+    out = cut(folder)
+    assert set(load_file(out / "model.safetensors")) >= {"mtp.norm.weight", "mtp.layers.0.eh_proj.weight"}
+    assert config_of(out)["num_nextn_predict_layers"] == 1, "the count of what is kept"
+    gone = Student(frozenset({Unit("layer", 1)}))
+    alone = in_memory.cut(DecoderView(open_model(folder).model), gone)
+    assert alone.config.num_nextn_predict_layers == 0, "a model in memory has no such head"
 
 
 @pytest.mark.parametrize("field", ["mtp_num_hidden_layers", "num_mtp_layers", "num_nextn_predict_layers"])

@@ -305,15 +305,10 @@ def _edit_special(decoder: dict[str, Any], order: Sequence[int], n: int, where: 
         decoder["per_layer_config"] = {str(j): by_layer[layer] for j, layer in enumerate(order) if layer in by_layer}
     if decoder.get("scale_depth"):  # Layers of minicpm3 use scale_depth / sqrt(n).
         decoder["scale_depth"] = _scaled(decoder["scale_depth"], n, len(order))
-    # Layers for multi-token prediction are not part of the decoder and are not kept.
-    if decoder.get("num_nextn_predict_layers"):
-        decoder["num_nextn_predict_layers"] = 0
     for field, listed in DEFAULT_OF.items():
         if decoder.get(field) not in (None, 0, 1) and not decoder.get(listed) and listed != "indexer_types":
             raise ValueError(f"{where}: {field}={decoder[field]} without an explicit {listed} cannot describe a gap")
-    return {
-        "attention_types", "block_types", "per_layer_config", "kv_source_layers", "scale_depth", "num_nextn_predict_layers",
-    }  # fmt: skip
+    return {"attention_types", "block_types", "per_layer_config", "kv_source_layers", "scale_depth"}
 
 
 def _scaled(value: float, n: int, n_new: int) -> float:

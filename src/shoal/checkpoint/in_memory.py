@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from shoal.checkpoint.blueprint import check_layers, edited_config, refuse_other_tensors
+from shoal.checkpoint.rewrite import state_no_prediction
 from shoal.engine.families import find_layers, output_map
 from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
@@ -34,8 +35,10 @@ def cut(view: DecoderView, student: Student) -> Any:
     refuse_inexact_sublayers(view, student)
     plan = check_layers(model.config, order, model_class=type(model))
 
+    config = edited_config(model.config, order)
+    state_no_prediction(config)
     memo: dict[int, Any] = {id(t): t for t in [*model.parameters(), *model.buffers()]}
-    memo.update(_config_pairs(model.config, edited_config(model.config, order)))
+    memo.update(_config_pairs(model.config, config))
     rebuilt = nn.ModuleList()
     memo[id(layers)] = rebuilt
     result = copy.deepcopy(model, memo)
