@@ -388,6 +388,7 @@ WRONG = [
     (("mergekit", "{run}", "--type", "f16"), "--type has no meaning for the format mergekit; it belongs to gguf, blocks"),
     (("hf", "{run}", "--out", "x", "--like", "t.gguf"), "--like has no meaning for the format hf"),
     (("gguf", "{run}", "--out", "x", "--type", "q4_k_m"), "'q4_k_m' cannot be written, known: f32"),
+    (("hf", "{run}", "--out", "{gguf}", "--overwrite"), "file.gguf is a file, and the format hf writes a folder there"),
     (("gguf", "nowhere", "--out", "x"), "nowhere is no checkpoint folder and no run folder"),
     (("gguf", "{run}", "--out", "x", "--like", "nowhere.gguf"), "nowhere.gguf is not there"),
 ]

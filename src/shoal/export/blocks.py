@@ -252,5 +252,6 @@ BLOCKS = Exporter(
     refuses=refuses,
     write=write,
     verify=verify,
+    writes_folder=lambda out: out.suffix != ".gguf",
     takes=frozenset({"kind"}),
 )

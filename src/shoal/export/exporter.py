@@ -107,6 +107,7 @@ class Exporter:
         write: student, target, options to what was written. A target of None is allowed where ``needs_target`` is False.
         verify: what was written and the student to facts about it; raises ValueError where it is not the student.
         takes: options of :class:`Options` that have a meaning here.
+        writes_folder: whether it writes a folder under a name, and not a file.
     """
 
     name: str
@@ -117,6 +118,7 @@ class Exporter:
     extra: str = ""
     takes: frozenset[str] = frozenset()
     needs_target: bool = True
+    writes_folder: Callable[[Path], bool] = lambda out: False
 
 
 def cut_alone(student: StudentFolder) -> str:

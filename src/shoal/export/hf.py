@@ -58,4 +58,5 @@ HF = Exporter(
     refuses=refuses,
     write=write,
     verify=verify,
+    writes_folder=lambda out: True,
 )

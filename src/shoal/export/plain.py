@@ -84,5 +84,6 @@ PLAIN = Exporter(
     refuses=refuses,
     write=write,
     verify=verify,
+    writes_folder=lambda out: True,
     takes=frozenset({"kind"}),
 )

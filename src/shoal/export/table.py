@@ -45,6 +45,8 @@ def export(name: str, student: Path, out: Path | None, options: Options, *, trus
         raise ValueError(f"{option} has no meaning for the format {name}; it belongs to {users}")
     if out is None and one.needs_target:
         raise ValueError(f"the format {name} needs --out, where to write")
+    if out is not None and out.is_file() and one.writes_folder(out):
+        raise ValueError(f"{out} is a file, and the format {name} writes a folder there; give another name, or remove the file")
     found = find_student(student, trust_remote_code=trust_remote_code)
     refusal = one.refuses(found, options)
     if refusal is not None:
