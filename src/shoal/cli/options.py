@@ -24,7 +24,8 @@ DropOption = Annotated[
     str | None,
     option(
         "SHARE",
-        "25% of all parameters, 8 layers, 25%layers, 25%sublayers, 25%kv (cache), 25%macs, 25%latency (measured here); "
+        "25% of all parameters, 8 layers, 25%layers, 25%sublayers, 2GB of weights, 20%active (of a mixture of experts), "
+        "25%kv (cache), 25%macs, 25%latency (measured here); "
         "several with commas, such as 20%params,25%kv; net of replacements.",
         DEFAULT.drop,
     ),

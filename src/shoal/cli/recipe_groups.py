@@ -50,8 +50,8 @@ class MethodOptions:
         str | None,
         option(
             "NAME",
-            "low: two candidates, only the layer before each cut is refitted; default: four, and every kept layer from "
-            "there on; high: then trains every weight on the teacher's logits.",
+            "low: two candidates, less text, only the layer before each cut is refitted; default: four, every kept layer from "
+            "there on, then LoRA; high: trains every weight instead, on the teacher's logits.",
             "default",
         ),
     ] = None
@@ -220,7 +220,7 @@ class HealOptions:
         option(
             "NAME",
             f"Then train more than the repair set: {', '.join(TRAINABLE)}, or none (`shoal heal --help`).",
-            f"lora on {SHORT_HEAL_TOKENS:,} tokens where teacher and student fit into memory and no repair is named",
+            f"lora on {SHORT_HEAL_TOKENS:,} tokens where layers go, no repair is named and both models fit into memory",
         ),
     ] = None
     heal_tokens: Annotated[

@@ -65,6 +65,7 @@ def described(kind: type[Record]) -> list[tuple[tuple[str, ...], str]]:
         said = " ".join(said.split())
         named = [name for name in re.findall(r"``(\w+)``:", said) if name in kind.model_fields]
         said = re.sub(r":\w+:`~?[\w.]*?(\w+)`", r"`\1`", said).replace("``", "`").replace("None:", "null:").replace("|", "\\|")
+        said = re.sub(r"an entry of `[\w.]+`", "one of [these names](names.md)", said)
         found.append((tuple(dict.fromkeys([*heads.split(", "), *named])), said))
     return found
 

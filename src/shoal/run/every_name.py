@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from shoal.edits.inits import INITS
+from shoal.edits.merge_rules import RULES
 from shoal.edits.replace.table import REPLACEMENTS
 from shoal.edits.table import EDITS
 from shoal.export.table import EXPORTERS
@@ -19,6 +21,9 @@ from shoal.measure.unit_scores import OF_VALUES, UNIT_SCORES
 from shoal.prune.table import ALLOCATORS, PRUNERS
 from shoal.run.stages.table import STAGES
 from shoal.select.table import SELECTORS
+from shoal.train.heal.merge import MERGES
+from shoal.train.heal.presets import PRESETS
+from shoal.train.heal.ranks import RANKS
 from shoal.train.heal.table import TRAINABLE
 from shoal.train.objectives import OBJECTIVES
 
@@ -46,12 +51,17 @@ TABLES = (
     NameTable("Scores of units", "the start of a name behind `--by`: their tables are in [concepts](concepts.md)", UNIT_SCORES),
     NameTable("Scores of units by a metric", "`--by left_out_kl`: the word and a metric", OF_VALUES),
     NameTable("Edits", "`edit` in `plan.json`; selectors and repairs propose them", EDITS),
+    NameTable("Starts of new layers", "`shoal grow --init`; `grow.init` in a recipe", INITS),
+    NameTable("Rules of merging layers", "`merge.rule` in a recipe", RULES),
     NameTable("Repairs", "`--repair`; `repair` in a recipe", REPAIRS),
     NameTable("Replacements", "`--replace`; `replace` in a recipe", REPLACEMENTS),
     NameTable("Objectives", "`shoal heal --objective`; `train.objective` and `heal.objective` in a recipe", OBJECTIVES),
     NameTable("Pruners", "`--prune`, `shoal prune --method`; `prune.method` in a recipe", PRUNERS),
     NameTable("Rules of allocation", "`shoal prune --allocate`; `prune.allocate` in a recipe", ALLOCATORS),
     NameTable("Methods of healing", "`--heal`, `shoal heal --method`; `heal.method` in a recipe", TRAINABLE),
+    NameTable("Ranks of adapters", "`shoal heal --ranks`; `heal.ranks` in a recipe", RANKS),
+    NameTable("Ways to merge adapters", "`shoal heal --merge`, or `auto`: the best of them; `heal.merge` in a recipe", MERGES),
+    NameTable("Presets of healing", "`shoal heal --preset`", PRESETS),
     NameTable("Export formats", "`shoal export`", EXPORTERS),
     NameTable("Stages", "none is asked for by its name: `run.json` and progress say it, in this order", STAGES),
 )

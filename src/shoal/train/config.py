@@ -42,7 +42,7 @@ class TrainingPhase(Record):
 
     Attributes:
         objective: name, or weighted sum of names such as ``hidden_mse + 0.1*forward_kl``; see ``train.objectives``.
-        tokens, lr, min_lr: as in :class:`TrainConfig`.
+        tokens, lr, min_lr: as of the whole training.
         share: of the run's tokens, instead of ``tokens``.
         rate: times the run's ``lr``, or that which follows from the width, instead of ``lr``.
     """
@@ -93,7 +93,7 @@ class TrainConfig(Record):
         tokens: training tokens in all, one pass over the text; the steps follow from it. None: 1 M, fewer where the text
             holds fewer.
         lr, min_lr: peak and final learning rate (AdamW, linear warm-up, cosine). None: 2e-4 at a hidden size of 4096 and in
-            inverse proportion to it, at most ``MOST_LR``; a tenth of the peak.
+            inverse proportion to it, at most 8e-3; a tenth of the peak.
         stages: instead of the four above: several, one after the other on the same values, each reading on in the text where
             the one before stopped, each with its own warm-up, cosine and fresh moments. Each states its tokens, or each its
             share of ``tokens``; its learning rates, or its ``rate`` times those of the run.
