@@ -24,7 +24,10 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def summary(rows: dict[tuple[str, ...], dict[str, Any]]) -> Iterator[str]:
-    """Every way over all models, ratios and units that it was measured on: its KL over the best of the same group."""
+    """Every way over all models, ratios and units that it was measured on: its KL over the best of the same group.
+
+    A group is a model at a ratio; where all sets could be run, the choice is held against the best of them, too.
+    """
     groups = {key[:3] for key in rows if key[3] != "scores"}
     over: dict[tuple[str, str], list[tuple[float, float]]] = {}
     optimal: dict[tuple[str, str], list[float]] = {}
@@ -50,17 +53,25 @@ def summary(rows: dict[tuple[str, ...], dict[str, Any]]) -> Iterator[str]:
 
 
 def pairs(rows: dict[tuple[str, ...], dict[str, Any]]) -> Iterator[str]:
-    """What a second candidate is worth beside the first of the house: the better of both after repair, over the first alone."""
+    """What a second candidate is worth beside the first of the house: the better of both after repair, over the first alone.
+
+    Of all groups, and of those of each model: a way may lack groups, and small models are not large ones.
+    """
     of_first = {key[:3]: one["kl_repaired"] for key, one in rows.items() if key[3] == FIRST and "kl_repaired" in one}
-    worth: dict[str, list[float]] = {}
+    models = list(dict.fromkeys(group[0] for group in of_first))
+    worth: dict[str, dict[str, list[float]]] = {}
     for key, one in rows.items():
         if key[:3] in of_first and key[3] not in (FIRST, "random", "exhaustive") and "kl_repaired" in one:
-            worth.setdefault(key[3], []).append(min(1.0, one["kl_repaired"] / of_first[key[:3]]))
+            of_models = worth.setdefault(key[3], {})
+            of_models.setdefault(key[0], []).append(min(1.0, one["kl_repaired"] / of_first[key[:3]]))
     yield f"\n### The better of `{FIRST}` and a second candidate, repaired, over the first alone\n"
-    yield "| second candidate | groups | geometric mean | better than the first in |"
-    yield "|---|---|---|---|"
-    for way, found in sorted(worth.items(), key=lambda item: statistics.geometric_mean(item[1])):
-        yield f"| {way} | {len(found)} | {statistics.geometric_mean(found):.3f} | {sum(one < 1 - 1e-9 for one in found)} |"
+    yield f"| second candidate | groups | geometric mean | better than the first in | {' | '.join(models)} |"
+    yield "|---|---|---|---|" + "---|" * len(models)
+    whole = {way: [one for found in of_models.values() for one in found] for way, of_models in worth.items()}
+    for way, found in sorted(whole.items(), key=lambda item: statistics.geometric_mean(item[1])):
+        n_better = sum(one < 1 - 1e-9 for one in found)
+        each = [f"{statistics.geometric_mean(worth[way][model]):.3f}" if model in worth[way] else "" for model in models]
+        yield f"| {way} | {len(found)} | {statistics.geometric_mean(found):.3f} | {n_better} | {' | '.join(each)} |"
 
 
 def _mean(found: Sequence[tuple[float, float]], which: int) -> float:

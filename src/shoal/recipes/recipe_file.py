@@ -128,7 +128,8 @@ def _read(name_or_path: str, given: dict[str, Any]) -> Recipe:
         )
     content = read_yaml(path)
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds {type(content).__name__}, not the fields of a recipe (key: value lines)")
+        found = "nothing" if content is None else f"a {type(content).__name__}"
+        raise ValueError(f"{path} holds {found}, not the fields of a recipe (key: value lines)")
     base = content.pop("recipe", None)
     given.update(content)
     if base is None:
