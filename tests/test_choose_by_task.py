@@ -37,6 +37,8 @@ def place(tmp_path_factory):
             for _ in range(20)
         ]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    (folder / "again").mkdir()
+    (folder / "again" / "first.jsonl").write_text((folder / "second.jsonl").read_text())
     (folder / "written.jsonl").write_text(json.dumps({"ctx": "w1 w2", "answer": "w3"}) + "\n")
     return folder
 
@@ -99,6 +101,7 @@ WRONG = [
     ("--select laco --metric task --task first.jsonl", "choose another --metric than task"),
     ("--select greedy --metric task --task written.jsonl", "written answers"),
     ("--select greedy --metric task --task nowhere.jsonl", "nowhere.jsonl"),
+    ("--select greedy --metric task --task first.jsonl --task again/first.jsonl", "two tasks have one name"),
     ("--select greedy --metric kl --items 3", "name their files"),
     ("--select greedy --metric task --task first.jsonl --items 0", "items"),
     ("--select span --by windowed_task --task first.jsonl", "use --select lowest"),

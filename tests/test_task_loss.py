@@ -2,7 +2,8 @@
 
 import pytest
 from families import tiny_model
-from test_evaluate_choice import ITEMS, TOKENIZER, task_of, words
+from test_evaluate_choice import ITEMS, N_WORDS, TOKENIZER, task_of, words
+from text_world import word_tokenizer
 
 from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
@@ -29,6 +30,20 @@ def test_values_are_what_the_scorer_finds(view, form, tmp_path):
     assert v.values(SETS) == [1 - one for one in right]
     again = task_function(view, [task], UNITS, tokenizer=TOKENIZER, folder=tmp_path, model_hash="m")
     assert again.values(SETS) == v.values(SETS) and again.n_measured == 0
+
+
+def test_values_are_kept_for_their_tokenizer_and_for_every_file(view, tmp_path):
+    first, second, changed = task_of(*ITEMS), task_of(*ITEMS[:2]), task_of(*ITEMS[1:])  # All three have one name.
+
+    def n_measured(tasks, tokenizer=TOKENIZER):
+        v = task_function(view, tasks, UNITS, tokenizer=tokenizer, folder=tmp_path, model_hash="m")
+        v.values(SETS)
+        return v.n_measured
+
+    assert n_measured([first, second]) == len(SETS)
+    assert n_measured([second, first]) == 0
+    assert n_measured([changed, second]) == len(SETS)
+    assert n_measured([first, second], word_tokenizer(N_WORDS, start=())) == len(SETS)
 
 
 def test_tasks_count_alike_whatever_their_items(view):

@@ -88,9 +88,7 @@ def open_tasks(
     if any(task.form == "generation" for task in read):
         lm_eval_version()
     named = named_tasks(others, shots=shots, include=include) if others else []
-    found = [*(task.name for task in read), *(task.name for task in named)]
-    if len(set(found)) != len(found):
-        raise ValueError(f"two tasks have one name ({', '.join(found)}); rename the file of one of them")
+    _refuse_equal_names([*(task.name for task in read), *(task.name for task in named)])
     return Tasks(tuple(read), tuple(named), n_items)
 
 
@@ -98,13 +96,19 @@ def task_files(paths: Sequence[Path | str], *, shots: int = 0, n_items: int | No
     """Task files for the built-in scorer, all items or the first ``n_items`` of each.
 
     Raises:
-        ValueError: a file that cannot be read, a count below 1, a count without a file.
+        ValueError: a file that cannot be read, two of one name, a count below 1, a count without a file.
     """
     _refuse_no_items(n_items)
     if n_items is not None and not paths:
         raise ValueError("--items is about tasks; give --task as well")
     read = [load_task(path, shots=shots) for path in paths]
+    _refuse_equal_names([task.name for task in read])
     return read if n_items is None else [task.head(n_items) for task in read]
+
+
+def _refuse_equal_names(names: Sequence[str]) -> None:
+    if len(set(names)) != len(names):
+        raise ValueError(f"two tasks have one name ({', '.join(names)}); rename the file of one of them")
 
 
 def _refuse_no_items(n_items: int | None) -> None:

@@ -33,7 +33,7 @@ def tasks_of(recipe: Recipe) -> list[Task]:
     """The tasks that a recipe chooses by, read.
 
     Raises:
-        ValueError: a file that cannot be read, that is no task, or whose answers are written.
+        ValueError: a file that cannot be read, that is no task, that has the name of another, or whose answers are written.
     """
     tasks = task_files(recipe.search.tasks, n_items=recipe.search.items)
     refuse_written(tasks)

@@ -18,6 +18,7 @@ from shoal.evaluate.tasks.task_files import Task
 from shoal.measure.set_function import CountedSets, UnitSet
 from shoal.measure.task_metric import TASK
 from shoal.measure.value_file import ValueFile
+from shoal.text.samples import tokenizer_hash
 from shoal.words.types import Unit
 
 MOST_TOGETHER = 64
@@ -43,7 +44,7 @@ def task_function(
         tasks: one or more; each counts alike, whatever its number of items.
         window: longest input in tokens.
         limit: most sets to be measured.
-        folder: where values are kept across processes, under ``model_hash`` and the hashes of the items.
+        folder: where values are kept across processes, under ``model_hash`` and the hashes of tokenizer and items.
         workers: the first of them answers, for all.
         progress: called with (batches done, batches in all) of one task.
     Raises:
@@ -66,8 +67,8 @@ def task_function(
             losses += [fmean(1 - _accuracy(one) for one in of_set) for of_set in zip(*answers, strict=True)]
         return losses
 
-    named = {task.name: task.data_hash for task in tasks}
-    about = {"model": model_hash, "metric": TASK, "tasks": named, "window": window}
+    items = sorted((task.name, task.data_hash) for task in tasks)
+    about = {"model": model_hash, "tokenizer": tokenizer_hash(tokenizer), "metric": TASK, "tasks": items, "window": window}
     file = None if folder is None else ValueFile(folder, about, workers=workers)
     return CountedSets(lambda sets: workers.from_first(lambda: measure(sets)), units, limit=limit, file=file)
 
