@@ -4,9 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from families import FAMILIES, VOCAB, tiny_model
+from families import FAMILIES, LLAMA, MOE, VOCAB, tiny_model
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from shoal.edits.replace.layer import LayerReplacement
 from shoal.engine.student import Attached, Student
@@ -141,6 +142,44 @@ def test_a_layer_replacement_costs_a_layer():
     module = LayerReplacement().build(view, Span(1, 3))
     student = Student(attached=(Attached(Span(1, 3), module, 1),))
     assert cost(view, context=T, student=student) == cost(view, context=T, student=Student(frozenset({Unit("layer", 1)})))
+
+
+# Hybrids whose layers call attention, states and MLPs by one name, and how many of their layers attend.
+MIXED = {
+    "nemotron_h": (
+        dict(
+            LLAMA, layers_block_type=["mamba", "attention", "mlp", "attention"], mamba_num_heads=4, mamba_head_dim=16,
+            ssm_state_size=8, n_groups=1,
+        ),
+        2,
+    ),
+    "recurrent_gemma": (dict(LLAMA, lru_width=32, num_hidden_layers=4, attention_window_size=16), 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_attention_that_shares_its_name_with_states_has_keys(name):
+    fields, n_attend = MIXED[name]
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **fields)).eval()
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(input_ids=torch.arange(3, 3 + T)[None], use_cache=True, past_key_values=cache)
+    real = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers if getattr(layer, "keys", None) is not None)
+    view = DecoderView(model)
+    short, long = (cost(view, context=context) for context in (T, T + 1))
+    assert short.kv_bytes_per_token == real / T > 0
+    assert long.macs_per_token - short.macs_per_token == n_attend * 4 * (8 + 8)  # 4 heads whose queries and values have 8.
+
+
+def test_experts_packed_under_any_name_are_idle():
+    """JetMoE has experts of attention and of the MLP, packed as ``weight`` of 3 dimensions; a token meets 2 of 4."""
+    fields = {name: value for name, value in MOE.items() if name != "head_dim"}
+    config = AutoConfig.for_model("jetmoe", **fields, kv_channels=8, num_hidden_layers=3)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    packed = sum(weight.numel() for weight in model.parameters() if weight.ndim == 3)
+    got = cost(DecoderView(model), context=T)
+    assert got.active_parameters == got.parameters - packed / 2
+    assert got.macs_per_token == counted(model)
 
 
 def test_unknown_expert_routing_is_unknown_not_guessed():

@@ -39,11 +39,9 @@ from shoal.words.records import Record
 ACTIVE_EXPERTS = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "moe_k", "top_k_experts")
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 KV_HEADS = ("num_key_value_heads", "num_kv_heads")
-STATEFUL = (
-    "linear_attn",
-    "mixer",
-    "temporal_block",
-)  # These sublayers stand where attention would and keep a state of constant size instead of keys.
+STATEFUL = ("linear_attn",)  # These sublayers stand where attention would and keep a state of constant size instead of keys.
+MIXED = ("mixer", "temporal_block")  # One name for attention, for what keeps a state, and for an MLP that is a layer by itself.
+KEY_MAPS = ("k_proj", "qkv_proj", "Wqkv", "query_key_value", "c_attn")
 
 
 class Cost(Record):
@@ -249,8 +247,7 @@ def _map_macs(module: nn.Module, config: Any, *, skip: tuple[str, ...] = ()) -> 
         for name, weight in part.named_parameters(recurse=False):
             if weight.ndim < 2 or "bias" in name:
                 continue
-            fused = weight.ndim == 3 and weight.shape[0] == n_experts
-            if not fused and "experts" not in path.split("."):
+            if not _is_of_an_expert(path, weight, n_experts):
                 total += weight.numel()
             elif n_experts is None or n_active is None:
                 return None
@@ -264,11 +261,22 @@ def _idle_experts(module: nn.Module, config: Any, *, skip: tuple[str, ...] = ())
     n_experts, n_active = (_first_of(config, names) for names in (EXPERTS, ACTIVE_EXPERTS))
     stored = 0
     for path, part in module.named_modules():
-        if not _under(path, skip) and "experts" in path.split("."):
-            stored += sum(weight.numel() for weight in part.parameters(recurse=False))
+        if not _under(path, skip):
+            stored += sum(one.numel() for one in part.parameters(recurse=False) if _is_of_an_expert(path, one, n_experts))
     if not stored:
         return 0.0
     return None if n_experts is None or n_active is None else stored * (1 - n_active / n_experts)
+
+
+def _is_of_an_expert(path: str, weight: nn.Parameter, n_experts: int | None) -> bool:
+    """Whether only some tokens meet a weight: one of all experts, packed along its first dimension, or one below ``experts``.
+
+    Args: path: of the module that holds the weight. JetMoE keeps the router, and a bias that counts for all, below ``experts``.
+    """
+    parts = path.split(".")
+    is_packed = weight.ndim == 3 and weight.shape[0] == n_experts
+    is_below = "experts" in parts and "router" not in parts and not (weight.ndim == 1 and parts[-1] == "experts")
+    return is_packed or is_below
 
 
 def _map_macs_around(model: Any, layers: nn.ModuleList) -> float:
@@ -300,8 +308,12 @@ def _attention(block: Block) -> nn.Module | None:
     for place in (block.module, inner):
         found = sublayer(place, "attn") if isinstance(place, nn.Module) else None
         if found is not None:
-            return None if found[0] in STATEFUL else found[1]
+            return found[1] if _has_keys(*found) else None
     return None
+
+
+def _has_keys(name: str, module: nn.Module) -> bool:
+    return any(hasattr(module, one) for one in KEY_MAPS) if name in MIXED else name not in STATEFUL
 
 
 def n_keys(config: Any, layer: int, *, context: int) -> int:
