@@ -9,7 +9,7 @@ from shoal.engine.open import open_model
 from shoal.engine.streamed import open_streamed
 from shoal.engine.student import TEACHER, Student
 from shoal.engine.view import DecoderView
-from shoal.measure import metrics, unit_scores
+from shoal.measure import counted, metrics, unit_scores
 from shoal.measure.leave_one_out import leave_one_out
 from shoal.measure.metrics import METRICS, token_metric
 from shoal.measure.set_function import CountedSets
@@ -115,6 +115,38 @@ def test_taylor_is_the_gradient_of_the_models_own_loss(family):
         assert each[unit] >= together[unit] > 0
 
 
+def test_taylor_holds_the_logits_of_a_few_tokens(view, monkeypatch):
+    whole, seen, head = taylor_scores(view, BATCHES, LAYERS), [], DecoderView.head_with_grad
+
+    def watched(self, h_BTD, reading):
+        logits = head(self, h_BTD, reading)
+        seen.append(logits.numel() // VOCAB)
+        return logits
+
+    monkeypatch.setattr(DecoderView, "head_with_grad", watched)
+    monkeypatch.setattr(counted, "TOKENS_PER_HEAD", 3)
+    for ours, theirs in zip(taylor_scores(view, BATCHES, LAYERS), whole, strict=True):
+        assert ours.values == pytest.approx(theirs.values, rel=1e-4, abs=1e-7)  # Products of other shapes round differently.
+    assert max(seen) == 3 and sum(seen) == 4 * 10 + 6 + 10 + 5
+
+
+def test_repeated_text_does_not_change_taylor_scores_in_float16():
+    """Slopes that were divided by the number of tokens fell below what float16 can hold."""
+    view = DecoderView(tiny_model("llama", n_layers=2).half())
+    few, many = (taylor_scores(view, [Batch(IDS_BT, index=i) for i in range(n)], model_units(2)) for n in (1, 16))
+    for ours, theirs in zip(few, many, strict=True):
+        assert ours.values == pytest.approx(theirs.values, rel=1e-5)  # What remains is fp32 rounding of sums of 16 terms.
+
+
+def test_gradients_beyond_float16_are_an_error():
+    model = tiny_model("llama", n_layers=2)
+    with torch.no_grad():
+        model.lm_head.weight *= 1e5
+    assert np.isfinite(taylor_scores(DecoderView(model), BATCHES, model_units(2))[0].values).all()
+    with pytest.raises(ValueError, match="not finite in float16.*--dtype bfloat16 or float32"):
+        taylor_scores(DecoderView(model.half()), BATCHES, model_units(2))
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "falcon"])
 def test_updates_are_what_units_add_to_the_stream(family):
     view = DecoderView(tiny_model(family, n_layers=3))
@@ -144,6 +176,22 @@ def test_updates_are_what_units_add_to_the_stream(family):
         expected = values[:, 0].std().item() / len(values) ** 0.5
         # Where all samples move alike, their spread is of the size of fp32 rounding.
         assert norm.stderr[place] == pytest.approx(expected, rel=1e-3, abs=1e-6 * norm[unit])
+
+
+def test_the_error_of_an_update_is_that_of_the_samples_that_count_at_its_layer():
+    """Token 5 is a sink until layer 1 makes every token as long, so a sample of it does not count at layer 0 alone."""
+    model = tiny_model("llama", n_layers=4)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[5] *= 100
+        model.model.layers[1].mlp.down_proj.weight *= 1e4
+    view = DecoderView(model)
+    text = [Batch(IDS_BT.where(IDS_BT != 5, 6)), Batch(torch.tensor([[6, 5]]), index=1)]
+    units = model_units(4)
+    together = update_norms(view, text, units)
+    for i, unit in enumerate(units):
+        for all_units, alone in zip(together, update_norms(view, text, [unit]), strict=True):
+            assert (all_units.values[i], all_units.stderr[i]) == (alone.values[0], alone.stderr[0])
+            assert alone.n_samples == (5 if i else 4)
 
 
 def test_leave_one_out_is_growth_and_asks_for_each_unit_once():

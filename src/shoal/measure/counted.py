@@ -33,7 +33,7 @@ def head_blocks(views: Sequence[DecoderView], ends_BTD: Sequence[Tensor], where_
     """
     n_positions = where_BT.shape[1]
     chosen = [end_BTD[:, :n_positions][where_BT.to(end_BTD.device)] for end_BTD in ends_BTD]
-    size = TOKENS_PER_HEAD if views[0].device.type == "cpu" else ELSEWHERE
+    size = tokens_per_head(views[0])
     if not len(chosen[0]):
         yield slice(0, 0), [end_ND.new_zeros(0, 1) for end_ND in chosen]
     for start in range(0, len(chosen[0]), size):
@@ -62,7 +62,21 @@ def end_of(view: DecoderView, batch: Batch) -> Tensor:
     return end_BTD
 
 
+def tokens_per_head(view: DecoderView) -> int:
+    """Tokens whose logits are in memory at once."""
+    return TOKENS_PER_HEAD if view.device.type == "cpu" else ELSEWHERE
+
+
 def head_of(view: DecoderView, h_ND: Tensor) -> Tensor:
     """Logits (N, V) of single tokens at boundary L: no head looks from one token to another."""
-    as_samples = Batch(torch.zeros(len(h_ND), 1, dtype=torch.long, device=view.device))
-    return view.head(h_ND[:, None].to(view.device), Reading(as_samples, h_ND, ()))[:, 0]
+    return view.head(*_as_samples(view, h_ND))[:, 0]
+
+
+def head_of_with_grad(view: DecoderView, h_ND: Tensor) -> Tensor:
+    """As :func:`head_of`, differentiable in ``h``."""
+    return view.head_with_grad(*_as_samples(view, h_ND))[:, 0]
+
+
+def _as_samples(view: DecoderView, h_ND: Tensor) -> tuple[Tensor, Reading]:
+    one_each = Batch(torch.zeros(len(h_ND), 1, dtype=torch.long, device=view.device))
+    return h_ND[:, None].to(view.device), Reading(one_each, h_ND, ())

@@ -7,8 +7,10 @@ Pruning (arXiv 2411.15558) and Shortened LLaMA (arXiv 2402.02834). Few samples g
 much worse than those of 30 (arXiv 2411.15558, table 6).
 
 The gradient is computed layer by layer from the last one down: states wait in a spill, and the gradients of one layer's
-weights are in memory at a time, whatever the size of the model.
-Shapes: B samples, T positions, D hidden size, V vocabulary.
+weights are in memory at a time, whatever the size of the model. What travels is the gradient of the sum over tokens: divided
+by their number, slopes in float16 would fall below its smallest numbers, the more the longer the text. At the other end the
+sums of a batch have room: the largest of SmolLM2-135M over 512 tokens is 458, and float16 ends at 65,504.
+Shapes: B samples, T positions, D hidden size, V vocabulary, N counted tokens, n of them in a block.
 """
 
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ from torch import Tensor
 from shoal.engine.spill import Spill
 from shoal.engine.student import Step
 from shoal.engine.view import DecoderView
+from shoal.measure.counted import head_of_with_grad, tokens_per_head
 from shoal.measure.divergence import predicts
 from shoal.measure.unit_parameters import parameters_of
 from shoal.words.progress import tell
@@ -33,7 +36,7 @@ def taylor_scores(view: DecoderView, batches: Sequence[Batch], units: Sequence[U
     """Tables ``taylor_weights`` and ``taylor_unit``; both are exactly 0 for a unit whose output map is zero.
 
     Raises:
-        ValueError: a sublayer that is no module of its own, or text without two tokens in a row.
+        ValueError: a sublayer that is no module of its own, text without two tokens in a row, or a gradient that is not finite.
     """
     counted = [predicts(batch.ids_BT, batch.mask_BT) for batch in batches]
     n_tokens = sum(int(one.sum()) for one in counted)
@@ -44,7 +47,7 @@ def taylor_scores(view: DecoderView, batches: Sequence[Batch], units: Sequence[U
     try:
         _fill(view, batches, states)
         for i, (batch, counted_BT) in enumerate(zip(batches, counted, strict=True)):
-            slopes.put(i, _slope_at_end(view, batch, states.get((view.n_layers, i)), counted_BT, n_tokens))
+            slopes.put(i, _slope_at_end(view, batch, states.get((view.n_layers, i)), counted_BT))
         for layer in reversed(range(view.n_layers)):
             tell("score units by taylor", (1 + BACK) * view.n_layers - BACK * (layer + 1), (1 + BACK) * view.n_layers)
             with view.residency.layer(layer) as module:
@@ -52,11 +55,14 @@ def taylor_scores(view: DecoderView, batches: Sequence[Batch], units: Sequence[U
                 gradients = _back(view, layer, dict(module.named_parameters()), batches, states, slopes)
                 for place, parameters in here.items():
                     products = [value.detach().double() * gradients[name] for name, value in parameters.items()]
-                    each[place] = sum(one.abs().sum().item() for one in products)
-                    together[place] = abs(sum(one.sum().item() for one in products))
+                    each[place] = sum(one.abs().sum().item() for one in products) / n_tokens
+                    together[place] = abs(sum(one.sum().item() for one in products)) / n_tokens
     finally:
         states.close()
         slopes.close()
+    if not np.isfinite([each, together]).all():
+        dtype = str(view.dtype).removeprefix("torch.")
+        raise ValueError(f"a gradient is not finite in {dtype}, so no unit can be scored; use --dtype bfloat16 or float32")
     n_samples = sum(len(batch.ids_BT) for batch in batches)
     return _table("taylor_weights", units, each, n_samples), _table("taylor_unit", units, together, n_samples)
 
@@ -73,14 +79,21 @@ def _fill(view: DecoderView, batches: Sequence[Batch], states: Spill) -> None:
 
 
 @torch.enable_grad()
-def _slope_at_end(view: DecoderView, batch: Batch, h_BTD: Tensor, counted_BT: Tensor, n_tokens: int) -> Tensor:
-    """The gradient of this batch's part of the mean cross-entropy at boundary L."""
-    reading = view.read(batch)
-    h_BTD = h_BTD.detach().clone().requires_grad_()
-    logits_BTV = view.head_with_grad(h_BTD, reading)[:, :-1]
-    at = counted_BT.to(logits_BTV.device)
-    loss = torch.nn.functional.cross_entropy(logits_BTV[at].float(), reading.batch.ids_BT[:, 1:][at], reduction="sum")
-    return torch.autograd.grad(loss / n_tokens, h_BTD)[0]
+def _slope_at_end(view: DecoderView, batch: Batch, h_BTD: Tensor, counted_BT: Tensor) -> Tensor:
+    """The gradient of this batch's summed cross-entropy at boundary L; logits are in memory block by block."""
+    at_BT = counted_BT.to(h_BTD.device)
+    h_ND, next_N = h_BTD.detach()[:, :-1][at_BT], batch.ids_BT[:, 1:][counted_BT].to(view.device)
+    slope_ND = torch.zeros_like(h_ND)
+    size = tokens_per_head(view)
+    for start in range(0, len(h_ND), size):
+        block = slice(start, start + size)
+        h_nD = h_ND[block].requires_grad_()
+        logits_nV = head_of_with_grad(view, h_nD).float()
+        loss = torch.nn.functional.cross_entropy(logits_nV, next_N[block], reduction="sum")
+        slope_ND[block] = torch.autograd.grad(loss, h_nD)[0]
+    slope_BTD = torch.zeros_like(h_BTD)
+    slope_BTD[:, :-1][at_BT] = slope_ND
+    return slope_BTD
 
 
 @torch.enable_grad()
@@ -92,7 +105,7 @@ def _back(
     states: Spill,
     slopes: Spill,
 ) -> dict[str, Tensor]:
-    """Gradients of a layer's weights over all batches, in fp32 at least; ``slopes`` move from behind the layer to before it."""
+    """Gradients of a layer's weights, summed in fp32 at least; ``slopes`` move from behind the layer to before it."""
     leaves = {name: one.detach().requires_grad_() for name, one in parameters.items() if one.is_floating_point()}
     sums = {name: torch.zeros_like(one, dtype=torch.promote_types(one.dtype, torch.float32)) for name, one in leaves.items()}
     for i, batch in enumerate(batches):

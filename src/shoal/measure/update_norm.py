@@ -84,8 +84,8 @@ def _length(x_TD: Tensor) -> Tensor:
 
 
 def _table(criterion: str, units: Sequence[Unit], values: Sequence[Sequence[float]]) -> UnitTable:
-    n = len(values[0]) if values else 0
     mean = np.array([np.mean(one) for one in values])
-    stderr = np.array([np.std(one, ddof=1) / n**0.5 if n > 1 else np.nan for one in values])
+    # A sample whose tokens are all sinks at a layer counts at the others alone, so every unit has a number of its own.
+    stderr = np.array([np.std(one, ddof=1) / len(one) ** 0.5 if len(one) > 1 else np.nan for one in values])
     unit = "norm" if criterion == "update_norm" else "ratio of norms"
-    return UnitTable(criterion, tuple(units), mean, stderr, unit, False, n)
+    return UnitTable(criterion, tuple(units), mean, stderr, unit, False, max(map(len, values), default=0))
