@@ -10,7 +10,7 @@ import torch
 import yaml
 from families import tiny_config, tiny_model
 from gguf_files import keys_of, tensors_of
-from gguf_world import stored, tiny_llama
+from gguf_world import stored, tiny_llama, write_gguf
 from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
 
 from shoal.checkpoint.rewrite import rewrite
@@ -22,6 +22,8 @@ from shoal.export.exporter import Options
 from shoal.export.gguf.blocks import KINDS, decoded, encoded, kind_number
 from shoal.export.gguf.convert import ARCHITECTURE_OF, why_not
 from shoal.export.gguf.file_parts import open_model
+from shoal.export.gguf.write_file import Outgoing
+from shoal.export.gguf.write_file import write_gguf as write_file
 from shoal.export.mergekit import ranges
 from shoal.export.table import EXPORTERS, export
 from shoal.words.structure import Size
@@ -192,6 +194,42 @@ def test_a_removed_sublayer_is_grafted_as_zeros(llama, tmp_path):
     done = export("gguf", run, tmp_path / "student.gguf", Options(like=teacher))
     assert done.checked["new"] == 1
     assert not np.frombuffer(tensors_of(done.path)["blk.2.attn_output.weight"][2], dtype=np.uint8).any()
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory):
+    """A teacher's file that states the head of a tied model, and a student with other embeddings."""
+    folder = tmp_path_factory.mktemp("tied")
+    model = tiny_llama(2)
+    model.config.tie_word_embeddings = True
+    model.lm_head.weight = model.model.embed_tokens.weight
+    write_gguf(folder / "teacher.gguf", model)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(1.25)
+    model.save_pretrained(folder / "student")
+    return folder
+
+
+def test_a_head_that_the_student_ties_is_written_from_its_embeddings(tied, tmp_path):
+    done = export("gguf", tied / "student", tmp_path / "m.gguf", Options(like=tied / "teacher.gguf", kind="f32"))
+    found, before = tensors_of(done.path), tensors_of(tied / "teacher.gguf")
+    assert "lm_head.weight" not in open_names(tied / "student") and done.checked["new"] == 2
+    assert found["output.weight"] == found["token_embd.weight"] != before["output.weight"] == before["token_embd.weight"]
+
+
+@pytest.mark.parametrize(("name", "is_refused"), [("blk.1.attn_q.bias", True), ("rope_freqs.weight", False)])
+def test_a_tensor_that_the_student_lacks_is_refused_unless_it_follows_from_the_config(name, is_refused, tied, tmp_path):
+    read = open_model(tied / "teacher.gguf")
+    one = next(t for t in read.tensors if t.place.name == "output_norm.weight")
+    kept = [Outgoing(t.place.name, t.place.shape, t.place.kind, t.place.n_bytes, t.chunks) for t in read.tensors]
+    more = Outgoing(name, one.place.shape, one.place.kind, one.place.n_bytes, one.chunks)
+    write_file(tmp_path / "more.gguf", read.keys, [*kept, more])
+    options = Options(like=tmp_path / "more.gguf", kind="f32")
+    if is_refused:
+        with pytest.raises(ValueError, match=f"{name!r} of the file is no tensor of the student.*convert_hf_to_gguf.py"):
+            export("gguf", tied / "student", tmp_path / "m.gguf", options)
+    else:
+        assert name in tensors_of(export("gguf", tied / "student", tmp_path / "m.gguf", options).path)
 
 
 def test_a_file_of_another_model_is_refused(llama, cut_llama, tmp_path):

@@ -33,6 +33,9 @@ DECODER = re.compile(r"language_model\.")
 BESIDE = re.compile(r"(model\.)?(vision_tower|vision_model|visual|multi_modal_projector)\.")
 """Names of what turns images into embeddings: no cut changes it, and llama.cpp reads it from a file of its own (mmproj)."""
 
+DERIVED = re.compile(r"(blk\.\d+\.)?(rope_freqs|rope_factors_long|rope_factors_short|attn_rot_embd)\.")
+"""Names in the file of what follows from the config and is no tensor of a checkpoint."""
+
 
 @dataclass(frozen=True)
 class Grafted:
@@ -109,7 +112,7 @@ def _names(weights: StoredWeights, architecture: str, n_layers: int, known: set[
     """Name in the file to name in the student's checkpoint.
 
     Raises:
-        ValueError: a tensor of the student that the file has no place for.
+        ValueError: a tensor of the student that the file has no place for, or one of the file that the student does not have.
     """
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
@@ -129,6 +132,14 @@ def _names(weights: StoredWeights, architecture: str, n_layers: int, known: set[
                 f"the student's tensor {name!r} has no place in the teacher's file; it is of another kind of model"
             )
         found[given] = name
+    if "output.weight" in known and "token_embd.weight" in found:  # A tied head, which the file states once more.
+        found.setdefault("output.weight", found["token_embd.weight"])
+    foreign = next((name for name in sorted(known - found.keys()) if not DERIVED.match(name)), None)
+    if foreign is not None:
+        raise ValueError(
+            f"{foreign!r} of the file is no tensor of the student, so nothing says whether its values still hold; use "
+            "python convert_hf_to_gguf.py FOLDER of a llama.cpp checkout"
+        )
     return found
 
 
