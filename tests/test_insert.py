@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from families import FAMILIES, tiny_model
+from families import FAMILIES, LLAMA, MOE, tiny_model
 from safetensors.torch import load_file
 from test_plan_laws import plan_of_edits
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from shoal import load_recipe
 from shoal.checkpoint.in_memory import cut
 from shoal.checkpoint.verify import verify
 from shoal.checkpoint.write import write
@@ -25,6 +28,7 @@ from shoal.engine.view import DecoderView
 from shoal.evaluate.cost import cost
 from shoal.export.exporter import Options, StudentFolder
 from shoal.export.mergekit import MERGEKIT
+from shoal.run.refusals import refuse_named
 from shoal.select.model_size import model_size
 from shoal.select.places import inserts
 from shoal.show.report.layer_strip import strip
@@ -65,6 +69,58 @@ def test_a_silent_layer_changes_no_bit_in_any_family(family, tmp_path):
         return
     checked = verify(tmp_path / "s", ids_BT=IDS_BT, reference=lambda ids: expected)
     assert checked.size.layers == 5 and checked.logit_difference == 0.0
+
+
+HYBRID = dict(mamba_n_heads=4, mamba_d_head=16, mamba_d_state=8, mamba_n_groups=1)
+FURTHER_WRITERS = {
+    "granitemoeshared": dict(MOE, shared_intermediate_size=48),
+    "granitemoehybrid": dict(MOE, **HYBRID, shared_intermediate_size=48, layer_types=["full_attention", "linear_attention"]),
+    "granitemoehybrid dense": dict(MOE, **HYBRID, num_local_experts=0, layer_types=["full_attention", "linear_attention"]),
+    "falcon_h1": dict(LLAMA, **HYBRID, mamba_d_ssm=64),
+}
+
+
+def of_kind(name, **fields):
+    """A model of two layers whose matrices move the stream."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(name.split()[0], **fields, num_hidden_layers=2)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for path, parameter in model.named_parameters():
+            if parameter.ndim >= 2 or path.endswith("bias"):
+                parameter.normal_(0.0, 0.1)
+    return model
+
+
+@pytest.mark.parametrize("kind", FURTHER_WRITERS)
+def test_a_silent_layer_with_further_writers_changes_no_bit(kind, tmp_path):
+    """Shared experts and state spaces beside, or in place of, attention and MLP fall silent, too; in memory and written."""
+    of_kind(kind, **FURTHER_WRITERS[kind]).save_pretrained(tmp_path / "m")
+    view = DecoderView(open_model(tmp_path / "m").model)
+    plan = grown(view, Insert(after=0, init="identity", of=(0,)), Insert(after=1, init="identity", of=(1,)))
+    expected = view.logits(Batch(IDS_BT))
+    assert torch.equal(view.logits(Batch(IDS_BT), student=student_of(view, plan)), expected)
+    write(view, tmp_path / "m", plan, tmp_path / "s")
+    assert verify(tmp_path / "s", ids_BT=IDS_BT, reference=lambda ids: expected).logit_difference == 0.0
+
+
+@pytest.mark.parametrize("init", ["identity", "slayer"])
+def test_a_layer_that_cannot_be_silent_is_refused_in_one_line(init, tmp_path):
+    """MiniMax norms the stream and multiplies it, so zero maps make no identity: nothing is begun, planned or written."""
+    of_kind("minimax", **dict(MOE, layer_types=["full_attention"] * 2)).save_pretrained(tmp_path / "m")
+    view = DecoderView(open_model(tmp_path / "m").model)
+    edit = Insert(after=0, init=init, of=(0,))
+    inputs = SimpleNamespace(
+        recipe=load_recipe("grow", {"grow": {"to": 3, "init": init}}), view=view, opened=SimpleNamespace(quantised=None)
+    )
+    for refused in (
+        lambda: student_of(view, grown(view, edit)),
+        lambda: refuse_named(inputs),
+        lambda: edit.derived(view) or student_of(view, grown(view, edit)),
+    ):
+        with pytest.raises(ValueError, match=r"'minimax': layer \d is not the identity .*; use --init copy") as error:
+            refused()
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

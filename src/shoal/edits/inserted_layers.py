@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from shoal.engine.families import silent_parameters
 from shoal.engine.student import Step
 from shoal.engine.view import DecoderView
+from shoal.words.types import Batch
 
 if TYPE_CHECKING:
     from shoal.edits.insert import Insert
@@ -31,8 +32,8 @@ def _step(edit: Insert, number: int, like: int, view: DecoderView, values: Mappi
     prefix = edit.prefix_of(number)
     with view.residency.layer(like) as layer:
         state = layer.state_dict()
-        zero = silenced(layer, view.family) if edit.start.is_silent else ()
-    overrides = {name: torch.zeros(state[name].shape, device=view.device, dtype=state[name].dtype) for name in zero}
+    overrides = silent_values(view, like) if edit.start.is_silent else {}
+    zero = tuple(overrides)
     if prefix:
         own = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
         for name in sorted(set(own) ^ (set(state) - set(zero))):
@@ -49,6 +50,7 @@ def _step(edit: Insert, number: int, like: int, view: DecoderView, values: Mappi
 def silenced(layer: nn.Module, family: str) -> tuple[str, ...]:
     """Names of the parameters that make a layer add nothing to the stream when they are zero.
 
+    That they do is for :func:`silent_values` to see, which can run the layer.
     Raises:
         ValueError: a sublayer without output maps that are known.
     """
@@ -58,6 +60,28 @@ def silenced(layer: nn.Module, family: str) -> tuple[str, ...]:
             f"model type {family!r}: it is not known which weights make a layer silent; use --init copy, mean or interpolate"
         )
     return names
+
+
+@torch.no_grad()
+def silent_values(view: DecoderView, like: int) -> dict[str, Tensor]:
+    """The zeros, by name inside the layer, with which a layer of the source adds nothing to the stream.
+
+    The layer runs with them on random states, since it may write into the stream, or rescale it, in a way that is not known.
+    Raises:
+        ValueError: a sublayer without output maps that are known; the states that come out differ in a bit.
+    """
+    with view.residency.layer(like) as layer:
+        state = layer.state_dict()
+        names = silenced(layer, view.family)
+    zeros = {name: torch.zeros(state[name].shape, device=view.device, dtype=state[name].dtype) for name in names}
+    reading = view.read(Batch(torch.zeros(1, 3, dtype=torch.long)))
+    h_BTD = torch.randn(reading.h_BTD.shape, generator=torch.Generator().manual_seed(0)).to(reading.h_BTD)
+    if not torch.equal(view.run_step(Step(like, overrides=zeros), h_BTD, reading), h_BTD):
+        raise ValueError(
+            f"model type {view.family!r}: layer {like} is not the identity where its output maps are zero, so it cannot be "
+            "made silent; use --init copy, mean or interpolate"
+        )
+    return zeros
 
 
 @torch.no_grad()
@@ -76,7 +100,7 @@ def blended(edit: Insert, view: DecoderView) -> dict[str, Tensor]:
         other = next_of_kind(view, like)
         with view.residency.layer(like) as layer:
             near = {name: value.detach().clone() for name, value in layer.state_dict().items()}
-            zero = set(silenced(layer, view.family)) if edit.start.is_silent else set()
+        zero = set(silent_values(view, like)) if edit.start.is_silent else set()
         with view.residency.layer(other) as layer:
             far = layer.state_dict()
             for name, value in near.items():

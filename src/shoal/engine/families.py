@@ -13,6 +13,9 @@ MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")
 # also where the sublayer adds the residual itself (bloom, mpt), where zeroing the sublayer's output would be wrong.
 ATTENTION_MAPS = ("o_proj", "out_proj", "dense", "c_proj", "wo")
 MLP_MAPS = ("down_proj", "c_proj", "fc2", "fc_out", "dense_4h_to_h", "w2", "wo")
+# Maps of modules that write into the stream beside a sublayer, or in its place: state spaces (Falcon-H1, Granite 4) and shared
+# experts (Granite 4), inside the layer.
+FURTHER_MAPS = {"attn": ("mamba.out_proj",), "mlp": ("shared_mlp.output_linear",)}
 
 
 def text_config(config: Any) -> Any:
@@ -121,25 +124,30 @@ def output_map(layer: nn.Module, kind: str) -> str | None:
 
 
 def silent_parameters(layer: nn.Module) -> tuple[str, ...]:
-    """Names of the parameters that write into the stream: where all are zero, both sublayers give exactly nothing.
+    """Names of the parameters that write into the stream: where all are zero, both sublayers should give exactly nothing.
 
-    They are those of the output map of each sublayer; of experts, those of every map that ends one of them. Empty where a
-    sublayer is not found, or has no such map.
+    They are those of the output map of each sublayer and of what writes beside it; of experts, those of every map that ends one
+    of them. Empty where a sublayer is not found, or has no such map. Whether a layer is the identity then, running it says.
     """
     found: list[str] = []
     for kind in ("attn", "mlp"):
         path = output_map(layer, kind)
         inside = sublayer(layer, kind)
+        further = [one for one in FURTHER_MAPS[kind] if one in dict(layer.named_modules())]
         if path is not None:
-            names = [f"{path}.{name}" for name, _ in layer.get_submodule(path).named_parameters(recurse=False)]
+            names = _of_map(layer, path)
         elif inside is not None:
             names = [f"{inside[0]}.{name}" for name, _ in inside[1].named_parameters() if _ends_an_expert(name)]
         else:
-            names = []
+            names = [] if not further else _of_map(layer, further.pop(0))
         if not names:
             return ()
-        found += names
+        found += names + [name for one in further for name in _of_map(layer, one)]
     return tuple(found)
+
+
+def _of_map(layer: nn.Module, path: str) -> list[str]:
+    return [f"{path}.{name}" for name, _ in layer.get_submodule(path).named_parameters(recurse=False)]
 
 
 def _ends_an_expert(name: str) -> bool:

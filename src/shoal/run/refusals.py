@@ -7,6 +7,7 @@ from pathlib import Path
 
 from shoal.checkpoint.in_memory import refuse_inexact_sublayers
 from shoal.checkpoint.new_folder import side_files
+from shoal.edits.inserted_layers import silent_values
 from shoal.engine.student import Student
 from shoal.engine.view import DecoderView
 from shoal.recipes.recipe import Recipe
@@ -94,12 +95,14 @@ def refuse_units(view: DecoderView, units: Sequence[Unit]) -> None:
 
 
 def refuse_named(inputs: Inputs) -> None:
-    """Raises ValueError for named layers that this model has not, named sublayers that it cannot leave out, or a depth that it
-    cannot be grown to."""
+    """Raises ValueError for named layers that this model has not, named sublayers that it cannot leave out, a depth that it
+    cannot be grown to, or new layers that cannot be silent."""
     view = inputs.view
     gone = named_gone(inputs.recipe, view.n_layers)
     if inputs.recipe.grow is not None:
-        new_layers(inputs.recipe.grow, view.n_layers, {unit.index for unit in gone if unit.kind == "layer"})
+        new = new_layers(inputs.recipe.grow, view.n_layers, {unit.index for unit in gone if unit.kind == "layer"})
+        for like in sorted({like for edit in new if edit.start.is_silent for like in edit.of}):
+            silent_values(view, like)
     layers = view.model.get_submodule(view.layers_path)
     refuse_inseparable(gone, layers, quantised=inputs.opened.quantised)
     refuse_inexact_sublayers(view, Student(removed=gone))
