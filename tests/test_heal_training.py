@@ -274,6 +274,9 @@ def test_steps_are_whole_and_the_text_has_to_hold_them():
         steps_of(config(tokens=20), rows)
     with pytest.raises(ValueError, match="less than one step"):
         steps_of(config(tokens=None), text(3, 12))
+    assert steps_of(config(tokens=None, warmup=1), rows) == 2
+    with pytest.raises(ValueError, match="warmup=2 is longer than this training of 2 steps"):
+        steps_of(config(tokens=None, warmup=2), rows)
 
 
 def test_hidden_objectives_need_the_cut_and_all_but_text_need_a_teacher():

@@ -58,7 +58,9 @@ def find_rate(
             tell(len(trials) * n + step, max(len(trials) + 1, len(TIMES)) * n)
 
     def measure(lr: float) -> RateTrial:
-        short = config.model_copy(update={"lr": lr, "tokens": n_trial * per_step, "eval_every": n_trial, "patience": None})
+        warmup = config.warmup if config.warmup < 1 else config.warmup / n_steps  # As large a part of a trial as of the run.
+        changes = {"lr": lr, "tokens": n_trial * per_step, "eval_every": n_trial, "patience": None, "warmup": warmup}
+        short = config.model_copy(update=changes)
         work = folder / "trial"
         shutil.rmtree(work, ignore_errors=True)
         try:
