@@ -218,6 +218,27 @@ def test_spaces_that_llama_cpp_keeps_are_told(plain, tmp_path):
         assert any("one space of several" in note for note in notes) is bool(squeezed)
 
 
+TEMPLATES = {"default": "{{ messages }}", "rag": "{{ documents }}", "tool_use": "{{ tools }}"}
+
+
+@pytest.mark.parametrize("form", ["list", "files", "both"])
+def test_every_named_chat_template_is_written(form, tmp_path):
+    """As a list in tokenizer_config.json, and as the files of transformers 5, which it reads before the list."""
+    listed = [{"name": name, "template": text if form == "list" else "old"} for name, text in TEMPLATES.items()]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": listed} if form != "files" else {}))
+    (tmp_path / "tokenizer.json").write_text(
+        json.dumps({**content_of(byte_level(True)), "model": {"type": "BPE", "vocab": {}}})
+    )
+    if form != "list":
+        (tmp_path / "additional_chat_templates").mkdir()
+        for name, text in TEMPLATES.items():
+            path = "chat_template.jinja" if name == "default" else f"additional_chat_templates/{name}.jinja"
+            (tmp_path / path).write_text(text)
+    keys = {name: one.value for name, one in tokenizer_keys(tmp_path, 4).items() if "chat_template" in name}
+    assert keys.pop("tokenizer.chat_templates") == ["rag", "tool_use"]
+    assert keys == {f"tokenizer.chat_template{'' if n == 'default' else f'.{n}'}": text for n, text in TEMPLATES.items()}
+
+
 def test_the_bundled_model_brings_its_tokenizer(tmp_path):
     from pathlib import Path
 

@@ -14,6 +14,7 @@ from shoal.export.gguf.pre_tokenizer import CURE, split_name
 from shoal.words.reading import read_bytes, read_json
 
 PREFIX = "tokenizer.ggml."
+TEMPLATE = "tokenizer.chat_template"
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # These are kinds of tokens, which SentencePiece numbers alike.
 SQUEEZED = f"{PREFIX}remove_extra_whitespaces"
 
@@ -146,7 +147,7 @@ def _varint(raw: bytes, at: int) -> tuple[int, int]:
 
 
 def _special(folder: Path, n_vocab: int) -> dict[str, Value]:
-    """Ids of special tokens, whether the start and end tokens are added, and the chat template."""
+    """Ids of special tokens, whether the start and end tokens are added, and the chat templates."""
     import logging
 
     from gguf import SpecialVocab
@@ -156,9 +157,25 @@ def _special(folder: Path, n_vocab: int) -> dict[str, Value]:
     names = {"pad": "padding", "unk": "unknown", "sep": "seperator"}  # The format spells it so.
     keys = {f"{PREFIX}{names.get(k, k)}_token_id": Value.of(int(i), UINT32) for k, i in found.special_token_ids.items()}
     keys |= {f"{PREFIX}add_{k}_token": Value.of(bool(yes), BOOL) for k, yes in found.add_special_token.items()}
-    template = found.chat_template
-    if template is None and (folder / "chat_template.jinja").is_file():
-        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    if isinstance(template, str):
-        keys["tokenizer.chat_template"] = Value.of(template, STRING)
+    templates = chat_templates(folder, found.chat_template)
+    keys |= {f"{TEMPLATE}{'' if n == 'default' else f'.{n}'}": Value.of(text, STRING) for n, text in templates.items()}
+    others = [name for name in templates if name != "default"]
+    if others:
+        keys[f"{TEMPLATE}s"] = Value.of_list(others, STRING)
     return keys
+
+
+def chat_templates(folder: Path, stated: Any) -> dict[str, str]:
+    """Chat templates by name; ``default`` is the one that is meant where none is named.
+
+    Args:
+        stated: by ``tokenizer_config.json``: a text, or a list of names and texts. It counts where no files of templates stand
+            beside it, as in transformers.
+    """
+    files = [folder / "chat_template.jinja", *sorted((folder / "additional_chat_templates").glob("*.jinja"))]
+    read = {path.stem: path.read_text(encoding="utf-8") for path in files if path.is_file()}
+    if read:
+        return {"default" if name == "chat_template" else name: text for name, text in read.items()}
+    if isinstance(stated, list):
+        return {str(one["name"]): str(one["template"]) for one in stated}
+    return {"default": stated} if isinstance(stated, str) else {}
