@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from families import FAMILIES, VOCAB, tiny_model
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from shoal.edits.drop import Drop
 from shoal.edits.insert import Insert
@@ -165,6 +166,20 @@ def test_a_map_is_found_in_bfloat16_where_the_layer_dwarfs_its_input(family, kin
         return
     found = find_map(view, 2, kind, reading=reading, h_BTD=reading.h_BTD)
     assert found.gain == pytest.approx(0.22 if family == "granite" else 1.0, rel=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stated", [0.125, 0.1768, 0.22])
+def test_a_gain_is_that_of_the_config_in_every_precision(stated, dtype):
+    """Up to the rounding of the stream, a thousandth; a gain of two decimals is met exactly."""
+    fields = {**FAMILIES["granite"], "hidden_size": 64, "residual_multiplier": stated}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("granite", **fields, num_hidden_layers=2))
+    view = DecoderView(model.to(dtype))
+    reading = view.read(Batch(samples(2).ids_NT))
+    for kind in ("attn", "mlp"):
+        gain = find_map(view, 1, kind, reading=reading, h_BTD=reading.h_BTD).gain
+        assert gain == (stated if stated == 0.22 else pytest.approx(stated, rel=2e-3))
 
 
 # -- which layers --------------------------------------------------------------------------------------------------------

@@ -27,6 +27,10 @@ SiteForm = Literal["weight", "output", "bias", "gain", "neurons"]
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 LOW_PRECISION_TOLERANCE = 5e-2
 
+STATED = 2e-3
+"""Largest relative difference, in low precision, between a measured gain and the one of two decimals that it is taken for. A
+gain is a mean, so it carries far less rounding than a single token; with the tolerance of tokens 0.125 would be 0.13."""
+
 SomeSums = TypeVar("SomeSums", bound=Sums)
 
 
@@ -95,7 +99,7 @@ def gain_into_stream(
         return None
     # Families state gains such as 0.22, while the measured gain carries the rounding of the stream.
     exact = round(gain, 2)
-    return exact if abs(gain - exact) <= tolerance * abs(gain) and exact else gain
+    return exact if abs(gain - exact) <= min(tolerance, STATED) * abs(gain) else gain
 
 
 def tolerance_of(h_BTD: Tensor) -> float:
