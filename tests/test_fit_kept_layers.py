@@ -80,6 +80,29 @@ def test_layers_of_a_finished_sweep_are_forgotten(tmp_path):
     assert kept.read(1) is None and not (tmp_path / "layers").exists()
 
 
+class Sent:
+    """What the first worker sends to the others, seen from one of them."""
+
+    def __init__(self):
+        self.devices = set()
+
+    def from_first(self, make):
+        value = make()
+        self.devices |= {one.device.type for one in value.values.values()}
+        return value
+
+    def on_first(self, make):
+        return make()
+
+
+def test_a_worker_holds_the_values_on_its_own_card(tmp_path):
+    """They travel in memory: a card of the first worker would be the card of all. The device ``meta`` stands for one."""
+    fitted(DecoderView(tiny_model("llama", n_layers=N_LAYERS)), tmp_path)
+    sent = Sent()
+    found = KeptLayers(tmp_path, workers=sent).read(1, device="meta")
+    assert sent.devices == {"cpu"} and {one.device.type for one in found.values.values()} == {"meta"}
+
+
 KILLS_ITSELF = """
 import os, signal, sys
 from shoal.cli import main

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -48,7 +48,11 @@ class KeptLayers:
 
     def read(self, layer: int, *, device: torch.device | str = "cpu") -> FittedLayer | None:
         """What an earlier sweep made of a layer, on every process; None: nothing yet."""
-        return self._workers.from_first(lambda: self._read(layer, device))
+        found = self._workers.from_first(lambda: self._read(layer))
+        if found is None:
+            return None
+        # Values are sent from memory: from a card they would arrive on the first worker's card in every process.
+        return replace(found, values={name: value.to(device) for name, value in found.values.items()})
 
     def write(self, layer: int, found: FittedLayer) -> None:
         """Values first: a layer counts as done when its record is there."""
@@ -65,12 +69,12 @@ class KeptLayers:
         """Forget all of them: what they are for is written elsewhere."""
         self._workers.on_first(lambda: shutil.rmtree(self._folder, ignore_errors=True))
 
-    def _read(self, layer: int, device: torch.device | str) -> FittedLayer | None:
+    def _read(self, layer: int) -> FittedLayer | None:
         file = self._file(layer)
         if not file.with_suffix(".json").exists():
             return None
         record = LayerRecord.load(file.with_suffix(".json"))
-        values = {name: value.to(device) for name, value in each_tensor(file)} if record.fit.n_kept and file.exists() else {}
+        values = dict(each_tensor(file)) if record.fit.n_kept and file.exists() else {}
         return FittedLayer(record, values)
 
     def _file(self, layer: int) -> Path:
