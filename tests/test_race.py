@@ -1,14 +1,17 @@
 """Racing spends less than comparing everybody in full, loses no clear winner, and repairs nobody twice after a kill."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 
 from shoal.edits.drop import Drop
 from shoal.edits.plan import Candidate
+from shoal.fit.fit_config import FitConfig
 from shoal.fit.table import REPAIRS
 from shoal.recipes.recipe import Recipe
-from shoal.run.candidate_repair import FEWEST_FOR_RANKING, ranking_repairs, ranking_sizes
+from shoal.run import candidate_repair
+from shoal.run.candidate_repair import FEWEST_FOR_RANKING, RANKING_RIDGE, ranking_repairs, ranking_sizes
 from shoal.run.race import Rung, Standings, race, ranked, still_in
 
 RUNGS = (Rung(1000, lambda one, kept: None), Rung(4000, lambda one, kept: None))
@@ -120,3 +123,12 @@ def test_a_round_has_at_least_its_tokens_whatever_the_length_of_a_sample():
         assert sizes[-1] == 96_000 // length // 4 or sizes[-1] * length >= FEWEST_FOR_RANKING
         assert all(n * length >= min(FEWEST_FOR_RANKING, 96_000 // length * length) for n in sizes)
         assert all(2 * a <= b for a, b in zip(sizes, sizes[1:], strict=False))
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, RANKING_RIDGE), (0.0, 0.0), (0.5, 0.5)])
+def test_a_ridge_that_is_given_holds_between_the_rounds_of_a_search(given, used, monkeypatch):
+    """Zero is a ridge. What the values of a search rest on says which one it was."""
+    monkeypatch.setattr(candidate_repair, "ranking_texts", lambda inputs: [SimpleNamespace(data_hash="hash", n_samples=1)])
+    monkeypatch.setattr(candidate_repair, "model_size", lambda view: None)
+    inputs = SimpleNamespace(recipe=Recipe(fit=FitConfig(ridge=given)), view=None)
+    assert f"ridge={used}," in candidate_repair.refit_without(inputs)[1]

@@ -11,7 +11,7 @@ from shoal.edits.drop import drops_of
 from shoal.edits.plan import Candidate
 from shoal.edits.student_of import student_of
 from shoal.engine.student import Student
-from shoal.fit.fit_config import LINEAR_ERROR
+from shoal.fit.fit_config import LINEAR_ERROR, FitConfig
 from shoal.fit.fit_plan import fit_plan
 from shoal.fit.fit_result import CannotRefit
 from shoal.fit.kept_layers import KeptLayers
@@ -122,7 +122,7 @@ def shared_boundary(candidates: Sequence[Candidate]) -> int:
 def refit_without(inputs: Inputs) -> tuple[RefitOf, str]:
     """New values of what stays where units are gone, by the repair ``refit`` on little text; and the identity of that text."""
     samples, size = ranking_texts(inputs)[0], model_size(inputs.view)
-    config = inputs.recipe.fit.model_copy(update={"ridge": inputs.recipe.fit.ridge or RANKING_RIDGE})
+    config = _config_for_ranking(inputs.recipe)
 
     def refit(off: UnitSet) -> Mapping[int, Mapping[str, Tensor]]:
         cut = plan_of(drops_of(off), size, source=inputs.opened.name, source_hash=inputs.opened.fingerprint)
@@ -144,11 +144,13 @@ def refit_without(inputs: Inputs) -> tuple[RefitOf, str]:
     return refit, f"{samples.data_hash} {samples.n_samples} {config!r}"
 
 
+def _config_for_ranking(recipe: Recipe) -> FitConfig:
+    return recipe.fit if recipe.fit.ridge is not None else recipe.fit.model_copy(update={"ridge": RANKING_RIDGE})
+
+
 def repairer(inputs: Inputs, size: ModelSize, samples: Samples, prefix: TeacherPrefix, *, repair: str) -> RepairOfCandidate:
     """Repairs a candidate to be compared, on that text; all of them share the teacher's states on it up to their cuts."""
-    opened, config = inputs.opened, inputs.recipe.fit
-    if config.ridge is None:
-        config = config.model_copy(update={"ridge": RANKING_RIDGE})
+    opened, config = inputs.opened, _config_for_ranking(inputs.recipe)
 
     def repaired(candidate: Candidate, kept: KeptLayers | None = None) -> Student | None:
         cut = plan_of(drops_of(candidate.units), size, source=opened.name, source_hash=opened.fingerprint)
