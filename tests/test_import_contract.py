@@ -235,6 +235,9 @@ def test_a_wrong_name_or_number_is_refused_before_torch_is_imported(tmp_path):
     """An import of seconds, for a slip that is seen in the line as it was typed."""
     model, out = str(SRC / "assets" / "books-16l"), ("--out", str(tmp_path / "run"))
     there = ("compress", model, *out)
+    empty, bad = tmp_path / "empty", tmp_path / "bad.gguf"
+    empty.mkdir()
+    bad.write_bytes(b"GGUP" * 8)
     wrong = [
         ([*there, "--drop", "200%"], "below 100%"),
         ([*there, "--drop", "2", "--time", "soon"], "such as 10m"),
@@ -255,6 +258,8 @@ def test_a_wrong_name_or_number_is_refused_before_torch_is_imported(tmp_path):
             for verb in ("compress", "scan", "plan", "heal", "grow", "curve")
         ),
         (["compare", model, str(tmp_path / "gone")], "no such model"),
+        (["compress", str(empty), *out], "has no config.json"),
+        (["eval", str(bad)], "does not start with GGUF"),
         (["eval", str(tmp_path / "gone")], "no such model"),
         (["apply", str(tmp_path / "gone.json"), *out], "no plan at"),
         (["curve", model, *out, "--methods", ""], "names no method"),

@@ -3,10 +3,14 @@
 from typing import Any
 
 from shoal.cli.option import argument
-from shoal.engine.source import local_place
+from shoal.engine.gguf_head import read_head
+from shoal.engine.source import check_source, local_place
 from shoal.engine.workers import join
 from shoal.text.mixture import parse_mixture
 from shoal.text.sources import refuse_missing
+
+OF_MODELS = ("config.json", "run.json", "model")
+"""A folder of a model or of a run has one of them, or a GGUF file."""
 
 
 def model_argument(metavar: str, about: str) -> Any:
@@ -15,9 +19,18 @@ def model_argument(metavar: str, about: str) -> Any:
 
 
 def named_models(given: str | list[str] | None) -> str | list[str] | None:
-    """Models as they are named. Raises ValueError for one that is neither a folder nor a GGUF file nor like a hub id."""
+    """Models as they are named.
+
+    Raises:
+        ValueError: neither a folder nor a GGUF file nor like a hub id; a folder that holds neither a model nor a run; a file
+            that is GGUF by its name alone.
+    """
     for one in [given] if isinstance(given, str) else given or ():
-        local_place(one)
+        place = local_place(one)
+        if place is not None and place.is_file():
+            read_head(place)
+        elif place is not None and not any((place / name).exists() for name in OF_MODELS) and not any(place.glob("*.gguf")):
+            check_source(place)
     return given
 
 
