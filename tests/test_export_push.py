@@ -48,7 +48,9 @@ class FakeHub(BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.server.asked.append((self.path, self.headers.get("Authorization"), b""))
-        self.answer(200, {"sha": "abc", "id": "me/student", "siblings": []})
+        name = "/".join(self.path.split("?")[0].split("/")[3:5])
+        private = self.server.repositories.get(name, {}).get("private")
+        self.answer(200, {"sha": "abc", "id": name, "siblings": [], "private": private})
 
     def answer(self, code, content):
         raw = json.dumps(content).encode()
@@ -127,6 +129,19 @@ def test_a_repository_that_exists_is_not_overwritten(hub, student):
     with pytest.raises(ValueError, match="me/student was not pushed.*--overwrite"):
         push(planned(student, "me/student"), endpoint=hub.address)
     push(planned(student, "me/student"), endpoint=hub.address, overwrite=True)
+
+
+@pytest.mark.parametrize("was_public", [True, False])
+def test_nothing_goes_into_a_repository_that_others_see_otherwise_than_was_said(hub, student, was_public):
+    push(planned(student, "me/student", public=was_public), endpoint=hub.address)
+    (student / "README.md").write_text("a new card")
+    what = "is public; add --public" if was_public else "is private; leave out --public"
+    with pytest.raises(ValueError, match=f"^me/student {what}, or give another name"):
+        push(planned(student, "me/student", public=not was_public), endpoint=hub.address, overwrite=True)
+    stored = hub.repositories["me/student"]["files"]
+    assert stored["README.md"] == b"card of the student"
+    push(planned(student, "me/student", public=was_public), endpoint=hub.address, overwrite=True)
+    assert stored["README.md"] == b"a new card"
 
 
 def test_a_refusal_is_one_line_without_the_token(hub, student):

@@ -77,18 +77,31 @@ def push(plan: Push, *, endpoint: str | None = None, overwrite: bool = False) ->
         overwrite: allow a repository that is there already.
     Returns: the address of the commit.
     Raises:
-        ValueError: in one line and without the token: no token, not allowed, the repository exists, the hub cannot be reached.
+        ValueError: in one line and without the token: no token, not allowed, the repository exists, or exists and is public
+            where the plan says private or the reverse, the hub cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
     api = HfApi(endpoint=endpoint)
+    failed = f"{plan.name} was not pushed"
     operations: list[Any] = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(path)) for name, path in plan.files]
     try:
-        with guarded(f"{plan.name} was not pushed"):  # The HTTP library of the client, and its errors, differ by version.
+        with guarded(failed):  # The HTTP library of the client, and its errors, differ by version.
             api.create_repo(plan.name, private=plan.is_private, exist_ok=overwrite)
+            # A repository that was there keeps its own visibility, whatever create_repo asks for.
+            is_private = bool(api.repo_info(plan.name).private) if overwrite else plan.is_private
+        _check_visibility(plan, is_private=is_private)
+        with guarded(failed):
             done = api.create_commit(plan.name, operations=operations, commit_message="Student written by Shoal")
     except ValueError as error:
         said, token = str(error), get_token()
         said = said.replace(token, "***") if token else said
         raise ValueError(f"{said}; --overwrite pushes into one that exists" if "409" in said else said) from None
     return str(done.commit_url)
+
+
+def _check_visibility(plan: Push, *, is_private: bool) -> None:
+    """Raises ValueError where the repository is public and the upload is planned as private, or the reverse."""
+    if is_private != plan.is_private:
+        kind, way = ("private", "leave out --public") if is_private else ("public", "add --public")
+        raise ValueError(f"{plan.name} is {kind}; {way}, or give another name")
