@@ -33,6 +33,8 @@ def test_heals_a_run_folder_and_the_result_is_a_stock_checkpoint(cut, shoal, tmp
     assert "heal" not in names and (healed / "model" / "tokenizer.json").exists()
     card, page = (healed / "model" / "README.md").read_text(), (healed / "report.html").read_text()
     assert "How it healed" in page and 'class="missing"' not in page
+    assert f"<bdi>{cut['run'].name}</bdi>, healed</h1>" in page and ">heal.json<" in page
+    assert found["before"]["kl"] > 0
     assert "Before and after, on the evaluation slice" in page and "damage repaired (share of the KL)" in page
     assert "lora" in card and "KL to the teacher" in card and card.startswith("---\nbase_model:")
     again = shoal("heal", *healing(cut, "--out", "healed"))

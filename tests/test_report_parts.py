@@ -44,6 +44,25 @@ def test_what_is_missing_has_no_section_and_is_named(run, missing):
     assert bool(said) == needed and all(missing in text for text in said)
 
 
+def test_what_was_not_measured_is_not_said_to_be_and_the_spread_of_the_choice_is(run):
+    content = json.loads((run / "plan.json").read_text())
+    (run / "plan.json").write_text(json.dumps(content | {"spread": [{"layers": [4, 5], "n_parts": 3}]}))
+    said = read_page(html_of(run)).text
+    assert "Measured on the selection text" in said and "on 3 disjoint parts of the calibration text: 4..5 on 3" in said
+    (run / "plan.json").write_text(json.dumps(content | {"candidates": [], "method": "layers given by hand"}))
+    said = read_page(html_of(run)).text
+    assert "Layers given by hand" in said and "Measured on the selection text" not in said
+
+
+def test_seconds_of_steps_are_not_counted_once_more_in_their_stage(run):
+    record = json.loads((run / "run.json").read_text())
+    stages = {name: {"key": "k", "seconds": seconds} for name, seconds in (("heal", 5.0), ("model", 2.0), ("healed", 7.5))}
+    (run / "run.json").write_text(json.dumps(record | {"stages": stages}))
+    assert read_run(run).facts.seconds == {"heal": 5.0, "model": 2.0}
+    (run / "run.json").write_text(json.dumps(record | {"stages": {"healed": stages["healed"]}}))
+    assert read_run(run).facts.seconds == {"healed": 7.5}
+
+
 def test_a_scan_alone_is_a_page(run, tmp_path):
     (tmp_path / "scan").mkdir()
     for name in ("scan.json", "scan.safetensors"):

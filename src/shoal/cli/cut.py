@@ -55,7 +55,8 @@ def cut(
         done = cut_gguf(file, kept, out, overwrite=overwrite)
     screen.say(f"cut:        {done}")
     screen.say(f"file:       {done.path}")
-    for note in (*done.notes, *([] if plan is None else _left_out(plan, file))):
+    notes = [*done.notes, *([] if plan is None else _left_out(plan, file))]
+    for note in notes:
         screen.say(f"note:       {note}")
     teacher, student = shlex.quote(str(file)), shlex.quote(str(done.path))
     steps = {
@@ -65,7 +66,7 @@ def cut(
     }
     for line in steps_said(steps):
         screen.say(line)
-    screen.result(done.to_dict())
+    screen.result({**done.to_dict(), "notes": notes})
 
 
 def _left_out(plan: Path, file: Path) -> list[str]:

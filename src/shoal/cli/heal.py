@@ -115,6 +115,7 @@ def show_healed(screen: Any, healed: Healed) -> None:
             "model": healed.model and str(healed.model),
             "training": training.model_dump(mode="json"),
             "merging": merging.model_dump(mode="json"),
+            "before": healed.before and healed.before.model_dump(mode="json"),
             "repaired": healed.repaired,
             "evaluation": healed.evaluation and healed.evaluation.model_dump(mode="json"),
             "drift": healed.drift and healed.drift.model_dump(mode="json"),

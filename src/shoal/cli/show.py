@@ -82,8 +82,10 @@ def show_outcome(screen: Screen, outcome: Outcome) -> None:
             "model": str(outcome.model),
             "plan": plan.model_dump(mode="json"),
             "repair": outcome.repaired and outcome.repaired.model_dump(mode="json"),
+            "trained": [one.model_dump(mode="json") for one in outcome.trained],
             "pruned": outcome.thinned and outcome.thinned.model_dump(mode="json"),
             "healed": outcome.healed and outcome.healed.training.model_dump(mode="json"),
+            "merging": outcome.healed and outcome.healed.merging.model_dump(mode="json"),
             "not_healed": outcome.not_healed or None,
             "evaluation": evaluation.model_dump(mode="json"),
         }

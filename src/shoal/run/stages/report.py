@@ -108,8 +108,8 @@ def read_run(folder: Path) -> RunData:
     if answers and evaluation and not _are_of_one_run(answers, evaluation):  # A run before this one left the answers.
         answers = None
         missing.append(f"tasks of this student ({TASKS} is of another one; score them again)")
-    known = (plan and plan.source, scan and scan.provenance.model, evaluation and evaluation.provenance.model)
-    source = next((one for one in (*known, request and request.student) if one), "")
+    known = (plan and plan.source, request and request.student, scan and scan.provenance.model)
+    source = next((one for one in (*known, evaluation and evaluation.provenance.model) if one), "")
     return RunData(
         name=source_name(source),
         facts=facts,
@@ -234,11 +234,14 @@ def _facts(folder: Path) -> tuple[Facts, bool]:
     again = record.command
     if not again and text:
         again = shlex.join(["shoal", "run", "recipe.yaml", "--out", "NEW-FOLDER"])
+    seconds = {name: stage.seconds for name, stage in record.stages.items()}
+    if "heal" in seconds:  # In a run the stage "healed" holds the seconds of its steps, which stand beside it.
+        seconds.pop("healed", None)
     facts = Facts(
         command=record.command,
         again=again,
         versions=record.versions,
-        seconds={name: stage.seconds for name, stage in record.stages.items()},
+        seconds=seconds,
         by=recipe.by,
         recipe=text,
     )

@@ -52,7 +52,8 @@ def sections(data: RunData) -> tuple[Section, ...]:
 def page(data: RunData) -> str:
     """The whole file. The same values give the same bytes."""
     shown = sections(data)
-    what = became(data.plan) if data.plan else "cut by cut" if data.ratios else "layer by layer"
+    of_none = "cut by cut" if data.ratios else "healed" if data.healing else "layer by layer"
+    what = became(data.plan) if data.plan else of_none
     body = (_top(shown), tag("main", _head(data, what), [_section(one) for one in shown], id="top"), _foot())
     return document(f"{data.name}, {what}", body)
 

@@ -53,6 +53,12 @@ def _inputs(data: RunData) -> Table:
         columns["fit.json"] = {
             "text": fit.data, "text hash": fit.data_hash, "samples": whole(fit.n_samples), "tokens": whole(fit.n_tokens),
         }  # fmt: skip
+    if data.healing is not None:
+        healing = data.healing
+        columns["heal.json"] = {
+            "text": healing.data, "text hash": healing.data_hash, "tokens": whole(healing.n_tokens),
+            "seed": str(healing.config.seed),
+        }  # fmt: skip
     if data.plan is not None:
         columns = {"plan.json": {"model": source_name(data.plan.source), "model hash": data.plan.source_hash}, **columns}
     names = ("model", "model hash", "text", "text hash", "samples", "tokens", "tokens per sample", "seed", "dtype")

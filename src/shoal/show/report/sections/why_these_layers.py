@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from shoal.edits.plan import Candidate
-from shoal.select.verdict import kl_said
+from shoal.select.verdict import kl_said, spread_said
 from shoal.show import plan_tables
 from shoal.show.chart import Chart, Point, Series
 from shoal.show.html import tag
@@ -25,11 +25,14 @@ def candidates(data: RunData) -> Section | None:
         parts.append(tag("p", f"It removes {plan_tables.removed_said(plan)}."))
     if zeroed := plan_tables.zeroed_said(plan):
         parts.append(tag("p", zeroed))
+    if plan.spread:
+        parts.append(tag("p", f"Choice {spread_said(plan.spread)}."))
     measured = [one for one in plan.candidates if one.kl is not None]
     chart = [_chart(measured)] if len(measured) > 1 else []
     shown = [compared] if plan.candidates else []
-    note = tag("p", "Measured on the selection text, which no figure of the result is taken from.", class_="note")
-    return Section("candidates", "Why these layers", "plan.json", (*parts, *chart, *shown, note))
+    note = "Measured on the selection text, which no figure of the result is taken from."
+    notes = [tag("p", note, class_="note")] if measured else []
+    return Section("candidates", "Why these layers", "plan.json", (*parts, *chart, *shown, *notes))
 
 
 def _chart(measured: Sequence[Candidate]) -> Chart:
