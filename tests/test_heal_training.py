@@ -10,6 +10,7 @@ import torch
 from heal_world import config, text, world
 
 from shoal.engine.families import find_layers
+from shoal.train.heal.arguments import warmup_steps
 from shoal.train.heal.losses import HealLoss
 from shoal.train.heal.merge import measure, merge_pupil, trained_values
 from shoal.train.heal.rates import MOST_TRIALS
@@ -274,9 +275,12 @@ def test_steps_are_whole_and_the_text_has_to_hold_them():
         steps_of(config(tokens=20), rows)
     with pytest.raises(ValueError, match="less than one step"):
         steps_of(config(tokens=None), text(3, 12))
-    assert steps_of(config(tokens=None, warmup=1), rows) == 2
-    with pytest.raises(ValueError, match="warmup=2 is longer than this training of 2 steps"):
-        steps_of(config(tokens=None, warmup=2), rows)
+
+
+def test_a_papers_warm_up_is_a_tenth_of_a_short_training():
+    """Its hundred steps were all of it, and the learning rate that was said was never reached."""
+    assert [warmup_steps(config(warmup=100), n) for n in (5000, 1000, 400, 5)] == [100, 100, 40, 1]
+    assert warmup_steps(config(warmup=0.05), 5) == 0.05 and warmup_steps(config(warmup=0), 5) == 0
 
 
 def test_hidden_objectives_need_the_cut_and_all_but_text_need_a_teacher():

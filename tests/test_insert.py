@@ -28,7 +28,9 @@ from shoal.engine.view import DecoderView
 from shoal.evaluate.cost import cost
 from shoal.export.exporter import Options, StudentFolder
 from shoal.export.mergekit import MERGEKIT
+from shoal.recipes.table import RECIPES
 from shoal.run.refusals import refuse_named
+from shoal.select.growth import deepest, new_layers
 from shoal.select.model_size import model_size
 from shoal.select.places import inserts
 from shoal.show.report.layer_strip import strip
@@ -250,6 +252,12 @@ def test_new_layers_are_no_layers_of_the_source():
 def test_places_are_those_of_the_papers(n_new, init, where, after):
     edits = inserts(32, n_new, INITS.named(init), where)
     assert [edit.after for edit in edits for _ in edit.of] == after
+
+
+def test_slayer_puts_its_layers_where_its_paper_does_behind_a_cut_of_the_deepest():
+    config = RECIPES["slayer"].recipe.grow
+    gone = deepest(config, 32)
+    assert [edit.after for edit in new_layers(config, 32, gone)] == [1, 3, 5, 7, 9, 11, 13, 15] and gone == (30, 31)
 
 
 def test_a_range_is_the_row_of_solar():

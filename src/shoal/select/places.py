@@ -1,9 +1,9 @@
 """Behind which layers new ones are put: pure functions of counts, as the papers place them.
 
-``spread``: in equal groups over all layers (LLaMA Pro, arXiv 2401.02415). ``shallow``: the same in the first half, which is
-behind layers 1, 3, ..., 15 for 8 new layers of 32 (Llama SLayer, arXiv 2410.02330). ``deep``: in the gaps of the second half,
-behind 15..30 for 16 new layers of 32 (LESA, arXiv 2502.13794). ``range``: the middle layers once more as a whole, 8..23 behind
-layer 23 for 16 new layers of 32 (SOLAR, arXiv 2312.15166).
+``spread``: in equal groups over all layers (LLaMA Pro, arXiv 2401.02415). ``shallow``: the same in the first half of the
+source, which is behind layers 1, 3, ..., 15 for 8 new layers of 32 (Llama SLayer, arXiv 2410.02330). ``deep``: in the gaps of
+the second half, behind 15..30 for 16 new layers of 32 (LESA, arXiv 2502.13794). ``range``: the middle layers once more as a
+whole, 8..23 behind layer 23 for 16 new layers of 32 (SOLAR, arXiv 2312.15166).
 """
 
 import re
@@ -32,7 +32,7 @@ def inserts(n_layers: int, n_new: int, init: Init, where: str, *, kept: Sequence
         raise ValueError(f"{n_new} new layers are nothing to put in; ask for at least 1")
     if where == "range":
         return (_range(row, n_new, init),)
-    places = _places(row, n_new, init, where)
+    places = _places(row, n_new, init, where, n_layers)
     counts = Counter(places)
     crowded = next((after for after, n in counts.items() if n > 1), None)
     if init.weights == "predicted" and crowded is not None:
@@ -58,12 +58,13 @@ def _range(row: Sequence[int], n_new: int, init: Init) -> Insert:
     return Insert(after=middle[-1], init=init.name, of=middle)
 
 
-def _places(row: Sequence[int], n_new: int, init: Init, where: str) -> list[int]:
+def _places(row: Sequence[int], n_new: int, init: Init, where: str, n_layers: int) -> list[int]:
     known = dict.fromkeys(("spread", "shallow", "deep"))
     if where not in known:
         return _listed(row, n_new, init, where)
     n = len(row)
-    first, stop = {"spread": (0, n), "shallow": (0, max(1, n // 2)), "deep": (n // 2 - 1 if n > 1 else 0, n - 1 or 1)}[where]
+    n_shallow = sum(layer < n_layers // 2 for layer in row)
+    first, stop = {"spread": (0, n), "shallow": (0, max(1, n_shallow)), "deep": (n // 2 - 1 if n > 1 else 0, n - 1 or 1)}[where]
     if init.is_between:
         stop = min(stop, n - 1)
     if stop <= first:

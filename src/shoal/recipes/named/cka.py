@@ -12,6 +12,7 @@ CKA = NamedRecipe(
         papers=("2405.17081",),
         select="greedy",
         search=SearchConfig(metric="lost_cka"),
+        protect=(),
         guard=1,
         replace="none",
         repair="none",
@@ -20,7 +21,8 @@ CKA = NamedRecipe(
     then="nothing",
     text="CIFAR-10",
     title="Effective Layer Pruning through a Similarity Metric",
-    differs="The paper cuts convolutional networks and trains the whole network after each layer; here nothing is trained "
-    "in between. CKA is blind to rotations of the states, which the output head is not, so it can call a harmful cut "
-    "harmless.",
+    differs="CKA is of the tokens within a sample, at most 64, averaged over samples, where the paper has one row of "
+    "features for each image. The paper cuts convolutional networks and trains the whole network after each layer; here "
+    "nothing is trained in between. CKA is blind to rotations of the states, which the output head is not, so it can call a "
+    "harmful cut harmless.",
 )

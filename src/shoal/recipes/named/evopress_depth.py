@@ -20,7 +20,7 @@ EVOPRESS_DEPTH = NamedRecipe(
     then="nothing",
     text="yours",
     title="EvoPress",
-    differs="Depth alone: level switching between on and off, of whole layers where the paper switches attention and MLP. "
-    "16 sets at the start and 50 generations of 16 children with 2 survivors, where the paper has 64, 32 and a "
-    "selection in steps on growing text.",
+    differs="Depth alone: level switching between on and off, of whole layers where the paper switches attention and MLP. 16 "
+    "sets at the start and 50 generations of 16 children with 2 survivors, where the paper has 64, 32 and a selection in "
+    "steps on growing text, as many generations as k (n - k) / 1.5 for k of n layers, and 131 k tokens; here 16 k.",
 )

@@ -1,7 +1,7 @@
 """FinerCut: greedy by running, attention and MLP each on their own. arXiv 2405.18218."""
 
 from shoal.recipes.named_recipe import NamedRecipe
-from shoal.recipes.recipe import Recipe
+from shoal.recipes.recipe import Recipe, TextChoice
 from shoal.select.search.search_config import SearchConfig
 
 FINERCUT = NamedRecipe(
@@ -15,6 +15,7 @@ FINERCUT = NamedRecipe(
         select="greedy",
         units="sublayers",
         search=SearchConfig(metric="js", tokens=2_560),
+        text=TextChoice(length=256),
         protect=(),
         guard=1,
         replace="none",
@@ -25,6 +26,7 @@ FINERCUT = NamedRecipe(
     text="WikiText-2",
     title="FinerCut",
     differs="The true Jensen-Shannon divergence, where the released code sums two divergences to the mixture the other way "
-    "round; `--metric angular_logits` is its other choice. `--select greedy-front` is its "
-    "option to leave the first 40 % of the sublayers alone until as many are off. As many tokens as its 10 samples of 256.",
+    "round; `--metric angular_logits`, `kl` and, of each token by itself, `l2_logits` are its other choices. `--select "
+    "greedy-front` is its option to leave the first 40 % of the sublayers alone until as many are off. Its 10 samples of 256 "
+    "tokens.",
 )

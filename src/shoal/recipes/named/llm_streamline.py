@@ -31,9 +31,10 @@ LLM_STREAMLINE = NamedRecipe(
     then="trained layer, 62 M tokens",
     text="`mix:slimpajama`",
     title="LLM-Streamline",
-    differs="The last span ends at boundary L before the final norm; the published script reads the state after it, which "
-    "is another space. The schedule is the stated one (warm-up, cosine); the published script advances it at an "
-    "eighth of that rate. The layer trains under the causal mask it will run with.",
+    differs="The span is chosen on 32 samples of at most 1024 tokens, where the paper takes 500 of 2,048 (`--samples`). The "
+    "last span ends at boundary L before the final norm; the published script reads the state after it, which is another "
+    "space. The schedule is the stated one (warm-up, cosine); the published script advances it at an eighth of that rate. "
+    "The layer trains under the causal mask it will run with.",
     bibtex="""\
 @inproceedings{chen2025streamlining,
   title     = {Streamlining Redundant Layers to Compress Large Language Models},

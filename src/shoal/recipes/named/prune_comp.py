@@ -22,6 +22,7 @@ PRUNE_COMP = NamedRecipe(
     then="nothing; repair `magnitude`",
     text="yours",
     title="Prune&Comp",
-    differs="The paper multiplies the embedding and every map before the cut by the scale; here what every later layer "
-    "adds is divided by it, which is the same function and leaves a tied head as it is.",
+    differs="The paper drops one layer, compensates and measures anew, and so on; here one span goes at once, and the last "
+    "layer stays. It multiplies the embedding and every map before the cut by the scale; here what every later layer adds is "
+    "divided by it, which is the same function and leaves a tied head as it is.",
 )

@@ -21,7 +21,8 @@ REPLACEME = NamedRecipe(
     then="nothing; repair `map`",
     text="SlimOrca",
     title="ReplaceMe",
-    differs="Its least squares: every token counts alike, no ridge. The published script lets padding into the sums and "
-    "reads a span that ends at boundary L after the final norm; neither is done here. What is worse than the "
-    "plain cut on `selection` is undone, as with every repair.",
+    differs="Its least squares: every token counts alike, no ridge; where the MLP's output map has a bias, a constant is "
+    "fitted, too. The span is chosen on 32 samples of at most 1024 tokens, the paper's on 8,000 dialogues (`--samples`). The "
+    "published script lets padding into the sums and reads a span that ends at boundary L after the final norm; neither is "
+    "done here. What is worse than the plain cut on `selection` is undone, as with every repair.",
 )

@@ -20,7 +20,8 @@ SHORTGPT = NamedRecipe(
     text="PG19",
     title="ShortGPT",
     differs="Block influence is the mean over tokens of one minus each token's cosine, not one cosine of the flattened "
-    "batch, and the last layer is scored on its own output, before the final norm.",
+    "batch, and the last layer is scored on its own output, before the final norm. 32 k tokens of `--text`, where the paper "
+    "reads a split of PG19.",
     bibtex="""\
 @inproceedings{men2025shortgpt,
   title     = {{ShortGPT}: Layers in Large Language Models are More Redundant Than You Expect},

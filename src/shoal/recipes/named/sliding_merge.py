@@ -20,7 +20,7 @@ SLIDING_MERGE = NamedRecipe(
         guard=1,
         replace="none",
         repair="none",
-        heal=HealConfig(rank=8, lr=1e-4, objective="next_token"),
+        heal=HealConfig(rank=8, lr=1e-4, objective="next_token", batch=64),
     ),
     chooses="windows from the top that grow, each tried by running; the highest threshold that meets the budget",
     then="one layer: the maps of the window's last, the norms of its first; healed by `lora`",
@@ -29,5 +29,6 @@ SLIDING_MERGE = NamedRecipe(
     differs="The paper speaks of patches of similar layers by CKA; the released program decides by the cosine of the last "
     "hidden states alone, and so does this. `--drop` is met by a search for the highest threshold (`merge.threshold`: the "
     "paper's way). The cosine is taken per token, where the program flattens a sequence; a window that is still open at the "
-    "front is merged, where the program forgets it. It heals with 2 epochs of Alpaca; here 1 M tokens of `--text`.",
+    "front is merged, where the program forgets it. The search reads 2,048 tokens, the paper's 10 samples of 128. "
+    "It heals with 2 epochs of Alpaca; here 1 M tokens of `--text`; scale, warm-up and the floor of the rate are Shoal's.",
 )

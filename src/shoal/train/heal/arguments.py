@@ -29,7 +29,7 @@ def arguments(
         learning_rate=lr,
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": config.floor},
-        warmup_steps=config.warmup,
+        warmup_steps=warmup_steps(config, n_steps),
         weight_decay=config.weight_decay,
         adam_beta1=config.betas[0],
         adam_beta2=config.betas[1],
@@ -54,6 +54,14 @@ def arguments(
         log_level="error",
         ddp_find_unused_parameters=False,
     )
+
+
+def warmup_steps(config: HealConfig, n_steps: int) -> float:
+    """The warm-up as the Trainer takes it: a share of all steps below 1, else their number, here at most a tenth of them.
+
+    A paper's hundred steps would be all of a short training, and its learning rate would never be reached.
+    """
+    return config.warmup if config.warmup < 1 else min(config.warmup, max(1, n_steps // 10))
 
 
 def n_processes() -> int:

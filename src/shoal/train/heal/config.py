@@ -55,7 +55,8 @@ class HealConfig(Record):
         tokens: training tokens, one pass over the text. None: 1 M, fewer where the text holds fewer.
         lr: peak learning rate; ``auto`` finds it by short runs; None: the method's own for the width of the model.
         floor: the final learning rate as a share of the peak (cosine).
-        warmup: first steps with a rising rate: a share of all steps below 1, a number of steps from 1.
+        warmup: first steps with a rising rate: a share of all steps below 1, a number of steps from 1, of which at
+            most a tenth of all are taken.
         weight_decay, betas, clip: AdamW's, and the largest gradient norm.
         batch: samples per optimiser step over all processes. None: 8; where the text would give fewer than 192 steps, shorter
             samples unless their length is asked for, and fewer of them, but 512 tokens at least.

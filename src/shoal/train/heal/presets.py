@@ -64,8 +64,8 @@ PRESETS: Entries[Preset] = by_name(
         "the head, the final norm and the last three layers on instructions, 2 epochs of 64 samples",
         "2411.15558",
         {**_TEXT, "method": "partial", "layers": 3, "lr": 1e-5, "batch": 64, "warmup": 100},
-        "One pass over the text instead of two epochs. The paper trains LoRA at the same 1e-5, so it compares "
-        "them at one rate, not each at its own.",
+        "One pass over the text instead of two epochs, in samples that are not cut to its 256 tokens. The paper trains LoRA "
+        "at the same 1e-5, so it compares them at one rate, not each at its own.",
     ),
     Preset(
         "shortened",
@@ -92,7 +92,7 @@ PRESETS: Entries[Preset] = by_name(
         "slicegpt",
         "LoRA of rank 32 with a scale of 10 beside attention and MLP, on text",
         "2401.15024",
-        {**_TEXT, "method": "lora", "rank": 32, "alpha": 10.0, "dropout": 0.05},
-        "The learning rate is Shoal's default for the width.",
+        {**_TEXT, "method": "lora", "rank": 32, "alpha": 10.0, "dropout": 0.05, "batch": 3},
+        "8000 samples of 1024 tokens in the paper, here what is given. The learning rate is Shoal's default for the width.",
     ),
 )

@@ -42,6 +42,7 @@ def find_rate(
 
     Returns: the trials in order of their rates.
     """
+    from shoal.train.heal.arguments import warmup_steps
     from shoal.train.heal.train import steps_of, train_at
     from shoal.train.heal.trainer import DivergedError
 
@@ -58,7 +59,8 @@ def find_rate(
             tell(len(trials) * n + step, max(len(trials) + 1, len(TIMES)) * n)
 
     def measure(lr: float) -> RateTrial:
-        warmup = config.warmup if config.warmup < 1 else config.warmup / n_steps  # As large a part of a trial as of the run.
+        # As large a part of a trial as of the run.
+        warmup = config.warmup if config.warmup < 1 else warmup_steps(config, n_steps) / n_steps
         changes = {"lr": lr, "tokens": n_trial * per_step, "eval_every": n_trial, "patience": None, "warmup": warmup}
         short = config.model_copy(update=changes)
         work = folder / "trial"

@@ -352,7 +352,7 @@ def steps_of(config: HealConfig, training: TextRows) -> int:
     """Whole optimiser steps of that pass; ``config`` is settled.
 
     Raises:
-        ValueError: the text holds fewer tokens, or less than one step; a warm-up of all of them, so the rate is never reached.
+        ValueError: the text holds fewer tokens, or less than one step.
     """
     wanted = samples_of(config, training)
     n_steps = min(round(wanted / config.n_batch), len(training) // config.n_batch)
@@ -361,11 +361,6 @@ def steps_of(config: HealConfig, training: TextRows) -> int:
         raise ValueError(
             f"the tokens or the text are less than one step of {config.n_batch} samples of {per_sample:.0f} tokens; give more, "
             "or a smaller --batch"
-        )
-    if config.warmup >= max(1, n_steps):
-        raise ValueError(
-            f"warmup={config.warmup:g} is longer than this training of {n_steps} steps, and its rate would never be reached; "
-            "give more tokens, or a warm-up below 1: a share of all steps"
         )
     return n_steps
 
