@@ -9,7 +9,9 @@ from families import VOCAB, tiny_model
 from huggingface_hub import ModelCard
 
 from shoal.edits.drop import Drop
+from shoal.edits.insert import Insert
 from shoal.edits.plan import Candidate, Plan
+from shoal.edits.prune import Prune
 from shoal.edits.refit import Refit
 from shoal.edits.replace.replace_edit import Replace
 from shoal.engine.student import Student
@@ -19,10 +21,14 @@ from shoal.evaluate.generate import Generation
 from shoal.evaluate.speed import speed
 from shoal.recipes.listing import bibtex
 from shoal.recipes.table import RECIPES
-from shoal.show.card import card, inherited_metadata, source_name
+from shoal.show.before_after import before_after
+from shoal.show.card import card, inherited_metadata, source_name, tags_of
 from shoal.show.figure_tables import figures
+from shoal.show.heal_card import heal_card
 from shoal.show.local_paths import without_folders
 from shoal.train.config import TrainConfig
+from shoal.train.heal.config import HealConfig
+from shoal.train.heal.result import HealTraining, Merging
 from shoal.train.train_result import CurvePoint, TrainResult
 from shoal.words.records import Provenance
 from shoal.words.structure import Size
@@ -194,6 +200,58 @@ def test_the_card_publishes_no_place_of_this_machine(evaluation):
     assert "/home" not in card and "secret" not in card and "~/" not in card and "my texts" not in card
     assert "shoal compress teacher --text a.txt --out out --recipe default --drop 25%" in card
     assert "0.7\\*a.txt+0.3\\*b.jsonl and hub:org/text" in card
+
+
+PRUNED = Prune(layer=1, parameters=("mlp.down_proj.weight",), method="wanda")
+
+
+@pytest.mark.parametrize(
+    ("edits", "tags"),
+    [
+        ((Drop(indices=(2,)),), {"depth-pruning", "layer-pruning", "model-compression"}),
+        ((Drop(kind="attn", indices=(2,)),), {"depth-pruning", "layer-pruning", "model-compression"}),
+        ((Drop(indices=(2,)), PRUNED), {"depth-pruning", "layer-pruning", "model-compression"}),
+        ((PRUNED,), {"pruning"}),
+        ((Insert(after=1, init="copy", of=(1,)),), {"depth-up-scaling"}),
+        ((), set()),
+    ],
+)
+def test_tags_say_what_became_of_the_layers(edits, tags):
+    assert set(tags_of(made_plan(*edits))) == tags | {"shoal"}
+    assert tags_of(None) == ("shoal",)
+
+
+def test_a_base_model_is_one_that_the_hub_has(evaluation, tmp_path):
+    local = tmp_path / "gpt2"
+    local.mkdir()
+    for source, wanted in ((str(local), None), ("gpt2", "gpt2"), ("/cache/models--org--name/snapshots/0a1b", "org/name")):
+        data = ModelCard(text_of(evaluation, PLAN.model_copy(update={"source": source}))).data.to_dict()
+        assert data.get("base_model") == wanted, "the folder's name is not somebody's model"
+
+
+def healed_card(evaluation, **rest):
+    training = HealTraining(
+        method="lora", objective="forward_kl", decided_by="kl", best_step=1, n_steps=1, n_tokens=64, n_trainable=7,
+        n_parameters=9, lr=0.1, tokens_per_second=1.0, peak_bytes=1, data="/home/me/secret/a.txt", data_hash="t0",
+        config=HealConfig(), curve=(),
+    )  # fmt: skip
+    measured = evaluation.provenance.model_copy(update={"data": "/home/me/secret/b.txt", "model": "/home/me/models/teacher"})
+    given = {"figures": before_after(evaluation.quality, evaluation), "measured": measured, "has_teacher": True}
+    given |= {"command": "shoal heal /home/me/runs/cut --text /home/me/secret/a.txt", "inherited": {}, "plan": PLAN}
+    given["brings_code"] = False
+    return heal_card("/home/me/runs/cut", training, Merging(way="original", nll=1.0, kl=1.0), **given | rest)
+
+
+def test_the_card_of_a_healing_publishes_no_place_of_this_machine(evaluation):
+    text = healed_card(evaluation)
+    assert "/home" not in text and "secret" not in text and "shoal heal cut --text a.txt" in text
+    assert "training text: a.txt, hash" in text and "evaluation text: b.txt, hash" in text and "base_model" not in text
+
+
+def test_the_card_of_a_healing_says_what_the_student_needs(evaluation):
+    stock, coded = healed_card(evaluation), healed_card(evaluation, brings_code=True, plan=None)
+    assert "A stock checkpoint" in stock and "trust_remote_code" not in stock and "- depth-pruning" in stock
+    assert "A stock checkpoint" not in coded and "trust_remote_code=True" in coded and "pruning" not in coded
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,8 @@ def test_heals_a_run_folder_and_the_result_is_a_stock_checkpoint(cut, shoal, tmp
     assert f"<bdi>{cut['run'].name}</bdi>, healed</h1>" in page and ">heal.json<" in page
     assert found["before"]["kl"] > 0
     assert "Before and after, on the evaluation slice" in page and "damage repaired (share of the KL)" in page
-    assert "lora" in card and "KL to the teacher" in card and card.startswith("---\nbase_model:")
+    assert "lora" in card and "KL to the teacher" in card and "- depth-pruning\n" in card
+    assert str(tmp_path) not in card and str(cut["run"].parent) not in card and "base_model" not in card, "a card is for others"
     again = shoal("heal", *healing(cut, "--out", "healed"))
     assert again[0] == 0 and "Healed" in again[1]
     asked = (healed / "heal.request.json").read_bytes()

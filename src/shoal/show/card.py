@@ -19,20 +19,18 @@ from shoal.prune.thin_result import ThinResult, speed_said
 from shoal.select.verdict import spread_said
 from shoal.show.clean_text import clean
 from shoal.show.figure_tables import figures, figures_note
-from shoal.show.headline import Fact, Headline, became, headline, source_name
+from shoal.show.headline import Fact, Headline, became, headline, hub_id, source_name
 from shoal.show.local_paths import command_for_others, sentence_for_others, without_folders
 from shoal.show.markdown import coded, fenced, table, words
 from shoal.show.plan_tables import candidates
 from shoal.show.zero_tables import by_layer, by_role
 from shoal.train.train_result import TrainResult
 from shoal.words.records import Provenance
+from shoal.words.structure import inserted
 from shoal.words.types import spans_of
 from shoal.words.yaml_text import parse_yaml
 
 INHERITED = ("license", "license_name", "license_link", "language")
-CUT = ("shoal", "depth-pruning", "layer-pruning", "model-compression")
-GROWN = ("shoal", "depth-up-scaling")
-"""Tags of a card, where layers are gone and where they were only put in."""
 N_GENERATIONS = 3  # The card shows these; evaluation.json has all of them.
 
 
@@ -66,9 +64,9 @@ def card(
     name = source_name(plan.source)
     said = headline(plan, evaluation, thinned=thinned)
     sections = (
-        front_matter(name, inherited or {}, GROWN if said.changed == "What was put in" else CUT),
+        front_matter(hub_id(plan.source), inherited or {}, tags_of(plan)),
         f"# {words(name)}, {became(plan)}\n\n{_summary(said)}",
-        _load(plan),
+        how_to_load(brings_code=plan.brings_code, more=_of_replacements(plan)),
         _figures(evaluation),
         _removed(plan, said.changed) if plan.is_changed or thinned is None else "",
         _zeros(thinned),
@@ -106,16 +104,28 @@ def _is_plain(value: Any) -> bool:
 # -- sections ------------------------------------------------------------------------------------------------------------
 
 
-def front_matter(name: str, inherited: Mapping[str, Any], tags: Sequence[str] = CUT) -> str:
-    """The metadata block; ``name``: of the model that this one was made from."""
-    metadata: dict[str, Any] = {
-        "base_model": clean(name),
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": list(tags),
-    }
+def front_matter(base_model: str | None, inherited: Mapping[str, Any], tags: Sequence[str]) -> str:
+    """The metadata block.
+
+    Args:
+        base_model: hub id of the model that this one was made from. None where it has none: the hub would take the name of a
+            local folder for somebody's model.
+    """
+    metadata: dict[str, Any] = {"base_model": clean(base_model)} if base_model is not None else {}
+    metadata |= {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": list(tags)}
     metadata.update({key: inherited[key] for key in INHERITED if key in inherited})
     return f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---"
+
+
+def tags_of(plan: Plan | None) -> tuple[str, ...]:
+    """The words by which the hub finds a student: those of its cut, where it has one; None is a student of no known plan."""
+    if plan is None:
+        return ("shoal",)
+    if plan.removed_layers or plan.removed_units:
+        return ("shoal", "depth-pruning", "layer-pruning", "model-compression")
+    if inserted(plan.structure):
+        return ("shoal", "depth-up-scaling")
+    return ("shoal", "pruning") if any(isinstance(edit, Prune) for edit in plan.edits) else ("shoal",)
 
 
 def _summary(said: Headline) -> str:
@@ -128,16 +138,19 @@ def _fact(one: Fact) -> str:
     return f"**{one.label} {one.value}** ({one.note})" if one.note else f"**{one.label} {one.value}**"
 
 
-def _load(plan: Plan) -> str:
-    brings_code = plan.brings_code
-    said = "A stock checkpoint of its architecture; no other code is needed."
+def how_to_load(*, brings_code: bool, more: str = "") -> str:
+    """The section on loading.
+
+    Args:
+        brings_code: whether code lies beside the weights.
+        more: a sentence about a checkpoint that needs no such code.
+    """
+    said = f"A stock checkpoint of its architecture; no other code is needed.{more}"
     if brings_code:
         said = (
             "The layers are stock; what was put in place of removed ones is code in `modeling_shoal.py`, which comes with the "
             "weights and needs only torch and transformers. Read it, then allow it:"
         )
-    elif any(slot.runs == "module" for slot in plan.structure):
-        said += " Layers that hold a replacement have an attention that adds nothing (its output map is zero)."
     code = f"""\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -145,6 +158,13 @@ folder = "."  # this folder, or the id it was uploaded under
 model = AutoModelForCausalLM.from_pretrained(folder{", trust_remote_code=True" if brings_code else ""})
 tokenizer = AutoTokenizer.from_pretrained(folder)"""
     return f"## How to load\n\n{said}\n\n{fenced(code, 'python')}"
+
+
+def _of_replacements(plan: Plan) -> str:
+    """What stock layers that stand for a replacement hold."""
+    if all(slot.runs != "module" for slot in plan.structure):
+        return ""
+    return " Layers that hold a replacement have an attention that adds nothing (its output map is zero)."
 
 
 def _figures(evaluation: Evaluation) -> str:

@@ -94,11 +94,16 @@ def became(plan: Plan) -> str:
 
 def source_name(source: str) -> str:
     """The model's name for others: a hub id, also from the hub's cache; of a local folder only its own name."""
+    return hub_id(source) or Path(source).resolve().name
+
+
+def hub_id(source: str) -> str | None:
+    """The model's id on the hub, also from the hub's cache; None of what lies on this machine alone."""
     cached = re.search(r"models--([^/\\]+)[/\\]snapshots", source)
     if cached:
         return cached[1].replace("--", "/", 1)
     is_hub_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", source) and not Path(source).exists()
-    return source if is_hub_id else Path(source).resolve().name
+    return source if is_hub_id else None
 
 
 def _cost(evaluation: Evaluation, tasks: Benchmark | None) -> tuple[Fact, ...]:

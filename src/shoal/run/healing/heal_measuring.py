@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from shoal.checkpoint.bundled_code import MODEL_FILE
+from shoal.edits.plan import Plan
 from shoal.engine.open import load_strictly
 from shoal.engine.view import DecoderView
 from shoal.evaluate.evaluation import Evaluation, closeness, compare
+from shoal.export.found_plan import found_plan
 from shoal.measure.oracle import Quality
 from shoal.run.folder import RunFolder
 from shoal.run.healing.heal_bench import HealBench
@@ -141,5 +144,13 @@ def _write_card(
         has_teacher=bench.request.teacher is not None,
         command=command,
         inherited=inherited_metadata(bench.path),
+        plan=_plan_of(bench),
+        brings_code=(folder / "model" / f"{MODEL_FILE}.py").is_file(),
     )
     write_atomically(folder / "model" / "README.md", text.encode())
+
+
+def _plan_of(bench: HealBench) -> Plan | None:
+    """What made the student: the last plan of its run, with the weights that were set to zero, else the one that was given."""
+    stated = bench.request.plan
+    return found_plan(bench.path)[0] or (Plan.load(Path(stated)) if stated is not None else None)
