@@ -87,6 +87,32 @@ def test_every_figure_is_on_the_card(evaluation):
         assert figure in text
 
 
+def bought(text):
+    return next((line for line in text.splitlines() if line.startswith("- It buys")), "")
+
+
+def test_what_is_switched_off_and_still_stored_buys_no_memory(evaluation):
+    """The weights are those of the files, which keep the zeros and the cache of what is off."""
+    sides = {
+        side: getattr(evaluation, side).model_copy(update={"cost": getattr(evaluation, side).cost.model_copy(update=size)})
+        for side, size in {"teacher": {"file_bytes": 4000}, "student": {"file_bytes": 3000}}.items()
+    }
+    found = evaluation.model_copy(update=sides)
+    text = text_of(found, made_plan(Drop(indices=(2,)), Drop(kind="attn", indices=(1,))))
+    assert "**Weights x 0.75** (4 kB → 3 kB of files)" in bought(text) and "KV cache" not in bought(text)
+    assert "keeps attention of 1 with an output map of zeros" in text
+    assert "Weights" not in bought(text_of(evaluation, made_plan(Drop(kind="attn", indices=(1,))))), "no file was measured"
+    assert "KV cache x 0.75" in bought(text_of(found)) and "map of zeros" not in text_of(found)
+
+
+def test_a_model_that_grew_costs_its_speed_and_its_sizes(evaluation):
+    sizes = {"before": Size(layers=4, parameters=800), "after": Size(layers=5, parameters=1000)}
+    grown = made_plan(Insert(after=1, init="copy", of=(1,))).model_copy(update=sizes)
+    text = text_of(evaluation, grown)
+    (costs,) = (line for line in text.splitlines() if line.startswith("- It costs"))
+    assert bought(text) == "" and all(f"**{what} x" in costs for what in ("Decoding speed", "Weights", "KV cache"))
+
+
 def test_tables_have_one_width(evaluation):
     text = text_of(evaluation)
     tables = re.findall(r"(?:^\|.*\|\n?)+", text, re.MULTILINE)

@@ -22,7 +22,7 @@ from shoal.show.figure_tables import figures, figures_note
 from shoal.show.headline import Fact, Headline, became, headline, hub_id, source_name
 from shoal.show.local_paths import command_for_others, sentence_for_others, without_folders
 from shoal.show.markdown import coded, fenced, table, words
-from shoal.show.plan_tables import candidates
+from shoal.show.plan_tables import candidates, zeroed_said
 from shoal.show.zero_tables import by_layer, by_role
 from shoal.train.train_result import TrainResult
 from shoal.words.records import Provenance
@@ -67,7 +67,7 @@ def card(
         front_matter(hub_id(plan.source), inherited or {}, tags_of(plan)),
         f"# {words(name)}, {became(plan)}\n\n{_summary(said)}",
         how_to_load(brings_code=plan.brings_code, more=_of_replacements(plan)),
-        _figures(evaluation),
+        _figures(evaluation, zeroed_said(plan)),
         _removed(plan, said.changed) if plan.is_changed or thinned is None else "",
         _zeros(thinned),
         _generations(evaluation.generations),
@@ -167,8 +167,9 @@ def _of_replacements(plan: Plan) -> str:
     return " Layers that hold a replacement have an attention that adds nothing (its output map is zero)."
 
 
-def _figures(evaluation: Evaluation) -> str:
-    return f"## Figures\n\n{table(figures(evaluation))}\n\n{figures_note(evaluation)}"
+def _figures(evaluation: Evaluation, more: str) -> str:
+    parts = ("## Figures", table(figures(evaluation)), figures_note(evaluation), more)
+    return "\n\n".join(part for part in parts if part)
 
 
 def _removed(plan: Plan, heading: str) -> str:

@@ -29,6 +29,8 @@ class Fact:
 class Headline:
     """What a run did, in a sentence and in figures. ``cost`` and ``gain`` are empty before the evaluation.
 
+    Speed and sizes of a model that grew are what it costs, and it gains none.
+
     Attributes:
         changed: the heading over what was done to the layers.
     """
@@ -80,7 +82,10 @@ def headline(
         removed = (*removed, Fact("Zeros", f"{percent(found.share)} %", note))
     if evaluation is None:
         return Headline(name, summary, removed, changed=changed)
-    cost, gain = _cost(evaluation, tasks or evaluation.tasks), _gain(evaluation)
+    cost = _cost(evaluation, tasks or evaluation.tasks)
+    gain = (*_rates(evaluation), *_sizes(evaluation, stores_all=bool(off)))
+    if inserted(plan.structure) and smaller < 0:
+        cost, gain = (*cost, *gain), ()  # A larger model is slower and takes more memory: nothing of that is bought.
     return Headline(name, summary, removed, cost, gain, changed)
 
 
@@ -124,17 +129,29 @@ def _cost(evaluation: Evaluation, tasks: Benchmark | None) -> tuple[Fact, ...]:
     return tuple(facts)
 
 
-def _gain(evaluation: Evaluation) -> tuple[Fact, ...]:
+def _rates(evaluation: Evaluation) -> tuple[Fact, ...]:
+    return (_rate(evaluation.speed, "decode"), _rate(evaluation.speed, "prefill")) if evaluation.speed else ()
+
+
+def _sizes(evaluation: Evaluation, *, stores_all: bool) -> tuple[Fact, ...]:
+    """Weights and cache, before and after.
+
+    Args:
+        stores_all: whether the checkpoint stores and runs what is switched off; its files say what its weights take, then, and
+            of its cache nothing goes.
+    """
     ours, theirs = evaluation.teacher.cost, evaluation.student.cost
-    facts = [_rate(evaluation.speed, "decode"), _rate(evaluation.speed, "prefill")] if evaluation.speed else []
-    sizes = (
+    sizes: tuple[tuple[str, float | None, float | None, str], ...] = (
         ("Weights", ours.weight_bytes, theirs.weight_bytes, ""),
         ("KV cache", ours.kv_bytes_per_token, theirs.kv_bytes_per_token, " per token"),
     )
-    for label, before, after, unit in sizes:
-        if before:
-            facts.append(Fact(label, times(after / before), f"{in_bytes(before)} → {in_bytes(after)}{unit}"))
-    return tuple(facts)
+    if stores_all:
+        sizes = (("Weights", ours.file_bytes, theirs.file_bytes, " of files"),)
+    return tuple(
+        Fact(label, times(after / before), f"{in_bytes(before)} → {in_bytes(after)}{unit}")
+        for label, before, after, unit in sizes
+        if before and after is not None
+    )
 
 
 def _rate(speed: Speed, phase: SpeedPhase) -> Fact:
