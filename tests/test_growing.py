@@ -14,6 +14,7 @@ from shoal.edits.insert import Insert
 from shoal.edits.plan import Plan
 from shoal.engine.opening import Opening
 from shoal.engine.view import DecoderView
+from shoal.fit import lesa
 from shoal.fit.lesa import basis_of, predicted
 from shoal.recipes.table import RECIPES
 from shoal.run.apply import apply_plan
@@ -110,6 +111,23 @@ def test_predicted_layers_of_a_line_are_its_middle():
     assert all(one.error_of_mean < 1e-12 for one in found)
     for name in start:
         torch.testing.assert_close(values[f"insert.3.0.{name}"], start[name] + 0.35 * way[name], atol=1e-5, rtol=1e-5)
+
+
+def test_the_penalty_keeps_what_is_predicted_from_shrinking(monkeypatch):
+    """Between neighbours that tell nothing of it, a row of least squares is nothing; rows of layers all have one length."""
+    draw = torch.Generator().manual_seed(0)
+    rows = [[torch.nn.functional.normalize(torch.randn(128, 16, generator=draw), dim=-1) for _ in range(3)] for _ in range(8)]
+
+    def length():
+        network = lesa._trained([tuple(one) for one in rows], 0)
+        before, behind = (torch.cat([one[i] for one in rows]) for i in (0, 2))
+        with torch.no_grad():
+            return float(((before + behind) / 2 + network(torch.cat([before, behind], -1))).norm()) / (8 * 128) ** 0.5
+
+    kept = length()
+    monkeypatch.setattr(lesa, "PENALTY", 0.0)
+    shrunk = length()
+    assert shrunk < 0.35 and kept > 1.5 * shrunk
 
 
 def test_the_basis_gives_every_layer_back():

@@ -10,6 +10,7 @@ from shoal.engine.student import TEACHER, Student
 from shoal.engine.view import DecoderView
 from shoal.measure import metrics
 from shoal.measure.centred_alignment import LostAlignment
+from shoal.measure.divergence import forward_kl
 from shoal.measure.metrics import METRICS, token_metric
 from shoal.measure.oracle import Oracle
 from shoal.measure.removals import RemovalLosses, hash_of_tokens, removal_function
@@ -256,6 +257,9 @@ def test_cka_is_blind_to_rotations_scales_and_shifts_and_to_nothing_else():
     other = lost_cka([(x, rows(40, 24)) for x in states])
     assert same == pytest.approx(0.0, abs=1e-5)
     assert other > 0.8
+    head = rows(24, 60)
+    turned = torch.cat([forward_kl(x @ head, x @ rotation @ head) for x in states])
+    assert turned.mean() > 1, "an output head sees the rotation, so what CKA calls harmless may be the worst there is"
 
 
 def test_cka_of_independent_states_is_near_none_with_fewer_tokens_than_dimensions():
