@@ -76,6 +76,17 @@ def test_a_run_that_was_killed_writes_the_same(chatty, tmp_path, monkeypatch):
     assert killed.read_text() == whole.read_text() and steps[0] >= 4, "it goes on"
 
 
+def test_tokens_are_those_of_the_chats_that_are_kept(chatty, tmp_path, monkeypatch):
+    monkeypatch.setattr("shoal.run.own_chats.GROUP", 8)
+    few, more = (write_own_chats(recipe(chatty), tmp_path / f"{n}.jsonl", n=n) for n in (2, 3))
+    *kept, last = (tmp_path / "3.jsonl").read_text().splitlines(keepends=True)
+    assert (tmp_path / "2.jsonl").read_text() == "".join(kept)
+    said = " ".join(turn["content"] for turn in json.loads(last)["messages"]).split()
+    n_last = more.n_tokens - few.n_tokens
+    assert len(said) + len([BOS, "user", EOS, "assistant", EOS]) <= n_last <= 64, "special tokens that it says are no words"
+    assert few.n_tokens <= 2 * 64
+
+
 class Says:
     """A model that says what is given, behind any prompt."""
 
@@ -115,13 +126,18 @@ def test_an_answer_goes_as_far_as_its_question_leaves_room():
     assert [chat[-1]["content"] for chat in chats] == ["w7", "w8 w9"]
     prompts = [[BOS, *speaker._ids(f"user {turns[0]['content']} <eos> assistant")] for turns in (short, long)]
     assert speaker.model.prompts == prompts and speaker.model.most == 32 - len(prompts[1])
-    assert n_tokens == len(prompts[0]) + 2 + len(prompts[1]) + 3, "with the token that ends each"
+    assert n_tokens == [len(prompts[0]) + 2, len(prompts[1]) + 3], "with the token that ends each"
 
 
 def test_a_turn_may_end_with_words():
     speaker = spoken(SPELT, "w4 w1 w2 w5", "w6 w2 w1", length=32)
     assert [turns[0]["content"] for turns in speaker.questions(2)] == ["w4", "w6 w2 w1"]
     assert speaker.model.how["stop_strings"] == ["w1 w2"]
+    speaker = spoken(SPELT, "w4 w5 w1 w2", "w6 w7 w8 w9 w10 w1 w2")
+    chats, n_tokens = speaker.answered([[{"role": "user", "content": "w3"}]] * 2)
+    assert [chat[-1]["content"] for chat in chats] == ["w4 w5", "w6 w7 w8 w9 w10"]
+    n_prompt = len(speaker.model.prompts[0])
+    assert n_tokens == [n_prompt + 2, n_prompt + 5], "neither the words that end it nor what fills the batch is said"
 
 
 def test_a_mark_that_is_a_token_ends_a_turn_whatever_the_template_writes_behind_it():

@@ -38,11 +38,11 @@ MARK = "The words of a user."
 
 
 class ChatsSoFar(Record):
-    """What a killed run goes on from: the chats that ended, of so many groups."""
+    """What a killed run goes on from: the chats that ended, of so many groups, and how many tokens each of them has."""
 
     key: str = ""
     n_groups: int = 0
-    n_tokens: int = 0
+    n_tokens: tuple[int, ...] = ()
     rows: tuple[tuple[dict[str, str], ...], ...] = ()
 
 
@@ -70,7 +70,7 @@ def write_own_chats(
     speaker = Speaker(inputs.view.model, inputs.opened.need_tokenizer(), inputs.length, temperature)
     sources = list(recipe.text.sources)
     key = stable_hash(inputs.model_key, sources, recipe.text.field, inputs.length, temperature, recipe.seed)
-    state, record = ChatsSoFar(key=key), unfinished.part / "chats.json"
+    state, record = ChatsSoFar(key=key), unfinished.part / "written.json"
     if record.exists() and (found := ChatsSoFar.load(record)).key == key:
         state = found
     tell("write", len(state.rows), n)
@@ -83,7 +83,7 @@ def write_own_chats(
                 break
             chats, n_tokens = speaker.answered(group)
         rows = (*state.rows, *(tuple({**turn} for turn in chat) for chat in chats))
-        state = ChatsSoFar(key=key, n_groups=state.n_groups + 1, n_tokens=state.n_tokens + n_tokens, rows=rows)
+        state = ChatsSoFar(key=key, n_groups=state.n_groups + 1, n_tokens=(*state.n_tokens, *n_tokens), rows=rows)
         state.save(record)
         tell("write", min(n, len(rows)), n)
     if not state.rows:
@@ -93,7 +93,7 @@ def write_own_chats(
         )
     return unfinished.finish(
         [{"messages": list(chat)} for chat in state.rows[:n]],
-        n_tokens=state.n_tokens,
+        n_tokens=sum(state.n_tokens[:n]),
         temperature=temperature,
         seed=recipe.seed,
     )
@@ -150,17 +150,17 @@ class Speaker:
         said = self._sampled([prompt] * n, min(self.length // QUESTION_SHARE, self.length - len(prompt) - 1))
         return [[{"role": "user", "content": text}] for text, _ in said if text]
 
-    def answered(self, turns: Sequence[list[Turn]]) -> tuple[list[list[Turn]], int]:
-        """The chats whose answer ends within the length, and the tokens of their answers with what was asked."""
+    def answered(self, turns: Sequence[list[Turn]]) -> tuple[list[list[Turn]], list[int]]:
+        """The chats whose answer ends within the length, and of each the tokens of its answer with what was asked."""
         prompts = [begun(self.tokenizer, asked_by(self.tokenizer, one)) for one in turns]
         fitting = [i for i, prompt in enumerate(prompts) if len(prompt) <= self.length // 2]
         if not fitting:
-            return [], 0
+            return [], []
         room = self.length - max(len(prompts[i]) for i in fitting)
         said = self._sampled([prompts[i] for i in fitting], room)
         found = [(i, text, n_new) for i, (text, n_new) in zip(fitting, said, strict=True) if text]
         chats: list[list[Turn]] = [[*turns[i], {"role": "assistant", "content": text}] for i, text, _ in found]
-        return chats, sum(len(prompts[i]) + n_new for i, _, n_new in found)
+        return chats, [len(prompts[i]) + n_new for i, _, n_new in found]
 
     @torch.inference_mode()
     def _sampled(self, prompts: Sequence[list[int]], n_new: int) -> list[tuple[str, int]]:
@@ -190,7 +190,8 @@ class Speaker:
         at = next((i for i, token in enumerate(tokens) if token in self.ends), None)
         text = self.tokenizer.decode(tokens[:at], skip_special_tokens=True)
         if stop and stop[0] in text:
-            return text.split(stop[0])[0].strip(), len(tokens)
+            kept = text.split(stop[0])[0].strip()
+            return kept, len(self._ids(kept))  # Behind it stand its stop string and what fills the batch.
         return ("", 0) if at is None else (text.strip(), at + 1)
 
     def _ids(self, text: str) -> list[int]:
