@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 from world import write_model, write_text
 
+from shoal.cli import main
 from shoal.edits.plan import Plan
 from shoal.edits.replace.table import REPLACEMENTS
 from shoal.engine.open import DTYPES
@@ -259,6 +260,18 @@ def test_an_interrupt_says_how_to_go_on(number, world, tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "run the same command again" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("verb, goes_on", [("compress", True), ("eval", False), ("cut", False)])
+def test_a_verb_that_keeps_nothing_does_not_promise_to_go_on(verb, goes_on, monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shoal.cli._run", interrupted)
+    monkeypatch.setattr(sys, "argv", ["shoal", verb])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 130 and ("to go on" in capsys.readouterr().err) == goes_on
 
 
 def test_an_interrupt_while_a_destructor_runs_is_not_lost():

@@ -38,7 +38,7 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         code = INTERRUPTED
     if code == INTERRUPTED:
-        _say("interrupted; run the same command again to go on from the last finished step")
+        _say("interrupted" + ("; run the same command again to go on from the last finished step" if _goes_on() else ""))
     sys.exit(code)
 
 
@@ -51,6 +51,13 @@ def _run() -> int:
         return _report(error)
     except SystemExit as exit:  # The parser ends an interrupted verb in this way.
         return int(exit.code or 0)
+
+
+def _goes_on() -> bool:
+    """Whether the verb that was typed keeps what it has finished."""
+    from shoal.cli.table import RESUMED
+
+    return bool({*sys.argv[1:2]} & {*RESUMED})
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

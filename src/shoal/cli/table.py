@@ -61,6 +61,9 @@ OTHERS = {
 SHARED = ("compress", "eval", "grow", "heal", "plan", "prune", "run", "scan")
 """Verbs whose work several processes can share."""
 
+RESUMED = ("analyse", "compress", "curve", "demo", "grow", "heal", "plan", "prune", "run", "scan", "write")
+"""Verbs that keep what they have finished in a folder, and go on from there."""
+
 
 def version(wanted: bool) -> None:
     """Print the version and stop, when asked to."""
