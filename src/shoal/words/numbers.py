@@ -28,7 +28,7 @@ def saturating_exp(x: float) -> float:
 
 def number(value: float) -> str:
     """Four digits, thousands in full."""
-    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e7 else f"{value:.4g}"
+    return f"{value:,.0f}" if 9999.5 <= abs(value) < 1e7 else f"{value:.4g}"
 
 
 def whole(value: float) -> str:
@@ -37,8 +37,8 @@ def whole(value: float) -> str:
 
 
 def short(value: float) -> str:
-    """Three digits."""
-    return f"{value:.3g}"
+    """Three digits, thousands in full."""
+    return f"{value:,.0f}" if 999.5 <= abs(value) < 1e7 else f"{value:.3g}"
 
 
 def tenths(value: float) -> str:
@@ -62,10 +62,10 @@ def count(value: float) -> str:
 def in_bytes(value: float) -> str:
     """Three digits and a power of 1000: ``1.23 GB``."""
     for unit in ("B", "kB", "MB"):
-        if value < 1000:
+        if value < 999.5:  # More would round to 1000, which three digits write as a power of ten.
             return f"{value:.3g} {unit}"
         value /= 1000
-    return f"{value:,.3g} GB" if value < 1000 else f"{value:,.0f} GB"
+    return f"{short(value)} GB"
 
 
 def percent(share: float) -> str:
