@@ -59,7 +59,8 @@ def test_every_recipe_of_growing_ends_in_a_stock_checkpoint(name, small, tmp_pat
         assert moved == set(new)
     text = (outcome.model / "README.md").read_text()
     assert "made deeper" in text and "put in" in text
-    assert 'class="new"' in (outcome.folder / "report.html").read_text()
+    page = (outcome.folder / "report.html").read_text()
+    assert 'class="new"' in page and "removes -" not in page and not any(share < 0 for share in outcome.plan.removed.values())
 
 
 def test_a_grown_plan_is_applied_alone(small, tmp_path):

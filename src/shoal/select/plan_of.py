@@ -67,7 +67,10 @@ def sizes_of(
 def removed_shares(
     structure: Structure, size: ModelSize, *, own_parameters: int = 0, amounts: Mapping[str, Amounts]
 ) -> dict[str, float]:
-    """What a student lacks, from 0 to 1: layers, sublayers, parameters, and of each amount; net of what is put back."""
+    """What a student lacks, from 0 to 1: layers, sublayers, parameters, and of each amount; net of what is put back.
+
+    A share of which more was put in than removed is left out: nothing of it is gone.
+    """
     layers, n = stored(structure), size.n_layers
     there = sum(2 - len(slot.off) for slot in layers)
     found = {
@@ -77,7 +80,7 @@ def removed_shares(
     }
     for name, one in amounts.items():
         found[name] = amount_gone(structure, one) / one.total if one.total else 0.0
-    return {name: round(share, 6) for name, share in found.items()}
+    return {name: round(share, 6) for name, share in found.items() if share >= 0}
 
 
 def amount_gone(structure: Structure, amounts: Amounts) -> float:
