@@ -1,1 +1,1 @@
-"""Select: from scores and a budget to the layers that go, decided by the guard."""
+"""Select: from scores and a budget to the layers that go, decided by the tournament."""

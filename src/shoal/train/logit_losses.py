@@ -49,7 +49,7 @@ def next_token_at(logits_NV: Tensor, next_N: Tensor) -> Tensor:
 
 
 def forward_kl_loss(student_BTV: Tensor, teacher_BTV: Tensor, mask_BT: Tensor | None) -> Tensor:
-    """KL(p || q), the measure the guard and the reports use. Slope: q - p."""
+    """KL(p || q), the measure the tournament and the reports use. Slope: q - p."""
     return _mean(Divergence(kl_of_log_probs, lambda log_p, log_q: log_q.exp() - log_p.exp()), student_BTV, teacher_BTV, mask_BT)
 
 
