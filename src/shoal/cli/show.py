@@ -41,7 +41,7 @@ HEAT_MAP = ("heat map", "heatmap.png")
 
 
 def show_outcome(screen: Screen, outcome: Outcome) -> None:
-    """A whole run: scores, guard, training, figures, generations, plan, files; the plan and figures as JSON when asked for."""
+    """A whole run: scores, tournament, training, figures, texts, plan, files; as JSON when asked for."""
     plan, evaluation = outcome.plan, outcome.evaluation
     if outcome.scan is not None:
         screen.show(best_spans(outcome.scan, lengths=telling_lengths(max(1, len(plan.removed_layers)))))

@@ -2,7 +2,7 @@
 
 So no document is in two slices, a copy lands where its original is (white space apart), and neither the seed, nor the
 file it came from, nor the other documents can move it. Four slices: ``calibration`` for measuring and fitting, ``training``,
-``selection`` (guard, early stopping, λ) and ``evaluation`` (reported, never chosen on).
+``selection`` (tournament, early stopping, λ) and ``evaluation`` (reported, never chosen on).
 """
 
 import hashlib

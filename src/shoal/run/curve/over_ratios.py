@@ -1,4 +1,4 @@
-"""Methods compared over the removed share: one scan, one pass for every candidate of every guard, one for all plain cuts.
+"""Methods compared over the removed share: one scan, one pass for the candidates of all tournaments, one for all plain cuts.
 
 ``DIR/scan.json`` is shared. Every point has a run folder of its own, ``DIR/points/METHOD-NN`` (plan, values, figures), so that
 a run goes on from its last point, can be widened by methods and points, and each of its cuts can be applied.
