@@ -145,7 +145,9 @@ def test_an_export_whose_check_fails_keeps_the_file_that_stands(small, tmp_path,
     def fails(student, done):
         raise ValueError(f"{done.path} is not the student")
 
-    monkeypatch.setitem(table.EXPORTERS, "hf", replace(table.EXPORTERS["hf"], verify=fails))
+    # A format that writes a folder is refused before its check where a file stands, so this one does not say that it does.
+    one = replace(table.EXPORTERS["hf"], verify=fails, writes_folder=lambda out: False)
+    monkeypatch.setitem(table.EXPORTERS, "hf", one)
     (tmp_path / "out").write_text("a file that was good")
     with pytest.raises(ValueError, match=f"^{tmp_path}/out is not the student$"):
         table.export("hf", small["model"], tmp_path / "out", Options(overwrite=True))

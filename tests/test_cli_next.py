@@ -36,7 +36,7 @@ def test_every_next_step_is_a_command_that_parses(is_healed, config, files, tmp_
     model = Path("out dir/run/model")
     for folder in (model, Path("org/a name")):
         folder.mkdir(parents=True)
-    (model / "config.json").write_text(json.dumps(config))
+        (folder / "config.json").write_text(json.dumps(config))
     head, *lines = next_steps(model.parent, plan(), is_healed=is_healed)
     commands = [shlex.split(line.split(":", 1)[1]) for line in lines]
     assert head == "What next:" and all(len(line) <= 90 for line in lines)

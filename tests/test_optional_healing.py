@@ -279,7 +279,7 @@ def test_a_refusal_to_replace_what_stands_is_no_training_that_failed(small, tmp_
     class Stopped(BaseException):
         pass
 
-    def stops(*_):
+    def stops(*_, **__):
         raise Stopped
 
     with monkeypatch.context() as stopping:

@@ -30,7 +30,7 @@ def named_models(given: str | list[str] | None) -> str | list[str] | None:
         if place is not None and place.is_file():
             read_head(place)
         elif place is not None and not any((place / name).exists() for name in OF_MODELS) and not any(place.glob("*.gguf")):
-            check_source(place)
+            check_source(place, trust_remote_code=False)  # The folder has no config, so no code of it can be meant.
     return given
 
 

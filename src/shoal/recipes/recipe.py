@@ -324,7 +324,7 @@ class Recipe(Record):
                 f"polish {self.polish!r} trains what a repair or a replacement put in, and there is neither; "
                 "add --repair sweep or --replace layer, or use --polish none"
             )
-        if self.heal is not None and self.heal.merge == "apart":
+        if self.heal is not None and self.heal.merge == "apart" and "merge" not in dict(self.heal.unread()):
             yield (
                 "heal.merge 'apart' leaves an adapter, and a run ends in a checkpoint; leave it out, or heal what the run made "
                 "with shoal heal --merge apart"
