@@ -79,6 +79,7 @@ FURTHER_WRITERS = {
     "granitemoehybrid": dict(MOE, **HYBRID, shared_intermediate_size=48, layer_types=["full_attention", "linear_attention"]),
     "granitemoehybrid dense": dict(MOE, **HYBRID, num_local_experts=0, layer_types=["full_attention", "linear_attention"]),
     "falcon_h1": dict(LLAMA, **HYBRID, mamba_d_ssm=64),
+    "lfm2": dict(LLAMA, block_multiple_of=8, layer_types=["conv", "full_attention"]),
 }
 
 

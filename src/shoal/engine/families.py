@@ -13,9 +13,9 @@ MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")
 # also where the sublayer adds the residual itself (bloom, mpt), where zeroing the sublayer's output would be wrong.
 ATTENTION_MAPS = ("o_proj", "out_proj", "dense", "c_proj", "wo")
 MLP_MAPS = ("down_proj", "c_proj", "fc2", "fc_out", "dense_4h_to_h", "w2", "wo")
-# Maps of modules that write into the stream beside a sublayer, or in its place: state spaces (Falcon-H1, Granite 4) and shared
-# experts (Granite 4), inside the layer.
-FURTHER_MAPS = {"attn": ("mamba.out_proj",), "mlp": ("shared_mlp.output_linear",)}
+# Maps of modules that write into the stream beside a sublayer, or in its place: state spaces (Falcon-H1, Granite 4), short
+# convolutions (LFM2) and shared experts (Granite 4), inside the layer.
+FURTHER_MAPS = {"attn": ("mamba.out_proj", "conv.out_proj"), "mlp": ("shared_mlp.output_linear",)}
 
 
 def text_config(config: Any) -> Any:
