@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from shoal.train.heal.losses import HealLoss
 from shoal.train.heal.masks import zero_masks
 from shoal.train.heal.merge import adopt_values, measure, merge_pupil, trained_values
 from shoal.train.heal.presets import PRESETS, UIDL_MODELS
-from shoal.train.heal.pruned_adapters import pruned
+from shoal.train.heal.pruned_adapters import PruneAdapters, pruned
 from shoal.train.heal.qlora import open_in_4_bits, out_of_4_bits
 from shoal.train.heal.rates import find_rate
 from shoal.train.heal.streams import Streams, run_model
@@ -184,6 +185,16 @@ def test_pruned_by_nothing_is_plain_lora_bit_for_bit(tmp_path):
     assert none.curve == plain.curve and same.curve != plain.curve
     for name, value in trained_values(a.model).items():
         assert torch.equal(value, trained_values(c.model)[name])
+
+
+def test_an_adapter_that_nothing_ran_through_is_left_as_it_is():
+    """An expert may get no token for a while."""
+    student, lesson = world()
+    pupil = prepare(student, config(pruned=0.5, prune_every=1), lesson)
+    before = trained_values(pupil.model)
+    watcher = PruneAdapters(pupil.model, share=0.5, every=1, decay=0.9)
+    watcher.on_optimizer_step(SimpleNamespace(world_size=1), SimpleNamespace(global_step=0), None)
+    assert all(torch.equal(value, before[name]) for name, value in trained_values(pupil.model).items())
 
 
 def test_half_of_every_a_is_zero_behind_a_pruning_step(tmp_path):

@@ -88,10 +88,13 @@ class HealLoss:
 
 
 def tokens_of(batch: dict[str, Tensor]) -> Tensor:
-    """Tokens that objectives count in a batch, two numbers: those to predict, and real ones, which hidden states are of."""
-    mask_BT = batch.get("attention_mask")
-    n_real = torch.tensor(batch["labels"].numel()) if mask_BT is None else mask_BT.sum().cpu()
-    return torch.stack([counted(batch["labels"]).sum().cpu(), n_real])
+    """Tokens that objectives count in a batch, two numbers: those to predict, and real ones, which hidden states are of.
+
+    They stay on the device of the batch: a step on a card does not wait for them.
+    """
+    labels_BT, mask_BT = batch["labels"], batch.get("attention_mask")
+    is_real_BT = torch.ones_like(labels_BT) if mask_BT is None else mask_BT
+    return torch.stack([counted(labels_BT).sum(), is_real_BT.sum()])
 
 
 def objective_of(config: HealConfig, *, has_teacher: bool) -> WeightedSum:

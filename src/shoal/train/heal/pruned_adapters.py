@@ -54,14 +54,17 @@ class PruneAdapters(TrainerCallback):
         if args.world_size > 1:
             self._share_norms(args.world_size)
         if (state.global_step + 1) % self.every == 0:
-            for name, module in self.maps.items():
-                module.weight.copy_(pruned(module.weight, self.norms[name], self.share))
+            for name, norms_D in self.norms.items():
+                if norms_D.any():  # A map that nothing has run through, such as an expert's, has no entry to be told by.
+                    self.maps[name].weight.copy_(pruned(self.maps[name].weight, norms_D, self.share))
 
     def _share_norms(self, n_processes: int) -> None:
         """The mean of all processes, each of which saw a part of the batch: they have to zero the same entries."""
-        norms = torch.cat([self.norms[name] for name in self.maps])
+        sizes = [one.in_features for one in self.maps.values()]
+        unseen = [one.weight.new_zeros(n, dtype=torch.float32) for one, n in zip(self.maps.values(), sizes, strict=True)]
+        norms = torch.cat([self.norms.get(name, zeros) for name, zeros in zip(self.maps, unseen, strict=True)])
         torch.distributed.all_reduce(norms)
-        parts = (norms / n_processes).split([len(self.norms[name]) for name in self.maps])
+        parts = (norms / n_processes).split(sizes)
         self.norms = dict(zip(self.maps, parts, strict=True))
 
     def save_to(self, folder: Path) -> None:

@@ -97,8 +97,8 @@ class HealTrainer(Trainer):
         if self.teacher is not None and self.loss.needs_teacher:
             answers = self.teacher.training(inputs, self.loss.teacher_boundaries)
         student = run_model(model, self.layers, inputs, self.loss.student_boundaries)
-        shares = tokens_of(inputs).to(num_items_in_batch) / num_items_in_batch * self.args.world_size
-        value = self.loss(student, answers, inputs, shares)
+        shares_2 = tokens_of(inputs) / num_items_in_batch * self.args.world_size
+        value = self.loss(student, answers, inputs, shares_2)
         if not value.requires_grad:
             raise ValueError(
                 f"objective {self.loss} does not depend on what is trained, which lies behind it; use --boundaries every, an "
